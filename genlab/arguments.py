@@ -1,0 +1,133 @@
+"""Plain values from YAML against a constructor's type hints: the names it knows, their types, their ranges."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import os
+import re
+import sys
+from collections.abc import Callable
+from dataclasses import is_dataclass
+from typing import Any, get_type_hints
+
+from genlab.errors import UserError, did_you_mean
+
+# What a config may name without more ado. PyTorch's optimizers only by their own names: torch.optim.Adam, not
+# torch.optim.os.system, which Python would find just as well.
+OURS = re.compile(r"genlab(\.\w+)+|torch\.optim\.[A-Z]\w*")
+
+
+def locate(node: dict[str, Any], where: str) -> Any:
+    """Return the class or function that `node["_target_"]` names.
+
+    Raises:
+        UserError: it names none, or one that only passes through a genlab module.
+    """
+    name = node.get("_target_")
+    if not isinstance(name, str) or "." not in name:
+        raise UserError(f"{where} needs a _target_ such as package.module.Class, not {name!r}")
+    if not OURS.fullmatch(name) and os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # a user's own model is often a file beside the config
+    module, _, attribute = name.rpartition(".")
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except ModuleNotFoundError as error:
+        if error.name and not module.startswith(error.name) and error.name != module:
+            raise  # the module is there, and something that it needs is not
+        raise UserError(f"{where}._target_={name}: there is no module '{module}'") from error
+    except AttributeError as error:
+        known = vars(importlib.import_module(module))
+        raise UserError(f"{where}._target_={name}: {module} has no '{attribute}'{did_you_mean(attribute, known)}") from error
+    if OURS.fullmatch(name) and getattr(found, "__module__", "").split(".")[0] not in ("genlab", "torch"):
+        raise UserError(f"{where}._target_={name} is not genlab's own")
+    return found
+
+
+def refuse_targets(config: Any, *, allowed: tuple[str, ...], where: str, path: str = "") -> None:
+    """Refuse a config, wherever in it, that names a class of a package that the user has not allowed.
+
+    Raises:
+        UserError: names the key and the class.
+    """
+    if isinstance(config, dict):
+        for key, value in config.items():
+            inside = f"{path}.{key}" if path else str(key)
+            if key == "_target_":
+                ours = isinstance(value, str) and OURS.fullmatch(value)
+                users = isinstance(value, str) and value.split(".")[0] in allowed
+                if not (ours or users):
+                    raise UserError(f"{where}: {inside} names {value!r}, which is not genlab's; if you trust it, give allow=[package]")
+            refuse_targets(value, allowed=allowed, where=where, path=inside)
+    elif isinstance(config, list):
+        for i, value in enumerate(config):
+            refuse_targets(value, allowed=allowed, where=where, path=f"{path}[{i}]")
+
+
+def arguments(target: Callable[..., Any], values: dict[str, Any], where: str, *, skip: int = 0) -> dict[str, Any]:
+    """Return `values` in the types that `target` asks for.
+
+    Args:
+        where: the config's path to the values, for messages.
+        skip: the leading parameters that the caller gives.
+
+    Raises:
+        UserError: an unknown name, a wrong type, a value out of range, or a missing one.
+    """
+    from pydantic import ConfigDict, TypeAdapter, ValidationError
+    from pydantic.errors import PydanticUserError
+
+    # A dataclass keeps its hints on the class, so that each resolves in the module that wrote it.
+    written_on = target if is_dataclass(target) or not isinstance(target, type) else target.__init__
+    hints = get_type_hints(written_on, include_extras=True)
+    parameters = list(inspect.signature(target).parameters.values())[skip:]
+    known = {p.name: p for p in parameters if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)}
+    path = lambda name: f"{where}.{name}" if where else name  # noqa: E731
+    checked: dict[str, Any] = {}
+    for name, value in values.items():
+        if name == "_target_":
+            continue
+        if name not in known:
+            listed = ", ".join(known) or "none"
+            raise UserError(f"unknown option '{path(name)}'{did_you_mean(name, known)}; {where or 'there'} has {listed}")
+        value = nested(value)
+        if name not in hints:
+            checked[name] = value
+            continue
+        try:
+            try:
+                adapter = TypeAdapter(hints[name], config=ConfigDict(arbitrary_types_allowed=True))
+            except PydanticUserError:  # a type that brings its own configuration
+                adapter = TypeAdapter(hints[name])
+            checked[name] = adapter.validate_python(value)
+        except ValidationError as error:
+            wrong = error.errors()[0]
+            message = "; or ".join(dict.fromkeys(e["msg"] for e in error.errors()))
+            inside = "".join(f"[{part}]" for part in wrong["loc"] if isinstance(part, int))
+            raise UserError(f"{path(name)}{inside}={shown(value)}: {message[0].lower() + message[1:]}") from error
+    missing = [n for n, p in known.items() if n not in checked and p.default is p.empty]
+    if missing:
+        raise UserError(f"{path(missing[0])} is not set; give {path(missing[0])}=…")
+    return checked
+
+
+def shown(value: Any) -> str:
+    """Return a value as it would be typed."""
+    return str(value) if isinstance(value, str | int | float) else repr(value)
+
+
+def nested(value: Any) -> Any:
+    """Return a value with the objects that it names inside it (`_target_`) made."""
+    if isinstance(value, dict) and "_target_" in value:
+        return construct(locate(value, "a nested object"), value, value["_target_"])
+    if isinstance(value, dict):
+        return {k: nested(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [nested(v) for v in value]
+    return value
+
+
+def construct(target: Callable[..., Any], values: dict[str, Any], where: str, *given: Any) -> Any:
+    """Return `target(*given, **values)`, with the values checked against its type hints."""
+    options = arguments(target, values, where, skip=len(given))
+    return target(*given, **options)

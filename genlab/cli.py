@@ -1,0 +1,231 @@
+"""The command line: argv[1] is the command, the rest goes to Hydra; what a user did wrong is one line and exit code 2.
+
+Imports no torch: `genlab --help` answers at once, and `genlab train --cfg job` as fast as Hydra composes.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from functools import cache
+from importlib.util import find_spec
+from itertools import pairwise
+from pathlib import Path
+
+from genlab.errors import UserError, did_you_mean
+
+COMMANDS = {  # what Hydra composes: configs/<command>.yaml, then genlab.build.<command>
+    "train": "train a model: genlab train model=dcgan dataset=mnist; go on with resume=latest",
+    "sample": "draw from a run's model: genlab sample run=<folder> n=64 y=3 seed=0",
+    "evaluate": "measure a run on held-out data: genlab evaluate run=<folder>",
+    "tasks": "what can be asked of a run: genlab tasks run=<folder>",
+}
+LISTS = {
+    "models": "the recipes, and what each can do: exact, bound or estimate",
+    "datasets": "the data sets",
+    "completion": "shell completion: eval \"$(genlab completion bash)\" (or zsh)",
+}
+FLAGS: dict[str, tuple[str, ...] | None] = {  # Hydra's, with the values that each takes: none, any (None), or these
+    **dict.fromkeys(("--help", "-h", "--hydra-help", "--version", "--resolve"), ()),
+    **dict.fromkeys(("--run", "-r", "--multirun", "-m", "--shell-completion", "-sc"), ()),
+    **dict.fromkeys(("--config-dir", "-cd", "--config-name", "-cn", "--config-path", "-cp", "--package", "-p"), None),
+    **dict.fromkeys(("--cfg", "-c"), ("job", "hydra", "all")),
+    **dict.fromkeys(("--info", "-i"), ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")),
+}
+
+
+def main() -> None:
+    """Run the command in sys.argv."""
+    name, arguments = (sys.argv[1] if len(sys.argv) > 1 else "--help"), sys.argv[2:]
+    full = "HYDRA_FULL_ERROR" in os.environ or any(a.lower() == "debug=true" for a in arguments)
+    try:
+        if name in ("--help", "-h", "help"):
+            print(usage())
+        elif name == "--version":
+            from genlab import __version__
+
+            print(f"genlab {__version__}")
+        elif name in COMMANDS:
+            compose_and_run(name, arguments)
+        elif name in LISTS:
+            from genlab.tasks import listing
+
+            getattr(listing, name)(arguments)
+        else:
+            raise UserError(f"unknown command '{name}'{did_you_mean(name, [*COMMANDS, *LISTS])}; see genlab --help")
+    except Exception as error:
+        line = explain(error)
+        if full or line is None:
+            raise
+        print(f"genlab: {line}", file=sys.stderr)
+        sys.exit(getattr(error, "exit_code", 2))
+
+
+def usage() -> str:
+    """Return the text of `genlab --help`."""
+    rows = "\n".join(f"  {name:<11}{what}" for name, what in (COMMANDS | LISTS).items())
+    return (
+        "genlab <command> [key=value ...]\n\n"
+        f"{rows}\n\n"
+        "With no options, `genlab train` trains a VAE on scikit-learn's digits. `genlab train --help` shows every option\n"
+        "and `--cfg job` the composed values; -m runs a sweep; --config-dir adds a folder of your own group files.\n"
+        "HYDRA_FULL_ERROR=1 or debug=true shows the traceback of an error."
+    )
+
+
+def config_folder() -> Path:
+    """Return the folder of the YAML files that ship with genlab."""
+    return Path(find_spec("genlab.configs").submodule_search_locations[0])
+
+
+@cache
+def stamp() -> str:
+    """Return this start's date, time and a unique id: the same one in every process of a torchrun."""
+    import secrets
+    from datetime import datetime
+
+    if "GENLAB_STAMP" not in os.environ:
+        own = f"{datetime.now():%Y-%m-%d_%H-%M-%S}-{secrets.token_hex(4)}"
+        if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+            from genlab.training.ranks import Ranks
+
+            own = Ranks().share(own)
+        return own
+    return os.environ["GENLAB_STAMP"]
+
+
+def compose_and_run(command: str, arguments: list[str]) -> None:
+    """Let Hydra read the arguments and compose the config, then run `genlab.build.<command>`."""
+    if command == "train" and int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        stamp()  # every process must join in agreeing on it, whatever its config asks for
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands errors to `main` instead of printing them
+    import hydra
+    from omegaconf import DictConfig, OmegaConf
+
+    OmegaConf.register_new_resolver("genlab.stamp", stamp, replace=True)
+    OmegaConf.register_new_resolver("genlab.folder", lambda m, d: f"outputs/{m}-{d}/{stamp()}", replace=True)
+
+    failed: list[Exception] = []
+
+    def task(config: DictConfig) -> object:
+        from genlab import build
+
+        try:
+            return getattr(build, command)(config)
+        except Exception as error:  # kept from Hydra, which would print it its own way; raised below
+            if failed:
+                print(f"genlab: {explain(failed[-1]) or repr(failed[-1])}", file=sys.stderr)
+            failed.append(error)
+            return None
+
+    arguments = flags_first(arguments)
+    refuse_shadows(arguments)
+    sys.argv = [sys.argv[0], *arguments]
+    hydra.main(version_base="1.3", config_path="pkg://genlab.configs", config_name=command)(task)()
+    if failed:  # in a sweep, the jobs after a failure were run all the same
+        raise failed[-1]
+
+
+def flags_first(arguments: list[str]) -> list[str]:
+    """Return the arguments with Hydra's flags before the overrides: its parser takes no flag between two of them.
+
+    Raises:
+        UserError: an unknown flag, or a flag without its value.
+    """
+    flags: list[str] = []
+    overrides: list[str] = []
+    rest = list(arguments)
+    while rest:
+        word = rest.pop(0)
+        if not word.startswith("-"):
+            overrides.append(word)
+            continue
+        flag, equals, value = word.partition("=")
+        if flag not in FLAGS:
+            raise UserError(f"unknown flag '{flag}'{did_you_mean(flag, FLAGS)}; --hydra-help lists them")
+        values = FLAGS[flag]
+        flags.append(flag)
+        if values == () and equals:
+            raise UserError(f"{flag} takes no value")
+        if values == ():
+            continue
+        if not equals:
+            value = rest.pop(0) if rest and (values is None or rest[0] in values) else ""
+        if not value and flag in ("--info", "-i"):
+            value = "all"
+        if not value or (values is not None and value not in values):
+            raise UserError(f"{flag} needs a value" + (f": {', '.join(values)}" if values else ""))
+        flags.append(value)
+    return [*flags, *overrides]
+
+
+def refuse_shadows(arguments: list[str]) -> None:
+    """Refuse a user's group file that has a shipped one's name: Hydra would silently keep genlab's.
+
+    Raises:
+        UserError: names the file.
+    """
+    shipped = config_folder()
+    for flag, folder in pairwise(arguments):
+        if flag not in ("--config-dir", "-cd"):
+            continue
+        if not Path(folder).is_dir():
+            raise UserError(f"--config-dir {folder}: there is no such folder")
+        for path in Path(folder).rglob("*.yaml"):
+            if (shipped / path.relative_to(folder)).exists():
+                raise UserError(f"{path} has the name of a file that ships with genlab, which Hydra would keep instead; rename yours")
+
+
+def explain(error: Exception) -> str | None:
+    """Return one line for what a user did wrong, or None for an error of genlab's own."""
+    seen: BaseException | None = error
+    while seen is not None and not isinstance(seen, UserError):
+        seen = seen.__cause__ or seen.__context__
+    if isinstance(seen, UserError):
+        return str(seen)
+    names = {kind.__module__.split(".")[0] for kind in type(error).__mro__}
+    if not names & {"hydra", "omegaconf", "antlr4"}:
+        return None
+    return explain_hydra(error)
+
+
+def explain_hydra(error: Exception) -> str:
+    """Return Hydra's message as one line, with the nearest known name."""
+    import re
+
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    first = lines[0] if lines else type(error).__name__
+    if found := re.search(r"Could not find '(.+?)/([^/']+)'", first):
+        group, choice = found.groups()
+        known = options_of(group, lines)
+        return f"{group}={choice}: there is no such {group}{did_you_mean(choice, known)}; there are {', '.join(known)}"
+    if found := re.search(r"Could not override '([^']+)'", first):
+        key = found.group(1)
+        cause: BaseException | None = error
+        while cause is not None and getattr(cause, "parent_node", None) is None:
+            cause = cause.__cause__
+        parent = getattr(cause, "parent_node", None)
+        known = [str(k) for k in parent] if parent is not None and hasattr(parent, "keys") else groups()
+        where, _, last = key.rpartition(".")
+        listed = f"; {where or 'the command'} has {', '.join(k for k in known if not k.startswith('_'))}"
+        if not where:
+            known, listed = [*known, *groups()], ""
+        return f"unknown option '{key}'{did_you_mean(last, known)}{listed}"
+    if "mismatched input" in str(error) or "parsing" in first.lower() or "no viable alternative" in str(error):
+        return f"{first}; an option is written key=value, and a value with spaces or special characters in quotes: 'key=\"a b\"'"
+    return " ".join(lines[:2])
+
+
+def options_of(group: str, lines: list[str]) -> list[str]:
+    """Return the names in a config group as Hydra listed them, a user's own among them."""
+    start = next((i for i, line in enumerate(lines) if line.startswith("Available options")), len(lines))
+    end = next((i for i, line in enumerate(lines) if line.startswith("Config search path")), len(lines))
+    return lines[start + 1 : end] or sorted(p.stem for p in (config_folder() / group).glob("*.yaml"))
+
+
+def groups() -> list[str]:
+    """Return the names of the shipped config groups."""
+    return sorted(p.name for p in config_folder().iterdir() if p.is_dir() and not p.name.startswith("_"))
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,92 @@
+"""From an image file to bytes of a stated shape: orientation, depth, transparency, colour, crop and size."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+PIXELS = 89_478_485  # an image of more is refused as unreadable: a small file can unpack to any size
+GREY = {"1", "L", "LA", "I", "I;16", "I;16B", "I;16L", "F"}  # Pillow's modes without colour
+BROKEN = (OSError, ValueError, SyntaxError, EOFError, MemoryError, Image.DecompressionBombError)  # what Pillow raises
+
+Crop = Literal["center", "pad", "stretch"]
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a file says of its image before it is decoded; sizes in pixels."""
+
+    width: int
+    height: int
+    grey: bool
+
+
+def header(path: Path) -> Header:
+    """Return the header of an image file; raises one of BROKEN."""
+    with Image.open(path) as image:
+        check(image)
+        return Header(*image.size, image.mode in GREY)
+
+
+def check(image: Image.Image) -> None:
+    width, height = image.size
+    if width * height > PIXELS:
+        raise ValueError(f"{width}×{height} is over the limit of {PIXELS:,} pixels")
+
+
+@dataclass(frozen=True)
+class Reader:
+    """Decodes a file to uint8 (channels, side, side); None as side leaves a square image's own."""
+
+    channels: int
+    side: int | None
+    crop: Crop | None
+
+    def __call__(self, path: Path) -> Tensor:
+        """Return the image; raises one of BROKEN."""
+        with Image.open(path) as image:
+            check(image)
+            pixels = np.array(fitted(flat(ImageOps.exif_transpose(image), self.channels), self.side, self.crop))
+        return torch.from_numpy(pixels.reshape(*pixels.shape[:2], self.channels)).permute(2, 0, 1).contiguous()
+
+
+def flat(image: Image.Image, channels: int) -> Image.Image:
+    """Return 8-bit grey or RGB: 16 bits scaled by 255/65535, transparency laid over white."""
+    if image.mode.startswith("I"):
+        wide = np.asarray(image).astype(np.int64).clip(0, 65535)
+        image = Image.fromarray(((wide * 255 + 32767) // 65535).astype(np.uint8))
+    elif image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("L" if channels == 1 else "RGB")
+
+
+def fitted(image: Image.Image, side: int | None, crop: Crop | None) -> Image.Image:
+    """Return a square image: the middle square, the whole on black, or the whole stretched; antialiased bilinear."""
+    width, height = image.size
+    box = (0, 0, width, height)
+    if crop == "center":
+        short = min(width, height)
+        left, top = (width - short) // 2, (height - short) // 2
+        box, side = (left, top, left + short, top + short), side or short
+    elif crop == "pad" and width != height:
+        long = max(width, height)
+        side = side or long
+        inner = (max(1, round(width * side / long)), max(1, round(height * side / long)))
+        canvas = Image.new(image.mode, (side, side))
+        part = image.resize(inner, Image.Resampling.BILINEAR)
+        canvas.paste(part, ((side - inner[0]) // 2, (side - inner[1]) // 2))
+        return canvas
+    side = side or width
+    return image if image.size == (side, side) else image.resize((side, side), Image.Resampling.BILINEAR, box)
+
+
+def side_of(head: Header, crop: Crop | None) -> int:
+    """Return the side of the square that `fitted` makes of an image when no side is given."""
+    return max(head.width, head.height) if crop == "pad" else min(head.width, head.height)

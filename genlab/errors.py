@@ -1,0 +1,18 @@
+"""What a user did that genlab cannot carry out: one clear line, exit code 2, no traceback."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class UserError(ValueError):
+    """A request that cannot be carried out as given; the message says what, where, and what would be right."""
+
+    exit_code = 2
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """Return `" (did you mean 'x'?)"` for the known word nearest to `word`, or `""` where none is near."""
+    near = get_close_matches(word, list(known), n=1, cutoff=0.55)
+    return f" (did you mean '{near[0]}'?)" if near else ""

@@ -1,0 +1,175 @@
+"""The variational autoencoder of Kingma & Welling 2014, https://arxiv.org/abs/1312.6114."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from genlab.errors import UserError
+from genlab.nn.conv import ConvDecoder, ConvEncoder
+from genlab.nn.mlp import MLP, Activation
+from genlab.spec import Batch, NonNegative, Positive, PositiveFloat, Spec
+
+VALUES_AT_ONCE = 2**22  # decoded values that `iwae` holds in memory at a time
+
+
+def check(spec: Spec, network: str, hidden: tuple[int, ...], likelihood: str) -> None:
+    """Refuse data that p(x|z) is no likelihood of, or that the network cannot take."""
+    name = f"{spec.kind} data of shape {spec.shape}"
+    if spec.kind not in ("image", "points"):
+        raise UserError(f"vae takes images or points, and this is {name}")
+    if likelihood == "bernoulli" and spec.levels != 2:
+        mend = "dataset.binarize=dynamic or " if spec.kind == "image" else ""
+        raise UserError(f"vae's Bernoulli likelihood needs binary data; set {mend}model.likelihood=gaussian")
+    if likelihood == "bernoulli" and (spec.dequantised or tuple(spec.range) != (0, 1)):
+        raise UserError(
+            "vae's Bernoulli likelihood needs the values 0 and 1; set dataset.range=[0,1] dataset.dequantise=false"
+        )
+    if likelihood == "gaussian" and spec.discrete:
+        raise UserError(
+            "vae's Gaussian likelihood is a density and this data is discrete; set dataset.dequantise=true"
+            + (" (and dataset.binarize=none)" if spec.levels == 2 else "")
+        )
+    if network == "conv" and (len(spec.shape) != 3 or not hidden or min(spec.shape[1:]) < 2 ** len(hidden)):
+        raise UserError(
+            f"vae's network conv halves an image {len(hidden)} times (once for each of model.hidden, at least one), "
+            f"and this is {name}; set model.network=mlp or another model.hidden"
+        )
+
+
+class VAE(nn.Module):
+    """A VAE: prior N(0, I), posterior N(μ(x), diag σ²(x)), likelihood Bernoulli or N(decoder(z), sigma² I).
+
+    Args:
+        network: "mlp", or "conv": stride-2 convolutions, one for each of `hidden`.
+        hidden: widths (channels) of the encoder's layers; the decoder mirrors them.
+        latent: dimension of z.
+        sigma: the Gaussian likelihood's standard deviation in data units; None learns one for all values
+            (Rybkin et al. 2021, https://arxiv.org/abs/2006.13202).
+        beta: weight of the KL term in the loss (Higgins et al. 2017); `elbo` and `iwae` stay true bounds.
+
+    Raises:
+        UserError: the likelihood or the network does not fit the data.
+    """
+
+    def __init__(
+        self,
+        spec: Spec,
+        *,
+        network: Literal["mlp", "conv"] = "mlp",
+        hidden: tuple[int, ...] = (500,),
+        latent: Positive = 20,
+        activation: Activation = "tanh",
+        likelihood: Literal["bernoulli", "gaussian"] = "bernoulli",
+        sigma: PositiveFloat | None = None,
+        beta: NonNegative = 1.0,
+    ) -> None:
+        super().__init__()
+        check(spec, network, hidden, likelihood)
+        self.spec, self.latent, self.likelihood, self.beta = spec, latent, likelihood, beta
+        if network == "mlp":
+            encoder = MLP(spec.dim, hidden, 2 * latent, activation=activation)
+            self.encoder = nn.Sequential(nn.Flatten(), *encoder)
+            self.decoder = MLP(latent, hidden[::-1], spec.dim, activation=activation)
+        else:
+            self.encoder = ConvEncoder(spec.shape, hidden, 2 * latent, activation=activation)
+            decoder = ConvDecoder(latent, hidden[::-1], spec.shape, activation=activation)
+            self.decoder = nn.Sequential(*decoder, nn.Flatten())
+        if likelihood == "gaussian" and sigma is None:
+            self.log_sigma = nn.Parameter(torch.zeros(()))
+        elif likelihood == "gaussian":
+            self.register_buffer("log_sigma", torch.tensor(math.log(sigma)))
+
+    # --- the objective ----------------------------------------------------------------------------------------------
+
+    def posterior(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return mean and log-variance (B, latent) of q(z|x)."""
+        mean, log_var = self.encoder(x).chunk(2, dim=1)
+        return mean, log_var
+
+    def log_likelihood(self, x: Tensor, z: Tensor) -> Tensor:
+        """Return log p(x|z) (B,) in nats, of x (B, *shape) and z (B, latent)."""
+        x, out = x.flatten(1), self.decoder(z)  # (B, D)
+        if self.likelihood == "bernoulli":
+            return -F.binary_cross_entropy_with_logits(out, x, reduction="none").sum(1)
+        squares = ((x - out) * (-self.log_sigma).exp()).square().sum(1)
+        return -0.5 * squares - self.spec.dim * (self.log_sigma + 0.5 * math.log(2 * math.pi))
+
+    def terms(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return KL(q(z|x) ‖ p(z)) and one draw of −log p(x|z), each (B,), in nats: equation 10 with L = 1."""
+        mean, log_var = self.posterior(x)
+        z = mean + (0.5 * log_var).exp() * torch.randn_like(mean)  # (B, latent)
+        return gaussian_kl(mean, log_var), -self.log_likelihood(x, z)
+
+    def loss(self, batch: Batch) -> dict[str, Tensor]:
+        """Return distortion + beta · rate, in nats a sample."""
+        rate, distortion = (term.mean() for term in self.terms(batch.x))
+        return {"loss": distortion + self.beta * rate, "rate": rate, "distortion": distortion}
+
+    # --- abilities --------------------------------------------------------------------------------------------------
+
+    def elbo(self, x: Tensor, y: Tensor | None = None) -> Tensor:
+        """Return the evidence lower bound (B,) with one draw of z, in nats."""
+        refuse_classes(y)
+        rate, distortion = self.terms(x)
+        return -distortion - rate
+
+    def log_weights(self, x: Tensor, k: int) -> Tensor:
+        """Return k draws (k, B) of log p(x, z) − log q(z|x), in nats: Burda et al. 2016, equation 8."""
+        mean, log_var = self.posterior(x)
+        eps = torch.randn(k, *mean.shape, dtype=mean.dtype, device=mean.device)  # (k, B, latent)
+        z = mean + (0.5 * log_var).exp() * eps
+        # log p(z) − log q(z|x): the constants of the two Gaussians cancel
+        prior_over_posterior = 0.5 * (eps.square() + log_var - z.square()).sum(-1)  # (k, B)
+        log_likelihood = self.log_likelihood(x.repeat(k, *[1] * (x.dim() - 1)), z.flatten(0, 1))
+        return log_likelihood.view(k, -1) + prior_over_posterior
+
+    @torch.no_grad()
+    def iwae(self, x: Tensor, k: int) -> Tensor:
+        """Return the importance-weighted bound (B,) with k draws, in nats, in bounded memory for any k.
+
+        Burda, Grosse & Salakhutdinov 2016, https://arxiv.org/abs/1509.00519.
+        """
+        at_once = max(1, VALUES_AT_ONCE // x.numel())
+        total = None
+        for start in range(0, k, at_once):
+            part = self.log_weights(x, min(at_once, k - start)).logsumexp(0)
+            total = part if total is None else torch.logaddexp(total, part)
+        return total - math.log(k)
+
+    def encode(self, x: Tensor) -> Tensor:
+        """Return the posterior's mean (B, latent)."""
+        return self.posterior(x)[0]
+
+    def decode(self, z: Tensor) -> Tensor:
+        """Return the likelihood's mean (B, *shape); an image's is cut to its range."""
+        out = self.decoder(z).unflatten(1, self.spec.shape)
+        if self.likelihood == "bernoulli":
+            return out.sigmoid()
+        return out.clamp(*self.spec.range) if self.spec.kind == "image" else out
+
+    def prior(self, n: int) -> Tensor:
+        """Draw n codes (n, latent) from N(0, I)."""
+        like = next(self.parameters())
+        return torch.randn(n, self.latent, dtype=like.dtype, device=like.device)
+
+    @torch.no_grad()
+    def sample(self, n: int, y: Tensor | None = None) -> Tensor:
+        """Draw n codes from the prior and return their likelihoods' means (n, *shape): no pixel noise is added."""
+        refuse_classes(y)
+        return self.decode(self.prior(n))
+
+
+def gaussian_kl(mean: Tensor, log_var: Tensor) -> Tensor:
+    """Return KL(N(mean, e^log_var) ‖ N(0, I)) (B,) in nats: Kingma & Welling 2014, appendix B."""
+    return -0.5 * (1 + log_var - mean.square() - log_var.exp()).sum(1)
+
+
+def refuse_classes(y: Tensor | None) -> None:
+    """Refuse labels: this model has no p(x|y)."""
+    if y is not None:
+        raise UserError("vae knows no classes, and classes were given")

@@ -1,0 +1,134 @@
+"""The U-Net of DDPM (Ho et al. 2020, appendix B), after PixelCNN++ and Wide ResNet."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from genlab.nn.attention import SelfAttention2d, group_norm
+from genlab.nn.embed import TimeEmbedding
+
+
+class ResBlock(nn.Module):
+    """Two normalised 3×3 convolutions with the time embedding added between them, and a skip."""
+
+    def __init__(self, inputs: int, outputs: int, embed: int, dropout: float) -> None:
+        super().__init__()
+        self.norm1, self.norm2 = group_norm(inputs), group_norm(outputs)
+        self.conv1, self.conv2 = nn.Conv2d(inputs, outputs, 3, padding=1), nn.Conv2d(outputs, outputs, 3, padding=1)
+        self.embed = nn.Linear(embed, outputs)
+        self.dropout = nn.Dropout(dropout)
+        self.skip = nn.Conv2d(inputs, outputs, 1) if inputs != outputs else nn.Identity()
+
+    def forward(self, x: Tensor, e: Tensor) -> Tensor:
+        h = self.conv1(F.silu(self.norm1(x)))
+        h = h + self.embed(e)[:, :, None, None]
+        h = self.conv2(self.dropout(F.silu(self.norm2(h))))
+        return self.skip(x) + h
+
+
+class Stage(nn.Module):
+    """A residual block, then attention where the level has it."""
+
+    def __init__(self, inputs: int, outputs: int, embed: int, dropout: float, attention: bool) -> None:
+        super().__init__()
+        self.block = ResBlock(inputs, outputs, embed, dropout)
+        self.attention = SelfAttention2d(outputs) if attention else nn.Identity()
+
+    def forward(self, x: Tensor, e: Tensor) -> Tensor:
+        return self.attention(self.block(x, e))
+
+
+class UNet(nn.Module):
+    """Maps images (B, C, H, W), times t (B,), or one (1,) for all, and perhaps classes y (B,) to images of the same shape.
+
+    Sides need not be multiples of 2^(levels − 1): the image is padded with zeros on the right and below, and cropped back.
+
+    Args:
+        shape: (C, H, W) of an image.
+        channels: width of the first level; level i has channels · multipliers[i].
+        blocks: residual blocks of a level on the way down; the way up has one more.
+        attention: sides of the (padded) feature maps that are given self-attention; the middle of the net always is.
+    """
+
+    def __init__(
+        self,
+        shape: tuple[int, int, int],
+        *,
+        channels: int = 128,
+        multipliers: Sequence[int] = (1, 2, 2, 2),
+        blocks: int = 2,
+        attention: Sequence[int] = (16,),
+        dropout: float = 0.1,
+        classes: int = 0,
+    ) -> None:
+        super().__init__()
+        inputs, height, width = shape
+        self.factor = 2 ** (len(multipliers) - 1)
+        side = -(-max(height, width) // self.factor) * self.factor
+        widths = [channels * m for m in multipliers]
+        embed = max(4 * channels, 64)  # the paper's 4 · channels, but a narrow net still tells its times apart
+        attends = [side >> i in attention for i in range(len(widths))]
+        self.embed = TimeEmbedding(max(channels, 32), embed, classes=classes)
+        self.first = nn.Conv2d(inputs, channels, 3, padding=1)
+
+        self.down, self.shrink = nn.ModuleList(), nn.ModuleList()
+        skips, now = [channels], channels
+        for i, w in enumerate(widths):
+            stages = nn.ModuleList()
+            for _ in range(blocks):
+                stages.append(Stage(now, w, embed, dropout, attends[i]))
+                skips.append(now := w)
+            self.down.append(stages)
+            if i + 1 < len(widths):
+                self.shrink.append(nn.Conv2d(now, now, 3, stride=2, padding=1))
+                skips.append(now)
+
+        self.middle = nn.ModuleList([Stage(now, now, embed, dropout, True), Stage(now, now, embed, dropout, False)])
+
+        self.up, self.grow = nn.ModuleList(), nn.ModuleList()
+        for i, w in reversed(list(enumerate(widths))):
+            stages = nn.ModuleList()
+            for _ in range(blocks + 1):
+                stages.append(Stage(now + skips.pop(), w, embed, dropout, attends[i]))
+                now = w
+            self.up.append(stages)
+            if i:
+                self.grow.append(nn.Conv2d(now, now, 3, padding=1))
+        self.norm = group_norm(now)
+        self.last = nn.Conv2d(now, inputs, 3, padding=1)
+        self.initialise()
+
+    def initialise(self) -> None:
+        """Draw weights as the authors' code does; what ends a branch starts at zero, so that blocks start as identities."""
+        ends = {m.conv2 for m in self.modules() if isinstance(m, ResBlock)}
+        ends |= {m.out for m in self.modules() if isinstance(m, SelfAttention2d)} | {self.last}
+        for m in self.modules():
+            if isinstance(m, nn.Conv2d | nn.Linear):
+                nn.init.zeros_(m.weight) if m in ends else nn.init.xavier_uniform_(m.weight)
+                nn.init.zeros_(m.bias)
+
+    def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
+        height, width = x.shape[-2:]
+        right, below = -width % self.factor, -height % self.factor
+        if right or below:
+            x = F.pad(x, (0, right, 0, below))
+        e = F.silu(self.embed(t, y))
+        h = self.first(x)
+        skips = [h]
+        for i, stages in enumerate(self.down):
+            for stage in stages:
+                skips.append(h := stage(h, e))
+            if i < len(self.shrink):
+                skips.append(h := self.shrink[i](h))
+        for stage in self.middle:
+            h = stage(h, e)
+        for i, stages in enumerate(self.up):
+            for stage in stages:
+                h = stage(torch.cat([h, skips.pop()], 1), e)
+            if i < len(self.grow):
+                h = self.grow[i](F.interpolate(h, scale_factor=2.0, mode="nearest"))
+        return self.last(F.silu(self.norm(h)))[..., :height, :width]

@@ -1,0 +1,86 @@
+"""What the data tells a model (`Spec`), what a model is fed (`Batch`), and the number ranges that options share."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Annotated
+
+from annotated_types import Ge, Gt, Interval
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+# Ranges of options, written once: `build` checks every option of a recipe against its constructor's hints.
+Count = Annotated[int, Ge(0)]  # 0, 1, 2, …
+Positive = Annotated[int, Gt(0)]  # 1, 2, 3, …
+PositiveFloat = Annotated[float, Gt(0)]
+NonNegative = Annotated[float, Ge(0)]
+Fraction = Annotated[float, Interval(ge=0, le=1)]  # a probability or a share
+Decay = Annotated[float, Interval(ge=0, lt=1)]  # the weight of the past in a running mean
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What the dataset tells a model, so that no recipe repeats it.
+
+    `shape` is one item's: (C, H, W) of an image, (D,) of a point, (T,) of a token sequence. `levels` is the number of
+    values that a channel can take (256 for a byte, 2 for a binary image, 0 for real numbers); with `dequantised` each
+    value was spread evenly over its bin, so that the data has a density. `range` is the interval of an image's values.
+    """
+
+    shape: tuple[int, ...]
+    kind: str = "image"  # image | points | tokens | video
+    classes: int = 0  # 0: no labels
+    levels: int = 256
+    vocab: int = 0
+    range: tuple[float, float] = (-1.0, 1.0)
+    dequantised: bool = False
+
+    @property
+    def dim(self) -> int:
+        """The number of values in one item."""
+        return math.prod(self.shape)
+
+    @property
+    def discrete(self) -> bool:
+        """Whether the data has probabilities (a mass function) rather than a density."""
+        return self.levels > 0 and not self.dequantised
+
+    def bits_per_dim(self, log_prob: float) -> float | None:
+        """Return bits/dim of a mean log-likelihood in nats a sample, or None for data that was never quantised.
+
+        A density of dequantised data becomes the probability of its bin: log P = log p + D log(bin width)
+        (Theis et al. 2016, https://arxiv.org/abs/1511.01844, section 3.1).
+        """
+        if not self.levels:
+            return None
+        low, high = self.range
+        log_bin = self.dim * math.log((high - low) / self.levels) if self.dequantised else 0.0
+        return -(log_prob + log_bin) / (self.dim * math.log(2))
+
+    def to_json(self) -> dict:
+        """Return plain values, from which `Spec.from_json` rebuilds the same Spec."""
+        return {**self.__dict__, "shape": list(self.shape), "range": list(self.range)}
+
+    @classmethod
+    def from_json(cls, values: dict) -> Spec:
+        return replace(cls(**values), shape=tuple(values["shape"]), range=tuple(values["range"]))
+
+
+@dataclass
+class Batch:
+    """One batch: `x` (B, *shape), labels `y` (B,) int64, and `cond` (a source image, past frames, a caption)."""
+
+    x: Tensor
+    y: Tensor | None = None
+    cond: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def to(self, device: torch.device | str) -> Batch:
+        """Return the batch on `device`."""
+        move = lambda t: None if t is None else t.to(device, non_blocking=True)  # noqa: E731
+        return Batch(self.x.to(device, non_blocking=True), move(self.y), move(self.cond))

@@ -1,0 +1,116 @@
+"""genlab sample: a picture of samples, the raw numbers, and single PNGs for other tools."""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from genlab.abilities import need
+from genlab.errors import UserError
+from genlab.spec import Count, Positive
+from genlab.tasks import pictures
+from genlab.tasks.catalogue import able
+from genlab.tasks.run import Run
+
+SHOWN = {"image": 256, "points": 20_000}  # items in a picture, at most
+
+
+def sample(
+    run: Run,
+    *,
+    n: Positive = 64,
+    y: Count | list[Count] | None = None,
+    seed: Count = 0,
+    batch_size: Positive = 256,
+    images: bool = False,
+    out: str | None = None,
+    sampler: dict[str, Any] | None = None,
+) -> np.ndarray:
+    """Draw n items, of class y or cycling through the classes in y; write and return them (n, *shape).
+
+    Raises:
+        UserError: the model cannot sample, has no such class, or no such sampler.
+    """
+    need(run.model, "sample", lambda: able("sample"))
+    options = sampler_options(run, sampler or {})
+    classes = class_list(run, y)
+    torch.manual_seed(seed)
+    parts = []
+    for at in range(0, n, batch_size):
+        size = min(batch_size, n - at)
+        labels = None
+        if classes:
+            labels = torch.tensor([classes[(at + i) % len(classes)] for i in range(size)], device=run.device.torch)
+        parts.append(run.model.sample(size, labels, **options).float().cpu())
+    x = torch.cat(parts)  # (n, *shape)
+
+    folder = Path(out) if out else run.folder.samples
+    folder.mkdir(parents=True, exist_ok=True)
+    name = f"sample_step{run.step}_seed{seed}" + (f"_y{'-'.join(map(str, classes))}" if classes else "")
+    shown = x[: SHOWN.get(run.spec.kind, 64)]
+    print(pictures.save(pictures.picture(shown, run.spec), folder / f"{name}.png"))
+    labels = {"y": np.resize(classes, n)} if classes else {}
+    np.savez_compressed(folder / f"{name}.npz", x=x.numpy(), **labels)
+    print(folder / f"{name}.npz")
+    if images:
+        print(single_images(x, run, folder / name))
+    return x.numpy()
+
+
+def single_images(x: torch.Tensor, run: Run, folder: Path) -> Path:
+    """Write each image as a PNG of its own; drop what an earlier call left there.
+
+    Raises:
+        UserError: the items are no images.
+    """
+    if run.spec.kind != "image":
+        raise UserError(f"images=true: {run.name} on {run.info['dataset']} gives {run.spec.kind}, not images; the .npz holds them")
+    folder.mkdir(parents=True, exist_ok=True)
+    for old in folder.glob("*.png"):
+        old.unlink()
+    for i, image in enumerate(pictures.to_bytes(x, run.spec)):
+        pictures.save(image, folder / f"{i:06d}.png")
+    return folder
+
+
+def class_list(run: Run, y: int | list[int] | None) -> list[int]:
+    """Return the classes asked for, as a list.
+
+    Raises:
+        UserError: the model knows no classes, or not that one.
+    """
+    if y is None:
+        return []
+    classes = y if isinstance(y, list) else [y]
+    if not getattr(run.model, "conditional", False):
+        raise UserError(f"y={y}: this {run.name} was trained without classes; train it with model.conditional=true where the recipe has it")
+    for k in classes:
+        if k >= run.spec.classes:
+            raise UserError(f"y={k}: {run.info['dataset']} has the classes 0 to {run.spec.classes - 1}")
+    return classes
+
+
+def sampler_options(run: Run, sampler: dict[str, Any]) -> dict[str, Any]:
+    """Return what `sampler=…` and `sampler.<option>=…` say, as arguments of the model's `sample`.
+
+    Raises:
+        UserError: the model has no such sampler or option.
+    """
+    given = {k: v for k, v in sampler.items() if v is not None}
+    known = [p for p in inspect.signature(run.model.sample).parameters if p not in ("n", "y")]
+    names = getattr(run.model, "samplers", ())
+    if (name := given.pop("name", None)) is not None:
+        if name not in names:
+            has = f"its samplers are {', '.join(names)}" if names else "it has one way to sample"
+            raise UserError(f"sampler={name} is not for {run.name}: {has}")
+        given["sampler"] = name
+    for option in given:
+        if option not in known:
+            options = [f"sampler.{k}" for k in known if k != "sampler"]
+            has = f"it has {', '.join(options)}" if options else "its sampler has no options"
+            raise UserError(f"sampler.{option} is not for {run.name}: {has}")
+    return given

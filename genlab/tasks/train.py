@@ -1,0 +1,112 @@
+"""genlab train: the loop, with pictures and measures of the model while it trains."""
+
+from __future__ import annotations
+
+import sys
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from genlab.abilities import Estimate, abilities
+from genlab.metrics import measure, metrics_for
+from genlab.tasks import pictures
+from genlab.training.run import RunFolder
+from genlab.training.trainer import Trainer
+
+if TYPE_CHECKING:
+    import numpy as np
+
+PREVIEWS = 64  # images in a preview grid
+POINTS = 1000  # points in a preview scatter
+JUDGED = 500  # held-out items in an evaluation during training
+
+
+def train(trainer: Trainer, dataset: Any, folder: RunFolder | None, *, config: dict[str, Any]) -> dict[str, float] | None:
+    """Train to the end that the options say, and say where the run is; return its final numbers.
+
+    Args:
+        folder: where the run is written; None in every process but the first.
+    """
+    lock = None
+    if folder and trainer.ranks.first:
+        lock = folder.lock()
+        folder.forget_after(trainer.at)
+        start(trainer, dataset, folder)
+    evaluate = partial(judge, dataset, config["seed"]) if trainer.options.evaluate_every else None
+    check_monitor(trainer, dataset)
+    draw = partial(preview, dataset, folder, trainer) if "sample" in abilities(trainer.model) else None
+    ended = trainer.fit(dataset, folder, preview=draw, evaluate=evaluate, config=flat(config))
+    if not (folder and trainer.ranks.first):
+        return None
+    for line in dataset.report():
+        print(f"data: {line}", file=sys.stderr)
+    if draw and not trainer.due(trainer.options.preview_every):
+        draw(trainer.sampler())
+    lock.close()
+    why = {"steps": "", "time": " (trainer.max_time)", "patience": " (no better evaluation)"}
+    if ended in why:
+        print(f"trained {trainer.at:,} steps{why[ended]} in {trainer.seconds:.0f} s: {folder.path}")
+    else:
+        print(f"{ended}: saved at step {trainer.at:,}; go on with `genlab train resume={folder.path}`")
+    last = [line for line in folder.history() if "evaluation" not in line]
+    return {k: v for k, v in last[-1].items() if isinstance(v, float)} if last else {}
+
+
+def start(trainer: Trainer, dataset: Any, folder: RunFolder) -> None:
+    """Say what is trained on what, and show real items beside the samples to come."""
+    n = sum(p.numel() for p in trainer.model.parameters())
+    verb = f"goes on from step {trainer.at:,}" if trainer.at else "trains"
+    print(
+        f"{type(trainer.model).__name__} ({n:,} parameters) {verb} on {dataset.size('train'):,} items of "
+        f"{dataset.name} {dataset.spec.shape}, {trainer.device}: {folder.path}",
+        file=sys.stderr,
+    )
+    for line in dataset.report():
+        print(f"data: {line}", file=sys.stderr)
+    reals = dataset.take("train", count(dataset)).x
+    pictures.save(pictures.picture(reals, dataset.spec), folder.path / "reals.png")
+
+
+def count(dataset: Any) -> int:
+    return POINTS if dataset.spec.kind == "points" else PREVIEWS
+
+
+def preview(dataset: Any, folder: RunFolder, trainer: Trainer, model: nn.Module) -> np.ndarray:
+    """Draw samples from the same noise every time, as samples/step_N.png; return the picture."""
+    torch.manual_seed(0)
+    with torch.no_grad():
+        x = model.sample(count(dataset))
+    reals = dataset.take("train", POINTS).x if dataset.spec.kind == "points" else None
+    image = pictures.picture(x, dataset.spec, reals=reals)
+    pictures.save(image, folder.samples / f"step_{trainer.at:09d}.png")
+    return image
+
+
+def judge(dataset: Any, seed: int, model: nn.Module) -> dict[str, tuple[Estimate, bool]]:
+    """Measure the model on the validation split: name -> (number, whether higher is better)."""
+    rows = measure(model, dataset, split="validation", n=JUDGED, seed=seed)
+    return {row.name: (Estimate(row.value, row.error, row.tag), row.higher_is_better) for row in rows}
+
+
+def check_monitor(trainer: Trainer, dataset: Any) -> None:
+    """Refuse a `trainer.monitor` that no metric of this model and data has, before the first step.
+
+    Raises:
+        UserError: names the ones that there are.
+    """
+    from genlab.errors import UserError, did_you_mean
+
+    monitor = trainer.options.monitor
+    known = [name for metric in metrics_for(trainer.model, dataset).values() for name in metric.rows(trainer.model, dataset)]
+    if monitor is not None and monitor not in known:
+        raise UserError(f"trainer.monitor={monitor}: no such metric here{did_you_mean(monitor, known)}; there are {', '.join(known) or 'none'}")
+
+
+def flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested options as one level, for TensorBoard's table: {"trainer.steps": 100}."""
+    found: dict[str, Any] = {}
+    for key, value in config.items():
+        found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return found

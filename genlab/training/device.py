@@ -1,0 +1,99 @@
+"""Where and in which precision a model runs."""
+
+from __future__ import annotations
+
+import os
+import resource
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import nn
+
+from genlab.errors import UserError
+from genlab.spec import Batch, Count
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp64": torch.float64}
+
+
+@dataclass(kw_only=True)
+class Device:
+    """A device with its precision and layout.
+
+    Raises:
+        UserError: the device is not on this machine.
+    """
+
+    name: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    index: Count | None = None  # which GPU; None: the first, or the one of this process's local rank
+    precision: Literal["fp32", "bf16", "fp16", "fp64"] = "fp32"  # bf16 and fp16: autocast over fp32 weights
+    tf32: bool = True  # on a GPU, let fp32 matrix products use TensorFloat-32
+    compile: bool = False  # torch.compile each brick in place
+    channels_last: bool = True
+    deterministic: bool = False  # refuse operations whose result may differ from run to run
+    threads: Count = 0  # CPU threads; 0: PyTorch's own choice
+
+    def __post_init__(self) -> None:
+        if self.name == "auto":
+            self.name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        if self.name == "cuda" and not torch.cuda.is_available():
+            raise UserError("device=cuda, but PyTorch sees no GPU on this machine; use device=cpu or device=auto")
+        if self.name == "mps" and not torch.backends.mps.is_available():
+            raise UserError("device=mps, but this machine has no Apple GPU that PyTorch can use; use device=cpu or device=auto")
+        index = self.index if self.index is not None else int(os.environ.get("LOCAL_RANK", 0))
+        if self.name == "cuda" and index >= torch.cuda.device_count():
+            raise UserError(f"device.index={index}, but this machine has {torch.cuda.device_count()} GPUs (numbered from 0)")
+        self.torch = torch.device(self.name, index) if self.name == "cuda" else torch.device(self.name)
+
+    def prepare(self) -> Device:
+        """Set the process's global switches: threads, TF32, determinism, convolution search."""
+        if self.threads:
+            torch.set_num_threads(self.threads)
+        if self.name == "cuda":
+            torch.cuda.set_device(self.torch)
+        torch.backends.cudnn.benchmark = not self.deterministic
+        torch.set_float32_matmul_precision("high" if self.tf32 else "highest")
+        torch.backends.cudnn.allow_tf32 = self.tf32
+        if self.deterministic:
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic only with it
+        torch.use_deterministic_algorithms(self.deterministic)
+        return self
+
+    def place(self, model: nn.Module) -> nn.Module:
+        """Move a model here, in place: a wrapper would hide its abilities."""
+        model.to(self.torch, torch.float64 if self.precision == "fp64" else torch.float32)
+        if self.channels_last:
+            model.to(memory_format=torch.channels_last)
+        if self.compile:
+            for brick in model.children():
+                brick.compile()
+        return model
+
+    def ready(self, batch: Batch) -> Batch:
+        """Return the batch here, in the layout and floating type that the model has."""
+        batch = batch.to(self.torch)
+        if self.precision == "fp64":
+            batch.x = batch.x.double()
+        if self.channels_last and batch.x.ndim == 4:
+            batch.x = batch.x.contiguous(memory_format=torch.channels_last)
+        return batch
+
+    def autocast(self) -> torch.autocast:
+        """Return the context in which losses are computed."""
+        return torch.autocast(
+            self.torch.type, dtype=DTYPES[self.precision], enabled=self.precision in ("bf16", "fp16")
+        )
+
+    def scaler(self) -> torch.amp.GradScaler:
+        """Return the loss scaler that keeps fp16 gradients from vanishing; it does nothing in other precisions."""
+        return torch.amp.GradScaler(self.torch.type, enabled=self.precision == "fp16")
+
+    def peak_memory(self) -> int:
+        """Return the peak memory in bytes: the GPU's allocations, or this process's resident set."""
+        if self.name == "cuda":
+            return torch.cuda.max_memory_allocated(self.torch)
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+    def __str__(self) -> str:
+        name = torch.cuda.get_device_name(self.torch) if self.name == "cuda" else f"{torch.get_num_threads()} threads"
+        return f"{self.torch} ({name}), {self.precision}"

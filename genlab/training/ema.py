@@ -1,0 +1,28 @@
+"""The running mean of a model's weights, which usually samples better than the last weights (Polyak & Juditsky 1992)."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+
+class EMA:
+    """A copy of the model whose weights are w̄ ← decay·w̄ + (1 − decay)·w; its buffers are the model's own.
+
+    In the first steps the decay is (1 + t)/(10 + t), so that the first weights are forgotten.
+    """
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.decay = decay
+        self.model = copy.deepcopy(model).eval().requires_grad_(False)
+
+    @torch.no_grad()
+    def update(self, model: nn.Module, at: int) -> None:
+        """Move the mean toward the weights after update number `at`, counted from 0."""
+        decay = min(self.decay, (1 + at) / (10 + at))
+        get_ema_multi_avg_fn(decay)(list(self.model.parameters()), list(model.parameters()), at)
+        for mean, buffer in zip(self.model.buffers(), model.buffers(), strict=True):
+            mean.copy_(buffer)

@@ -1,0 +1,335 @@
+"""One loop for every family: a trainer holds one update rule, and this is what all of them share."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from genlab.abilities import Estimate
+from genlab.spec import Batch
+from genlab.training.device import Device
+from genlab.training.ema import EMA
+from genlab.training.log import Diverged, Log
+from genlab.training.options import Options
+from genlab.training.ranks import Ranks
+from genlab.training.signals import Signals
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from genlab.training.run import RunFolder
+
+Losses = dict[str, Tensor]
+
+
+class Data(Protocol):
+    """What the loop asks of a dataset."""
+
+    def batches(self, split: str, batch_size: int, **where: Any) -> Iterator[Batch]: ...
+
+
+class Trainer:
+    """One update rule; this base is plain descent on `model.loss(batch)["loss"]`.
+
+    A family overrides `configure` (its optimizers) and `step` (one update), and may extend `Options`. A joint batch is
+    cut into `accumulate` shards for each process; each shard draws its own random numbers, seeded by (seed, step, draw,
+    shard), so that neither a resume nor another number of processes changes them.
+
+    Args:
+        optimizer: makes an optimizer of parameters, as `partial(torch.optim.Adam, lr=1e-3)`.
+    """
+
+    Options = Options
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Callable[..., torch.optim.Optimizer],
+        options: Options,
+        *,
+        seed: int = 0,
+        device: Device | None = None,
+        ranks: Ranks | None = None,
+    ) -> None:
+        self.device = device or Device(name="cpu")
+        self.ranks = ranks or Ranks()
+        self.model = self.device.place(model)
+        self.optimizer = optimizer
+        self.options = options
+        self.seed = seed
+        self.at = 0  # steps done
+        self.pulled = 0  # joint batches taken from the stream
+        self.draws = 0  # random draws begun within this step
+        self.seconds = 0.0  # of training, resumes counted in
+        self.best: dict[str, float] | None = None  # of the monitored metric: its value, the step, evaluations since
+        self.pending: list[dict[str, float]] = []  # losses since the last logged step
+        self.optimizers: dict[str, torch.optim.Optimizer] = {}
+        self.configure()
+        self.scaler = self.device.scaler()
+        self.ema = EMA(self.model, options.ema) if options.ema else None
+        for optimizer_ in self.optimizers.values():
+            for group in optimizer_.param_groups:
+                group["base_lr"] = float(group["lr"])
+
+    # --- what a family may override -----------------------------------------------------------------------------------
+
+    def configure(self) -> None:
+        """Fill `self.optimizers`."""
+        self.optimizers["model"] = self.optimizer(self.model.parameters())
+
+    def step(self, batches: Iterator[Batch]) -> Losses:
+        """Make one update; pull as many batches as the rule says."""
+        return self.descend("model", self.model.loss, self.pull(batches))
+
+    # --- what an update rule is made of -------------------------------------------------------------------------------
+
+    def pull(self, batches: Iterator[Batch]) -> list[Batch]:
+        """Return this process's shards of the next joint batch."""
+        self.pulled += 1
+        return [self.device.ready(next(batches)) for _ in range(self.options.accumulate)]
+
+    def draw(self, shards: list[Batch]) -> Iterator[tuple[int, Batch]]:
+        """Yield each local shard with its number in the joint batch, the random state set to that shard's own."""
+        self.draws += 1
+        for i, batch in enumerate(shards):
+            shard = self.ranks.rank * len(shards) + i
+            torch.manual_seed(mix(self.seed, self.at, self.draws, shard))
+            yield shard, batch
+
+    def descend(self, name: str, loss: Callable[[Batch], Losses], shards: list[Batch]) -> Losses:
+        """Step the optimizer `name` once down the mean over all shards of `loss(shard)["loss"]`; return the mean losses.
+
+        Only that optimizer's parameters receive gradients: the opponent in a game stays as it is.
+        """
+        optimizer = self.optimizers[name]
+        parameters = [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
+        optimizer.zero_grad(set_to_none=True)
+        parts: list[Losses] = []
+        for _, batch in self.draw(shards):
+            with self.device.autocast():
+                losses = loss(batch)
+            scaled = self.scaler.scale(losses["loss"])
+            (scaled if len(shards) == 1 else scaled / len(shards)).backward(inputs=parameters)
+            parts.append({k: v.detach() for k, v in losses.items()})
+        grads = [p.grad for p in parameters if p.grad is not None]
+        self.ranks.average(grads)
+        self.scaler.unscale_(optimizer)
+        logs = parts[0] if len(parts) == 1 else {k: torch.stack([p[k] for p in parts]).mean(0) for k in parts[0]}
+        if self.options.clip:
+            logs[f"grad_norm/{name}"] = nn.utils.clip_grad_norm_(parameters, self.options.clip)
+        elif (self.at + 1) % self.options.log_every == 0:  # costs a pass over the gradients: only where it is shown
+            logs[f"grad_norm/{name}"] = nn.utils.get_total_norm(grads)
+        self.scaler.step(optimizer)
+        self.scaler.update()
+        return logs
+
+    # --- the loop -----------------------------------------------------------------------------------------------------
+
+    def fit(
+        self,
+        data: Data,
+        run: RunFolder | None = None,
+        *,
+        preview: Callable[[nn.Module], np.ndarray] | None = None,
+        evaluate: Callable[[nn.Module], dict[str, tuple[Estimate, bool]]] | None = None,
+        config: dict[str, Any] | None = None,
+    ) -> str:
+        """Train until the options say so; return why it ended: "steps", "time", "patience", or a signal's name.
+
+        Args:
+            data: gives the training batches.
+            run: the folder to write to; None (any process but the first) writes nothing.
+            preview: draws a picture (H, W, 3) of samples.
+            evaluate: measures the model on held-out data: name -> (number, whether higher is better).
+            config: the run's options, for TensorBoard's table of hyperparameters.
+
+        Raises:
+            Diverged: a loss, or a weight about to be saved, is not finite.
+        """
+        o = self.options
+        self.run = run if self.ranks.first else None
+        batches = self.stream(data)
+        log = Log(self.run, start=self.at, steps=o.steps, pending=self.pending)
+        clock = time.monotonic()
+        rate_from, rate_at, ended = clock, self.at, "steps"
+        with Signals() as signals:
+            while self.at < o.steps:
+                # one update
+                log.add(self.advance(batches))
+
+                # numbers
+                now = time.monotonic()
+                self.seconds, clock = self.seconds + now - clock, now
+                if self.due(o.log_every) or self.at == o.steps:
+                    rate = (self.at - rate_at) / (now - rate_from)
+                    log.write(self.at, self.vitals(rate), self.hint())
+                    rate_from, rate_at = time.monotonic(), self.at
+
+                # pictures and measures, whose time is not training's
+                worth = (preview and self.due(o.preview_every)) or (evaluate and self.due(o.evaluate_every))
+                if worth and self.run:
+                    if preview and self.due(o.preview_every):
+                        log.image("samples", preview(self.sampler()), self.at)
+                    if evaluate and self.due(o.evaluate_every):
+                        self.judge(evaluate(self.sampler()), log)
+                if worth:
+                    self.best = self.ranks.share(self.best)
+                    self.model.train()
+                    rate_from += time.monotonic() - now
+
+                # ends and checkpoints
+                stop = self.ranks.share(signals.name or self.enough())
+                if stop or self.due(o.save_every) or self.at == o.steps:
+                    self.save(log)
+                clock = time.monotonic()
+                if stop:
+                    ended = str(stop)
+                    break
+        log.close(config or {}, self.last(log))
+        return ended
+
+    def advance(self, batches: Iterator[Batch]) -> Losses:
+        """Make one update, with everything that belongs to it."""
+        self.set_rates()
+        self.draws = 0
+        losses = self.step(batches)
+        self.ranks.average_statistics(self.model)
+        if self.ema:
+            self.ema.update(self.model, self.at)
+        self.at += 1
+        return losses
+
+    def due(self, every: int) -> bool:
+        """Whether something done every so many steps is due now."""
+        return every > 0 and self.at % every == 0
+
+    def stream(self, data: Data) -> Iterator[Batch]:
+        """Return this process's shards of the training batches, from the first one not yet taken."""
+        local, all_ = self.options.accumulate, self.options.accumulate * self.ranks.size
+        mine = range(self.ranks.rank * local, (self.ranks.rank + 1) * local)
+        return data.batches(
+            "train", self.options.batch_size, seed=self.seed, start=self.pulled, shard=mine, shards=all_,
+            device=self.device.torch,
+        )
+
+    def sampler(self) -> nn.Module:
+        """Return the model to be asked: the running mean where there is one, in evaluation mode."""
+        return (self.ema.model if self.ema else self.model).eval()
+
+    def set_rates(self) -> None:
+        """Set the learning rates of this step: a linear warm-up, then the schedule down to 0 at the last step."""
+        o = self.options
+        if o.schedule == "constant" and self.at > o.warmup:
+            return
+        factor = min(1.0, (self.at + 1) / o.warmup) if o.warmup else 1.0
+        share = max(0, self.at - o.warmup) / max(1, o.steps - o.warmup)
+        factor *= {"constant": 1.0, "linear": 1 - share, "cosine": (1 + math.cos(math.pi * share)) / 2}[o.schedule]
+        for optimizer in self.optimizers.values():
+            for group in optimizer.param_groups:
+                group["lr"] = group["base_lr"] * factor
+
+    def vitals(self, rate: float) -> dict[str, float]:
+        """Return what is logged beside the losses; `rate` in steps a second."""
+        lr = {f"lr/{name}": float(opt.param_groups[0]["lr"]) for name, opt in self.optimizers.items()}
+        left = (self.options.steps - self.at) / rate
+        if self.options.max_time:
+            left = min(left, max(0.0, self.options.max_time * 60 - self.seconds))
+        return {
+            **lr,
+            "seconds": self.seconds,
+            "seconds_left": left,
+            "items_per_s": rate * self.options.batch_size,
+            "memory_mb": self.device.peak_memory() / 2**20,
+        }
+
+    def judge(self, measures: dict[str, tuple[Estimate, bool]], log: Log) -> None:
+        """Log an evaluation, and keep the best checkpoint by the monitored metric."""
+        log.line({"step": self.at, "evaluation": {name: estimate.value for name, (estimate, _) in measures.items()}})
+        for name, (estimate, _) in measures.items():
+            log.scalar(f"evaluation/{name}", estimate.value, self.at)
+        if self.options.monitor is None:
+            return
+        estimate, higher = measures[self.options.monitor]
+        sign = 1 if higher else -1
+        if self.best is None or sign * estimate.value > sign * self.best["value"]:
+            self.best = {"value": estimate.value, "step": self.at, "since": 0}
+            self.save(log, best=True)
+        else:
+            self.best["since"] += 1
+
+    def enough(self) -> str | None:
+        """Return why the run should end now, if it should."""
+        o = self.options
+        if o.max_time and self.seconds >= o.max_time * 60:
+            return "time"
+        if o.patience and self.best and self.best["since"] >= o.patience:
+            return "patience"
+        return None
+
+    def last(self, log: Log) -> dict[str, float]:
+        """Return the run's final numbers: its last losses, its last evaluation."""
+        final: dict[str, float] = {}
+        for record in self.run.history() if self.run else ():
+            final |= record.get("evaluation", {k: v for k, v in record.items() if k != "step"})
+        return final
+
+    # --- checkpoints --------------------------------------------------------------------------------------------------
+
+    def hint(self) -> str:
+        """Return what to do after a divergence."""
+        saved = self.run.steps() if self.run else []
+        where = f"the last good checkpoint is {saved[-1]}" if saved else "there is no checkpoint yet"
+        return f"{where}; try a lower optimizer.lr, or trainer.clip=1"
+
+    def save(self, log: Log, *, best: bool = False) -> None:
+        """Write a checkpoint with all that a bit-exact resume needs.
+
+        Raises:
+            Diverged: a weight is not finite; nothing is written.
+        """
+        self.pending = log.settle(self.at, self.hint())
+        broken = [n for n, p in self.model.named_parameters() if not torch.isfinite(p).all()]
+        if broken:
+            raise Diverged(f"step {self.at}: {', '.join(broken[:3])} hold values that are not finite; {self.hint()}")
+        if self.run:
+            self.run.save(self.state(), keep=self.options.keep, best=best)
+
+    def state(self) -> dict[str, Any]:
+        """Return the state as plain containers and tensors."""
+        return {
+            "step": self.at,
+            "pulled": self.pulled,
+            "seed": self.seed,
+            "seconds": self.seconds,
+            "best": self.best,
+            "pending": self.pending,
+            "model": self.model.state_dict(),
+            "ema": self.ema.model.state_dict() if self.ema else None,
+            "optimizers": {name: opt.state_dict() for name, opt in self.optimizers.items()},
+            "scaler": self.scaler.state_dict(),
+        }
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Become the trainer that `state` was taken from."""
+        self.at, self.pulled, self.seed = state["step"], state["pulled"], state["seed"]
+        self.seconds, self.best, self.pending = state["seconds"], state["best"], state["pending"]
+        self.model.load_state_dict(state["model"])
+        if self.ema:
+            self.ema.model.load_state_dict(state["ema"])
+        for name, optimizer in self.optimizers.items():
+            optimizer.load_state_dict(state["optimizers"][name])
+        self.scaler.load_state_dict(state["scaler"])
+
+
+def mix(*parts: int) -> int:
+    """Return a seed made of several integers, well mixed in its low 32 bits (an LCG step and an xor-shift for each)."""
+    h = 0
+    for part in parts:
+        h = (h * 6364136223846793005 + part + 1442695040888963407) & 0xFFFFFFFFFFFFFFFF
+        h ^= h >> 33
+    return h >> 1

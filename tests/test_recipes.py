@@ -1,0 +1,132 @@
+"""What every recipe owes, whichever family it is of: a new file in configs/model/ is tested with no edit here."""
+
+from __future__ import annotations
+
+import inspect
+from functools import cache
+
+import pytest
+import torch
+
+from genlab.abilities import Estimate, abilities
+from genlab.training.run import RunFolder
+from recipes import RECIPES, SMALL, built, same
+
+STEPS = 3
+
+
+def each():
+    """Run a test for each recipe, a recipe's tests in one process, so that they share its training."""
+    return pytest.mark.parametrize("recipe", [pytest.param(r, marks=pytest.mark.xdist_group(r)) for r in RECIPES])
+
+
+@cache
+def trained(recipe: str):
+    """Return (dataset, trainer) after STEPS steps."""
+    _, dataset, trainer = built(f"model={recipe}", *SMALL)
+    advance(trainer, dataset, STEPS)
+    return dataset, trainer
+
+
+def advance(trainer, dataset, steps: int) -> None:
+    batches = trainer.stream(dataset)
+    for _ in range(steps):
+        trainer.advance(batches)
+
+
+@each()
+def test_resumes_bit_for_bit_from_its_file(recipe, tmp_path):
+    dataset, undisturbed = trained(recipe)
+    overrides = (f"model={recipe}", *SMALL)
+    _, _, first = built(*overrides)
+    advance(first, dataset, 1)
+    run = RunFolder.create(tmp_path / "run", config="", info={})
+    run.save(first.state(), keep=3)
+    del first
+    _, _, second = built(*overrides)
+    torch.manual_seed(12345)  # what a new process would have: another random state
+    second.load(run.load())
+    advance(second, dataset, STEPS - 1)
+    a, b = undisturbed.state(), second.state()
+    assert [key for key in a if key != "seconds" and not same(a[key], b[key])] == []
+
+
+@each()
+def test_gradients_reach_every_parameter(recipe):
+    _, trainer = trained(recipe)
+    trainable = {id(p) for opt in trainer.optimizers.values() for g in opt.param_groups for p in g["params"]}
+    for name, p in trainer.model.named_parameters():
+        assert id(p) in trainable, f"no optimizer has {name}"
+        assert p.grad is not None and torch.isfinite(p.grad).all() and p.grad.abs().max() > 0, name
+
+
+@each()
+def test_same_seed_same_samples(recipe):
+    dataset, trainer = trained(recipe)
+    model = trainer.sampler()
+    options = {"steps": 4} if "steps" in inspect.signature(model.sample).parameters else {}
+    draws = []
+    for seed in (0, 0, 1):
+        torch.manual_seed(seed)
+        draws.append(model.sample(3, **options))
+    a, b, c = draws
+    assert a.shape == (3, *dataset.spec.shape)
+    assert torch.isfinite(a).all()
+    assert torch.equal(a, b) and not torch.equal(a, c)
+    if dataset.spec.kind == "image":
+        low, high = dataset.spec.range
+        assert a.min() >= low - 1e-4 and a.max() <= high + 1e-4
+
+
+@each()
+def test_every_sampler_it_names_samples(recipe):
+    dataset, trainer = trained(recipe)
+    model = trainer.sampler()
+    for name in getattr(model, "samplers", ()):
+        assert model.sample(2, sampler=name, steps=3).shape == (2, *dataset.spec.shape)
+
+
+@each()
+@torch.no_grad()
+def test_every_ability_keeps_its_contract(recipe):
+    dataset, trainer = trained(recipe)
+    model = trainer.sampler()
+    has = abilities(model)
+    x = trainer.device.ready(dataset.take("validation", 3)).x
+    assert "sample" in has
+    if "encode" in has:
+        z = model.encode(x)
+        assert len(z) == 3 and torch.equal(z, model.encode(x)), "a code has no noise"
+        if "decode" in has:
+            assert model.decode(z).shape == x.shape
+    if "prior" in has:
+        assert model.decode(model.prior(2)).shape == (2, *dataset.spec.shape)
+    some = {"terms": 3} if "elbo" in has and "terms" in inspect.signature(model.elbo).parameters else {}
+    nats = {
+        "log_prob": lambda: model.log_prob(x),
+        "elbo": lambda: model.elbo(x, **some),
+        "iwae": lambda: model.iwae(x, 4),
+        "energy": lambda: model.energy(x),
+    }
+    for verb in has & set(nats):
+        value = nats[verb]()
+        assert value.shape == (3,) and torch.isfinite(value).all(), verb
+    if "log_partition" in has:
+        z = model.log_partition()
+        assert isinstance(z, Estimate) and z.tag in ("exact", "estimate") and (z.error is None) == (z.tag == "exact")
+
+
+@each()
+def test_conditional_form_draws_the_class_asked_for(recipe):
+    dataset, trainer = trained(recipe)
+    if not hasattr(trainer.model, "conditional"):
+        pytest.skip(f"{recipe} has no conditional form")
+    if not dataset.spec.classes:
+        pytest.skip(f"{recipe}'s data has no classes")
+    _, dataset, trainer = built(f"model={recipe}", "model.conditional=true", *SMALL)
+    advance(trainer, dataset, 1)
+    model = trainer.sampler()
+    options = {"steps": 2} if "steps" in inspect.signature(model.sample).parameters else {}
+    y = torch.tensor([3, 7])
+    assert model.sample(2, y, **options).shape == (2, *dataset.spec.shape)
+    assert model.sample(2, **options).shape == (2, *dataset.spec.shape)
