@@ -102,9 +102,10 @@ def arguments(target: Callable[..., Any], values: dict[str, Any], where: str, *,
             checked[name] = adapter.validate_python(value)
         except ValidationError as error:
             wrong = error.errors()[0]
-            message = "; or ".join(dict.fromkeys(e["msg"] for e in error.errors()))
+            said = (e["msg"][0].lower() + e["msg"][1:] for e in error.errors())
             inside = "".join(f"[{part}]" for part in wrong["loc"] if isinstance(part, int))
-            raise UserError(f"{path(name)}{inside}={shown(value)}: {message[0].lower() + message[1:]}") from error
+            found = shown(wrong["input"] if inside else value)
+            raise UserError(f"{path(name)}{inside}={found}: {'; or '.join(dict.fromkeys(said))}") from error
     missing = [n for n, p in known.items() if n not in checked and p.default is p.empty]
     if missing:
         raise UserError(f"{path(missing[0])} is not set; give {path(missing[0])}=…")
@@ -113,6 +114,8 @@ def arguments(target: Callable[..., Any], values: dict[str, Any], where: str, *,
 
 def shown(value: Any) -> str:
     """Return a value as it would be typed."""
+    if value is None:
+        return "null"
     return str(value) if isinstance(value, str | int | float) else repr(value)
 
 

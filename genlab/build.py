@@ -134,7 +134,7 @@ def train(config: DictConfig) -> dict[str, float] | None:
     else:
         folder, checkpoint = RunFolder.find(config.resume)
         own = resumed(config, folder, list(hydra.overrides.task))
-        state = folder.load(checkpoint)
+        state = folder.load(checkpoint) if checkpoint or folder.steps() else None  # killed before its first checkpoint
     try:
         return _train(own, folder, state, ranks, hydra)
     finally:
@@ -146,8 +146,7 @@ def _train(own: Plain, folder: RunFolder | None, state: Plain | None, ranks, hyd
 
     if folder is None and ranks.first:
         out = Path(hydra.runtime.output_dir if hydra.mode is RunMode.MULTIRUN else own["out"])
-        if (out / "run.json").exists():
-            raise UserError(f"{out} holds a run already; continue it with `genlab train resume={out}`, or choose another out=")
+        RunFolder(out).refuse_if_there()
     device = make_device(own["device"], seed=own["seed"] if isinstance(own["seed"], int) else 0)
     dataset = make_dataset(own)
     model = make_model(own, dataset.spec)
@@ -158,7 +157,7 @@ def _train(own: Plain, folder: RunFolder | None, state: Plain | None, ranks, hyd
         trainer.load(state)
         if trainer.at >= trainer.options.steps:
             raise UserError(f"{folder.path} is done: {trainer.at:,} steps; give a larger trainer.steps= to go on")
-    elif ranks.first:
+    elif folder is None and ranks.first:
         info = run_info(own, dataset, device, dict(hydra.runtime.choices), list(hydra.overrides.task))
         folder = RunFolder.create(out, config=OmegaConf.to_yaml(own), info=info)
     return train(trainer, dataset, folder, config=own)

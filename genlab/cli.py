@@ -13,18 +13,8 @@ from itertools import pairwise
 from pathlib import Path
 
 from genlab.errors import UserError, did_you_mean
+from genlab.tasks import COMMANDS, LISTS
 
-COMMANDS = {  # what Hydra composes: configs/<command>.yaml, then genlab.build.<command>
-    "train": "train a model: genlab train model=dcgan dataset=mnist; go on with resume=latest",
-    "sample": "draw from a run's model: genlab sample run=<folder> n=64 y=3 seed=0",
-    "evaluate": "measure a run on held-out data: genlab evaluate run=<folder>",
-    "tasks": "what can be asked of a run: genlab tasks run=<folder>",
-}
-LISTS = {
-    "models": "the recipes, and what each can do: exact, bound or estimate",
-    "datasets": "the data sets",
-    "completion": "shell completion: eval \"$(genlab completion bash)\" (or zsh)",
-}
 FLAGS: dict[str, tuple[str, ...] | None] = {  # Hydra's, with the values that each takes: none, any (None), or these
     **dict.fromkeys(("--help", "-h", "--hydra-help", "--version", "--resolve"), ()),
     **dict.fromkeys(("--run", "-r", "--multirun", "-m", "--shell-completion", "-sc"), ()),
@@ -110,6 +100,8 @@ def compose_and_run(command: str, arguments: list[str]) -> None:
     def task(config: DictConfig) -> object:
         from genlab import build
 
+        if failed and getattr(failed[-1], "exit_code", 2) > 128:
+            return None  # a signal ended the job before: it meant the sweep
         try:
             return getattr(build, command)(config)
         except Exception as error:  # kept from Hydra, which would print it its own way; raised below
@@ -182,9 +174,15 @@ def explain(error: Exception) -> str | None:
     while seen is not None and not isinstance(seen, UserError):
         seen = seen.__cause__ or seen.__context__
     if isinstance(seen, UserError):
-        return str(seen)
-    names = {kind.__module__.split(".")[0] for kind in type(error).__mro__}
-    if not names & {"hydra", "omegaconf", "antlr4"}:
+        return " ".join(str(seen).splitlines())
+    if isinstance(error, OSError) and error.filename:  # a folder that cannot be written, a full disk
+        return f"{error.filename}: {error.strerror}"
+    raised = error.__traceback__
+    while raised and raised.tb_next:
+        raised = raised.tb_next
+    modules = [kind.__module__ for kind in type(error).__mro__]
+    modules += [raised.tb_frame.f_globals.get("__name__", "")] if raised else []  # Hydra's own ValueErrors
+    if not {module.split(".")[0] for module in modules} & {"hydra", "omegaconf", "antlr4"}:
         return None
     return explain_hydra(error)
 

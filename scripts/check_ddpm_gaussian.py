@@ -1,6 +1,6 @@
 """Train DDPM on N(0, s² I), where the least loss and each sampler's variance are known, and print what it reaches.
 
-    python scripts/check_ddpm_gaussian.py [--steps 2000] [--variances 1 0.25 0.0625] [--threads 1]
+python scripts/check_ddpm_gaussian.py [--steps 2000] [--variances 1 0.25 0.0625] [--threads 1]
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def losses(model: DDPM, s2: float, draws: int = 2_000) -> tuple[float, float]:
         xt = schedule.q_sample(x0, t, eps)
         ab = schedule.at("alphas_bar", t, xt)
         best = (1 - ab).sqrt() / (ab * s2 + 1 - ab) * xt
-        # The excess over the best predictor has far less noise than the loss itself: E|ε − ε_θ|² = floor + E|ε* − ε_θ|².
+        # E|ε − ε_θ|² = floor + E|ε* − ε_θ|², and the excess has far less noise than the loss itself.
         total += (best - model.network(xt, t)).square().mean(1).sum().item()
     ab = schedule.exact["alphas_bar"]
     floor = (ab * s2 / (ab * s2 + 1 - ab)).mean().item()
@@ -89,12 +89,14 @@ def main() -> None:
         model = train(s2, args.steps, args.batch, args.lr, args.ema)
         seconds = time.perf_counter() - begun
         loss, floor = losses(model, s2)
-        print(f"s² = {s2}: ε-loss {loss:.5f}, floor {floor:.5f}, ratio {loss / floor:.4f}  ({seconds:.0f} s)", flush=True)
+        ratio = loss / floor
+        print(f"s² = {s2}: ε-loss {loss:.5f}, floor {floor:.5f}, ratio {ratio:.4f}  ({seconds:.0f} s)", flush=True)
         for (name, options), exact in zip(SAMPLERS, TABLE[s2], strict=True):
             x = model.sample(args.rows, sampler=name, **options)
             found = (x**2).mean().item() / s2
             label = " ".join([name, *map(str, options.values())])
-            print(f"    {label:22} variance/s² {found:.4f}, exact sampler {exact:.4f}, off by {found / exact - 1:+.2%}", flush=True)
+            off = found / exact - 1
+            print(f"    {label:22} variance/s² {found:.4f}, exact {exact:.4f}, off by {off:+.2%}", flush=True)
 
 
 if __name__ == "__main__":

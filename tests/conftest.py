@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import os
 import random
 import subprocess
@@ -59,6 +60,8 @@ def run_here(*arguments: object, cwd: Path) -> Result:
     from genlab import cli
 
     before = os.getcwd(), os.environ.copy(), sys.argv, sys.path.copy(), set(sys.modules)
+    root = logging.getLogger()
+    handlers, level = root.handlers.copy(), root.level
     out, err, code = io.StringIO(), io.StringIO(), 0
     os.environ.pop("HYDRA_FULL_ERROR", None)
     cli.stamp.cache_clear()
@@ -78,6 +81,8 @@ def run_here(*arguments: object, cwd: Path) -> Result:
         os.environ.clear()
         os.environ.update(before[1])
         sys.argv, sys.path[:] = before[2:4]
+        root.handlers[:] = handlers
+        root.setLevel(level)  # Hydra's --info turns debugging on
         for name in set(sys.modules) - before[4]:  # a model beside a test's config must not reach the next test
             if str(getattr(sys.modules[name], "__file__", None) or "").startswith(str(cwd)):
                 del sys.modules[name]

@@ -1,4 +1,4 @@
-"""Diffusion against what is known exactly: Gaussian data, Bayes' rule, and identities between samplers and predictions."""
+"""Diffusion against what is known exactly: Gaussian data, Bayes' rule, identities of samplers and predictions."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ POINTS = Spec((2,), kind="points", levels=0)
 LABELLED = Spec((2,), kind="points", levels=0, classes=3)
 SMALL = {"channels": 8, "multipliers": (1, 2), "blocks": 1, "attention": (), "dropout": 0.0}
 
-# s² of N(0, s²) -> floor of the ε-loss; bounds with β and β̃; variance / s² of ancestral β̃, β and DDIM with 10, 50, 100, 1000 steps
+# schedule, s² of N(0, s²) -> floor of the ε-loss; bound with β; with β̃; variance / s² of ancestral sampling with β̃
+# and β and of DDIM in 10, 50, 100, 1000 steps
 TRUTH = {
     ("linear", 1.0): (0.27551, 1.4189, 1.9975, (0.9911, 0.9999, 0.6917, 0.9294, 0.9640, 0.9963)),
     ("linear", 0.25): (0.17305, 0.7269, 1.2957, (0.9845, 1.0030, 0.5599, 0.8928, 0.9447, 0.9940)),
@@ -52,7 +53,7 @@ def optimal(schedule: Schedule, s2: float):
 def variance(sampler, schedule: Schedule, s2: float, **options) -> float:
     """Return the exact variance of a sampler's output in units of s².
 
-    With a linear denoiser each output is a sum of the random numbers drawn, so they go in as unit vectors of their own space.
+    With a linear denoiser each output is a sum of the random numbers drawn, so they go in as unit vectors.
     """
     drawn = iter(torch.eye(schedule.T + 1))
     x = sampler(optimal(schedule, s2), next(drawn)[None], schedule, noise=lambda _: next(drawn)[None], **options)
@@ -72,7 +73,7 @@ def test_gaussian_loss_floor(name, s2):
     schedule = Schedule(name, T)
     ab = schedule.alphas_bar
     assert (ab * s2 / (ab * s2 + 1 - ab)).mean().item() == pytest.approx(TRUTH[name, s2][0], abs=5.1e-6)
-    # The same floor from `q_sample` and `to_eps`: the squared error of the optimal ε over the two signs of x_0 and of ε, exact.
+    # The same floor from `q_sample` and `to_eps`: the exact squared error of the optimal ε over the signs of x_0 and ε.
     t, denoise = torch.arange(T).repeat(4), optimal(schedule, s2)
     x0, eps = torch.tensor([[1, 1], [1, -1], [-1, 1], [-1, -1]]).double().repeat_interleave(T, 0).T[..., None]
     x0 = x0 * math.sqrt(s2)
@@ -142,7 +143,7 @@ def test_ddim_with_noise_is_ancestral(times):
 @pytest.mark.parametrize("steps", [1, 7, 50, T])
 def test_times(steps):
     for times in (strided(T, steps), spread(T, steps)):
-        assert len(set(times)) == steps and times == sorted(times) and 0 <= times[0] and times[-1] < T
+        assert len(set(times)) == steps and times == sorted(times) and times[0] >= 0 and times[-1] < T
     assert strided(T, steps)[0] == 0 and spread(T, steps)[-1] == T - 1
     borders = strata(T, steps)
     assert borders[0] == 1 and borders[-1] == T and borders.diff().min() >= 1 and len(borders) == min(steps, T - 1) + 1
@@ -214,7 +215,7 @@ def test_training_reaches_every_parameter():
 
 @pytest.mark.parametrize("objective", ["eps", "x0", "v"])
 def test_loss_of_a_network_at_zero(objective):
-    """A network that answers 0 has the loss E[target²], which is known: 1, E[x_0²], or ᾱ + (1 − ᾱ) E[x_0²] averaged over t."""
+    """A network that answers 0 has the loss E[target²]: 1, E[x_0²], or ᾱ + (1 − ᾱ) E[x_0²] averaged over t."""
     model = DDPM(POINTS, objective=objective, hidden=(4,))
     torch.nn.init.zeros_(model.network.last.weight), torch.nn.init.zeros_(model.network.last.bias)
     ab = model.schedule.alphas_bar.mean().item()
@@ -235,7 +236,9 @@ def test_guidance():
         torch.testing.assert_close(at[g], at[0.0] + g * (at[1.0] - at[0.0]))
 
 
-@pytest.mark.parametrize("options", [{}, {"steps": 3}, {"sampler": "ddim", "steps": 4, "eta": 0.5}, {"variance": "beta_tilde"}])
+@pytest.mark.parametrize(
+    "options", [{}, {"steps": 3}, {"sampler": "ddim", "steps": 4, "eta": 0.5}, {"variance": "beta_tilde"}]
+)
 @pytest.mark.parametrize("conditional", [False, True])
 def test_sample(options, conditional):
     spec = Spec((1, 5, 5), classes=3)

@@ -43,9 +43,9 @@ class Stage(nn.Module):
 
 
 class UNet(nn.Module):
-    """Maps images (B, C, H, W), times t (B,), or one (1,) for all, and perhaps classes y (B,) to images of the same shape.
+    """Maps images (B, C, H, W), times t (B,) or (1,), and perhaps classes y (B,) to images of the same shape.
 
-    Sides need not be multiples of 2^(levels − 1): the image is padded with zeros on the right and below, and cropped back.
+    Sides need not be multiples of 2^(levels − 1): the image is padded with zeros right and below, and cropped back.
 
     Args:
         shape: (C, H, W) of an image.
@@ -103,7 +103,7 @@ class UNet(nn.Module):
         self.initialise()
 
     def initialise(self) -> None:
-        """Draw weights as the authors' code does; what ends a branch starts at zero, so that blocks start as identities."""
+        """Draw weights as the authors' code does; what ends a branch starts at zero: blocks start as identities."""
         ends = {m.conv2 for m in self.modules() if isinstance(m, ResBlock)}
         ends |= {m.out for m in self.modules() if isinstance(m, SelfAttention2d)} | {self.last}
         for m in self.modules():

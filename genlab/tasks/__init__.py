@@ -1,0 +1,13 @@
+"""The commands, a file each, and what `genlab --help` says of them."""
+
+COMMANDS = {  # what Hydra composes: configs/<command>.yaml, then genlab.build.<command>
+    "train": "train a model: genlab train model=dcgan dataset=mnist; go on with resume=latest",
+    "sample": "draw from a run's model: genlab sample run=<folder> n=64 y=3 seed=0",
+    "evaluate": "measure a run on held-out data: genlab evaluate run=<folder>",
+    "tasks": "what can be asked of a run: genlab tasks run=<folder>",
+}
+LISTS = {  # what needs no run: genlab.tasks.listing
+    "models": "the recipes, and what each can do: exact, bound or estimate",
+    "datasets": "the data sets",
+    "completion": 'shell completion: eval "$(genlab completion bash)" (or zsh)',
+}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from genlab.errors import UserError, did_you_mean
+from genlab.tasks import COMMANDS, LISTS
 
 BASH = """\
 _genlab() {
@@ -52,8 +53,6 @@ def datasets(arguments: list[str]) -> None:
 
 def completion(arguments: list[str]) -> None:
     """Print the shell's completion function."""
-    from genlab.cli import COMMANDS, LISTS
-
     if arguments not in (["bash"], ["zsh"]):
         word = arguments[0] if arguments else ""
         raise UserError(f"completion: which shell? bash or zsh{did_you_mean(word, ['bash', 'zsh'])}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -10,6 +11,7 @@ import torch
 from torch import nn
 
 from genlab.abilities import Estimate, abilities
+from genlab.errors import UserError, did_you_mean
 from genlab.metrics import measure, metrics_for
 from genlab.tasks import pictures
 from genlab.training.run import RunFolder
@@ -23,11 +25,22 @@ POINTS = 1000  # points in a preview scatter
 JUDGED = 500  # held-out items in an evaluation during training
 
 
+class Stopped(UserError):
+    """A signal ended the run, with everything saved; the exit code is the shell's own for that signal."""
+
+    def __init__(self, message: str, name: str) -> None:
+        super().__init__(message)
+        self.exit_code = 128 + signal.Signals[name]
+
+
 def train(trainer: Trainer, dataset: Any, folder: RunFolder | None, *, config: dict[str, Any]) -> dict[str, float] | None:
     """Train to the end that the options say, and say where the run is; return its final numbers.
 
     Args:
         folder: where the run is written; None in every process but the first.
+
+    Raises:
+        Stopped: a signal asked the run to end.
     """
     lock = None
     if folder and trainer.ranks.first:
@@ -46,10 +59,9 @@ def train(trainer: Trainer, dataset: Any, folder: RunFolder | None, *, config: d
         draw(trainer.sampler())
     lock.close()
     why = {"steps": "", "time": " (trainer.max_time)", "patience": " (no better evaluation)"}
-    if ended in why:
-        print(f"trained {trainer.at:,} steps{why[ended]} in {trainer.seconds:.0f} s: {folder.path}")
-    else:
-        print(f"{ended}: saved at step {trainer.at:,}; go on with `genlab train resume={folder.path}`")
+    if ended not in why:
+        raise Stopped(f"{ended}: saved at step {trainer.at:,}; go on with `genlab train resume={folder.path}`", ended)
+    print(f"trained {trainer.at:,} steps{why[ended]} in {trainer.seconds:.0f} s: {folder.path}")
     last = [line for line in folder.history() if "evaluation" not in line]
     return {k: v for k, v in last[-1].items() if isinstance(v, float)} if last else {}
 
@@ -96,8 +108,6 @@ def check_monitor(trainer: Trainer, dataset: Any) -> None:
     Raises:
         UserError: names the ones that there are.
     """
-    from genlab.errors import UserError, did_you_mean
-
     monitor = trainer.options.monitor
     known = [name for metric in metrics_for(trainer.model, dataset).values() for name in metric.rows(trainer.model, dataset)]
     if monitor is not None and monitor not in known:

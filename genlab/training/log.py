@@ -16,6 +16,7 @@ from genlab.errors import UserError
 if TYPE_CHECKING:
     import numpy as np
 
+    from genlab.training.ranks import Ranks
     from genlab.training.run import RunFolder
 
 QUIET = 5.0  # seconds between lines where there is no terminal
@@ -34,8 +35,11 @@ class Log:
         run: where to write; None (any process but the first) writes nothing but still checks the losses.
     """
 
-    def __init__(self, run: RunFolder | None, *, start: int, steps: int, pending: list[dict[str, float]]) -> None:
+    def __init__(
+        self, run: RunFolder | None, *, start: int, steps: int, pending: list[dict[str, float]], ranks: Ranks
+    ) -> None:
         self.run = run
+        self.ranks = ranks
         self.steps = steps
         self.pending: list[dict[str, Any]] = list(pending)  # since the last logged step; kept in checkpoints
         self.said = time.monotonic()
@@ -55,15 +59,16 @@ class Log:
         self.pending.append(losses)
 
     def settle(self, step: int, hint: str) -> list[dict[str, float]]:
-        """Turn the pending losses into numbers, with one wait for the device, and check them.
+        """Turn the pending losses into numbers, means over all processes, with one wait for the device; check them.
 
         Raises:
             Diverged: one of them is not finite; names the step and the part.
         """
         waiting = [i for i, losses in enumerate(self.pending) if any(isinstance(v, Tensor) for v in losses.values())]
         if waiting:
-            values = torch.stack([v.detach().float() for i in waiting for v in self.pending[i].values()]).tolist()
-            numbers = iter(values)
+            values = torch.stack([v.detach().double() for i in waiting for v in self.pending[i].values()])
+            self.ranks.average([values])
+            numbers = iter(values.tolist())
             for i in waiting:
                 self.pending[i] = {name: next(numbers) for name in self.pending[i]}
         for i, losses in enumerate(self.pending):

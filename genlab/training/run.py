@@ -51,13 +51,23 @@ class RunFolder:
             UserError: the folder holds a run already.
         """
         run = cls(path)
-        if (path / "run.json").exists() or run.checkpoints.exists():
-            raise UserError(f"{path} holds a run already; continue it with `genlab train resume={path}`, or choose another out=")
+        run.refuse_if_there()
         for folder in (run.checkpoints, run.samples):
-            folder.mkdir(parents=True)
+            folder.mkdir(parents=True, exist_ok=True)
         write_whole(path / "config.yaml", config.encode())
-        write_whole(path / "run.json", json.dumps(info, indent=2).encode())
+        write_whole(path / "run.json", json.dumps(info, indent=2).encode())  # last: from now on it is a run
         return run
+
+    def refuse_if_there(self) -> None:
+        """Refuse to train anew into a folder that holds a run.
+
+        Raises:
+            UserError: it does; says how to go on with it.
+        """
+        if (self.path / "run.json").exists():
+            raise UserError(
+                f"{self.path} holds a run already; continue it with `genlab train resume={self.path}`, or choose another out="
+            )
 
     @classmethod
     def find(cls, where: str | None) -> tuple[RunFolder, Path | None]:
@@ -167,7 +177,9 @@ class RunFolder:
         return [json.loads(line) for line in lines]
 
     def forget_after(self, step: int) -> None:
-        """Drop what was logged after `step`, and a line that a kill cut short: a resume writes it again."""
+        """Drop what was logged after `step`, and files and lines that a kill cut short: a resume writes them again."""
+        for part in self.path.rglob("*.part"):
+            part.unlink()
         if not self.stats.exists():
             return
         kept = []

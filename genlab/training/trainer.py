@@ -154,7 +154,7 @@ class Trainer:
         o = self.options
         self.run = run if self.ranks.first else None
         batches = self.stream(data)
-        log = Log(self.run, start=self.at, steps=o.steps, pending=self.pending)
+        log = Log(self.run, start=self.at, steps=o.steps, pending=self.pending, ranks=self.ranks)
         clock = time.monotonic()
         rate_from, rate_at, ended = clock, self.at, "steps"
         with Signals() as signals:
@@ -327,9 +327,11 @@ class Trainer:
 
 
 def mix(*parts: int) -> int:
-    """Return a seed made of several integers, well mixed in its low 32 bits (an LCG step and an xor-shift for each)."""
-    h = 0
+    """Return a seed of 63 bits made of several integers (SplitMix64, Steele et al. 2014, over each in turn)."""
+    h, bits = 0, 2**64 - 1
     for part in parts:
-        h = (h * 6364136223846793005 + part + 1442695040888963407) & 0xFFFFFFFFFFFFFFFF
-        h ^= h >> 33
+        h = (h + part + 0x9E3779B97F4A7C15) & bits
+        h = ((h ^ (h >> 30)) * 0xBF58476D1CE4E5B9) & bits
+        h = ((h ^ (h >> 27)) * 0x94D049BB133111EB) & bits
+        h ^= h >> 31
     return h >> 1

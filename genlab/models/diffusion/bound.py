@@ -35,7 +35,7 @@ def discretised(x: Tensor, mean: Tensor, variance: Tensor, levels: int) -> Tenso
 
 
 def strata(T: int, terms: int | None) -> Tensor:
-    """Return the borders (K + 1,) of K strata of the times 1, …, T − 1, narrow where t is small and the terms are large."""
+    """Return the borders (K + 1,) of K strata of the times 1, …, T − 1, narrow at small t, where terms are large."""
     K = T - 1 if terms is None else min(terms, T - 1)
     i = torch.arange(K + 1, dtype=torch.float64)
     return (1 + i + ((T - 1 - K) * (i / max(K, 1)) ** 2).round()).long()

@@ -64,7 +64,7 @@ class DDPM(nn.Module):
         if spec.kind == "image" and tuple(spec.range) != (-1, 1):
             raise UserError(f"ddpm needs images in [-1, 1], not {list(spec.range)}; set dataset.range=[-1,1]")
         if conditional and not spec.classes:
-            raise UserError("model.conditional=true needs labels, and this dataset has none; set model.conditional=false")
+            raise UserError("model.conditional=true needs labels, which this data has not; set model.conditional=false")
         self.spec = spec
         self.objective = objective
         self.variance = variance
@@ -124,7 +124,8 @@ class DDPM(nn.Module):
         T = self.schedule.T
         steps = T if steps is None else steps
         if sampler not in self.samplers:
-            raise UserError(f"ddpm has no sampler {sampler!r}{did_you_mean(sampler, self.samplers)}; it has {self.samplers}")
+            known = ", ".join(self.samplers)
+            raise UserError(f"ddpm has no sampler {sampler!r}{did_you_mean(sampler, self.samplers)}; it has {known}")
         if not 1 <= steps <= T:
             raise UserError(f"sampler.steps={steps} is outside 1…{T}, the steps that the model was trained on")
         if sampler == "ancestral" and eta is not None:

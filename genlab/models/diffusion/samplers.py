@@ -1,7 +1,7 @@
 """Samplers: functions of a denoiser, a start and a schedule, so that each serves every network.
 
-A denoiser is a function (x_t (B, …), t (1,) int64) -> the expected x_0: all rows are at the same time. Each step goes from a time t to the one before it in
-`times`, whatever lies between: β = 1 − ᾱ_t/ᾱ_s is then the noise of that whole step.
+A denoiser is a function (x_t (B, …), t (1,) int64) -> the expected x_0: all rows are at the same time. Each step goes
+from a time t to the one before it in `times`, whatever lies between: β = 1 − ᾱ_t/ᾱ_s is the noise of that whole step.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ Denoiser = Callable[[Tensor, Tensor], Tensor]
 
 
 def strided(T: int, steps: int) -> list[int]:
-    """Return `steps` times 0, T/S, 2T/S, … with a uniform stride from 0 (Song et al. 2021, 2010.02502, appendix D.2)."""
+    """Return `steps` times 0, T/S, 2T/S, … with a uniform stride from 0 (Song et al. 2021, appendix D.2)."""
     return [i * T // steps for i in range(steps)]
 
 
@@ -27,7 +27,7 @@ def spread(T: int, steps: int) -> list[int]:
 
 
 def walk(schedule: Schedule, times: Sequence[int]) -> Iterator[tuple[int, float, float]]:
-    """Yield (t, ᾱ_t, ᾱ_s) from the last time to the first, s the time before t; the step from the first time ends at ᾱ = 1."""
+    """Yield (t, ᾱ_t, ᾱ_s) from the last time to the first, s the time before t; the last step ends at ᾱ_s = 1."""
     ab = schedule.exact["alphas_bar"].tolist()
     for i in reversed(range(len(times))):
         yield times[i], ab[times[i]], ab[times[i - 1]] if i else 1.0
@@ -69,7 +69,7 @@ def ddim(
     eta: float = 0.0,
     noise: Callable[[Tensor], Tensor] = torch.randn_like,
 ) -> Tensor:
-    """Return x_0 (B, …) from the noise x (B, …) by DDIM (Song et al. 2021, https://arxiv.org/abs/2010.02502, eqs. 12, 16).
+    """Return x_0 (B, …) from the noise x (B, …) by DDIM (Song et al. 2021, 2010.02502, eqs. 12 and 16).
 
     Args:
         eta: 0 is deterministic; 1 over the same times is `ancestral` with σ² = β̃.

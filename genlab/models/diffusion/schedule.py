@@ -1,6 +1,6 @@
 """The forward process of DDPM (Ho et al. 2020, https://arxiv.org/abs/2006.11239), and what follows from it alone.
 
-Letters are the paper's: β_t, α_t = 1 − β_t, ᾱ_t = ∏ α_s, β̃_t. Times count from 0 here, so that t = 0 is the paper's t = 1.
+Letters are the paper's: β_t, α_t = 1 − β_t, ᾱ_t = ∏ α_s, β̃_t. Times count from 0 here: t = 0 is the paper's t = 1.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def linear_betas(T: int) -> Tensor:
 
 
 def cosine_betas(T: int, s: float = 0.008) -> Tensor:
-    """Return β of ᾱ_t = f(t)/f(0), f(t) = cos²((t/T + s)/(1 + s) · π/2) (Nichol & Dhariwal 2021, eq. 17, 2102.09672)."""
+    """Return β of ᾱ_t = f(t)/f(0), f(t) = cos²((t/T + s)/(1 + s) · π/2) (Nichol & Dhariwal 2021, eq. 17)."""
     t = torch.arange(T + 1, dtype=torch.float64) / T
     f = torch.cos((t + s) / (1 + s) * math.pi / 2) ** 2
     return (1 - f[1:] / f[:-1]).clamp(max=0.999)
@@ -33,7 +33,7 @@ BETAS = {"linear": linear_betas, "cosine": cosine_betas}
 
 
 class Schedule(nn.Module):
-    """The noise schedule of T steps with its tables: buffers (T,) in the module's precision, `exact` in float64 on the CPU."""
+    """The noise schedule with its tables (T,): buffers in the module's precision, `exact` in float64 on the CPU."""
 
     def __init__(self, name: Name = "linear", T: int = 1000) -> None:
         super().__init__()
@@ -81,7 +81,7 @@ class Schedule(nn.Module):
         return mean, self.at("beta_tilde", t, xt)
 
     def target(self, objective: Objective, x0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
-        """Return what the network learns to predict: ε, x_0, or v = √ᾱ ε − √(1 − ᾱ) x_0 (Salimans & Ho 2022, 2202.00512)."""
+        """Return what the network learns: ε, x_0, or v = √ᾱ ε − √(1 − ᾱ) x_0 (Salimans & Ho 2022, 2202.00512)."""
         if objective == "eps":
             return eps
         if objective == "x0":

@@ -1,0 +1,215 @@
+"""Measure genlab's loop against the same loop by hand, in one run, interleaved: medians, ratios, JSON.
+
+    GENLAB_DATA=<folder with MNIST> python scripts/bench.py [names] [--rounds 5] [--out docs/benchmarks/cpu.json]
+
+Each case is a pair: what genlab does with logging, checkpoints and previews as they are by default, and a bare loop over the same
+network, batch, optimizer and data on the device (for the RBM: scikit-learn's BernoulliRBM).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
+from recipes import built  # noqa: E402
+
+from genlab.training.run import RunFolder  # noqa: E402
+
+
+def genlab_loop(*overrides: str) -> Callable[[], None]:
+    """Return a function that trains anew by `Trainer.fit`, writing a real run folder."""
+    from genlab.tasks.train import preview
+
+    def run() -> None:
+        folder = RunFolder.create(Path(tempfile.mkdtemp()) / "run", config="", info={})
+        trainer.at, trainer.pulled = 0, 0
+        trainer.fit(dataset, folder, preview=lambda model: preview(dataset, folder, trainer, model))
+
+    _, dataset, trainer = built(*overrides, "device=cpu", "out=unused")
+    return run
+
+
+class HandVAE(nn.Module):
+    """The usual VAE example: 784–400–20."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc1, self.mu, self.logvar = nn.Linear(784, 400), nn.Linear(400, 20), nn.Linear(400, 20)
+        self.fc3, self.fc4 = nn.Linear(20, 400), nn.Linear(400, 784)
+
+    def loss(self, x: torch.Tensor) -> torch.Tensor:
+        h = F.relu(self.fc1(x))
+        mu, logvar = self.mu(h), self.logvar(h)
+        z = mu + torch.randn_like(mu) * torch.exp(0.5 * logvar)
+        logits = self.fc4(F.relu(self.fc3(z)))
+        bce = F.binary_cross_entropy_with_logits(logits, x, reduction="sum")
+        return (bce - 0.5 * torch.sum(1 + logvar - mu.pow(2) - logvar.exp())) / len(x)
+
+
+def vae() -> tuple[Callable[[], None], Callable[[], None]]:
+    steps = 469  # an epoch of 60,000 in batches of 128
+    ours = genlab_loop(
+        "model=vae", "dataset=mnist", "dataset.validation=0", "model.hidden=[400]", "model.activation=relu",
+        "trainer.batch_size=128", f"trainer.steps={steps}",
+    )  # fmt: skip
+    data = mnist_bytes()
+    model = HandVAE()
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, fused=True)
+
+    def by_hand() -> None:
+        order = torch.randperm(len(data))
+        for i in range(steps):
+            x = data[order[i * 128 : (i + 1) * 128]].float().div_(255)
+            x = (torch.rand_like(x) < x).float()
+            optimizer.zero_grad()
+            model.loss(x).backward()
+            optimizer.step()
+
+    return ours, by_hand
+
+
+def dcgan() -> tuple[Callable[[], None], Callable[[], None]]:
+    steps, options = 40, ("model=dcgan", "model.width=32", "dataset.size=32", "trainer.batch_size=64")
+    ours = genlab_loop(*options, f"trainer.steps={steps}")
+    _, dataset, trainer = built(*options, "device=cpu", "out=unused")
+    model = trainer.model
+    g_opt = torch.optim.Adam(model.generator.parameters(), lr=2e-4, betas=(0.5, 0.999), fused=True)
+    d_opt = torch.optim.Adam(model.discriminator.parameters(), lr=2e-4, betas=(0.5, 0.999), fused=True)
+    data = dataset.arrays("train")[0]
+    one = torch.ones(64)
+
+    def by_hand() -> None:
+        for _ in range(steps):
+            x = data[torch.randint(len(data), (64,))].float().div_(127.5).sub_(1).contiguous(memory_format=torch.channels_last)
+            d_opt.zero_grad()
+            F.binary_cross_entropy_with_logits(model.discriminator(x).flatten(), one).backward()
+            with torch.no_grad():
+                fake = model.generator(model.prior(64))
+            F.binary_cross_entropy_with_logits(model.discriminator(fake).flatten(), 0 * one).backward()
+            d_opt.step()
+            g_opt.zero_grad()
+            score = model.discriminator(model.generator(model.prior(64))).flatten()
+            F.binary_cross_entropy_with_logits(score, one).backward(inputs=list(model.generator.parameters()))
+            g_opt.step()
+
+    return ours, by_hand
+
+
+def unet() -> tuple[Callable[[], None], Callable[[], None]]:
+    steps, options = 25, ("model=ddpm_small", "dataset=digits", "dataset.size=28", "trainer.batch_size=64", "trainer.preview_every=0")
+    ours = genlab_loop(*options, f"trainer.steps={steps}")
+    _, dataset, trainer = built(*options, "device=cpu", "out=unused")
+    model, unet = trainer.model, trainer.model.network
+    optimizer = torch.optim.Adam(model.parameters(), lr=2e-3, fused=True)
+    bar = model.schedule.alphas_bar.float()
+    mean = [p.detach().clone() for p in model.parameters()]
+    data = dataset.arrays("train")[0]
+
+    def by_hand() -> None:
+        for _ in range(steps):
+            x = data[torch.randint(len(data), (64,))].float().div_(127.5).sub_(1).contiguous(memory_format=torch.channels_last)
+            t, eps = torch.randint(1000, (64,)), torch.randn_like(x)
+            a = bar[t].view(-1, 1, 1, 1)
+            optimizer.zero_grad()
+            F.mse_loss(unet(a.sqrt() * x + (1 - a).sqrt() * eps, t), eps).backward()
+            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            torch._foreach_lerp_(mean, [p.detach() for p in model.parameters()], 0.002)
+
+    return ours, by_hand
+
+
+def rbm() -> tuple[Callable[[], None], Callable[[], None]]:
+    from sklearn.neural_network import BernoulliRBM
+
+    ours = genlab_loop(
+        "model=rbm", "model.hidden=256", "dataset=mnist", "dataset.validation=0", "trainer.batch_size=100", "trainer.steps=600"
+    )
+    data = (mnist_bytes().flatten(1).float().div_(255) > 0.5).float().numpy()
+    return ours, lambda: BernoulliRBM(n_components=256, batch_size=100, n_iter=1, learning_rate=0.05).fit(data)
+
+
+def mnist_bytes() -> torch.Tensor:
+    """Return MNIST's 60,000 training digits as bytes (60000, 784)."""
+    _, dataset, _ = built("model=vae", "dataset=mnist", "dataset.validation=0", "device=cpu", "out=unused")
+    return dataset.arrays("train")[0].flatten(1)
+
+
+def start_up() -> dict[str, float]:
+    """Return the seconds of `genlab --help` and `genlab train --cfg job`, each the median of 9 processes."""
+
+    def seconds(*arguments: str) -> float:
+        times = []
+        for _ in range(9):
+            began = time.perf_counter()
+            subprocess.run([str(Path(sys.executable).parent / "genlab"), *arguments], capture_output=True, check=True)
+            times.append(time.perf_counter() - began)
+        return statistics.median(times)
+
+    return {"genlab --help": seconds("--help"), "genlab train --cfg job": seconds("train", "--cfg", "job")}
+
+
+PAIRS = {"vae": vae, "dcgan": dcgan, "unet": unet, "rbm": rbm}
+WHAT = {
+    "vae": "an epoch of the VAE 784–400–20 on MNIST, batch 128, against the loop by hand with the data on the device",
+    "dcgan": "40 steps of DCGAN 32×32, batch 64, against the loop by hand",
+    "unet": "25 steps of a U-Net 28×28, batch 64, with EMA and clipping, against the loop by hand",
+    "rbm": "an epoch of RBM 784–256, PCD-1, batch 100, against scikit-learn's BernoulliRBM",
+}
+
+
+def interleaved(ours: Callable[[], None], other: Callable[[], None], rounds: int) -> dict[str, float | list[float]]:
+    """Return the medians in seconds and the median ratio of `rounds` pairs, after one pair that warms up."""
+    times: list[tuple[float, float]] = []
+    for i in range(rounds + 1):
+        pair = []
+        for function in (ours, other):
+            began = time.perf_counter()
+            function()
+            pair.append(time.perf_counter() - began)
+        if i:
+            times.append((pair[0], pair[1]))
+    ratios = [a / b for a, b in times]
+    return {
+        "genlab_s": statistics.median(a for a, _ in times),
+        "other_s": statistics.median(b for _, b in times),
+        "ratio": statistics.median(ratios),
+        "ratios": ratios,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", default=["start", *PAIRS])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--out", type=Path, default=Path("docs/benchmarks/cpu.json"))
+    options = parser.parse_args()
+    found = json.loads(options.out.read_text()) if options.out.exists() else {}
+    found["machine"] = f"{os.cpu_count()} cores, torch {torch.__version__}, Python {platform.python_version()}"
+    for name in options.names:
+        if name == "start":
+            found["start"] = start_up()
+        else:
+            sys.stderr.write(f"{name}: {WHAT[name]}\n")
+            found[name] = {"what": WHAT[name], **interleaved(*PAIRS[name](), options.rounds)}
+        print(name, json.dumps(found[name]))
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        options.out.write_text(json.dumps(found, indent=2, ensure_ascii=False) + "\n")
+
+
+if __name__ == "__main__":
+    main()
