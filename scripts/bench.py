@@ -25,9 +25,9 @@ import torch.nn.functional as F
 from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
-from recipes import built  # noqa: E402
+from recipes import built
 
-from genlab.training.run import RunFolder  # noqa: E402
+from genlab.training.run import RunFolder
 
 
 def genlab_loop(*overrides: str) -> Callable[[], None]:

@@ -9,10 +9,10 @@ import json
 import sys
 
 import torch
+from recipes import built
 
 from genlab.training.log import Log
 from genlab.training.ranks import Ranks
-from recipes import built
 
 FAMILIES = {
     "vae": ("model=vae",),

@@ -11,9 +11,9 @@ import time
 from pathlib import Path
 
 import pytest
+from recipes import same
 
 from genlab.training.run import RunFolder
-from recipes import same
 
 # The five families, each with what makes a run last a few seconds.
 RUNS = {

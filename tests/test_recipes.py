@@ -7,10 +7,10 @@ from functools import cache
 
 import pytest
 import torch
+from recipes import RECIPES, SMALL, built, same
 
 from genlab.abilities import Estimate, abilities
 from genlab.training.run import RunFolder
-from recipes import RECIPES, SMALL, built, same
 
 STEPS = 3
 

@@ -10,16 +10,17 @@ from functools import partial
 import pytest
 import torch
 import yaml
+from recipes import CONFIGS, same
 from torch import nn
 
 from genlab.errors import UserError
+from genlab.seeds import mix
 from genlab.spec import Batch
 from genlab.training.device import Device
 from genlab.training.log import Diverged
 from genlab.training.options import Options
 from genlab.training.run import RunFolder
-from genlab.training.trainer import Trainer, mix
-from recipes import CONFIGS, same
+from genlab.training.trainer import Trainer
 
 SGD = partial(torch.optim.SGD, lr=0.1)
 

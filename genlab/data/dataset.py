@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from genlab.data.order import Address, mix, permutation, shuffled
+from genlab.data.order import Address, permutation, shuffled
 from genlab.errors import UserError, did_you_mean
+from genlab.seeds import mix
 from genlab.spec import Batch, Spec
 
 if TYPE_CHECKING:

@@ -37,5 +37,5 @@ class Digits(Images):
         sizes = [round(share * len(x)) for share in (self.validation, self.test)]
         parts = dict(zip(("validation", "test", "train"), cut(len(x), sizes, self.split_seed), strict=True))
         splits = {name: Split(x[index], y[index]) for name, index in parts.items()}
-        missing = {name: f"dataset.validation={self.validation:g}, dataset.test={self.test:g}" for name in parts}
+        missing = dict.fromkeys(parts, f"dataset.validation={self.validation:g}, dataset.test={self.test:g}")
         self.hold_images(splits, shape=x.shape[1:], classes=10, levels=levels, missing=missing)

@@ -8,8 +8,8 @@ from annotated_types import Interval
 
 from genlab.data.dataset import Split
 from genlab.data.images import Images
-from genlab.data.order import mix
 from genlab.errors import UserError
+from genlab.seeds import mix
 from genlab.spec import Count, Positive
 
 

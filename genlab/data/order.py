@@ -8,18 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-MASK = (1 << 64) - 1
-
-
-def mix(*parts: int) -> int:
-    """Return 63 well-mixed bits of some integers (the finaliser of SplitMix64, chained)."""
-    h = 0x9E3779B97F4A7C15
-    for part in parts:
-        h = ((h ^ (part & MASK)) + 0x9E3779B97F4A7C15) & MASK
-        h = ((h ^ (h >> 30)) * 0xBF58476D1CE4E5B9) & MASK
-        h = ((h ^ (h >> 27)) * 0x94D049BB133111EB) & MASK
-        h ^= h >> 31
-    return h >> 1
+from genlab.seeds import mix
 
 
 def permutation(n: int, *seed: int) -> Tensor:

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from genlab.data.dataset import SPLITS, Dataset, Split
 from genlab.data.laws import LAWS
-from genlab.data.order import mix
 from genlab.errors import UserError
+from genlab.seeds import mix
 from genlab.spec import Count, Positive, PositiveFloat, Spec
 
 

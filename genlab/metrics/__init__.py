@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any
 
 from genlab.abilities import ABILITIES, abilities, need
@@ -85,7 +86,7 @@ def measure(
     known, chosen = registry(), metrics_for(model, dataset)
     for name in metrics or ():
         if name in ABILITIES:
-            need(model, name, lambda: able(name))  # noqa: B023: asked at once
+            need(model, name, partial(able, name))
             raise UserError(f"metrics: {name} is an ability; the metrics are {', '.join(known)}")
         if name not in known:
             raise UserError(f"metrics: there is no '{name}'{did_you_mean(name, known)}; there are {', '.join(known)}")

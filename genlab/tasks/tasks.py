@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-
 from genlab.abilities import ABILITIES, abilities
 from genlab.metrics import metrics_for
 from genlab.tasks.catalogue import TAGS

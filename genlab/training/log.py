@@ -48,7 +48,7 @@ class Log:
             from torch.utils.tensorboard import SummaryWriter
 
             self.board = SummaryWriter(run.path / "tensorboard", purge_step=start + 1 if start else None)
-            self.stats = open(run.stats, "a")  # noqa: SIM115: open for as long as the run
+            self.stats = open(run.stats, "a")  # noqa: SIM115
             if sys.stderr.isatty():
                 from tqdm import tqdm
 

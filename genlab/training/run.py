@@ -108,7 +108,7 @@ class RunFolder:
         Raises:
             UserError: another process trains here.
         """
-        handle = open(self.path / ".lock", "w")  # noqa: SIM115: held open for as long as the run
+        handle = open(self.path / ".lock", "w")  # noqa: SIM115
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from genlab.abilities import Estimate
+from genlab.seeds import mix
 from genlab.spec import Batch
 from genlab.training.device import Device
 from genlab.training.ema import EMA
@@ -324,14 +325,3 @@ class Trainer:
         for name, optimizer in self.optimizers.items():
             optimizer.load_state_dict(state["optimizers"][name])
         self.scaler.load_state_dict(state["scaler"])
-
-
-def mix(*parts: int) -> int:
-    """Return a seed of 63 bits made of several integers (SplitMix64, Steele et al. 2014, over each in turn)."""
-    h, bits = 0, 2**64 - 1
-    for part in parts:
-        h = (h + part + 0x9E3779B97F4A7C15) & bits
-        h = ((h ^ (h >> 30)) * 0xBF58476D1CE4E5B9) & bits
-        h = ((h ^ (h >> 27)) * 0x94D049BB133111EB) & bits
-        h ^= h >> 31
-    return h >> 1
