@@ -57,7 +57,8 @@ def refuse_targets(config: Any, *, allowed: tuple[str, ...], where: str, path: s
                 ours = isinstance(value, str) and OURS.fullmatch(value)
                 users = isinstance(value, str) and value.split(".")[0] in allowed
                 if not (ours or users):
-                    raise UserError(f"{where}: {inside} names {value!r}, which is not genlab's; if you trust it, give allow=[package]")
+                    mend = "if you trust it, give allow=[package]"
+                    raise UserError(f"{where}: {inside} names {value!r}, which is not genlab's; {mend}")
             refuse_targets(value, allowed=allowed, where=where, path=inside)
     elif isinstance(config, list):
         for i, value in enumerate(config):
@@ -103,7 +104,8 @@ def arguments(target: Callable[..., Any], values: dict[str, Any], where: str, *,
         except ValidationError as error:
             wrong = error.errors()[0]
             said = (e["msg"][0].lower() + e["msg"][1:] for e in error.errors())
-            inside = "".join(f"[{part}]" for part in wrong["loc"] if isinstance(part, int))
+            at = () if wrong["type"] == "missing" else wrong["loc"]  # too short: the fault is the whole's
+            inside = "".join(f"[{part}]" for part in at if isinstance(part, int))
             found = shown(wrong["input"] if inside else value)
             raise UserError(f"{path(name)}{inside}={found}: {'; or '.join(dict.fromkeys(said))}") from error
     missing = [n for n, p in known.items() if n not in checked and p.default is p.empty]

@@ -6,6 +6,7 @@ import platform
 import subprocess
 import time
 from functools import partial
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from genlab import __version__
 from genlab.arguments import arguments, construct, locate, refuse_targets
 from genlab.errors import UserError, did_you_mean
-from genlab.spec import Spec
+from genlab.spec import Count, Spec
 from genlab.training.registry import TRAINERS
 from genlab.training.run import RunFolder
 
@@ -87,15 +88,29 @@ def make_trainer(config: Plain, model, device):
     options = dict(config["trainer"])
     name = options.pop("name")
     if name not in TRAINERS:
-        raise UserError(f"trainer.name={name}: no such trainer{did_you_mean(str(name), TRAINERS)}; there are {', '.join(TRAINERS)}")
+        near = did_you_mean(str(name), TRAINERS)
+        raise UserError(f"trainer.name={name}: no such trainer{near}; there are {', '.join(TRAINERS)}")
     target = locate({"_target_": TRAINERS[name]}, "trainer")
     built = construct(target.Options, options, "trainer")
-    seed = arguments(seeded, {"seed": config["seed"]}, "")["seed"]
-    return target(model, make_optimizer(config, device), built, seed=seed, device=device)
+    return target(model, make_optimizer(config, device), built, seed=config["seed"], device=device)
 
 
-def seeded(*, seed: int = 0) -> None:
-    """The type of the one option that belongs to no object."""
+def general(*, seed: Count, out: str | int, resume: str | int | None, allow: list[str], trainer: dict[str, Any]) -> None:
+    """The types of the options that belong to no object."""
+
+
+def read(folder: RunFolder) -> DictConfig:
+    """Return a run's own config.
+
+    Raises:
+        UserError: its config.yaml is damaged.
+    """
+    from yaml import YAMLError
+
+    try:
+        return OmegaConf.create(folder.config())
+    except YAMLError as error:
+        raise UserError(f"{folder.path / 'config.yaml'} is unreadable: {' '.join(str(error).split())}") from error
 
 
 def load_run(config: Plain):
@@ -107,7 +122,7 @@ def load_run(config: Plain):
     from genlab.tasks.run import Run
 
     folder, checkpoint = RunFolder.find(config["run"])
-    own = OmegaConf.to_container(OmegaConf.create(folder.config()), resolve=False)
+    own = OmegaConf.to_container(read(folder), resolve=False)
     refuse_targets(own, allowed=tuple(config.get("allow") or ()), where=str(folder.path / "config.yaml"))
     info = folder.info()
     device = make_device(config.get("device") or {"name": "cpu"})
@@ -127,10 +142,12 @@ def train(config: DictConfig) -> dict[str, float] | None:
     """Train a model, or go on with a run; return its final numbers."""
     from genlab.training.ranks import Ranks
 
+    given = plain(config)
+    arguments(general, {key: given[key] for key in signature(general).parameters}, "")
     ranks = Ranks()
     hydra = HydraConfig.get()
     if config.resume is None:
-        folder, own, state = None, plain(config), None
+        folder, own, state = None, given, None
     else:
         folder, checkpoint = RunFolder.find(config.resume)
         own = resumed(config, folder, list(hydra.overrides.task))
@@ -142,17 +159,16 @@ def train(config: DictConfig) -> dict[str, float] | None:
 
 
 def _train(own: Plain, folder: RunFolder | None, state: Plain | None, ranks, hydra) -> dict[str, float] | None:
-    from genlab.tasks.train import train
+    from genlab.tasks.train import check, train
 
     if folder is None and ranks.first:
-        out = Path(hydra.runtime.output_dir if hydra.mode is RunMode.MULTIRUN else own["out"])
+        out = Path(hydra.runtime.output_dir if hydra.mode is RunMode.MULTIRUN else str(own["out"]))
         RunFolder(out).refuse_if_there()
-    device = make_device(own["device"], seed=own["seed"] if isinstance(own["seed"], int) else 0)
+    device = make_device(own["device"], seed=own["seed"])
     dataset = make_dataset(own)
     model = make_model(own, dataset.spec)
     trainer = make_trainer(own, model, device)
-    if trainer.options.monitor and not trainer.options.evaluate_every:
-        raise UserError("trainer.monitor needs evaluations to choose by: set trainer.evaluate_every")
+    check(trainer, dataset)
     if state:
         trainer.load(state)
         if trainer.at >= trainer.options.steps:
@@ -169,20 +185,23 @@ def resumed(config: DictConfig, folder: RunFolder, overrides: list[str]) -> Plai
     Raises:
         UserError: an override would change what is trained.
     """
-    own = OmegaConf.create(folder.config())
+    own = read(folder)
     refuse_targets(OmegaConf.to_container(own, resolve=False), allowed=tuple(config.allow or ()), where=str(folder.path))
     choices = folder.info()["choices"]
     for override in overrides:
         key, _, value = override.lstrip("+~").partition("=")
-        if key in ("resume", "debug", "allow", "out"):
+        if key in ("resume", "debug", "allow"):
             continue
+        if key == "out":
+            raise UserError("out= is for a new run: a resume goes on in the run's own folder")
         if key == "device":
             own.device = config.device
         elif key in MAY_CHANGE or key.startswith("device."):
             OmegaConf.update(own, key, OmegaConf.select(config, key))
         elif key in choices:
             if value != str(choices[key]):
-                raise UserError(f"{key}={value} differs from the run's {key}={choices[key]}; a resume goes on with the run's own config")
+                own_way = f"the run's {key}={choices[key]}; a resume goes on with the run's own config"
+                raise UserError(f"{key}={value} differs from {own_way}")
         elif OmegaConf.select(config, key) != OmegaConf.select(own, key):
             raise UserError(
                 f"{override} differs from the run's {key}={OmegaConf.select(own, key)}; a resume may only change "

@@ -6,6 +6,7 @@ Imports no torch: `genlab --help` answers at once, and `genlab train --cfg job` 
 from __future__ import annotations
 
 import os
+import re
 import sys
 from functools import cache
 from importlib.util import find_spec
@@ -165,7 +166,7 @@ def refuse_shadows(arguments: list[str]) -> None:
             raise UserError(f"--config-dir {folder}: there is no such folder")
         for path in Path(folder).rglob("*.yaml"):
             if (shipped / path.relative_to(folder)).exists():
-                raise UserError(f"{path} has the name of a file that ships with genlab, which Hydra would keep instead; rename yours")
+                raise UserError(f"{path} has the name of a file of genlab's, which Hydra would keep instead; rename yours")
 
 
 def explain(error: Exception) -> str | None:
@@ -177,6 +178,8 @@ def explain(error: Exception) -> str | None:
         return " ".join(str(seen).splitlines())
     if isinstance(error, OSError) and error.filename:  # a folder that cannot be written, a full disk
         return f"{error.filename}: {error.strerror}"
+    if isinstance(error, RuntimeError | MemoryError) and re.search("allocate memory|out of memory", str(error)):
+        return "out of memory; try a smaller trainer.batch_size or n, a smaller model, or trainer.accumulate=2"
     raised = error.__traceback__
     while raised and raised.tb_next:
         raised = raised.tb_next
@@ -189,8 +192,6 @@ def explain(error: Exception) -> str | None:
 
 def explain_hydra(error: Exception) -> str:
     """Return Hydra's message as one line, with the nearest known name."""
-    import re
-
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     first = lines[0] if lines else type(error).__name__
     if found := re.search(r"Could not find '(.+?)/([^/']+)'", first):
@@ -207,7 +208,7 @@ def explain_hydra(error: Exception) -> str:
         where, _, last = key.rpartition(".")
         listed = f"; {where or 'the command'} has {', '.join(k for k in known if not k.startswith('_'))}"
         if not where:
-            known, listed = [*known, *groups()], ""
+            known, listed = [k for k in (*known, *groups()) if k != key], ""
         return f"unknown option '{key}'{did_you_mean(last, known)}{listed}"
     if "mismatched input" in str(error) or "parsing" in first.lower() or "no viable alternative" in str(error):
         return f"{first}; an option is written key=value, and a value with spaces or special characters in quotes: 'key=\"a b\"'"

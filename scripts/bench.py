@@ -110,7 +110,7 @@ def dcgan() -> tuple[Callable[[], None], Callable[[], None]]:
 
 
 def unet() -> tuple[Callable[[], None], Callable[[], None]]:
-    steps, options = 25, ("model=ddpm_small", "dataset=digits", "dataset.size=28", "trainer.batch_size=64", "trainer.preview_every=0")
+    steps, options = 25, ("model=ddpm_small", "dataset=digits", "dataset.size=28", "trainer.preview_every=0")
     ours = genlab_loop(*options, f"trainer.steps={steps}")
     _, dataset, trainer = built(*options, "device=cpu", "out=unused")
     model, unet = trainer.model, trainer.model.network

@@ -2,8 +2,8 @@
 
     python scripts/report.py [run folders]
 
-Each run folder, evaluated before by `genlab evaluate`, adds its numbers to docs/results.json; then the tables between the README's
-markers are written anew from docs/results.json, docs/benchmarks/cpu.json and the headers of configs/model/.
+Each run folder, evaluated before by `genlab evaluate`, adds its numbers to docs/results.json; then the tables between
+the README's markers are written anew from docs/results.json, docs/benchmarks/cpu.json and the headers of configs/model/.
 """
 
 from __future__ import annotations
@@ -57,7 +57,8 @@ def models_table(results: dict) -> str:
         paper = re.search(r"[:(]\s*([^:()]*?\b(?:19|20)\d\d)[a-z]?,\s*(https?://[^\s,);]+)", text)
         command = re.search(r"genlab train (?:\S+=\S+ ?)+", text)
         shown = [
-            f"`{r['command']}`, {r['train_seconds']:,} s: " + "; ".join(number(m) for m in r["metrics"] if "floor" not in m["name"])
+            f"`{r['command']}`, {r['train_seconds']:,} s: "
+            + "; ".join(number(m) for m in r["metrics"] if "floor" not in m["name"])
             for r in results.values()
             if r["model"] == path.stem
         ]
@@ -73,7 +74,8 @@ def speed_table(found: dict) -> str:
     for row in found.values():
         if isinstance(row, dict) and "ratio" in row:
             lines.append(f"| {row['what']} | {row['genlab_s']:.2f} s | {row['other_s']:.2f} s | {row['ratio']:.2f} |")
-    return "\n".join([*lines, "", f"Medians, interleaved in one run: `python scripts/bench.py` ({found.get('machine', 'not yet run')})."])
+    how = f"Medians, interleaved in one run: `python scripts/bench.py` ({found.get('machine', 'not yet run')})."
+    return "\n".join([*lines, "", how])
 
 
 def filled(text: str, tables: dict[str, str]) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent / "genlab"
-FOUNDATION = ("genlab.spec", "genlab.errors", "genlab.abilities")
+FOUNDATION = ("genlab.spec", "genlab.errors", "genlab.abilities", "genlab.seeds")
 FAMILIES = sorted(p.name for p in (ROOT / "models").iterdir() if (p / "__init__.py").exists())
 FILES = sorted(ROOT.rglob("*.py"))
 
@@ -56,7 +56,7 @@ def may(name: str) -> tuple[str, ...]:
         training = ("genlab.training",) if name.endswith(".trainer") else ()
         return ("genlab.nn", *FOUNDATION, family, *training)
     if part == "data":
-        return ("genlab.data", "genlab.spec", "genlab.errors")
+        return ("genlab.data", "genlab.spec", "genlab.errors", "genlab.seeds")
     if part == "metrics":
         return ("genlab.metrics", *FOUNDATION)
     if part == "training":
@@ -91,7 +91,7 @@ def test_hydra_in_two_files(path: Path) -> None:
     assert not found or module(path) in ("genlab.cli", "genlab.build")
 
 
-@pytest.mark.parametrize("name", ["spec", "errors", "abilities", "arguments", "cli"])
+@pytest.mark.parametrize("name", ["spec", "errors", "abilities", "seeds", "arguments", "cli"])
 def test_light(name: str) -> None:
     """What the command line needs before there is work imports no torch."""
     assert not [i for i in imports(ROOT / f"{name}.py") if under(i, "torch", "torchvision", "numpy")]

@@ -47,7 +47,7 @@ def test_wheel_works_elsewhere(wheel: Path, tmp_path: Path) -> None:
     cwd.mkdir()
     install = [sys.executable, "-m", "pip", "install", "--no-deps", "--no-index", "--target", str(site), str(wheel)]
     subprocess.run(install, check=True, capture_output=True)
-    # An editable install answers through a finder of its own, which comes before the path: take it out first.
+    # An editable install has a finder of its own, which would answer for what the wheel lacks: take it out first.
     code = (
         "import sys\n"
         "sys.meta_path[:] = [f for f in sys.meta_path if '__editable__' not in getattr(f, '__module__', '')]\n"

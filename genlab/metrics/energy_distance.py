@@ -11,6 +11,7 @@ from genlab.abilities import abilities
 from genlab.metrics import Row, Settings
 
 BOOTSTRAPS = 200
+MOST = 2000  # items of each kind: the cost grows with their square
 
 
 def rows(model: Any, dataset: Any) -> list[str]:
@@ -51,14 +52,14 @@ def resampled(n: int, generator: torch.Generator) -> Tensor:
 @torch.no_grad()
 def measure(model: Any, dataset: Any, settings: Settings) -> list[Row]:
     """Return the distance of n samples to n held-out items, and of one half of those to the other (the floor)."""
-    real = dataset.take(settings.split, settings.n, seed=settings.seed).x.flatten(1)
+    n, size = min(settings.n, MOST), settings.batch_size
+    real = dataset.take(settings.split, n, seed=settings.seed).x.flatten(1)
     torch.manual_seed(settings.seed)
-    size = settings.batch_size
-    drawn = [model.sample(min(size, settings.n - i)).float().cpu() for i in range(0, settings.n, size)]
+    drawn = [model.sample(min(size, n - i)).float().cpu() for i in range(0, n, size)]
     half = len(real) // 2
     conditions = {
         "features": "pixels" if dataset.spec.kind == "image" else "coordinates",
-        "n": f"{settings.n} against {len(real)}", "split": settings.split, "seed": settings.seed,
+        "n": f"{n} against {len(real)}", "split": settings.split, "seed": settings.seed,
     }  # fmt: skip
     x = torch.cat(drawn)
     if dataset.spec.kind == "image" and dataset.spec.levels == 2:  # a sample may be given by its pixels' probabilities

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from typing import Literal
+from typing import Annotated, Literal
+
+from annotated_types import Ge
 
 from genlab.metrics import Row, measure
 from genlab.spec import Count, Positive
@@ -18,7 +20,7 @@ def evaluate(
     *,
     metrics: list[str] | None = None,
     split: Literal["test", "validation", "train"] = "test",
-    n: Positive = 1000,
+    n: Annotated[int, Ge(4)] = 1000,  # two halves of two: the fewest that have a spread
     k: Positive = 100,
     terms: Positive | None = 20,
     seed: Count = 0,

@@ -68,7 +68,8 @@ def single_images(x: torch.Tensor, run: Run, folder: Path) -> Path:
         UserError: the items are no images.
     """
     if run.spec.kind != "image":
-        raise UserError(f"images=true: {run.name} on {run.info['dataset']} gives {run.spec.kind}, not images; the .npz holds them")
+        what = f"{run.name} on {run.info['dataset']} gives {run.spec.kind}, not images"
+        raise UserError(f"images=true: {what}; the .npz holds them")
     folder.mkdir(parents=True, exist_ok=True)
     for old in folder.glob("*.png"):
         old.unlink()
@@ -87,7 +88,8 @@ def class_list(run: Run, y: int | list[int] | None) -> list[int]:
         return []
     classes = y if isinstance(y, list) else [y]
     if not getattr(run.model, "conditional", False):
-        raise UserError(f"y={y}: this {run.name} was trained without classes; train it with model.conditional=true where the recipe has it")
+        mend = "train it with model.conditional=true where the recipe has it"
+        raise UserError(f"y={y}: this {run.name} was trained without classes; {mend}")
     for k in classes:
         if k >= run.spec.classes:
             raise UserError(f"y={k}: {run.info['dataset']} has the classes 0 to {run.spec.classes - 1}")

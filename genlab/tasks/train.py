@@ -48,14 +48,13 @@ def train(trainer: Trainer, dataset: Any, folder: RunFolder | None, *, config: d
         folder.forget_after(trainer.at)
         start(trainer, dataset, folder)
     evaluate = partial(judge, dataset, config["seed"]) if trainer.options.evaluate_every else None
-    check_monitor(trainer, dataset)
     draw = partial(preview, dataset, folder, trainer) if "sample" in abilities(trainer.model) else None
     ended = trainer.fit(dataset, folder, preview=draw, evaluate=evaluate, config=flat(config))
     if not (folder and trainer.ranks.first):
         return None
     for line in dataset.report():
         print(f"data: {line}", file=sys.stderr)
-    if draw and not trainer.due(trainer.options.preview_every):
+    if draw and trainer.options.preview_every and not trainer.due(trainer.options.preview_every):
         draw(trainer.sampler())
     lock.close()
     why = {"steps": "", "time": " (trainer.max_time)", "patience": " (no better evaluation)"}
@@ -102,16 +101,25 @@ def judge(dataset: Any, seed: int, model: nn.Module) -> dict[str, tuple[Estimate
     return {row.name: (Estimate(row.value, row.error, row.tag), row.higher_is_better) for row in rows}
 
 
-def check_monitor(trainer: Trainer, dataset: Any) -> None:
-    """Refuse a `trainer.monitor` that no metric of this model and data has, before the first step.
+def check(trainer: Trainer, dataset: Any) -> None:
+    """Refuse what could not be trained or judged, before there is a run folder.
 
     Raises:
-        UserError: names the ones that there are.
+        UserError: a batch that cannot be cut, or a `trainer.monitor` that no metric of this model and data has.
     """
-    monitor = trainer.options.monitor
-    known = [name for metric in metrics_for(trainer.model, dataset).values() for name in metric.rows(trainer.model, dataset)]
-    if monitor is not None and monitor not in known:
-        raise UserError(f"trainer.monitor={monitor}: no such metric here{did_you_mean(monitor, known)}; there are {', '.join(known) or 'none'}")
+    trainer.stream(dataset)
+    o = trainer.options
+    if o.patience and not o.monitor:
+        raise UserError("trainer.patience needs a metric to wait for: set trainer.monitor")
+    if not o.monitor:
+        return
+    if not o.evaluate_every:
+        raise UserError("trainer.monitor needs evaluations to choose by: set trainer.evaluate_every")
+    fitting = metrics_for(trainer.model, dataset).values()
+    known = [name for metric in fitting for name in metric.rows(trainer.model, dataset)]
+    if o.monitor not in known:
+        near = did_you_mean(o.monitor, known)
+        raise UserError(f"trainer.monitor={o.monitor}: no such metric here{near}; there are {', '.join(known) or 'none'}")
 
 
 def flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -79,6 +79,7 @@ class RunFolder:
         Raises:
             UserError: there is no such run.
         """
+        where = None if where is None else str(where)  # a folder's name may look like a number
         if where is None or where == "latest" or where.startswith("latest:"):
             return cls.latest((where or "").partition(":")[2]), None
         path = Path(where)
@@ -97,7 +98,7 @@ class RunFolder:
         """Return the newest run under outputs/, of the recipe `model` if given."""
         found = sorted(OUTPUTS.glob("**/run.json"), key=lambda p: p.stat().st_mtime, reverse=True)
         for path in found:
-            if not model or json.loads(path.read_text()).get("model") == model:
+            if not model or cls(path.parent).info().get("model") == model:
                 return cls(path.parent)
         what = f" of model={model}" if model else ""
         raise UserError(f"there is no run{what} under {OUTPUTS.resolve()}; train one with `genlab train`, or give run=<folder>")
@@ -164,8 +165,15 @@ class RunFolder:
     # --- what the run said ------------------------------------------------------------------------------------------
 
     def info(self) -> dict[str, Any]:
-        """Return run.json: the command, versions, commit, device, spec."""
-        return json.loads((self.path / "run.json").read_text())
+        """Return run.json: the command, versions, commit, device, spec.
+
+        Raises:
+            UserError: it is damaged.
+        """
+        try:
+            return json.loads((self.path / "run.json").read_text())
+        except ValueError as error:
+            raise UserError(f"{self.path / 'run.json'} is unreadable: {error}") from error
 
     def config(self) -> str:
         """Return config.yaml as text."""

@@ -46,7 +46,7 @@ class RealNVP(nn.Module):
         spec: Spec,
         *,
         couplings: Positive = 8,
-        hidden: tuple[int, ...] = (64, 64),
+        hidden: tuple[Positive, ...] = (64, 64),
         activation: Activation = "relu",
         channels: Positive = 32,
         blocks: Count = 4,

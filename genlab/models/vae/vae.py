@@ -61,7 +61,7 @@ class VAE(nn.Module):
         spec: Spec,
         *,
         network: Literal["mlp", "conv"] = "mlp",
-        hidden: tuple[int, ...] = (500,),
+        hidden: tuple[Positive, ...] = (500,),
         latent: Positive = 20,
         activation: Activation = "tanh",
         likelihood: Literal["bernoulli", "gaussian"] = "bernoulli",

@@ -1,0 +1,98 @@
+"""Every command that the README and the recipes show works as it stands there."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import REPOSITORY, run_here
+from recipes import CONFIGS
+
+README = (REPOSITORY / "README.md").read_text()
+BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", README, re.S | re.M)
+COMMANDS = [line.split("#")[0].strip() for kind, text in BLOCKS if not kind for line in text.splitlines()]
+TRAINS = [c for c in COMMANDS if c.startswith("genlab train") and "--help" not in c and "resume=" not in c]
+HEADERS = sorted(
+    {
+        match.group().strip()
+        for path in CONFIGS.rglob("*.yaml")
+        for match in re.finditer(r"(?<=# )genlab train (?:[\w/.=\[\],-]+ ?)+", path.read_text())
+    }
+    | set(re.findall(r"`(genlab train [^`]*=[^`…<]*)`", README))
+)
+# So that minutes become seconds; what the command says still wins over the recipe's own values in the same way.
+SMALL = ("trainer.steps=2", "trainer.batch_size=8", "trainer.preview_every=0", "device=cpu", "device.compile=false")
+
+
+def words(command: str) -> list[str]:
+    return [w for w in shlex.split(command)[1:] if w != "device=cuda"]  # machines without a GPU test this too
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """A newcomer's folder: the model of the README's last section lies in it."""
+    here = tmp_path_factory.mktemp("readme")
+    model, recipe = [text for kind, text in BLOCKS if kind in ("python", "yaml")]
+    (here / "mine.py").write_text(model)
+    (here / "confs" / "model").mkdir(parents=True)
+    (here / "confs" / "model" / "mine.yaml").write_text(recipe)
+    return here
+
+
+def test_the_readme_opens_with_the_two_commands():
+    assert [c.split()[0] for c in COMMANDS[:2]] == ["scripts/demo.sh", "scripts/test.sh"]
+
+
+@pytest.mark.parametrize("command", [c for c in dict.fromkeys([*TRAINS, *HEADERS]) if " -m " not in c])
+def test_every_training_command_composes(command, folder):
+    result = run_here(*words(command), "--cfg", "job", cwd=folder)
+    assert result.code == 0, result.err
+
+
+@pytest.mark.xdist_group("readme")
+def test_the_commands_run_in_the_order_of_the_readme(folder):
+    for command in COMMANDS[2:]:
+        if command.startswith("torchrun"):
+            done = subprocess.run(
+                [sys.executable, "-m", "torch.distributed.run", *shlex.split(command)[1:], *SMALL],
+                cwd=folder, capture_output=True, text=True, timeout=300, check=False,
+            )  # fmt: skip
+            assert done.returncode == 0, f"{command}\n{done.stderr[-2000:]}"
+            continue
+        if not command or not command.startswith("genlab") or needs_data(command):
+            continue
+        arguments = words(command)
+        if command in TRAINS:
+            arguments += [word for word in SMALL if word.split("=")[0] not in command or "trainer.steps" in word]
+        if "ddpm_small" in command:  # the section before trains no such run
+            assert run_here("train", "model=ddpm_small", *SMALL, cwd=folder).code == 0
+        if "resume=" in command:
+            arguments = [a.replace("trainer.steps=30000", "trainer.steps=4") for a in arguments]
+        result = run_here(*arguments, cwd=folder)
+        assert result.code == 0, f"{command}\n{result.err}"
+
+
+def needs_data(command: str) -> bool:
+    """Whether a command's data set has to be downloaded: it is composed above, and its recipe trained on other data."""
+    return any(name in command for name in ("mnist", "celeba", "cifar10"))
+
+
+def test_the_shell_line_of_the_readme_gives_completion():
+    (line,) = [c for c in COMMANDS if c.startswith("eval")]
+    bash = shutil.which("bash")
+    script = line.replace("genlab completion", f"{sys.executable} -m genlab completion")
+    done = subprocess.run([bash, "-c", f"{script}; complete -p genlab"], capture_output=True, text=True, check=False)
+    assert "_genlab" in done.stdout, done.stderr
+
+
+def test_the_tables_are_those_that_the_script_writes(tmp_path):
+    for name in ("README.md", "docs", "scripts"):
+        source = REPOSITORY / name
+        (shutil.copytree if source.is_dir() else shutil.copy)(source, tmp_path / name)
+    subprocess.run([sys.executable, tmp_path / "scripts" / "report.py"], check=True, cwd=tmp_path)
+    assert (tmp_path / "README.md").read_text() == README
