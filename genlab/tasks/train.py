@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import sys
+from contextlib import nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -42,24 +43,24 @@ def train(trainer: Trainer, dataset: Any, folder: RunFolder | None, *, config: d
     Raises:
         Stopped: a signal asked the run to end.
     """
-    lock = None
-    if folder and trainer.ranks.first:
-        lock = folder.lock()
-        folder.forget_after(trainer.at)
-        start(trainer, dataset, folder)
-    evaluate = partial(judge, dataset, config["seed"]) if trainer.options.evaluate_every else None
-    draw = partial(preview, dataset, folder, trainer) if "sample" in abilities(trainer.model) else None
-    ended = trainer.fit(dataset, folder, preview=draw, evaluate=evaluate, config=flat(config))
-    if not (folder and trainer.ranks.first):
-        return None
+    writes = folder is not None and trainer.ranks.first
+    with folder.lock() if writes else nullcontext():
+        if writes:
+            folder.forget_after(trainer.at)
+            start(trainer, dataset, folder)
+        o = trainer.options
+        evaluate = partial(judge, dataset, config["seed"]) if o.evaluate_every else None
+        draw = partial(preview, dataset, folder, trainer) if o.preview_every and "sample" in abilities(trainer.model) else None
+        ended = trainer.fit(dataset, folder, preview=draw, evaluate=evaluate, config=flat(config))
+        if not writes:
+            return None
+        why = {"steps": "", "time": " (trainer.max_time)", "patience": " (no better evaluation)"}
+        if ended not in why:  # who sent the signal may not wait for a picture
+            raise Stopped(f"{ended}: saved at step {trainer.at:,}; go on with `genlab train resume={folder.path}`", ended)
+        if draw and not trainer.due(o.preview_every):
+            draw(trainer.sampler())
     for line in dataset.report():
         print(f"data: {line}", file=sys.stderr)
-    if draw and trainer.options.preview_every and not trainer.due(trainer.options.preview_every):
-        draw(trainer.sampler())
-    lock.close()
-    why = {"steps": "", "time": " (trainer.max_time)", "patience": " (no better evaluation)"}
-    if ended not in why:
-        raise Stopped(f"{ended}: saved at step {trainer.at:,}; go on with `genlab train resume={folder.path}`", ended)
     print(f"trained {trainer.at:,} steps{why[ended]} in {trainer.seconds:.0f} s: {folder.path}")
     last = [line for line in folder.history() if "evaluation" not in line]
     return {k: v for k, v in last[-1].items() if isinstance(v, float)} if last else {}
