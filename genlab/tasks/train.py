@@ -57,7 +57,7 @@ def train(trainer: Trainer, dataset: Any, folder: RunFolder | None, *, config: d
         why = {"steps": "", "time": " (trainer.max_time)", "patience": " (no better evaluation)"}
         if ended not in why:  # who sent the signal may not wait for a picture
             raise Stopped(f"{ended}: saved at step {trainer.at:,}; go on with `genlab train resume={folder.path}`", ended)
-        if draw and not trainer.due(o.preview_every):
+        if draw and trainer.at % o.preview_every:
             draw(trainer.sampler())
     for line in dataset.report():
         print(f"data: {line}", file=sys.stderr)

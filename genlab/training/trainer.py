@@ -1,28 +1,23 @@
-"""One loop for every family: a trainer holds one update rule, and this is what all of them share."""
+"""A trainer holds one update rule; this is what all of them share. The loop around it is in `loop.py`."""
 
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from genlab.abilities import Estimate
 from genlab.seeds import mix
 from genlab.spec import Batch
 from genlab.training.device import Device
 from genlab.training.ema import EMA
-from genlab.training.log import Diverged, Log
+from genlab.training.loop import Loop
 from genlab.training.options import Options
 from genlab.training.ranks import Ranks
-from genlab.training.signals import Signals
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from genlab.training.run import RunFolder
 
 Losses = dict[str, Tensor]
@@ -129,70 +124,11 @@ class Trainer:
         self.scaler.update()
         return logs
 
-    # --- the loop -----------------------------------------------------------------------------------------------------
+    # --- a run of it ----------------------------------------------------------------------------------------------------
 
-    def fit(
-        self,
-        data: Data,
-        run: RunFolder | None = None,
-        *,
-        preview: Callable[[nn.Module], np.ndarray] | None = None,
-        evaluate: Callable[[nn.Module], dict[str, tuple[Estimate, bool]]] | None = None,
-        config: dict[str, Any] | None = None,
-    ) -> str:
-        """Train until the options say so; return why it ended: "steps", "time", "patience", or a signal's name.
-
-        Args:
-            data: gives the training batches.
-            run: the folder to write to; None (any process but the first) writes nothing.
-            preview: draws a picture (H, W, 3) of samples.
-            evaluate: measures the model on held-out data: name -> (number, whether higher is better).
-            config: the run's options, for TensorBoard's table of hyperparameters.
-
-        Raises:
-            Diverged: a loss, or a weight about to be saved, is not finite.
-        """
-        o = self.options
-        self.run = run if self.ranks.first else None
-        batches = self.stream(data)
-        log = Log(self.run, start=self.at, steps=o.steps, pending=self.pending, ranks=self.ranks)
-        clock = time.monotonic()
-        rate_from, rate_at, ended = clock, self.at, "steps"
-        with Signals() as signals:
-            while self.at < o.steps:
-                # one update
-                log.add(self.advance(batches))
-
-                # numbers
-                now = time.monotonic()
-                self.seconds, clock = self.seconds + now - clock, now
-                if self.due(o.log_every) or self.at == o.steps:
-                    rate = (self.at - rate_at) / (now - rate_from)
-                    log.write(self.at, self.vitals(rate), self.hint())
-                    rate_from, rate_at = time.monotonic(), self.at
-
-                # pictures and measures, whose time is not training's
-                worth = (preview and self.due(o.preview_every)) or (evaluate and self.due(o.evaluate_every))
-                if worth and self.run:
-                    if preview and self.due(o.preview_every):
-                        log.image("samples", preview(self.sampler()), self.at)
-                    if evaluate and self.due(o.evaluate_every):
-                        self.judge(evaluate(self.sampler()), log)
-                if worth:
-                    self.best = self.ranks.share(self.best)
-                    self.model.train()
-                    rate_from += time.monotonic() - now
-
-                # ends and checkpoints
-                stop = self.ranks.share(signals.name or self.enough())
-                if stop or self.due(o.save_every) or self.at == o.steps:
-                    self.save(log)
-                clock = time.monotonic()
-                if stop:
-                    ended = str(stop)
-                    break
-        log.close(config or {}, self.last(log))
-        return ended
+    def fit(self, data: Data, run: RunFolder | None = None, **how: Any) -> str:
+        """Train until the options say so; return why it ended (see `Loop`, which takes the other arguments)."""
+        return Loop(self, run, **how).fit(data)
 
     def advance(self, batches: Iterator[Batch]) -> Losses:
         """Make one update, with everything that belongs to it."""
@@ -204,10 +140,6 @@ class Trainer:
             self.ema.update(self.model, self.at)
         self.at += 1
         return losses
-
-    def due(self, every: int) -> bool:
-        """Whether something done every so many steps is due now."""
-        return every > 0 and self.at % every == 0
 
     def stream(self, data: Data) -> Iterator[Batch]:
         """Return this process's shards of the training batches, from the first one not yet taken."""
@@ -233,72 +165,6 @@ class Trainer:
         for optimizer in self.optimizers.values():
             for group in optimizer.param_groups:
                 group["lr"] = group["base_lr"] * factor
-
-    def vitals(self, rate: float) -> dict[str, float]:
-        """Return what is logged beside the losses; `rate` in steps a second."""
-        lr = {f"lr/{name}": float(opt.param_groups[0]["lr"]) for name, opt in self.optimizers.items()}
-        left = (self.options.steps - self.at) / rate
-        if self.options.max_time:
-            left = min(left, max(0.0, self.options.max_time * 60 - self.seconds))
-        return {
-            **lr,
-            "seconds": self.seconds,
-            "seconds_left": left,
-            "items_per_s": rate * self.options.batch_size,
-            "memory_mb": self.device.peak_memory() / 2**20,
-        }
-
-    def judge(self, measures: dict[str, tuple[Estimate, bool]], log: Log) -> None:
-        """Log an evaluation, and keep the best checkpoint by the monitored metric."""
-        log.line({"step": self.at, "evaluation": {name: estimate.value for name, (estimate, _) in measures.items()}})
-        for name, (estimate, _) in measures.items():
-            log.scalar(f"evaluation/{name}", estimate.value, self.at)
-        if self.options.monitor is None:
-            return
-        estimate, higher = measures[self.options.monitor]
-        sign = 1 if higher else -1
-        if self.best is None or sign * estimate.value > sign * self.best["value"]:
-            self.best = {"value": estimate.value, "step": self.at, "since": 0}
-            self.save(log, best=True)
-        else:
-            self.best["since"] += 1
-
-    def enough(self) -> str | None:
-        """Return why the run should end now, if it should."""
-        o = self.options
-        if o.max_time and self.seconds >= o.max_time * 60:
-            return "time"
-        if o.patience and self.best and self.best["since"] >= o.patience:
-            return "patience"
-        return None
-
-    def last(self, log: Log) -> dict[str, float]:
-        """Return the run's final numbers: its last losses, its last evaluation."""
-        final: dict[str, float] = {}
-        for record in self.run.history() if self.run else ():
-            final |= record.get("evaluation", {k: v for k, v in record.items() if k != "step"})
-        return final
-
-    # --- checkpoints --------------------------------------------------------------------------------------------------
-
-    def hint(self) -> str:
-        """Return what to do after a divergence."""
-        saved = self.run.steps() if self.run else []
-        where = f"the last good checkpoint is {saved[-1]}" if saved else "there is no checkpoint yet"
-        return f"{where}; try a lower optimizer.lr, or trainer.clip=1"
-
-    def save(self, log: Log, *, best: bool = False) -> None:
-        """Write a checkpoint with all that a bit-exact resume needs.
-
-        Raises:
-            Diverged: a weight is not finite; nothing is written.
-        """
-        self.pending = log.settle(self.at, self.hint())
-        broken = [n for n, p in self.model.named_parameters() if not torch.isfinite(p).all()]
-        if broken:
-            raise Diverged(f"step {self.at}: {', '.join(broken[:3])} hold values that are not finite; {self.hint()}")
-        if self.run:
-            self.run.save(self.state(), keep=self.options.keep, best=best)
 
     def state(self) -> dict[str, Any]:
         """Return the state as plain containers and tensors."""

@@ -1,0 +1,165 @@
+"""The one loop around every family's update rule: numbers, pictures, measures, checkpoints, and when to end."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from genlab.abilities import Estimate
+from genlab.training.log import Diverged, Log
+from genlab.training.signals import Signals
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from genlab.training.run import RunFolder
+    from genlab.training.trainer import Data, Trainer
+
+Measures = dict[str, tuple[Estimate, bool]]  # name -> (the number, whether higher is better)
+
+
+class Loop:
+    """Runs a trainer from the step that it stands at.
+
+    Args:
+        run: the folder to write to; None writes nothing. Of several processes only the first writes.
+        preview: draws a picture (H, W, 3) of samples.
+        evaluate: measures the model on held-out data.
+        config: the run's options, for TensorBoard's table of hyperparameters.
+    """
+
+    def __init__(
+        self,
+        trainer: Trainer,
+        run: RunFolder | None = None,
+        *,
+        preview: Callable[[nn.Module], np.ndarray] | None = None,
+        evaluate: Callable[[nn.Module], Measures] | None = None,
+        config: dict[str, Any] | None = None,
+    ) -> None:
+        self.trainer, self.options = trainer, trainer.options
+        self.run = run if trainer.ranks.first else None
+        self.preview, self.evaluate, self.config = preview, evaluate, config or {}
+
+    def fit(self, data: Data) -> str:
+        """Train until the options say so; return why it ended: "steps", "time", "patience", or a signal's name.
+
+        Raises:
+            Diverged: a loss, or a weight about to be saved, is not finite.
+        """
+        t, o = self.trainer, self.options
+        batches = t.stream(data)
+        self.log = Log(self.run, start=t.at, steps=o.steps, pending=t.pending, ranks=t.ranks)
+        if self.run:
+            self.log.text("config", f"```yaml\n{self.run.config()}\n```")
+        t.model.train()
+        clock = rate_from = time.monotonic()
+        rate_at, ended = t.at, None
+        with Signals() as signals:
+            while t.at < o.steps and not ended:
+                # one update
+                self.log.add(t.advance(batches))
+
+                # numbers
+                now = time.monotonic()
+                t.seconds, clock = t.seconds + now - clock, now
+                if self.due(o.log_every) or t.at == o.steps:
+                    self.log.write(t.at, self.vitals((t.at - rate_at) / (now - rate_from)), self.hint())
+                    rate_from, rate_at = time.monotonic(), t.at
+
+                # pictures and measures, whose time is not training's
+                if (self.preview and self.due(o.preview_every)) or (self.evaluate and self.due(o.evaluate_every)):
+                    self.look()
+                    rate_from += time.monotonic() - now
+
+                # ends and checkpoints
+                ended = self.end(signals.name)
+                if ended or self.due(o.save_every) or t.at == o.steps:
+                    self.save()
+                clock = time.monotonic()
+        self.log.close(self.config, self.last())
+        return ended or "steps"
+
+    def due(self, every: int) -> bool:
+        """Whether something done every so many steps is due now."""
+        return every > 0 and self.trainer.at % every == 0
+
+    def vitals(self, rate: float) -> dict[str, float]:
+        """Return what is logged beside the losses; `rate` in steps a second."""
+        t, o = self.trainer, self.options
+        left = (o.steps - t.at) / rate
+        if o.max_time:
+            left = min(left, max(0.0, o.max_time * 60 - t.seconds))
+        return {
+            **{f"lr/{name}": float(opt.param_groups[0]["lr"]) for name, opt in t.optimizers.items()},
+            "seconds": t.seconds,
+            "seconds_left": left,
+            "items_per_s": rate * o.batch_size,
+            "memory_mb": t.device.peak_memory() / 2**20,
+        }
+
+    def look(self) -> None:
+        """Show samples, and measure the model, in the first process; every process hears what it measured."""
+        t, o = self.trainer, self.options
+        if self.run and self.preview and self.due(o.preview_every):
+            self.log.image("samples", self.preview(t.sampler()), t.at)
+        if self.evaluate and self.due(o.evaluate_every):
+            self.judge(t.ranks.share(self.evaluate(t.sampler()) if t.ranks.first else None))
+        t.model.train()
+
+    def judge(self, measures: Measures) -> None:
+        """Log an evaluation, and keep the best checkpoint by the monitored metric."""
+        t, monitor = self.trainer, self.options.monitor
+        self.log.line({"step": t.at, "evaluation": {name: estimate.value for name, (estimate, _) in measures.items()}})
+        for name, (estimate, _) in measures.items():
+            self.log.scalar(f"evaluation/{name}", estimate.value, t.at)
+        if monitor is None:
+            return
+        estimate, higher = measures[monitor]
+        sign = 1 if higher else -1
+        if t.best is None or sign * estimate.value > sign * t.best["value"]:
+            t.best = {"value": estimate.value, "step": t.at, "since": 0}
+            self.save(best=True)
+        else:
+            t.best["since"] += 1
+
+    def end(self, signal: str | None) -> str | None:
+        """Return why the run ends now, if it does in any process; every process gets the same answer."""
+        t, o = self.trainer, self.options
+        why = signal
+        if o.max_time and t.seconds >= o.max_time * 60:
+            why = why or "time"
+        if o.patience and t.best and t.best["since"] >= o.patience:
+            why = why or "patience"
+        return (t.ranks.share(why) or "SIGTERM") if t.ranks.any(why is not None) else None
+
+    def last(self) -> dict[str, float]:
+        """Return the run's final numbers: its last losses, its last evaluation."""
+        final: dict[str, float] = {}
+        for record in self.run.history() if self.run else ():
+            final |= record.get("evaluation", {k: v for k, v in record.items() if k != "step"})
+        return final
+
+    def hint(self) -> str:
+        """Return what to do after a divergence."""
+        saved = self.run.steps() if self.run else []
+        where = f"the last good checkpoint is {saved[-1]}" if saved else "there is no checkpoint yet"
+        return f"{where}; try a lower optimizer.lr, or trainer.clip=1"
+
+    def save(self, *, best: bool = False) -> None:
+        """Write a checkpoint with all that a bit-exact resume needs.
+
+        Raises:
+            Diverged: a weight is not finite; nothing is written.
+        """
+        t = self.trainer
+        t.pending = self.log.settle(t.at, self.hint())
+        broken = [n for n, p in t.model.named_parameters() if not torch.isfinite(p).all()]
+        if broken:
+            raise Diverged(f"step {t.at}: {', '.join(broken[:3])} hold values that are not finite; {self.hint()}")
+        if self.run:
+            self.run.save(t.state(), keep=self.options.keep, best=best)
