@@ -172,7 +172,9 @@ def _train(own: Plain, folder: RunFolder | None, state: Plain | None, ranks, hyd
     if state:
         trainer.load(state)
         if trainer.at >= trainer.options.steps:
-            raise UserError(f"{folder.path} is done: {trainer.at:,} steps; give a larger trainer.steps= to go on")
+            if ranks.first:  # no error: a scheduler that starts a job again must not see it fail
+                print(f"{folder.path} is done: {trainer.at:,} steps; give a larger trainer.steps= to go on")
+            return None
     elif folder is None and ranks.first:
         info = run_info(own, dataset, device, dict(hydra.runtime.choices), list(hydra.overrides.task))
         folder = RunFolder.create(out, config=OmegaConf.to_yaml(own), info=info)

@@ -75,14 +75,12 @@ def stamp() -> str:
     import secrets
     from datetime import datetime
 
-    if "GENLAB_STAMP" not in os.environ:
-        own = f"{datetime.now():%Y-%m-%d_%H-%M-%S}-{secrets.token_hex(4)}"
-        if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-            from genlab.training.ranks import Ranks
+    own = f"{datetime.now():%Y-%m-%d_%H-%M-%S}-{secrets.token_hex(4)}"
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        from genlab.training.ranks import Ranks
 
-            own = Ranks().share(own)
-        return own
-    return os.environ["GENLAB_STAMP"]
+        own = Ranks().share(own)
+    return own
 
 
 def compose_and_run(command: str, arguments: list[str]) -> None:

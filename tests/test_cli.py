@@ -131,7 +131,6 @@ REFUSED: list[tuple[str, list[str]]] = [
     ("train resume=nowhere", ["nowhere"]),
     ("train resume=latest", ["no run"]),
     ("train out={vae}", ["holds a run already", "resume="]),
-    ("train resume={vae}", ["done", "trainer.steps="]),
     ("train resume={vae} model.beta=2", ["model.beta=2", "model.beta=1.0"]),
     ("train resume={vae} model=gan", ["model=gan", "model=vae"]),
     ("train resume={vae} trainer.batch_size=3", ["trainer.batch_size=3", "trainer.steps"]),
@@ -516,3 +515,12 @@ def test_completion_of_zsh(genlab) -> None:
     assert zsh.endswith(bash) and "bashcompinit" in zsh
     if shutil.which("zsh"):
         subprocess.run(["zsh", "-n"], input=zsh, text=True, check=True)
+
+
+def test_a_resume_of_a_finished_run_is_no_error_and_changes_nothing(genlab, trained) -> None:
+    """A scheduler that starts a job again after its end must not see it fail."""
+    run = trained(*VAE)
+    before = {path: path.read_bytes() for path in sorted(run.rglob("*.pt")) + [run / "stats.jsonl"]}
+    result = genlab("train", f"resume={run}")
+    assert result.code == 0 and "is done: 2 steps" in result.out and "trainer.steps=" in result.out
+    assert before == {path: path.read_bytes() for path in before}

@@ -51,7 +51,6 @@ class DCGAN(Game):
         self.generator = Generator(spec, self.code, maps[::-1])
         self.discriminator = Discriminator(spec, maps, spec.classes * conditional)
         self.apply(initialise)
-        self.to(memory_format=torch.channels_last)  # the faster layout for convolutions on every device
 
 
 class Generator(nn.Module):
