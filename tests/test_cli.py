@@ -524,3 +524,10 @@ def test_a_resume_of_a_finished_run_is_no_error_and_changes_nothing(genlab, trai
     result = genlab("train", f"resume={run}")
     assert result.code == 0 and "is done: 2 steps" in result.out and "trainer.steps=" in result.out
     assert before == {path: path.read_bytes() for path in before}
+
+
+def test_a_reader_that_has_seen_enough_is_no_error(repository) -> None:
+    """`genlab models | head -1`: the pipe is closed before the rest is written."""
+    line = f"set -o pipefail; {sys.executable} -m genlab models | head -n 1"
+    ended = subprocess.run(["bash", "-c", line], capture_output=True, text=True, cwd=repository, check=False)
+    assert (ended.returncode, ended.stderr) == (0, ""), ended.stderr
