@@ -44,6 +44,7 @@ def main() -> None:
             getattr(listing, name)(arguments)
         else:
             raise UserError(f"unknown command '{name}'{did_you_mean(name, [*COMMANDS, *LISTS])}; see genlab --help")
+        sys.stdout.flush()
     except BrokenPipeError:  # who reads the output has seen enough: `genlab models | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)

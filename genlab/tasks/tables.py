@@ -17,4 +17,7 @@ def show(head: list[str], rows: list[list[str]]) -> None:
         table.add_column(name, overflow="fold")
     for row in rows:
         table.add_row(*(Text(str(cell)) for cell in row))
-    Console(width=None if sys.stdout.isatty() else 400, highlight=False).print(table)
+    console = Console(width=None if sys.stdout.isatty() else 400, highlight=False)
+    with console.capture() as text:  # rich would end the process where the reader has gone; `cli` does that
+        console.print(table)
+    print(text.get(), end="")
