@@ -520,7 +520,7 @@ def test_completion_of_zsh(genlab) -> None:
 def test_a_resume_of_a_finished_run_is_no_error_and_changes_nothing(genlab, trained) -> None:
     """A scheduler that starts a job again after its end must not see it fail."""
     run = trained(*VAE)
-    before = {path: path.read_bytes() for path in sorted(run.rglob("*.pt")) + [run / "stats.jsonl"]}
+    before = {path: path.read_bytes() for path in [*sorted(run.rglob("*.pt")), run / "stats.jsonl"]}
     result = genlab("train", f"resume={run}")
     assert result.code == 0 and "is done: 2 steps" in result.out and "trainer.steps=" in result.out
     assert before == {path: path.read_bytes() for path in before}

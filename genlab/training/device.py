@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import resource
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Literal
 
@@ -12,8 +13,6 @@ from torch import nn
 
 from genlab.errors import UserError
 from genlab.spec import Batch, Count
-
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp64": torch.float64}
 
 
 @dataclass(kw_only=True)
@@ -78,11 +77,11 @@ class Device:
             batch.x = batch.x.contiguous(memory_format=torch.channels_last)
         return batch
 
-    def autocast(self) -> torch.autocast:
+    def autocast(self) -> AbstractContextManager:
         """Return the context in which losses are computed."""
-        return torch.autocast(
-            self.torch.type, dtype=DTYPES[self.precision], enabled=self.precision in ("bf16", "fp16")
-        )
+        if self.precision in ("fp32", "fp64"):
+            return nullcontext()
+        return torch.autocast(self.torch.type, dtype=torch.bfloat16 if self.precision == "bf16" else torch.float16)
 
     def scaler(self) -> torch.amp.GradScaler:
         """Return the loss scaler that keeps fp16 gradients from vanishing; it does nothing in other precisions."""

@@ -41,6 +41,8 @@ class Ranks:
 
     def average_statistics(self, model: nn.Module) -> None:
         """Average the running statistics of batch normalisation, which each process gathers from its own shards."""
+        if self.size == 1:
+            return
         norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
         self.average([b for m in norms for b in (m.running_mean, m.running_var) if b is not None])
 

@@ -70,7 +70,8 @@ class RBM(nn.Module):
         """Return the contrast of the data with v_model (·, D), or with one Gibbs step from the data (CD-1)."""
         v = batch.x.flatten(1)  # (B, D)
         v_model = self.gibbs(v, 1) if v_model is None else v_model.detach()
-        data, model = self.free_energy(v).mean(), self.free_energy(v_model).mean()
+        energy = self.free_energy(torch.cat([v, v_model]))  # one product with W for both
+        data, model = energy[: len(v)].mean(), energy[len(v) :].mean()
         return {"loss": data - model, "energy/data": data, "energy/model": model}
 
     # --- abilities ------------------------------------------------------------------------------------------------
