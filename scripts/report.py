@@ -74,7 +74,7 @@ def speed_table(found: dict) -> str:
     for row in found.values():
         if isinstance(row, dict) and "ratio" in row:
             lines.append(f"| {row['what']} | {row['genlab_s']:.2f} s | {row['other_s']:.2f} s | {row['ratio']:.2f} |")
-    how = f"Medians, interleaved in one run: `python scripts/bench.py` ({found.get('machine', 'not yet run')})."
+    how = f"In one run, a few steps of each in turn: `python scripts/bench.py` ({found.get('machine', 'not yet run')})."
     return "\n".join([*lines, "", how])
 
 
