@@ -201,7 +201,8 @@ WHAT = {
     "vae": "five epochs of the VAE 784–400–20 on MNIST, batch 128, against the loop by hand with the data on the device",
     "dcgan": "300 steps of DCGAN 32×32, batch 64, with EMA, against the loop by hand",
     "unet": "120 steps of a U-Net 28×28, batch 64, with EMA and clipping, against the loop by hand",
-    "rbm": "three epochs of RBM 784–256, PCD-1, batch 100, against scikit-learn's BernoulliRBM (in float64, its default), no previews",
+    "rbm": "three epochs of RBM 784–256, PCD-1, batch 100, no previews, against scikit-learn's BernoulliRBM "
+    "(in float64, its default)",
 }
 
 

@@ -31,11 +31,16 @@ def collect(folder: Path) -> dict:
     run = RunFolder(folder)
     info, measured = run.info(), json.loads((folder / "metrics.json").read_text())
     last = [line for line in run.history() if "seconds" in line][-1]
+    settings = measured["settings"]
+    evaluated = f"genlab evaluate n={settings['n']}"
+    if any("K" in row["conditions"] for row in measured["metrics"]):
+        evaluated += f" k={settings['k']}"
     asked = [word for word in info["command"] if not word.startswith(("out=", "device.threads="))]
     return {
         "model": info["model"],
         "dataset": info["dataset"],
         "command": " ".join(asked),
+        "evaluated": evaluated,
         "seed": info["seed"],
         "steps": measured["step"],
         "train_seconds": round(last["seconds"]),
@@ -57,7 +62,7 @@ def models_table(results: dict) -> str:
         paper = re.search(r"[:(]\s*([^:()]*?\b(?:19|20)\d\d)[a-z]?,\s*(https?://[^\s,);]+)", text)
         command = re.search(r"genlab train (?:\S+=\S+ ?)+", text)
         shown = [
-            f"`{r['command']}`, {r['train_seconds']:,} s: "
+            f"`{r['command']}` ({r['train_seconds']:,} s), `{r['evaluated']}`: "
             + "; ".join(number(m) for m in r["metrics"] if "floor" not in m["name"])
             for r in results.values()
             if r["model"] == path.stem

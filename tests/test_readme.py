@@ -96,3 +96,12 @@ def test_the_tables_are_those_that_the_script_writes(tmp_path):
         (shutil.copytree if source.is_dir() else shutil.copy)(source, tmp_path / name)
     subprocess.run([sys.executable, tmp_path / "scripts" / "report.py"], check=True, cwd=tmp_path)
     assert (tmp_path / "README.md").read_text() == README
+
+
+@pytest.mark.parametrize("script", sorted(set(re.findall(r"scripts/\w+\.(?:sh|py)", README))))
+def test_the_scripts_that_it_names_stand_and_parse(script):
+    path = REPOSITORY / script
+    check = ["bash", "-n", path] if path.suffix == ".sh" else [sys.executable, "-m", "py_compile", path]
+    done = subprocess.run(check, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert path.suffix == ".py" or path.stat().st_mode & 0o100, f"{script} cannot be executed"
