@@ -87,9 +87,13 @@ def test_every_sampler_it_names_samples(recipe):
 
 
 @each()
-@torch.no_grad()
 def test_every_ability_keeps_its_contract(recipe):
     dataset, trainer = trained(recipe)
+    with torch.no_grad():
+        check_abilities(dataset, trainer)
+
+
+def check_abilities(dataset, trainer) -> None:
     model = trainer.sampler()
     has = abilities(model)
     x = trainer.device.ready(dataset.take("validation", 3)).x
