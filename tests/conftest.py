@@ -132,12 +132,3 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
 def repository() -> Path:
     """The root of the checkout."""
     return REPOSITORY
-
-
-@pytest.fixture(scope="session")
-def data_root() -> Path:
-    """The folder of real data: the one that GENLAB_DATA names, else shared/data beside the checkout."""
-    root = Path(os.environ.get("GENLAB_DATA") or REPOSITORY.parent / "shared" / "data")
-    if not root.is_dir():
-        pytest.skip(f"no folder of real data: GENLAB_DATA is not set and there is no {root}")
-    return root

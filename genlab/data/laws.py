@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -114,7 +115,7 @@ class Checkerboard(Law):
         return math.log(2 * self.extent**2)
 
 
-class Curves(Law):
+class Curves(Law, ABC):
     """Two curves with round Gaussian noise: p(x) = ½ Σ_c ∫₀¹ N(x; γ_c(u), std² I) du, by Gauss–Legendre quadrature.
 
     `curve(u, y)` gives the points γ_y(u) (n, 2). `nodes` over `std` nodes leave an error near 1e-10 in log p.
@@ -124,8 +125,9 @@ class Curves(Law):
     nodes: float
     std: float
 
+    @abstractmethod
     def curve(self, u: Tensor, y: Tensor) -> Tensor:
-        raise NotImplementedError
+        """Return γ_y(u) (n, 2) of u (n,) in [0, 1] and y (n,)."""
 
     def sample(self, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         y = torch.randint(0, 2, (n,), generator=generator)

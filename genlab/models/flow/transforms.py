@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-class Transform(nn.Module):
+class Transform(nn.Module, ABC):
     """An invertible map of x (B, …) to z (B, …)."""
 
+    @abstractmethod
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return z and the log of the Jacobian's absolute determinant (B,)."""
-        raise NotImplementedError
 
+    @abstractmethod
     def inverse(self, z: Tensor) -> Tensor:
         """Return the x that `forward` maps to z."""
-        raise NotImplementedError
 
 
 class Chain(Transform):
