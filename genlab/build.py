@@ -1,4 +1,4 @@
-"""From a composed config to the objects that do the work. With `cli.py` the only importer of hydra and omegaconf."""
+"""From a composed config to the work, a function a command. With `cli.py` the only importer of hydra and omegaconf."""
 
 from __future__ import annotations
 
@@ -15,13 +15,11 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from genlab import __version__
-from genlab.arguments import arguments, construct, locate, refuse_targets
-from genlab.errors import UserError, did_you_mean
+from genlab.arguments import arguments, refuse_targets
+from genlab.errors import UserError
+from genlab.objects import Plain, assemble, make_dataset, make_device, make_model
 from genlab.spec import Count, Spec
-from genlab.training.registry import TRAINERS
 from genlab.training.run import RunFolder
-
-Plain = dict[str, Any]
 
 # What may differ when a run goes on: how long and where, never what is trained.
 MAY_CHANGE = {"trainer.steps", "trainer.max_time", "trainer.save_every", "trainer.keep", "dataset.root", "dataset.path"}
@@ -30,69 +28,6 @@ MAY_CHANGE = {"trainer.steps", "trainer.max_time", "trainer.save_every", "traine
 def plain(config: DictConfig) -> Plain:
     """Return a config as plain containers, every interpolation resolved."""
     return OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
-
-
-# --- the objects ------------------------------------------------------------------------------------------------------
-
-
-def make_device(config: Plain, *, seed: int = 0):
-    """Return the prepared device, with the global random state seeded for building a model."""
-    import torch
-
-    from genlab.training.device import Device
-
-    device = construct(Device, config, "device").prepare()
-    torch.manual_seed(seed)
-    return device
-
-
-def make_dataset(config: Plain):
-    """Return the dataset that `config["dataset"]` names."""
-    target = locate(config["dataset"], "dataset")
-    if not callable(getattr(target, "batches", None)):
-        raise UserError(f"dataset._target_={config['dataset']['_target_']} is no dataset: it has no batches()")
-    return construct(target, config["dataset"], "dataset")
-
-
-def make_model(config: Plain, spec: Spec):
-    """Return the model that `config["model"]` names, for data of `spec`."""
-    from torch import nn
-
-    target = locate(config["model"], "model")
-    if not (isinstance(target, type) and issubclass(target, nn.Module)):
-        raise UserError(f"model._target_={config['model']['_target_']} is no torch.nn.Module")
-    return construct(target, config["model"], "model", spec)
-
-
-def make_optimizer(config: Plain, device):
-    """Return what makes an optimizer of parameters; fused into one kernel where PyTorch can."""
-    import inspect
-
-    import torch
-
-    target = locate(config["optimizer"], "optimizer")
-    if not (isinstance(target, type) and issubclass(target, torch.optim.Optimizer)):
-        raise UserError(f"optimizer._target_={config['optimizer']['_target_']} is no torch.optim.Optimizer")
-    options = arguments(target, config["optimizer"], "optimizer", skip=1)
-    if "fused" in inspect.signature(target).parameters and device.name in ("cpu", "cuda"):
-        options.setdefault("fused", True)
-    try:
-        target([torch.nn.Parameter(torch.zeros(1, device=device.torch))], **options)
-    except ValueError as error:  # PyTorch checks ranges when it makes one: say so before the data is read
-        raise UserError(f"optimizer: {error}") from error
-    return partial(target, **options)
-
-
-def make_trainer(config: Plain, model, device):
-    """Return the trainer that `trainer.name` names in the registry."""
-    options = dict(config["trainer"])
-    name = options.pop("name")
-    if name not in TRAINERS:
-        near = did_you_mean(str(name), TRAINERS)
-        raise UserError(f"trainer.name={name}: no such trainer{near}; there are {', '.join(TRAINERS)}")
-    target = locate({"_target_": TRAINERS[name]}, "trainer")
-    built = construct(target.Options, options, "trainer")
-    return target(model, make_optimizer(config, device), built, seed=config["seed"], device=device)
 
 
 def general(*, seed: Count, out: str | int, resume: str | int | None, allow: list[str], trainer: dict[str, Any]) -> None:
@@ -143,6 +78,9 @@ def train(config: DictConfig) -> dict[str, float] | None:
     from genlab.training.ranks import Ranks
 
     given = plain(config)
+    if "train" in given:
+        name = HydraConfig.get().runtime.choices["experiment"]
+        raise UserError(f"experiment={name} compares several runs: genlab compare experiment={name}")
     arguments(general, {key: given[key] for key in signature(general).parameters}, "")
     ranks = Ranks()
     hydra = HydraConfig.get()
@@ -159,16 +97,12 @@ def train(config: DictConfig) -> dict[str, float] | None:
 
 
 def _train(own: Plain, folder: RunFolder | None, state: Plain | None, ranks, hydra) -> dict[str, float] | None:
-    from genlab.tasks.train import check, train
+    from genlab.tasks.train import train
 
     if folder is None and ranks.first:
         out = Path(hydra.runtime.output_dir if hydra.mode is RunMode.MULTIRUN else str(own["out"]))
         RunFolder(out).refuse_if_there()
-    device = make_device(own["device"], seed=own["seed"])
-    dataset = make_dataset(own)
-    model = make_model(own, dataset.spec)
-    trainer = make_trainer(own, model, device)
-    check(trainer, dataset)
+    own, dataset, trainer = assemble(own)
     if state:
         trainer.load(state)
         if trainer.at >= trainer.options.steps:
@@ -176,9 +110,21 @@ def _train(own: Plain, folder: RunFolder | None, state: Plain | None, ranks, hyd
                 print(f"{folder.path} is done: {trainer.at:,} steps; give a larger trainer.steps= to go on")
             return None
     elif folder is None and ranks.first:
-        info = run_info(own, dataset, device, dict(hydra.runtime.choices), list(hydra.overrides.task))
+        info = run_info(own, dataset, trainer.device, dict(hydra.runtime.choices), list(hydra.overrides.task))
         folder = RunFolder.create(out, config=OmegaConf.to_yaml(own), info=info)
     return train(trainer, dataset, folder, config=own)
+
+
+def plan(config: DictConfig) -> dict[str, float]:
+    """Say what a training would take; return the numbers."""
+    from genlab.tasks.plan import plan
+
+    own = plain(config)
+    arguments(general, {key: own[key] for key in signature(general).parameters}, "")
+    if own["resume"] is not None:
+        raise UserError("genlab plan is for a new run: give it what `genlab train` would take, and no resume=")
+    own, dataset, trainer = assemble(own)
+    return plan(trainer, dataset, config=own)
 
 
 def resumed(config: DictConfig, folder: RunFolder, overrides: list[str]) -> Plain:
@@ -192,8 +138,8 @@ def resumed(config: DictConfig, folder: RunFolder, overrides: list[str]) -> Plai
     choices = folder.info()["choices"]
     for override in overrides:
         key, _, value = override.lstrip("+~").partition("=")
-        if key in ("resume", "debug", "allow"):
-            continue
+        if key in ("resume", "debug", "allow") or (key, value) == ("trainer.batch_size", "auto"):
+            continue  # the run holds the number that auto was settled at
         if key == "out":
             raise UserError("out= is for a new run: a resume goes on in the run's own folder")
         if key == "device":
@@ -247,10 +193,58 @@ def sample(config: DictConfig) -> None:
 
 
 def evaluate(config: DictConfig) -> dict[str, float]:
-    """Measure a run."""
-    from genlab.tasks.evaluate import evaluate
+    """Measure a run, or samples that were drawn elsewhere."""
+    from genlab.tasks import evaluate
 
-    return ask(evaluate, plain(config))
+    given = plain(config)
+    elsewhere = ("samples", "truth", "crop", "dataset", "prepare", "out")
+    own = {key: given.pop(key, None) for key in elsewhere}
+    if given["n"] is None:
+        del given["n"]
+    if own["samples"] is None:
+        for key in ("dataset", "truth", "out"):
+            if own[key] is not None:
+                raise UserError(f"{key}= goes with samples=; a run is measured on its own data set, into its own folder")
+        return ask(evaluate.evaluate, given)
+    if given["run"] is not None:
+        raise UserError("give run= or samples=, not both")
+    if own["truth"] is not None:
+        options = {key: own[key] for key in ("truth", "crop", "out")}
+        return evaluate.evaluate_pairs(own["samples"], **arguments(evaluate.evaluate_pairs, options, "", skip=1))
+    if own["dataset"] is None:
+        raise UserError("samples= needs dataset=, the set that they are held against (or truth=, a folder of images)")
+    known = signature(evaluate.evaluate_samples).parameters
+    options = {key: value for key, value in (given | own).items() if key in known and key not in ("samples", "dataset")}
+    options = arguments(evaluate.evaluate_samples, options, "", skip=2)
+    return evaluate.evaluate_samples(own["samples"], make_dataset(own), **options)
+
+
+def compare(config: DictConfig) -> None:
+    """Put runs side by side, those of a lecture after training them; a run is loaded only where it has to be measured."""
+    from genlab.tasks import compare, lecture
+
+    own = plain(config)
+    runs, lectured = own.pop("runs"), {key: value for key in ("train", "sample", "common") if (value := own.pop(key))}
+    options = {key: value for key, value in own.items() if key not in ("device", "allow", "debug")}
+    options = arguments(compare.compare, options, "", skip=2)
+    failed: dict[str, str] = {}
+    if not lectured:
+        wanted = compare.find_runs(**arguments(compare.find_runs, {"runs": runs}, ""))
+    elif runs is not None:
+        raise UserError("a comparison that trains its own runs (experiment=lecture/…) takes no runs=")
+    else:
+        hydra = HydraConfig.get()
+        device = [override for override in hydra.overrides.task if override.partition("=")[0].split(".")[0] == "device"]
+        lectured["common"] = [*(lectured.get("common") or []), *device]
+        own_recipes = [source.path for source in hydra.runtime.config_sources if source.provider == "command-line"]
+        flags = ["--config-dir", own_recipes[0]] if own_recipes else []
+        shown, failed = lecture.prepare(**arguments(lecture.prepare, lectured, ""), flags=flags)
+        wanted = [compare.Wanted(RunFolder(s.run), label=s.label, sampler=s.sampler) for s in shown]
+        lines = [options["text"] or "", *(f"{label} could not be trained: {why}" for label, why in failed.items())]
+        options["text"] = "\n\n".join(lines)
+    compare.compare(lambda where: load_run({**own, "run": where}), wanted, **options)
+    if failed:
+        raise UserError(f"{len(failed)} of the runs could not be trained: {', '.join(failed)}; the page shows the others")
 
 
 def tasks(config: DictConfig) -> None:

@@ -3,7 +3,8 @@
     python scripts/report.py [run folders]
 
 Each run folder, evaluated before by `genlab evaluate`, adds its numbers to docs/results.json; then the tables between
-the README's markers are written anew from docs/results.json, docs/benchmarks/cpu.json and the headers of configs/model/.
+the README's markers are written anew from docs/results.json, docs/benchmarks/*.json and the headers of configs/model/,
+and docs/benchmarks/README.md from docs/benchmarks/*.json.
 """
 
 from __future__ import annotations
@@ -13,12 +14,14 @@ import re
 import sys
 from pathlib import Path
 
+import yaml
+
 from genlab.tasks.catalogue import group, header
 from genlab.training.run import RunFolder
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "docs" / "results.json"
-BENCHMARKS = ROOT / "docs" / "benchmarks" / "cpu.json"
+BENCHMARKS = ROOT / "docs" / "benchmarks"
 README = ROOT / "README.md"
 
 
@@ -26,21 +29,17 @@ def read(path: Path) -> dict:
     return json.loads(path.read_text()) if path.exists() else {}
 
 
-def collect(folder: Path) -> dict:
-    """Return what docs/results.json keeps of a run."""
+def collect(folder: Path, record: Path) -> dict:
+    """Return what docs/results.json keeps of a run and one of its records, metrics.json or that of a sampler."""
     run = RunFolder(folder)
-    info, measured = run.info(), json.loads((folder / "metrics.json").read_text())
+    info, measured = run.info(), json.loads(record.read_text())
     last = [line for line in run.history() if "seconds" in line][-1]
-    settings = measured["settings"]
-    evaluated = f"genlab evaluate n={settings['n']}"
-    if any("K" in row["conditions"] for row in measured["metrics"]):
-        evaluated += f" k={settings['k']}"
     asked = [word for word in info["command"] if not word.startswith(("out=", "device.threads="))]
     return {
         "model": info["model"],
         "dataset": info["dataset"],
         "command": " ".join(asked),
-        "evaluated": evaluated,
+        "evaluated": evaluated(measured),
         "seed": info["seed"],
         "steps": measured["step"],
         "train_seconds": round(last["seconds"]),
@@ -49,10 +48,29 @@ def collect(folder: Path) -> dict:
     }
 
 
+def evaluated(measured: dict) -> str:
+    """Return the command that gave a record."""
+    settings, command = measured["settings"], f"genlab evaluate n={measured['settings']['n']}"
+    if any("K" in row["conditions"] for row in measured["metrics"]):
+        command += f" k={settings['k']}"
+    if settings.get("features"):
+        command += f" features=[{','.join(settings['features'])}]"
+    sampler = dict(settings.get("sampler") or {})
+    if name := sampler.pop("name", None) or sampler.pop("sampler", None):
+        command += f" sampler={name}"
+    return command + "".join(f" sampler.{key}={value}" for key, value in sampler.items() if value is not None)
+
+
 def number(row: dict) -> str:
-    """Return one measured number with its tag: "nll_elbo 97.8 ± 0.2 nats (bound)"."""
+    """Return one measured number with its tag: "nll_elbo 97.8 ± 0.2 nats (bound)", and the floor where it has one."""
     error = f" ± {row['error']:.2g}" if row["error"] is not None else ""
-    return f"{row['name']} {row['value']:.4g}{error} {row['unit']} ({row['tag']})"
+    floor = f"; floor {row['floor']:.2g}" if row.get("floor") is not None else ""
+    return f"{row['name']} {row['value']:.4g}{error} {row['unit']} ({row['tag']}{floor})"
+
+
+def shown(row: dict) -> bool:
+    """Whether the README shows a number: what it cost is in a column of its own, and floors are beside their numbers."""
+    return row.get("metric") != "cost" and not row["name"].endswith("_floor")
 
 
 def models_table(results: dict) -> str:
@@ -61,26 +79,165 @@ def models_table(results: dict) -> str:
         text = header(path)
         paper = re.search(r"[:(]\s*([^:()]*?\b(?:19|20)\d\d)[a-z]?,\s*(https?://[^\s,);]+)", text)
         command = re.search(r"genlab train (?:\S+=\S+ ?)+", text)
-        shown = [
+        measured = [
             f"`{r['command']}` ({r['train_seconds']:,} s), `{r['evaluated']}`: "
-            + "; ".join(number(m) for m in r["metrics"] if "floor" not in m["name"])
+            + "; ".join(number(m) for m in r["metrics"] if shown(m))
             for r in results.values()
             if r["model"] == path.stem
         ]
         cite = f"[{paper[1]}]({paper[2].rstrip('.')})" if paper else text.split(".")[0]
-        lines.append(f"| `{path.stem}` | {cite} | `{command[0].strip()}` | {'<br>'.join(shown) or '·'} |")
+        lines.append(f"| `{path.stem}` | {cite} | `{command[0].strip()}` | {'<br>'.join(measured) or '·'} |")
     return "\n".join(lines)
 
 
-def speed_table(found: dict) -> str:
-    lines = ["| what | genlab | against | ratio |", "|---|---|---|---|"]
-    for name, seconds in found.get("start", {}).items():
-        lines.append(f"| `{name}` | {seconds:.2f} s | | |")
-    for row in found.values():
-        if isinstance(row, dict) and "ratio" in row:
-            lines.append(f"| {row['what']} | {row['genlab_s']:.2f} s | {row['other_s']:.2f} s | {row['ratio']:.2f} |")
-    how = f"In one run, a few steps of each in turn: `python scripts/bench.py` ({found.get('machine', 'not yet run')})."
-    return "\n".join([*lines, "", how])
+# --- the benchmarks ---------------------------------------------------------------------------------------------------
+
+
+def pairs(found: dict, kind: str) -> list[dict]:
+    """Return the measured rows of docs/benchmarks/cpu.json: "loop", "sample", or "other" for what else one would take."""
+    kinds = {name: "sample" if name.startswith("sample_") else "loop" if name.endswith("_loop") else "other"
+             for name in found.get("pairs", {})}  # fmt: skip
+    return [row for name, row in found.get("pairs", {}).items() if kinds[name] == kind and "skipped" not in row]
+
+
+def span(row: dict) -> str:
+    """Return the ratio of a pair: the turns' median, and their quartiles."""
+    low, high = row["quartiles"]
+    return f"{row['median_ratio']:.2f} ({low:.2f}–{high:.2f})"
+
+
+def bar(row: dict) -> str:
+    return f"≤ {row['bar']:.2f}: {'met' if row['met'] else 'missed'}" if "bar" in row else ""
+
+
+def table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    lines = [head, ("---",) * len(head), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def machine(found: dict) -> str:
+    versions = found["versions"]
+    threads = f"{found['threads']} thread{'s'[: found['threads'] > 1]}"
+    return f"{found['machine']}, {threads}, torch {versions['torch']}, Python {versions['python']}"
+
+
+def trials(found: dict) -> str:
+    """Return the warning that numbers were not measured at full length, where they were not."""
+    if found["share"] == 1 and found["data"] == "mnist":
+        return ""
+    return f"**A trial, not a measurement: {found['share']:g} of the steps, data: {found['data']}.**"
+
+
+def mib(value: float | None) -> str:
+    return f"{value:,.0f}" if value is not None else ""
+
+
+def lectures_table() -> str:
+    """Return what each lecture shows, with its command."""
+    rows = []
+    for path in group("experiment/lecture"):
+        config = yaml.safe_load(path.read_text())
+        about = ", ".join(config["train"])
+        rows.append((config["title"], f"`genlab compare experiment=lecture/{path.stem}`", about))
+    return table(("figure", "command", "trains"), rows)
+
+
+def speed_table(found: dict, gpu: dict) -> str:
+    """Return the README's table: the pairs that have a bar, and the fastest mode of each network on the GPU."""
+    if not found.get("pairs"):
+        return "Not measured yet: `python scripts/bench.py`."
+    head = ("what", "against", "genlab's time over the other's", "bar")
+    judged = [row for kind in ("loop", "other") for row in pairs(found, kind) if "bar" in row]
+    lines = [table(head, [(row["what"], row["against"], span(row), bar(row)) for row in judged]), ""]
+    rows = [row for row in gpu.get("rows", {}).values() if "skipped" not in row]
+    best = {row["case"]: row for row in sorted(rows, key=lambda row: row["genlab_items_s"])}
+    if best:
+        cells = [
+            (row["what"], row["mode"], f"{row['genlab_items_s']:,.0f}", f"{row['median_ratio']:.2f}",
+             f"{row['share_of_peak']:.1%}")
+            for row in best.values()
+        ]  # fmt: skip
+        head = (f"on one {gpu['device']}", "fastest mode", "items/s", "time over the bare loop's", "share of the peak")
+        lines += [table(head, cells), ""]
+    if trial := trials(found):
+        lines += [trial, ""]
+    how = f"Medians over turns in one run, with quartiles: `{found['command']}` ({machine(found)})."
+    return "\n".join([*lines, f"{how} All of it: [docs/benchmarks](docs/benchmarks/README.md)."])
+
+
+def benchmark_page(found: dict, gpu: dict) -> str:
+    """Return docs/benchmarks/README.md."""
+    parts = ["# Benchmarks", "", "Written by `scripts/report.py` from cpu.json and gpu.json: no number here is typed by hand."]
+    if found.get("pairs"):
+        parts += cpu_parts(found)
+    if gpu.get("rows"):
+        parts += gpu_parts(gpu)
+    return "\n".join(parts) + "\n"
+
+
+def cpu_parts(found: dict) -> list[str]:
+    packages = ", ".join(f"{name} {version}" for name, version in found["versions"].items())
+    parts = [
+        "", "## On a processor", "",
+        f"`{found['command']}` on {machine(found)}. genlab's own training loop and the other take turns in one run, the first "
+        "turn of each uncounted; a ratio is genlab's time over the other's, the median of all turns and their quartiles.",
+        "", f"Versions: {packages}.",
+    ]  # fmt: skip
+    if trial := trials(found):
+        parts += ["", trial]
+    both = lambda row: (f"{row['genlab_us'] / 1e3:.2f}", f"{row['other_us'] / 1e3:.2f}")  # noqa: E731
+    rows = [
+        (r["what"], *both(r), f"{r['overhead_us']:,.0f}", span(r), bar(r), f"{r['turns']} × {r['block']}")
+        for r in pairs(found, "loop")
+    ]
+    head = ("what", "genlab, ms a step", "by hand, ms", "difference, µs a step", "ratio", "bar", "turns × steps")
+    about = "The same network, batch and optimizer, and nothing else."
+    parts += ["", "### Against the loop by hand", "", about, "", table(head, rows)]
+    rows = [
+        (r["what"], r["against"], *both(r), span(r), bar(r), f"{r['turns']} × {r['block']}",
+         f"{r['parameters']:,}" + (f" / {r['other_parameters']:,}" if "other_parameters" in r else ""))
+        for r in pairs(found, "other")
+    ]  # fmt: skip
+    head = ("what", "against", "genlab, ms a step", "other, ms", "ratio", "bar", "turns × steps", "parameters")
+    about = "Parameters: genlab's / the other's, where they differ."
+    parts += ["", "### Against what one would take instead", "", about, "", table(head, rows)]
+    rate = lambda us: f"{1e6 / us:,.0f}"  # noqa: E731
+    rows = [(r["what"], rate(r["genlab_us"]), rate(r["other_us"]), span(r)) for r in pairs(found, "sample")]
+    parts += ["", "### Sampling", "", table(("what", "genlab, items/s", "by hand, items/s", "ratio of times"), rows)]
+    absent = [(r["what"], r["against"], r["skipped"]) for r in found["pairs"].values() if "skipped" in r]
+    if absent:
+        parts += ["", "### Not measured", "", table(("what", "against", "why"), absent)]
+    if "start_up" in found:
+        rows = [(f"`{k}`", f"{v['median']:.2f}", f"{v['least']:.2f}–{v['most']:.2f}") for k, v in found["start_up"].items()]
+        parts += ["", "### Start-up", "", table(("process", "median, s", "least–most, s"), rows)]
+    if "memory" in found:
+        rows = [(k if " -c " not in k else f"`{k}`", f"{v:,.0f}") for k, v in found["memory"].items()]
+        about = "Of a process that trains the same VAE on MNIST for as many steps."
+        parts += ["", "### Peak memory", "", about, "", table(("process", "MiB"), rows)]
+    return parts
+
+
+def gpu_parts(gpu: dict) -> list[str]:
+    packages = ", ".join(f"{name} {version}" for name, version in gpu["versions"].items())
+    parts = [
+        "", f"## On one {gpu['device']}", "",
+        f"`{gpu['command']}`: genlab's updates (`Trainer.advance`) and the loop by hand of the same network in the same mode "
+        "take turns; the data are random bytes on the device. FLOP are counted by torch.utils.flop_counter.",
+        "", f"Versions: {packages}.", "",
+    ]  # fmt: skip
+    if gpu["small"]:
+        parts += ["**A trial with tiny networks, not a measurement.**", ""]
+    peaks = [(k, f"{v['tflops']:,.1f}", v["source"], f"{v['matmul_tflops']:,.1f}") for k, v in gpu["peaks"].items()]
+    parts += [table(("arithmetic", "peak, TFLOP/s", "by", "a large matrix product, TFLOP/s"), peaks), ""]
+    rows = [
+        (r["what"], r["mode"], f"{r['genlab_items_s']:,.0f}", f"{r['other_items_s']:,.0f}", f"{r['median_ratio']:.3f}",
+         f"{r['tflops']:,.1f}", f"{r['share_of_peak']:.1%}", f"{mib(r['memory_mib'])} / {mib(r['other_memory_mib'])}")
+        if "skipped" not in r else (r["what"], r["mode"], "not measured", r["skipped"], "", "", "", "")
+        for r in gpu["rows"].values()
+    ]  # fmt: skip
+    head = ("what", "mode", "genlab, items/s", "by hand, items/s", "ratio of times", "TFLOP/s", "share of the peak",
+            "peak memory, MiB")  # fmt: skip
+    return [*parts, table(head, rows)]
 
 
 def filled(text: str, tables: dict[str, str]) -> str:
@@ -95,12 +252,16 @@ def filled(text: str, tables: dict[str, str]) -> str:
 def main(folders: list[str]) -> None:
     results = read(RESULTS)
     for folder in folders:
-        row = collect(Path(folder))
-        results[row["command"] + f" (seed {row['seed']})"] = row
+        for record in sorted(Path(folder).glob("metrics*.json")):
+            row = collect(Path(folder), record)
+            by = record.stem.removeprefix("metrics").removeprefix("-")  # the sampler, if it is not the model's own
+            results[row["command"] + f" (seed {row['seed']})" + (f" by {by}" if by else "")] = row
     if folders:
         RESULTS.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n")
-    tables = {"models": models_table(results), "speed": speed_table(read(BENCHMARKS))}
+    cpu, gpu = read(BENCHMARKS / "cpu.json"), read(BENCHMARKS / "gpu.json")
+    tables = {"lectures": lectures_table(), "models": models_table(results), "speed": speed_table(cpu, gpu)}
     README.write_text(filled(README.read_text(), tables))
+    (BENCHMARKS / "README.md").write_text(benchmark_page(cpu, gpu))
 
 
 if __name__ == "__main__":

@@ -45,6 +45,14 @@ def one_thread() -> None:
     torch.set_num_threads(1)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Keep what is made once in a folder of this test session, the same one for all of its processes."""
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    os.environ["GENLAB_CACHE"] = str(shared / "cache")
+
+
 @pytest.fixture(autouse=True)
 def seeds() -> None:
     """Start every test from the same random state."""

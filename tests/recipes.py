@@ -9,7 +9,7 @@ from hydra import compose, initialize_config_module
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
-from genlab import build
+from genlab import build, objects
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 RECIPES = sorted(p.stem for p in (CONFIGS / "model").glob("*.yaml"))
@@ -29,9 +29,9 @@ def composed(*overrides: str) -> dict:
 def built(*overrides: str):
     """Return (config, dataset, trainer) of `genlab train <overrides>`."""
     config = composed(*overrides)
-    device = build.make_device(config["device"], seed=config["seed"])
-    dataset = build.make_dataset(config)
-    return config, dataset, build.make_trainer(config, build.make_model(config, dataset.spec), device)
+    device = objects.make_device(config["device"], seed=config["seed"])
+    dataset = objects.make_dataset(config)
+    return config, dataset, objects.make_trainer(config, objects.make_model(config, dataset.spec), device)
 
 
 def same(a: object, b: object) -> bool:

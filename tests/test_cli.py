@@ -17,6 +17,8 @@ import pytest
 import torch
 import yaml
 
+from genlab import tasks
+
 ROOT = Path(__file__).resolve().parent.parent
 RECIPES = sorted(p.stem for p in (ROOT / "configs" / "model").glob("*.yaml"))
 TINY = ("model.hidden=[4]", "trainer.steps=1", "trainer.batch_size=4", "trainer.preview_every=0", "device=cpu")
@@ -479,7 +481,7 @@ def test_no_torch_until_there_is_work(command: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "expected"),
     [
-        ("genlab ", {"train", "sample", "evaluate", "tasks", "models", "datasets", "completion"}),
+        ("genlab ", {*tasks.COMMANDS, *tasks.LISTS}),
         ("genlab ev", {"evaluate"}),
         ("genlab train model=", set(RECIPES)),
         ("genlab train model=real", {n for n in RECIPES if n.startswith("real")}),

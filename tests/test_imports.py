@@ -58,14 +58,17 @@ def may(name: str) -> tuple[str, ...]:
     if part == "data":
         return ("genlab.data", "genlab.spec", "genlab.errors", "genlab.seeds")
     if part == "metrics":
-        return ("genlab.metrics", *FOUNDATION)
+        return ("genlab.metrics", "genlab.data", *FOUNDATION)
     if part == "training":
         return ("genlab.training", *FOUNDATION)
     if part == "arguments":
         return ("genlab.errors",)
+    if part == "comparison":
+        return ("genlab.comparison", "genlab.training", "genlab.tasks.tables", "genlab.__version__", *FOUNDATION)
     if part == "tasks":
-        return (*(f"genlab.{p}" for p in ("tasks", "metrics", "training", "data", "arguments")), *FOUNDATION)
-    if part == "build":
+        parts = ("tasks", "comparison", "metrics", "training", "data", "arguments", "__version__")
+        return (*(f"genlab.{p}" for p in parts), *FOUNDATION)
+    if part in ("build", "objects"):
         return ("genlab",)
     return ("genlab.build", "genlab.tasks", "genlab.training.ranks", "genlab.errors", "genlab.__version__")
 
@@ -79,7 +82,7 @@ def test_directions(path: Path) -> None:
         assert ours == {"genlab.cli.main"}
         return
     allowed = may(name)
-    if name == "genlab.build":
+    if name in ("genlab.build", "genlab.objects"):
         assert not [i for i in ours if under(i, "genlab.cli", "genlab.models")], "a config names the family"
     assert not [i for i in ours if not under(i, *allowed)], f"{name} may import of genlab only {', '.join(allowed)}"
 

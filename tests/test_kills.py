@@ -21,7 +21,7 @@ RUNS = {
     "dcgan": ("model=dcgan", "model.width=8", "dataset.size=16", "trainer.steps=60", "trainer.ema=0.9"),
     "realnvp": ("model=realnvp_points", "trainer.steps=150"),
     "rbm": ("model=rbm", "trainer.steps=1000"),
-    "ddpm": ("model=ddpm_small", "trainer.steps=60", "trainer.batch_size=16"),
+    "ddpm": ("model=ddpm_small", "model.timesteps=100", "trainer.steps=60", "trainer.batch_size=16"),
 }
 COMMON = ("device=cpu", "device.threads=1", "trainer.save_every=10", "trainer.log_every=15", "trainer.preview_every=40")
 NOISE = {"seconds", "seconds_left", "items_per_s", "memory_mb"}

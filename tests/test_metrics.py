@@ -9,7 +9,8 @@ import torch
 
 from genlab.abilities import Estimate
 from genlab.errors import UserError
-from genlab.metrics import Settings, energy_distance, likelihood, measure, metrics_for, modes, registry
+from genlab.metrics import Settings, energy_distance, likelihood, measure, metrics_for, modes
+from genlab.metrics.subject import Subject
 from genlab.spec import Batch, Spec
 
 
@@ -21,7 +22,10 @@ class Held:
     def __init__(self, x: torch.Tensor, spec: Spec) -> None:
         self.x, self.spec = x, spec
 
-    def take(self, split, n, *, seed=0, device="cpu"):
+    def size(self, split):
+        return len(self.x)
+
+    def take(self, split, n=None, *, seed=0, device="cpu"):
         return Batch(self.x[:n])
 
 
@@ -44,6 +48,10 @@ class Normal(torch.nn.Module):
 
 
 POINTS = Spec((2,), kind="points", levels=0)
+
+
+def subject(model, dataset, **settings) -> Subject:
+    return Subject(dataset, Settings(**settings), model=model)
 
 
 def test_energy_distance_of_two_normals():
@@ -76,7 +84,7 @@ def test_modes_counts_what_lies_within_three_deviations():
 def test_likelihood_of_an_energy_model_is_minus_energy_minus_log_z():
     torch.manual_seed(0)
     x = 0.5 * torch.randn(20_000, 2)
-    (row,) = likelihood.measure(Normal(0.5), Held(x, POINTS), Settings(n=len(x)))
+    (row,) = likelihood.measure(subject(Normal(0.5), Held(x, POINTS), n=len(x)))
     entropy = 2 * (0.5 * math.log(2 * math.pi * math.e) + math.log(0.5))
     assert (row.name, row.tag, row.unit) == ("nll", "estimate", "nats")
     assert abs(row.value - entropy) < 4 * row.error
@@ -103,14 +111,12 @@ def test_bits_per_dim():
 def test_a_measure_that_does_not_fit_is_refused(names, words):
     data = Held(torch.randn(9, 2), POINTS)
     with pytest.raises(UserError, match=words):
-        measure(Normal(1), data, metrics=names, able=lambda verb: ["vae"])
-    assert list(metrics_for(Normal(1), data)) == ["likelihood", "energy_distance"]
+        measure(subject(Normal(1), data), names, able=lambda verb: ["vae"])
+    assert list(metrics_for(subject(Normal(1), data), "training")) == ["likelihood", "energy_distance"]
 
 
-def test_every_measure_gives_the_rows_that_it_names():
-    data = Held(torch.randn(50, 2), POINTS)
-    data.centers, data.std = torch.zeros(1, 2), 1.0
-    for metric in registry().values():
-        rows = metric.measure(Normal(1), data, Settings(n=50))
-        assert [row.name for row in rows] == metric.rows(Normal(1), data)
-        assert all(row.conditions["seed"] == 0 and row.tag in ("exact", "bound", "estimate") for row in rows)
+def test_energy_distance_has_the_floor_of_two_halves():
+    torch.manual_seed(0)
+    (row,) = energy_distance.measure(subject(Normal(1), Held(torch.randn(600, 2), POINTS), n=600))
+    assert row.conditions["n"] == 600 and row.conditions["floor"] == "300 against 300"
+    assert abs(row.value) < 4 * row.error and abs(row.floor) < 8 * row.error

@@ -9,8 +9,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import REPOSITORY, run_here
+from PIL import Image
 from recipes import CONFIGS
 
 README = (REPOSITORY / "README.md").read_text()
@@ -41,6 +43,11 @@ def folder(tmp_path_factory) -> Path:
     (here / "mine.py").write_text(model)
     (here / "confs" / "model").mkdir(parents=True)
     (here / "confs" / "model" / "mine.yaml").write_text(recipe)
+    noise = np.random.default_rng(0)
+    np.savez(here / "elsewhere.npz", x=noise.integers(0, 256, (200, 8, 8, 1), dtype=np.uint8))  # drawn by other programs
+    for name in ("restored", "originals"):
+        (here / name).mkdir()
+        Image.fromarray(noise.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(here / name / "a.png")
     return here
 
 

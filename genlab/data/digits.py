@@ -34,8 +34,8 @@ class Digits(Images):
         levels = 17
         if self.side not in (None, 8):
             x, levels = resized(x.float().mul(255 / 16).round().to(torch.uint8), self.side), 256
-        sizes = [round(share * len(x)) for share in (self.validation, self.test)]
-        parts = dict(zip(("validation", "test", "train"), cut(len(x), sizes, self.split_seed), strict=True))
+        sizes = [round(share * len(x)) for share in (self.test, self.validation)]
+        parts = dict(zip(("test", "validation", "train"), cut(len(x), sizes, self.split_seed), strict=True))
         splits = {name: Split(x[index], y[index]) for name, index in parts.items()}
         missing = dict.fromkeys(parts, f"dataset.validation={self.validation:g}, dataset.test={self.test:g}")
         self.hold_images(splits, shape=x.shape[1:], classes=10, levels=levels, missing=missing)

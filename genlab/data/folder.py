@@ -121,7 +121,7 @@ class ImageFolder(FileImages):
 
     def divided(self, found: dict[str, Found]) -> dict[str, Found]:
         """Return all three splits; those without a folder are seeded shares of train."""
-        shares = {"validation": self.validation, "test": self.test}
+        shares = {"test": self.test, "validation": self.validation}
         wanted = [split for split in shares if split not in found]
         n = len(found["train"].paths)
         *out, rest = cut(n, [round(shares[split] * n) for split in wanted], self.split_seed)

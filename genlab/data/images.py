@@ -5,11 +5,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from genlab.data.dataset import Dataset, Split
-from genlab.data.order import cut
+from genlab.data.dataset import CHUNK, Dataset, Split, joined
+from genlab.data.order import Address, cut, permutation
 from genlab.data.preparation import Binarize, Preparation
 from genlab.errors import UserError
-from genlab.spec import Count, Positive, Spec
+from genlab.spec import Batch, Count, Positive, Spec
 
 
 @dataclass(kw_only=True, eq=False)
@@ -61,6 +61,16 @@ class Images(Dataset):
             dequantised=self.dequantise,
         )
         self.hold(spec, splits, prepare, missing=missing)
+
+    def shown(self, split: str, n: int | None = None, *, seed: int = 0) -> Batch:
+        """Return the items that `take` returns as the bytes uint8 (n, C, H, W) that they were drawn from: no coin, no noise.
+
+        What a model gives as a pixel's probability or mean is held against these.
+        """
+        order = permutation(len(self._held(split)), seed, 0)[:n]
+        addresses = (Address(k, -1, index) for k, index in enumerate(order.split(CHUNK)))
+        parts = [Batch(self.prepare.shown(k), y) for _, _, k, y in self._raw(split, addresses, torch.device("cpu"))]
+        return joined(parts)
 
     def held_out(self, x: Tensor, y: Tensor | None, share: float) -> dict[str, Split]:
         """Return the seeded splits train and validation, with `share` of the items held out."""

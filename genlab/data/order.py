@@ -17,7 +17,10 @@ def permutation(n: int, *seed: int) -> Tensor:
 
 
 def cut(n: int, sizes: Sequence[int], seed: int) -> list[Tensor]:
-    """Return disjoint sets of indices below n, of the given sizes, each in rising order; the last holds the rest."""
+    """Return disjoint sets of indices below n, of the given sizes, each in rising order; the last holds the rest.
+
+    A set depends on the sizes before it only: with the test items first, they stay the same whatever validation takes.
+    """
     order = permutation(n, seed)
     ends = torch.tensor(sizes).cumsum(0).tolist()
     return [part.sort().values for part in order.tensor_split(ends)]

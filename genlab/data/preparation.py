@@ -65,6 +65,13 @@ class Preparation:
         c, d = -low * top / (high - low), top / (high - low)
         return k.sub(c).div_(d) if c else k.div(d)
 
+    def shown(self, k: Tensor) -> Tensor:
+        """Return bytes uint8 (B, C, H, W) of levels k: thresholded if the data is, but before any noise is drawn."""
+        top = self.levels - 1
+        if self.binarize == "threshold":
+            return k.gt(top // 2).to(torch.uint8).mul_(255)
+        return k if top == 255 else k.float().mul(255 / top).round().to(torch.uint8)
+
 
 def random16(shape: torch.Size, generator: torch.Generator) -> Tensor:
     """Return int16 uniform on {−2¹⁵, …, 2¹⁵−1}: four from each 64-bit draw, which is four times as fast as `rand`."""

@@ -51,8 +51,8 @@ class Table(Dataset):
             raise UserError(f"dataset.path={self.path}: there is no such file (looked for {file.resolve()})")
         rows, numbers = read_array(file) if file.suffix == ".npy" else read_text(file)
         x, y = self.columns(rows, numbers)
-        sizes = [round(share * len(x)) for share in (self.validation, self.test)]
-        parts = dict(zip(("validation", "test", "train"), cut(len(x), sizes, self.split_seed), strict=True))
+        sizes = [round(share * len(x)) for share in (self.test, self.validation)]
+        parts = dict(zip(("test", "validation", "train"), cut(len(x), sizes, self.split_seed), strict=True))
         if not len(parts["train"]):
             given = f"dataset.validation={self.validation:g} and dataset.test={self.test:g}"
             raise UserError(f"{given} leave none of the {len(x):,} rows to train on")

@@ -1,20 +1,24 @@
 """Every measure, by name: whether it fits a model and its data, and numbers that carry their conditions.
 
-A new measure is a function in a file of this folder and a line in `METRICS`.
+A new measure is a function in a file of this folder and a line in `registry`.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from genlab.abilities import ABILITIES, abilities, need
+from genlab.abilities import ABILITIES, need
 from genlab.errors import UserError, did_you_mean
 
+if TYPE_CHECKING:
+    from genlab.metrics.subject import Subject
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, kw_only=True)
 class Settings:
     """What a measurement fixes."""
 
@@ -24,6 +28,8 @@ class Settings:
     k: int = 100  # importance samples of the IWAE bound
     terms: int | None = 20  # of a diffusion bound's sum, drawn without bias; None: all of them
     batch_size: int = 250
+    features: tuple[str, ...] | None = None  # feature spaces; None: the one that suits the data
+    sampler: dict[str, Any] = field(default_factory=dict)  # arguments of the model's `sample`
 
 
 @dataclass(frozen=True)
@@ -35,47 +41,80 @@ class Row:
     unit: str
     tag: str = "exact"  # exact | bound | estimate
     error: float | None = None  # standard error, where one exists
-    higher_is_better: bool = False
-    conditions: dict[str, Any] = field(default_factory=dict)  # extractor, sample count, split, seed
+    floor: float | None = None  # the same number of one held-out half against the other: what no model is asked to beat
+    better: Literal["lower", "higher", "neither"] = "lower"
+    conditions: dict[str, Any] = field(default_factory=dict)  # feature space, sample count, split, seed
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        """Return plain values; a number that is not finite, which JSON has no word for, becomes None."""
+        numbers = {k: v for k in ("value", "error", "floor") if (v := getattr(self, k)) is not None and math.isfinite(v)}
+        return {**asdict(self), "value": None, "error": None, "floor": None, **numbers}
 
 
 @dataclass(frozen=True)
 class Metric:
-    """A measure: the rows that it would give for a model and its data (none: it does not fit), and how they are had."""
+    """A measure: the rows that it would give for a subject (none: it does not fit), and how they are had."""
 
-    rows: Callable[[Any, Any], list[str]]
-    measure: Callable[[Any, Any, Settings], list[Row]]
+    rows: Callable[[Subject], list[str]]
+    measure: Callable[[Subject], list[Row]]
     needs: tuple[str, ...]  # the abilities of which the model must have one
+    when: Literal["training", "evaluation", "asked"] = "evaluation"  # from when on it is part of "all that fit"
+
+
+WHEN = ("training", "evaluation", "asked")
 
 
 def registry() -> dict[str, Metric]:
     """Return every measure by name."""
-    from genlab.metrics import energy_distance, likelihood, modes
+    from genlab.metrics import (
+        classes,
+        cost,
+        disentanglement,
+        energy_distance,
+        frechet,
+        inception_score,
+        kernel,
+        likelihood,
+        manifold,
+        memorisation,
+        modes,
+        sliced,
+    )
 
+    densities, sample = ("log_prob", "log_partition", "iwae", "elbo"), ("sample",)
     return {
-        "likelihood": Metric(likelihood.rows, likelihood.measure, ("log_prob", "log_partition", "iwae", "elbo")),
-        "modes": Metric(modes.rows, modes.measure, ("sample",)),
-        "energy_distance": Metric(energy_distance.rows, energy_distance.measure, ("sample",)),
+        "likelihood": Metric(likelihood.rows, likelihood.measure, densities, "training"),
+        "modes": Metric(modes.rows, modes.measure, sample, "training"),
+        "frechet": Metric(frechet.rows, frechet.measure, sample),
+        "kernel_distance": Metric(kernel.kid_rows, kernel.kid_measure, sample),
+        "mmd": Metric(kernel.mmd_rows, kernel.mmd_measure, sample),
+        "sliced_wasserstein": Metric(sliced.rows, sliced.measure, sample),
+        "energy_distance": Metric(energy_distance.rows, energy_distance.measure, sample, "training"),
+        "manifold": Metric(manifold.rows, manifold.measure, sample),
+        "inception_score": Metric(inception_score.rows, inception_score.measure, sample),
+        "class_modes": Metric(classes.class_modes_rows, classes.class_modes, sample),
+        "class_accuracy": Metric(classes.class_accuracy_rows, classes.class_accuracy, sample),
+        "train_on_generated": Metric(classes.train_on_generated_rows, classes.train_on_generated, sample, "asked"),
+        "memorisation": Metric(memorisation.rows, memorisation.measure, sample),
+        "disentanglement": Metric(disentanglement.rows, disentanglement.measure, ("encode",)),
+        "cost": Metric(cost.rows, cost.measure, tuple(ABILITIES)),
     }
 
 
-def metrics_for(model: Any, dataset: Any) -> dict[str, Metric]:
-    """Return the measures that fit a model and its data."""
-    return {name: metric for name, metric in registry().items() if metric.rows(model, dataset)}
+def metrics_for(subject: Subject, when: str = "evaluation") -> dict[str, Metric]:
+    """Return the measures that fit a subject and are taken without being named: in training only the quick ones."""
+    taken = WHEN[: WHEN.index(when) + 1]
+    return {name: metric for name, metric in registry().items() if metric.when in taken and metric.rows(subject)}
 
 
-def measure(
-    model: Any,
-    dataset: Any,
-    *,
+def chosen(
+    subject: Subject,
     metrics: list[str] | None = None,
+    *,
+    when: str = "evaluation",
     able: Callable[[str], list[str]] = lambda verb: [],
-    **settings: Any,
-) -> list[Row]:
-    """Measure a model on held-out data, by all measures that fit or by those named.
+) -> dict[str, Metric]:
+    """Return the measures named, or all that fit.
 
     Args:
         able: names the recipes that have an ability, for the message of a refusal.
@@ -83,23 +122,36 @@ def measure(
     Raises:
         UserError: a named measure does not exist, or does not fit; says why.
     """
-    known, chosen = registry(), metrics_for(model, dataset)
-    for name in metrics or ():
-        if name in ABILITIES:
-            need(model, name, partial(able, name))
+    if metrics is None:
+        return metrics_for(subject, when)
+    known = registry()
+    for name in metrics:
+        if name in ABILITIES and subject.model is not None:
+            need(subject.model, name, partial(able, name))
             raise UserError(f"metrics: {name} is an ability; the metrics are {', '.join(known)}")
         if name not in known:
             raise UserError(f"metrics: there is no '{name}'{did_you_mean(name, known)}; there are {', '.join(known)}")
-        if name not in chosen:
-            raise UserError(f"metrics: {name} does not fit: {why_not(known[name], model, dataset, able)}")
-    return [
-        row for name in metrics or chosen for row in known[name].measure(model, dataset, Settings(**settings))
-    ]
+        if not known[name].rows(subject):
+            raise UserError(f"metrics: {name} does not fit: {why_not(known[name], subject, able)}")
+    return {name: known[name] for name in metrics}
 
 
-def why_not(metric: Metric, model: Any, dataset: Any, able: Callable[[str], list[str]]) -> str:
-    """Return why a measure does not fit a model and its data."""
-    if abilities(model) & set(metric.needs):
-        return f"{dataset.name} is not data that it can judge"
+def measure(
+    subject: Subject,
+    metrics: list[str] | None = None,
+    *,
+    when: str = "evaluation",
+    able: Callable[[str], list[str]] = lambda verb: [],
+) -> dict[str, list[Row]]:
+    """Measure a subject by all measures that fit or by those named (see `chosen`); return measure -> its rows."""
+    return {name: metric.measure(subject) for name, metric in chosen(subject, metrics, when=when, able=able).items()}
+
+
+def why_not(metric: Metric, subject: Subject, able: Callable[[str], list[str]] = lambda verb: []) -> str:
+    """Return why a measure does not fit a subject."""
+    if subject.abilities & set(metric.needs):
+        return f"{subject.dataset.name} is not data that it can judge"
+    if subject.model is None:
+        return f"it needs a model with {' or '.join(metric.needs)}, not samples alone"
     others = sorted({name for verb in metric.needs for name in able(verb)})
-    return f"{type(model).__name__} has no {' or '.join(metric.needs)}; models that can: {', '.join(others)}"
+    return f"{subject.name} has no {' or '.join(metric.needs)}; models that can: {', '.join(others)}"

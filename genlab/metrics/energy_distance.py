@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
-from genlab.abilities import abilities
-from genlab.metrics import Row, Settings
+from genlab.metrics import Row
+from genlab.metrics.features import named
+from genlab.metrics.subject import Subject
 
 BOOTSTRAPS = 200
 MOST = 2000  # items of each kind: the cost grows with their square
 
 
-def rows(model: Any, dataset: Any) -> list[str]:
+def spaces(subject: Subject) -> list[str]:
+    """Return the spaces asked for; by themselves the values, which cost nothing to have while a run trains."""
+    if subject.settings.features is None:
+        return ["pixels" if subject.spec.kind == "image" else "coordinates"]
+    return subject.spaces
+
+
+def rows(subject: Subject) -> list[str]:
     """Return the names of the rows that `measure` gives."""
-    fits = "sample" in abilities(model) and dataset.spec.kind in ("image", "points")
-    return ["energy_distance", "energy_distance_floor"] if fits else []
+    fits = "sample" in subject.abilities and subject.spec.kind in ("image", "points")
+    return [named("energy_distance", space) for space in spaces(subject)] if fits else []
 
 
 def energy_distance(x: Tensor, y: Tensor, *, seed: int = 0) -> tuple[float, float]:
@@ -49,27 +55,15 @@ def resampled(n: int, generator: torch.Generator) -> Tensor:
     return torch.zeros(BOOTSTRAPS, n, dtype=torch.float64).scatter_add_(1, drawn, torch.ones(1).double().expand_as(drawn))
 
 
-@torch.no_grad()
-def measure(model: Any, dataset: Any, settings: Settings) -> list[Row]:
-    """Return the distance of n samples to n held-out items, and of one half of those to the other (the floor)."""
-    n, size = min(settings.n, MOST), settings.batch_size
-    real = dataset.take(settings.split, n, seed=settings.seed).x.flatten(1)
-    torch.manual_seed(settings.seed)
-    drawn = [model.sample(min(size, n - i)).float().cpu() for i in range(0, n, size)]
-    half = len(real) // 2
-    conditions = {
-        "features": "pixels" if dataset.spec.kind == "image" else "coordinates",
-        "n": f"{n} against {len(real)}", "split": settings.split, "seed": settings.seed,
-    }  # fmt: skip
-    x = torch.cat(drawn)
-    if dataset.spec.kind == "image" and dataset.spec.levels == 2:  # a sample may be given by its pixels' probabilities
-        low, high = dataset.spec.range
-        x = low + (high - low) * torch.bernoulli(((x - low) / (high - low)).clamp(0, 1))
-        conditions["drawn"] = "from the pixels' probabilities"
-    value, error = energy_distance(x.flatten(1), real, seed=settings.seed)
-    floor, floor_error = energy_distance(real[:half], real[half:], seed=settings.seed)
-    return [
-        Row("energy_distance", value, "distance", "estimate", error, False, conditions),
-        Row("energy_distance_floor", floor, "distance", "estimate", floor_error, False,
-            {**conditions, "n": f"{half} against {len(real) - half}, both real"}),
-    ]  # fmt: skip
+def measure(subject: Subject) -> list[Row]:
+    """Return the distance of n samples to n held-out items in each feature space, with its floor."""
+    found = []
+    for space in spaces(subject):
+        drawn, real = (subject.features(space, which)[:MOST] for which in ("drawn", "real"))
+        one, other = (subject.features(space, which)[:MOST] for which in ("half", "other_half"))
+        value, error = energy_distance(drawn, real, seed=subject.settings.seed)
+        floor, _ = energy_distance(one, other, seed=subject.settings.seed)
+        more = {"n": f"{len(drawn)} against {len(real)}"} if len(drawn) < len(subject.drawn) else {}
+        name = named("energy_distance", space)
+        found.append(Row(name, value, "distance", "estimate", error, floor, "lower", subject.conditions(space, **more)))
+    return found

@@ -10,33 +10,32 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from genlab.abilities import abilities
 from genlab.metrics import Row, Settings
+from genlab.metrics.subject import Subject
 
 
-def rows(model: Any, dataset: Any) -> list[str]:
+def rows(subject: Subject) -> list[str]:
     """Return the names of the rows that `measure` gives."""
-    has, names = abilities(model), []
+    has, names = subject.abilities, []
     if "log_prob" in has or {"energy", "log_partition"} <= has:
         names.append("nll")
     if "elbo" in has:
         names.append("nll_elbo")
     if "iwae" in has:
         names.append("nll_iwae")
-    return [*names, "bits_per_dim"] if names and dataset.spec.levels else names
+    return [*names, "bits_per_dim"] if names and subject.spec.levels else names
 
 
 @torch.no_grad()
-def measure(model: Any, dataset: Any, settings: Settings) -> list[Row]:
+def measure(subject: Subject) -> list[Row]:
     """Return −log p of n held-out items in every way that the model has, and the tightest in bits/dim.
 
     nll: exact from `log_prob`; or F(x) + log Z with log Z enumerated (exact) or by annealed importance sampling
     (estimate, whose error is counted in). nll_elbo: the evidence lower bound. nll_iwae: the bound of Burda et al. 2016
     (https://arxiv.org/abs/1509.00519) with K draws. bits_per_dim: that of the mass of each grey level's bin.
     """
-    has = abilities(model)
-    device = next(model.parameters()).device
-    batch = dataset.take(settings.split, settings.n, seed=settings.seed, device=device)
+    model, dataset, settings, has = subject.model, subject.dataset, subject.settings, subject.abilities
+    batch = dataset.take(settings.split, settings.n, seed=settings.seed, device=subject.device)
     dtype = next(model.parameters()).dtype
     x, y = batch.x.to(dtype), batch.y if getattr(model, "conditional", False) else None
     common = {"n": len(x), "split": settings.split, "seed": settings.seed}

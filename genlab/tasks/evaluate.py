@@ -1,53 +1,200 @@
-"""genlab evaluate: every metric that fits, as a table and as metrics.json."""
+"""genlab evaluate: every metric that fits, as a table, as metrics.json and as pictures; of a run or of anybody's samples."""
 
 from __future__ import annotations
 
 import json
-from typing import Annotated, Literal
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
 from annotated_types import Ge
 
-from genlab.metrics import Row, measure
+from genlab.data.samples import read_samples
+from genlab.errors import UserError
+from genlab.metrics import Settings, measure, metrics_for, registry, why_not
+from genlab.metrics.subject import Subject
 from genlab.spec import Count, Positive
+from genlab.tasks import pictures
 from genlab.tasks.catalogue import able
+from genlab.tasks.latent import latent_pictures
 from genlab.tasks.run import Run
+from genlab.tasks.sample import sampler_options
 from genlab.tasks.tables import show
 from genlab.training.run import write_whole
+
+Split = Literal["test", "validation", "train"]
+Items = Annotated[int, Ge(4)]  # two halves of two: the fewest that have a spread
+SHOWN = 64  # samples in a picture
+PAIRS = 10  # samples shown beside their nearest training items
 
 
 def evaluate(
     run: Run,
     *,
     metrics: list[str] | None = None,
-    split: Literal["test", "validation", "train"] = "test",
-    n: Annotated[int, Ge(4)] = 1000,  # two halves of two: the fewest that have a spread
+    split: Split = "test",
+    n: Items = 1000,
     k: Positive = 100,
     terms: Positive | None = 20,
     seed: Count = 0,
     batch_size: Positive = 250,
+    features: list[str] | None = None,
+    sampler: dict[str, Any] | None = None,
 ) -> dict[str, float]:
-    """Measure the run's model on n held-out items; print a table, write metrics.json, return name -> value.
+    """Measure the run's model on n held-out items; print a table, write metrics.json and pictures, return name -> value.
 
     Raises:
-        UserError: a metric was named that does not exist or does not fit.
+        UserError: a metric was named that does not exist or does not fit, or a feature space or sampler that is not there.
     """
-    settings = {"split": split, "n": n, "k": k, "terms": terms, "seed": seed, "batch_size": batch_size}
-    rows = measure(run.model, run.dataset, metrics=metrics, able=able, **settings)
+    settings = Settings(
+        split=split, n=n, k=k, terms=terms, seed=seed, batch_size=batch_size,
+        features=tuple(features) if features else None, sampler=sampler_options(run, sampler or {}),
+    )  # fmt: skip
+    record = evaluate_run(run, settings, metrics)
     print(f"{run.folder.path}: {run.name} on {run.info['dataset']}, step {run.step:,}")
-    show(["metric", "value", "± s.e.", "unit", "", "conditions"], [cells(row) for row in rows])
-    record = {"step": run.step, "settings": settings, "metrics": [row.to_json() for row in rows]}
-    write_whole(run.folder.path / "metrics.json", json.dumps(record, indent=2).encode())
-    print(run.folder.path / "metrics.json")
-    values = {row.name: row.value for row in rows}
-    to_tensorboard(run, values)
-    return values
+    table(record)
+    print(record_path(run.folder.path, settings.sampler))
+    to_tensorboard(run, values(record))
+    return values(record)
 
 
-def cells(row: Row) -> list[str]:
+def evaluate_run(run: Run, settings: Settings, metrics: list[str] | None = None) -> dict[str, Any]:
+    """Measure a run's model, write the record and its pictures, and return the record."""
+    subject = Subject(run.dataset, settings, model=run.model, training=run.training)
+    record = {
+        "model": run.name, "dataset": run.info["dataset"], "seed": run.info["seed"], "step": run.step,
+        **measured(subject, metrics),
+    }  # fmt: skip
+    prefix = f"{tag(settings.sampler)}-" if settings.sampler else ""
+    record["pictures"] = {}
+    for name, picture in drawn(subject, {row["metric"] for row in record["metrics"]}).items():
+        where = run.folder.path / "evaluation" / f"{prefix}{name}.png"
+        record["pictures"][name] = str(pictures.save(picture, where).relative_to(run.folder.path))
+    write_whole(record_path(run.folder.path, settings.sampler), json.dumps(record, indent=2).encode())
+    return record
+
+
+def evaluate_samples(
+    samples: str,
+    dataset: Any,
+    *,
+    metrics: list[str] | None = None,
+    split: Split = "test",
+    n: Items | None = None,
+    seed: Count = 0,
+    batch_size: Positive = 250,
+    features: list[str] | None = None,
+    out: str | None = None,
+) -> dict[str, float]:
+    """Measure samples drawn elsewhere against a dataset; print a table, write it as JSON to `out` if given.
+
+    Raises:
+        UserError: the samples are not there, or are of another shape than the data; a metric that needs a model.
+    """
+    read = read_samples(Path(samples).expanduser(), dataset.spec)
+    n = len(read) if n is None else n
+    if not 4 <= n <= len(read):
+        raise UserError(f"samples={samples} has {len(read):,} samples; n={n:,} cannot be measured (at least 4)")
+    settings = Settings(
+        split=split, n=n, seed=seed, batch_size=batch_size, features=tuple(features) if features else None
+    )
+    record = {"samples": samples, "dataset": dataset.name, **measured(Subject(dataset, settings, samples=read), metrics)}
+    print(f"{samples}: {n:,} samples against {dataset.name}")
+    table(record)
+    if out:
+        write_json(record, Path(out))
+    return values(record)
+
+
+def evaluate_pairs(samples: str, truth: str, *, crop: Count = 0, out: str | None = None) -> dict[str, float]:
+    """Measure restored images against the true ones of the same names; print a table, write it to `out` if given.
+
+    Raises:
+        UserError: an image has no partner, or one of another size.
+    """
+    from genlab.metrics.pairs import measure_folders
+
+    found = measure_folders(Path(samples).expanduser(), Path(truth).expanduser(), crop=crop)
+    record = {"samples": samples, "truth": truth, "metrics": [{"metric": "pairs", **row.to_json()} for row in found]}
+    table(record)
+    if out:
+        write_json(record, Path(out))
+    return values(record)
+
+
+def measured(subject: Subject, metrics: list[str] | None) -> dict[str, Any]:
+    """Return the part of a record that the measures give: their settings, numbers, and why others are not there."""
+    found = measure(subject, metrics, able=able)
+    fitting = metrics_for(subject, "asked")
+    return {
+        "settings": vars(subject.settings),
+        "metrics": [{"metric": name, **row.to_json()} for name, rows in found.items() for row in rows],
+        "absent": {
+            name: why_not(metric, subject) if name not in fitting else f"not asked for: metrics=[{name}]"
+            for name, metric in registry().items()
+            if name not in found
+        },
+    }
+
+
+def drawn(subject: Subject, measured: set[str]) -> dict[str, Any]:
+    """Return the pictures (H, W, 3) of an evaluation by name: samples, real items, codes; neighbours where they were measured."""
+    from genlab.metrics import memorisation
+
+    spec, seed = subject.spec, subject.settings.seed
+    found = {}
+    reals = subject.dataset.take(subject.settings.split, subject.settings.n, seed=seed).x
+    shown = SHOWN if spec.kind == "image" else len(reals)
+    if "sample" in subject.abilities:
+        found["samples"] = pictures.picture(subject.drawn.x[:shown], spec, reals=reals)
+        if spec.kind == "image" and "memorisation" in measured:
+            x, near = memorisation.pairs(subject, PAIRS)
+            found["nearest"] = pictures.rows(x, near)
+    found["reals"] = pictures.picture(reals[:shown], spec)
+    if subject.model is not None:
+        found |= latent_pictures(subject.model, subject.dataset, n=subject.settings.n, seed=seed, device=subject.device)
+    return found
+
+
+def tag(sampler: dict[str, Any]) -> str:
+    """Return a sampler's options as part of a file's name: "ddim-steps10"; nothing for the model's own."""
+    name = [str(sampler["sampler"])] if "sampler" in sampler else []
+    return "-".join(name + [f"{k}{v:g}" if isinstance(v, float) else f"{k}{v}" for k, v in sampler.items() if k != "sampler"])
+
+
+def record_path(folder: Path, sampler: dict[str, Any]) -> Path:
+    """Return the file of a run's numbers with these options of its sampler."""
+    return folder / (f"metrics-{tag(sampler)}.json" if sampler else "metrics.json")
+
+
+def write_json(record: dict[str, Any], path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, json.dumps(record, indent=2).encode())
+    print(path)
+
+
+def table(record: dict[str, Any]) -> None:
+    """Print the numbers of a record."""
+    show(["metric", "value", "± s.e.", "floor", "unit", "", "conditions"], [cells(row) for row in record["metrics"]])
+
+
+def cells(row: dict[str, Any]) -> list[str]:
     """Return a row of the table."""
-    conditions = ", ".join(f"{k}={v}" for k, v in row.conditions.items())
-    error = "" if row.error is None else f"{row.error:.2g}"
-    return [row.name, f"{row.value:.4f}", error, row.unit, row.tag, conditions]
+    conditions = ", ".join(f"{k}={v}" for k, v in row["conditions"].items())
+    error = "" if row["error"] is None else f"{row['error']:.2g}"
+    floor = "" if row["floor"] is None else f"{row['floor']:.4g}"
+    return [row["name"], number(row["value"]), error, floor, row["unit"], row["tag"], conditions]
+
+
+def number(value: float | None) -> str:
+    """Return a value as it is shown; None is one that was not finite."""
+    if value is None:
+        return "not finite"
+    return f"{value:,.0f}" if value == int(value) and abs(value) >= 1000 else f"{value:.4f}"
+
+
+def values(record: dict[str, Any]) -> dict[str, float]:
+    """Return the finite numbers of a record by name."""
+    return {row["name"]: row["value"] for row in record["metrics"] if row["value"] is not None}
 
 
 def to_tensorboard(run: Run, values: dict[str, float]) -> None:

@@ -38,6 +38,12 @@ def grid(images: np.ndarray, *, columns: int | None = None, gap: int = 2) -> np.
     return sheet
 
 
+def rows(*sets: Tensor) -> np.ndarray:
+    """Return sets of bytes uint8 (N, C, H, W) as one picture, a row a set, so that items that belong together stand together."""
+    images = np.concatenate([x.permute(0, 2, 3, 1).numpy() for x in sets])
+    return grid(images, columns=len(sets[0]))
+
+
 def scatter(x: np.ndarray, *, reals: np.ndarray | None = None) -> np.ndarray:
     """Return points (N, D) as a picture (H', W', 3) of their first two coordinates, real ones in grey behind."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg

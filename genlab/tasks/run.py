@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from statistics import median
 from typing import Any
 
 from torch import nn
@@ -36,3 +37,16 @@ class Run:
     def name(self) -> str:
         """The name of the recipe."""
         return self.info["model"]
+
+    @property
+    def training(self) -> dict[str, float]:
+        """What training cost so far: steps, seconds, items_per_s (median over the log) and memory_mb (peak)."""
+        log = [line for line in self.folder.history() if "seconds" in line and line["step"] <= self.step]
+        if not log:
+            return {}
+        return {
+            "steps": self.step,
+            "seconds": log[-1]["seconds"],
+            "items_per_s": median(line["items_per_s"] for line in log),
+            "memory_mb": max(line["memory_mb"] for line in log),
+        }

@@ -54,7 +54,8 @@ def sample(
     shown = x[: SHOWN.get(run.spec.kind, 64)]
     print(pictures.save(pictures.picture(shown, run.spec), folder / f"{name}.png"))
     labels = {"y": np.resize(classes, n)} if classes else {}
-    np.savez_compressed(folder / f"{name}.npz", x=x.numpy(), **labels)
+    bounds = {"range": np.array(run.spec.range)} if run.spec.kind == "image" else {}  # so that the file explains itself
+    np.savez_compressed(folder / f"{name}.npz", x=x.numpy(), **bounds, **labels)
     print(folder / f"{name}.npz")
     if images:
         print(single_images(x, run, folder / name))
@@ -103,6 +104,9 @@ def sampler_options(run: Run, sampler: dict[str, Any]) -> dict[str, Any]:
         UserError: the model has no such sampler or option.
     """
     given = {k: v for k, v in sampler.items() if v is not None}
+    if not given:
+        return {}
+    need(run.model, "sample", lambda: able("sample"))
     known = [p for p in inspect.signature(run.model.sample).parameters if p not in ("n", "y")]
     names = getattr(run.model, "samplers", ())
     if (name := given.pop("name", None)) is not None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from genlab.abilities import ABILITIES, abilities
-from genlab.metrics import metrics_for
+from genlab.metrics import Settings, metrics_for
+from genlab.metrics.subject import Subject
 from genlab.tasks.catalogue import TAGS
 from genlab.tasks.run import Run
 from genlab.tasks.tables import show
@@ -20,7 +21,7 @@ def tasks(run: Run) -> None:
         y = " y=0" if getattr(run.model, "conditional", False) else ""
         commands.append(f"genlab sample run={run.folder.path}{y}")
         commands += [f"genlab sample run={run.folder.path} sampler={name}" for name in getattr(run.model, "samplers", ())]
-    fitting = metrics_for(run.model, run.dataset)
+    fitting = metrics_for(Subject(run.dataset, Settings(), model=run.model, training=run.training))
     if fitting:
         commands.append(f"genlab evaluate run={run.folder.path} metrics=[{','.join(fitting)}]")
     print("\n".join(commands))

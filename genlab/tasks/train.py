@@ -6,15 +6,20 @@ import signal
 import sys
 from contextlib import nullcontext
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
+from annotated_types import Ge
 from torch import nn
 
 from genlab.abilities import Estimate, abilities
+from genlab.arguments import arguments
 from genlab.errors import UserError, did_you_mean
-from genlab.metrics import measure, metrics_for
+from genlab.metrics import Settings, chosen, measure
+from genlab.metrics.subject import Subject
+from genlab.spec import Positive
 from genlab.tasks import pictures
+from genlab.tasks.catalogue import able
 from genlab.training.run import RunFolder
 from genlab.training.trainer import Trainer
 
@@ -23,7 +28,6 @@ if TYPE_CHECKING:
 
 PREVIEWS = 64  # images in a preview grid
 POINTS = 1000  # points in a preview scatter
-JUDGED = 500  # held-out items in an evaluation during training
 
 
 class Stopped(UserError):
@@ -49,7 +53,7 @@ def train(trainer: Trainer, dataset: Any, folder: RunFolder | None, *, config: d
             folder.forget_after(trainer.at)
             start(trainer, dataset, folder)
         o = trainer.options
-        evaluate = partial(judge, dataset, config["seed"]) if o.evaluate_every else None
+        evaluate = partial(judge, dataset, config) if o.evaluate_every else None
         draw = partial(preview, dataset, folder, trainer) if o.preview_every and "sample" in abilities(trainer.model) else None
         ended = trainer.fit(dataset, folder, preview=draw, evaluate=evaluate, config=flat(config))
         if not writes:
@@ -96,28 +100,59 @@ def preview(dataset: Any, folder: RunFolder, trainer: Trainer, model: nn.Module)
     return image
 
 
-def judge(dataset: Any, seed: int, model: nn.Module) -> dict[str, tuple[Estimate, bool]]:
+def judged(
+    seed: int,
+    *,
+    metrics: list[str] | None = None,
+    n: Annotated[int, Ge(4)] = 500,
+    k: Positive = 100,
+    terms: Positive | None = 20,
+    features: list[str] | None = None,
+    batch_size: Positive = 250,
+) -> tuple[Settings, list[str] | None]:
+    """Return how a model is measured while it trains, and by which metrics: the block `evaluate` of a run's config."""
+    spaces = tuple(features) if features else None
+    settings = Settings(
+        split="validation", n=n, seed=seed, k=k, terms=terms, batch_size=batch_size, features=spaces
+    )
+    return settings, metrics
+
+
+def subject(model: nn.Module, dataset: Any, config: dict[str, Any]) -> tuple[Subject, list[str] | None]:
+    """Return what is measured while a model trains, and by which metrics (None: all that are quick).
+
+    Raises:
+        UserError: the block `evaluate` of the config is not understood.
+    """
+    options = arguments(judged, config.get("evaluate", {}), "evaluate", skip=1)
+    settings, metrics = judged(config["seed"], **options)
+    return Subject(dataset, settings, model=model), metrics
+
+
+def judge(dataset: Any, config: dict[str, Any], model: nn.Module) -> dict[str, tuple[Estimate, bool]]:
     """Measure the model on the validation split: name -> (number, whether higher is better)."""
-    rows = measure(model, dataset, split="validation", n=JUDGED, seed=seed)
-    return {row.name: (Estimate(row.value, row.error, row.tag), row.higher_is_better) for row in rows}
+    measures = measure(*subject(model, dataset, config), when="training")
+    rows = [row for rows in measures.values() for row in rows]
+    return {row.name: (Estimate(row.value, row.error, row.tag), row.better == "higher") for row in rows}
 
 
-def check(trainer: Trainer, dataset: Any) -> None:
+def check(trainer: Trainer, dataset: Any, config: dict[str, Any]) -> None:
     """Refuse what could not be trained or judged, before there is a run folder.
 
     Raises:
-        UserError: a batch that cannot be cut, or a `trainer.monitor` that no metric of this model and data has.
+        UserError: a batch that cannot be cut, a metric that does not fit, or a `trainer.monitor` that none of them gives.
     """
     trainer.stream(dataset)
     o = trainer.options
+    judges = subject(trainer.model, dataset, config)
+    fitting = chosen(*judges, when="training", able=able) if o.evaluate_every else {}
     if o.patience and not o.monitor:
         raise UserError("trainer.patience needs a metric to wait for: set trainer.monitor")
     if not o.monitor:
         return
     if not o.evaluate_every:
         raise UserError("trainer.monitor needs evaluations to choose by: set trainer.evaluate_every")
-    fitting = metrics_for(trainer.model, dataset).values()
-    known = [name for metric in fitting for name in metric.rows(trainer.model, dataset)]
+    known = [name for metric in fitting.values() for name in metric.rows(judges[0])]
     if o.monitor not in known:
         near = did_you_mean(o.monitor, known)
         raise UserError(f"trainer.monitor={o.monitor}: no such metric here{near}; there are {', '.join(known) or 'none'}")

@@ -58,6 +58,14 @@ class Device:
         torch.use_deterministic_algorithms(self.deterministic)
         return self
 
+    def seed(self, seed: int) -> None:
+        """Set the random state here and on the CPU; `torch.manual_seed` asks every kind of device, which takes a while."""
+        torch.default_generator.manual_seed(seed)
+        if self.name == "cuda":
+            torch.cuda.manual_seed(seed)
+        elif self.name == "mps":
+            torch.mps.manual_seed(seed)
+
     def place(self, model: nn.Module) -> nn.Module:
         """Move a model here, in place: a wrapper would hide its abilities."""
         model.to(self.torch, torch.float64 if self.precision == "fp64" else torch.float32)

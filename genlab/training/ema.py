@@ -6,7 +6,6 @@ import copy
 
 import torch
 from torch import nn
-from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 
 class EMA:
@@ -18,11 +17,12 @@ class EMA:
     def __init__(self, model: nn.Module, decay: float) -> None:
         self.decay = decay
         self.model = copy.deepcopy(model).eval().requires_grad_(False)
+        self.means, self.weights = list(self.model.parameters()), list(model.parameters())  # walking a model takes a while
 
     @torch.no_grad()
     def update(self, model: nn.Module, at: int) -> None:
         """Move the mean toward the weights after update number `at`, counted from 0."""
         decay = min(self.decay, (1 + at) / (10 + at))
-        get_ema_multi_avg_fn(decay)(list(self.model.parameters()), list(model.parameters()), at)
-        for mean, buffer in zip(self.model.buffers(), model.buffers(), strict=True):
-            mean.copy_(buffer)
+        torch._foreach_lerp_(self.means, self.weights, 1 - decay)
+        if buffers := list(model.buffers()):
+            torch._foreach_copy_(list(self.model.buffers()), buffers)

@@ -13,7 +13,7 @@ class Options:
     """What every trainer can be told. Steps count updates of the model; a batch is the joint one of all processes."""
 
     steps: Positive = 10_000
-    batch_size: Positive = 128
+    batch_size: Positive | Literal["auto"] = 128  # auto: a number by the time that `build` makes a trainer
     accumulate: Positive = 1  # shards of the batch whose gradients are summed one after another, to save memory
     clip: NonNegative = 0.0  # the largest gradient norm; 0: no clipping
     ema: Decay = 0.0  # decay of the running mean of the weights, which then samples; 0: none

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from genlab.errors import UserError
 from genlab.seeds import mix
 from genlab.spec import Batch
 from genlab.training.device import Device
@@ -38,6 +39,9 @@ class Trainer:
 
     Args:
         optimizer: makes an optimizer of parameters, as `partial(torch.optim.Adam, lr=1e-3)`.
+
+    Raises:
+        UserError: a batch size that is not settled yet.
     """
 
     Options = Options
@@ -52,6 +56,8 @@ class Trainer:
         device: Device | None = None,
         ranks: Ranks | None = None,
     ) -> None:
+        if options.batch_size == "auto":
+            raise UserError("trainer.batch_size=auto: a trainer needs a number; genlab.training.batch_size.settle finds it")
         self.device = device or Device(name="cpu")
         self.ranks = ranks or Ranks()
         self.model = self.device.place(model)
@@ -94,7 +100,7 @@ class Trainer:
         self.draws += 1
         for i, batch in enumerate(shards):
             shard = self.ranks.rank * len(shards) + i
-            torch.manual_seed(mix(self.seed, self.at, self.draws, shard))
+            self.device.seed(mix(self.seed, self.at, self.draws, shard))
             yield shard, batch
 
     def descend(self, name: str, loss: Callable[[Batch], Losses], shards: list[Batch]) -> Losses:

@@ -1,0 +1,148 @@
+"""A run with one record of its numbers: its config, its log and its pictures, read when they are asked for."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from genlab.training.run import RunFolder
+
+Record = dict[str, Any]
+
+# What says where, how often and by which seed a run was trained, not what was trained.
+NOT_RECIPE = {"seed", "out", "resume", "allow", "debug", "dataset.root", "dataset.download"}
+
+# Options of a dataset that are said otherwise (size: the shape), or that change what a model sees in training alone.
+NOT_DATA = {"_target_", "root", "download", "size", "range", "binarize", "dequantise", "flip", "validation", "split_seed"}
+
+
+@dataclass
+class Entry:
+    """One run with one record of its numbers, or why there is none."""
+
+    folder: Path
+    record: Record | None
+    label: str | None = None  # None: found from what tells the runs apart
+    missing: str = "it was not measured"
+
+    @cached_property
+    def info(self) -> dict[str, Any]:
+        return RunFolder(self.folder).info()
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """config.yaml with dotted keys."""
+        import yaml
+
+        return dict(flattened(yaml.safe_load(RunFolder(self.folder).config()) or {}))
+
+    @cached_property
+    def history(self) -> list[dict[str, Any]]:
+        """The lines of stats.jsonl, without one that a kill cut short."""
+        path, found = self.folder / "stats.jsonl", []
+        for line in path.read_text().splitlines() if path.exists() else []:
+            try:
+                found.append(json.loads(line))
+            except ValueError:
+                break
+        return found
+
+    @cached_property
+    def pictures(self) -> dict[str, bytes]:
+        """The record's pictures as PNG files; in place of missing ones the newest of training's."""
+        found = {}
+        for key, where in ((self.record or {}).get("pictures") or {}).items():
+            path = (self.folder / str(where)).resolve()
+            if path.is_relative_to(self.folder.resolve()) and (png := read_png(path)):
+                found[str(key)] = png
+        steps = sorted((self.folder / "samples").glob("step_*.png"))
+        for key, path in (("samples", steps[-1] if steps else None), ("reals", self.folder / "reals.png")):
+            if key not in found and path and (png := read_png(path)):
+                found[key] = png
+        return found
+
+    @property
+    def model(self) -> str:
+        return str(self.info.get("model"))
+
+    @property
+    def seed(self) -> Any:
+        return self.info.get("seed")
+
+    @property
+    def step(self) -> int:
+        """The step that the numbers are of; without a record, the newest that is there."""
+        if self.record and "step" in self.record:
+            return self.record["step"]
+        return newest_step(self.folder) or 0
+
+    @property
+    def sampler(self) -> dict[str, Any]:
+        return ((self.record or {}).get("settings") or {}).get("sampler") or {}
+
+    @property
+    def recipe(self) -> dict[str, Any]:
+        """What was trained: the config without NOT_RECIPE, and the choices that it was composed from."""
+        return {k: v for k, v in self.config.items() if k not in NOT_RECIPE}
+
+    def data(self, row: dict[str, Any]) -> dict[str, str]:
+        """Return the data that a row's number is about, as a condition: a likelihood is also of the values' levels."""
+        if row["metric"] == "cost":
+            return {}
+        spec, c = self.info.get("spec") or {}, self.config
+        said = {"data": self.info.get("dataset"), "shape": "×".join(map(str, spec.get("shape", ())))}
+        said |= {k.removeprefix("dataset."): v for k, v in c.items() if k.startswith("dataset.")}
+        said = {k: v for k, v in said.items() if k not in NOT_DATA}
+        binarized = c.get("dataset.binarize") or "none"
+        if row["metric"] == "likelihood":
+            said |= {"levels": spec["levels"]} if spec.get("levels") else {}
+            if spec.get("dequantised") and row["unit"] == "nats":
+                said["range"] = "{} to {}".format(*spec["range"])
+        if binarized == "threshold" or (binarized != "none" and row["metric"] == "likelihood"):
+            said["binarized"] = binarized
+        return {k: plain_value(v) for k, v in said.items()}
+
+
+def records(folder: Path) -> list[Record]:
+    """Return a run's records, the newest last; those of a format that genlab no longer writes are no records."""
+    found = []
+    for path in sorted(folder.glob("metrics*.json"), key=lambda p: p.stat().st_mtime):
+        try:
+            record = json.loads(path.read_text())
+        except ValueError:
+            continue
+        if isinstance(record, dict) and {"metrics", "absent", "settings", "step"} <= record.keys():
+            found.append(record)
+    return found
+
+
+def newest_step(folder: Path) -> int | None:
+    """Return the step of a run's newest checkpoint, or None where there is none."""
+    steps = RunFolder(folder).steps()
+    return int(steps[-1].stem.removeprefix("step_")) if steps else None
+
+
+def read_png(path: Path) -> bytes | None:
+    """Return a PNG file, or None if it is not there or is none."""
+    data = path.read_bytes() if path.is_file() else b""
+    return data if data.startswith(b"\x89PNG\r\n\x1a\n") else None
+
+
+def flattened(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the leaves of nested mappings with their dotted keys."""
+    if isinstance(node, dict) and (node or not path):
+        for key, value in node.items():
+            yield from flattened(value, f"{path}.{key}" if path else str(key))
+    else:
+        yield path, node
+
+
+def plain_value(value: Any) -> str:
+    """Return a value as it would be typed, on one line, with no character that a page or a picture cannot hold."""
+    text = "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+    text = text.encode("utf-8", "replace").decode()  # a file's name may hold bytes that are no text
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
