@@ -126,6 +126,16 @@ def test_seeds_become_one_column(make: Make) -> None:
     assert first.text() == "4.0 ± 2.0"
 
 
+def test_seeds_that_time_ended_are_one_column_at_whatever_steps(make: Make) -> None:
+    """Minutes are the recipe where `trainer.max_time` ends a run; where steps are, a run at fewer of them is another."""
+    rows = [row("frechet_classifier", 1.0)]
+    timed = {"trainer": {"max_time": 4}}
+    ended = [make("vae", rows, seed=s, step=100 + s, config=timed, name=f"timed{s}") for s in (0, 1)]
+    assert [len(c.entries) for c in of(*ended).columns] == [2]
+    other = [make("vae", rows, seed=s, step=100 + s) for s in (0, 1)]
+    assert [len(c.entries) for c in of(*other).columns] == [1, 1]
+
+
 @pytest.mark.parametrize("better, best", [("lower", 0), ("higher", 1), ("neither", None)])
 def test_best(make: Make, better: str, best: int | None) -> None:
     """The best of a row is marked by what its measure calls better; a number alone, or equal ones, are not."""

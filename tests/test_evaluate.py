@@ -174,7 +174,8 @@ def test_the_classifier_is_the_datas_own():
         spaces.append(Classifier.of(dataset, torch.device("cpu")))
         assert torch.equal(torch.get_rng_state(), before)
     assert spaces[0].key == spaces[1].key and spaces[0].accuracy > 0.97
-    test = dataset.shown("test")
+    train, test = dataset.shown("train"), dataset.shown("test")
+    assert spaces[0](train.x)[0].square().mean().sqrt() == pytest.approx(1, abs=0.02), "a feature is of size 1"
     assert (spaces[0](test.x)[1].argmax(1) == test.y).double().mean() == pytest.approx(spaces[0].accuracy)
 
 

@@ -132,7 +132,8 @@ def grouped(entries: list[Entry]) -> list[Column]:
     """Return one column for runs that differ in the seed alone; a seed that is there twice starts another."""
     columns: dict[str, Column] = {}
     for entry in entries:
-        same = [entry.label, entry.model, entry.info.get("dataset"), entry.recipe, entry.step, entry.sampler]
+        step = None if entry.config.get("trainer.max_time") else entry.step  # a run that time ends is at whatever step it is
+        same = [entry.label, entry.model, entry.info.get("dataset"), entry.recipe, step, entry.sampler]
         for again in range(len(entries)):
             key = json.dumps([*same, again], sort_keys=True, default=str)
             if key not in columns or entry.seed not in {e.seed for e in columns[key].entries}:

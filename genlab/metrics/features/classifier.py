@@ -93,7 +93,7 @@ class Classifier:
         self.scale = scale
         self.device = device
         self.accuracy = accuracy
-        self.key = digest(*network.state_dict().values())
+        self.key = digest(*network.state_dict().values(), str(scale))
         self.conditions = {"features": f"classifier {self.key[:6]}, {accuracy:.1%} on {where}"}
 
     @classmethod
