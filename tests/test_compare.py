@@ -23,7 +23,8 @@ from genlab.comparison.table import compared, number
 from genlab.comparison.text import to_csv, to_markdown
 from genlab.errors import UserError
 from genlab.tasks import pictures
-from genlab.tasks.compare import compare, find_runs
+from genlab.tasks.compare import Wanted, compare, find_runs
+from genlab.training.run import RunFolder
 
 NASTY = """<script>alert(1)</script>"'&$_{x}"""
 IN_A_NAME = NASTY.replace("/", "∕")  # a file's name holds anything else
@@ -242,6 +243,14 @@ def test_asking_for_other_settings(make: Make, tmp_path: Path) -> None:
     assert reason() == "its numbers are of step 100, and it is at step 200"
     (run / "metrics.json").write_text(json.dumps({"step": 200, "settings": {}, "metrics": []}))
     assert reason() == "it was not measured"
+
+
+def test_the_record_of_another_sampler_serves_where_none_is_asked_for(make: Make, tmp_path: Path) -> None:
+    """A run measured with DDIM alone is compared by that; a lecture's column of the model's own sampler is not."""
+    run = make("ddpm", [row("frechet_classifier", 1.0)], settings={"sampler": {"sampler": "ddim", "steps": 5}})
+    missing = lambda wanted: compare(never, wanted, evaluate=False, out=str(tmp_path / "out")).columns[0].entries[0].missing  # noqa: E731
+    assert missing(find_runs(str(run))) == ""
+    assert missing([Wanted(RunFolder(run), sampler={})]) == "it was not measured"
 
 
 def test_measuring(trained: Callable[..., Path], tmp_path: Path) -> None:

@@ -8,9 +8,11 @@ import io
 import json
 import math
 import re
+import shlex
 import shutil
 import sys
 
+from genlab.comparison.entries import plain_value
 from genlab.comparison.table import Comparison
 from genlab.tasks.tables import show
 
@@ -100,6 +102,11 @@ def to_markdown(found: Comparison) -> str:
     notes = ["", "± standard error; over seeds, standard deviation. Bold: the best. ·: no such number.", ""]
     for why, columns in found.blanks().items():
         notes.append(escaped(f"- {why}: " + "; ".join(f"{label} ({', '.join(names)})" for label, names in columns.items())))
+    notes += ["", "Trained by, at the step in brackets:", ""]
+    for column in found.columns:
+        for entry in column.entries:
+            words = [str(w) for w in entry.info.get("command") or () if not str(w).startswith("out=")]
+            notes.append(escaped(f"- {column.label}: {plain_value(shlex.join(words))} ({entry.step:,})"))
     return "\n".join(written + notes).rstrip() + "\n"
 
 

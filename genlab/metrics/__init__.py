@@ -154,4 +154,4 @@ def why_not(metric: Metric, subject: Subject, able: Callable[[str], list[str]] =
     if subject.model is None:
         return f"it needs a model with {' or '.join(metric.needs)}, not samples alone"
     others = sorted({name for verb in metric.needs for name in able(verb)})
-    return f"{subject.name} has no {' or '.join(metric.needs)}; models that can: {', '.join(others)}"
+    return f"{subject.name} has no {' or '.join(metric.needs)}" + (f"; models that can: {', '.join(others)}" if others else "")

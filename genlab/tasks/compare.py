@@ -70,7 +70,8 @@ def compare(
         "split": split, "n": n, "k": k, "terms": terms, "seed": seed, "batch_size": batch_size,
         "features": tuple(features) if features else None,
     }  # fmt: skip
-    asked = Asked({key: value for key, value in settings.items() if value is not None}, metrics, drawn_by(sampler))
+    given = drawn_by(sampler)
+    asked = Asked({key: value for key, value in settings.items() if value is not None}, metrics, given, any_sampler=not given)
     entries = gather(wanted, asked, load if evaluate else None)
     found = compared(entries, metrics)
     print_table(found)
@@ -149,6 +150,7 @@ class Asked:
     settings: dict[str, Any]
     metrics: list[str] | None
     sampler: dict[str, Any]
+    any_sampler: bool = False  # whether a record of whatever sampler serves where the model's own has none
 
     def unlike(self, record: Record, step: int | None) -> str:
         """Return why a record is not what is asked for, or ""."""
@@ -180,7 +182,7 @@ def gather(runs: list[Wanted], every: Asked, load: Callable[[str], Run] | None) 
     entries, failed, samplerless = [], [], []
     for i, wanted in enumerate(runs):
         run, checkpoint = wanted.run, wanted.checkpoint
-        asked = every if wanted.sampler is None else replace(every, sampler=drawn_by(wanted.sampler))
+        asked = every if wanted.sampler is None else replace(every, sampler=drawn_by(wanted.sampler), any_sampler=False)
         step = run.load(checkpoint)["step"] if checkpoint else newest_step(run.path)
         record, why = recorded(run.path, asked, step)
         if why and load is not None:
@@ -203,7 +205,8 @@ def gather(runs: list[Wanted], every: Asked, load: Callable[[str], Run] | None) 
 
 def recorded(folder: Path, asked: Asked, step: int | None) -> tuple[Record | None, str]:
     """Return the newest record with the sampler that is asked for, and why it is not what is asked for, or ""."""
-    own = [r for r in records(folder) if (r["settings"].get("sampler") or {}) == asked.sampler]
+    every = records(folder)
+    own = [r for r in every if (r["settings"].get("sampler") or {}) == asked.sampler] or (every if asked.any_sampler else [])
     if not own:
         return None, "it was not measured" + (f" with {asked.sampler}" if asked.sampler else "")
     fitting = [r for r in own if not asked.unlike(r, step)]
