@@ -133,13 +133,15 @@ def mib(value: float | None) -> str:
 
 
 def lectures_table() -> str:
-    """Return what each lecture shows, with its command."""
-    rows = []
+    """Return what each lecture shows, with its command and the time that it took."""
+    rows, took = [], read(ROOT / "docs" / "lectures.json")
     for path in group("experiment/lecture"):
         config = yaml.safe_load(path.read_text())
         about = ", ".join(config["train"])
-        rows.append((config["title"], f"`genlab compare experiment=lecture/{path.stem}`", about))
-    return table(("figure", "command", "trains"), rows)
+        time = took.get(path.stem)
+        seconds = f"{time['seconds']} s on {time['cores']} cores" if time else "·"
+        rows.append((config["title"], f"`genlab compare experiment=lecture/{path.stem}`", about, seconds))
+    return table(("figure", "command", "trains", "took"), rows)
 
 
 def speed_table(found: dict, gpu: dict) -> str:
