@@ -21,6 +21,7 @@ CASES = [  # spec, options
     (BINARY, {}),
     (BINARY, {"network": "conv", "activation": "relu"}),
     (Spec((3, 9, 13), levels=2, range=(0.0, 1.0)), {"network": "conv", "hidden": (4, 6, 8)}),
+    (Spec((1, 9, 8), levels=2, range=(0.0, 1.0)), {"network": "conv", "hidden": (4, 6), "dense": (7, 5)}),
     (Spec((3, 8, 8), dequantised=True), {"likelihood": "gaussian"}),
     (
         Spec((3, 28, 28), dequantised=True, range=(0.0, 1.0)),
@@ -164,7 +165,7 @@ def test_abilities_keep_the_data_s_shape_and_range_and_every_parameter_learns(sp
     x = data(spec, 4)
     vae.loss(Batch(x))["loss"].backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in vae.parameters())
-    assert abilities(vae) == {"sample", "encode", "decode", "prior", "elbo", "iwae"}
+    assert abilities(vae) == {"sample", "encode", "decode", "prior", "posterior", "elbo", "iwae", "complete"}
     assert vae.sample(3).shape == (3, *spec.shape) and vae.sample(3).dtype == torch.float64
     assert vae.decode(vae.encode(x)).shape == x.shape
     assert vae.elbo(x).shape == vae.iwae(x, 3).shape == (4,)
@@ -183,11 +184,38 @@ def test_abilities_keep_the_data_s_shape_and_range_and_every_parameter_learns(sp
         (BINARY, {"network": "conv", "hidden": (4, 4, 4, 4)}, "model.hidden"),
         (POINTS, {"network": "conv", "likelihood": "gaussian"}, "model.network=mlp"),
         (Spec((9,), kind="tokens"), {}, "images or points"),
+        (BINARY, {"dense": (4,)}, "model.hidden"),
     ],
 )
 def test_refuses_data_that_does_not_fit(spec, options, mend):
     with pytest.raises(UserError, match=mend):
         VAE(spec, **options)
+
+
+# Kingma et al. 2016, eq. 15, and the warm-up of Sønderby et al. 2016
+
+
+@pytest.mark.parametrize("free", [0.0, 0.02, 0.1, 10.0])
+def test_free_bits_cost_nothing_and_pull_nothing(free):
+    vae, x = build(BINARY, free_bits=free, beta=2.0), data(BINARY, 6)
+    mean, log_var = vae.posterior(x)
+    unit = Normal(torch.zeros(3).double(), 1.0)
+    kl = kl_divergence(Normal(mean, (0.5 * log_var).exp()), unit).mean(0)  # (latent,)
+    losses = vae.loss(Batch(x))
+    expected = losses["distortion"] + 2 * sum(max(free, k.item()) for k in kl)
+    torch.testing.assert_close(losses["loss"], expected, atol=1e-12, rtol=0)
+    torch.testing.assert_close(losses["rate"], kl.sum(), atol=1e-12, rtol=0)
+    penalty, _ = vae.penalty(mean, log_var, mean)
+    moves = torch.autograd.grad(penalty, mean)[0].abs().sum(0) > 0
+    assert moves.tolist() == [k.item() > free for k in kl]
+    assert free != 0.02 or 0 < moves.sum() < 3, "a case with dimensions on both sides"
+
+
+@pytest.mark.parametrize("warmth", [0.0, 0.3, 1.0])
+def test_warmth_weighs_what_is_added_to_the_distortion(warmth):
+    vae, x = build(BINARY, beta=4.0), data(BINARY, 6)
+    losses = vae.loss(Batch(x), warmth)
+    torch.testing.assert_close(losses["loss"], losses["distortion"] + warmth * 4 * losses["rate"])
 
 
 def test_refuses_classes():

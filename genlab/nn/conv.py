@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
+
 from torch import nn
 
-from genlab.nn.mlp import ACTIVATIONS, Activation
+from genlab.nn.mlp import ACTIVATIONS, MLP, Activation
 
 
 def halved(size: tuple[int, int], times: int) -> list[tuple[int, int]]:
@@ -16,13 +18,19 @@ def halved(size: tuple[int, int], times: int) -> list[tuple[int, int]]:
 
 
 class ConvEncoder(nn.Sequential):
-    """An image (B, C, H, W) -> a vector (B, outputs): stride-2 convolutions of `channels`, then a linear layer.
+    """An image (B, C, H, W) -> a vector (B, outputs): stride-2 convolutions of `channels`, then layers of `dense` units.
 
     H and W may be any number of at least 2**len(channels).
     """
 
     def __init__(
-        self, shape: tuple[int, ...], channels: tuple[int, ...], outputs: int, *, activation: Activation = "relu"
+        self,
+        shape: tuple[int, ...],
+        channels: tuple[int, ...],
+        outputs: int,
+        *,
+        dense: tuple[int, ...] = (),
+        activation: Activation = "relu",
     ) -> None:
         c, *size = shape
         layers: list[nn.Module] = []
@@ -30,19 +38,25 @@ class ConvEncoder(nn.Sequential):
             layers += [nn.Conv2d(c, width, 4, stride=2, padding=1), ACTIVATIONS[activation]()]  # (B, width, H//2, W//2)
             c = width
         h, w = halved(size, len(channels))[-1]
-        super().__init__(*layers, nn.Flatten(), nn.Linear(c * h * w, outputs))
+        super().__init__(*layers, nn.Flatten(), *MLP(c * h * w, dense, outputs, activation=activation))
 
 
 class ConvDecoder(nn.Sequential):
     """A vector (B, inputs) -> an image (B, C, H, W): ConvEncoder's mirror, with `channels` in the order of the way."""
 
     def __init__(
-        self, inputs: int, channels: tuple[int, ...], shape: tuple[int, ...], *, activation: Activation = "relu"
+        self,
+        inputs: int,
+        channels: tuple[int, ...],
+        shape: tuple[int, ...],
+        *,
+        dense: tuple[int, ...] = (),
+        activation: Activation = "relu",
     ) -> None:
         c, *size = shape
         sizes = halved(size, len(channels))[::-1]
         start = (channels[0], *sizes[0])
-        layers: list[nn.Module] = [nn.Linear(inputs, channels[0] * sizes[0][0] * sizes[0][1]), nn.Unflatten(1, start)]
+        layers: list[nn.Module] = [*MLP(inputs, dense, math.prod(start), activation=activation), nn.Unflatten(1, start)]
         for width, out, to in zip(channels, (*channels[1:], c), sizes[1:], strict=True):
             odd = (to[0] % 2, to[1] % 2)  # the row and column that halving dropped
             layers += [

@@ -64,15 +64,13 @@ class Autoencoder(nn.Module):
             self.decoder = nn.Sequential(*decoder, nn.Flatten())
 
     def reconstruction(self, z: Tensor) -> Tensor:
-        """Return x̂ (B, D) of the code z (B, latent), not cut to the data's range."""
+        """Return x̂ (B, D) of the code z (B, latent)."""
         out = self.decoder(z)
         return out.sigmoid() if self.output == "logistic" else out
 
-    # Figure 2 of the paper gives Σ_i (x_i − x̂_i)², averaged over pictures of pixels in [0, 1].
     def loss(self, batch: Batch) -> dict[str, Tensor]:
-        """Return the squared error summed over the D values of an item, averaged over the batch, in squared data units."""
-        x = batch.x.flatten(1)  # (B, D)
-        return {"loss": (x - self.reconstruction(self.encode(batch.x))).square().sum(1).mean()}
+        """Return the squared error of an item's reconstruction, averaged over the batch, in squared data units."""
+        return {"loss": squared_error(batch.x, self.reconstruction(self.encode(batch.x)))}
 
     # --- abilities --------------------------------------------------------------------------------------------------
 
@@ -81,6 +79,11 @@ class Autoencoder(nn.Module):
         return self.encoder(x)
 
     def decode(self, z: Tensor) -> Tensor:
-        """Return the reconstruction (B, *shape) of a code z (B, latent); an image's is cut to [0, 1]."""
-        x = self.reconstruction(z).unflatten(1, self.spec.shape)
-        return x.clamp(*self.spec.range) if self.spec.kind == "image" else x
+        """Return the reconstruction (B, *shape) of a code z (B, latent); a linear output's is not cut to the range."""
+        return self.reconstruction(z).unflatten(1, self.spec.shape)
+
+
+# Figure 2 of the paper gives Σ_i (x_i − x̂_i)², averaged over pictures of pixels in [0, 1].
+def squared_error(x: Tensor, back: Tensor) -> Tensor:
+    """Return Σ (x − x̂)² over the D values of an item, averaged over items x (B, *shape) and x̂ (B, D)."""
+    return (x.flatten(1) - back).square().sum(1).mean()
