@@ -42,37 +42,55 @@ class Chain(Transform):
         return z
 
 
-class AffineCoupling(Transform):
-    """The masked affine coupling of Dinh et al. 2017, equation 9, with the log-scale s bounded.
+class Inverse(Transform):
+    """Another transform the other way round."""
 
-    Args:
-        net: gives s and t, (B, 2C, …), from the kept part (B, C, …); its last layer is set to zero, so that the
-            coupling starts as the identity.
-        mask: 1 where a value is kept, 0 where it is changed; broadcasts against one item (C, …).
-    """
-
-    def __init__(self, net: nn.Sequential, mask: Tensor) -> None:
+    def __init__(self, transform: Transform) -> None:
         super().__init__()
-        self.net = net
-        nn.init.zeros_(net[-1].weight)
-        nn.init.zeros_(net[-1].bias)
-        self.register_buffer("mask", mask, persistent=False)
-        channels = net[-1].bias.numel() // 2
-        self.bound = nn.Parameter(torch.ones(channels, *[1] * (mask.dim() - 1)))  # s lies within ±bound, per channel
-
-    def scale_shift(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return s and t (B, C, …), 0 where the mask keeps a value."""
-        s, t = self.net(self.mask * x).chunk(2, dim=1)
-        change = 1 - self.mask
-        return change * self.bound * s.tanh(), change * t
+        self.transform = transform
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        s, t = self.scale_shift(x)
-        return x * s.exp() + t, s.flatten(1).sum(1)
+        z = self.transform.inverse(x)
+        return z, -self.transform(z)[1]
 
     def inverse(self, z: Tensor) -> Tensor:
-        s, t = self.scale_shift(z)  # the kept part of z is that of x
-        return (z - t) * (-s).exp()
+        return self.transform(z)[0]
+
+
+class Starts(Transform):
+    """A transform whose parameters start from the first batch: `start(x)` sets them by what comes in."""
+
+    @abstractmethod
+    def start(self, x: Tensor) -> None:
+        """Set the parameters by x (B, …)."""
+
+
+class Flatten(Transform):
+    """(B, *shape) -> (B, D)."""
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.shape = shape
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return x.flatten(1), x.new_zeros(len(x))
+
+    def inverse(self, z: Tensor) -> Tensor:
+        return z.unflatten(1, self.shape)
+
+
+class Permute(Transform):
+    """Takes the values or channels in another order: z_i = x_order(i)."""
+
+    def __init__(self, order: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("order", order, persistent=False)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return x[:, self.order], x.new_zeros(len(x))
+
+    def inverse(self, z: Tensor) -> Tensor:
+        return z[:, self.order.argsort()]
 
 
 class Logit(Transform):
@@ -142,20 +160,3 @@ class MultiScale(Transform):
         for scale, out, shape in zip(self.scales[-2::-1], left[::-1], self.shapes[:0:-1], strict=True):
             x = scale.inverse(torch.cat([out.unflatten(1, shape), x], dim=1))
         return x
-
-
-def checkerboard(shape: tuple[int, ...], parity: int) -> Tensor:
-    """Return the mask (1, H, W) that is 1 where row + column + parity is even."""
-    rows, columns = torch.arange(shape[-2])[:, None], torch.arange(shape[-1])
-    return ((rows + columns + parity) % 2 == 0).float()[None]
-
-
-def halves(channels: int, parity: int) -> Tensor:
-    """Return the mask (C, 1, 1) that is 1 on the first half of the channels, or with parity 1 on the second."""
-    first = torch.arange(channels) < channels // 2
-    return (~first if parity else first).float()[:, None, None]
-
-
-def alternating(size: int, parity: int) -> Tensor:
-    """Return the mask (size,) that is 1 where index + parity is even."""
-    return ((torch.arange(size) + parity) % 2 == 0).float()

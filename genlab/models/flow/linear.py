@@ -1,0 +1,126 @@
+"""Linear transforms: scales and shifts, 1×1 convolutions, and one full matrix."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from genlab.models.flow.transforms import Starts, Transform
+
+
+def over(values: Tensor, x: Tensor) -> Tensor:
+    """Return values (C,) in the form that broadcasts against x (B, C, …)."""
+    return values.view(-1, *[1] * (x.dim() - 2))
+
+
+class Scaling(Transform):
+    """z = e^s ⊙ x, for vectors (B, D): Dinh et al. 2014, section 3.3."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.log_scale = nn.Parameter(torch.zeros(dim))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return x * self.log_scale.exp(), self.log_scale.sum().expand(len(x))
+
+    def inverse(self, z: Tensor) -> Tensor:
+        return z * (-self.log_scale).exp()
+
+
+class ActNorm(Starts):
+    """z = e^log_scale (x + shift), a number of each a channel, which starts with mean 0 and deviation 1.
+
+    Kingma & Dhariwal 2018, https://arxiv.org/abs/1807.03039, section 3.1.
+    """
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.shift = nn.Parameter(torch.zeros(size))
+        self.log_scale = nn.Parameter(torch.zeros(size))
+
+    def start(self, x: Tensor) -> None:
+        each = x.transpose(0, 1).flatten(1)  # (C, B · …)
+        self.shift.copy_(-each.mean(1))
+        self.log_scale.copy_(-(each.std(1, correction=0) + 1e-6).log())
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        places = x[0, 0].numel()  # that share a channel's scale
+        z = (x + over(self.shift, x)) * over(self.log_scale.exp(), x)
+        return z, (places * self.log_scale.sum()).expand(len(x))
+
+    def inverse(self, z: Tensor) -> Tensor:
+        return z * over((-self.log_scale).exp(), z) - over(self.shift, z)
+
+
+class Mixing(Transform):
+    """z = W x at each place, a 1×1 convolution, W = P L (U + diag s) starting as a random rotation, P and the signs fixed.
+
+    Kingma & Dhariwal 2018, section 3.2, equations 10 and 11.
+    """
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        rotation = torch.linalg.qr(torch.randn(size, size))[0]
+        permutation, lower, upper = torch.linalg.lu(rotation)
+        s = upper.diagonal()
+        self.register_buffer("permutation", permutation)
+        self.register_buffer("sign", s.sign())
+        self.log_s = nn.Parameter(s.abs().log())
+        self.lower = nn.Parameter(lower.tril(-1))
+        self.upper = nn.Parameter(upper.triu(1))
+
+    @property
+    def weight(self) -> Tensor:
+        """W (C, C)."""
+        unit = torch.eye(len(self.log_s), dtype=self.log_s.dtype, device=self.log_s.device)
+        lower, upper = self.lower.tril(-1) + unit, self.upper.triu(1) + (self.sign * self.log_s.exp()).diag()
+        return self.permutation @ lower @ upper
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        places = x[0, 0].numel()
+        return mixed(x, self.weight), (places * self.log_s.sum()).expand(len(x))
+
+    def inverse(self, z: Tensor) -> Tensor:
+        return mixed(z, torch.linalg.inv(self.weight))
+
+
+def mixed(x: Tensor, weight: Tensor) -> Tensor:
+    """Return W x at each place of x (B, C, …)."""
+    return F.linear(x, weight) if x.dim() == 2 else F.conv2d(x, weight[:, :, None, None])
+
+
+class Triangular(Starts):
+    """z = L x + shift for vectors (B, D), L lower triangular with diagonal e^log_diagonal: any Gaussian's whitening.
+
+    It starts with the whitening of the first batch, whose covariance S gives way to its diagonal in the share (D/(B + D))².
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.log_diagonal = nn.Parameter(torch.zeros(dim))
+        self.lower = nn.Parameter(torch.zeros(dim, dim))
+        self.shift = nn.Parameter(torch.zeros(dim))
+
+    @property
+    def weight(self) -> Tensor:
+        """L (D, D)."""
+        return self.lower.tril(-1) + self.log_diagonal.exp().diag()
+
+    def start(self, x: Tensor) -> None:
+        n, dim = x.shape
+        mean = x.double().mean(0)
+        covariance = (x.double() - mean).T @ (x.double() - mean) / n
+        share = (dim / (n + dim)) ** 2
+        covariance = (1 - share) * covariance + share * covariance.diagonal().diag() + 1e-6 * torch.eye(dim).to(covariance)
+        root = torch.linalg.cholesky(covariance)
+        weight = torch.linalg.solve_triangular(root, torch.eye(dim).to(root), upper=False)
+        self.log_diagonal.copy_(weight.diagonal().log())
+        self.lower.copy_(weight.tril(-1))
+        self.shift.copy_(-weight @ mean)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return F.linear(x, self.weight, self.shift), self.log_diagonal.sum().expand(len(x))
+
+    def inverse(self, z: Tensor) -> Tensor:
+        return torch.linalg.solve_triangular(self.weight, (z - self.shift).T, upper=False).T
