@@ -45,7 +45,7 @@ def test_both_sides_give_the_same_partition_function(visible, hidden):
     model = rbm(visible, hidden)
     sides = [model.enumerate_log_partition(over=side) for side in ("visible", "hidden")]
     assert sides[0] == pytest.approx(sides[1], rel=1e-13)
-    assert model.log_partition() == (model.enumerate_log_partition(), None, "exact")
+    assert model.log_partition()[:3] == (model.enumerate_log_partition(), None, "exact")
     if visible + hidden < 10:
         assert sides[0] == pytest.approx(joint(model).logsumexp((0, 1)).item(), rel=1e-13)
 
