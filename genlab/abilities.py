@@ -17,11 +17,15 @@ if TYPE_CHECKING:
 
 
 class Estimate(NamedTuple):
-    """A number with how it was had: `tag` is "exact", "bound" or "estimate"; `error` its standard error, if it has one."""
+    """A number with how it was had: `tag` is "exact", "bound" or "estimate"; `error` its standard error, if it has one.
+
+    `note` says in words what the number means where a person should be told.
+    """
 
     value: float
     error: float | None
     tag: str
+    note: str = ""
 
 
 @runtime_checkable
@@ -40,6 +44,12 @@ class Encodes(Protocol):
 class Decodes(Protocol):
     def decode(self, z: Tensor) -> Tensor:
         """Return the item (B, *shape) that the code z (B, …) stands for, without noise (a likelihood's mean)."""
+
+
+@runtime_checkable
+class HasPosterior(Protocol):
+    def posterior(self, x: Tensor, y: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Return mean and log-variance (B, latent) of the Gaussian q(z|x), or of q(z|x,y) of a conditional model."""
 
 
 @runtime_checkable
@@ -85,6 +95,24 @@ class Completes(Protocol):
 
 
 @runtime_checkable
+class Extends(Protocol):
+    def extend(self, x: Tensor, n: int) -> Tensor:
+        """Return the sequences x (B, T) with n more tokens (B, T + n), drawn one after another given all before."""
+
+
+@runtime_checkable
+class Denoises(Protocol):
+    def denoise(self, x: Tensor) -> Tensor:
+        """Return the clean item (B, *shape) that the noisy x (B, *shape) most likely came from."""
+
+
+@runtime_checkable
+class Classifies(Protocol):
+    def classify(self, x: Tensor) -> Tensor:
+        """Return log p(y|x) (B, classes) in nats of each class y."""
+
+
+@runtime_checkable
 class Restores(Protocol):
     def restore(self, y: Tensor, operator: Callable[[Tensor], Tensor]) -> Tensor:
         """Return x such that operator(x) is y, drawn from the model."""
@@ -101,12 +129,16 @@ ABILITIES: dict[str, type] = {  # verb -> its Protocol, in the order in which ta
     "encode": Encodes,
     "decode": Decodes,
     "prior": HasPrior,
+    "posterior": HasPosterior,
     "log_prob": HasDensity,
     "elbo": BoundsDensity,
     "iwae": TightensBound,
     "energy": HasEnergy,
     "log_partition": HasPartition,
     "complete": Completes,
+    "extend": Extends,
+    "denoise": Denoises,
+    "classify": Classifies,
     "restore": Restores,
     "translate": Translates,
 }

@@ -78,11 +78,8 @@ def arguments(target: Callable[..., Any], values: dict[str, Any], where: str, *,
     from pydantic import ConfigDict, TypeAdapter, ValidationError
     from pydantic.errors import PydanticUserError
 
-    # A dataclass keeps its hints on the class, so that each resolves in the module that wrote it.
-    written_on = target if is_dataclass(target) or not isinstance(target, type) else target.__init__
-    hints = get_type_hints(written_on, include_extras=True)
-    parameters = list(inspect.signature(target).parameters.values())[skip:]
-    known = {p.name: p for p in parameters if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)}
+    parameters, hints = taken(target)
+    known = {p.name: p for p in parameters[skip:] if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)}
     path = lambda name: f"{where}.{name}" if where else name  # noqa: E731
     checked: dict[str, Any] = {}
     for name, value in values.items():
@@ -112,6 +109,18 @@ def arguments(target: Callable[..., Any], values: dict[str, Any], where: str, *,
     if missing:
         raise UserError(f"{path(missing[0])} is not set; give {path(missing[0])}=…")
     return checked
+
+
+def taken(target: Callable[..., Any]) -> tuple[list[inspect.Parameter], dict[str, Any]]:
+    """Return what a function or a class takes, and the type hints; where a constructor hands **options on, its base's too."""
+    # A dataclass keeps its hints on the class, so that each resolves in the module that wrote it.
+    written_on = target if is_dataclass(target) or not isinstance(target, type) else target.__init__
+    parameters, hints = list(inspect.signature(target).parameters.values()), get_type_hints(written_on, include_extras=True)
+    if isinstance(target, type) and any(p.kind is p.VAR_KEYWORD for p in parameters):
+        known = {p.name for p in parameters}
+        above, hints_above = taken(target.__base__)
+        parameters, hints = parameters + [p for p in above if p.name not in known], hints_above | hints
+    return parameters, hints
 
 
 def shown(value: Any) -> str:

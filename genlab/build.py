@@ -192,6 +192,62 @@ def sample(config: DictConfig) -> None:
     ask(sample, plain(config))
 
 
+def complete(config: DictConfig) -> None:
+    """Go on with a text from a prompt."""
+    from genlab.tasks.complete import complete
+
+    ask(complete, plain(config))
+
+
+def reconstruct(config: DictConfig) -> dict[str, Any]:
+    """Show what comes back from the codes of a run's data."""
+    from genlab.tasks.reconstruct import reconstruct
+
+    return ask(reconstruct, plain(config))
+
+
+def encode(config: DictConfig) -> dict[str, Any]:
+    """Write the codes of a run's data."""
+    from genlab.tasks.encode import encode
+
+    return ask(encode, plain(config))
+
+
+def interpolate(config: DictConfig) -> dict[str, Any]:
+    """Show what lies between two codes of a run's model."""
+    from genlab.tasks.interpolate import interpolate
+
+    return ask(interpolate, plain(config))
+
+
+def traverse(config: DictConfig) -> dict[str, Any]:
+    """Show what each dimension of the code does."""
+    from genlab.tasks.traverse import traverse
+
+    return ask(traverse, plain(config))
+
+
+def arithmetic(config: DictConfig) -> dict[str, Any]:
+    """Add and subtract codes."""
+    from genlab.tasks.arithmetic import arithmetic
+
+    return ask(arithmetic, plain(config))
+
+
+def inpaint(config: DictConfig) -> dict[str, Any]:
+    """Fill in hidden parts of a run's data."""
+    from genlab.tasks.inpaint import inpaint
+
+    return ask(inpaint, plain(config))
+
+
+def denoise(config: DictConfig) -> dict[str, Any]:
+    """Take noise off a run's data."""
+    from genlab.tasks.denoise import denoise
+
+    return ask(denoise, plain(config))
+
+
 def evaluate(config: DictConfig) -> dict[str, float]:
     """Measure a run, or samples that were drawn elsewhere."""
     from genlab.tasks import evaluate
@@ -217,6 +273,36 @@ def evaluate(config: DictConfig) -> dict[str, float]:
     options = {key: value for key, value in (given | own).items() if key in known and key not in ("samples", "dataset")}
     options = arguments(evaluate.evaluate_samples, options, "", skip=2)
     return evaluate.evaluate_samples(own["samples"], make_dataset(own), **options)
+
+
+def likelihood(config: DictConfig) -> dict[str, float]:
+    """Find the likelihood of each item of a run's data."""
+    from genlab.tasks.likelihood import likelihood
+
+    return ask(likelihood, plain(config))
+
+
+def anomaly(config: DictConfig) -> list[dict[str, Any]]:
+    """Tell items that runs know from classes or sets that they never saw."""
+    from genlab.tasks.anomaly import anomaly
+
+    elsewhere = None if config.get("dataset") is None else partial(alike, config)
+    options = {key: value for key, value in plain(config).items() if key not in ("dataset", "prepare")}
+    return ask_runs(anomaly, options, elsewhere)
+
+
+def classify(config: DictConfig) -> dict[str, Any]:
+    """Tell the classes of a run's held-out items, by one run or by one a class."""
+    from genlab.tasks.classify import classify
+
+    return ask_runs(classify, plain(config))
+
+
+def alike(config: DictConfig, run):
+    """Return the dataset of `config` prepared as the run's own is."""
+    own = OmegaConf.to_container(read(run.folder).dataset, resolve=True)
+    prepare = {key: own.get(key, value) for key, value in config.prepare.items()}
+    return make_dataset(plain(OmegaConf.create({"dataset": config.dataset, "prepare": prepare})))
 
 
 def compare(config: DictConfig) -> None:
@@ -259,3 +345,17 @@ def ask(task, config: Plain):
     own = {k: v for k, v in config.items() if k not in ("run", "device", "allow", "debug")}
     options = arguments(task, own, "", skip=1)
     return task(load_run(config), **options)
+
+
+def ask_runs(task, config: Plain, *given):
+    """Check the options of a task that takes one run or several (`runs=`), load them, and do it."""
+    from genlab.tasks.compare import find_runs
+
+    own = {k: v for k, v in config.items() if k not in ("run", "runs", "device", "allow", "debug")}
+    options = arguments(task, own, "", skip=1 + len(given))
+    if config["runs"] is None:
+        return task([load_run(config)], *given, **options)
+    if config["run"] is not None:
+        raise UserError("give run= or runs=, not both")
+    wanted = [str(found.checkpoint or found.run.path) for found in find_runs(config["runs"])]
+    return task([load_run({**config, "run": where}) for where in wanted], *given, **options)

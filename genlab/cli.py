@@ -58,7 +58,7 @@ def main() -> None:
 
 def usage() -> str:
     """Return the text of `genlab --help`."""
-    rows = "\n".join(f"  {name:<11}{what}" for name, what in (COMMANDS | LISTS).items())
+    rows = "\n".join(f"  {name:<13}{what}" for name, what in (COMMANDS | LISTS).items())
     return (
         "genlab <command> [key=value ...]\n\n"
         f"{rows}\n\n"

@@ -48,6 +48,8 @@ def make_optimizer(config: Plain, device):
 
     import torch
 
+    if config.get("optimizer") is None:
+        return no_optimizer
     target = locate(config["optimizer"], "optimizer")
     if not (isinstance(target, type) and issubclass(target, torch.optim.Optimizer)):
         raise UserError(f"optimizer._target_={config['optimizer']['_target_']} is no torch.optim.Optimizer")
@@ -59,6 +61,15 @@ def make_optimizer(config: Plain, device):
     except ValueError as error:  # PyTorch checks ranges when it makes one: say so before the data is read
         raise UserError(f"optimizer: {error}") from error
     return partial(target, **options)
+
+
+def no_optimizer(parameters):
+    """Refuse to descend without an optimizer.
+
+    Raises:
+        UserError: always; a trainer that needs none never calls it.
+    """
+    raise UserError("this trainer descends, and there is no optimizer; set optimizer=adam")
 
 
 def trainer_class(config: Plain):

@@ -8,7 +8,11 @@ from typing import TYPE_CHECKING, Annotated
 
 from annotated_types import Ge, Gt, Interval
 
+from genlab.errors import UserError
+
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     import torch
     from torch import Tensor
 
@@ -26,8 +30,9 @@ class Spec:
     """What the dataset tells a model, so that no recipe repeats it.
 
     `shape` is one item's: (C, H, W) of an image, (D,) of a point, (T,) of a token sequence. `levels` is the number of
-    values that a channel can take (256 for a byte, 2 for a binary image, 0 for real numbers); with `dequantised` each
+    values that a channel can take (256 for a byte, 2 for a binary image, 0 for real numbers and tokens); with `dequantised` each
     value was spread evenly over its bin, so that the data has a density. `range` is the interval of an image's values.
+    `vocab` is the number of different tokens, and `symbols` the character that each stands for; "" with tokens: bytes.
     """
 
     shape: tuple[int, ...]
@@ -35,6 +40,7 @@ class Spec:
     classes: int = 0  # 0: no labels
     levels: int = 256
     vocab: int = 0
+    symbols: str = ""
     range: tuple[float, float] = (-1.0, 1.0)
     dequantised: bool = False
 
@@ -46,7 +52,7 @@ class Spec:
     @property
     def discrete(self) -> bool:
         """Whether the data has probabilities (a mass function) rather than a density."""
-        return self.levels > 0 and not self.dequantised
+        return self.kind == "tokens" or (self.levels > 0 and not self.dequantised)
 
     def bits_per_dim(self, log_prob: float) -> float | None:
         """Return bits/dim of a mean log-likelihood in nats a sample, or None for data that was never quantised.
@@ -59,6 +65,25 @@ class Spec:
         low, high = self.range
         log_bin = self.dim * math.log((high - low) / self.levels) if self.dequantised else 0.0
         return -(log_prob + log_bin) / (self.dim * math.log(2))
+
+    def to_tokens(self, text: str) -> list[int]:
+        """Return the tokens of a text.
+
+        Raises:
+            UserError: a character that the data does not have.
+        """
+        if not self.symbols:
+            return list(text.encode())
+        number = {symbol: i for i, symbol in enumerate(self.symbols)}
+        if unknown := "".join(sorted(set(text) - set(number))):
+            raise UserError(f"the data has no {unknown!r}; its {self.vocab} characters are {self.symbols!r}")
+        return [number[symbol] for symbol in text]
+
+    def to_text(self, tokens: Iterable[int]) -> str:
+        """Return the text that tokens stand for; bytes that are no UTF-8 show as the mark of replacement."""
+        if not self.symbols:
+            return bytes(tokens).decode(errors="replace")
+        return "".join(self.symbols[i] for i in tokens)
 
     def to_json(self) -> dict:
         """Return plain values, from which `Spec.from_json` rebuilds the same Spec."""

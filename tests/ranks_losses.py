@@ -18,7 +18,11 @@ FAMILIES = {
     "vae": ("model=vae",),
     "dcgan": ("model=dcgan", "model.width=8", "dataset.size=16"),
     "realnvp": ("model=realnvp_points",),
+    "maf": ("model=maf_points", "model.layers=3"),
     "rbm": ("model=rbm", "model.hidden=30"),
+    "vq_vae": ("model=vq_vae", "model.channels=8", "model.codes=16"),
+    "m2": ("model=m2", "model.hidden=[20]", "model.latent=4"),
+    "debias_vae": ("model=debias_vae", "model.latent=4", "model.hidden=[6]", "trainer.wait=2", "trainer.refresh=5"),
     "ddpm": ("model=ddpm_small", "dataset.size=8"),
 }
 STEPS = 20

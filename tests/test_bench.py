@@ -37,14 +37,15 @@ def run(tmp_path, monkeypatch):
 
 
 def test_the_benchmark_writes_every_pair_or_why_it_is_absent(run):
-    names = ("vae_loop", "vae_loaders", "rbm", "sampling")
+    names = ("vae_loop", "vae_loaders", "rbm", "sampling", "cached_sampling")
     found = run("bench", *names, "--share", 0.0001, "--data", "fake")
     assert {"command", "machine", "threads", "versions", "share", "data"} <= found.keys()
     pairs = found["pairs"]
     absent = {name for name, row in pairs.items() if "skipped" in row}
     assert absent == {"vae_loader_0", "vae_loader_1", "vae_loader_2"}  # which need MNIST's files
     assert set(pairs) - absent == {
-        "vae_loop", "rbm_loop", "rbm_sklearn", "rbm_sklearn_float32", "sample_vae", "sample_dcgan", "sample_ddim"
+        "vae_loop", "rbm_loop", "rbm_sklearn", "rbm_sklearn_float32", "sample_vae", "sample_dcgan", "sample_ddim",
+        "sample_gpt_pixels", "sample_gpt_text",
     }  # fmt: skip
     for name in set(pairs) - absent:
         row = pairs[name]

@@ -24,6 +24,7 @@ SUBJECTS = {
     "rbm": ("model=rbm", "model.hidden=8"),
     "realnvp_points": ("model=realnvp_points", "dataset=ring", "dataset.n=500"),
     "vae on shapes": ("model=vae", "model.hidden=[16]", "dataset=shapes", "dataset.n=600", "prepare.size=16"),
+    "gpt_text": ("model=gpt_text", "model.layers=1", "model.heads=2", "model.width=16", "dataset.length=17"),
 }
 
 
@@ -34,7 +35,7 @@ def test_every_measure_that_fits_gives_the_rows_that_it_names(which):
     subject = Subject(dataset, Settings(n=40, k=2, terms=2), model=trainer.sampler(), training=training)
     fitting = metrics_for(subject, "asked")
     assert {"vae": "likelihood", "gan, conditional": "class_accuracy", "rbm": "likelihood", "realnvp_points": "modes",
-            "vae on shapes": "disentanglement"}[which] in fitting  # fmt: skip
+            "vae on shapes": "disentanglement", "gpt_text": "likelihood"}[which] in fitting  # fmt: skip
     for name, metric in fitting.items():
         rows = metric.measure(subject)
         assert [row.name for row in rows] == metric.rows(subject), name
@@ -194,7 +195,9 @@ def test_images_are_shown_as_the_bytes_that_they_were_drawn_from(binarize):
 def test_samples_and_labels_of_a_conditional_model_are_as_frequent_as_in_training():
     _, dataset, trainer = built("model=gan", "model.conditional=true", *SMALL)
     subject = Subject(dataset, Settings(n=300), model=trainer.sampler())
+    assert len(subject.shown(5)) == 5 and subject.draw_seconds is None  # to be looked at: no more than that is drawn
     assert isinstance(subject.drawn, Batch)
+    assert torch.equal(subject.shown(5).x, subject.drawn.x[:5])
     counts = torch.bincount(subject.drawn.y, minlength=10)
     assert len(counts) == 10 and counts.min() > 10
     assert subject.draw_seconds > 0

@@ -53,7 +53,7 @@ def may(name: str) -> tuple[str, ...]:
         return ("genlab.nn",)
     if part == "models":
         family = ".".join(name.split(".")[:3])
-        training = ("genlab.training",) if name.endswith(".trainer") else ()
+        training = ("genlab.training",) if name.endswith("trainer") else ()
         return ("genlab.nn", *FOUNDATION, family, *training)
     if part == "data":
         return ("genlab.data", "genlab.spec", "genlab.errors", "genlab.seeds")

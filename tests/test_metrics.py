@@ -91,6 +91,25 @@ def test_likelihood_of_an_energy_model_is_minus_energy_minus_log_z():
     assert row.error == pytest.approx(math.hypot(1 / math.sqrt(20_000), 0.01), rel=0.05), "data and log Z together"
 
 
+class StandardNormal(Held):
+    """Points of N(0, I) in the plane, which know their density."""
+
+    entropy = math.log(2 * math.pi * math.e)
+
+    def log_prob(self, x):
+        return -0.5 * x.square().sum(1) - math.log(2 * math.pi)
+
+
+def test_the_gap_to_the_entropy_is_the_divergence_of_two_normals():
+    """KL(N(0, I) ‖ N(0, s² I)) = d (log s + 1/(2 s²) − 1/2); with the law's density known, the draw's noise cancels."""
+    torch.manual_seed(0)
+    x = torch.randn(20_000, 2)
+    nll, gap = likelihood.measure(subject(Normal(0.9), StandardNormal(x, POINTS), n=len(x)))
+    exact = 2 * (math.log(0.9) + 1 / (2 * 0.9**2) - 0.5)
+    assert (nll.name, gap.name, gap.conditions["entropy"]) == ("nll", "nll_gap", 2.8379)
+    assert abs(gap.value - exact) < 3 * math.hypot(gap.error, 0.01) and gap.error < nll.error
+
+
 def test_bits_per_dim():
     bits = Spec((1, 2, 2), levels=256, range=(0.0, 1.0))
     assert bits.bits_per_dim(-4 * math.log(256)) == pytest.approx(8)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from genlab.data.order import Address, permutation, shuffled
+from genlab.data.order import Address, Pick, permutation, picked, shuffled
 from genlab.errors import UserError, did_you_mean
 from genlab.seeds import mix
 from genlab.spec import Batch, Spec
@@ -31,6 +31,11 @@ class Split:
 
     def __len__(self) -> int:
         return len(self.x)
+
+    def part(self, index: Tensor) -> Split:
+        """Return the items at `index`."""
+        x = self.x[index] if isinstance(self.x, Tensor) else self.x.part(index)
+        return Split(x, None if self.y is None else self.y[index])
 
 
 class Dataset:
@@ -75,12 +80,14 @@ class Dataset:
         shards: int = 1,
         device: Device = "cpu",
         shuffle: bool = True,
+        pick: Pick | None = None,
     ) -> Iterator[Batch]:
         """Return the batches of a split from joint batch `start` on, each a function of (seed, its number) alone.
 
         Shuffled, they never end: one permutation an epoch, joined end to end, so that every joint batch is full. Not
         shuffled, they are one pass in order, without flips, and the last may be smaller. A joint batch is cut into
-        `shards` equal parts in order; this returns part `shard`, or, of several, one batch each in turn.
+        `shards` equal parts in order; this returns part `shard`, or, of several, one batch each in turn. `pick`
+        chooses the items of an endless stream instead: it is asked for joint batch k's indices when that is due.
 
         Raises:
             UserError: no such split, the split is empty, or `batch_size` is not a multiple of `shards`.
@@ -94,13 +101,26 @@ class Dataset:
         if not shuffle:
             return self._pass(split, batch_size, seed, start, wanted, shards, device)
         at = device if isinstance(held.x, Tensor) else torch.device("cpu")
-        order = dict(seed=seed, start=start, shard=wanted, shards=shards, device=at)
-        return self._batches(split, shuffled(len(held), batch_size, **order), seed, device, augment=True)
+        if pick is not None:
+            order = picked(pick, start=start, shard=wanted, shards=shards, device=at)
+        else:
+            order = shuffled(len(held), batch_size, seed=seed, start=start, shard=wanted, shards=shards, device=at)
+        return self._batches(split, order, seed, device, augment=True)
 
     def take(self, split: str, n: int | None = None, *, seed: int = 0, device: Device = "cpu") -> Batch:
         """Return the first n items (all for None) of the split shuffled by `seed`, prepared with seeded noise."""
-        order = permutation(len(self._held(split)), seed, 0)[:n]
-        return joined(list(self._chunks(split, order, seed, place(device))))
+        return self.items(split, permutation(len(self._held(split)), seed, 0)[:n], seed=seed, device=device)
+
+    def items(self, split: str, index: Tensor, *, seed: int = 0, device: Device = "cpu") -> Batch:
+        """Return the items of a split with the numbers in `index` (n,), prepared with seeded noise.
+
+        Raises:
+            UserError: the split has no items, or not as many.
+        """
+        size = len(self._held(split))
+        if len(index) and not 0 <= index.min() <= index.max() < size:
+            raise UserError(f"the {split} split of {self.name} has the items 0 to {size - 1}, not {int(index.max())}")
+        return joined(list(self._chunks(split, index, seed, place(device))))
 
     def arrays(self, split: str) -> tuple[Tensor, Tensor | None]:
         """Return the raw items, uint8 (N, C, H, W) or float32 (N, D), and the labels (N,) or None, on the CPU."""

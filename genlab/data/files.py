@@ -103,6 +103,10 @@ class Files:
     def __len__(self) -> int:
         return len(self.paths)
 
+    def part(self, index: Tensor) -> Files:
+        """Return the files at `index`."""
+        return Files([self.paths[i] for i in index.tolist()], self.read, self.unreadable)
+
     def attempt(self, i: int) -> Tensor | str:
         """Return image i, or why it cannot be read."""
         try:

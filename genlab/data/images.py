@@ -5,15 +5,16 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from genlab.data.dataset import CHUNK, Dataset, Split, joined
+from genlab.data.chosen import Labelled
+from genlab.data.dataset import CHUNK, Split, joined
 from genlab.data.order import Address, cut, permutation
 from genlab.data.preparation import Binarize, Preparation
 from genlab.errors import UserError
-from genlab.spec import Batch, Count, Positive, Spec
+from genlab.spec import Batch, Positive, Spec
 
 
 @dataclass(kw_only=True, eq=False)
-class Images(Dataset):
+class Images(Labelled):
     """A set of images.
 
     Args:
@@ -22,7 +23,6 @@ class Images(Dataset):
         binarize: to two levels: not at all, by a threshold at half, or drawn anew each time.
         dequantise: whether each value is spread evenly over its bin, so that the set has a density.
         flip: whether half of the training images are mirrored left to right.
-        split_seed: chooses the items of the splits that the source does not fix.
     """
 
     size: Positive | None = field(default_factory=lambda: None)  # type: ignore[assignment]
@@ -30,7 +30,6 @@ class Images(Dataset):
     binarize: Binarize = "none"
     dequantise: bool = False
     flip: bool = False
-    split_seed: Count = 0
 
     def __post_init__(self) -> None:
         self.side: int | None = self.__dict__.pop("size")  # the option is read; `size` is the method from here on

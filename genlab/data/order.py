@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from genlab.seeds import mix
+
+Pick = Callable[[int], Tensor]  # the number of a joint batch -> its items' indices (batch_size,)
 
 
 def permutation(n: int, *seed: int) -> Tensor:
@@ -61,4 +63,14 @@ def shuffled(
                 epoch += 1
                 index = torch.cat([index, order(epoch)[: size - len(index)]])
             yield Address(k, s, index)
+        k += 1
+
+
+def picked(pick: Pick, *, start: int, shard: Sequence[int], shards: int, device: torch.device) -> Iterator[Address]:
+    """Yield the shards of the joint batches start, start+1, … whose items `pick` chooses, asked when each is due."""
+    k = start
+    while True:
+        parts = pick(k).to(device).chunk(shards)
+        for s in shard:
+            yield Address(k, s, parts[s])
         k += 1

@@ -6,7 +6,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from genlab.data.dataset import SPLITS, Dataset, Split
+from genlab.data.chosen import Labelled
+from genlab.data.dataset import SPLITS, Split
 from genlab.data.laws import LAWS
 from genlab.errors import UserError
 from genlab.seeds import mix
@@ -14,7 +15,7 @@ from genlab.spec import Count, Positive, PositiveFloat, Spec
 
 
 @dataclass(kw_only=True, eq=False)
-class Points(Dataset):
+class Points(Labelled):
     """Exact draws of a law; an option of the law that is None has the law's own value (see `genlab.data.laws`).
 
     After the start, `std` is the law's and `centers` (M, 2) the modes of ring and grid, None for the others.

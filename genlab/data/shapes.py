@@ -52,7 +52,8 @@ class Shapes(Images):
 
     def factors(self, split: str, n: int | None = None, *, seed: int = 0) -> Tensor:
         """Return the factors (n, 5) int64 of the items that `take` returns for the same arguments, in their order."""
-        return self._factors[split][permutation(len(self._held(split)), seed, 0)[:n]]
+        values = self._factors[split][self.kept.get(split, slice(None))]
+        return values[permutation(len(self._held(split)), seed, 0)[:n]]
 
 
 def rendered(v: Tensor, side: int) -> Tensor:

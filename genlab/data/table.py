@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from genlab.data.dataset import SPLITS, Dataset, Split
+from genlab.data.chosen import Labelled
+from genlab.data.dataset import SPLITS, Split
 from genlab.data.order import cut
 from genlab.errors import UserError
 from genlab.spec import Count, Fraction, Spec
@@ -21,7 +22,7 @@ MAX_CLASSES = 100  # a label column with more values is taken for a number
 
 
 @dataclass(kw_only=True, eq=False)
-class Table(Dataset):
+class Table(Labelled):
     """The rows of a file as points; the columns are standardised by the training rows' mean and deviation.
 
     `mean` and `scale` (D,) hold what was subtracted and divided by; likelihoods are of the standardised values.

@@ -44,6 +44,8 @@ class Row:
     floor: float | None = None  # the same number of one held-out half against the other: what no model is asked to beat
     better: Literal["lower", "higher", "neither"] = "lower"
     conditions: dict[str, Any] = field(default_factory=dict)  # feature space, sample count, split, seed
+    parts: dict[str, float] = field(default_factory=dict)  # what the value is the sum of: logged, not shown in tables
+    note: str = ""  # in words, what a person should be told
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values; a number that is not finite, which JSON has no word for, becomes None."""
@@ -68,22 +70,27 @@ def registry() -> dict[str, Metric]:
     """Return every measure by name."""
     from genlab.metrics import (
         classes,
+        classification,
         cost,
         disentanglement,
         energy_distance,
         frechet,
         inception_score,
         kernel,
+        latent_use,
         likelihood,
         manifold,
         memorisation,
         modes,
+        reconstruction,
         sliced,
     )
 
     densities, sample = ("log_prob", "log_partition", "iwae", "elbo"), ("sample",)
     return {
         "likelihood": Metric(likelihood.rows, likelihood.measure, densities, "training"),
+        "classification": Metric(classification.rows, classification.measure, ("classify",), "training"),
+        "latent_use": Metric(latent_use.rows, latent_use.measure, ("posterior",), "training"),
         "modes": Metric(modes.rows, modes.measure, sample, "training"),
         "frechet": Metric(frechet.rows, frechet.measure, sample),
         "kernel_distance": Metric(kernel.kid_rows, kernel.kid_measure, sample),
@@ -96,6 +103,7 @@ def registry() -> dict[str, Metric]:
         "class_accuracy": Metric(classes.class_accuracy_rows, classes.class_accuracy, sample),
         "train_on_generated": Metric(classes.train_on_generated_rows, classes.train_on_generated, sample, "asked"),
         "memorisation": Metric(memorisation.rows, memorisation.measure, sample),
+        "reconstruction": Metric(reconstruction.rows, reconstruction.measure, ("decode",)),
         "disentanglement": Metric(disentanglement.rows, disentanglement.measure, ("encode",)),
         "cost": Metric(cost.rows, cost.measure, tuple(ABILITIES)),
     }

@@ -80,24 +80,35 @@ class Subject:
     # --- items --------------------------------------------------------------------------------------------------------
 
     @cached_property
-    @torch.no_grad()
     def drawn(self) -> Batch:
         """n samples in the data's range, on the CPU; of a conditional model, of classes as frequent as in training."""
+        began = time.monotonic()
+        drawn = self.draw(self.settings.n)
+        self.draw_seconds = time.monotonic() - began
+        return drawn
+
+    def shown(self, n: int) -> Batch:
+        """Return the first n samples to be looked at, or, where no measure drew any, no more than n of them."""
+        if "drawn" not in self.__dict__:
+            return self.draw(min(n, self.settings.n))
+        return Batch(self.drawn.x[:n], None if self.drawn.y is None else self.drawn.y[:n])
+
+    @torch.no_grad()
+    def draw(self, n: int) -> Batch:
+        """Return n samples, the same ones each time, or the first n of those given."""
         s = self.settings
         if self.samples is not None:
             y = self.samples.y
-            return Batch(self.samples.x[: s.n], None if y is None else y[: s.n])
+            return Batch(self.samples.x[:n], None if y is None else y[:n])
         torch.manual_seed(s.seed)
         labels = None
         if self.conditional:
             seen = self.dataset.take("train", TRAIN, seed=s.seed).y
-            labels = seen[torch.randint(len(seen), (s.n,))]
+            labels = seen[torch.randint(len(seen), (n,))]
         parts = []
-        began = time.monotonic()
-        for i in range(0, s.n, s.batch_size):
+        for i in range(0, n, s.batch_size):
             y = None if labels is None else labels[i : i + s.batch_size].to(self.device)
-            parts.append(self.model.sample(min(s.batch_size, s.n - i), y, **s.sampler).float().cpu())
-        self.draw_seconds = time.monotonic() - began
+            parts.append(self.model.sample(min(s.batch_size, n - i), y, **s.sampler).float().cpu())
         return Batch(torch.cat(parts), labels)
 
     def held(self, n: int) -> Batch:

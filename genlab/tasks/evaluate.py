@@ -16,6 +16,7 @@ from genlab.spec import Count, Positive
 from genlab.tasks import pictures
 from genlab.tasks.catalogue import able
 from genlab.tasks.latent import latent_pictures
+from genlab.tasks.machine import machine_pictures
 from genlab.tasks.run import Run
 from genlab.tasks.sample import sampler_options
 from genlab.tasks.tables import show
@@ -137,21 +138,25 @@ def measured(subject: Subject, metrics: list[str] | None) -> dict[str, Any]:
 
 
 def drawn(subject: Subject, measured: set[str]) -> dict[str, Any]:
-    """Return the pictures (H, W, 3) of an evaluation by name: samples, real items, codes; neighbours where they were measured."""
+    """Return the pictures (H, W, 3) of an evaluation by name: samples, real items, codes, filters, chains.
+
+    Neighbours are among them where they were measured.
+    """
     from genlab.metrics import memorisation
 
     spec, seed = subject.spec, subject.settings.seed
     found = {}
     reals = subject.dataset.take(subject.settings.split, subject.settings.n, seed=seed).x
-    shown = SHOWN if spec.kind == "image" else len(reals)
+    shown = len(reals) if spec.kind == "points" else SHOWN
     if "sample" in subject.abilities:
-        found["samples"] = pictures.picture(subject.drawn.x[:shown], spec, reals=reals)
+        found["samples"] = pictures.picture(subject.shown(shown).x, spec, reals=reals)
         if spec.kind == "image" and "memorisation" in measured:
             x, near = memorisation.pairs(subject, PAIRS)
             found["nearest"] = pictures.rows(x, near)
     found["reals"] = pictures.picture(reals[:shown], spec)
     if subject.model is not None:
         found |= latent_pictures(subject.model, subject.dataset, n=subject.settings.n, seed=seed, device=subject.device)
+        found |= machine_pictures(subject.model, subject.dataset, seed=seed, device=subject.device)
     return found
 
 
@@ -175,6 +180,9 @@ def write_json(record: dict[str, Any], path: Path) -> None:
 def table(record: dict[str, Any]) -> None:
     """Print the numbers of a record."""
     show(["metric", "value", "± s.e.", "floor", "unit", "", "conditions"], [cells(row) for row in record["metrics"]])
+    for row in record["metrics"]:
+        if row["note"]:
+            print(row["note"])
 
 
 def cells(row: dict[str, Any]) -> list[str]:

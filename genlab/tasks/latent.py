@@ -70,7 +70,7 @@ def projected(z: np.ndarray, y: np.ndarray | None) -> tuple[np.ndarray, str]:
     if d == 2:
         return z, "the 2 dimensions of the code"
     centred = z - z.mean(0)
-    _, s, axes = np.linalg.svd(centred, full_matrices=False)  # columns of axesᵀ: principal directions
+    _, s, axes = np.linalg.svd(centred, full_matrices=len(z) < 2)  # columns of axesᵀ: principal directions; a lone code has none
     share = (s[:2] ** 2).sum() / max((s**2).sum(), np.finfo(float).tiny)
     return centred @ axes[:2].T, f"first 2 principal components of {d}, {share:.0%} of the variance"
 
@@ -120,6 +120,20 @@ def reconstructions(x: Tensor, r: Tensor, spec: Spec, *, columns: int = COLUMNS)
     columns = min(columns, len(x))
     pairs = torch.stack([part[:full].unflatten(0, (-1, columns)) for part in (x, r)], 1)  # (rows, 2, columns, C, H, W)
     return pictures.grid(pictures.to_bytes(pairs.flatten(0, 2), spec), columns=columns)
+
+
+def lines(ways: Tensor, behind: Tensor | None = None) -> np.ndarray:
+    """Return ways (n, T, D) through the points' space as curves of the first two coordinates, items behind them in grey."""
+    from matplotlib import colormaps
+
+    canvas, axes = figure()
+    if behind is not None:
+        x = behind.flatten(1).float().cpu().numpy()
+        axes.scatter(x[:, 0], x[:, min(1, x.shape[1] - 1)], s=9, c="0.6", linewidths=0)
+    for i, way in enumerate(ways.detach().flatten(2).float().cpu().numpy()):
+        colour = colormaps["tab10"](i % 10)
+        axes.plot(way[:, 0], way[:, min(1, way.shape[1] - 1)], marker=".", ms=5, lw=1, color=colour, alpha=0.8)
+    return pixels(canvas)
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""Items as pictures: images as a grid, points as a scatter plot, anything else as rows of grey."""
+"""Items as pictures: images as a grid, points as a scatter plot, text as written lines, anything else as rows of grey."""
 
 from __future__ import annotations
 
@@ -12,6 +12,9 @@ from genlab.spec import Spec
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+TEXTS = 16  # in a picture, at most
+COLUMNS, LINES = 100, 200  # characters of a line, and lines, in a picture of text
 
 
 def to_bytes(x: Tensor, spec: Spec) -> np.ndarray:
@@ -62,12 +65,37 @@ def scatter(x: np.ndarray, *, reals: np.ndarray | None = None) -> np.ndarray:
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 
 
+def texts(x: Tensor, spec: Spec) -> list[str]:
+    """Return the text of each sequence of tokens (N, T)."""
+    return [spec.to_text(tokens) for tokens in x.long().tolist()]
+
+
+def listed(texts: list[str]) -> str:
+    """Return texts one after another, a line between two of them."""
+    return f"\n{'-' * COLUMNS}\n".join(texts) + "\n"
+
+
+def written(text: str) -> np.ndarray:
+    """Return a text as a picture (H', W', 3) of black on white, of at most `LINES` lines of `COLUMNS` characters."""
+    from matplotlib import font_manager
+    from PIL import Image, ImageDraw, ImageFont
+
+    font = ImageFont.truetype(font_manager.findfont("DejaVu Sans Mono"), 13)  # comes with matplotlib
+    seen = "".join(c if c.isprintable() or c == "\n" else "·" for c in text)
+    lines = [line[i : i + COLUMNS] for line in seen.split("\n") for i in range(0, max(1, len(line)), COLUMNS)][:LINES]
+    sheet = Image.new("RGB", (round(font.getlength("m") * COLUMNS) + 16, 17 * len(lines) + 16), "white")
+    ImageDraw.Draw(sheet).multiline_text((8, 8), "\n".join(lines), "black", font, spacing=17 - 13)
+    return np.asarray(sheet)
+
+
 def picture(x: Tensor, spec: Spec, *, reals: Tensor | None = None) -> np.ndarray:
     """Return items as one picture (H', W', 3) of bytes."""
     if spec.kind == "image":
         return grid(to_bytes(x, spec))
     if spec.kind == "points":
         return scatter(x.detach().float().cpu().numpy(), reals=None if reals is None else reals.float().cpu().numpy())
+    if spec.kind == "tokens":
+        return written(listed(texts(x[:TEXTS], spec)))
     rows = x.detach().float().cpu().reshape(len(x), 1, 1, -1)
     top = max(1.0, float(rows.max()))
     return grid((rows / top * 255).byte().permute(0, 2, 3, 1).numpy(), columns=1)
@@ -80,3 +108,13 @@ def save(image: np.ndarray, path: Path) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image).save(path)
     return path
+
+
+def write(x: Tensor, spec: Spec, path: Path, *, reals: Tensor | None = None) -> np.ndarray:
+    """Write items as a PNG, and all of them as .txt beside it where they are text; return the picture."""
+    if spec.kind == "tokens":
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.with_suffix(".txt").write_text(listed(texts(x, spec)))
+    image = picture(x, spec, reals=reals)
+    save(image, path)
+    return image

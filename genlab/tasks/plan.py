@@ -67,7 +67,10 @@ def data_rows(trainer: Trainer, dataset: Any) -> list[Row]:
     parts = ["×".join(map(str, spec.shape)) + f" {spec.kind}"]
     if spec.kind == "image":
         parts.append(f"in [{spec.range[0]:g}, {spec.range[1]:g}]")
-    parts.append(f"{spec.levels} levels" + (", dequantised" if spec.dequantised else "") if spec.levels else "real numbers")
+    if spec.kind == "tokens":
+        parts.append(f"{spec.vocab} different")
+    else:
+        parts.append(f"{spec.levels} levels" + (", dequantised" if spec.dequantised else "") if spec.levels else "real numbers")
     parts.append(f"{spec.classes} classes" if spec.classes else "no classes")
     rows = [("data", dataset.name, items), ("  an item", ", ".join(parts), "")]
     split = getattr(dataset, "splits", {}).get("train")
@@ -126,12 +129,13 @@ def nbytes(tensors: Iterable[Tensor]) -> int:
 def time_rows(trainer: Trainer, dataset: Any, trial: Trial, found: dict[str, float]) -> list[Row]:
     """Return what a step, an epoch and all of training take, without pictures, measures and checkpoints."""
     o, s = trainer.options, trial.seconds
-    batches = trainer.pulled / trainer.at  # that one step takes from the data
+    batches = trainer.pulled / trainer.at  # that one step takes from the data; none: it goes over the data itself
+    items = batches * o.batch_size or trainer.items_a_step
     found |= {
         "batch_size": o.batch_size,
         "step_seconds": s,
-        "items_per_s": trial.items_per_s,
-        "epoch_seconds": s * dataset.size("train") / (batches * o.batch_size),
+        "items_per_s": trainer.items_a_step / s,
+        "epoch_seconds": s * dataset.size("train") / items,
     }
     steps = min(o.steps, int(o.max_time * 60 / s)) if o.max_time else o.steps
     found |= {"steps": steps, "training_seconds": steps * s}
@@ -139,12 +143,12 @@ def time_rows(trainer: Trainer, dataset: Any, trial: Trial, found: dict[str, flo
     blocks = f"{len(trial.times)} times {trial.block} step{'s' * (trial.block > 1)}"
     shards = f"in {o.accumulate} shards" if o.accumulate > 1 else ""
     end = f"trainer.max_time ends it before {o.steps:,}" if steps < o.steps else "without what is below"
-    per = "" if batches == 1 else f"; a step takes {batches:g} batches"
+    per = "" if batches in (0, 1) else f"; a step takes {batches:g} batches"
     return [
         ("time", trainer_name(trainer), str(trainer.device)),
         ("  a batch", f"{o.batch_size:,} items", shards),
         ("  a step", brief(s), f"measured: the median of {blocks}, {spread}"),
-        ("  items a second", f"{trial.items_per_s:,.0f}", "as training's log counts them: a batch a step"),
+        ("  items a second", f"{found['items_per_s']:,.0f}", f"as training's log counts them: {trainer.items_a_step:,} a step"),
         ("  an epoch", brief(found["epoch_seconds"]), f"estimate{per}"),
         (f"  {steps:,} steps", brief(found["training_seconds"]), f"estimate, {end}"),
     ]

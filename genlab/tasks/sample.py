@@ -1,4 +1,4 @@
-"""genlab sample: a picture of samples, the raw numbers, and single PNGs for other tools."""
+"""genlab sample: a picture of samples (text as .txt too), the raw numbers, and single PNGs for other tools."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from genlab.tasks import pictures
 from genlab.tasks.catalogue import able
 from genlab.tasks.run import Run
 
-SHOWN = {"image": 256, "points": 20_000}  # items in a picture, at most
+SHOWN = {"image": 256, "points": 20_000, "tokens": 20_000}  # items shown, at most
 
 
 def sample(
@@ -45,14 +45,16 @@ def sample(
         labels = None
         if classes:
             labels = torch.tensor([classes[(at + i) % len(classes)] for i in range(size)], device=run.device.torch)
-        parts.append(run.model.sample(size, labels, **options).float().cpu())
+        drawn = run.model.sample(size, labels, **options).cpu()
+        parts.append(drawn.float() if drawn.is_floating_point() else drawn)  # tokens stay whole numbers
     x = torch.cat(parts)  # (n, *shape)
 
     folder = Path(out) if out else run.folder.samples
     folder.mkdir(parents=True, exist_ok=True)
     name = f"sample_step{run.step}_seed{seed}" + (f"_y{'-'.join(map(str, classes))}" if classes else "")
     shown = x[: SHOWN.get(run.spec.kind, 64)]
-    print(pictures.save(pictures.picture(shown, run.spec), folder / f"{name}.png"))
+    pictures.write(shown, run.spec, folder / f"{name}.png")
+    print(folder / (f"{name}.txt" if run.spec.kind == "tokens" else f"{name}.png"))
     labels = {"y": np.resize(classes, n)} if classes else {}
     bounds = {"range": np.array(run.spec.range)} if run.spec.kind == "image" else {}  # so that the file explains itself
     np.savez_compressed(folder / f"{name}.npz", x=x.numpy(), **bounds, **labels)

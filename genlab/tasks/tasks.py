@@ -5,23 +5,25 @@ from __future__ import annotations
 from genlab.abilities import ABILITIES, abilities
 from genlab.metrics import Settings, metrics_for
 from genlab.metrics.subject import Subject
+from genlab.tasks import COMMANDS
 from genlab.tasks.catalogue import TAGS
+from genlab.tasks.needs import commands
 from genlab.tasks.run import Run
 from genlab.tasks.tables import show
 
 
 def tasks(run: Run) -> None:
-    """Print the run's abilities with the command for each, and the metrics that fit."""
+    """Print the run's abilities, the commands that fit it, and the metrics that fit."""
     has = abilities(run.model)
     print(f"{run.folder.path}: {run.name} on {run.info['dataset']}, step {run.step:,}")
-    rows = [[verb, TAGS.get(verb, "yes") if verb in has else "none"] for verb in ABILITIES]
-    show(["ability", run.name], rows)
-    commands = []
-    if "sample" in has:
-        y = " y=0" if getattr(run.model, "conditional", False) else ""
-        commands.append(f"genlab sample run={run.folder.path}{y}")
-        commands += [f"genlab sample run={run.folder.path} sampler={name}" for name in getattr(run.model, "samplers", ())]
-    fitting = metrics_for(Subject(run.dataset, Settings(), model=run.model, training=run.training))
-    if fitting:
-        commands.append(f"genlab evaluate run={run.folder.path} metrics=[{','.join(fitting)}]")
-    print("\n".join(commands))
+    show(["ability", run.name], [[verb, TAGS.get(verb, "yes") if verb in has else "none"] for verb in ABILITIES])
+    fitting = commands(run)
+    lines = [[f"genlab {command} run={run.folder.path}", COMMANDS[command].partition(":")[0]] for command in fitting]
+    show(["command", "what it gives"], lines)
+    if "sample" in fitting:
+        y = ["y=0"] if getattr(run.model, "conditional", False) else []
+        for option in [*y, *(f"sampler={name}" for name in getattr(run.model, "samplers", ()))]:
+            print(f"genlab sample run={run.folder.path} {option}")
+    measures = metrics_for(Subject(run.dataset, Settings(), model=run.model, training=run.training))
+    if measures:
+        print(f"genlab evaluate run={run.folder.path} metrics=[{','.join(measures)}]")

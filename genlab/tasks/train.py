@@ -26,8 +26,7 @@ from genlab.training.trainer import Trainer
 if TYPE_CHECKING:
     import numpy as np
 
-PREVIEWS = 64  # images in a preview grid
-POINTS = 1000  # points in a preview scatter
+PREVIEWS = {"points": 1000, "tokens": 8}  # items in a preview; of anything else a grid of 64
 
 
 class Stopped(UserError):
@@ -82,22 +81,20 @@ def start(trainer: Trainer, dataset: Any, folder: RunFolder) -> None:
     for line in dataset.report():
         print(f"data: {line}", file=sys.stderr)
     reals = dataset.take("train", count(dataset)).x
-    pictures.save(pictures.picture(reals, dataset.spec), folder.path / "reals.png")
+    pictures.write(reals, dataset.spec, folder.path / "reals.png")
 
 
 def count(dataset: Any) -> int:
-    return POINTS if dataset.spec.kind == "points" else PREVIEWS
+    return PREVIEWS.get(dataset.spec.kind, 64)
 
 
 def preview(dataset: Any, folder: RunFolder, trainer: Trainer, model: nn.Module) -> np.ndarray:
-    """Draw samples from the same noise every time, as samples/step_N.png; return the picture."""
+    """Draw samples from the same noise every time, as samples/step_N.png (text as .txt too); return the picture."""
     torch.manual_seed(0)
     with torch.no_grad():
         x = model.sample(count(dataset))
-    reals = dataset.take("train", POINTS).x if dataset.spec.kind == "points" else None
-    image = pictures.picture(x, dataset.spec, reals=reals)
-    pictures.save(image, folder.samples / f"step_{trainer.at:09d}.png")
-    return image
+    reals = dataset.take("train", count(dataset)).x if dataset.spec.kind == "points" else None
+    return pictures.write(x, dataset.spec, folder.samples / f"step_{trainer.at:09d}.png", reals=reals)
 
 
 def judged(
@@ -133,7 +130,8 @@ def judge(dataset: Any, config: dict[str, Any], model: nn.Module) -> dict[str, t
     """Measure the model on the validation split: name -> (number, whether higher is better)."""
     measures = measure(*subject(model, dataset, config), when="training")
     rows = [row for rows in measures.values() for row in rows]
-    return {row.name: (Estimate(row.value, row.error, row.tag), row.better == "higher") for row in rows}
+    parts = {name: (Estimate(value, None, row.tag), False) for row in rows for name, value in row.parts.items()}
+    return {row.name: (Estimate(row.value, row.error, row.tag, row.note), row.better == "higher") for row in rows} | parts
 
 
 def check(trainer: Trainer, dataset: Any, config: dict[str, Any]) -> None:
@@ -162,5 +160,5 @@ def flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """Return nested options as one level, for TensorBoard's table: {"trainer.steps": 100}."""
     found: dict[str, Any] = {}
     for key, value in config.items():
-        found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+        found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
     return found

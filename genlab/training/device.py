@@ -79,7 +79,7 @@ class Device:
     def ready(self, batch: Batch) -> Batch:
         """Return the batch here, in the layout and floating type that the model has."""
         batch = batch.to(self.torch)
-        if self.precision == "fp64":
+        if self.precision == "fp64" and batch.x.is_floating_point():
             batch.x = batch.x.double()
         if self.channels_last and batch.x.ndim == 4:
             batch.x = batch.x.contiguous(memory_format=torch.channels_last)

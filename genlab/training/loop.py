@@ -98,7 +98,7 @@ class Loop:
             **{f"lr/{name}": float(opt.param_groups[0]["lr"]) for name, opt in t.optimizers.items()},
             "seconds": t.seconds,
             "seconds_left": left,
-            "items_per_s": rate * o.batch_size,
+            "items_per_s": rate * t.items_a_step,
             "memory_mb": t.device.peak_memory() / 2**20,
         }
 
@@ -114,7 +114,11 @@ class Loop:
     def judge(self, measures: Measures) -> None:
         """Log an evaluation, and keep the best checkpoint by the monitored metric."""
         t, monitor = self.trainer, self.options.monitor
-        self.log.line({"step": t.at, "evaluation": {name: estimate.value for name, (estimate, _) in measures.items()}})
+        notes = [estimate.note for estimate, _ in measures.values() if estimate.note]
+        said = {"notes": notes} if notes else {}
+        self.log.line({"step": t.at, "evaluation": {name: e.value for name, (e, _) in measures.items()}, **said})
+        for note in notes:
+            self.log.tell(f"step {t.at:,}: {note}")
         for name, (estimate, _) in measures.items():
             self.log.scalar(f"evaluation/{name}", estimate.value, t.at)
         if monitor is None:

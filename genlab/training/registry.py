@@ -2,9 +2,15 @@
 
 TRAINERS = {
     "autoencoder": "genlab.training.trainer.Trainer",  # one descent on a reconstruction's error …
-    "vae": "genlab.training.trainer.Trainer",  # … on a bound …
-    "flow": "genlab.training.trainer.Trainer",  # … on a likelihood …
+    "vae": "genlab.models.vae.trainer.VAETrainer",  # … on a bound, whose KL term may be warmed up …
+    "flow": "genlab.models.flow.trainer.FlowTrainer",  # … on a likelihood …
+    "autoregressive": "genlab.training.trainer.Trainer",
     "diffusion": "genlab.training.trainer.Trainer",  # … on a denoising error
     "gan": "genlab.models.gan.trainer.GANTrainer",  # the game of two players
+    "classical": "genlab.models.classical.trainer.ClassicalTrainer",  # closed forms and EM: no optimizer
     "rbm": "genlab.models.boltzmann.trainer.CDTrainer",  # contrastive divergence
+    "greedy": "genlab.models.boltzmann.trainer.GreedyTrainer",  # … of one machine of a deep model after another
+    "m2": "genlab.models.vae.semi_trainer.SemiSupervisedTrainer",  # a bound, with few labels
+    "vq_vae": "genlab.models.vae.codebook_trainer.CodebookTrainer",  # one descent, and a codebook of running means
+    "debias_vae": "genlab.models.vae.debias_trainer.DebiasTrainer",  # a bound, on items that the model chooses
 }

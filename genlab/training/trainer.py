@@ -67,6 +67,7 @@ class Trainer:
         self.at = 0  # steps done
         self.pulled = 0  # joint batches taken from the stream
         self.draws = 0  # random draws begun within this step
+        self.items_a_step = options.batch_size
         self.seconds = 0.0  # of training, resumes counted in
         self.best: dict[str, float] | None = None  # of the monitored metric: its value, the step, evaluations since
         self.pending: list[dict[str, float]] = []  # losses since the last logged step
@@ -81,8 +82,9 @@ class Trainer:
     # --- what a family may override -----------------------------------------------------------------------------------
 
     def configure(self) -> None:
-        """Fill `self.optimizers`."""
-        self.optimizers["model"] = self.optimizer(self.model.parameters())
+        """Fill `self.optimizers`; a model may say by `parameter_groups` which of its parameters take options of their own."""
+        parameters = getattr(self.model, "parameter_groups", self.model.parameters)
+        self.optimizers["model"] = self.optimizer(parameters())
 
     def step(self, batches: Iterator[Batch]) -> Losses:
         """Make one update; pull as many batches as the rule says."""
@@ -147,18 +149,23 @@ class Trainer:
         self.at += 1
         return losses
 
-    def stream(self, data: Data) -> Iterator[Batch]:
-        """Return this process's shards of the training batches, from the first one not yet taken."""
+    def stream(self, data: Data, **how: Any) -> Iterator[Batch]:
+        """Return this process's shards of the training batches, from the first one not yet taken.
+
+        A trainer with a rule of its own for which items a batch holds overrides it; `how` goes to `data.batches`.
+        """
         local, all_ = self.options.accumulate, self.options.accumulate * self.ranks.size
         mine = range(self.ranks.rank * local, (self.ranks.rank + 1) * local)
-        return data.batches(
-            "train", self.options.batch_size, seed=self.seed, start=self.pulled, shard=mine, shards=all_,
-            device=self.device.torch,
-        )
+        how = {"batch_size": self.options.batch_size, "seed": self.seed} | how
+        return data.batches("train", start=self.pulled, shard=mine, shards=all_, device=self.device.torch, **how)
 
     def sampler(self) -> nn.Module:
         """Return the model to be asked: the running mean where there is one, in evaluation mode."""
         return (self.ema.model if self.ema else self.model).eval()
+
+    def progress(self) -> float:
+        """Return the share of the schedule that lies behind, 0 … 1; a rule with stages counts each anew."""
+        return max(0, self.at - self.options.warmup) / max(1, self.options.steps - self.options.warmup)
 
     def set_rates(self) -> None:
         """Set the learning rates of this step: a linear warm-up, then the schedule down to 0 at the last step."""
@@ -166,7 +173,7 @@ class Trainer:
         if o.schedule == "constant" and self.at > o.warmup:
             return
         factor = min(1.0, (self.at + 1) / o.warmup) if o.warmup else 1.0
-        share = max(0, self.at - o.warmup) / max(1, o.steps - o.warmup)
+        share = self.progress()
         factor *= {"constant": 1.0, "linear": 1 - share, "cosine": (1 + math.cos(math.pi * share)) / 2}[o.schedule]
         for optimizer in self.optimizers.values():
             for group in optimizer.param_groups:

@@ -1,0 +1,62 @@
+"""genlab denoise: held-out items with noise put on them, and what the model takes off again."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from genlab.errors import UserError
+from genlab.spec import Count, NonNegative, Positive
+from genlab.tasks import asking, masks, pictures
+from genlab.tasks.needs import ready
+from genlab.tasks.run import Run
+
+SHOWN = 10  # items in a picture
+
+
+def denoise(
+    run: Run,
+    *,
+    noise: masks.Noise = "gaussian",
+    level: NonNegative = 0.3,
+    n: Positive | None = 1000,
+    items: list[Count] | None = None,
+    split: asking.Split = "test",
+    seed: Count = 0,
+    out: str | None = None,
+) -> dict[str, Any]:
+    """Put noise on n items (None: all), or on those listed, let the model take it off, and measure both against the items.
+
+    Args:
+        noise: "gaussian", of standard deviation `level` in ranges of the data; "masking", a share `level` of the values at
+            the lowest; "salt_and_pepper", a share at the lowest or highest.
+
+    Raises:
+        UserError: the model does not denoise, there is no such item, or a share above 1.
+    """
+    ready(run, "denoise")
+    if noise != "gaussian" and level > 1:
+        raise UserError(f"level={level:g}: of {noise} it is a share of the values, at most 1")
+    held, index = asking.items(run, split, n, seed, items)
+    torch.manual_seed(seed)
+    x = held.x
+    dirty = masks.noisy(x, run.spec, noise, level)
+    clean = asking.through(run.model.denoise, dirty)
+    before, after = asking.squared_error(x, dirty), asking.squared_error(x, clean)
+    record = {
+        "noise": noise, "level": level, "split": split, "n": len(x),
+        "squared_error_before": asking.mean(before), "squared_error_after": asking.mean(after),
+    }  # fmt: skip
+    image = pictures.picture(clean, run.spec, reals=x)
+    if run.spec.kind == "image":
+        low, high = run.spec.range
+        record["psnr_db_before"] = asking.mean(asking.psnr(x, dirty, high - low))
+        record["psnr_db_after"] = asking.mean(asking.psnr(x, clean, high - low))
+        some = torch.cat([part[:SHOWN] for part in (x, dirty, clean)])
+        sheet = pictures.grid(pictures.to_bytes(some, run.spec), columns=min(SHOWN, len(x)))
+        image = asking.captioned(sheet, rows=["item", "with noise", "denoised"])
+    return asking.write(
+        run, f"denoise_{noise}{level:g}", seed=seed, out=out, record=record, images={"": image},
+        arrays={"index": index, "y": held.y, "x": x, "noisy": dirty, "denoised": clean},
+    )  # fmt: skip

@@ -1,0 +1,124 @@
+"""genlab inpaint: hidden parts of held-out items, filled in by the model's own law or by a search among its codes."""
+
+from __future__ import annotations
+
+from inspect import signature
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from genlab.abilities import need
+from genlab.errors import UserError
+from genlab.spec import Count, Fraction, Positive, PositiveFloat
+from genlab.tasks import asking, masks, pictures
+from genlab.tasks.catalogue import able
+from genlab.tasks.needs import ready
+from genlab.tasks.run import Run
+from genlab.tasks.search import search
+
+SHOWN = 10  # items in a picture
+SEARCH = 500  # steps of a search
+
+
+def inpaint(
+    run: Run,
+    *,
+    mask: str = "box",
+    box: tuple[Count, Count, Count, Count] | None = None,
+    side: masks.Side = "bottom",
+    share: Fraction = 0.5,
+    how: Literal["complete", "search"] | None = None,
+    draws: Positive = 3,
+    steps: Positive | None = None,
+    weight: PositiveFloat = 0.01,
+    n: Positive = 10,
+    items: list[Count] | None = None,
+    split: asking.Split = "test",
+    seed: Count = 0,
+    out: str | None = None,
+) -> dict[str, Any]:
+    """Hide a part of each item, fill it in `draws` times, and measure the error there against the mean of training items.
+
+    Args:
+        mask: "box", "half", "random", or an image file whose white is hidden.
+        box: top, left, height and width of what is hidden; None: in the middle, half of each side.
+        side: which half is hidden.
+        share: of pixels hidden at random.
+        how: "complete" draws from the model's own law, "search" looks for the best code; None: complete where it can.
+        steps: of the chain or the search; None: the model's own, or 500 of a search.
+        weight: of the prior in a search: the variance of a value's noise, in squared ranges of the data.
+
+    Raises:
+        UserError: the model can do neither, or not what `how` asks for; the mask does not fit the data.
+    """
+    has = ready(run, "inpaint")
+    how = how or ("complete" if "complete" in has else "search")
+    verb = "complete" if how == "complete" else "decode"
+    need(run.model, verb, lambda: able(verb))
+    held, index = asking.items(run, split, n, seed, items)
+    x = held.x
+    where = masks.hidden(run.spec, mask, len(x), box=box, side=side, share=share, seed=seed).to(x.device)
+    many, known = x.repeat_interleave(draws, 0), ~where.repeat_interleave(draws, 0)  # (n · draws, *shape)
+    usual = asking.reference(run, split, seed) if how == "search" else None
+    torch.manual_seed(seed)
+    if how == "complete":
+        filled = completed(run, many, known, steps).unflatten(0, (-1, draws))  # (n, draws, *shape)
+    else:
+        filled = searched(run, many, known, usual, steps or SEARCH, weight, draws)
+
+    usually = run.dataset.take("train", asking.DRAWS, seed=seed).x.to(x).mean(0)  # (*shape)
+    count = where.flatten(1).sum(1)
+    error = torch.stack([asking.squared_error(x, filled[:, k]) for k in range(draws)], 1)  # (n, draws)
+    plain = asking.squared_error(x, torch.where(where, usually, x))
+    record = {
+        "how": how, "mask": mask, "n": len(x), "draws": draws, "hidden_share": where.float().mean().item(),
+        "squared_error_of_a_draw": asking.mean(error.mean(1)),
+        "squared_error_of_the_draws_mean": asking.mean(asking.squared_error(x, filled.mean(1))),
+        "squared_error_of_the_mean_fill": asking.mean(plain),
+        "squared_error_per_hidden_value": asking.mean(error.mean(1) / count.clamp_min(1)),
+    }  # fmt: skip
+    name = mask if mask in ("box", "half", "random") else "image"
+    return asking.write(
+        run, f"inpaint_{name}_{how}", seed=seed, out=out, record=record,
+        images={"": picture(run, x, where, usually, filled)},
+        arrays={"index": index, "y": held.y, "x": x, "hidden": where, "filled": filled, "mean_fill": usually},
+    )  # fmt: skip
+
+
+def completed(run: Run, x: Tensor, known: Tensor, steps: int | None) -> Tensor:
+    """Return x (N, *shape) with unknown values drawn from the model, the known ones kept to the last bit."""
+    options = {} if steps is None else {"steps": steps}
+    if options and "steps" not in signature(run.model.complete).parameters:
+        raise UserError(f"steps={steps}: {run.name} completes value after value, in no given number of steps")
+    parts = zip(x.split(asking.AT_ONCE), known.split(asking.AT_ONCE), strict=True)
+    with torch.no_grad():
+        return torch.cat([torch.where(k, part, run.model.complete(part, k, **options)) for part, k in parts])
+
+
+def searched(
+    run: Run, x: Tensor, known: Tensor, usual: Tensor, steps: int, weight: float, draws: int
+) -> Tensor:
+    """Return items (n, draws, *shape) from as many searches each, the best first, the known values kept to the last bit."""
+    low, high = run.spec.range if run.spec.kind == "image" else (x.min().item(), x.max().item())
+    found = [
+        search(run.model.decode, part, k, usual=usual, weight=weight, steps=steps, span=high - low)
+        for part, k in zip(x.split(asking.AT_ONCE), known.split(asking.AT_ONCE), strict=True)
+    ]
+    z, left = (torch.cat(parts) for parts in zip(*found, strict=True))
+    filled = torch.where(known, x, asking.through(run.model.decode, z)).unflatten(0, (-1, draws))
+    best = left.view(-1, draws).argsort(dim=1, stable=True)  # (n, draws)
+    return filled.gather(1, best.view(*best.shape, *[1] * (x.dim() - 1)).expand_as(filled))
+
+
+def picture(run: Run, x: Tensor, where: Tensor, usually: Tensor, filled: Tensor) -> np.ndarray:
+    """Return rows of images: items, what was seen of them (the rest in grey), each draw, the mean fill; points as a scatter."""
+    if run.spec.kind != "image":
+        return pictures.picture(filled[:, 0], run.spec, reals=x)
+    middle = sum(run.spec.range) / 2
+    shown = [x, torch.where(where, middle, x), *filled.unbind(1), torch.where(where, usually, x)]
+    rows = ["item", "seen", *(f"filled in {k + 1}" for k in range(filled.shape[1])), "mean fill"]
+    some = torch.cat([part[:SHOWN] for part in shown])
+    sheet = pictures.grid(pictures.to_bytes(some, run.spec), columns=min(SHOWN, len(x)))
+    return asking.captioned(sheet, rows=rows)

@@ -1,0 +1,56 @@
+"""Which abilities a command needs of a run's model: one table, which refusals and `genlab tasks` read."""
+
+from __future__ import annotations
+
+from genlab.abilities import abilities
+from genlab.errors import UserError
+from genlab.tasks.catalogue import recipes
+from genlab.tasks.run import Run
+from genlab.tasks.scores import LIKELIHOODS, SCORES
+
+CLASSES = "classes"  # beside the abilities: the model was trained with classes
+
+# command -> the ways in which it can be done, each the abilities that it takes; a command with no line here needs none
+NEEDS: dict[str, tuple[set[str], ...]] = {
+    "sample": ({"sample"},),
+    "complete": ({"extend"},),
+    "reconstruct": ({"encode", "decode"},),
+    "encode": ({"encode"},),
+    "interpolate": ({"encode", "decode"}, {"prior", "decode"}),
+    "traverse": ({"prior", "decode"}, {"encode", "decode"}),
+    "arithmetic": ({"encode", "decode"}, {"prior", "decode"}),
+    "inpaint": ({"complete"}, {"prior", "decode"}, {"encode", "decode"}),
+    "denoise": ({"denoise"},),
+    "likelihood": tuple(way for ways in LIKELIHOODS.values() for way in ways),
+    "anomaly": tuple(way for ways in SCORES.values() for way in ways),
+    "classify": ({"classify"}, *({verb, CLASSES} for verb in ("log_prob", "iwae", "elbo"))),
+}
+KINDS = {"complete": ("tokens",), "inpaint": ("image", "points"), "denoise": ("image", "points")}  # of data; others: all
+
+
+def can(has: set[str], command: str) -> bool:
+    """Whether a model with the abilities `has` can do what the command asks."""
+    return any(way <= has for way in NEEDS[command])
+
+
+def commands(run: Run) -> list[str]:
+    """Return the commands that fit the run's model and data."""
+    has, kind = abilities(run.model), run.spec.kind
+    has |= {CLASSES} if getattr(run.model, "conditional", False) else set()
+    return [command for command in NEEDS if can(has, command) and kind in KINDS.get(command, (kind,))]
+
+
+def ready(run: Run, command: str) -> set[str]:
+    """Return the model's abilities, if the command can be done with them.
+
+    Raises:
+        UserError: it cannot; the message says what it takes, and names the models that can.
+    """
+    has, kind = abilities(run.model), run.spec.kind
+    if not can(has, command):
+        ways = " or ".join(" and ".join(sorted(way)) for way in NEEDS[command])
+        names = ", ".join(recipe.name for recipe in recipes() if can(recipe.abilities(), command))
+        raise UserError(f"genlab {command} needs {ways}, which {run.name} has not; models that have it: {names}")
+    if kind not in KINDS.get(command, (kind,)):
+        raise UserError(f"genlab {command} is for {' and '.join(KINDS[command])}, and {run.info['dataset']} has {kind}")
+    return has
