@@ -228,6 +228,28 @@ def flows(how: How) -> dict[str, Row]:
     return against(how, what, ours, others, steps=1000, block=50)
 
 
+def splines(how: How) -> dict[str, Row]:
+    data = data_of(("model=nsf", "dataset=ring"))
+    order = hand.picks(len(data), 512, torch.device("cpu"))
+
+    def zuko() -> Other:
+        from zuko.flows import NSF
+
+        model = NSF(2, transforms=3, bins=16, hidden_features=(64, 64))
+        turn = descent(model, lambda: -model().log_prob(data[next(order)]).mean(), lr=1e-3)
+        return Other("zuko, 3 layers 64–64 of 16 bins", turn, bar=1.0, parameters=size(model))
+
+    rows = {}
+    for name, options, network in (
+        ("nsf_zuko", ("model.hidden=[64,64]", "model.bins=16"), "the same network"),
+        ("nsf_recipe_zuko", (), "the recipe's wider network"),
+    ):
+        ours = ("model=nsf", *options, "dataset=ring", "trainer.preview_every=0")
+        what = f"a step of an autoregressive spline flow on points, {network}, batch 512, with logging and checkpoints"
+        rows |= against(how, what, ours, {name: package("zuko", zuko)}, steps=600, block=20)
+    return rows
+
+
 # --- (c) sampling -----------------------------------------------------------------------------------------------------
 
 
@@ -266,6 +288,29 @@ def sampling(how: How) -> dict[str, Row]:
     return rows
 
 
+def cached_sampling(how: How) -> dict[str, Row]:
+    """Autoregressive sampling with keys and values kept, against the plain loop that runs the whole prefix for each token."""
+    side, length = (28, 1024) if how.share == 1 else (4, 16)
+    text = ("model=gpt_text", "model.layers=4", "model.heads=4", "model.width=128", f"dataset.length={length}")
+    pixels = ("model=gpt_pixels", "dataset=fake", f"dataset.shape=[1,{side},{side}]")
+    cases = {f"{side * side} pixels, 8 layers of width 64": pixels, f"{length:,} characters, 4 layers of width 128": text}
+    rows = {}
+    for what, options in cases.items():
+        model = built(*options, "device=cpu", "out=unused")[2].model.eval()
+
+        def draw(*, cache: bool, model: nn.Module = model) -> Tensor:
+            torch.manual_seed(0)
+            return model.sample(4, cache=cache)
+
+        plain = Other("the plain loop: the whole prefix for each token", lambda _: draw(cache=False), bar=1 / 8)
+        same = torch.equal(draw(cache=True), draw(cache=False))
+        what = f"sampling with the key–value cache, {what}, 4 at a time" + ("" if same else ": OTHER SAMPLES")
+        rows[f"sample_{options[0].partition('=')[2]}"] = in_turns(how, what, lambda: draw(cache=True), plain, rounds=4, items=4)
+    return rows
+
+
 CASES: dict[str, Callable[[How], dict[str, Row]]] = {
-    f.__name__: f for f in (vae_loop, dcgan_loop, unet_loop, vae_loaders, vae_pythae, rbm, unets, flows, sampling)
-}
+    f.__name__: f for f in (
+        vae_loop, dcgan_loop, unet_loop, vae_loaders, vae_pythae, rbm, unets, flows, splines, sampling, cached_sampling
+    )
+}  # fmt: skip

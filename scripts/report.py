@@ -2,9 +2,10 @@
 
     python scripts/report.py [run folders]
 
-Each run folder, evaluated before by `genlab evaluate`, adds its numbers to docs/results.json; then the tables between
-the README's markers are written anew from docs/results.json, docs/benchmarks/*.json and the headers of configs/model/,
-and docs/benchmarks/README.md from docs/benchmarks/*.json.
+Each run folder, evaluated before by `genlab evaluate` (or asked by another command that leaves its numbers there), adds
+its numbers to docs/results.json; then the tables between the README's markers are written anew from docs/results.json,
+docs/benchmarks/*.json and the headers of configs/model/, docs/results.md from docs/results.json and
+docs/benchmarks/README.md from docs/benchmarks/*.json.
 """
 
 from __future__ import annotations
@@ -34,11 +35,10 @@ def collect(folder: Path, record: Path) -> dict:
     run = RunFolder(folder)
     info, measured = run.info(), json.loads(record.read_text())
     last = [line for line in run.history() if "seconds" in line][-1]
-    asked = [word for word in info["command"] if not word.startswith(("out=", "device.threads="))]
     return {
         "model": info["model"],
         "dataset": info["dataset"],
-        "command": " ".join(asked),
+        "command": trained_by([info["command"]]),
         "evaluated": evaluated(measured),
         "seed": info["seed"],
         "steps": measured["step"],
@@ -48,9 +48,50 @@ def collect(folder: Path, record: Path) -> dict:
     }
 
 
+def trained_by(commands: list[list[str]]) -> str:
+    """Return the command that trained one run, or the sweep that trained several."""
+    kept = [[w for w in words if not w.startswith(("out=", "hydra.", "device.threads="))] for words in commands]
+    if len(kept) == 1:
+        return " ".join(kept[0])
+    values: dict[str, list[str]] = {}
+    for words in kept:
+        for key, _, value in (word.partition("=") for word in words[2:]):
+            values.setdefault(key, []).append(value)
+    once = {key: list(dict.fromkeys(of)) for key, of in values.items()}
+    return " ".join([*kept[0][:2], "-m", *(f"{key}={','.join(of)}" for key, of in once.items())])
+
+
+def answers(folder: Path) -> list[dict]:
+    """Return what docs/results.json keeps of `genlab classify` and `genlab anomaly` in a run's folder, or in a sweep's."""
+    found = []
+    for path in [*folder.glob("classify/*.json"), *folder.glob("anomaly/mean.json")]:
+        record = json.loads(path.read_text())
+        if path.parent.name == "classify":
+            where, unit, n = record["runs"], "share", record["n"]
+            rows = [("accuracy", record["accuracy"], record["standard_error"])]
+            how = f"genlab classify: {record['rule']}"
+        else:
+            where, unit, n = [run["folder"] for run in record["runs"]], "share", None
+            rows = [(name, value, None) for name, value in record["mean"].items()]
+            how = f"genlab anomaly: mean of {len(where)} runs, {record['runs'][0]['score']}"
+        runs = [RunFolder(Path(run)) for run in where]
+        infos = [run.info() for run in runs]
+        last = [[line for line in run.history() if "seconds" in line][-1] for run in runs]
+        found.append({
+            "model": infos[0]["model"], "dataset": infos[0]["dataset"],
+            "command": trained_by([info["command"] for info in infos]), "evaluated": how, "seed": infos[0]["seed"],
+            "steps": last[0]["step"], "train_seconds": round(sum(line["seconds"] for line in last)),
+            "device": infos[0]["device"],
+            "metrics": [{"name": name, "value": value, "unit": unit, "tag": "exact", "error": error,
+                         "conditions": {"n": n} if n else {}} for name, value, error in rows],
+        })  # fmt: skip
+    return found
+
+
 def evaluated(measured: dict) -> str:
     """Return the command that gave a record."""
-    settings, command = measured["settings"], f"genlab evaluate n={measured['settings']['n']}"
+    settings = measured["settings"]
+    command = f"genlab evaluate n={settings['n']}" + (f" split={settings['split']}" if settings["split"] != "test" else "")
     if any("K" in row["conditions"] for row in measured["metrics"]):
         command += f" k={settings['k']}"
     if settings.get("features"):
@@ -65,7 +106,7 @@ def number(row: dict) -> str:
     """Return one measured number with its tag: "nll_elbo 97.8 ± 0.2 nats (bound)", and the floor where it has one."""
     error = f" ± {row['error']:.2g}" if row["error"] is not None else ""
     floor = f"; floor {row['floor']:.2g}" if row.get("floor") is not None else ""
-    return f"{row['name']} {row['value']:.4g}{error} {row['unit']} ({row['tag']}{floor})"
+    return f"{row['name']} {row['value']:.5g}{error} {row['unit']} ({row['tag']}{floor})"
 
 
 def shown(row: dict) -> bool:
@@ -73,21 +114,48 @@ def shown(row: dict) -> bool:
     return row.get("metric") != "cost" and not row["name"].endswith("_floor")
 
 
+# The rows that stand for a recipe in the README, the most telling first; docs/results.md has all of them.
+TELLING = ("nll", "nats_per_token", "nll_iwae", "nll_elbo", "reconstruction", "classification_error", "accuracy", "auroc",
+           "modes", "fid", "frechet_classifier", "energy_distance")  # fmt: skip
+TOLD = 2  # of them, at most
+
+
+def telling(row: dict) -> int:
+    return TELLING.index(row["name"]) if row["name"] in TELLING else len(TELLING)
+
+
 def models_table(results: dict) -> str:
-    lines = ["| recipe | paper | command | measured |", "|---|---|---|---|"]
+    """Return a row a recipe: its paper, its command, and of each of its runs the most telling numbers."""
+    lines = []
     for path in group("model"):
         text = header(path)
         paper = re.search(r"[:(]\s*([^:()]*?\b(?:19|20)\d\d)[a-z]?,\s*(https?://[^\s,);]+)", text)
         command = re.search(r"genlab train (?:\S+=\S+ ?)+", text)
-        measured = [
-            f"`{r['command']}` ({r['train_seconds']:,} s), `{r['evaluated']}`: "
-            + "; ".join(number(m) for m in r["metrics"] if shown(m))
-            for r in results.values()
-            if r["model"] == path.stem
-        ]
-        cite = f"[{paper[1]}]({paper[2].rstrip('.')})" if paper else text.split(".")[0]
-        lines.append(f"| `{path.stem}` | {cite} | `{command[0].strip()}` | {'<br>'.join(measured) or '·'} |")
-    return "\n".join(lines)
+        measured = []
+        for result in (r for r in results.values() if r["model"] == path.stem):
+            told = sorted(filter(shown, result["metrics"]), key=telling)[:TOLD]
+            took = f" ({result['train_seconds']:,} s)" if result["train_seconds"] else ""
+            measured.append(f"{'; '.join(map(number, told))}: `{result['command']}`{took}")
+        cite = f"[{paper[1]}]({paper[2].rstrip('.:')})" if paper else text.split(".")[0]
+        lines.append((f"`{path.stem}`", cite, f"`{command[0].strip()}`", "<br>".join(measured) or "·"))
+    return table(("recipe", "paper", "command", "measured"), lines)
+
+
+def results_page(results: dict) -> str:
+    """Return docs/results.md: every measured run with the command that trained it, the one that asked it, and all numbers."""
+    parts = ["# Results", "", "Written by `scripts/report.py` from results.json: no number here is typed by hand. Test items, "
+             "unless a number says otherwise; seconds are of training, on the device named."]  # fmt: skip
+    for path in group("model"):
+        own = [r for r in results.values() if r["model"] == path.stem]
+        if not own:
+            continue
+        rows = [
+            (f"`{r['command']}`", f"{r['train_seconds']:,} s, {r['device']}", f"`{r['evaluated']}`",
+             "<br>".join(number(m) for m in r["metrics"] if shown(m)))
+            for r in own
+        ]  # fmt: skip
+        parts += ["", f"## {path.stem}", "", table(("trained by", "took", "asked by", "numbers"), rows)]
+    return "\n".join(parts) + "\n"
 
 
 # --- the benchmarks ---------------------------------------------------------------------------------------------------
@@ -258,12 +326,15 @@ def main(folders: list[str]) -> None:
             row = collect(Path(folder), record)
             by = record.stem.removeprefix("metrics").removeprefix("-")  # the sampler, if it is not the model's own
             results[row["command"] + f" (seed {row['seed']})" + (f" by {by}" if by else "")] = row
+        for row in answers(Path(folder)):
+            results[f"{row['command']} (seed {row['seed']}): {row['evaluated']}"] = row
     if folders:
         RESULTS.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n")
     cpu, gpu = read(BENCHMARKS / "cpu.json"), read(BENCHMARKS / "gpu.json")
     tables = {"lectures": lectures_table(), "models": models_table(results), "speed": speed_table(cpu, gpu)}
     README.write_text(filled(README.read_text(), tables))
     (BENCHMARKS / "README.md").write_text(benchmark_page(cpu, gpu))
+    (ROOT / "docs" / "results.md").write_text(results_page(results))
 
 
 if __name__ == "__main__":
