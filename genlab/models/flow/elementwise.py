@@ -66,6 +66,7 @@ class Spline(Elementwise):
     def __init__(self, bins: int, bound: float) -> None:
         super().__init__()
         self.bins, self.bound, self.outputs = bins, bound, 3 * bins - 1
+
     def bin(self, v: Tensor, p: Tensor, *, inverse: bool) -> tuple[Tensor, ...]:
         """Return the bin that holds v (…): its left end, width, bottom and height, and the slopes at its ends."""
         k, box = self.bins, 2 * self.bound
