@@ -50,7 +50,8 @@ def collect(folder: Path, record: Path) -> dict:
 
 def trained_by(commands: list[list[str]]) -> str:
     """Return the command that trained one run, or the sweep that trained several."""
-    kept = [[w for w in words if not w.startswith(("out=", "hydra.", "device.threads="))] for words in commands]
+    beside = ("out=", "hydra.", "device.threads=")  # what is of one machine; of a file's path its name is enough
+    kept = [[re.sub(r"=/\S*/", "=", w) for w in words if not w.startswith(beside)] for words in commands]
     if len(kept) == 1:
         return " ".join(kept[0])
     values: dict[str, list[str]] = {}
@@ -115,8 +116,8 @@ def shown(row: dict) -> bool:
 
 
 # The rows that stand for a recipe in the README, the most telling first; docs/results.md has all of them.
-TELLING = ("nll_gap", "nll_logit", "nll", "nats_per_token", "nll_iwae", "nll_elbo", "reconstruction", "classification_error", "accuracy", "auroc",
-           "modes", "fid", "frechet_classifier", "energy_distance")  # fmt: skip
+TELLING = ("nll_gap", "nll_logit", "nats_per_token", "nll", "nll_iwae", "nll_elbo", "reconstruction",
+           "classification_error", "accuracy", "auroc", "modes", "fid", "frechet_classifier", "energy_distance")  # fmt: skip
 TOLD = 2  # of them, at most
 
 
