@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import subprocess
 import time
+from collections.abc import Callable
 from functools import partial
 from inspect import signature
 from pathlib import Path
@@ -15,7 +16,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from genlab import __version__
-from genlab.arguments import arguments, refuse_targets
+from genlab.arguments import arguments, locate, refuse_targets
 from genlab.errors import UserError
 from genlab.objects import Plain, assemble, make_dataset, make_device, make_model
 from genlab.spec import Count, Spec
@@ -199,53 +200,13 @@ def complete(config: DictConfig) -> None:
     ask(complete, plain(config))
 
 
-def reconstruct(config: DictConfig) -> dict[str, Any]:
-    """Show what comes back from the codes of a run's data."""
-    from genlab.tasks.reconstruct import reconstruct
-
-    return ask(reconstruct, plain(config))
+def asking(command: str) -> Callable[[DictConfig], dict[str, Any]]:
+    """Return the command that asks one run what the function of the same name in genlab.tasks does."""
+    return lambda config: ask(locate({"_target_": f"genlab.tasks.{command}.{command}"}, command), plain(config))
 
 
-def encode(config: DictConfig) -> dict[str, Any]:
-    """Write the codes of a run's data."""
-    from genlab.tasks.encode import encode
-
-    return ask(encode, plain(config))
-
-
-def interpolate(config: DictConfig) -> dict[str, Any]:
-    """Show what lies between two codes of a run's model."""
-    from genlab.tasks.interpolate import interpolate
-
-    return ask(interpolate, plain(config))
-
-
-def traverse(config: DictConfig) -> dict[str, Any]:
-    """Show what each dimension of the code does."""
-    from genlab.tasks.traverse import traverse
-
-    return ask(traverse, plain(config))
-
-
-def arithmetic(config: DictConfig) -> dict[str, Any]:
-    """Add and subtract codes."""
-    from genlab.tasks.arithmetic import arithmetic
-
-    return ask(arithmetic, plain(config))
-
-
-def inpaint(config: DictConfig) -> dict[str, Any]:
-    """Fill in hidden parts of a run's data."""
-    from genlab.tasks.inpaint import inpaint
-
-    return ask(inpaint, plain(config))
-
-
-def denoise(config: DictConfig) -> dict[str, Any]:
-    """Take noise off a run's data."""
-    from genlab.tasks.denoise import denoise
-
-    return ask(denoise, plain(config))
+reconstruct, encode, interpolate, traverse = map(asking, ("reconstruct", "encode", "interpolate", "traverse"))
+arithmetic, inpaint, denoise, likelihood = map(asking, ("arithmetic", "inpaint", "denoise", "likelihood"))
 
 
 def evaluate(config: DictConfig) -> dict[str, float]:
@@ -273,13 +234,6 @@ def evaluate(config: DictConfig) -> dict[str, float]:
     options = {key: value for key, value in (given | own).items() if key in known and key not in ("samples", "dataset")}
     options = arguments(evaluate.evaluate_samples, options, "", skip=2)
     return evaluate.evaluate_samples(own["samples"], make_dataset(own), **options)
-
-
-def likelihood(config: DictConfig) -> dict[str, float]:
-    """Find the likelihood of each item of a run's data."""
-    from genlab.tasks.likelihood import likelihood
-
-    return ask(likelihood, plain(config))
 
 
 def anomaly(config: DictConfig) -> list[dict[str, Any]]:

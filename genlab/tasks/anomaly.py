@@ -12,8 +12,9 @@ from torch import Tensor
 from genlab.errors import UserError
 from genlab.spec import Batch, Count, Positive
 from genlab.tasks import pictures
+from genlab.tasks.records import write_record
 from genlab.tasks.run import Run
-from genlab.tasks.scores import SCORES, Kind, Score, figure, folder_of, histogram, save, score_of, scores, write
+from genlab.tasks.scores import SCORES, Kind, Score, figure, folder_of, histogram, save, score_of, scores
 from genlab.tasks.tables import show
 
 TRAIN = 5000  # training items, at most, whose mean score is that of a typical item
@@ -159,7 +160,7 @@ def draw(
         width = min(map(len, rows))
         sheet = pictures.grid(pictures.to_bytes(torch.cat([row[:width] for row in rows]), run.spec), columns=width)
         print(f"{pictures.save(sheet, path.with_name(path.name + '_images.png'))} (rows: {', '.join(words)})")
-    write(record, path.with_name(path.name + ".json"))
+    write_record(record, path.with_name(path.name + ".json"))
 
 
 def summary(records: list[dict[str, Any]], runs: list[Run], out: str | None) -> None:
@@ -169,5 +170,5 @@ def summary(records: list[dict[str, Any]], runs: list[Run], out: str | None) -> 
     if len(records) > 1:
         mean = {name: float(np.mean([r[name] for r in records])) for name in names}
         rows.append([f"mean of {len(records)}", "", "", "", *(f"{mean[m]:.4f}" for m in names)])
-        write({"mean": mean, "runs": records}, folder_of(runs, "anomaly", out) / "mean.json")
+        write_record({"mean": mean, "runs": records}, folder_of(runs, "anomaly", out) / "mean.json")
     show(["run", "score", "normal", "anomalies", *names], rows)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable
 from inspect import signature
@@ -17,9 +16,9 @@ from genlab.abilities import abilities
 from genlab.data.order import permutation
 from genlab.errors import UserError
 from genlab.spec import Batch
+from genlab.tasks.records import write_record
 from genlab.tasks.run import Run
 from genlab.tasks.tables import show
-from genlab.training.run import write_whole
 
 Split = Literal["test", "validation", "train"]
 DRAWS = 10_000  # codes of the prior by which its mean and spread are known
@@ -146,8 +145,7 @@ def write(
     table(record)
     for what, image in images.items():
         print(pictures.save(image, folder / f"{stem}{what and '_' + what}.png"))
-    write_whole(folder / f"{stem}.json", (json.dumps(whole, indent=2) + "\n").encode())
-    print(folder / f"{stem}.json")
+    write_record(whole, folder / f"{stem}.json")
     kept = {k: v.detach().cpu().numpy() if isinstance(v, Tensor) else v for k, v in arrays.items() if v is not None}
     np.savez_compressed(folder / f"{stem}.npz", **kept)
     print(folder / f"{stem}.npz")

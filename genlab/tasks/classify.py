@@ -16,6 +16,7 @@ from genlab.errors import UserError
 from genlab.spec import Batch, Count, Positive
 from genlab.tasks.catalogue import able, recipes
 from genlab.tasks.evaluate import Split
+from genlab.tasks.records import write_record
 from genlab.tasks.run import Run
 from genlab.tasks.scores import (
     LIKELIHOODS,
@@ -29,7 +30,6 @@ from genlab.tasks.scores import (
     save,
     score_of,
     scores,
-    write,
 )
 
 
@@ -69,7 +69,7 @@ def classify(
     print(f"{said}: accuracy {record['accuracy']:.4f} ± {record['standard_error']:.2g} on {len(batch):,} items of "
           f"{first.info['dataset']} {split}")  # fmt: skip
     draw(np.array(record["confusion"]), f"accuracy {record['accuracy']:.4f}", folder / f"{name}.png")
-    write(record, folder / f"{name}.json")
+    write_record(record, folder / f"{name}.json")
     return record
 
 

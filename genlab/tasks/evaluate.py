@@ -17,6 +17,7 @@ from genlab.tasks import pictures
 from genlab.tasks.catalogue import able
 from genlab.tasks.latent import latent_pictures
 from genlab.tasks.machine import machine_pictures
+from genlab.tasks.records import write_record
 from genlab.tasks.run import Run
 from genlab.tasks.sample import sampler_options
 from genlab.tasks.tables import show
@@ -102,7 +103,7 @@ def evaluate_samples(
     print(f"{samples}: {n:,} samples against {dataset.name}")
     table(record)
     if out:
-        write_json(record, Path(out))
+        write_record(record, Path(out))
     return values(record)
 
 
@@ -118,7 +119,7 @@ def evaluate_pairs(samples: str, truth: str, *, crop: Count = 0, out: str | None
     record = {"samples": samples, "truth": truth, "metrics": [{"metric": "pairs", **row.to_json()} for row in found]}
     table(record)
     if out:
-        write_json(record, Path(out))
+        write_record(record, Path(out))
     return values(record)
 
 
@@ -169,12 +170,6 @@ def tag(sampler: dict[str, Any]) -> str:
 def record_path(folder: Path, sampler: dict[str, Any]) -> Path:
     """Return the file of a run's numbers with these options of its sampler."""
     return folder / (f"metrics-{tag(sampler)}.json" if sampler else "metrics.json")
-
-
-def write_json(record: dict[str, Any], path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, json.dumps(record, indent=2).encode())
-    print(path)
 
 
 def table(record: dict[str, Any]) -> None:

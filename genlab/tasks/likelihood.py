@@ -10,8 +10,9 @@ import torch
 from genlab.data.order import permutation
 from genlab.spec import Count, Positive
 from genlab.tasks.evaluate import Split
+from genlab.tasks.records import write_record
 from genlab.tasks.run import Run
-from genlab.tasks.scores import LIKELIHOODS, conditional, figure, folder_of, histogram, save, score_of, scores, write
+from genlab.tasks.scores import LIKELIHOODS, conditional, figure, folder_of, histogram, save, score_of, scores
 
 
 def likelihood(
@@ -57,7 +58,7 @@ def likelihood(
     print(f"{run.name} on {run.info['dataset']} {split}: mean {mean:.4f}{error} nats of {count:,} items, {score.tag} ({score})")
     print(folder / f"{name}.npz")
     save(canvas, folder / f"{name}.png")
-    write(record, folder / f"{name}.json")
+    write_record(record, folder / f"{name}.json")
     return record
 
 

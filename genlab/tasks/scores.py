@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import inspect
-import json
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -21,7 +20,6 @@ from genlab.spec import Batch
 from genlab.tasks import pictures
 from genlab.tasks.catalogue import recipes
 from genlab.tasks.run import Run
-from genlab.training.run import write_whole
 
 Kind = Literal["density", "bound", "energy", "reconstruction"]
 Ways = dict[Kind, tuple[set[str], ...]]  # each kind with the sets of abilities of which one gives it, the tightest first
@@ -140,20 +138,6 @@ def folder_of(runs: list[Run], task: str, out: str | None) -> Path:
     folder = Path(out) if out else around / task
     folder.mkdir(parents=True, exist_ok=True)
     return folder
-
-
-def write(record: dict[str, Any], path: Path) -> None:
-    """Write a record as JSON, and print its path; a number that is not finite becomes null."""
-    write_whole(path, json.dumps(finite(record), indent=2).encode())
-    print(path)
-
-
-def finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {k: finite(v) for k, v in value.items()}
-    if isinstance(value, list):
-        return [finite(v) for v in value]
-    return None if isinstance(value, float) and not np.isfinite(value) else value
 
 
 def figure(wide: int, high: int, panels: int = 1):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +13,7 @@ from genlab.models.autoregressive.likelihoods import Likelihood
 from genlab.spec import Batch, Spec
 
 
-class Autoregressive(nn.Module):
+class Autoregressive(nn.Module, ABC):
     """A network | likelihood: a subclass has `outputs`, whose values at a pixel depend on earlier pixels only.
 
     Raises:
@@ -25,9 +26,9 @@ class Autoregressive(nn.Module):
             raise UserError("model.conditional=true needs labels, which this data has not; set model.conditional=false")
         self.spec, self.likelihood, self.conditional = spec, likelihood, conditional
 
+    @abstractmethod
     def outputs(self, x: Tensor, y: Tensor | None) -> Tensor:
         """Return the likelihood's params (B, P, C, H, W), or (B, P, H, W) if it is joint, of x (B, C, H, W)."""
-        raise NotImplementedError
 
     def scaled(self, x: Tensor) -> Tensor:
         """Return x mapped from the data's range onto [−1, 1], which the networks read."""

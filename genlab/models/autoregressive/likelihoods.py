@@ -7,6 +7,7 @@ whatever follows it is the data's: the same class serves pictures (B, P, C, H, W
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Literal
 
 import torch
@@ -19,7 +20,7 @@ from genlab.spec import Spec
 Name = Literal["bernoulli", "categorical", "mixture"]
 
 
-class Likelihood:
+class Likelihood(ABC):
     """The levels 0 … levels − 1 of a picture's values, spread evenly over its range from `low` to `high`."""
 
     params: int
@@ -37,13 +38,13 @@ class Likelihood:
         """Return the values of levels, in the data's range and in the type of `like`."""
         return self.low + index.to(like.dtype) * ((self.high - self.low) / (self.levels - 1))
 
+    @abstractmethod
     def log_prob(self, out: Tensor, x: Tensor) -> Tensor:
         """Return log p(x) (B,) in nats, summed over the values x (B, *shape), from out (B, P, *shape)."""
-        raise NotImplementedError
 
+    @abstractmethod
     def sample(self, out: Tensor) -> Tensor:
         """Draw values (B, *shape), in the data's range, from out (B, P, *shape)."""
-        raise NotImplementedError
 
     def complete(self, out: Tensor, x: Tensor, known: Tensor) -> Tensor:
         """Return x (B, *shape) with the values where `known` is False drawn from out."""

@@ -36,8 +36,12 @@ def check(spec: Spec, name: str) -> None:
 
 def refuse(model: nn.Module, y: Tensor | None, sampler: str = "gibbs") -> None:
     """Refuse labels, since these models have no p(x|y), and samplers that they do not have."""
-    name = type(model).__name__
-    if y is not None:
-        raise UserError(f"{name} has no classes: it cannot draw a given one; leave the class out")
+    refuse_classes(model, y)
     if sampler not in model.samplers:
-        raise UserError(f"{name} has no sampler '{sampler}'; it has {', '.join(model.samplers)}")
+        raise UserError(f"{type(model).__name__} has no sampler '{sampler}'; it has {', '.join(model.samplers)}")
+
+
+def refuse_classes(model: nn.Module, y: Tensor | None) -> None:
+    """Refuse labels: these models have no p(x|y)."""
+    if y is not None:
+        raise UserError(f"{type(model).__name__} has no classes: it cannot draw a given one; leave the class out")

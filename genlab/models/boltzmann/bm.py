@@ -9,9 +9,8 @@ from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 from genlab.abilities import Estimate
-from genlab.errors import UserError
 from genlab.models.boltzmann.ais import estimate, kept, schedule
-from genlab.models.boltzmann.binary import ENUMERABLE, check, flip, states
+from genlab.models.boltzmann.binary import ENUMERABLE, check, flip, refuse_classes, states
 from genlab.spec import Batch, Count, Positive, Spec
 
 SUM_AT_ONCE = 2**20  # terms of a sum over hidden states that are in memory together
@@ -135,7 +134,7 @@ class BM(nn.Module):
 
     def log_prob(self, x: Tensor, y: Tensor | None = None) -> Tensor:
         """Return log p(x) (B,) in nats of x (B, *shape), summed over all states."""
-        refuse_classes(y)
+        refuse_classes(self, y)
         return -self.energy(x) - self.log_z()
 
     @kept
@@ -160,7 +159,7 @@ class BM(nn.Module):
 
         Each Gibbs chain begins with random units and makes `steps` sweeps (1,000 if None).
         """
-        refuse_classes(y)
+        refuse_classes(self, y)
         if self.exact and steps is None:
             v = states(self.spec.dim, self.b)
             s = v[(-self.free_energy(v)).softmax(0).multinomial(n, replacement=True)]
@@ -192,9 +191,3 @@ class BM(nn.Module):
     def filters(self) -> Tensor:
         """Return each hidden unit's couplings to the visible ones (H, *shape)."""
         return self.couplings()[self.spec.dim :, : self.spec.dim].unflatten(1, self.spec.shape)
-
-
-def refuse_classes(y: Tensor | None) -> None:
-    """Refuse labels: this model has no p(x|y)."""
-    if y is not None:
-        raise UserError("BM has no classes, and classes were given")

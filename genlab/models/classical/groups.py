@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 
 import torch
@@ -24,7 +25,7 @@ def refuse(name: str, spec: Spec, *, conditional: bool, density: bool) -> None:
         raise UserError(f"model.conditional=true needs data with classes, and this has none; leave it out of {name}")
 
 
-class Density(nn.Module):
+class Density(nn.Module, ABC):
     """p(x), or p(x|y) of each class with the classes' shares p(y); a subclass gives `log_density` and `draw` of a group.
 
     A group is a class where the model is conditional; else group 0 is all there is.
@@ -36,17 +37,17 @@ class Density(nn.Module):
         self.groups = spec.classes if conditional else 1
         self.share = frozen(self.groups, value=1 / self.groups)  # p(y)
 
+    @abstractmethod
     def log_density(self, x: Tensor, group: int) -> Tensor:
         """Return log p(x|group) (B,) in nats of flat x (B, D)."""
-        raise NotImplementedError
 
+    @abstractmethod
     def draw(self, n: int, group: int) -> Tensor:
         """Draw n flat items (n, D) of a group."""
-        raise NotImplementedError
 
+    @abstractmethod
     def improve(self, items: Items, *, step: int, seed: int) -> dict[str, Tensor]:
         """Make one pass of the fit over the items; return its losses."""
-        raise NotImplementedError
 
     # --- abilities --------------------------------------------------------------------------------------------------
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from typing import Any
 
 import torch
@@ -29,25 +30,25 @@ class Mixture(Density):
         self.components = components
         self.weight = frozen(self.groups, components, value=1 / components)  # π
 
+    @abstractmethod
     def log_parts(self, x: Tensor, group: int) -> Tensor:
         """Return log p(x|k) (B, K) in nats of flat x (B, D)."""
-        raise NotImplementedError
 
+    @abstractmethod
     def draw_part(self, n: int, group: int, k: int) -> Tensor:
         """Draw n flat items (n, D) of component k."""
-        raise NotImplementedError
 
+    @abstractmethod
     def mean_part(self, group: int) -> Tensor:
         """Return the components' means (K, D)."""
-        raise NotImplementedError
 
+    @abstractmethod
     def moments(self, x: Tensor, r: Tensor, group: int) -> dict[str, Tensor]:
         """Return the sums over flat x (B, D), weighted by the responsibilities r (B, K), that `maximise` needs."""
-        raise NotImplementedError
 
+    @abstractmethod
     def maximise(self, moments: dict[str, Tensor], group: int) -> None:
         """The M-step: take the most likely parameters for the moments of all items."""
-        raise NotImplementedError
 
     # --- expectation–maximisation -------------------------------------------------------------------------------------
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from genlab.errors import UserError
-from genlab.models.vae.vae import VAE, gaussian_kl
+from genlab.models.vae.vae import VAE, draw, gaussian_kl
 from genlab.nn.mlp import Activation
 from genlab.spec import Batch, NonNegative, Positive, PositiveFloat, Spec
 
@@ -60,7 +60,7 @@ class DebiasVAE(VAE):
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """Return c1 · classification + c2 · distortion + c3 · rate, in nats a sample."""
         mean, log_var, log_p = self.heads(batch.x)
-        z = mean + (0.5 * log_var).exp() * torch.randn_like(mean)  # (B, latent)
+        z = draw(mean, log_var)  # (B, latent)
         classification = F.nll_loss(log_p, batch.y)
         distortion = -self.log_likelihood(batch.x, z).mean()
         rate = gaussian_kl(mean, log_var).mean()

@@ -9,11 +9,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from genlab.errors import UserError
+from genlab.models.vae.vae import VALUES_AT_ONCE, dimension_kl, draw
 from genlab.nn.mlp import ACTIVATIONS, MLP, Activation
 from genlab.spec import Batch, NonNegative, Positive, Spec
 
 UNKNOWN = -1  # the label of an item whose class the model is not told
-VALUES_AT_ONCE = 2**22  # decoded values that `iwae` holds in memory at a time
 
 
 class M2(nn.Module):
@@ -83,8 +83,8 @@ class M2(nn.Module):
     def joint_bound(self, x: Tensor, y: Tensor) -> Tensor:
         """Return one draw of −L(x, y) (…, B), a lower bound of log p(x, y) in nats, of x (B, *shape) and y (…, B)."""
         mean, log_var = self.posterior(x, y)
-        z = mean + (0.5 * log_var).exp() * torch.randn_like(mean)  # (…, B, latent)
-        kl = 0.5 * (mean.square() + log_var.exp() - 1 - log_var).sum(-1)  # of q(z|x,y) from p(z)
+        z = draw(mean, log_var)  # (…, B, latent)
+        kl = dimension_kl(mean, log_var).sum(-1)
         return self.log_likelihood(x, self.code(y, z)) - math.log(self.classes) - kl
 
     # eq. 7: log p(x) ≥ Σ_y q(y|x) (−L(x,y)) + H(q(y|x)) = −U(x)

@@ -11,11 +11,10 @@ import torch
 from torch import Tensor
 
 from genlab.errors import UserError
+from genlab.models.vae.m2 import UNKNOWN
 from genlab.seeds import mix
 from genlab.spec import Batch, Count, Positive
 from genlab.training.trainer import Trainer
-
-UNKNOWN = -1  # the label of an item whose class the model is not told
 
 
 class SemiSupervisedTrainer(Trainer):
