@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from genlab.errors import UserError
 from genlab.spec import Batch, Count
@@ -45,7 +45,9 @@ class Device:
         self.torch = torch.device(self.name, index) if self.name == "cuda" else torch.device(self.name)
 
     def prepare(self) -> Device:
-        """Set the process's global switches: threads, TF32, determinism, convolution search."""
+        """Set the process's global switches: denormals, threads, TF32, determinism, convolution search."""
+        # importance weights and class probabilities near 0 are denormal, and a CPU multiplies those many times slower
+        torch.set_flush_denormal(True)
         if self.threads:
             torch.set_num_threads(self.threads)
         if self.name == "cuda":
@@ -79,11 +81,15 @@ class Device:
     def ready(self, batch: Batch) -> Batch:
         """Return the batch here, in the layout and floating type that the model has."""
         batch = batch.to(self.torch)
-        if self.precision == "fp64" and batch.x.is_floating_point():
-            batch.x = batch.x.double()
-        if self.channels_last and batch.x.ndim == 4:
-            batch.x = batch.x.contiguous(memory_format=torch.channels_last)
+        batch.x = self.suited(batch.x)
+        batch.cond = None if batch.cond is None else self.suited(batch.cond)
         return batch
+
+    def suited(self, x: Tensor) -> Tensor:
+        """Return a tensor in the floating type and layout that the model has."""
+        if self.precision == "fp64" and x.is_floating_point():
+            x = x.double()
+        return x.contiguous(memory_format=torch.channels_last) if self.channels_last and x.ndim == 4 else x
 
     def autocast(self) -> AbstractContextManager:
         """Return the context in which losses are computed."""
