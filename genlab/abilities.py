@@ -47,6 +47,21 @@ class Decodes(Protocol):
 
 
 @runtime_checkable
+class HasStyles(Protocol):
+    def styles(self, z: Tensor, *, truncation: float = 1.0) -> Tensor:
+        """Return the styles w (B, layers, dim) of codes z (B, …): what each layer of the decoder is told, coarse to fine.
+
+        A truncation below 1 draws them to their mean.
+        """
+
+
+@runtime_checkable
+class Synthesises(Protocol):
+    def synthesise(self, w: Tensor) -> Tensor:
+        """Return the item (B, *shape) of styles w (B, layers, dim), or of one style for all layers (B, 1, dim), without noise."""
+
+
+@runtime_checkable
 class HasPosterior(Protocol):
     def posterior(self, x: Tensor, y: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Return mean and log-variance (B, latent) of the Gaussian q(z|x), or of q(z|x,y) of a conditional model."""
@@ -129,6 +144,8 @@ ABILITIES: dict[str, type] = {  # verb -> its Protocol, in the order in which ta
     "encode": Encodes,
     "decode": Decodes,
     "prior": HasPrior,
+    "styles": HasStyles,
+    "synthesise": Synthesises,
     "posterior": HasPosterior,
     "log_prob": HasDensity,
     "elbo": BoundsDensity,

@@ -23,7 +23,8 @@ from genlab.spec import Count, Spec
 from genlab.training.run import RunFolder
 
 # What may differ when a run goes on: how long and where, never what is trained.
-MAY_CHANGE = {"trainer.steps", "trainer.max_time", "trainer.save_every", "trainer.keep", "dataset.root", "dataset.path"}
+MAY_CHANGE = {"trainer.steps", "trainer.max_time", "trainer.save_every", "trainer.keep"}
+MAY_CHANGE |= {"dataset.root", "dataset.path", "dataset.of.root", "dataset.of.path"}
 
 
 def plain(config: DictConfig) -> Plain:
@@ -200,13 +201,21 @@ def complete(config: DictConfig) -> None:
     ask(complete, plain(config))
 
 
-def asking(command: str) -> Callable[[DictConfig], dict[str, Any]]:
-    """Return the command that asks one run what the function of the same name in genlab.tasks does."""
-    return lambda config: ask(locate({"_target_": f"genlab.tasks.{command}.{command}"}, command), plain(config))
+def asking(command: str, module: str | None = None) -> Callable[[DictConfig], dict[str, Any]]:
+    """Return the command that asks one run what the function of the same name in genlab.tasks does.
+
+    A command's `in`, which Python has taken, is that function's `folder`.
+    """
+    target = {"_target_": f"genlab.tasks.{module or command}.{command}"}
+    named = lambda own: {"folder" if key == "in" else key: value for key, value in own.items()}  # noqa: E731
+    return lambda config: ask(locate(target, command), named(plain(config)))
 
 
 reconstruct, encode, interpolate, traverse = map(asking, ("reconstruct", "encode", "interpolate", "traverse"))
 arithmetic, inpaint, denoise, likelihood = map(asking, ("arithmetic", "inpaint", "denoise", "likelihood"))
+mix, project = map(asking, ("mix", "project"))
+translate, forecast = map(asking, ("translate", "forecast"))
+colorize, superres = asking("colorize", "translate"), asking("superres", "translate")
 
 
 def evaluate(config: DictConfig) -> dict[str, float]:

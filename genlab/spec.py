@@ -33,6 +33,7 @@ class Spec:
     values that a channel can take (256 for a byte, 2 for a binary image, 0 for real numbers and tokens); with `dequantised` each
     value was spread evenly over its bin, so that the data has a density. `range` is the interval of an image's values.
     `vocab` is the number of different tokens, and `symbols` the character that each stands for; "" with tokens: bytes.
+    `source` is the Spec of what an item is made from (`Batch.cond`), and `task` the name of that translation.
     """
 
     shape: tuple[int, ...]
@@ -43,6 +44,8 @@ class Spec:
     symbols: str = ""
     range: tuple[float, float] = (-1.0, 1.0)
     dequantised: bool = False
+    source: Spec | None = None
+    task: str = ""  # colorize | superres | denoise | inpaint | forecast | …
 
     @property
     def dim(self) -> int:
@@ -87,11 +90,13 @@ class Spec:
 
     def to_json(self) -> dict:
         """Return plain values, from which `Spec.from_json` rebuilds the same Spec."""
-        return {**self.__dict__, "shape": list(self.shape), "range": list(self.range)}
+        source = self.source and self.source.to_json()
+        return {**self.__dict__, "shape": list(self.shape), "range": list(self.range), "source": source}
 
     @classmethod
     def from_json(cls, values: dict) -> Spec:
-        return replace(cls(**values), shape=tuple(values["shape"]), range=tuple(values["range"]))
+        source = values.get("source") and cls.from_json(values["source"])
+        return replace(cls(**values), shape=tuple(values["shape"]), range=tuple(values["range"]), source=source)
 
 
 @dataclass

@@ -8,11 +8,14 @@ import pytest
 import torch
 
 from genlab.errors import UserError
+from genlab.models.gan.augment import AUGMENTS, AdaptiveAugment, moved
+from genlab.models.gan.critic import Condition
 from genlab.models.gan.dcgan import DCGAN
 from genlab.models.gan.game import fixed
 from genlab.models.gan.gan import GAN
-from genlab.models.gan.losses import LOSSES, Name, r1_penalty
-from genlab.models.gan.trainer import GANTrainer
+from genlab.models.gan.losses import LOSSES, Name
+from genlab.models.gan.regularisers import clip_weights, gradient_penalty, r1_penalty, spectrally_normalised
+from genlab.models.gan.trainer import WINDOWS, GANTrainer
 from genlab.spec import Batch, Spec
 from genlab.training.device import Device
 
@@ -40,17 +43,68 @@ def test_every_loss_has_a_name():
     assert set(get_args(Name)) == set(LOSSES)
 
 
-@pytest.mark.parametrize(
-    ("name", "generator"),
-    [("minimax", lambda d: (1 - d).log().mean()), ("non_saturating", lambda d: -d.log().mean())],
-)
-def test_losses_are_their_formulas(name, generator):
+FORMULAS = {  # name -> what D minimises and what G minimises, of D's logits a (real) and b (fake)
+    "minimax": (lambda a, b: -(a.sigmoid().log() + (1 - b.sigmoid()).log()), lambda a, b: (1 - b.sigmoid()).log()),
+    "non_saturating": (lambda a, b: -(a.sigmoid().log() + (1 - b.sigmoid()).log()), lambda a, b: -b.sigmoid().log()),
+    "least_squares": (lambda a, b: 0.5 * (a - 1) ** 2 + 0.5 * b**2, lambda a, b: 0.5 * (b - 1) ** 2),
+    "hinge": (lambda a, b: (1 - a).clamp(min=0) + (1 + b).clamp(min=0), lambda a, b: -b),
+    "wasserstein": (lambda a, b: b - a, lambda a, b: -b),
+    "relativistic": (lambda a, b: -(a - b).sigmoid().log(), lambda a, b: -(b - a).sigmoid().log()),
+}
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_losses_are_their_formulas(name):
     torch.manual_seed(0)
     real, fake = torch.randn(2, 50, dtype=torch.float64)
-    d_real, d_fake = real.sigmoid(), fake.sigmoid()
-    value = d_real.log().mean() + (1 - d_fake).log().mean()
-    torch.testing.assert_close(LOSSES[name].discriminator(real, fake), -value)
-    torch.testing.assert_close(LOSSES[name].generator(fake), generator(d_fake))
+    d, g = FORMULAS[name]
+    loss, zero = LOSSES[name], torch.zeros(5, dtype=torch.float64)
+    torch.testing.assert_close(loss.discriminator(real, fake), d(real, fake).mean())
+    torch.testing.assert_close(loss.generator(fake, real), g(real, fake).mean())
+    if not loss.paired:
+        assert loss.generator(fake, None) == loss.generator(fake, real)
+    assert loss.discriminator(zero, zero).item() == pytest.approx(loss.par, abs=1e-15)
+
+
+# of p and q at a place, D's best logit and the value that its loss then has there
+OPTIMA = {
+    "minimax": lambda p, q: (p / q).log(),  # D = p/(p + q)
+    "non_saturating": lambda p, q: (p / q).log(),
+    "least_squares": lambda p, q: p / (p + q),  # Mao et al. 2017, eq. 5
+    "hinge": lambda p, q: (p - q).sign(),  # Lim & Ye 2017, lemma 1
+}
+
+
+@pytest.mark.parametrize("name", OPTIMA)
+def test_the_best_discriminator_of_two_gaussians_cannot_be_bettered(name):
+    x = torch.linspace(-6, 6, 301, dtype=torch.float64)
+    p, q = (torch.exp(-((x - m) ** 2) / 2) for m in (-0.5, 0.5))
+    p, q = p / p.sum(), q / q.sum()
+    best = OPTIMA[name](p, q)
+    d = FORMULAS[name][0]
+
+    def value(logit):  # E_p and E_q on the grid: the loss of one real and one fake item is a sum of a part of each
+        zero = torch.zeros_like(logit)
+        return (p * (d(logit, zero) - d(zero, zero)) + q * (d(zero, logit) - d(zero, zero))).sum() + d(zero[0], zero[0])
+
+    torch.manual_seed(0)
+    least = value(best)
+    for scale in (1e-3, 1e-1, 1.0):
+        assert value(best + scale * torch.randn_like(best)) > least
+    if name == "hinge":  # 2 − 2 TV(p, q) (Lim & Ye 2017)
+        assert least.item() == pytest.approx(2 - (p - q).abs().sum().item(), abs=1e-12)
+    if name == "least_squares":  # ½ Σ pq/(p + q)
+        assert least.item() == pytest.approx((p * q / (p + q)).sum().item() / 2, abs=1e-12)
+
+
+def test_the_best_critic_of_two_shifted_sets_is_their_wasserstein_distance():
+    torch.manual_seed(0)
+    x = torch.randn(1000, dtype=torch.float64)
+    # W1 of a set and its copy moved by 0.7 is 0.7; D(x) = −x has slope 1 and reaches it
+    value = -LOSSES["wasserstein"].discriminator(-x, -(x + 0.7))
+    assert value.item() == pytest.approx(0.7, abs=1e-12)
+    for slope in torch.linspace(-1, 1, 9, dtype=torch.float64):  # no linear critic of slope ≤ 1 does better
+        assert -LOSSES["wasserstein"].discriminator(slope * x, slope * (x + 0.7)) <= value + 1e-12
 
 
 def test_the_best_discriminator_is_p_over_p_plus_q():
@@ -83,15 +137,206 @@ def test_r1_is_the_squared_gradient_on_data():
     torch.testing.assert_close(r1_penalty(real, x), (x @ A).square().sum(1).mean())
 
 
+@pytest.mark.parametrize("slope", [0.5, 1.0, 3.0])
+def test_the_gradient_penalty_of_a_linear_critic_is_its_slopes(slope):
+    torch.manual_seed(0)
+    w = torch.randn(12, dtype=torch.float64)
+    w = (slope * w / w.norm()).requires_grad_()
+    x, fake_x = torch.randn(2, 7, 3, 2, 2, dtype=torch.float64)
+    value = gradient_penalty(lambda t: t.flatten(1) @ w, x, fake_x)
+    assert value.item() == pytest.approx((slope - 1) ** 2, abs=1e-12)
+    (by_w,) = torch.autograd.grad(value, w)  # it can be descended: ∂(|w| − 1)²/∂w = 2(|w| − 1) w/|w|
+    torch.testing.assert_close(by_w, 2 * (slope - 1) * w / slope)
+
+
+def test_the_gradient_penalty_looks_between_data_and_samples():
+    x, fake_x = torch.zeros(500, 2, dtype=torch.float64), torch.ones(500, 2, dtype=torch.float64)
+    seen = []
+    torch.manual_seed(0)
+    gradient_penalty(lambda t: (seen.append(t), t.sum(1))[1], x, fake_x)
+    (t,) = seen
+    assert torch.equal(t[:, 0], t[:, 1]) and 0 <= t.min() < 0.05 and 0.95 < t.max() <= 1
+    assert t.mean().item() == pytest.approx(0.5, abs=0.04)
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [lambda: torch.nn.Linear(7, 5), lambda: torch.nn.Conv2d(3, 4, 3), lambda: torch.nn.Embedding(6, 4)],
+)
+def test_spectral_normalisation_divides_by_the_largest_singular_value(layer):
+    torch.manual_seed(0)
+    net = layer().double()
+    plain = net.weight.detach().clone().flatten(1)
+    net = spectrally_normalised(net).train()
+    for _ in range(200):
+        weight = net.weight  # each look is a step of the power iteration
+    torch.testing.assert_close(weight.detach().flatten(1), plain / torch.linalg.svdvals(plain)[0])
+
+
+def test_clipping_keeps_every_weight_within_its_bounds():
+    torch.manual_seed(0)
+    model = small("dcgan", loss="wasserstein", clip=0.01)
+    trainer_of(model).step(iter([batch_of(model.double())]))
+    weights = torch.cat([p.detach().flatten() for p in model.discriminator.parameters()])
+    assert weights.abs().max() <= 0.01 and (weights.abs() == 0.01).float().mean() > 0.1
+    layer = torch.nn.Linear(9, 9)
+    before = layer.weight.detach().clone()
+    clip_weights(layer, 0.05)
+    torch.testing.assert_close(layer.weight.detach(), before.clamp(-0.05, 0.05))
+
+
+PENALTIES = {"r1": 0.5, "gradient_penalty": 1.0}  # name -> the share of its weight that enters the loss
+
+
 @pytest.mark.parametrize("name", ["gan", "dcgan"])
-def test_r1_enters_the_loss_with_half_its_weight(name):
+@pytest.mark.parametrize("penalty", PENALTIES)
+@pytest.mark.parametrize("weight", [0, 1, 4])
+def test_penalties_enter_the_loss_with_their_weight(name, penalty, weight):
     losses = []
-    for r1 in (0.0, 3.0):
+    for strength in (0.0, 3.0):
         torch.manual_seed(0)
-        model = small(name, r1=r1).double().eval()
+        model = small(name, **{penalty: strength}).double().eval()
         torch.manual_seed(1)
-        losses.append(model.discriminator_loss(batch_of(model)))
-    torch.testing.assert_close(losses[1]["loss"], losses[0]["loss"] + 1.5 * losses[1]["r1"])
+        losses.append(model.discriminator_loss(batch_of(model), penalty=weight))
+    part = PENALTIES[penalty] * 3 * weight * losses[1].get(penalty, 0)
+    torch.testing.assert_close(losses[1]["loss"], losses[0]["loss"] + part)
+    assert (penalty in losses[1]) == (weight > 0)
+
+
+REGULARISERS = [
+    {}, {"r1": 1.0}, {"gradient_penalty": 10.0}, {"spectral": True}, {"clip": 0.05}, {"deviation": True},
+    {"augment": "diffaugment"}, {"augment": "ada"},
+]  # fmt: skip
+WAYS = [{}, *({"conditional": True, "condition": way} for way in get_args(Condition))]
+
+
+@pytest.mark.parametrize("name", ["gan", "dcgan"])
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("regulariser", REGULARISERS, ids=str)
+def test_every_loss_goes_with_every_regulariser_and_network(name, loss, regulariser):
+    if "augment" in regulariser and name == "gan":
+        with pytest.raises(UserError, match=r"model\.augment=none"):
+            small(name, **regulariser)
+        return
+    for way in WAYS:
+        torch.manual_seed(0)
+        trainer = trainer_of(small(name, loss=loss, **regulariser, **way))
+        logs = trainer.advance(iter([batch_of(trainer.model)]))
+        assert all(torch.isfinite(v) for v in logs.values())
+        for optimizer in trainer.optimizers.values():
+            assert all(p.grad is not None for group in optimizer.param_groups for p in group["params"])
+
+
+def test_penalties_are_computed_every_so_many_steps_and_weigh_as_much_more(monkeypatch):
+    trainer = trainer_of(small("gan", r1=2.0), penalty_every=3)
+    asked = []
+    method = trainer.model.discriminator_loss
+    monkeypatch.setattr(trainer.model, "discriminator_loss", lambda b, penalty: (asked.append(penalty), method(b, penalty))[1])
+    logs = [trainer.advance(iter([batch_of(trainer.model)])) for _ in range(7)]
+    assert asked == [3, 0, 0, 3, 0, 0, 3]
+    assert [i for i, log in enumerate(logs) if "r1" in log] == [0, 3, 6]
+
+
+@pytest.mark.parametrize("schedule", ["constant", "linear"])
+def test_two_time_scales(schedule):
+    trainer = trainer_of(small("gan"), discriminator_rate=4.0, schedule=schedule, steps=4)
+    for _ in range(3):
+        trainer.advance(iter([batch_of(trainer.model)]))
+        d, g = (o.param_groups[0]["lr"] for o in trainer.optimizers.values())
+        assert d == pytest.approx(4 * g)
+
+
+@pytest.mark.parametrize(
+    ("means", "says"),
+    [
+        ({"advantage": 0.995, "spread": 1.0}, "the discriminator has won"),
+        ({"advantage": 0.3, "spread": 0.05}, "mode collapse"),
+        ({"advantage": 0.5, "spread": 0.9}, None),
+    ],
+)
+def test_ailments_are_named_once_when_they_have_lasted(means, says):
+    trainer = trainer_of(small("gan"))
+    said = [trainer.diagnose(means) for _ in range(3 * WINDOWS)]
+    named = [i for i, notes in enumerate(said) if notes]
+    assert named == ([WINDOWS - 1] if says else [])
+    assert not says or (says in said[WINDOWS - 1][0] and "try model." in said[WINDOWS - 1][0])
+    trainer.diagnose({"advantage": 0.0, "spread": 1.0})  # well again: from then on it counts anew
+    assert any(trainer.diagnose(means) for _ in range(WINDOWS)) == bool(says)
+
+
+def test_what_the_ailments_are_read_from():
+    torch.manual_seed(0)
+    model = small("gan").double()
+    batch = batch_of(model, 64)
+    torch.nn.init.zeros_(model.generator[-2].weight)  # every sample is the same point
+    assert model.generator_loss(batch)["spread"] == 0
+    model.decode = model.generator = torch.nn.Sequential(torch.nn.Linear(4, 2).double())
+    torch.testing.assert_close(
+        model.discriminator_loss(batch)["advantage"],
+        1 - (model.discriminator_loss(batch)["loss"].detach() / math.log(4)),
+        atol=0.05, rtol=0,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("augment", ["diffaugment", "ada"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_augmented_images_can_be_descended_and_keep_their_shape(augment, channels):
+    torch.manual_seed(0)
+    change = AUGMENTS[augment]()
+    if augment == "ada":
+        change.running_p.fill_(0.8)
+    x = torch.rand(16, channels, 12, 16, requires_grad=True)
+    y = change(x)
+    assert y.shape == x.shape and not torch.equal(y, x)
+    (slope,) = torch.autograd.grad(y.square().sum(), x)
+    assert torch.isfinite(slope).all() and slope.abs().sum() > 0
+    torch.manual_seed(1)
+    first = change(x)
+    torch.manual_seed(1)
+    assert torch.equal(first, change(x))
+
+
+def test_moved_is_what_rolling_does_inside():
+    torch.manual_seed(0)
+    x = torch.rand(3, 2, 6, 7)
+    down, right = torch.tensor([0, 2, -1]), torch.tensor([0, -3, 2])
+    y = moved(x, down, right)
+    assert torch.equal(y[0], x[0])
+    for i in (1, 2):
+        d, r = int(down[i]), int(right[i])
+        rows, columns = slice(max(d, 0), 6 + min(d, 0)), slice(max(r, 0), 7 + min(r, 0))
+        kept = torch.zeros_like(y[i])
+        kept[:, rows, columns] = x[i].roll((d, r), (1, 2))[:, rows, columns]
+        assert torch.equal(y[i], kept)
+
+
+def test_ada_does_nothing_at_p_0_and_follows_how_sure_d_is():
+    torch.manual_seed(0)
+    ada = AdaptiveAugment(target=0.6, speed=100)
+    x = torch.rand(8, 3, 9, 9)
+    torch.testing.assert_close(ada(x), x, atol=1e-5, rtol=0)
+    ada.heed(torch.ones(10))  # r_t = 1 > 0.6: more augmentation
+    assert ada.running_p.item() == pytest.approx(0.1)
+    ada.heed(torch.tensor([1.0, -1.0] * 5))  # r_t = 0
+    assert ada.running_p.item() == 0
+    ada.heed(torch.ones(1000))
+    assert ada.running_p.item() == 1
+
+
+@pytest.mark.parametrize("name", ["gan", "dcgan"])
+def test_projection_adds_the_classes_product_and_auxiliary_names_the_class(name):
+    torch.manual_seed(0)
+    model = small(name, conditional=True, condition="projection").double().eval()
+    batch, D = batch_of(model), model.discriminator
+    h = D.seen(batch.x)
+    v = D.embedding.weight[batch.y]
+    torch.testing.assert_close(D(batch.x, batch.y), D.head(h.flatten(1)).squeeze(1) + (v * h.flatten(1)).sum(1))
+    model = small(name, conditional=True, condition="auxiliary").double().eval()
+    D = model.discriminator
+    logits = D.named(D.seen(batch.x))
+    assert logits.shape == (6, 3)
+    expected = -logits.log_softmax(1)[range(6), batch.y].mean()
+    torch.testing.assert_close(model.discriminator_loss(batch)["classification"], expected)
 
 
 @pytest.mark.parametrize("name", ["gan", "dcgan"])
@@ -106,7 +351,7 @@ def test_an_update_leaves_the_opponent_as_it_was(name, conditional, player, oppo
     trainer.descend(player, getattr(model, f"{player}_loss"), [batch_of(model)])
     assert all(torch.equal(v, theirs[k]) for k, v in state(opponent).items())
     moved = {k for k, v in state(player).items() if not torch.equal(v, mine[k])}
-    assert moved >= {k for k, _ in getattr(model, player).named_parameters() if "label" not in k}
+    assert moved >= {k for k, _ in getattr(model, player).named_parameters() if "embedding" not in k}
     assert all(p.grad is None for p in getattr(model, opponent).parameters())
 
 
@@ -129,7 +374,7 @@ def test_k_updates_of_d_with_fresh_batches_then_one_of_g(k, accumulate, monkeypa
     seen = {"discriminator": [], "generator": []}
     for who, log in seen.items():
         method = getattr(trainer.model, f"{who}_loss")
-        monkeypatch.setattr(trainer.model, f"{who}_loss", lambda b, m=method, log=log: (log.append(b.y), m(b))[1])
+        monkeypatch.setattr(trainer.model, f"{who}_loss", lambda b, m=method, log=log, **how: (log.append(b.y), m(b, **how))[1])
     logs = trainer.step(iter(batches))
     assert len(seen["discriminator"]) == k * accumulate and len(seen["generator"]) == accumulate
     assert trainer.pulled == k
@@ -155,7 +400,7 @@ def test_dcgan_has_the_papers_sizes():
     model = DCGAN(Spec((3, 64, 64)))
     maps = [m.out_channels for m in model.generator.layers if isinstance(m, torch.nn.ConvTranspose2d)]
     assert maps == [1024, 512, 256, 128, 3] and model.latent == 100
-    weight = model.discriminator.layers[2].weight
+    weight = model.discriminator.features[2].weight
     assert weight.mean().item() == pytest.approx(0, abs=1e-3) and weight.std().item() == pytest.approx(0.02, rel=1e-2)
 
 

@@ -22,9 +22,18 @@ def each():
 
 @cache
 def small(recipe: str) -> tuple[str, ...]:
-    """Return the overrides that make a recipe fast; a model that draws pixel after pixel gets the fewest of them."""
+    """Return the overrides that make a recipe fast: fewer pixels where they are drawn one by one, fewer maps a layer."""
     overrides = (f"model={recipe}", *SMALL)
-    return overrides + ("prepare.size=4",) * (composed(*overrides)["trainer"]["name"] == "autoregressive")
+    config = composed(*overrides)
+    pixels = ("prepare.size=4",) * (config["trainer"]["name"] == "autoregressive")
+    widths = ("width", "discriminator_width") if config["trainer"]["name"] in ("gan", "translation") else ()
+    names = ("maps", "discriminator_maps", *widths)
+    return (*overrides, *pixels, *(f"model.{k}={fewer(v)}" for k, v in config["model"].items() if k in names))
+
+
+def fewer(maps: int | list[int]) -> int | list[int]:
+    """Return numbers of maps of at most 16."""
+    return min(maps, 16) if isinstance(maps, int) else [fewer(m) for m in maps]
 
 
 @cache
@@ -66,15 +75,25 @@ def test_gradients_reach_every_parameter(recipe):
         same_ = [name for name, p in trainer.model.named_parameters() if p.numel() > 1 and torch.equal(p, start[name])]
         assert not same_ and not any(p.requires_grad for p in start.values())
         return
-    if starts := getattr(trainer.options, "starts", ())[1:]:  # stages, of which each trains other parameters
+    reached = moved(trainer.model)
+    if starts := getattr(trainer, "starts", getattr(trainer.options, "starts", ())):  # stages, each trains parameters of its own
         _, dataset, trainer = built(*small(recipe))
-        for start in (0, *starts):
+        reached = set()
+        for start in starts:
             trainer.at = start
             advance(trainer, dataset, 1)
+            reached |= moved(trainer.model)
     trainable = {id(p) for opt in trainer.optimizers.values() for g in opt.param_groups for p in g["params"]}
     for name, p in trainer.model.named_parameters():
         assert id(p) in trainable, f"no optimizer has {name}"
-        assert p.grad is not None and torch.isfinite(p.grad).all() and p.grad.abs().max() > 0, name
+        assert name in reached, name
+
+
+def moved(model) -> set[str]:
+    """Return the names of the parameters that have a gradient; it must be finite."""
+    grads = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    assert all(torch.isfinite(grad).all() for grad in grads.values())
+    return {name for name, grad in grads.items() if grad.abs().max() > 0}
 
 
 @each()
@@ -117,7 +136,9 @@ def check_abilities(dataset, trainer) -> None:
     has = abilities(model)
     batch = trainer.device.ready(dataset.take("validation", 3))
     x, y = batch.x, batch.y
-    assert has & {"sample", "encode"}, "there is nothing that it can be asked"
+    assert has & {"sample", "encode", "translate"}, "there is nothing that it can be asked"
+    if "translate" in has:
+        check_translation(model, batch, dataset.spec)
     if "encode" in has:
         z = model.encode(x)
         assert len(z) == 3 and torch.equal(z, model.encode(x)), "a code has no noise"
@@ -144,6 +165,23 @@ def check_abilities(dataset, trainer) -> None:
     if "log_partition" in has:
         z = model.log_partition()
         assert isinstance(z, Estimate) and z.tag in ("exact", "estimate") and (z.error is None) == (z.tag == "exact")
+
+
+def check_translation(model, batch, spec) -> None:
+    made = []
+    for _ in range(2):
+        torch.manual_seed(0)  # a translator may draw
+        made.append(model.translate(batch.cond))
+    assert made[0].shape == batch.x.shape and torch.isfinite(made[0]).all() and torch.equal(*made)
+    low, high = spec.range
+    assert made[0].min() >= low - 1e-4 and made[0].max() <= high + 1e-4
+    multiple = getattr(model, "multiple", 1)
+    assert isinstance(multiple, int) and multiple >= 0
+    if multiple and spec.kind == "image":  # sources of other sizes are padded to a multiple
+        height, width = (side + 2 * multiple - side % multiple for side in batch.cond.shape[-2:])
+        larger = model.translate(batch.cond.new_zeros(2, batch.cond.shape[1], height, width + multiple))
+        times = spec.shape[-1] // spec.source.shape[-1]
+        assert larger.shape == (2, spec.shape[0], height * times, (width + multiple) * times)
 
 
 @each()

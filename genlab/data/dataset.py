@@ -44,6 +44,7 @@ class Dataset:
     name: str
     spec: Spec
     workers: int = 0  # processes that decode the files of a set that streams
+    paired: bool = True  # of a set with sources: whether x is what became of `cond`
 
     def hold(
         self,
@@ -132,6 +133,13 @@ class Dataset:
 
     # --- how it is done ---------------------------------------------------------------------------------------------
 
+    def made(self, x: Tensor, y: Tensor | None, generator: torch.Generator, *, augment: bool) -> Batch:
+        """Return the batch of raw items x (B, …) with labels y (B,): a set with sources overrides it, to make `cond` too.
+
+        All that is random comes from `generator`, seeded for this shard of this batch; `augment`: in training only.
+        """
+        return Batch(x if self.prepare is None else self.prepare(x, generator, augment=augment), y)
+
     def _held(self, split: str) -> Split:
         if not self.size(split):
             why = self.missing.get(split)
@@ -150,13 +158,10 @@ class Dataset:
         self, split: str, addresses: Iterator[Address], seed: int, device: torch.device, *, augment: bool
     ) -> Iterator[Batch]:
         """Yield the prepared batch of each address."""
-        prepare = self.prepare
         generator = torch.Generator(device)
         for k, shard, x, y in self._raw(split, addresses, device):
-            if prepare is not None:
-                generator.manual_seed(mix(seed, k, shard))
-                x = prepare(x, generator, augment=augment)
-            yield Batch(x, y)
+            generator.manual_seed(mix(seed, k, shard))
+            yield self.made(x, y, generator, augment=augment)
 
     def _raw(
         self, split: str, addresses: Iterator[Address], device: torch.device
@@ -218,10 +223,11 @@ def joined(batches: list[Batch]) -> Batch:
     """Return several batches as one."""
     if len(batches) == 1:
         return batches[0]
-    labelled = batches[0].y is not None
-    return Batch(torch.cat([b.x for b in batches]), torch.cat([b.y for b in batches]) if labelled else None)
+    whole = ([getattr(b, part) for b in batches] for part in ("x", "y", "cond"))
+    return Batch(*(None if parts[0] is None else torch.cat(parts) for parts in whole))
 
 
 def piece(batch: Batch, start: int, end: int) -> Batch:
     """Return items start … end−1 of a batch."""
-    return Batch(batch.x[start:end], None if batch.y is None else batch.y[start:end])
+    whole = (batch.x, batch.y, batch.cond)
+    return Batch(*(None if part is None else part[start:end] for part in whole))

@@ -52,8 +52,23 @@ class Reader:
         """Return the image; raises one of BROKEN."""
         with Image.open(path) as image:
             check(image)
-            pixels = np.array(fitted(flat(ImageOps.exif_transpose(image), self.channels), self.side, self.crop))
-        return torch.from_numpy(pixels.reshape(*pixels.shape[:2], self.channels)).permute(2, 0, 1).contiguous()
+            return self.pixels(ImageOps.exif_transpose(image))
+
+    def pixels(self, image: Image.Image) -> Tensor:
+        """Return the image of an opened file as it stands upright."""
+        return to_tensor(fitted(flat(image, self.channels), self.side, self.crop))
+
+
+def whole(path: Path, channels: int) -> Tensor:
+    """Return an image uint8 (channels, H, W) of its own size, grey or RGB; raises one of BROKEN."""
+    with Image.open(path) as image:
+        check(image)
+        return to_tensor(flat(ImageOps.exif_transpose(image), channels))
+
+
+def to_tensor(image: Image.Image) -> Tensor:
+    pixels = np.array(image)
+    return torch.from_numpy(pixels.reshape(image.height, image.width, -1)).permute(2, 0, 1).contiguous()
 
 
 def flat(image: Image.Image, channels: int) -> Image.Image:

@@ -84,7 +84,7 @@ class ImageFolder(FileImages):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.path:
-            raise UserError("image_folder needs the folder of the images: dataset.path=<folder>")
+            raise UserError(f"{self.name} needs the folder of the images: dataset.path=<folder>")
         folder = Path(self.path).expanduser()
         if not folder.is_dir():
             raise UserError(f"dataset.path={self.path}: there is no such folder (looked for {folder.resolve()})")

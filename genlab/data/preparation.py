@@ -45,9 +45,9 @@ class Preparation:
         return self.binarize == "dynamic" or self.dequantise or self.flip
 
     def __call__(self, k: Tensor, generator: torch.Generator, *, augment: bool = False) -> Tensor:
-        """Return float32 (B, C, H, W) from levels k (B, C, H, W) uint8; `augment` allows the flip."""
+        """Return float32 (B, …, H, W) from levels k (B, …, H, W) uint8; `augment` allows the flip, of a whole item."""
         if self.flip and augment:
-            turned = torch.rand(len(k), 1, 1, 1, device=k.device, generator=generator) < 0.5  # (B, 1, 1, 1)
+            turned = torch.rand(len(k), *[1] * (k.dim() - 1), device=k.device, generator=generator) < 0.5  # (B, 1, …)
             k = torch.where(turned, k.flip(-1), k)
         top = self.levels - 1
         if self.binarize == "threshold":

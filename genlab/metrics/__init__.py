@@ -82,8 +82,10 @@ def registry() -> dict[str, Metric]:
         manifold,
         memorisation,
         modes,
+        purity,
         reconstruction,
         sliced,
+        translation,
     )
 
     densities, sample = ("log_prob", "log_partition", "iwae", "elbo"), ("sample",)
@@ -104,7 +106,9 @@ def registry() -> dict[str, Metric]:
         "train_on_generated": Metric(classes.train_on_generated_rows, classes.train_on_generated, sample, "asked"),
         "memorisation": Metric(memorisation.rows, memorisation.measure, sample),
         "reconstruction": Metric(reconstruction.rows, reconstruction.measure, ("decode",)),
+        "translation": Metric(translation.rows, translation.measure, ("translate",), "training"),
         "disentanglement": Metric(disentanglement.rows, disentanglement.measure, ("encode",)),
+        "purity": Metric(purity.rows, purity.measure, ("encode",)),
         "cost": Metric(cost.rows, cost.measure, tuple(ABILITIES)),
     }
 

@@ -28,6 +28,7 @@ def arithmetic(
     b: Numbers = None,
     c: Numbers = None,
     by: By = "class",
+    space: asking.Space = "z",
     attribute: Count | None = None,
     strengths: tuple[float, ...] = (-2.0, -1.0, 0.0, 1.0, 2.0),
     rows: Positive = 8,
@@ -45,6 +46,7 @@ def arithmetic(
     Args:
         a, b, c: what each term is the mean code of; a term left out is left out of the sum.
         by: what their numbers are: classes, items of the split, or draws of the prior (of n, as `genlab sample` draws them).
+        space: "w": the styles of the draws are added and subtracted.
         attribute: a class: instead of a, b and c, the first `rows` items of other classes are moved towards it.
         strengths: how far, in lengths of the direction.
         n: items whose codes give a class's mean, or draws.
@@ -56,17 +58,20 @@ def arithmetic(
     terms = {name: [k] if isinstance(k, int) else k for name, k in {"a": a, "b": b, "c": c}.items() if k not in (None, [])}
     if (attribute is None) == ("a" not in terms):
         raise UserError("give a=, b= and c= for a − b + c, as a=[7] b=[1] c=[0], or attribute=<class> alone")
+    if space == "w" and (by != "draw" or attribute is not None):
+        raise UserError("space=w is for by=draw: items of the data have no styles; genlab project finds some")
     if attribute is not None:
         return along(run, attribute, strengths, rows, n, split, seed, out)
 
-    codes, groups = numbered(run, by, terms, n, split, seed)
+    codes, groups = numbered(run, by, terms, n, split, seed, space)
     means = {name: codes[groups[name]].mean(0) for name in terms}
     zero = torch.zeros_like(means["a"])
     z = means["a"] - means.get("b", zero) + means.get("c", zero)
     shown = torch.stack([*means.values(), z])
-    decoded = asking.through(run.model.decode, shown)
+    decode = asking.decoder(run, space)
+    decoded = asking.through(decode, shown)
     sum_ = "a" + " − b" * ("b" in terms) + " + c" * ("c" in terms)
-    record: dict[str, Any] = {"by": by, **terms, "norms": dict(zip([*terms, sum_], norms(shown), strict=True))}
+    record: dict[str, Any] = {"by": by, "space": space, **terms, "norms": dict(zip([*terms, sum_], norms(shown), strict=True))}
     if by == "class":
         away = asking.through(run.model.encode, decoded[-1:]).flatten(1)  # what the picture's code is, not only the sum
         distance = (class_means(codes, groups["labels"], run.spec.classes).flatten(1) - away).norm(dim=1)
@@ -77,15 +82,23 @@ def arithmetic(
     image = pictures.picture(decoded, run.spec)
     if run.spec.kind == "image":
         sheet = pictures.grid(pictures.to_bytes(decoded, run.spec), columns=len(decoded))
-        image = asking.captioned(sheet, columns=[*terms, sum_])
-    arrays = {"z": shown, "x": decoded}
+        image = pictures.captioned(sheet, columns=[*terms, sum_])
+    images = {"": image}
+    if by != "class" and run.spec.kind == "image":  # what each term is the mean of (Radford et al. 2016, figure 7)
+        most = max(len(ks) for ks in terms.values())
+        blank = torch.full_like(decoded[0], run.spec.range[0])
+        columns = [[*asking.through(decode, codes[groups[term]]), *[blank] * most][:most] for term in terms]
+        sheet = torch.stack([x for row in zip(*columns, strict=True) for x in row])
+        sheet = pictures.grid(pictures.to_bytes(sheet, run.spec), columns=len(terms))
+        images["terms"] = pictures.captioned(sheet, columns=list(terms))
     return asking.write(
-        run, f"arithmetic_{by}_{name}", seed=seed, out=out, images={"": image}, record=record, arrays=arrays
-    )
+        run, f"arithmetic_{by}_{name}" + "_w" * (space == "w"), seed=seed, out=out, images=images, record=record,
+        arrays={"z": shown, "x": decoded, "direction": z - means["a"]},
+    )  # fmt: skip
 
 
 def numbered(
-    run: Run, by: By, terms: dict[str, list[int]], n: int, split: str, seed: int
+    run: Run, by: By, terms: dict[str, list[int]], n: int, split: str, seed: int, space: asking.Space
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Return codes (N, …), and for each term which of them it means; by class also the "labels" (N,) of all."""
     if by == "draw":
@@ -94,7 +107,7 @@ def numbered(
         if most >= n:
             raise UserError(f"by=draw: there are the draws 0 to {n - 1} of n={n}, not {most}")
         torch.manual_seed(seed)
-        return run.model.prior(n), {name: torch.tensor(ks) for name, ks in terms.items()}
+        return asking.draw(run, n, space=space), {name: torch.tensor(ks) for name, ks in terms.items()}
     need(run.model, "encode", lambda: able("encode"))
     if by == "item":
         held, _ = asking.items(run, split, None, seed, [k for ks in terms.values() for k in ks])
@@ -152,7 +165,7 @@ def along(
     if run.spec.kind == "image":
         sheets = torch.cat([held[:, None], decoded.cpu().unflatten(0, z.shape[:2])], 1).flatten(0, 1)
         sheet = pictures.grid(pictures.to_bytes(sheets, run.spec), columns=1 + len(strengths))
-        image = asking.captioned(sheet, columns=["item", *(f"{v:+g}" if v else "0" for v in strengths)])
+        image = pictures.captioned(sheet, columns=["item", *(f"{v:+g}" if v else "0" for v in strengths)])
     return asking.write(
         run, f"arithmetic_attribute{attribute}", seed=seed, out=out, images={"": image},
         record={

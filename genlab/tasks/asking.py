@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from inspect import signature
 from pathlib import Path
@@ -12,17 +11,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from genlab.abilities import abilities
+from genlab.abilities import abilities, need
 from genlab.data.order import permutation
 from genlab.errors import UserError
 from genlab.spec import Batch
+from genlab.tasks.catalogue import able
 from genlab.tasks.records import write_record
 from genlab.tasks.run import Run
 from genlab.tasks.tables import show
 
 Split = Literal["test", "validation", "train"]
+Space = Literal["z", "w"]  # of codes: those of the prior, or the styles that a style-based generator makes of them
 DRAWS = 10_000  # codes of the prior by which its mean and spread are known
-CELL = 48  # pixels of a captioned image's side, at least
 AT_ONCE = 250  # items that go through the model together
 
 
@@ -43,20 +43,38 @@ def through(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     return torch.cat([function(part) for part in x.split(AT_ONCE)])
 
 
-def reference(run: Run, split: str, seed: int, y: int | None = None) -> Tensor:
+def reference(run: Run, split: str, seed: int, y: int | None = None, space: Space = "z") -> Tensor:
     """Return codes (N, …) that show where the decoder is at home: the prior's, of class y if given, else those of data."""
-    if "prior" in abilities(run.model):
+    if space == "w" or "prior" in abilities(run.model):
         torch.manual_seed(seed)
-        return draw(run, DRAWS, y)
+        return draw(run, DRAWS, y, space)
     return through(run.model.encode, items(run, split, DRAWS, seed)[0].x)
 
 
 @torch.no_grad()
-def draw(run: Run, n: int, y: int | None = None) -> Tensor:
-    """Draw n codes (n, …) from the prior, of class y if given."""
-    if y is None:
-        return run.model.prior(n)
-    return run.model.prior(n, torch.full((n,), y, device=run.device.torch))
+def draw(run: Run, n: int, y: int | None = None, space: Space = "z") -> Tensor:
+    """Draw n codes (n, …) from the prior, of class y if given; in the space w their styles (n, dim).
+
+    Raises:
+        UserError: the space is w, and the model has no styles.
+    """
+    z = run.model.prior(n) if y is None else run.model.prior(n, torch.full((n,), y, device=run.device.torch))
+    if space == "z":
+        return z
+    need(run.model, "styles", lambda: able("styles"))
+    return through(run.model.styles, z)[:, 0]
+
+
+def decoder(run: Run, space: Space = "z") -> Callable[[Tensor], Tensor]:
+    """Return what makes items (B, *shape) of a space's codes: of w (B, dim) with the same style in every layer.
+
+    Raises:
+        UserError: the space is w, and the model has no styles.
+    """
+    if space == "z":
+        return run.model.decode
+    need(run.model, "synthesise", lambda: able("synthesise"))
+    return lambda w: run.model.synthesise(w[:, None])
 
 
 def one_class(run: Run, y: int | None, *, default: int | None = None) -> int | None:
@@ -90,35 +108,6 @@ def psnr(x: Tensor, other: Tensor, span: float) -> Tensor:
     """Return the peak signal-to-noise ratio (N,) in dB of images whose values span `span`; at most that of float32's rounding."""
     each = (x - other).double().square().flatten(1).mean(1)
     return 10 * torch.log10(span**2 / each.clamp_min((span * torch.finfo(torch.float32).eps) ** 2))
-
-
-def captioned(sheet: np.ndarray, *, rows: list[str] | None = None, columns: list[str] | None = None) -> np.ndarray:
-    """Return a grid of images (H, W, 3) with a caption beside each row and above each column, where longer ones are cut off.
-
-    A grid of small images is enlarged by a whole factor, so that captions have room.
-    """
-    from matplotlib import font_manager
-    from PIL import Image, ImageDraw, ImageFont
-
-    font = ImageFont.truetype(font_manager.findfont("DejaVu Sans"), 12)  # comes with matplotlib
-    rows, columns = rows or [], columns or []
-    height, width = sheet.shape[:2]
-    cell = width / len(columns) if columns else height / len(rows)
-    factor = math.ceil(CELL / cell)
-    sheet = sheet.repeat(factor, 0).repeat(factor, 1)
-    height, width = sheet.shape[:2]
-    left = max((round(font.getlength(text)) + 10 for text in rows), default=0)
-    top = 20 if columns else 0
-    whole = Image.new("RGB", (left + width, top + height), "white")
-    draw = ImageDraw.Draw(whole)
-    for i, text in enumerate(rows):
-        draw.text((5, top + (i + 0.5) * height / len(rows)), text, "black", font, anchor="lm")
-    for i, text in enumerate(columns):
-        while len(text) > 1 and font.getlength(text) > width / len(columns):
-            text = text[:-1]
-        draw.text((left + (i + 0.5) * width / len(columns), top - 4), text, "black", font, anchor="ms")
-    whole.paste(Image.fromarray(sheet), (left, top))
-    return np.asarray(whole)
 
 
 def write(

@@ -19,7 +19,7 @@ def denoise(
     run: Run,
     *,
     noise: masks.Noise = "gaussian",
-    level: NonNegative = 0.3,
+    level: NonNegative | None = None,
     n: Positive | None = 1000,
     items: list[Count] | None = None,
     split: asking.Split = "test",
@@ -31,18 +31,20 @@ def denoise(
     Args:
         noise: "gaussian", of standard deviation `level` in ranges of the data; "masking", a share `level` of the values at
             the lowest; "salt_and_pepper", a share at the lowest or highest.
+        level: None: the one that a translator was trained for, else 0.3.
 
     Raises:
         UserError: the model does not denoise, there is no such item, or a share above 1.
     """
-    ready(run, "denoise")
+    clear = run.model.denoise if "denoise" in ready(run, "denoise") else run.model.translate
+    level = trained_level(run) if level is None else level
     if noise != "gaussian" and level > 1:
         raise UserError(f"level={level:g}: of {noise} it is a share of the values, at most 1")
     held, index = asking.items(run, split, n, seed, items)
     torch.manual_seed(seed)
     x = held.x
     dirty = masks.noisy(x, run.spec, noise, level)
-    clean = asking.through(run.model.denoise, dirty)
+    clean = asking.through(clear, dirty)
     before, after = asking.squared_error(x, dirty), asking.squared_error(x, clean)
     record = {
         "noise": noise, "level": level, "split": split, "n": len(x),
@@ -55,8 +57,13 @@ def denoise(
         record["psnr_db_after"] = asking.mean(asking.psnr(x, clean, high - low))
         some = torch.cat([part[:SHOWN] for part in (x, dirty, clean)])
         sheet = pictures.grid(pictures.to_bytes(some, run.spec), columns=min(SHOWN, len(x)))
-        image = asking.captioned(sheet, rows=["item", "with noise", "denoised"])
+        image = pictures.captioned(sheet, rows=["item", "with noise", "denoised"])
     return asking.write(
         run, f"denoise_{noise}{level:g}", seed=seed, out=out, record=record, images={"": image},
         arrays={"index": index, "y": held.y, "x": x, "noisy": dirty, "denoised": clean},
     )  # fmt: skip
+
+
+def trained_level(run: Run) -> float:
+    """Return the strength of the noise that the run's data puts on its sources, or 0.3."""
+    return run.config["dataset"]["sigma"] if run.spec.task == "denoise" else 0.3

@@ -21,6 +21,7 @@ from genlab.tasks.records import write_record
 from genlab.tasks.run import Run
 from genlab.tasks.sample import sampler_options
 from genlab.tasks.tables import show
+from genlab.tasks.translate import translations
 from genlab.training.run import write_whole
 
 Split = Literal["test", "validation", "train"]
@@ -154,6 +155,8 @@ def drawn(subject: Subject, measured: set[str]) -> dict[str, Any]:
         if spec.kind == "image" and "memorisation" in measured:
             x, near = memorisation.pairs(subject, PAIRS)
             found["nearest"] = pictures.rows(x, near)
+    if "translation" in measured:
+        found["translations"] = translations(subject.model, subject.dataset, subject.settings.split, seed=seed)
     found["reals"] = pictures.picture(reals[:shown], spec)
     if subject.model is not None:
         found |= latent_pictures(subject.model, subject.dataset, n=subject.settings.n, seed=seed, device=subject.device)

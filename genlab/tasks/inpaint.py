@@ -16,7 +16,7 @@ from genlab.tasks import asking, masks, pictures
 from genlab.tasks.catalogue import able
 from genlab.tasks.needs import ready
 from genlab.tasks.run import Run
-from genlab.tasks.search import search
+from genlab.tasks.search import searches
 
 SHOWN = 10  # items in a picture
 SEARCH = 500  # steps of a search
@@ -29,7 +29,7 @@ def inpaint(
     box: tuple[Count, Count, Count, Count] | None = None,
     side: masks.Side = "bottom",
     share: Fraction = 0.5,
-    how: Literal["complete", "search"] | None = None,
+    how: Literal["complete", "translate", "search"] | None = None,
     draws: Positive = 3,
     steps: Positive | None = None,
     weight: PositiveFloat = 0.01,
@@ -46,7 +46,8 @@ def inpaint(
         box: top, left, height and width of what is hidden; None: in the middle, half of each side.
         side: which half is hidden.
         share: of pixels hidden at random.
-        how: "complete" draws from the model's own law, "search" looks for the best code; None: complete where it can.
+        how: "complete" draws from the model's own law, "translate" asks a model that was trained to fill in, "search" looks
+            for the best code; None: the first that the model can.
         steps: of the chain or the search; None: the model's own, or 500 of a search.
         weight: of the prior in a search: the variance of a value's noise, in squared ranges of the data.
 
@@ -54,9 +55,12 @@ def inpaint(
         UserError: the model can do neither, or not what `how` asks for; the mask does not fit the data.
     """
     has = ready(run, "inpaint")
-    how = how or ("complete" if "complete" in has else "search")
-    verb = "complete" if how == "complete" else "decode"
+    trained = {"translate", "task=inpaint"} <= has
+    how = how or ("complete" if "complete" in has else "translate" if trained else "search")
+    verb = "decode" if how == "search" else how
     need(run.model, verb, lambda: able(verb))
+    if how == "translate" and not trained:
+        raise UserError(f"how=translate needs a model trained with dataset=pairs dataset.operator=mask, not {run.name}")
     held, index = asking.items(run, split, n, seed, items)
     x = held.x
     where = masks.hidden(run.spec, mask, len(x), box=box, side=side, share=share, seed=seed).to(x.device)
@@ -65,8 +69,14 @@ def inpaint(
     torch.manual_seed(seed)
     if how == "complete":
         filled = completed(run, many, known, steps).unflatten(0, (-1, draws))  # (n, draws, *shape)
+    elif how == "translate":
+        filled = translated(run, many, known).unflatten(0, (-1, draws))
     else:
-        filled = searched(run, many, known, usual, steps or SEARCH, weight, draws)
+        low, high = run.spec.range if run.spec.kind == "image" else (x.min().item(), x.max().item())
+        how_ = {"usual": usual, "weight": weight, "steps": steps or SEARCH, "span": high - low}
+        z = searches(run.model.decode, x, ~where, tries=draws, **how_)  # (n, draws, …), the best first
+        found = asking.through(run.model.decode, z.flatten(0, 1))
+        filled = torch.where(known, many, found).unflatten(0, (-1, draws))
 
     usually = run.dataset.take("train", asking.DRAWS, seed=seed).x.to(x).mean(0)  # (*shape)
     count = where.flatten(1).sum(1)
@@ -97,19 +107,12 @@ def completed(run: Run, x: Tensor, known: Tensor, steps: int | None) -> Tensor:
         return torch.cat([torch.where(k, part, run.model.complete(part, k, **options)) for part, k in parts])
 
 
-def searched(
-    run: Run, x: Tensor, known: Tensor, usual: Tensor, steps: int, weight: float, draws: int
-) -> Tensor:
-    """Return items (n, draws, *shape) from as many searches each, the best first, the known values kept to the last bit."""
-    low, high = run.spec.range if run.spec.kind == "image" else (x.min().item(), x.max().item())
-    found = [
-        search(run.model.decode, part, k, usual=usual, weight=weight, steps=steps, span=high - low)
-        for part, k in zip(x.split(asking.AT_ONCE), known.split(asking.AT_ONCE), strict=True)
-    ]
-    z, left = (torch.cat(parts) for parts in zip(*found, strict=True))
-    filled = torch.where(known, x, asking.through(run.model.decode, z)).unflatten(0, (-1, draws))
-    best = left.view(-1, draws).argsort(dim=1, stable=True)  # (n, draws)
-    return filled.gather(1, best.view(*best.shape, *[1] * (x.dim() - 1)).expand_as(filled))
+def translated(run: Run, x: Tensor, known: Tensor) -> Tensor:
+    """Return x (N, *shape) with unknown values as a translator fills them in, the known ones kept to the last bit."""
+    low, high = run.spec.range
+    mark = torch.where(known[:, :1], low, high).to(x)  # as `dataset.operator=mask` has it
+    source = torch.cat([torch.where(known, x, (low + high) / 2), mark], 1)
+    return torch.where(known, x, asking.through(run.model.translate, source))
 
 
 def picture(run: Run, x: Tensor, where: Tensor, usually: Tensor, filled: Tensor) -> np.ndarray:
@@ -121,4 +124,4 @@ def picture(run: Run, x: Tensor, where: Tensor, usually: Tensor, filled: Tensor)
     rows = ["item", "seen", *(f"filled in {k + 1}" for k in range(filled.shape[1])), "mean fill"]
     some = torch.cat([part[:SHOWN] for part in shown])
     sheet = pictures.grid(pictures.to_bytes(some, run.spec), columns=min(SHOWN, len(x)))
-    return asking.captioned(sheet, rows=rows)
+    return pictures.captioned(sheet, rows=rows)

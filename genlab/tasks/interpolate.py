@@ -55,6 +55,7 @@ def interpolate(
     run: Run,
     *,
     how: How = "linear",
+    space: asking.Space = "z",
     between: Literal["data", "prior"] | None = None,
     pairs: list[tuple[Count, Count]] | None = None,
     n: Positive = 8,
@@ -67,6 +68,7 @@ def interpolate(
     """Decode `frames` codes on the way between n pairs; write them as rows of a picture and as arrays, return numbers.
 
     Args:
+        space: "w": between styles of draws of the prior.
         between: codes of data (of those in `pairs`, or n drawn pairs) or draws of the prior; None: data where it encodes.
         y: of draws of a conditional prior: their class, or the classes at the beginning and at the end.
 
@@ -74,10 +76,12 @@ def interpolate(
         UserError: the model does not decode, or has no codes of that sort; there is no such item or class.
     """
     has = ready(run, "interpolate")
-    between = between or ("data" if "encode" in has and y is None else "prior")
+    between = between or ("data" if "encode" in has and y is None and space == "z" else "prior")
     verb = "encode" if between == "data" else "prior"
     need(run.model, verb, lambda: able(verb))
     if between == "data":
+        if space == "w":
+            raise UserError("space=w is for between=prior: items of the data have no styles; genlab project finds some")
         if y is not None:
             raise UserError("y= is for between=prior: items of the data have classes of their own")
         listed = None if pairs is None else [k for end in zip(*pairs, strict=True) for k in end]
@@ -92,17 +96,17 @@ def interpolate(
         if pairs is not None:
             raise UserError("pairs= is for between=data: draws of the prior have no numbers; choose others with seed=")
         torch.manual_seed(seed)
-        a, b = (asking.draw(run, n, asking.one_class(run, k)) for k in (y if isinstance(y, tuple) else (y, y)))
+        a, b = (asking.draw(run, n, asking.one_class(run, k), space) for k in (y if isinstance(y, tuple) else (y, y)))
         ends, index = None, None
 
     t = torch.linspace(0, 1, frames, dtype=a.dtype, device=a.device)
     z = (linear if how == "linear" else spherical)(a, b, t)  # (n, T, …)
-    decoded = asking.through(run.model.decode, z.flatten(0, 1)).unflatten(0, z.shape[:2])  # (n, T, *shape)
+    decoded = asking.through(asking.decoder(run, space), z.flatten(0, 1)).unflatten(0, z.shape[:2])  # (n, T, *shape)
     steps = decoded.diff(dim=1).double().flatten(2).norm(dim=2)  # (n, T − 1)
     return asking.write(
-        run, f"interpolate_{between}_{how}", seed=seed, out=out,
+        run, f"interpolate_{between}_{how}" + "_w" * (space == "w"), seed=seed, out=out,
         record={
-            "between": between, "how": how, "n": len(a), "frames": frames,
+            "between": between, "how": how, "space": space, "n": len(a), "frames": frames,
             "distance": asking.mean(asking.squared_error(decoded[:, 0], decoded[:, -1]).sqrt()),
             "length_of_the_way": asking.mean(steps.sum(1)),
             "longest_step": asking.mean(steps.max(1).values),
@@ -121,4 +125,4 @@ def picture(decoded: Tensor, spec: Spec, ends: tuple[Tensor, Tensor] | None) -> 
         decoded = torch.cat([ends[0][:, None], decoded, ends[1][:, None]], 1)
         columns = ["from", *columns, "to"]
     sheet = pictures.grid(pictures.to_bytes(decoded.flatten(0, 1), spec), columns=decoded.shape[1])
-    return asking.captioned(sheet, columns=columns)
+    return pictures.captioned(sheet, columns=columns)

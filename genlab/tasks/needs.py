@@ -10,7 +10,8 @@ from genlab.tasks.scores import LIKELIHOODS, SCORES
 
 CLASSES = "classes"  # beside the abilities: the model was trained with classes
 
-# command -> the ways in which it can be done, each the abilities that it takes; a command with no line here needs none
+# command -> the ways in which it can be done, each the abilities that it takes; a command with no line here needs none.
+# task=… : the model was trained on data with that task (`Spec.task`)
 NEEDS: dict[str, tuple[set[str], ...]] = {
     "sample": ({"sample"},),
     "complete": ({"extend"},),
@@ -19,13 +20,23 @@ NEEDS: dict[str, tuple[set[str], ...]] = {
     "interpolate": ({"encode", "decode"}, {"prior", "decode"}),
     "traverse": ({"prior", "decode"}, {"encode", "decode"}),
     "arithmetic": ({"encode", "decode"}, {"prior", "decode"}),
-    "inpaint": ({"complete"}, {"prior", "decode"}, {"encode", "decode"}),
-    "denoise": ({"denoise"},),
+    "mix": ({"prior", "styles", "synthesise"},),
+    "project": ({"prior", "decode"},),
+    "inpaint": ({"complete"}, {"prior", "decode"}, {"encode", "decode"}, {"translate", "task=inpaint"}),
+    "denoise": ({"denoise"}, {"translate", "task=denoise"}),
+    "translate": ({"translate"},),
+    "colorize": ({"translate", "task=colorize"},),
+    "superres": ({"translate", "task=superres"},),
+    "forecast": ({"translate", "task=forecast"},),
     "likelihood": tuple(way for ways in LIKELIHOODS.values() for way in ways),
     "anomaly": tuple(way for ways in SCORES.values() for way in ways),
     "classify": ({"classify"}, *({verb, CLASSES} for verb in ("log_prob", "iwae", "elbo"))),
 }
-KINDS = {"complete": ("tokens",), "inpaint": ("image", "points"), "denoise": ("image", "points")}  # of data; others: all
+KINDS = {  # of data; others: all
+    "complete": ("tokens",),
+    "mix": ("image",),
+    **dict.fromkeys(("project", "inpaint", "denoise"), ("image", "points")),
+}
 
 
 def can(has: set[str], command: str) -> bool:
@@ -35,7 +46,7 @@ def can(has: set[str], command: str) -> bool:
 
 def commands(run: Run) -> list[str]:
     """Return the commands that fit the run's model and data."""
-    has, kind = abilities(run.model), run.spec.kind
+    has, kind = abilities(run.model) | {f"task={run.spec.task}"}, run.spec.kind
     has |= {CLASSES} if getattr(run.model, "conditional", False) else set()
     return [command for command in NEEDS if can(has, command) and kind in KINDS.get(command, (kind,))]
 
@@ -46,10 +57,14 @@ def ready(run: Run, command: str) -> set[str]:
     Raises:
         UserError: it cannot; the message says what it takes, and names the models that can.
     """
-    has, kind = abilities(run.model), run.spec.kind
+    has, kind = abilities(run.model) | {f"task={run.spec.task}"}, run.spec.kind
     if not can(has, command):
+        if "translate" in has and can(has | {f"task={command}"}, command):
+            trained = f"{run.name} was trained for another: task={run.spec.task}"
+            raise UserError(f"genlab {command} needs a model trained on data with task={command}, and {trained}; "
+                            "genlab translate asks any")  # fmt: skip
         ways = " or ".join(" and ".join(sorted(way)) for way in NEEDS[command])
-        names = ", ".join(recipe.name for recipe in recipes() if can(recipe.abilities(), command))
+        names = ", ".join(recipe.name for recipe in recipes() if can(recipe.abilities() | {f"task={command}"}, command))
         raise UserError(f"genlab {command} needs {ways}, which {run.name} has not; models that have it: {names}")
     if kind not in KINDS.get(command, (kind,)):
         raise UserError(f"genlab {command} is for {' and '.join(KINDS[command])}, and {run.info['dataset']} has {kind}")

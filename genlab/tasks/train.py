@@ -20,13 +20,14 @@ from genlab.metrics.subject import Subject
 from genlab.spec import Positive
 from genlab.tasks import pictures
 from genlab.tasks.catalogue import able
+from genlab.tasks.translate import translations
 from genlab.training.run import RunFolder
 from genlab.training.trainer import Trainer
 
 if TYPE_CHECKING:
     import numpy as np
 
-PREVIEWS = {"points": 1000, "tokens": 8}  # items in a preview; of anything else a grid of 64
+PREVIEWS = {"points": 1000, "tokens": 8, "video": 4}  # items in a preview; of anything else a grid of 64
 
 
 class Stopped(UserError):
@@ -53,7 +54,8 @@ def train(trainer: Trainer, dataset: Any, folder: RunFolder | None, *, config: d
             start(trainer, dataset, folder)
         o = trainer.options
         evaluate = partial(judge, dataset, config) if o.evaluate_every else None
-        draw = partial(preview, dataset, folder, trainer) if o.preview_every and "sample" in abilities(trainer.model) else None
+        drawn = {"sample", "translate"} & abilities(trainer.model)
+        draw = partial(preview, dataset, folder, trainer) if o.preview_every and drawn else None
         ended = trainer.fit(dataset, folder, preview=draw, evaluate=evaluate, config=flat(config))
         if not writes:
             return None
@@ -65,7 +67,7 @@ def train(trainer: Trainer, dataset: Any, folder: RunFolder | None, *, config: d
     for line in dataset.report():
         print(f"data: {line}", file=sys.stderr)
     print(f"trained {trainer.at:,} steps{why[ended]} in {trainer.seconds:.0f} s: {folder.path}")
-    last = [line for line in folder.history() if "evaluation" not in line]
+    last = [line for line in folder.history() if "seconds" in line]
     return {k: v for k, v in last[-1].items() if isinstance(v, float)} if last else {}
 
 
@@ -89,8 +91,15 @@ def count(dataset: Any) -> int:
 
 
 def preview(dataset: Any, folder: RunFolder, trainer: Trainer, model: nn.Module) -> np.ndarray:
-    """Draw samples from the same noise every time, as samples/step_N.png (text as .txt too); return the picture."""
+    """Draw samples from the same noise every time, as samples/step_N.png (text as .txt too); return the picture.
+
+    Of a model that translates: the same held-out sources, what it makes of them, and the truth, if there is one.
+    """
     torch.manual_seed(0)
+    if "translate" in abilities(model):
+        image = translations(model, dataset, "validation" if dataset.size("validation") else "train")
+        pictures.save(image, folder.samples / f"step_{trainer.at:09d}.png")
+        return image
     with torch.no_grad():
         x = model.sample(count(dataset))
     reals = dataset.take("train", count(dataset)).x if dataset.spec.kind == "points" else None

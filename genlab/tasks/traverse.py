@@ -24,6 +24,7 @@ from genlab.tasks.tables import show
 def traverse(
     run: Run,
     *,
+    space: asking.Space = "z",
     dims: list[Count] | None = None,
     n: Positive = 10,
     frames: Annotated[int, Ge(2)] = 11,
@@ -40,6 +41,7 @@ def traverse(
     without one those of data's codes.
 
     Args:
+        space: "w": the dimensions of the prior's styles.
         dims: numbers of the dimensions; None: the n that have the most effect.
         item: the test item at whose code to start; None: the mean code.
         y: the class of a conditional prior; None: class 0.
@@ -48,7 +50,9 @@ def traverse(
         UserError: the model does not decode, or there is no such dimension, item or class.
     """
     ready(run, "traverse")
-    codes = asking.reference(run, split, seed, asking.one_class(run, y, default=0))  # (N, …)
+    if space == "w" and item is not None:
+        raise UserError("item= is for space=z: items of the data have no styles; genlab project finds some")
+    codes = asking.reference(run, split, seed, asking.one_class(run, y, default=0), space)  # (N, …)
     shape, codes = codes.shape[1:], codes.flatten(1)
     middle, spread = codes.mean(0), codes.std(0)  # (d,)
     if item is None:
@@ -60,8 +64,10 @@ def traverse(
         if k >= len(middle):
             raise UserError(f"dims={dims}: the code of {run.name} has the dimensions 0 to {len(middle) - 1}")
 
+    whole = asking.decoder(run, space)
+
     def decode(z: Tensor) -> Tensor:  # (N, d) to (N, *shape)
-        return asking.through(lambda part: run.model.decode(part.unflatten(1, shape)), z)
+        return asking.through(lambda part: whole(part.unflatten(1, shape)), z)
 
     def moved(k: int, t: Tensor) -> Tensor:  # the codes (T, d) with dimension k at each of t (T,)
         z = start.repeat(len(t), 1)
@@ -77,16 +83,18 @@ def traverse(
 
     if run.spec.kind == "image":
         sheet = pictures.grid(pictures.to_bytes(decoded.flatten(0, 1), run.spec), columns=frames)
-        sheet = asking.captioned(sheet, rows=[f"z{k}" for k in dims], columns=[f"{v:+.2g}σ" if v else "0" for v in t.tolist()])
+        sheet = pictures.captioned(
+            sheet, rows=[f"{space}{k}" for k in dims], columns=[f"{v:+.2g}σ" if v else "0" for v in t.tolist()]
+        )
     else:
         sheet = lines(decoded)
     images: dict[str, np.ndarray] = {"": sheet}
     if shape == (2,):
         axes = prior_axes if "prior" in abilities(run.model) else range_axes
-        images["manifold"] = manifold(run.model.decode, run.spec, axes(codes))
+        images["manifold"] = manifold(whole, run.spec, axes(codes))
     show(["dimension", "effect"], [[str(k), f"{effect[k].item():.4g}"] for k in dims])
     return asking.write(
-        run, "traverse", seed=seed, out=out, images=images,
-        record={"dims": dims, "frames": frames, "span": span, "item": item, "y": y, "effect": effect.tolist()},
+        run, "traverse" + "_w" * (space == "w"), seed=seed, out=out, images=images,
+        record={"space": space, "dims": dims, "frames": frames, "span": span, "item": item, "y": y, "effect": effect.tolist()},
         arrays={"frames": decoded, "t": t, "dims": np.array(dims), "start": start.unflatten(0, shape), "effect": effect},
     )  # fmt: skip

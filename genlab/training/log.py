@@ -78,8 +78,8 @@ class Log:
                 raise Diverged(f"step {at}: {', '.join(f'{n} is {losses[n]}' for n in broken)}; {hint}")
         return self.pending
 
-    def write(self, step: int, extra: dict[str, float], hint: str) -> None:
-        """Write the means since the last logged step."""
+    def write(self, step: int, extra: dict[str, float], hint: str) -> dict[str, float]:
+        """Write and return the means since the last logged step."""
         pending = self.settle(step, hint)
         names = {name: None for losses in pending for name in losses}
         means = {}
@@ -91,6 +91,12 @@ class Log:
         for name, value in {**means, **extra}.items():
             self.scalar(name if "/" in name else f"train/{name}", value, step)
         self.say(step, means, extra)
+        return means
+
+    def note(self, step: int, message: str) -> None:
+        """Say what the numbers mean, and keep it beside them."""
+        self.line({"step": step, "notes": [message]})
+        self.tell(f"step {step:,}: {message}")
 
     def line(self, record: dict[str, Any]) -> None:
         """Append one line to stats.jsonl."""

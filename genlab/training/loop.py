@@ -68,7 +68,9 @@ class Loop:
                 now = time.monotonic()
                 t.seconds, clock = t.seconds + now - clock, now
                 if self.due(o.log_every) or t.at == o.steps:
-                    self.log.write(t.at, self.vitals((t.at - rate_at) / (now - rate_from)), self.hint())
+                    means = self.log.write(t.at, self.vitals((t.at - rate_at) / (now - rate_from)), self.hint())
+                    for note in t.diagnose(means):
+                        self.log.note(t.at, note)
                     rate_from, rate_at = time.monotonic(), t.at
 
                 # pictures and measures, whose time is not training's
@@ -145,7 +147,7 @@ class Loop:
         """Return the run's final numbers: its last losses, its last evaluation."""
         final: dict[str, float] = {}
         for record in self.run.history() if self.run else ():
-            final |= record.get("evaluation", {k: v for k, v in record.items() if k != "step"})
+            final |= record.get("evaluation", {k: v for k, v in record.items() if k not in ("step", "notes")})
         return final
 
     def hint(self) -> str:

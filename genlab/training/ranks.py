@@ -40,11 +40,10 @@ class Ranks:
                 t.copy_(part.view(t.shape))
 
     def average_statistics(self, model: nn.Module) -> None:
-        """Average the running statistics of batch normalisation, which each process gathers from its own shards."""
+        """Average the running statistics, which each process gathers from its own shards: buffers named running_…"""
         if self.size == 1:
             return
-        norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-        self.average([b for m in norms for b in (m.running_mean, m.running_var) if b is not None])
+        self.average([b for name, b in model.named_buffers() if name.rpartition(".")[2].startswith("running_")])
 
     def gather(self, part: Tensor) -> Tensor:
         """Return the processes' parts (B, …) joined in the order of their ranks, (size·B, …)."""

@@ -7,6 +7,8 @@ TRAINERS = {
     "autoregressive": "genlab.training.trainer.Trainer",
     "diffusion": "genlab.training.trainer.Trainer",  # … on a denoising error
     "gan": "genlab.models.gan.trainer.GANTrainer",  # the game of two players
+    "progressive": "genlab.models.gan.progressive_trainer.ProgressiveTrainer",  # … whose images grow
+    "translation": "genlab.models.gan.translation_trainer.TranslationTrainer",  # … between a source and its target
     "classical": "genlab.models.classical.trainer.ClassicalTrainer",  # closed forms and EM: no optimizer
     "rbm": "genlab.models.boltzmann.trainer.CDTrainer",  # contrastive divergence
     "greedy": "genlab.models.boltzmann.trainer.GreedyTrainer",  # … of one machine of a deep model after another

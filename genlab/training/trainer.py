@@ -90,6 +90,10 @@ class Trainer:
         """Make one update; pull as many batches as the rule says."""
         return self.descend("model", self.model.loss, self.pull(batches))
 
+    def diagnose(self, means: dict[str, float]) -> list[str]:
+        """Return what the mean losses since the last log say is wrong, with what to try; each is said when it begins."""
+        return []
+
     # --- what an update rule is made of -------------------------------------------------------------------------------
 
     def pull(self, batches: Iterator[Batch]) -> list[Batch]:

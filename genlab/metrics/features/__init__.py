@@ -53,7 +53,8 @@ def default(dataset: Any) -> str:
     """Return the space that suits a dataset: its own classifier's where it has labels, else its values."""
     if dataset.spec.kind != "image":
         return "coordinates"
-    return "classifier" if dataset.spec.classes > 1 else "pixels"
+    stacked = getattr(dataset, "stacked", False)  # its classifier sees one channel
+    return "classifier" if dataset.spec.classes > 1 and not stacked else "pixels"
 
 
 def check(name: str, dataset: Any) -> str:
@@ -67,6 +68,8 @@ def check(name: str, dataset: Any) -> str:
         raise UserError(f"features={name}: no such space{did_you_mean(name, known)}; there are {', '.join(known)}")
     if (dataset.spec.kind == "image") == (name == "coordinates"):
         raise UserError(f"features={name} does not suit {dataset.name}, whose items are {dataset.spec.kind}s")
+    if name == "classifier" and getattr(dataset, "stacked", False):
+        raise UserError(f"features=classifier sees one channel, and {dataset.name} has several; try features=pixels or inception")
     if name == "classifier" and dataset.spec.classes < 2:
         raise UserError(f"features=classifier needs labels, and {dataset.name} has none; try features=pixels or inception")
     return name

@@ -98,11 +98,12 @@ class Classifier:
 
     @classmethod
     def of(cls, dataset: Any, device: torch.device) -> Classifier:
-        """Return the classifier of a dataset, trained now if it never was for these images.
+        """Return the classifier of a dataset, trained now if it never was for these images; of stacked data, of one channel.
 
         All images that are not for testing are taken, in an order of their own, so that the share that a run holds out
         for validation does not change the space that it is measured in.
         """
+        dataset = getattr(dataset, "single", dataset)
         parts = [dataset.shown(split, MOST) for split in ("train", "validation") if dataset.size(split)]
         x, y = torch.cat([p.x for p in parts]), torch.cat([p.y for p in parts])
         names = [digest(image, str(int(label))) for image, label in zip(x, y, strict=True)]

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from itertools import pairwise
 
-import torch
 from torch import Tensor, nn
 
 from genlab.errors import UserError
 from genlab.models.gan.game import Game, Noise, ToRange
-from genlab.models.gan.losses import Name
-from genlab.spec import NonNegative, Positive, Spec
+from genlab.spec import Positive, Spec
 
 
 class DCGAN(Game):
@@ -22,23 +20,12 @@ class DCGAN(Game):
 
     Args:
         width: maps at half the image's side; 128 is the paper's (1024 at 4×4 for 64×64 images).
-        r1: γ of the gradient penalty γ/2 E|∇D(x)|² on data (Mescheder et al. 2018).
 
     Raises:
         UserError: the items are no square images of such a side, or `conditional` and the data has no labels.
     """
 
-    def __init__(
-        self,
-        spec: Spec,
-        *,
-        latent: Positive = 100,
-        width: Positive = 128,
-        noise: Noise = "uniform",
-        loss: Name = "non_saturating",
-        r1: NonNegative = 0.0,
-        conditional: bool = False,
-    ) -> None:
+    def __init__(self, spec: Spec, *, width: Positive = 128, noise: Noise = "uniform", **options) -> None:
         side = spec.shape[-1]
         if spec.kind != "image" or spec.shape[-2] != side or side < 16 or side & (side - 1):
             mend = "choose a dataset of images, such as dataset=digits"
@@ -46,11 +33,10 @@ class DCGAN(Game):
                 mend = f"set dataset.size={max(16, 1 << (max(spec.shape[-2:]) - 1).bit_length())}"
             raise UserError("DCGAN needs square images whose side is a power of two of at least 16, "
                             f"and this dataset gives {spec.shape}; {mend}")  # fmt: skip
-        super().__init__(spec, latent=latent, noise=noise, loss=loss, r1=r1, conditional=conditional)
+        super().__init__(spec, noise=noise, **options)
         maps = [width << i for i in range(side.bit_length() - 3)]  # at sides S/2, S/4, …, 4
-        self.generator = Generator(spec, self.code, maps[::-1])
-        self.discriminator = Discriminator(spec, maps, spec.classes * conditional)
-        self.apply(initialise)
+        self.generator = Generator(spec, self.code, maps[::-1]).apply(initialise)
+        self.discriminator = self.critic(Features(self.seen[0], maps), (maps[-1], 4, 4), initialise=initialise)
 
 
 class Generator(nn.Module):
@@ -68,25 +54,15 @@ class Generator(nn.Module):
         return self.layers(z[:, :, None, None])
 
 
-class Discriminator(nn.Module):
-    """D: images (B, C, S, S), with a map of their class where it has any, to logits (B,)."""
+class Features(nn.Sequential):
+    """D without its last layer: images (B, C, S, S) to maps (B, maps[-1], 4, 4)."""
 
-    def __init__(self, spec: Spec, maps: list[int], classes: int) -> None:
-        super().__init__()
-        channels, side, _ = spec.shape
-        self.label = nn.Embedding(classes, side * side) if classes else None
-        layers: list[nn.Module] = [
-            nn.Conv2d(channels + bool(classes), maps[0], 4, stride=2, padding=1), nn.LeakyReLU(0.2, inplace=True)
-        ]  # fmt: skip
+    def __init__(self, channels: int, maps: list[int]) -> None:
+        layers: list[nn.Module] = [nn.Conv2d(channels, maps[0], 4, stride=2, padding=1), nn.LeakyReLU(0.2, inplace=True)]
         for i, o in pairwise(maps):
             layers += [nn.Conv2d(i, o, 4, stride=2, padding=1, bias=False), nn.BatchNorm2d(o)]
             layers += [nn.LeakyReLU(0.2, inplace=True)]
-        self.layers = nn.Sequential(*layers, nn.Conv2d(maps[-1], 1, 4))
-
-    def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
-        if self.label is not None:
-            x = torch.cat([x, self.label(y).view(-1, 1, *x.shape[2:])], 1)  # (B, C + 1, S, S)
-        return self.layers(x).flatten()  # (B,)
+        super().__init__(*layers)
 
 
 def norm_relu(maps: int) -> tuple[nn.Module, nn.Module]:
@@ -95,7 +71,7 @@ def norm_relu(maps: int) -> tuple[nn.Module, nn.Module]:
 
 def initialise(module: nn.Module) -> None:
     """Draw weights as the paper does (section 4): N(0, 0.02²); scales of batch normalisation around 1."""
-    if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+    if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
         nn.init.normal_(module.weight, 0.0, 0.02)
         if module.bias is not None:
             nn.init.zeros_(module.bias)

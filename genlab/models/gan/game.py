@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import one_hot
+from torch.nn.functional import cross_entropy, one_hot
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.utils.parametrizations import _SpectralNorm
 
 from genlab.errors import UserError
-from genlab.models.gan.losses import LOSSES, Name, r1_penalty
-from genlab.spec import Batch, Spec
+from genlab.models.gan import augment as augments
+from genlab.models.gan.critic import ClassMap, Condition, Critic, OneHot
+from genlab.models.gan.losses import LOSSES, Name
+from genlab.models.gan.regularisers import clip_weights, gradient_penalty, r1_penalty, spectrally_normalised
+from genlab.spec import Batch, NonNegative, Positive, Spec
 
 Noise = Literal["normal", "uniform"]
 
@@ -23,55 +27,153 @@ class Game(nn.Module):
 
     G takes a code (B, code): noise z, followed in a conditional model by the one-hot class (Mirza & Osindero 2014,
     https://arxiv.org/abs/1411.1784). D takes items (B, *shape) and, in a conditional model, their classes (B,), and
-    gives logits (B,).
+    gives logits (B,). Losses and regularisers fit every network.
+
+    Args:
+        latent: dimension of the noise z.
+        r1: γ of γ/2 E|∇D(x)|² on data (Mescheder et al. 2018).
+        gradient_penalty: λ of λ E(|∇D(x̂)| − 1)² between data and samples (Gulrajani et al. 2017).
+        clip: c to which D's weights are clipped after each of its updates (Arjovsky et al. 2017); 0: not.
+        spectral: divide D's weights by their spectral norm (Miyato et al. 2018).
+        deviation: show D how much a batch differs (Karras et al. 2018).
+        augment: what D is shown: images as they are, by DiffAugment (Zhao et al. 2020) or adaptively (Karras et al. 2020).
+        condition: how D is told the class, and `auxiliary`: tells it.
 
     Raises:
         UserError: the data is of tokens, or `conditional` and the data has no labels.
     """
 
     generator: nn.Module
-    discriminator: nn.Module
+    discriminator: Critic
 
-    def __init__(self, spec: Spec, *, latent: int, noise: Noise, loss: Name, r1: float, conditional: bool) -> None:
+    def __init__(
+        self,
+        spec: Spec,
+        *,
+        latent: Positive = 100,
+        noise: Noise = "normal",
+        loss: Name = "non_saturating",
+        r1: NonNegative = 0.0,
+        gradient_penalty: NonNegative = 0.0,
+        clip: NonNegative = 0.0,
+        spectral: bool = False,
+        deviation: bool = False,
+        augment: augments.Name = "none",
+        conditional: bool = False,
+        condition: Condition = "concat",
+    ) -> None:
         super().__init__()
         name = type(self).__name__
-        if spec.kind == "tokens":
-            raise UserError(f"{name} needs values that can change a little, and this dataset has tokens; "
+        if spec.kind not in ("image", "points"):
+            raise UserError(f"{name} needs values that can change a little, and this dataset has {spec.kind}; "
                             "choose images or points, such as dataset=digits")  # fmt: skip
         if conditional and not spec.classes:
             raise UserError(f"{name} with model.conditional=true needs labels, and this dataset has none; "
                             "set model.conditional=false")  # fmt: skip
+        if augment != "none" and spec.kind != "image":
+            raise UserError(f"model.augment={augment} is for images; set model.augment=none")
         self.spec = spec
         self.latent, self.noise, self.conditional = latent, noise, conditional
         self.code = latent + (spec.classes if conditional else 0)
         self.objective = LOSSES[loss]
-        self.r1 = r1
+        self.r1, self.gradient_penalty, self.clip = r1, gradient_penalty, clip
+        self.spectral, self.deviation, self.condition = spectral, deviation, condition
+        self.augment = augments.AUGMENTS[augment]()
+
+    @property
+    def seen(self) -> tuple[int, ...]:
+        """The shape that D's network is given: the data's, with a place for the class where it is joined to the input."""
+        first, *rest = self.spec.shape
+        if not (self.conditional and self.condition == "concat"):
+            return self.spec.shape
+        return (first + (1 if rest else self.spec.classes), *rest)
+
+    def critic(
+        self,
+        features: nn.Module,
+        shape: tuple[int, ...],
+        *,
+        join: nn.Module | None = None,
+        initialise: Callable[[nn.Module], None] | None = None,
+    ) -> Critic:
+        """Return D, of a network from items (B, *seen) to features (B, *shape), as the options dress it.
+
+        Args:
+            join: how `concat` joins the class to an item; None: a map more of an image, the one-hot class of a vector.
+            initialise: draws the weights of a layer; None: PyTorch's own.
+        """
+        classes = self.spec.classes * self.conditional
+        if classes and self.condition == "concat" and join is None:
+            size = self.spec.shape[1:]
+            join = ClassMap(classes, size) if size else OneHot(classes)
+        dress = {"condition": self.condition, "deviation": self.deviation, "bias": self.objective.absolute}
+        critic = Critic(features, shape, join=join, classes=classes, **dress)
+        if initialise is not None:
+            critic.apply(initialise)
+        return spectrally_normalised(critic) if self.spectral else critic
 
     # --- the game -------------------------------------------------------------------------------------------------
 
-    def discriminator_loss(self, batch: Batch) -> dict[str, Tensor]:
-        """Return D's loss in nats on real items and as many of G's; G is left untouched, its statistics included."""
+    def discriminator_loss(self, batch: Batch, penalty: float = 1) -> dict[str, Tensor]:
+        """Return D's loss on real items and as many of G's; G is left untouched, its statistics included.
+
+        Args:
+            penalty: the weight of the gradient penalties: 0 leaves them out, k makes up for k − 1 times left out.
+        """
         x, y = batch.x, batch.y if self.conditional else None
         with torch.no_grad(), fixed(self.generator):
-            fake_x = self.generator(self.prior(len(x), y))
-        if self.r1:
+            z = self.prior(len(x), y)
+            fake_x = self.generator(z)
+        D, r1, slope = self.discriminator, self.r1 * penalty, self.gradient_penalty * penalty
+        if r1:
             x = x.detach().requires_grad_()
         # real and fake in batches of their own: each is normalised by its own statistics
-        real, fake = self.discriminator(x, y), self.discriminator(fake_x, y)  # (B,)
+        h, fake_h = D.seen(self.augment(x), y), D.seen(self.augment(fake_x), y)
+        real, fake = D.judged(h, y), D.judged(fake_h, y)  # (B,)
+        self.augment.heed(real.detach())
         loss = self.objective.discriminator(real, fake)
-        logs = {"D(x)": real.sigmoid().mean(), "D(G(z))": fake.sigmoid().mean()}
-        if self.r1:
+        shown = torch.sigmoid if self.objective.probability else torch.Tensor.detach
+        logs = {"D(x)": shown(real).mean(), "D(G(z))": shown(fake).mean()}
+        if self.objective.par:
+            logs["advantage"] = 1 - loss.detach() / self.objective.par  # 0: D knows nothing, 1: it is sure of all
+        if r1:
             logs["r1"] = r1_penalty(real, x)
-            loss = loss + self.r1 / 2 * logs["r1"]
-        return {"loss": loss, **logs}
+            loss = loss + r1 / 2 * logs["r1"]
+        if slope:
+            logs["gradient_penalty"] = gradient_penalty(lambda between: D(between, y), x, fake_x)
+            loss = loss + slope * logs["gradient_penalty"]
+        if D.class_head is not None:  # Odena et al. 2017, eq. 3, on data
+            logs["classification"] = cross_entropy(D.named(h), y)
+            loss = loss + logs["classification"]
+        recovered = self.recovered(z, fake_h)
+        return {"loss": sum(recovered.values(), loss), **logs, **recovered}
 
-    def generator_loss(self, batch: Batch) -> dict[str, Tensor]:
+    def generator_loss(self, batch: Batch, penalty: float = 1) -> dict[str, Tensor]:
         """Return G's loss on as many codes as the batch has items, with its labels; D is left untouched."""
         y = batch.y if self.conditional else None
-        fake_x = self.generator(self.prior(len(batch), y))
-        with fixed(self.discriminator):
-            fake = self.discriminator(fake_x, y)  # (B,)
-        return {"loss": self.objective.generator(fake)}
+        z = self.prior(len(batch), y)
+        fake_x = self.generator(z)
+        D = self.discriminator
+        with fixed(D):
+            h = D.seen(self.augment(fake_x), y)
+            recovered = self.recovered(z, h)
+            with torch.no_grad():
+                real = D(self.augment(batch.x), y) if self.objective.paired else None
+        loss = self.objective.generator(D.judged(h, y), real)
+        logs = {"spread": pairwise_distance(fake_x.detach()) / pairwise_distance(batch.x)}
+        if D.class_head is not None:  # … and on samples
+            logs["classification/generator"] = cross_entropy(D.named(h), y)
+            loss = loss + logs["classification/generator"]
+        return {"loss": sum(recovered.values(), loss), **logs, **{f"{k}/generator": v for k, v in recovered.items()}}
+
+    def recovered(self, z: Tensor, h: Tensor) -> dict[str, Tensor]:
+        """Return the losses of reading codes z (B, code) off D's features h of their samples, which both players pay."""
+        return {}
+
+    def constrain(self) -> None:
+        """Bring D back to where its weights may be, after an update of it."""
+        if self.clip:
+            clip_weights(self.discriminator, self.clip)
 
     # --- abilities ------------------------------------------------------------------------------------------------
 
@@ -120,14 +222,25 @@ class ToRange(nn.Module):
         return x if (self.middle, self.half) == (0, 1) else self.middle + self.half * x
 
 
+def pairwise_distance(x: Tensor) -> Tensor:
+    """Return the root mean squared distance a value between the items of x (B, …) and their neighbours in the batch."""
+    return (x - x.roll(1, 0)).square().mean().sqrt()
+
+
 @contextmanager
 def fixed(net: nn.Module) -> Iterator[None]:
-    """Let `net` play without recording batch statistics, so that its opponent's update leaves it as it was."""
-    norms = [m for m in net.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+    """Let `net` play without recording statistics, so that its opponent's update leaves it as it was."""
+    parts = list(net.modules())
+    norms = [m for m in parts if isinstance(m, _BatchNorm) and m.track_running_stats]
+    spectra = [m for m in parts if isinstance(m, _SpectralNorm) and m.training]
     for norm in norms:
         norm.track_running_stats = False  # in training it then normalises by the batch and keeps its buffers
+    for spectrum in spectra:
+        spectrum.training = False  # no step of its power iteration
     try:
         yield
     finally:
         for norm in norms:
             norm.track_running_stats = True
+        for spectrum in spectra:
+            spectrum.training = True

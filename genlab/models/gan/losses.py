@@ -1,26 +1,35 @@
 """The GAN losses in their papers' letters: what D minimises and what G minimises, given D's logits.
 
-A loss is a pair of functions of logits: σ(logit) is D's probability that an item is real. A new loss is two functions,
-its name in `Name` and its line in `LOSSES`.
+A loss is a pair of functions of logits: σ(logit) is D's probability that an item is real, or the logit itself is the
+critic's value. A new loss is two functions, its name in `Name` and its line in `LOSSES`.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Literal, NamedTuple
 
-import torch
 from torch import Tensor
-from torch.nn.functional import softplus
+from torch.nn.functional import relu, softplus
 
-Name = Literal["minimax", "non_saturating"]
+Name = Literal["minimax", "non_saturating", "least_squares", "hinge", "wasserstein", "relativistic"]
 
 
 class Loss(NamedTuple):
-    """`discriminator(real, fake)` and `generator(fake)`: logits (B,) to a scalar in nats, to be minimised."""
+    """`discriminator(real, fake)` and `generator(fake, real)`: logits (B,) to a scalar to be minimised.
+
+    `real` is None for the generator of a loss that is not `paired`: only a paired one looks at data there. `par` is
+    D's loss when all logits are 0; `probability`: D(x) is σ(logit), else the logit itself; not `absolute`: a constant added
+    to all logits changes nothing, so that D has none to learn.
+    """
 
     discriminator: Callable[[Tensor, Tensor], Tensor]
-    generator: Callable[[Tensor], Tensor]
+    generator: Callable[[Tensor, Tensor | None], Tensor]
+    par: float
+    probability: bool = False
+    paired: bool = False
+    absolute: bool = True
 
 
 # Goodfellow et al. 2014, eq. 1: min_G max_D V(D, G) = E[log D(x)] + E[log(1 − D(G(z)))];
@@ -30,24 +39,55 @@ def minus_value(real: Tensor, fake: Tensor) -> Tensor:
     return softplus(-real).mean() + softplus(fake).mean()
 
 
-def saturating(fake: Tensor) -> Tensor:
+def saturating(fake: Tensor, real: Tensor | None = None) -> Tensor:
     """Return E[log(1 − D(G(z)))], G's part of V (eq. 1); its gradient dies where D is sure."""
     return -softplus(fake).mean()
 
 
-def non_saturating(fake: Tensor) -> Tensor:
+def non_saturating(fake: Tensor, real: Tensor | None = None) -> Tensor:
     """Return −E[log D(G(z))], the same fixed point with a strong gradient early on (section 3)."""
     return softplus(-fake).mean()
 
 
+# Mao et al. 2017, https://arxiv.org/abs/1611.04076, eq. 2 with a = 0, b = c = 1 (eq. 9).
+def squares(real: Tensor, fake: Tensor) -> Tensor:
+    """Return ½E[(D(x) − 1)²] + ½E[D(G(z))²]."""
+    return ((real - 1).square().mean() + fake.square().mean()) / 2
+
+
+def square(fake: Tensor, real: Tensor | None = None) -> Tensor:
+    """Return ½E[(D(G(z)) − 1)²]."""
+    return (fake - 1).square().mean() / 2
+
+
+# Lim & Ye 2017, https://arxiv.org/abs/1705.02894; Miyato et al. 2018, https://arxiv.org/abs/1802.05957, eqs. 16 and 17.
+def hinge(real: Tensor, fake: Tensor) -> Tensor:
+    """Return E[max(0, 1 − D(x))] + E[max(0, 1 + D(G(z)))]."""
+    return relu(1 - real).mean() + relu(1 + fake).mean()
+
+
+# Arjovsky et al. 2017, https://arxiv.org/abs/1701.07875, eq. 2: W(p, q) = max over 1-Lipschitz D of E[D(x)] − E[D(G(z))].
+def minus_distance(real: Tensor, fake: Tensor) -> Tensor:
+    """Return E[D(G(z))] − E[D(x)]; of the best 1-Lipschitz D it is minus the Wasserstein-1 distance."""
+    return fake.mean() - real.mean()
+
+
+def minus_score(fake: Tensor, real: Tensor | None = None) -> Tensor:
+    """Return −E[D(G(z))]."""
+    return -fake.mean()
+
+
+# Jolicoeur-Martineau 2019, https://arxiv.org/abs/1807.00734, eqs. 8 and 9 with f = softplus: one real against one fake.
+def more_real(real: Tensor, fake: Tensor) -> Tensor:
+    """Return −E[log σ(D(x) − D(G(z)))]; the generator's loss is the same with the two exchanged."""
+    return softplus(fake - real).mean()
+
+
 LOSSES: dict[str, Loss] = {
-    "minimax": Loss(minus_value, saturating),
-    "non_saturating": Loss(minus_value, non_saturating),
+    "minimax": Loss(minus_value, saturating, par=math.log(4), probability=True),
+    "non_saturating": Loss(minus_value, non_saturating, par=math.log(4), probability=True),
+    "least_squares": Loss(squares, square, par=0.5),
+    "hinge": Loss(hinge, minus_score, par=2),
+    "wasserstein": Loss(minus_distance, minus_score, par=0, absolute=False),
+    "relativistic": Loss(more_real, more_real, par=math.log(2), paired=True, absolute=False),
 }
-
-
-# Mescheder et al. 2018, https://arxiv.org/abs/1801.04406, eq. 9: R1 = γ/2 E_data |∇_x D(x)|², with D the logit.
-def r1_penalty(real: Tensor, x: Tensor) -> Tensor:
-    """Return E|∇_x D(x)|² (scalar) of the logits `real` (B,) of data x (B, …), which needs requires_grad."""
-    (gradient,) = torch.autograd.grad(real.sum(), x, create_graph=True)  # (B, …)
-    return gradient.square().flatten(1).sum(1).mean()

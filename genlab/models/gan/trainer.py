@@ -4,29 +4,67 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 
 from torch import Tensor
 
-from genlab.spec import Batch, Positive
+from genlab.spec import Batch, Positive, PositiveFloat
 from genlab.training.trainer import Trainer
+
+WINDOWS = 10  # logged means in a row that make an ailment
 
 
 class GANTrainer(Trainer):
-    """k updates of D on fresh batches, then one of G, on a model with `discriminator_loss` and `generator_loss`."""
+    """k updates of D on fresh batches, then one of G, on a model with `discriminator_loss` and `generator_loss`.
+
+    Both take the batch and the weight of their gradient penalties, which is 0 where those are left out. A model with
+    `constrain` is asked to bring D back to where its weights may be after each of D's updates.
+    """
 
     @dataclass(kw_only=True)
     class Options(Trainer.Options):
         k: Positive = 1  # updates of D for each of G
+        penalty_every: Positive = 1  # steps between the gradient penalties, each then weighing as much more (Karras et al. 2020)
+        discriminator_rate: PositiveFloat = 1.0  # D's learning rate in parts of G's (two time scales; Heusel et al. 2017)
 
     def configure(self) -> None:
         self.optimizers["discriminator"] = self.optimizer(self.model.discriminator.parameters())
         self.optimizers["generator"] = self.optimizer(self.model.generator.parameters())
+        for group in self.optimizers["discriminator"].param_groups:
+            group["lr"] = group["lr"] * self.options.discriminator_rate
+        self.since: dict[str, int] = {}  # ailment -> logged means in a row that showed it
 
     def step(self, batches: Iterator[Batch]) -> dict[str, Tensor]:
+        penalty = self.options.penalty_every if self.at % self.options.penalty_every == 0 else 0
         # (1) update D, k times: maximise log D(x) + log(1 − D(G(z)))
         for _ in range(self.options.k):
             shards = self.pull(batches)
-            d = self.descend("discriminator", self.model.discriminator_loss, shards)
+            d = self.descend("discriminator", partial(self.model.discriminator_loss, penalty=penalty), shards)
+            if constrain := getattr(self.model, "constrain", None):
+                constrain()
         # (2) update G: make D believe its samples
-        g = self.descend("generator", self.model.generator_loss, shards)
+        g = self.descend("generator", partial(self.model.generator_loss, penalty=penalty), shards)
         return {"loss/discriminator": d.pop("loss"), "loss/generator": g.pop("loss"), **d, **g}
+
+    def diagnose(self, means: dict[str, float]) -> list[str]:
+        """Return the ailments that have lasted for as many logged means as make one."""
+        found = []
+        for message, ill in ailments(means).items():
+            self.since[message] = self.since.get(message, 0) + 1 if ill else 0
+            if self.since[message] == WINDOWS:
+                found.append(message)
+        return found
+
+
+def ailments(means: dict[str, float]) -> dict[str, bool]:
+    """Return each known ailment of a game, with what to try, and whether the mean losses show it.
+
+    `advantage` is the share of its loss that D has rid itself of, `spread` the distance between samples in parts of
+    that between data.
+    """
+    return {
+        "the discriminator has won: it is sure of every item, and G learns little from it; "
+        "try model.r1=1, model.spectral=true, or a lower trainer.discriminator_rate": means.get("advantage", 0) > 0.99,
+        "mode collapse: the samples differ far less than the data; "
+        "try model.r1=1, model.deviation=true, or another model.loss": means.get("spread", 1) < 0.2,
+    }

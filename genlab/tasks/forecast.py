@@ -1,0 +1,94 @@
+"""genlab forecast: the next frames of held-out films, each forecast from those before it, as a GIF beside the truth."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from genlab.metrics.translation import translated
+from genlab.spec import Count, Positive, Spec
+from genlab.tasks import asking, pictures
+from genlab.tasks.needs import ready
+from genlab.tasks.run import Run
+
+SHOWN, FILMS = 8, 4  # films in the GIF, and in the picture
+MILLISECONDS = 200  # of a frame
+
+
+def forecast(
+    run: Run,
+    *,
+    n: Positive | None = None,
+    films: Positive | None = 100,
+    items: list[Count] | None = None,
+    split: asking.Split = "test",
+    seed: Count = 0,
+    out: str | None = None,
+) -> dict[str, Any]:
+    """Forecast n frames of each film from its past, the model's own frames being the past of those after them.
+
+    Measured, frame by frame, as the squared error summed over a frame's pixels in [0, 1]; beside it that of repeating the
+    last frame seen.
+
+    Args:
+        n: frames; None: as many as the model gives at once.
+        films: drawn by the seed; None: all of the split.
+
+    Raises:
+        UserError: the model was not trained to forecast, or no film of the split is long enough.
+    """
+    ready(run, "forecast")
+    n = n or run.spec.shape[0]
+    longer = replace(run, open_data=lambda: run.dataset.reaching(n))
+    held, index = asking.items(longer, split, films, seed, items)
+    torch.manual_seed(seed)
+    made = ahead(run, held.cond, n)  # (N, n, C, H, W)
+    record: dict[str, Any] = {"split": split, "films": len(made), "past": held.cond.shape[1], "n": n}
+    for what, guess in (("", made), ("_of_the_last_frame", held.cond[:, -1:].expand_as(made))):
+        error = frame_errors(guess, held.x, run.spec)  # (N, n)
+        record[f"squared_error_a_frame{what}"] = asking.mean(error.mean(1))
+        record[f"squared_error_of_each_frame{what}"] = error.mean(0).tolist()
+    spec = longer.dataset.spec
+    image = pictures.compared([(x[:FILMS], spec) for x in (held.x, made)], ["truth", "forecast"])
+    written = asking.write(
+        run, f"forecast{n}", seed=seed, out=out, record=record, images={"": image},
+        arrays={"index": index, "source": held.cond, "output": made, "x": held.x},
+    )  # fmt: skip
+    folder = Path(out) if out else run.folder.samples
+    rows = [torch.cat([held.cond, later], 1)[:SHOWN] for later in (held.x, made)]
+    print(gif(rows, run.spec, folder / f"forecast{n}_step{run.step}_seed{seed}.gif"))
+    return written
+
+
+def ahead(run: Run, past: Tensor, n: int) -> Tensor:
+    """Return the n frames (N, n, C, H, W) after the past ones (N, P, C, H, W); what is forecast becomes the past."""
+    made: list[Tensor] = []
+    while sum(frames.shape[1] for frames in made) < n:
+        made.append(translated(run.model, past, run.spec))
+        past = torch.cat([past, made[-1].to(past)], 1)[:, -past.shape[1] :]
+    return torch.cat(made, 1)[:, :n]
+
+
+def frame_errors(x: Tensor, y: Tensor, spec: Spec) -> Tensor:
+    """Return the squared error (N, T) summed over the pixels of each frame of films (N, T, C, H, W), pixels in [0, 1]."""
+    low, high = spec.range
+    unit = [((part.double() - low) / (high - low)).clamp(0, 1) for part in (x, y)]
+    return (unit[0] - unit[1]).square().flatten(2).sum(2).cpu()
+
+
+def gif(rows: list[Tensor], spec: Spec, path: Path) -> Path:
+    """Write films, a set of them (N, T, C, H, W) a row, as an animation that repeats; return its path."""
+    from PIL import Image
+
+    pages = []
+    for t in range(rows[0].shape[1]):
+        still = torch.cat([row[:, t] for row in rows])  # (rows · N, C, H, W)
+        sheet = pictures.grid(pictures.to_bytes(still, replace(spec, kind="image")), columns=len(rows[0]))
+        pages.append(Image.fromarray(sheet))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pages[0].save(path, save_all=True, append_images=pages[1:], duration=MILLISECONDS, loop=0)
+    return path

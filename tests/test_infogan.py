@@ -1,0 +1,168 @@
+"""InfoGAN: its bound against the distributions, the parts of its codes, and the purity of what it finds."""
+
+import math
+from functools import partial
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+from torch.distributions import Categorical, Normal
+
+from genlab.errors import UserError
+from genlab.metrics import Settings, purity
+from genlab.metrics.subject import Subject
+from genlab.models.gan.infogan import InfoGAN
+from genlab.models.gan.trainer import GANTrainer
+from genlab.spec import Batch, Spec
+from genlab.training.device import Device
+
+IMAGES = Spec((1, 8, 8), classes=3, range=(0.0, 1.0))
+
+
+def small(**options) -> InfoGAN:
+    torch.manual_seed(0)
+    return InfoGAN(IMAGES, **{"latent": 5, "categories": 4, "continuous": 2, "width": 2, **options}).double()
+
+
+def batch_of(n: int = 8) -> Batch:
+    return Batch(torch.rand(n, *IMAGES.shape, dtype=torch.float64), torch.arange(n) % 3)
+
+
+@pytest.mark.parametrize("conditional", [False, True])
+def test_a_code_is_noise_a_category_continuous_codes_and_the_class(conditional):
+    model = small(conditional=conditional)
+    y = torch.arange(6000) % 3 if conditional else None
+    noise, category, c, classes = model.prior(6000, y).split(model.sizes, 1)
+    assert torch.equal(category.sum(1), torch.ones(6000).double()) and set(category.unique().tolist()) == {0, 1}
+    torch.testing.assert_close(category.mean(0), torch.full((4,), 0.25).double(), atol=0.03, rtol=0)
+    assert c.abs().max() <= 1 and c.var(0).sub(1 / 3).abs().max() < 0.02 and noise.var(0).sub(1).abs().max() < 0.1
+    assert classes.shape[1] == 3 * conditional and (not conditional or torch.equal(classes.argmax(1), y))
+
+
+def test_what_is_recovered_is_minus_the_log_of_q():
+    model = small(categorical_weight=0.7, continuous_weight=0.3).eval()
+    z, h = model.prior(9), torch.randn(9, 32, dtype=torch.float64)
+    log_q, mean, log_var = model.recognised(h)
+    _, category, c, _ = z.split(model.sizes, 1)
+    found = model.recovered(z, h)
+    expected = -Categorical(logits=log_q).log_prob(category.argmax(1)).mean()
+    torch.testing.assert_close(found["categorical"], 0.7 * expected)
+    expected = -Normal(mean, (log_var / 2).exp()).log_prob(c).sum(1).mean()
+    torch.testing.assert_close(found["continuous"], 0.3 * expected)
+    assert set(small(continuous=0).recovered(*(small(continuous=0).prior(2), h[:2]))) == {"categorical"}
+
+
+def test_a_q_that_knows_nothing_pays_the_entropy():
+    model = small(continuous_weight=1.0)
+    for parameter in model.discriminator.recognition[-1].parameters():
+        nn.init.zeros_(parameter)
+    z = model.prior(7)
+    found = model.recovered(z, torch.randn(7, 32, dtype=torch.float64))
+    assert found["categorical"].item() == pytest.approx(math.log(4), abs=1e-12)  # L_I = H(c) − log 4 = 0
+    c = z.split(model.sizes, 1)[2]
+    assert found["continuous"].item() == pytest.approx((c.square().sum(1).mean() / 2 + math.log(2 * math.pi)).item(), abs=1e-12)
+
+
+def test_both_players_pay_and_only_d_learns_to_read():
+    model = small().train()
+    for player, opponent in (("discriminator", "generator"), ("generator", "discriminator")):
+        model.zero_grad()
+        losses = getattr(model, f"{player}_loss")(batch_of())
+        parts = [v for k, v in losses.items() if k.startswith(("categorical", "continuous"))]
+        assert len(parts) == 2
+        theirs = list(getattr(model, opponent).parameters())
+        mine = list(getattr(model, player).parameters())
+        gradients = torch.autograd.grad(sum(parts), mine, retain_graph=True, allow_unused=True)
+        reading = {id(p) for p in model.discriminator.recognition.parameters()}
+        for p, g in zip(mine, gradients, strict=True):
+            assert g is not None or (player == "discriminator" and p.shape[0] == 1), "all but D's own head"
+            assert id(p) not in reading or g.abs().max() > 0
+        losses["loss"].backward(inputs=mine)
+        assert all(p.grad is None for p in theirs)
+
+
+def test_encode_is_the_mean_that_q_and_the_prior_tell():
+    model = small(conditional=True).eval()
+    x = batch_of(3).x
+    noise, category, c, classes = model.encode(x).split(model.sizes, 1)
+    log_q, mean, _ = model.recognised(model.discriminator.seen(x))
+    torch.testing.assert_close(category, log_q.exp())
+    assert torch.equal(c, mean) and not noise.any() and torch.equal(classes, torch.full_like(classes, 1 / 3))
+    assert torch.equal(model.category(model.encode(x)), log_q.argmax(1))
+    assert model.decode(model.encode(x)).shape == x.shape
+
+
+def test_infogan_has_the_papers_sizes():
+    model = InfoGAN(Spec((1, 28, 28), range=(0.0, 1.0)))
+    shapes = [tuple(m.weight.shape) for m in model.generator if hasattr(m, "weight") and m.weight.dim() > 1]
+    assert shapes == [(1024, 74), (7 * 7 * 128, 1024), (128, 64, 4, 4), (64, 1, 4, 4)]
+    D = model.discriminator
+    shapes = [tuple(m.weight.shape) for m in D.features if hasattr(m, "weight") and m.weight.dim() > 1]
+    assert shapes == [(64, 1, 4, 4), (128, 64, 4, 4), (1024, 7 * 7 * 128)]
+    assert [m.out_features for m in D.recognition if isinstance(m, nn.Linear)] == [128, 14] and D.head.in_features == 1024
+
+
+@pytest.mark.parametrize(
+    ("spec", "options", "says"),
+    [
+        (Spec((1, 30, 30)), {}, r"prepare\.size=32"),
+        (Spec((2,), kind="points"), {}, "images"),
+        (IMAGES, {"conditional": True, "condition": "concat"}, r"model\.condition=projection"),
+    ],
+)
+def test_refuses_what_does_not_fit(spec, options, says):
+    with pytest.raises(UserError, match=says):
+        InfoGAN(spec, **options)
+
+
+# --- what it finds ---------------------------------------------------------------------------------------------------
+
+
+def test_purity_by_hand():
+    categories, classes = torch.tensor([0, 0, 0, 1, 1, 3]), torch.tensor([2, 2, 1, 0, 2, 1])
+    assert purity.purity(categories, classes) == pytest.approx((2 + 1 + 1) / 6)
+    y = torch.arange(30) % 3
+    assert purity.purity(y, y) == purity.purity((y + 1) % 3, y) == 1, "the names of the categories do not matter"
+    assert purity.purity(torch.zeros(30).long(), y) == pytest.approx(1 / 3)
+    assert purity.purity(torch.arange(30), y) == 1, "a category each tells nothing"
+
+
+class Halves:
+    """Images that are bright on the left (class 0) or on the right (class 1), of random strength."""
+
+    name, spec = "halves", Spec((1, 8, 8), classes=2, range=(0.0, 1.0))
+
+    def take(self, split, n, *, seed=0, device="cpu") -> Batch:
+        generator = torch.Generator().manual_seed(seed)
+        y = torch.arange(n) % 2
+        x = torch.zeros(n, 1, 8, 8)
+        light = 0.5 + 0.5 * torch.rand(n, 1, 1, 1, generator=generator)
+        x[y == 0, :, :, :4], x[y == 1, :, :, 4:] = light[y == 0], light[y == 1]
+        return Batch(x, y)
+
+
+def side(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the logits of the brighter half of bytes (B, 1, 8, 8), in the form of a classifier."""
+    logits = x.float().unflatten(3, (2, 4)).mean((1, 2, 4))
+    return logits, logits
+
+
+def test_the_categories_become_the_classes_without_labels():
+    data = Halves()
+    torch.manual_seed(0)
+    model = InfoGAN(data.spec, latent=4, categories=2, continuous=1, width=4)
+    adam = partial(torch.optim.Adam, lr=2e-3, betas=(0.5, 0.999))
+    trainer = GANTrainer(model, adam, GANTrainer.Options(batch_size=32), seed=0, device=Device(name="cpu"))
+    model.train()
+    batches = (data.take("train", 32, seed=i) for i in range(1000))
+    for _ in range(150):
+        trainer.advance(batches)
+    subject = Subject(data, Settings(n=200), model=trainer.sampler())
+    assert purity.rows(subject) == ["code_purity", "sample_purity"]
+    side.conditions = {}
+    subject._extractors["classifier"] = side
+    found, made = purity.measure(subject)
+    assert found.value > 0.95 and made.value > 0.95
+    assert found.conditions["categories"] == made.conditions["categories"] == 2
+    assert purity.rows(SimpleNamespace(model=nn.Linear(1, 1), spec=data.spec)) == [], "it has no categories"

@@ -1,0 +1,265 @@
+"""The commands that ask a translator: translate, colorize, superres, forecast, and denoise and inpaint for models trained so."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+from torch.nn.functional import interpolate
+
+from genlab import build
+from genlab.errors import UserError
+from genlab.metrics import Settings, measure, pairs
+from genlab.metrics.subject import Subject
+from genlab.metrics.translation import agreement, guesses, why_no_lpips
+from genlab.spec import Batch, Spec
+from genlab.tasks import asking, masks, needs
+from genlab.tasks.denoise import denoise
+from genlab.tasks.evaluate import evaluate
+from genlab.tasks.forecast import ahead, forecast
+from genlab.tasks.inpaint import inpaint
+from genlab.tasks.train import preview
+from genlab.tasks.translate import superres, translate
+
+FAKE = ("dataset@dataset.of=fake", "dataset.of.shape=[3,8,8]")
+RUNS = {  # a small one for every task
+    "colorize": ("model=pix2pix", "model.width=2", *FAKE, "dataset.operator=grey"),
+    "denoise": ("model=pix2pix", "model.width=2", "dataset.operator=noise", "dataset.sigma=0.2"),
+    "inpaint": ("model=pix2pix", "model.width=2", "dataset.operator=mask"),
+    "superres": ("model=srresnet", "model.width=4", "model.blocks=1", "prepare.size=16"),
+    "forecast": ("model=next_frame", "model.width=[2,2,2,2]", "model.adversarial=0"),
+}
+
+
+@cache
+def loaded(folder: Path):
+    return build.load_run({"run": str(folder), "device": {"name": "cpu"}})
+
+
+class Stand(nn.Module):
+    """A translator that is a function."""
+
+    def __init__(self, function, multiple: int = 1) -> None:
+        super().__init__()
+        self.function, self.multiple, self.weight = function, multiple, nn.Parameter(torch.zeros(1))
+
+    def translate(self, cond: torch.Tensor) -> torch.Tensor:
+        return self.function(cond)
+
+
+def standing(run, function, **options):
+    """Return a run whose model is the function."""
+    return replace(run, model=Stand(function, **options), open_data=lambda: run.dataset)
+
+
+def png(path: Path, x: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(x.astype(np.uint8)).save(path)
+
+
+def noise(*shape: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, shape)
+
+
+def smooth(height: int, width: int) -> np.ndarray:
+    rows, columns = np.mgrid[:height, :width]
+    return 128 + 100 * np.sin(rows / 3) * np.cos(columns / 4)
+
+
+# --- every task -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("task", RUNS)
+def test_a_task_is_asked_by_its_name_and_by_no_other(task, genlab, trained, tmp_path):
+    run = trained(*RUNS[task])
+    few = "films=3" if task == "forecast" else "n=3"
+    result = genlab(task, f"run={run}", "device=cpu", few, "seed=2", "out=made")
+    assert result.code == 0, result.err
+    written = sorted((tmp_path / "made").iterdir())
+    assert {path.suffix for path in written} >= {".png", ".json", ".npz"}
+    (record,) = (json.loads(path.read_text()) for path in written if path.suffix == ".json")
+    assert any(isinstance(value, dict) and value.get("value") is not None for value in record.values())
+    other = "superres" if task == "colorize" else "colorize"
+    assert f"task={task}" in genlab(other, f"run={run}", "device=cpu").error
+    fitting = needs.commands(loaded(run))
+    assert task in fitting and "translate" in fitting and other not in fitting
+
+
+def test_a_model_that_does_not_translate_names_those_that_do(genlab, trained):
+    run = trained("model=ae", "model.hidden=[]", "model.output=linear", "model.latent=5")
+    assert "srresnet" in genlab("superres", f"run={run}", "device=cpu").error
+
+
+def test_a_translator_shows_source_output_and_truth_while_it_trains(trained, tmp_path):
+    run = loaded(trained(*RUNS["superres"]))
+    asked = []
+    model = Stand(lambda cond: asked.append(cond) or interpolate(cond, scale_factor=2))
+    folder = type("Folder", (), {"samples": tmp_path})()
+    image = preview(run.dataset, folder, type("Trainer", (), {"at": 7})(), model)
+    assert np.array_equal(image, np.asarray(Image.open(tmp_path / "step_000000007.png")))
+    assert torch.equal(asked[0], run.dataset.take("validation", 10).cond)
+
+
+# --- numbers ----------------------------------------------------------------------------------------------------------
+
+
+def test_numbers_are_those_of_the_outputs(trained, tmp_path):
+    run = standing(loaded(trained(*RUNS["superres"])), lambda cond: interpolate(cond, scale_factor=2).clamp(-1, 1))
+    record = superres(run, n=6, seed=1, out=str(tmp_path))
+    held, _ = asking.items(run, "test", 6, 1)
+    with np.load(next(tmp_path.glob("*.npz"))) as found:
+        assert np.array_equal(found["x"], held.x) and np.array_equal(found["source"], held.cond)
+        made = torch.from_numpy(found["output"])
+    torch.testing.assert_close(made, interpolate(held.cond, scale_factor=2))
+    to_bytes = lambda x: ((x + 1) / 2 * 255).round()  # noqa: E731
+    error = (to_bytes(made) - to_bytes(held.x)).double().square().mean((1, 2, 3))
+    assert record["psnr_db"]["value"] == pytest.approx((10 * torch.log10(255**2 / error)).mean().item(), rel=1e-6)
+    inner = pairs.psnr(to_bytes(made), to_bytes(held.x), crop=2).mean().item()
+    assert record["psnr_luminance_db"]["value"] == pytest.approx(inner, rel=1e-6)
+    bicubic = pairs.bicubic(to_bytes(held.cond).byte(), (16, 16))
+    theirs = pairs.ssim(bicubic, to_bytes(held.x).byte(), crop=2).mean().item()
+    assert record["ssim_luminance_of_bicubic"]["value"] == pytest.approx(theirs, rel=1e-6)
+    assert "LPIPS needs" in record["lpips"]
+
+
+def test_agreement_is_of_all_channels_and_finite_for_equal_images():
+    spec = Spec((3, 12, 12), range=(0.0, 1.0), source=Spec((3, 12, 12), range=(0.0, 1.0)), task="translate")
+    x = torch.randint(0, 256, (4, 3, 12, 12)) / 255
+    y = x.clone()
+    y[0, 2, 0, 0] = 1 - x[0, 2, 0, 0].round()  # blue alone differs
+    found = agreement(x, y, spec)
+    assert set(found) == {"psnr", "ssim"} and why_no_lpips(spec)
+    assert found["psnr"][1:].tolist() == pytest.approx([10 * np.log10(255**2 * 432)] * 3)
+    off = round(255 * abs(x - y)[0].max().item())
+    assert found["psnr"][0].item() == pytest.approx(10 * np.log10(255**2 * 432 / off**2))
+    grey = torch.stack([pairs.ssim(*((z[:1, c : c + 1] * 255).round() for z in (x, y))) for c in range(3)])
+    assert found["ssim"].tolist() == pytest.approx([grey.mean().item(), 1, 1, 1])
+
+
+def test_a_films_error_is_a_frames_and_the_last_frame_is_a_guess():
+    source = Spec((2, 1, 12, 12), kind="video", range=(0.0, 1.0))
+    spec = Spec((3, 1, 12, 12), kind="video", range=(0.0, 1.0), source=source, task="forecast")
+    x, cond = torch.ones(5, 3, 1, 12, 12), torch.zeros(5, 2, 1, 12, 12)
+    guess = guesses(Batch(x, None, cond), spec, x[0])
+    assert (agreement(guess["last_frame"], x, spec)["squared_error"] == 144).all()
+    assert (agreement(guess["training_mean"], x, spec)["squared_error"] == 0).all()
+
+
+def test_the_metric_beside_what_guessing_gives(trained):
+    run = loaded(trained(*RUNS["denoise"]))
+    truth = run.dataset.take("test", 50, seed=4)
+    subject = Subject(run.dataset, Settings(n=50, seed=4), model=Stand(lambda cond: cond))
+    ((row,),) = measure(subject, ["translation"]).values()
+    expected = agreement(truth.cond, truth.x, run.spec)["psnr"].mean().item()
+    assert row.name == "psnr" and row.value == pytest.approx(expected) and row.better == "higher"
+    assert row.conditions["source"] == f"{expected:.4g}" and float(row.conditions["training_mean"]) > 0
+    run.dataset.paired = False
+    assert not [name for name in ("translation",) if name in measure(subject)], "nothing to hold it against"
+    run.dataset.paired = True
+
+
+def test_evaluate_measures_a_translator(trained):
+    run = loaded(trained(*RUNS["denoise"]))
+    assert "psnr" in evaluate(run, n=8, metrics=["translation"])
+    assert (run.folder.path / "evaluation" / "translations.png").exists()
+
+
+# --- folders ----------------------------------------------------------------------------------------------------------
+
+
+def test_images_of_any_size_are_padded_and_cut_back(trained, tmp_path):
+    def doubled(cond: torch.Tensor) -> torch.Tensor:
+        assert cond.shape[2] % 4 == 0 and cond.shape[3] % 4 == 0
+        return interpolate(cond, scale_factor=2)
+
+    run = standing(loaded(trained(*RUNS["superres"])), doubled, multiple=4)
+    shown = {"odd": noise(7, 13), "even": noise(8, 4, seed=1), "colour": np.repeat(noise(5, 6)[..., None], 3, 2)}
+    for name, x in shown.items():
+        png(tmp_path / "in" / f"{name}.png", x)
+    record = superres(run, folder=str(tmp_path / "in"), out=str(tmp_path / "out"))
+    assert record["n"] == 3 and record["task"] == "superres"
+    for name, x in shown.items():
+        grey = x[..., 0] if x.ndim == 3 else x
+        made = np.asarray(Image.open(tmp_path / "out" / f"{name}.png"))
+        assert np.array_equal(made, grey.repeat(2, 0).repeat(2, 1)), name
+
+
+def test_a_model_of_one_size_says_so(trained, tmp_path):
+    png(tmp_path / "in/large.png", noise(9, 8))
+    run = standing(loaded(trained(*RUNS["superres"])), lambda cond: interpolate(cond, scale_factor=2), multiple=0)
+    with pytest.raises(UserError, match=r"large.png: srresnet takes sources of 8×8 alone, and this has 8×9"):
+        superres(run, folder=str(tmp_path / "in"), out=str(tmp_path / "out"))
+    png(tmp_path / "in/large.png", noise(8, 8))
+    superres(run, folder=str(tmp_path / "in"), out=str(tmp_path / "out"))
+    with pytest.raises(UserError, match="down=true"):
+        superres(run, down=True)
+    with pytest.raises(UserError, match="grey or RGB"):
+        translate(loaded(trained(*RUNS["inpaint"])), folder=str(tmp_path / "in"))
+
+
+def test_what_is_made_smaller_is_measured_beside_bicubic(genlab, trained, tmp_path):
+    for i, size in enumerate(((31, 42), (28, 30))):
+        png(tmp_path / "in" / f"{i}.png", smooth(*size))
+    result = genlab("superres", f"run={trained(*RUNS['superres'])}", "device=cpu", "in=in", "down=true", "out=out")
+    assert result.code == 0, result.err
+    record = json.loads((tmp_path / "out/superres.json").read_text())
+    for i, size in enumerate(((30, 42), (28, 30))):
+        x = torch.from_numpy(np.asarray(Image.open(tmp_path / "in" / f"{i}.png")))[None, None, : size[0], : size[1]]
+        made = torch.from_numpy(np.array(Image.open(tmp_path / "out" / f"{i}.png")))[None, None]
+        assert made.shape == x.shape
+        assert record["psnr_luminance_db_each"][str(i)] == pytest.approx(pairs.psnr(made, x, crop=2).item(), rel=1e-6)
+        back = pairs.bicubic(pairs.bicubic(x, 0.5), size)
+        assert record["psnr_luminance_db_of_bicubic_each"][str(i)] == pytest.approx(pairs.psnr(back, x, crop=2).item(), rel=1e-6)
+        assert record["ssim_luminance_of_bicubic_each"][str(i)] == pytest.approx(pairs.ssim(back, x, crop=2).item(), rel=1e-6)
+
+
+# --- forecast, denoise, inpaint ---------------------------------------------------------------------------------------
+
+
+def test_what_is_forecast_becomes_the_past(trained):
+    run = standing(loaded(trained(*RUNS["forecast"])), lambda cond: cond[:, -1:] * 0.5 + cond[:, -2:-1] * 0.25)
+    past = torch.rand(2, 4, 1, 16, 16)
+    made, before = ahead(run, past, 3), list(past.unbind(1))
+    for t in range(3):
+        before.append(before[-1] * 0.5 + before[-2] * 0.25)
+        torch.testing.assert_close(made[:, t], before[-1])
+    assert made.shape == (2, 3, 1, 16, 16)
+
+
+def test_a_forecast_is_measured_frame_by_frame_and_is_a_gif(trained, tmp_path):
+    run = standing(loaded(trained(*RUNS["forecast"])), lambda cond: cond[:, -1:])
+    record = forecast(run, n=3, films=5, out=str(tmp_path))
+    assert record["squared_error_a_frame"] == record["squared_error_a_frame_of_the_last_frame"]
+    held = run.dataset.reaching(3).items("test", torch.from_numpy(np.load(next(tmp_path.glob("*.npz")))["index"]))
+    error = ((held.x - held.cond[:, -1:]) / 2).double().square().sum((2, 3, 4)).mean(0)  # (3,)
+    assert record["squared_error_of_each_frame"] == pytest.approx(error.tolist(), rel=1e-6)
+    with Image.open(next(tmp_path.glob("*.gif"))) as film:
+        assert film.n_frames == 4 + 3 and film.info["duration"] == 200
+
+
+def test_noise_is_taken_off_at_the_strength_that_was_learnt(trained, tmp_path):
+    run = standing(loaded(trained(*RUNS["denoise"])), lambda cond: cond * 0.5)
+    record = denoise(run, n=20, out=str(tmp_path))
+    assert record["level"] == 0.2
+    with np.load(next(tmp_path.glob("*.npz"))) as found:
+        assert np.allclose(found["denoised"], found["noisy"] * 0.5)
+        assert np.std(found["noisy"] - found["x"]) == pytest.approx(0.4, rel=0.1)
+
+
+def test_holes_are_marked_as_in_training_and_the_rest_is_kept(trained, tmp_path):
+    seen = []
+    run = standing(loaded(trained(*RUNS["inpaint"])), lambda cond: seen.append(cond) or cond[:, :1] * 0 + 0.25)
+    record = inpaint(run, mask="half", side="left", n=4, draws=1, out=str(tmp_path))
+    hidden = masks.hidden(run.spec, "half", 4, box=None, side="left", share=0.5, seed=0)
+    assert record["how"] == "translate" and seen[0].shape == (4, 2, 8, 8)
+    assert torch.equal(seen[0][:, 1:], torch.where(hidden, 1.0, -1.0)) and (seen[0][:, :1][hidden] == 0).all()
+    with np.load(next(tmp_path.glob("*.npz"))) as found:
+        x, filled = torch.from_numpy(found["x"]), torch.from_numpy(found["filled"])[:, 0]
+    assert torch.equal(filled, torch.where(hidden, 0.25, x))

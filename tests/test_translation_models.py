@@ -1,0 +1,368 @@
+"""Translations: the networks' shapes and sizes, what pix2pix, CycleGAN, SRGAN and next_frame minimise, their update rule."""
+
+from functools import partial
+
+import pytest
+import torch
+from torch import nn
+
+from genlab.errors import UserError
+from genlab.models.gan.cyclegan import CycleGAN, History
+from genlab.models.gan.losses import LOSSES
+from genlab.models.gan.next_frame import NextFrame, gradient_difference, pyramid
+from genlab.models.gan.pix2pix import Pix2Pix
+from genlab.models.gan.srgan import SRGAN
+from genlab.models.gan.translation_trainer import TranslationTrainer
+from genlab.nn.patch import PatchGAN, halvings
+from genlab.nn.residual_generator import ResidualGenerator
+from genlab.nn.skip_unet import SkipUNet
+from genlab.nn.srresnet import SRResNet, bicubic, prime_factors
+from genlab.spec import Batch, Spec
+from genlab.training.device import Device
+
+
+def pair(source: tuple[int, ...], target: tuple[int, ...], kind: str = "image") -> Spec:
+    return Spec(target, kind=kind, source=Spec(source, kind=kind))
+
+
+IMAGES = pair((3, 16, 16), (3, 16, 16))
+SMALL = {
+    "pix2pix": lambda **o: Pix2Pix(IMAGES, width=4, **o),
+    "cyclegan": lambda **o: CycleGAN(IMAGES, width=4, blocks=1, **{"history": 3, **o}),
+    "srgan": lambda **o: SRGAN(pair((3, 8, 8), (3, 16, 16)), width=4, blocks=1, discriminator_width=4, **o),
+    "next_frame": lambda **o: NextFrame(pair((4, 1, 16, 16), (2, 1, 16, 16), "video"), width=(4, 4, 4), **o),
+}
+
+
+def small(name: str, **options):
+    torch.manual_seed(0)
+    return SMALL[name](**options).double()
+
+
+def batch_of(model, n: int = 4) -> Batch:
+    g = torch.Generator().manual_seed(1)
+    shape = lambda s: torch.rand(n, *s.shape, dtype=torch.float64, generator=g) * 2 - 1  # noqa: E731
+    return Batch(shape(model.spec), None, shape(model.spec.source))
+
+
+def trainer_of(model, **options) -> TranslationTrainer:
+    adam = partial(torch.optim.Adam, lr=1e-2)
+    device = Device(name="cpu", precision="fp64")
+    return TranslationTrainer(model, adam, TranslationTrainer.Options(**options), seed=0, device=device)
+
+
+# --- networks ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("halved", "field"), [(0, 7), (1, 16), (2, 34), (3, 70)])
+def test_a_patch_sees_as_many_pixels(halved, field):
+    torch.manual_seed(0)
+    net = PatchGAN(1, width=4, halvings=halved).double()
+    # instance norm looks at the whole image: what a value sees of it is the convolutions'
+    plain = nn.Sequential(*(m for m in net if not isinstance(m, nn.InstanceNorm2d)))
+    x = torch.randn(1, 1, 128, 128, dtype=torch.float64, requires_grad=True)
+    y = plain(x)
+    (gradient,) = torch.autograd.grad(y[0, 0, y.shape[2] // 2, y.shape[3] // 2], x)
+    seen = gradient[0, 0].nonzero()
+    assert (seen.amax(0) - seen.amin(0) + 1).tolist() == [field, field]
+    r = 1  # by hand, from the last layer to the first: r ← (r − 1)·stride + kernel
+    for m in reversed([m for m in net if isinstance(m, nn.Conv2d)]):
+        r = (r - 1) * m.stride[0] + m.kernel_size[0]
+    assert r == field
+
+
+@pytest.mark.parametrize(("side", "times"), [(8, 1), (16, 2), (28, 3), (64, 3), (256, 3)])
+def test_small_images_have_smaller_patches(side, times):
+    assert halvings((side, 2 * side)) == times
+    assert min(PatchGAN(3, width=2, halvings=times)(torch.zeros(2, 3, side, 2 * side)).shape[2:]) >= 1
+
+
+@pytest.mark.parametrize("size", [(8, 8), (16, 24), (30, 21), (64, 64)])
+@pytest.mark.parametrize("net", ["unet", "residual"])
+def test_a_generator_keeps_every_size(net, size):
+    torch.manual_seed(0)
+    made = SkipUNet(2, 3, width=2, levels=3, dropout=0) if net == "unet" else ResidualGenerator(2, 3, width=2, blocks=1)
+    x = torch.randn(2, 2, *size)
+    assert made(x).shape == (2, 3, *size)
+    h, w = size
+    if h % made.multiple or w % made.multiple:
+        edged = nn.functional.pad(x, (0, -w % made.multiple, 0, -h % made.multiple), mode="replicate")
+        torch.testing.assert_close(made(x), made(edged)[..., :h, :w])
+
+
+def test_the_unet_has_the_papers_layers():
+    with torch.device("meta"):
+        net = SkipUNet(3, 3)
+    ways = {"down": nn.Conv2d, "up": nn.ConvTranspose2d}
+    layers = {k: [m for m in getattr(net, k).modules() if isinstance(m, t)] for k, t in ways.items()}
+    assert [m.out_channels for m in layers["down"]] == [64, 128, 256, 512, 512, 512, 512, 512]
+    assert [m.in_channels for m in layers["up"]] == [512, 1024, 1024, 1024, 1024, 512, 256, 128]
+    assert [any(type(m).__name__ == "Noise" for m in up) for up in net.up] == [True] * 3 + [False] * 5
+
+
+@pytest.mark.parametrize(("factor", "steps"), [(2, [2]), (3, [3]), (4, [2, 2]), (6, [2, 3])])
+@pytest.mark.parametrize("stages", [True, False])
+def test_pixel_shuffle_sizes(factor, steps, stages):
+    assert prime_factors(factor) == steps
+    net = SRResNet(3, 3, factor, width=4, blocks=1, kernel=3, stages=stages)
+    shuffles = [m for m in net.modules() if isinstance(m, nn.PixelShuffle)]
+    assert [m.upscale_factor for m in shuffles] == (steps if stages else [factor])
+    x = torch.randn(2, 3, 7, 5)
+    assert net(x).shape == (2, 3, 7 * factor, 5 * factor)
+
+
+def test_pixel_shuffle_puts_maps_where_they_belong():
+    x = torch.arange(2 * 9 * 2 * 2.0).view(1, 18, 2, 2)
+    y = nn.PixelShuffle(3)(x)
+    for c, i, j in [(0, 0, 0), (1, 4, 5), (0, 5, 2), (1, 3, 1)]:  # y[c, 3h + a, 3w + b] = x[9c + 3a + b, h, w]
+        assert y[0, c, i, j] == x[0, 9 * c + 3 * (i % 3) + j % 3, i // 3, j // 3]
+
+
+@pytest.mark.parametrize("factor", [2, 4])
+def test_before_training_it_is_bicubic_interpolation(factor):
+    torch.manual_seed(0)
+    x = torch.rand(2, 3, 9, 9)
+    net = SRResNet(3, 3, factor, width=4, blocks=1, bicubic=True)
+    assert torch.equal(net(x), bicubic(x, factor))
+    ramp = torch.arange(16.0).expand(1, 1, 16, 16)  # Keys's kernel reproduces a straight line
+    within = bicubic(ramp, factor)[0, 0, 0, 4 * factor : -4 * factor]
+    line = (torch.arange(4 * factor, 12 * factor) + 0.5) / factor - 0.5
+    torch.testing.assert_close(within, line, atol=1e-5, rtol=0)
+
+
+# --- what they minimise -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("loss", ["non_saturating", "least_squares", "relativistic"])
+@pytest.mark.parametrize("name", ["pix2pix", "srgan", "next_frame"])
+def test_the_losses_are_their_parts(name, loss):
+    model = small(name, loss=loss, adversarial=0.7, **({"dropout": 0.0} if name == "pix2pix" else {})).eval()
+    batch = batch_of(model)
+    made, truth = model.generator(batch.cond), model.truth(batch.x)
+    real, fake = model.discriminator(batch.cond, truth), model.discriminator(batch.cond, made)
+    d, g = model.discriminator_loss(batch), model.generator_loss(batch)
+    torch.testing.assert_close(d["loss"], LOSSES[loss].discriminator(real, fake))
+    errors = sum(model.errors(made, truth).values())
+    torch.testing.assert_close(g["loss"], errors + 0.7 * LOSSES[loss].generator(fake, real))
+    torch.testing.assert_close(model.loss(batch)["loss"], errors)
+    torch.testing.assert_close(g["loss"], sum(v for k, v in g.items() if k != "loss"))
+
+
+def test_pix2pix_weighs_l1_and_draws_by_dropout():
+    model = small("pix2pix", l1=7.0)
+    a, b = torch.rand(2, 3, 3, 8, 8)
+    torch.testing.assert_close(model.errors(a, b)["l1"], 7 * (a - b).abs().mean())
+    cond = batch_of(model).cond
+    model.eval()
+    assert not torch.equal(model.translate(cond), model.translate(cond))
+    still = small("pix2pix", dropout=0.0).eval()
+    assert torch.equal(still.translate(cond), still.translate(cond))
+
+
+def test_srgan_takes_the_content_in_the_game_alone():
+    content = lambda x: 3 * x[:, :1]  # noqa: E731
+    model = small("srgan", content=content).eval()
+    batch = batch_of(model)
+    made = model.generator(batch.cond)
+    square = (made - batch.x).square()
+    torch.testing.assert_close(model.loss(batch)["loss"], square.mean())
+    torch.testing.assert_close(model.generator_loss(batch)["content"], 9 / 4 * square[:, :1].mean())  # in [0, 1]
+
+
+@pytest.mark.parametrize("alpha", [1, 2])
+def test_gradient_difference_is_its_formula(alpha):
+    torch.manual_seed(0)
+    y, z = torch.randn(2, 2, 3, 4, 5, dtype=torch.float64)
+    rows, columns = [], []
+    for b in range(2):
+        for c in range(3):
+            for i in range(4):
+                for j in range(5):
+                    if i:
+                        rows.append(((y[b, c, i, j] - y[b, c, i - 1, j]).abs()
+                                     - (z[b, c, i, j] - z[b, c, i - 1, j]).abs()).abs() ** alpha)  # fmt: skip
+                    if j:
+                        columns.append(((y[b, c, i, j - 1] - y[b, c, i, j]).abs()
+                                        - (z[b, c, i, j - 1] - z[b, c, i, j]).abs()).abs() ** alpha)  # fmt: skip
+    by_hand = torch.stack(rows).mean() + torch.stack(columns).mean()
+    torch.testing.assert_close(gradient_difference(y, z, alpha), by_hand)
+    assert gradient_difference(y, y + 3, alpha) < 1e-12 and gradient_difference(y, -y, alpha) < 1e-12
+
+
+@pytest.mark.parametrize(("side", "scales"), [(8, 2), (16, 3), (28, 3), (64, 4)])
+def test_frames_are_made_at_each_scale(side, scales):
+    spec = pair((4, 1, side, side), (2, 1, side, side), "video")
+    model = NextFrame(spec, width=(4, 4, 4, 4)).eval()
+    past, x = torch.rand(3, 4, 1, side, side), torch.rand(3, 2, 1, side, side)
+    made = model.generator(past)
+    assert [tuple(m.shape) for m in made] == [(3, 2, side >> k, side >> k) for k in reversed(range(scales))]
+    truth = model.truth(x)
+    assert torch.equal(truth[-1].view_as(x), x)
+    torch.testing.assert_close(truth[-2], nn.functional.avg_pool2d(x.flatten(1, 2), 2))
+    assert model.discriminator(past, truth).shape == (3, scales)
+    assert torch.equal(model.translate(past), made[-1].view(3, 2, 1, side, side))
+
+
+def test_a_pyramid_keeps_the_mean():
+    x = torch.rand(2, 3, 16, 16, dtype=torch.float64)
+    for level in pyramid(x, 3):
+        torch.testing.assert_close(level.mean((2, 3)), x.mean((2, 3)))
+
+
+# --- CycleGAN ---------------------------------------------------------------------------------------------------------
+
+
+class Affine(nn.Module):
+    """x → a x + b."""
+
+    def __init__(self, a: float, b: float) -> None:
+        super().__init__()
+        self.a, self.b = nn.Parameter(torch.tensor(a).double()), nn.Parameter(torch.tensor(b).double())
+
+    def forward(self, x):
+        return self.a * x + self.b
+
+
+@pytest.mark.parametrize(("inverse", "consistent"), [((0.5, -0.5), True), ((0.5, 0.0), False)])
+def test_an_invertible_pair_is_consistent(inverse, consistent):
+    model = small("cyclegan", identity=0.0)
+    model.generator = nn.ModuleDict({"G": Affine(2.0, 1.0), "F": Affine(*inverse)})
+    batch = batch_of(model)
+    cycle = model.loss(batch)["cycle"].item()
+    # F(G(x)) = x + 1/2 and G(F(y)) = y + 1 of the pair that is not inverse
+    assert cycle == pytest.approx(0.0 if consistent else 10 * (0.5 + 1.0), abs=1e-12)
+    back = model.translate(model.translate(batch.cond), backward=True)
+    torch.testing.assert_close(back, batch.cond + (0.0 if consistent else 0.5))
+
+
+def test_cyclegan_losses_are_their_formulas():
+    model = small("cyclegan", history=0).eval()
+    batch = batch_of(model)
+    G, F = model.generator["G"], model.generator["F"]
+    Dx, Dc = model.discriminator["target"], model.discriminator["source"]
+    l1 = lambda a, b: (a - b).abs().mean()  # noqa: E731
+    game = (Dx(G(batch.cond)) - 1).square().mean() + (Dc(F(batch.x)) - 1).square().mean()
+    cycle = l1(F(G(batch.cond)), batch.cond) + l1(G(F(batch.x)), batch.x)
+    identity = l1(G(batch.x), batch.x) + l1(F(batch.cond), batch.cond)
+    torch.testing.assert_close(model.generator_loss(batch)["loss"], game + 10 * cycle + 5 * identity)
+    d = sum(((D(a) - 1).square().mean() + D(b).square().mean()) / 2
+            for D, a, b in ((Dx, batch.x, G(batch.cond)), (Dc, batch.cond, F(batch.x))))  # fmt: skip
+    torch.testing.assert_close(model.discriminator_loss(batch)["loss"], d)
+
+
+def test_the_history_fills_then_shows_half_from_before():
+    torch.manual_seed(0)
+    n, size = 4000, 50
+    history = History(size, (1, 1, 1))
+    x = torch.arange(1.0, n + 1).view(n, 1, 1, 1)
+    shown = torch.cat([history(part) for part in x.split(7)])  # batches that do not divide the size
+    assert torch.equal(shown[:size], x[:size])  # it fills
+    assert history.count == size
+    kept = set(history.images.flatten().tolist())
+    assert len(kept) == size
+    # what has been shown later than it was made came from the history; each image leaves it once at most
+    late = (shown < x)[size:].flatten()
+    assert not (shown > x).any()
+    assert late.float().mean().item() == pytest.approx(0.5, abs=4 * 0.5 / (n - size) ** 0.5)
+    old = shown[size:].flatten()[late]
+    assert len(old.unique()) == len(old) and not kept & set(old.tolist())
+    # an image that went in leaves it after a geometric time: a swap (½) of its slot (1/size), 2·size on the mean
+    age = (x - shown)[size:].flatten()[late]
+    assert age.mean().item() == pytest.approx(2 * size, rel=0.1)
+
+
+def test_the_history_is_the_same_after_a_resume():
+    x = torch.rand(9, 1, 2, 2)
+    torch.manual_seed(0)
+    one = History(3, (1, 2, 2))
+    one(x[:4])
+    two = History(3, (1, 2, 2))
+    two.load_state_dict(one.state_dict())
+    state = torch.get_rng_state()
+    a = one(x[4:])
+    torch.set_rng_state(state)
+    assert torch.equal(a, two(x[4:])) and torch.equal(one.images, two.images)
+    assert torch.equal(History(0, (1, 2, 2))(x), x)
+
+
+# --- the update rule, and what they refuse ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_each_update_moves_its_player_alone(name):
+    trainer = trainer_of(small(name))
+    model = trainer.model.train()
+    for player, opponent in (("discriminator", "generator"), ("generator", "discriminator")):
+        state = lambda who: {k: v.clone() for k, v in getattr(model, who).state_dict().items()}  # noqa: E731
+        mine, theirs = state(player), state(opponent)
+        trainer.descend(player, getattr(model, f"{player}_loss"), [batch_of(model)])
+        assert all(torch.equal(v, theirs[k]) for k, v in state(opponent).items())
+        moved = {k for k, v in state(player).items() if not torch.equal(v, mine[k])}
+        assert moved >= {k for k, _ in getattr(model, player).named_parameters()}
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_the_errors_alone_come_first(name):
+    trainer = trainer_of(small(name), starts=(0, 2), steps=4, schedule="linear", hold=0.5)
+    model = trainer.model.train()
+    before = {k: v.clone() for k, v in model.discriminator.state_dict().items()}
+    batches = iter([batch_of(model)] * 20)
+    rates, said = [], []
+    for at in range(4):
+        if at == 2:
+            assert all(torch.equal(v, before[k]) for k, v in model.discriminator.state_dict().items())
+        said.append("loss/discriminator" in trainer.advance(batches))
+        rates.append(trainer.optimizers["generator"].param_groups[0]["lr"])
+    assert said == [False, False, True, True]
+    assert rates == pytest.approx([1e-2, 1e-2, 1e-2, 1e-2])  # held for half of each stage of two steps
+    assert any(not torch.equal(v, before[k]) for k, v in model.discriminator.state_dict().items())
+
+
+def test_the_rate_is_held_and_then_falls():
+    trainer = trainer_of(small("pix2pix", adversarial=0.0), steps=8, hold=0.5, starts=(0, 2))
+    shares = []
+    for at in range(8):
+        trainer.at = at
+        shares.append(trainer.progress())
+    assert shares == pytest.approx([0, 0, 0, 0, 0, 0.25, 0.5, 0.75])  # without a discriminator there is one stage
+    assert list(trainer.optimizers) == ["generator"]
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_translations_keep_the_range_and_take_other_sizes(name):
+    model = small(name).eval()
+    batch = batch_of(model)
+    x = model.translate(5 * batch.cond)
+    assert x.shape == batch.x.shape and x.abs().max() <= 1 and not x.requires_grad
+    size = [3 * side for side in batch.cond.shape[-2:]]
+    wide = model.translate(torch.zeros(1, *batch.cond.shape[1:-2], *size, dtype=torch.float64))
+    assert wide.shape[-2:] == torch.Size(3 * side for side in batch.x.shape[-2:])
+
+
+NONE = Spec((3, 16, 16))
+UNLIKE = pair((1, 16, 16), (3, 16, 16))
+
+
+@pytest.mark.parametrize(
+    ("model", "spec", "options", "says"),
+    [
+        *((m, NONE, {}, "dataset=pairs") for m in (Pix2Pix, CycleGAN, SRGAN, NextFrame)),
+        (Pix2Pix, pair((3, 8, 8), (3, 16, 16)), {}, "model=srgan"),
+        (CycleGAN, pair((3, 4, 4), (3, 4, 4)), {}, "at least 8"),
+        (CycleGAN, UNLIKE, {}, r"model\.identity=0"),
+        (SRGAN, IMAGES, {}, "dataset=superres"),
+        (SRGAN, pair((3, 8, 8), (3, 16, 24)), {}, "whole multiples"),
+        (SRGAN, pair((1, 8, 8), (3, 16, 16)), {}, "dataset=superres"),
+        (NextFrame, pair((3, 8, 8), (3, 16, 16)), {}, "as high and wide"),
+        (NextFrame, IMAGES, {"error": 0, "gradient_difference": 0, "adversarial": 0}, r"model\.error=1"),
+    ],
+)
+def test_refuses_what_does_not_fit(model, spec, options, says):
+    with pytest.raises(UserError, match=says):
+        model(spec, **options)
+
+
+@pytest.mark.parametrize("starts", [(1,), (0, 0), (0, 2, 3)])
+def test_refuses_other_stages(starts):
+    with pytest.raises(UserError, match=r"trainer\.starts"):
+        trainer_of(small("pix2pix"), starts=starts)
