@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 from torch.distributions import Categorical, Normal
+from torch.nn.functional import one_hot
 
 from genlab.errors import UserError
 from genlab.metrics import Settings, purity
@@ -128,41 +129,63 @@ def test_purity_by_hand():
     assert purity.purity(torch.arange(30), y) == 1, "a category each tells nothing"
 
 
-class Halves:
-    """Images that are bright on the left (class 0) or on the right (class 1), of random strength."""
+class Finds(nn.Module):
+    """A model of images that are 40 × class bright, which finds the class up to its name, and draws one of 10 wrongly."""
 
-    name, spec = "halves", Spec((1, 8, 8), classes=2, range=(0.0, 1.0))
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(()))
 
-    def take(self, split, n, *, seed=0, device="cpu") -> Batch:
-        generator = torch.Generator().manual_seed(seed)
-        y = torch.arange(n) % 2
-        x = torch.zeros(n, 1, 8, 8)
-        light = 0.5 + 0.5 * torch.rand(n, 1, 1, 1, generator=generator)
-        x[y == 0, :, :, :4], x[y == 1, :, :, 4:] = light[y == 0], light[y == 1]
-        return Batch(x, y)
+    def encode(self, x):
+        return one_hot(((x * 255 / 40).mean((1, 2, 3)).round().long() + 1) % 3, 3).float()
+
+    def category(self, z):
+        return z.argmax(1)
+
+    def prior(self, n):
+        return one_hot(torch.arange(n) % 3, 3).float()
+
+    def decode(self, z):
+        y = (self.category(z) + 2) % 3
+        y = torch.where(torch.arange(len(z)) % 10 == 0, (y + 1) % 3, y)
+        return (40 / 255 * y[:, None, None, None]).expand(-1, 1, 8, 8)
+
+    def sample(self, n, y=None):
+        return self.decode(self.prior(n))
 
 
-def side(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the logits of the brighter half of bytes (B, 1, 8, 8), in the form of a classifier."""
-    logits = x.float().unflatten(3, (2, 4)).mean((1, 2, 4))
+def reads(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the logits of bytes (B, 1, 8, 8) that are 40 × class bright, in the form of a classifier."""
+    logits = one_hot(x[:, 0, 0, 0].long() // 40, 3).float()
     return logits, logits
 
 
-def test_the_categories_become_the_classes_without_labels():
-    data = Halves()
-    torch.manual_seed(0)
-    model = InfoGAN(data.spec, latent=4, categories=2, continuous=1, width=4)
-    adam = partial(torch.optim.Adam, lr=2e-3, betas=(0.5, 0.999))
-    trainer = GANTrainer(model, adam, GANTrainer.Options(batch_size=32), seed=0, device=Device(name="cpu"))
-    model.train()
-    batches = (data.take("train", 32, seed=i) for i in range(1000))
-    for _ in range(150):
-        trainer.advance(batches)
-    subject = Subject(data, Settings(n=200), model=trainer.sampler())
+reads.conditions = {"features": "reads"}
+
+
+def test_purity_of_items_and_of_samples():
+    y = torch.arange(50) % 3
+    x = (40 / 255 * y[:, None, None, None]).expand(-1, 1, 8, 8)
+    data = SimpleNamespace(spec=IMAGES, take=lambda split, n, seed, device="cpu": Batch(x[:n], y[:n]))
+    subject = Subject(data, Settings(n=30), model=Finds())
+    subject._extractors["classifier"] = reads
     assert purity.rows(subject) == ["code_purity", "sample_purity"]
-    side.conditions = {}
-    subject._extractors["classifier"] = side
     found, made = purity.measure(subject)
-    assert found.value > 0.95 and made.value > 0.95
-    assert found.conditions["categories"] == made.conditions["categories"] == 2
-    assert purity.rows(SimpleNamespace(model=nn.Linear(1, 1), spec=data.spec)) == [], "it has no categories"
+    assert found.value == 1 and made.value == pytest.approx(0.9)
+    assert found.conditions == {"n": 30, "split": "test", "seed": 0, "categories": 3}
+    assert made.error == pytest.approx(math.sqrt(0.9 * 0.1 / 30))
+    data.stacked = True
+    assert purity.rows(subject) == ["code_purity"]
+    assert purity.rows(SimpleNamespace(model=nn.Linear(1, 1), spec=IMAGES)) == [], "it has no categories"
+
+
+def test_training_makes_the_category_legible():
+    torch.manual_seed(0)
+    model = InfoGAN(IMAGES, latent=4, categories=2, continuous=1, width=4).train()
+    adam = partial(torch.optim.Adam, lr=2e-3, betas=(0.5, 0.999))
+    trainer = GANTrainer(model, adam, GANTrainer.Options(batch_size=16), device=Device(name="cpu"))
+    bars = torch.zeros(2, 1, 8, 8)  # bright on the left, or on the right
+    bars[0, :, :, :4], bars[1, :, :, 4:] = 1, 1
+    batch = Batch(bars[torch.arange(16) % 2], torch.arange(16) % 2)
+    first, *_, last = [trainer.advance(iter([batch]))["categorical"].item() for _ in range(120)]
+    assert abs(first - math.log(2)) < 0.1 and last < 0.2  # −log Q, from knowing nothing

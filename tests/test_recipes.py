@@ -28,7 +28,8 @@ def small(recipe: str) -> tuple[str, ...]:
     pixels = ("prepare.size=4",) * (config["trainer"]["name"] == "autoregressive")
     widths = ("width", "discriminator_width") if config["trainer"]["name"] in ("gan", "translation") else ()
     names = ("maps", "discriminator_maps", *widths)
-    return (*overrides, *pixels, *(f"model.{k}={fewer(v)}" for k, v in config["model"].items() if k in names))
+    plain = ("model.content=null",) * ("content" in config["model"])  # no classifier to be trained for it first
+    return (*overrides, *pixels, *plain, *(f"model.{k}={fewer(v)}" for k, v in config["model"].items() if k in names))
 
 
 def fewer(maps: int | list[int]) -> int | list[int]:

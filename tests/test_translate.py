@@ -211,7 +211,7 @@ def test_what_is_made_smaller_is_measured_beside_bicubic(genlab, trained, tmp_pa
     assert result.code == 0, result.err
     record = json.loads((tmp_path / "out/superres.json").read_text())
     for i, size in enumerate(((30, 42), (28, 30))):
-        x = torch.from_numpy(np.asarray(Image.open(tmp_path / "in" / f"{i}.png")))[None, None, : size[0], : size[1]]
+        x = torch.from_numpy(np.array(Image.open(tmp_path / "in" / f"{i}.png")))[None, None, : size[0], : size[1]]
         made = torch.from_numpy(np.array(Image.open(tmp_path / "out" / f"{i}.png")))[None, None]
         assert made.shape == x.shape
         assert record["psnr_luminance_db_each"][str(i)] == pytest.approx(pairs.psnr(made, x, crop=2).item(), rel=1e-6)

@@ -1,12 +1,17 @@
 """Translations: the networks' shapes and sizes, what pix2pix, CycleGAN, SRGAN and next_frame minimise, their update rule."""
 
+import copy
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 
 from genlab.errors import UserError
+from genlab.metrics.features import content as contents
+from genlab.metrics.features.classifier import Classifier, Network
+from genlab.metrics.features.content import Content
 from genlab.models.gan.cyclegan import CycleGAN, History
 from genlab.models.gan.losses import LOSSES
 from genlab.models.gan.next_frame import NextFrame, gradient_difference, pyramid
@@ -169,6 +174,52 @@ def test_srgan_takes_the_content_in_the_game_alone():
     torch.testing.assert_close(model.generator_loss(batch)["content"], 9 / 4 * square[:, :1].mean())  # in [0, 1]
 
 
+def test_the_content_is_of_its_own_classifier_where_there_is_no_vgg(monkeypatch, capsys):
+    torch.manual_seed(0)
+    network = Network((1, 8, 8), 10).eval()
+    made = Classifier(network, 1.0, 0.9, "digits test", torch.device("cpu"))
+    monkeypatch.setattr(contents, "weights", lambda: None)
+    monkeypatch.setattr(contents.Classifier, "of", lambda data, device: made)
+    data = SimpleNamespace(spec=Spec((1, 8, 8), classes=10))
+    content = Content(data=data)
+    x = torch.rand(2, 3, 8, 8, requires_grad=True)
+    y = content(x)
+    torch.testing.assert_close(y, network.body[:6](x.mean(1, keepdim=True)))  # colours as grey
+    y.square().sum().backward()
+    assert x.grad.abs().max() > 0 and not any(p.requires_grad for p in network.body[:6].parameters())
+    said = capsys.readouterr().err
+    assert "genlab's own classifier" in said and "90.0% on digits test" in said and "network=vgg19" in said
+    content(x)
+    assert capsys.readouterr().err == ""  # said once
+    assert copy.deepcopy(content) is content
+    with pytest.raises(UserError, match=r"model\.content=null"):
+        Content(data=None)(x)
+
+
+def test_the_content_is_of_vgg19_where_its_weights_are(monkeypatch, tmp_path, capsys):
+    from torchvision.models import vgg19
+
+    torch.manual_seed(0)
+    with torch.device("meta"):
+        names = {k: v.shape for k, v in vgg19().features[:36].state_dict().items()}
+    state = {f"features.{k}": torch.randn(shape) * (2 / shape[1:].numel()) ** 0.5 if len(shape) > 1 else torch.zeros(shape)
+             for k, shape in names.items()}  # fmt: skip
+    torch.save(state, tmp_path / "vgg19.pth")
+    monkeypatch.setattr(contents, "weights", lambda: tmp_path / "vgg19.pth")
+    content = Content()
+    x = torch.rand(1, 1, 16, 16, requires_grad=True)
+    before = torch.get_rng_state()
+    y = content(x)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert y.shape == (1, 512, 1, 1) and y.min() >= 0 and "VGG19" in capsys.readouterr().err
+    grey = (x.expand(-1, 3, -1, -1) - torch.tensor(contents.MEAN).view(3, 1, 1)) / torch.tensor(contents.SPREAD).view(3, 1, 1)
+    torch.testing.assert_close(y, content.maps.features(grey) / 12.75)
+    y.sum().backward()
+    assert x.grad.abs().max() > 0
+    with pytest.raises(UserError, match=r"network=vgg19"):
+        Content()(x[..., :8, :8])  # too small for it, and there is no classifier
+
+
 @pytest.mark.parametrize("alpha", [1, 2])
 def test_gradient_difference_is_its_formula(alpha):
     torch.manual_seed(0)
@@ -200,7 +251,7 @@ def test_frames_are_made_at_each_scale(side, scales):
     assert torch.equal(truth[-1].view_as(x), x)
     torch.testing.assert_close(truth[-2], nn.functional.avg_pool2d(x.flatten(1, 2), 2))
     assert model.discriminator(past, truth).shape == (3, scales)
-    assert torch.equal(model.translate(past), made[-1].view(3, 2, 1, side, side))
+    assert torch.equal(model.translate(past), made[-1].clamp(-1, 1).view(3, 2, 1, side, side))
 
 
 def test_a_pyramid_keeps_the_mean():

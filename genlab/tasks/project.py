@@ -58,9 +58,13 @@ def project(
     """
     ready(run, "project")
     decode = asking.decoder(run, space)
-    x, index = given(run, images, crop) if images else asking.items(run, split, n, seed, items)
-    x = x if isinstance(x, Tensor) else x.x
+    if images:
+        x, index = given(run, images, crop), None
+    else:
+        held, index = asking.items(run, split, n, seed, items)
+        x = held.x
     usual = asking.reference(run, split, seed, asking.one_class(run, y), space)  # (N, …)
+    edits(usual[:1], edit, strengths)  # refuses now what it would refuse after the search
     torch.manual_seed(seed)
     first = drawn(usual, len(x) * tries)
     if space == "w":
@@ -112,7 +116,7 @@ def direction_of(path: str) -> Tensor:
         return torch.from_numpy(held["direction"])
 
 
-def given(run: Run, images: list[str] | str, crop: Crop) -> tuple[Tensor, None]:
+def given(run: Run, images: list[str] | str, crop: Crop) -> Tensor:
     """Return image files as the model's data (n, *shape), on its device."""
     if run.spec.kind != "image":
         raise UserError(f"images=: {run.info['dataset']} has {run.spec.kind}; give items= of a split")
@@ -125,7 +129,7 @@ def given(run: Run, images: list[str] | str, crop: Crop) -> tuple[Tensor, None]:
             raise UserError(f"images={path}: it cannot be read as an image") from error
     prepare = Preparation(range=run.spec.range, binarize="threshold" if run.spec.levels == 2 else "none")
     like = next(run.model.parameters())
-    return prepare(torch.stack(parts), torch.Generator()).to(like), None
+    return prepare(torch.stack(parts), torch.Generator()).to(like)
 
 
 def picture(x: Tensor, found: Tensor, edited: Tensor | None, names: list[str], spec: Spec) -> np.ndarray:

@@ -11,7 +11,6 @@ from annotated_types import Len
 from torch import Tensor, nn
 
 from genlab.errors import UserError
-from genlab.models.gan.game import ToRange
 from genlab.models.gan.losses import Name
 from genlab.models.gan.translation import Translation
 from genlab.spec import NonNegative, Positive, Spec
@@ -70,7 +69,7 @@ class NextFrame(Translation):
         most = (min(size) // COARSEST).bit_length()
         width = width[:most]
         self.multiple = 2 ** (len(width) - 1)
-        self.generator = Generator(past, maps(spec), width, spec.range)
+        self.generator = Generator(past, maps(spec), width)
         if adversarial:
             sizes = [(size[0] >> k, size[1] >> k) for k in reversed(range(len(width)))]
             self.discriminator = Discriminator(past + maps(spec), width, sizes)
@@ -92,7 +91,7 @@ class NextFrame(Translation):
     @torch.no_grad()
     def translate(self, cond: Tensor) -> Tensor:
         """Return the frames (B, *shape) that follow those of each source (B, *source)."""
-        return self.generator(cond)[-1].unflatten(1, self.spec.shape[:-2])
+        return self.generator(cond)[-1].clamp(*self.spec.range).unflatten(1, self.spec.shape[:-2])
 
 
 # eq. 6: L_gdl = Σ ||Y_{i,j} − Y_{i−1,j}| − |Ŷ_{i,j} − Ŷ_{i−1,j}||^α + ||Y_{i,j−1} − Y_{i,j}| − |Ŷ_{i,j−1} − Ŷ_{i,j}||^α
@@ -103,11 +102,13 @@ def gradient_difference(y: Tensor, made: Tensor, alpha: int = 1) -> Tensor:
 
 
 class Generator(nn.Module):
-    """Past frames (B, …, H, W) to the next at every scale, the coarsest first: a list of (B, outputs, H/2^k, W/2^k)."""
+    """Past frames (B, …, H, W) to the next at every scale, the coarsest first: a list of (B, outputs, H/2^k, W/2^k).
 
-    def __init__(self, past: int, outputs: int, width: tuple[int, ...], range_: tuple[float, float]) -> None:
+    The paper's tanh at the end is left out: on dark frames it saturates before anything moves. Weights are He et al.'s (2015).
+    """
+
+    def __init__(self, past: int, outputs: int, width: tuple[int, ...]) -> None:
         super().__init__()
-        self.to_range = ToRange(*range_)
         self.nets = nn.ModuleList()
         for k, (w, (parts, kernels)) in enumerate(zip(width, GENERATORS, strict=False)):
             layers: list[nn.Module] = []
@@ -115,17 +116,20 @@ class Generator(nn.Module):
             for (i, o), kernel in zip(pairwise(widths), kernels, strict=True):
                 layers += [nn.Conv2d(i, o, kernel, padding=kernel // 2), nn.ReLU(inplace=True)]
             self.nets.append(nn.Sequential(*layers[:-1]))
+        for m in self.modules():
+            if isinstance(m, nn.Conv2d):
+                nn.init.kaiming_normal_(m.weight, nonlinearity="relu")
+                nn.init.zeros_(m.bias)
 
-    # eq. 4: Ŷ_k = u_k(Ŷ_{k−1}) + G'_k(X_k, u_k(Ŷ_{k−1})); the sum stands within the tanh, so that frames keep their range
+    # eq. 4: Ŷ_k = u_k(Ŷ_{k−1}) + G'_k(X_k, u_k(Ŷ_{k−1}))
     def forward(self, cond: Tensor) -> list[Tensor]:
         made: list[Tensor] = []
         for net, x in zip(self.nets, pyramid(cond.flatten(1, -3), len(self.nets)), strict=True):
-            if not made:
-                h = net(x)
+            if made:
+                u = F.interpolate(made[-1], size=x.shape[-2:], mode="bilinear")
+                made.append(u + net(torch.cat([x, u], 1)))
             else:
-                u = F.interpolate(h, size=x.shape[-2:], mode="bilinear")
-                h = u + net(torch.cat([x, self.to_range(u)], 1))
-            made.append(self.to_range(h))
+                made.append(net(x))
         return made
 
 

@@ -34,6 +34,7 @@ class TranslationTrainer(GANTrainer):
         else:
             self.optimizers["generator"] = self.optimizer(self.model.generator.parameters())
             self.joins = self.options.steps
+            self.since = {}  # no game, no ailments
 
     def step(self, batches: Iterator[Batch]) -> dict[str, Tensor]:
         if self.at >= self.joins:
