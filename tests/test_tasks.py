@@ -15,6 +15,7 @@ from PIL import Image
 
 from genlab import build
 from genlab.abilities import ABILITIES, abilities
+from genlab.data.operators import TASKS
 from genlab.errors import UserError
 from genlab.models.vae.vae import VAE
 from genlab.spec import Spec
@@ -155,7 +156,9 @@ def test_tasks_lists_what_fits(genlab, trained):
 
 def test_every_command_with_a_need_is_one():
     assert needs.NEEDS.keys() <= COMMANDS.keys()
-    assert {word for ways in needs.NEEDS.values() for way in ways for word in way} <= {*ABILITIES, needs.CLASSES}
+    words = {word for ways in needs.NEEDS.values() for way in ways for word in way}
+    assert {word for word in words if not word.startswith("task=")} <= {*ABILITIES, needs.CLASSES}
+    assert {word.removeprefix("task=") for word in words if word.startswith("task=")} <= {*TASKS.values(), "forecast"}
 
 
 def test_items_are_those_with_the_numbers(trained):

@@ -20,11 +20,23 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
 
 
 class MLP(nn.Sequential):
-    """A fully connected network (…, inputs) -> (…, outputs); with `hidden` empty it is one linear layer."""
+    """A fully connected network (…, inputs) -> (…, outputs); with `hidden` empty it is one linear layer.
 
-    def __init__(self, inputs: int, hidden: tuple[int, ...], outputs: int, *, activation: Activation = "relu") -> None:
+    Args:
+        dropout: share of the hidden units that a training pass leaves out.
+    """
+
+    def __init__(
+        self,
+        inputs: int,
+        hidden: tuple[int, ...],
+        outputs: int,
+        *,
+        activation: Activation = "relu",
+        dropout: float = 0.0,
+    ) -> None:
         layers: list[nn.Module] = []
         for width in hidden:
-            layers += [nn.Linear(inputs, width), ACTIVATIONS[activation]()]
+            layers += [nn.Linear(inputs, width), ACTIVATIONS[activation]()] + ([nn.Dropout(dropout)] if dropout else [])
             inputs = width
         super().__init__(*layers, nn.Linear(inputs, outputs))

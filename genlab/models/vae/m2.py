@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from genlab.errors import UserError
-from genlab.models.vae.vae import VALUES_AT_ONCE, dimension_kl, draw
+from genlab.models.vae.vae import VALUES_AT_ONCE, dimension_kl
 from genlab.nn.mlp import ACTIVATIONS, MLP, Activation
-from genlab.spec import Batch, NonNegative, Positive, Spec
+from genlab.spec import Batch, Decay, NonNegative, Positive, Spec
 
 UNKNOWN = -1  # the label of an item whose class the model is not told
 
@@ -26,6 +26,7 @@ class M2(nn.Module):
         hidden: widths of the hidden layers of each network; the decoder mirrors them.
         latent: dimension of z.
         alpha: weight of the classification loss, the paper's α / N (0.1 there).
+        dropout: share of the hidden units of q(y|x) that a training pass leaves out: few labels are soon known by heart.
 
     Raises:
         UserError: the data has no classes, or no binary values.
@@ -41,6 +42,7 @@ class M2(nn.Module):
         latent: Positive = 50,
         activation: Activation = "softplus",
         alpha: NonNegative = 0.1,
+        dropout: Decay = 0.0,
     ) -> None:
         super().__init__()
         if not spec.classes:
@@ -51,7 +53,7 @@ class M2(nn.Module):
         if not hidden:
             raise UserError("model.hidden=[] leaves m2 no hidden layer in which x and y can meet")
         self.spec, self.classes, self.latent, self.alpha = spec, spec.classes, latent, alpha
-        self.classifier = MLP(spec.dim, hidden, spec.classes, activation=activation)
+        self.classifier = MLP(spec.dim, hidden, spec.classes, activation=activation, dropout=dropout)
         # the encoder's first layer acts on (x, y): its two halves stand apart, so that x is seen once for all classes
         self.stem = nn.Linear(spec.dim, hidden[0])
         self.label = nn.Embedding(spec.classes, hidden[0])
@@ -83,7 +85,8 @@ class M2(nn.Module):
     def joint_bound(self, x: Tensor, y: Tensor) -> Tensor:
         """Return one draw of −L(x, y) (…, B), a lower bound of log p(x, y) in nats, of x (B, *shape) and y (…, B)."""
         mean, log_var = self.posterior(x, y)
-        z = draw(mean, log_var)  # (…, B, latent)
+        # the same noise for every class: what tells the classes apart is then not the luck of their draws
+        z = mean + (0.5 * log_var).exp() * torch.randn_like(mean[(0,) * (mean.ndim - 2)])  # (…, B, latent)
         kl = dimension_kl(mean, log_var).sum(-1)
         return self.log_likelihood(x, self.code(y, z)) - math.log(self.classes) - kl
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from genlab.errors import UserError
 from genlab.models.vae.m2 import UNKNOWN
 from genlab.seeds import mix
-from genlab.spec import Batch, Count, Positive
+from genlab.spec import Batch, Count, Fraction, Positive
 from genlab.training.trainer import Trainer
 
 
@@ -28,6 +28,7 @@ class SemiSupervisedTrainer(Trainer):
         labels: Positive = 100  # labelled items in all, equally many of each class
         labelled: Positive = 100  # labelled items of a batch, beside batch_size unlabelled ones
         label_seed: Count = 0  # chooses which items are labelled
+        share: Fraction | None = None  # weight of the labelled items' bound; None: their share of the data, N_l / N
 
     def stream(self, data: Any, **how: Any) -> Iterator[Batch]:
         """Return the batches: the unlabelled items, with the label −1, then the labelled.
@@ -42,7 +43,7 @@ class SemiSupervisedTrainer(Trainer):
         known = balanced(y, o.labels, o.label_seed)
         if o.labelled > o.labels:
             raise UserError(f"trainer.labelled={o.labelled} items of a batch are more than trainer.labels={o.labels}")
-        self.share = o.labels / len(y)  # N_l / N
+        self.share = o.labels / len(y) if o.share is None else o.share
 
         def pick(k: int) -> Tensor:
             return known[torch.randperm(o.labels, generator=seeded(self.seed, k))[: o.labelled]]
