@@ -23,9 +23,11 @@ HEADERS = sorted(
     {
         match.group().strip()
         for path in CONFIGS.rglob("*.yaml")
-        for match in re.finditer(r"(?<=# )genlab train (?:[\w/.=\[\],-]+ ?)+", path.read_text())
+        for line in path.read_text().splitlines()
+        if "…" not in line  # stands for a folder of the reader's
+        for match in re.finditer(r"(?<=# )genlab train (?:[\w/.=\[\],@+-]+ ?)+", line)
     }
-    | set(re.findall(r"`(genlab train [^`]*=[^`…<]*)`", README))
+    | set(re.findall(r"`(genlab train [^`…<]*=[^`…<]*)`", README))
 )
 # So that minutes become seconds; what the command says still wins over the recipe's own values in the same way.
 SMALL = ("trainer.steps=2", "trainer.batch_size=8", "trainer.preview_every=0", "device=cpu", "device.compile=false")
