@@ -1,11 +1,13 @@
 """GANs: the losses against their formulas, the game's rules, the networks' shapes."""
 
 import math
+import re
 from functools import partial
 from typing import get_args
 
 import pytest
 import torch
+from recipes import CONFIGS, RECIPES, composed
 
 from genlab.errors import UserError
 from genlab.models.gan.augment import AUGMENTS, AdaptiveAugment, moved
@@ -15,7 +17,7 @@ from genlab.models.gan.game import fixed
 from genlab.models.gan.gan import GAN
 from genlab.models.gan.losses import LOSSES, Name
 from genlab.models.gan.regularisers import clip_weights, gradient_penalty, r1_penalty, spectrally_normalised
-from genlab.models.gan.trainer import WINDOWS, GANTrainer
+from genlab.models.gan.trainer import WINDOWS, GANTrainer, ailments
 from genlab.spec import Batch, Spec
 from genlab.training.device import Device
 
@@ -259,7 +261,7 @@ def test_ailments_are_named_once_when_they_have_lasted(means, says):
     said = [trainer.diagnose(means) for _ in range(3 * WINDOWS)]
     named = [i for i, notes in enumerate(said) if notes]
     assert named == ([WINDOWS - 1] if says else [])
-    assert not says or (says in said[WINDOWS - 1][0] and "try model." in said[WINDOWS - 1][0])
+    assert not says or (says in said[WINDOWS - 1][0] and "try +" in said[WINDOWS - 1][0])
     trainer.diagnose({"advantage": 0.0, "spread": 1.0})  # well again: from then on it counts anew
     assert any(trainer.diagnose(means) for _ in range(WINDOWS)) == bool(says)
 
@@ -438,3 +440,15 @@ def test_samples_are_decoded_codes(name, noise):
     torch.testing.assert_close(drawn, torch.full_like(drawn, 1 / 3), atol=0.04, rtol=0)
     with pytest.raises(UserError, match=r"model\.conditional=true"):
         small(name).sample(4, y)
+
+
+def test_what_an_ailment_says_to_try_can_be_typed_for_every_game():
+    tried = [word for message in ailments({}) for word in re.findall(r"[+]+[\w.]+=[\w.]+", message)]
+    assert len(set(tried)) == 4
+    games = [r for r in RECIPES if re.search(r"^  name: (gan|progressive)$", (CONFIGS / f"model/{r}.yaml").read_text(), re.M)]
+    assert len(games) > 10
+    for recipe in games:
+        config = composed(f"model={recipe}", "out=unused", "+regulariser=deviation", "++trainer.discriminator_rate=0.5")
+        assert config["model"]["deviation"] and config["trainer"]["discriminator_rate"] == 0.5, recipe
+        for name, key, value in (("r1", "r1", 0.1), ("spectral", "spectral", True)):
+            assert composed(f"model={recipe}", "out=unused", f"+regulariser={name}")["model"][key] == value, recipe

@@ -64,7 +64,7 @@ def ailments(means: dict[str, float]) -> dict[str, bool]:
     """
     return {
         "the discriminator has won: it is sure of every item, and G learns little from it; "
-        "try model.r1=1, model.spectral=true, or a lower trainer.discriminator_rate": means.get("advantage", 0) > 0.99,
+        "try +regulariser=r1, +regulariser=spectral or ++trainer.discriminator_rate=0.5": means.get("advantage", 0) > 0.99,
         "mode collapse: the samples differ far less than the data; "
-        "try model.r1=1, model.deviation=true, or another model.loss": means.get("spread", 1) < 0.2,
+        "try +regulariser=r1, +regulariser=deviation or another model.loss": means.get("spread", 1) < 0.2,
     }
