@@ -2,6 +2,7 @@
 
 import math
 import re
+from abc import ABC, abstractmethod
 from copy import copy
 from dataclasses import dataclass, field, replace
 from itertools import groupby
@@ -22,7 +23,7 @@ from genlab.spec import Batch, Positive, Spec
 STEP = 0.1  # how far a digit moves from frame to frame, as a share of the way that it has
 
 
-class Films(Images):
+class Films(Images, ABC):
     """Items of `past` + `future` frames: x (B, future, C, H, W) and cond (B, past, C, H, W).
 
     A subclass makes the frames of raw items out of `store`, a tensor that is moved to each device once.
@@ -32,9 +33,9 @@ class Films(Images):
     future: int
     store: Tensor
 
+    @abstractmethod
     def frames(self, items: Tensor, store: Tensor) -> Tensor:
         """Return the frames uint8 (B, past + future, C, H, W) of raw items (B, …)."""
-        raise NotImplementedError
 
     def hold_films(self, splits: dict[str, Split], shape: tuple[int, ...], missing: dict[str, str] | None = None) -> None:
         """Take the raw items of films whose frames have the shape (C, H, W)."""
@@ -50,9 +51,9 @@ class Films(Images):
         other.hold_windows()
         return other
 
+    @abstractmethod
     def hold_windows(self) -> None:
         """Take the raw items of films of `past` + `future` frames."""
-        raise NotImplementedError
 
     def made(self, x: Tensor, y: Tensor | None, generator: torch.Generator, *, augment: bool) -> Batch:
         if x.device not in self._stores:

@@ -12,7 +12,7 @@ from genlab.errors import UserError
 from genlab.models.gan.dcgan import initialise
 from genlab.models.gan.game import ToRange, fixed
 from genlab.models.gan.losses import LOSSES, Name
-from genlab.models.gan.translation import judged, same_size
+from genlab.models.gan.translation import same_size
 from genlab.nn.patch import PatchGAN, halvings
 from genlab.nn.residual_generator import ResidualGenerator
 from genlab.spec import Batch, Count, NonNegative, Positive, Spec
@@ -80,7 +80,7 @@ class CycleGAN(nn.Module):
             D = self.discriminator[name]
             real, fake = D(true), D(self.history[name](made[name]))  # (B, 1, h, w)
             losses.append(self.objective.discriminator(real, fake))
-            logs |= {f"{key}/{name}": value for key, value in judged(self.objective, real, fake).items()}
+            logs |= {f"{key}/{name}": value for key, value in self.objective.judged(real, fake).items()}
         return {"loss": sum(losses), **logs}
 
     # eq. 3: L(G, F, D_X, D_Y) = L_GAN(G, D_Y) + L_GAN(F, D_X) + λ L_cyc(G, F)

@@ -132,8 +132,7 @@ class Game(nn.Module):
         real, fake = D.judged(h, y), D.judged(fake_h, y)  # (B,)
         self.augment.heed(real.detach())
         loss = self.objective.discriminator(real, fake)
-        shown = torch.sigmoid if self.objective.probability else torch.Tensor.detach
-        logs = {"D(x)": shown(real).mean(), "D(G(z))": shown(fake).mean()}
+        logs = self.objective.judged(real, fake)
         if self.objective.par:
             logs["advantage"] = 1 - loss.detach() / self.objective.par  # 0: D knows nothing, 1: it is sure of all
         if r1:

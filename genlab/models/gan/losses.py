@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable
 from typing import Literal, NamedTuple
 
+import torch
 from torch import Tensor
 from torch.nn.functional import relu, softplus
 
@@ -30,6 +31,11 @@ class Loss(NamedTuple):
     probability: bool = False
     paired: bool = False
     absolute: bool = True
+
+    def judged(self, real: Tensor, fake: Tensor) -> dict[str, Tensor]:
+        """Return what D thinks of data and of samples, as probabilities where its logits (B, …) are such."""
+        shown = torch.sigmoid if self.probability else Tensor.detach
+        return {"D(x)": shown(real).mean(), "D(G(z))": shown(fake).mean()}
 
 
 # Goodfellow et al. 2014, eq. 1: min_G max_D V(D, G) = E[log D(x)] + E[log(1 − D(G(z)))];

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+
 import torch
 from torch import Tensor, nn
 
 from genlab.errors import UserError
 from genlab.models.gan.game import fixed
-from genlab.models.gan.losses import LOSSES, Loss, Name
+from genlab.models.gan.losses import LOSSES, Name
 from genlab.spec import Batch, Spec
 
 
-class Translation(nn.Module):
+class Translation(nn.Module, ABC):
     """A generator x̂ = G(cond), which a subclass makes, and a discriminator D(cond, x) if it is to have an adversary.
 
     `generator(cond)` gives what `errors` and D take, and `translate` makes the target of: an image, or one for each scale.
@@ -34,9 +36,9 @@ class Translation(nn.Module):
 
     # --- what a subclass says -------------------------------------------------------------------------------------
 
+    @abstractmethod
     def errors(self, made: Tensor, truth: Tensor) -> dict[str, Tensor]:
         """Return the weighted errors of what G made, by name; G without an adversary minimises their sum."""
-        raise NotImplementedError
 
     def truth(self, x: Tensor) -> Tensor:
         """Return targets (B, *shape) in the form in which G makes its own."""
@@ -55,7 +57,7 @@ class Translation(nn.Module):
             made = self.generator(batch.cond)
         real = self.discriminator(batch.cond, self.truth(batch.x))  # (B, …)
         fake = self.discriminator(batch.cond, made)  # (B, …)
-        return {"loss": self.objective.discriminator(real, fake), **judged(self.objective, real, fake)}
+        return {"loss": self.objective.discriminator(real, fake), **self.objective.judged(real, fake)}
 
     def generator_loss(self, batch: Batch, penalty: float = 1) -> dict[str, Tensor]:
         """Return the errors and the weighted adversarial loss of G; D is left untouched."""
@@ -78,12 +80,6 @@ class Translation(nn.Module):
     def translate(self, cond: Tensor) -> Tensor:
         """Return the target (B, …) of each source (B, …), within the data's range."""
         return self.generator(cond).clamp(*self.spec.range)
-
-
-def judged(objective: Loss, real: Tensor, fake: Tensor) -> dict[str, Tensor]:
-    """Return what D thinks of targets and of G's, as probabilities where its logits are such."""
-    shown = torch.sigmoid if objective.probability else torch.Tensor.detach
-    return {"D(x)": shown(real).mean(), "D(G(z))": shown(fake).mean()}
 
 
 def paired(spec: Spec, name: str) -> None:
