@@ -13,6 +13,7 @@ from recipes import RECIPES, built, same
 
 from genlab.metrics import Settings, measure
 from genlab.metrics.subject import Subject
+from genlab.training.device import bricks
 from genlab.training.run import RunFolder
 
 pytestmark = [
@@ -96,7 +97,7 @@ def test_compiled_losses_are_those_of_the_plain_model(recipe):
     exact = ("device.tf32=false",)
     _, plain, ours = advanced(3, *options(recipe, *exact))
     _, compiled, theirs = advanced(3, *options(recipe, *exact, "device.compile=true"))
-    assert any(brick._compiled_call_impl is not None for brick in compiled.model.children())
+    assert any(brick._compiled_call_impl is not None for brick in bricks(compiled.model))
     assert list(plain.model.state_dict()) == list(compiled.model.state_dict())
     for a, b in zip(ours, theirs, strict=True):
         assert a["loss"].item() == pytest.approx(b["loss"].item(), rel=1e-3)

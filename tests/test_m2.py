@@ -112,6 +112,27 @@ def test_the_loss_is_the_paper_s_of_labelled_and_unlabelled_items(known, share):
     torch.testing.assert_close(losses["loss"], expected, atol=1e-12, rtol=0)
 
 
+@pytest.mark.parametrize("channels", [(), (3, 4)])
+@pytest.mark.parametrize("hold", [True, False])
+def test_held_the_unlabelled_items_leave_the_classifier_alone_and_teach_the_rest(hold, channels):
+    model = build(Spec((1, 8, 8), classes=3, levels=2, range=(0.0, 1.0)), channels=channels)
+    x = torch.bernoulli(torch.full((5, 1, 8, 8), 0.5, dtype=torch.float64))
+    model.loss(Batch(x, torch.full((5,), -1)), 0.5, hold=hold)["loss"].backward()
+    assert all((p.grad is None) == hold for p in model.classifier.parameters())
+    assert all(p.grad.any() for p in (*model.encoder.parameters(), *model.decoder.parameters()))
+
+
+@pytest.mark.parametrize("hold, taught", [(2, [True, True, False]), (0, [False] * 3)])
+def test_the_rule_holds_for_the_first_steps(hold, taught):
+    _, dataset, trainer = built("model=m2", *SMALL, f"trainer.hold={hold}")
+    loss, held = trainer.model.loss, []
+    trainer.model.loss = lambda batch, share, *, hold: held.append(hold) or loss(batch, share, hold=hold)
+    batches = trainer.stream(dataset)
+    for _ in taught:
+        trainer.advance(batches)
+    assert held == taught
+
+
 def test_abilities_and_classes():
     spec = Spec((1, 8, 8), classes=10, levels=2, range=(0.0, 1.0))
     model = build(spec, latent=4)
@@ -133,6 +154,8 @@ def test_abilities_and_classes():
         (Spec((1, 8, 8), levels=2, range=(0.0, 1.0)), {}, "model=vae"),
         (Spec((1, 8, 8), classes=10, range=(0.0, 1.0)), {}, "dataset.binarize=dynamic"),
         (TINY, {"hidden": ()}, "model.hidden"),
+        (TINY, {"channels": (8,)}, r"model.channels=\[\]"),
+        (Spec((1, 2, 2), classes=3, levels=2, range=(0.0, 1.0)), {"channels": (8, 8)}, r"model.channels=\[\]"),
     ],
 )
 def test_refuses_data_that_does_not_fit(spec, options, mend):

@@ -243,3 +243,11 @@ def test_a_cpu_takes_numbers_too_small_to_matter_as_zero():
     # a product with such a number takes a CPU many times as long: an importance-weighted step was three times as slow
     Device(name="cpu", threads=torch.get_num_threads()).prepare()
     assert (torch.full((1000,), 1e-40) * torch.ones(1000) == 0).all()
+
+
+def test_compilation_reaches_the_items_of_a_list_of_modules():
+    # a list has no forward of its own: compiled itself, it would change nothing
+    model = nn.ModuleDict({"stem": nn.Linear(2, 2), "blocks": nn.ModuleList([nn.Sequential(nn.Linear(2, 2)), nn.ReLU()])})
+    Device(name="cpu", compile=True).place(model)
+    compiled = {name for name, part in model.named_modules() if part._compiled_call_impl is not None}
+    assert compiled == {"stem", "blocks.0", "blocks.1"}

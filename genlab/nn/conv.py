@@ -20,7 +20,8 @@ def halved(size: tuple[int, int], times: int) -> list[tuple[int, int]]:
 class ConvEncoder(nn.Sequential):
     """An image (B, C, H, W) -> a vector (B, outputs): stride-2 convolutions of `channels`, then layers of `dense` units.
 
-    H and W may be any number of at least 2**len(channels).
+    H and W may be any number of at least 2**len(channels). With `pool` a step is LeNet's instead: a 5×5 convolution, then
+    the largest of each 2×2. `dropout` is the share of the dense units, and of what they see, that a pass leaves out.
     """
 
     def __init__(
@@ -31,14 +32,19 @@ class ConvEncoder(nn.Sequential):
         *,
         dense: tuple[int, ...] = (),
         activation: Activation = "relu",
+        dropout: float = 0.0,
+        pool: bool = False,
     ) -> None:
         c, *size = shape
         layers: list[nn.Module] = []
         for width in channels:
-            layers += [nn.Conv2d(c, width, 4, stride=2, padding=1), ACTIVATIONS[activation]()]  # (B, width, H//2, W//2)
+            conv = nn.Conv2d(c, width, 5, padding=2) if pool else nn.Conv2d(c, width, 4, stride=2, padding=1)
+            layers += [conv, ACTIVATIONS[activation](), *([nn.MaxPool2d(2)] if pool else [])]  # (B, width, H//2, W//2)
             c = width
         h, w = halved(size, len(channels))[-1]
-        super().__init__(*layers, nn.Flatten(), *MLP(c * h * w, dense, outputs, activation=activation))
+        if dropout:
+            layers.append(nn.Dropout(dropout))
+        super().__init__(*layers, nn.Flatten(), *MLP(c * h * w, dense, outputs, activation=activation, dropout=dropout))
 
 
 class ConvDecoder(nn.Sequential):

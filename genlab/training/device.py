@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import resource
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Literal
@@ -74,7 +75,7 @@ class Device:
         if self.channels_last:
             model.to(memory_format=torch.channels_last)
         if self.compile:
-            for brick in model.children():
+            for brick in bricks(model):
                 brick.compile()
         return model
 
@@ -110,3 +111,12 @@ class Device:
     def __str__(self) -> str:
         name = torch.cuda.get_device_name(self.torch) if self.name == "cuda" else f"{torch.get_num_threads()} threads"
         return f"{self.torch} ({name}), {self.precision}"
+
+
+def bricks(model: nn.Module) -> Iterator[nn.Module]:
+    """Yield the parts that a model calls: its children, and in the place of a list of modules, which no one calls, its items."""
+    for child in model.children():
+        if isinstance(child, nn.ModuleList | nn.ModuleDict):
+            yield from bricks(child)
+        else:
+            yield child

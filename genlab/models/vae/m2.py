@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from genlab.errors import UserError
 from genlab.models.vae.vae import VALUES_AT_ONCE, dimension_kl
+from genlab.nn.conv import ConvEncoder
 from genlab.nn.mlp import ACTIVATIONS, MLP, Activation
 from genlab.spec import Batch, Decay, NonNegative, Positive, Spec
 
@@ -26,10 +27,11 @@ class M2(nn.Module):
         hidden: widths of the hidden layers of each network; the decoder mirrors them.
         latent: dimension of z.
         alpha: weight of the classification loss, the paper's α / N (0.1 there).
+        channels: widths of LeNet's convolutions before the hidden layers of q(y|x), for images; (): none, as in the paper.
         dropout: share of the hidden units of q(y|x) that a training pass leaves out: few labels are soon known by heart.
 
     Raises:
-        UserError: the data has no classes, or no binary values.
+        UserError: the data has no classes, or no binary values, or is too small to be halved once for each of `channels`.
     """
 
     conditional = True  # always: it can be asked for a class
@@ -42,6 +44,7 @@ class M2(nn.Module):
         latent: Positive = 50,
         activation: Activation = "softplus",
         alpha: NonNegative = 0.1,
+        channels: tuple[Positive, ...] = (),
         dropout: Decay = 0.0,
     ) -> None:
         super().__init__()
@@ -52,8 +55,17 @@ class M2(nn.Module):
                             "set dataset.binarize=dynamic dataset.range=[0,1]")  # fmt: skip
         if not hidden:
             raise UserError("model.hidden=[] leaves m2 no hidden layer in which x and y can meet")
+        if channels and (len(spec.shape) != 3 or min(spec.shape[1:]) < 2 ** len(channels)):
+            raise UserError(
+                f"m2's q(y|x) halves an image once for each of model.channels={list(channels)}, and this data has shape "
+                f"{spec.shape}; model.channels=[] has no convolutions"
+            )
         self.spec, self.classes, self.latent, self.alpha = spec, spec.classes, latent, alpha
-        self.classifier = MLP(spec.dim, hidden, spec.classes, activation=activation, dropout=dropout)
+        to_class = {"activation": activation, "dropout": dropout}
+        if channels:
+            self.classifier = ConvEncoder(spec.shape, channels, spec.classes, dense=hidden, pool=True, **to_class)
+        else:
+            self.classifier = nn.Sequential(nn.Flatten(), *MLP(spec.dim, hidden, spec.classes, **to_class))
         # the encoder's first layer acts on (x, y): its two halves stand apart, so that x is seen once for all classes
         self.stem = nn.Linear(spec.dim, hidden[0])
         self.label = nn.Embedding(spec.classes, hidden[0])
@@ -65,7 +77,7 @@ class M2(nn.Module):
 
     def classify(self, x: Tensor) -> Tensor:
         """Return log q(y|x) (B, classes) in nats of x (B, *shape)."""
-        return self.classifier(x.flatten(1)).log_softmax(1)
+        return self.classifier(x).log_softmax(1)
 
     def posterior(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """Return mean and log-variance (…, B, latent) of q(z|x,y), of x (B, *shape) and classes y (…, B)."""
@@ -91,9 +103,10 @@ class M2(nn.Module):
         return self.log_likelihood(x, self.code(y, z)) - math.log(self.classes) - kl
 
     # eq. 7: log p(x) ≥ Σ_y q(y|x) (−L(x,y)) + H(q(y|x)) = −U(x)
-    def marginal_bound(self, x: Tensor) -> Tensor:
-        """Return one draw of −U(x) (B,), a lower bound of log p(x) in nats."""
+    def marginal_bound(self, x: Tensor, *, hold: bool = False) -> Tensor:
+        """Return one draw of −U(x) (B,), a lower bound of log p(x) in nats; with `hold` q(y|x) gets no gradient."""
         log_q = self.classify(x).T  # (classes, B)
+        log_q = log_q.detach() if hold else log_q
         return (log_q.exp() * (self.joint_bound(x, self.each(x)) - log_q)).sum(0)
 
     def each(self, x: Tensor) -> Tensor:
@@ -101,11 +114,13 @@ class M2(nn.Module):
         return torch.arange(self.classes, device=x.device)[:, None].expand(-1, len(x))
 
     # eqs. 8 and 9, an item: J^α / N = (N_l/N) E_l[L(x,y)] + (N_u/N) E_u[U(x)] + (α/N) E_l[−log q(y|x)]
-    def loss(self, batch: Batch, share: float | None = None) -> dict[str, Tensor]:
+    def loss(self, batch: Batch, share: float | None = None, *, hold: bool = False) -> dict[str, Tensor]:
         """Return J^α / N in nats, of items of which those with y = −1 have no label.
 
         Args:
             share: N_l/N, the share of labelled items in the data; None: that of the batch.
+            hold: let q(y|x) learn from the labelled items alone. A generator that does not know the classes yet would
+                teach it those of its own making, which it then keeps.
         """
         known = batch.y != UNKNOWN
         x, y = batch.x[known], batch.y[known]
@@ -117,7 +132,7 @@ class M2(nn.Module):
             total = total + share * labelled + self.alpha * error
             parts |= {"labelled": labelled, "classification": error}
         if len(x) < len(batch):
-            unlabelled = -self.marginal_bound(batch.x[~known]).mean()
+            unlabelled = -self.marginal_bound(batch.x[~known], hold=hold).mean()
             total = total + (1 - share) * unlabelled
             parts |= {"unlabelled": unlabelled}
         return {"loss": total, **parts}

@@ -18,7 +18,7 @@ from genlab.training.trainer import Trainer
 
 
 class SemiSupervisedTrainer(Trainer):
-    """Descent on `model.loss(batch, share)` of `batch_size` unlabelled items and `labelled` labelled ones.
+    """Descent on `model.loss(batch, share, hold)` of `batch_size` unlabelled items and `labelled` labelled ones.
 
     Of the training items `labels` keep their label, equally many of each class; every other label is never read.
     """
@@ -29,6 +29,7 @@ class SemiSupervisedTrainer(Trainer):
         labelled: Positive = 100  # labelled items of a batch, beside batch_size unlabelled ones
         label_seed: Count = 0  # chooses which items are labelled
         share: Fraction | None = None  # weight of the labelled items' bound; None: their share of the data, N_l / N
+        hold: Count = 0  # first steps, in which the labelled items alone teach the classifier
 
     def stream(self, data: Any, **how: Any) -> Iterator[Batch]:
         """Return the batches: the unlabelled items, with the label −1, then the labelled.
@@ -52,7 +53,8 @@ class SemiSupervisedTrainer(Trainer):
         return map(joined, super().stream(data, **how), labelled)
 
     def step(self, batches: Iterator[Batch]) -> dict[str, Tensor]:
-        return self.descend("model", partial(self.model.loss, share=self.share), self.pull(batches))
+        loss = partial(self.model.loss, share=self.share, hold=self.at < self.options.hold)
+        return self.descend("model", loss, self.pull(batches))
 
 
 def joined(unlabelled: Batch, labelled: Batch) -> Batch:
