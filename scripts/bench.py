@@ -107,7 +107,7 @@ def main() -> None:
     for name in options.names:
         sys.stderr.write(f"{name}\n")
         if name in CASES:
-            rows = CASES[name](how)
+            rows = {key: row | {"threads": torch.get_num_threads()} for key, row in CASES[name](how).items()}
             found["pairs"] |= rows
         else:
             rows = found[name] = {"start_up": start_up, "memory": memory}[name](how)
@@ -115,7 +115,6 @@ def main() -> None:
         found |= {
             "command": "python scripts/bench.py",
             "machine": f"{os.cpu_count()} cores, {platform.machine()}, {platform.system()}",
-            "threads": torch.get_num_threads(),
             "versions": versions(),
             "share": options.share,
             "data": options.data,

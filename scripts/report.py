@@ -172,11 +172,16 @@ def pairs(found: dict, kind: str) -> list[dict]:
 def span(row: dict) -> str:
     """Return the ratio of a pair: the turns' median, and their quartiles."""
     low, high = row["quartiles"]
-    return f"{row['median_ratio']:.2f} ({low:.2f}–{high:.2f})"
+    digits = 2 if low >= 0.1 else 3
+    return f"{row['median_ratio']:.{digits}f} ({low:.{digits}f}–{high:.{digits}f})"
 
 
 def bar(row: dict) -> str:
-    return f"≤ {row['bar']:.2f}: {'met' if row['met'] else 'missed'}" if "bar" in row else ""
+    return f"≤ {row['bar']:.3g}: {'met' if row['met'] else 'missed'}" if "bar" in row else ""
+
+
+def what(row: dict) -> str:
+    return f"{row['what']}; {row['threads']} thread{'s'[: row['threads'] > 1]}"
 
 
 def table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
@@ -186,7 +191,8 @@ def table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
 
 def machine(found: dict) -> str:
     versions = found["versions"]
-    threads = f"{found['threads']} thread{'s'[: found['threads'] > 1]}"
+    numbers = sorted({row["threads"] for row in found["pairs"].values() if "threads" in row})
+    threads = f"{' or '.join(map(str, numbers))} thread{'s'[: numbers != [1]]}"
     return f"{found['machine']}, {threads}, torch {versions['torch']}, Python {versions['python']}"
 
 
@@ -218,8 +224,8 @@ def speed_table(found: dict, gpu: dict) -> str:
     if not found.get("pairs"):
         return "Not measured yet: `python scripts/bench.py`."
     head = ("what", "against", "genlab's time over the other's", "bar")
-    judged = [row for kind in ("loop", "other") for row in pairs(found, kind) if "bar" in row]
-    lines = [table(head, [(row["what"], row["against"], span(row), bar(row)) for row in judged]), ""]
+    judged = [row for kind in ("loop", "other", "sample") for row in pairs(found, kind) if "bar" in row]
+    lines = [table(head, [(what(row), row["against"], span(row), bar(row)) for row in judged]), ""]
     rows = [row for row in gpu.get("rows", {}).values() if "skipped" not in row]
     best = {row["case"]: row for row in sorted(rows, key=lambda row: row["genlab_items_s"])}
     if best:
@@ -258,23 +264,26 @@ def cpu_parts(found: dict) -> list[str]:
         parts += ["", trial]
     both = lambda row: (f"{row['genlab_us'] / 1e3:.2f}", f"{row['other_us'] / 1e3:.2f}")  # noqa: E731
     rows = [
-        (r["what"], *both(r), f"{r['overhead_us']:,.0f}", span(r), bar(r), f"{r['turns']} × {r['block']}")
+        (what(r), *both(r), f"{r['overhead_us']:,.0f}", span(r), bar(r), f"{r['turns']} × {r['block']}")
         for r in pairs(found, "loop")
     ]
     head = ("what", "genlab, ms a step", "by hand, ms", "difference, µs a step", "ratio", "bar", "turns × steps")
     about = "The same network, batch and optimizer, and nothing else."
     parts += ["", "### Against the loop by hand", "", about, "", table(head, rows)]
     rows = [
-        (r["what"], r["against"], *both(r), span(r), bar(r), f"{r['turns']} × {r['block']}",
+        (what(r), r["against"], *both(r), span(r), bar(r), f"{r['turns']} × {r['block']}",
          f"{r['parameters']:,}" + (f" / {r['other_parameters']:,}" if "other_parameters" in r else ""))
         for r in pairs(found, "other")
     ]  # fmt: skip
     head = ("what", "against", "genlab, ms a step", "other, ms", "ratio", "bar", "turns × steps", "parameters")
     about = "Parameters: genlab's / the other's, where they differ."
     parts += ["", "### Against what one would take instead", "", about, "", table(head, rows)]
-    rate = lambda us: f"{1e6 / us:,.0f}"  # noqa: E731
-    rows = [(r["what"], rate(r["genlab_us"]), rate(r["other_us"]), span(r)) for r in pairs(found, "sample")]
-    parts += ["", "### Sampling", "", table(("what", "genlab, items/s", "by hand, items/s", "ratio of times"), rows)]
+    rate = lambda us: f"{1e6 / us:,.0f}" if us < 1e5 else f"{1e6 / us:.2g}"  # noqa: E731
+    rows = [
+        (what(r), r["against"], rate(r["genlab_us"]), rate(r["other_us"]), span(r), bar(r)) for r in pairs(found, "sample")
+    ]
+    head = ("what", "against", "genlab, items/s", "other, items/s", "ratio of times", "bar")
+    parts += ["", "### Sampling", "", table(head, rows)]
     absent = [(r["what"], r["against"], r["skipped"]) for r in found["pairs"].values() if "skipped" in r]
     if absent:
         parts += ["", "### Not measured", "", table(("what", "against", "why"), absent)]
