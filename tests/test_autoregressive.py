@@ -296,3 +296,18 @@ def test_refuses_classes_that_it_does_not_know(name):
         model.sample(1, torch.tensor([0]))
     with pytest.raises(UserError, match="model.conditional=true"):
         model.log_prob(every_picture(model.spec)[:1], torch.tensor([0]))
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@torch.no_grad()
+def test_a_pixelcnn_s_gates_start_with_inputs_of_unit_variance(channels):
+    """However deep: with the usual start a gate's output has a third of its input's deviation, and ten of them say nothing."""
+    torch.manual_seed(0)
+    model = PixelCNN(Spec((channels, 16, 16), levels=2, range=(0.0, 1.0)), channels=48, layers=10, hidden=48)
+    u = torch.randn(8, channels, 16, 16)
+    v, h = model.first(torch.nn.functional.pad(u, (0, 0, 1, 0))[:, :, :-1], u, None)
+    for layer in model.layers:
+        above = layer.vertical(v)[:, :, : v.shape[2]]
+        assert 0.6 < above[:, :, 2:].std() < 1.5
+        v, h = layer(v, h, None)
+    assert 0.6 < h.std() < 2  # a residual sum

@@ -14,6 +14,8 @@ from genlab.models.autoregressive.base import Autoregressive
 from genlab.models.autoregressive.likelihoods import make
 from genlab.spec import Count, Positive, Spec
 
+GATED = 0.34  # deviation of tanh(a) σ(b), of a and b ~ N(0, 1)
+
 
 class PixelCNN(Autoregressive):
     """A gated PixelCNN: a vertical stack of the rows above, and a horizontal one of the row so far (figure 2).
@@ -95,6 +97,17 @@ class GatedLayer(nn.Module):
         self.across = nn.Conv2d(2 * channels, 2 * channels, 1)
         self.out = Grouped(channels, channels, 1, groups=groups)
         self.classes = nn.Embedding(classes, 2 * channels) if classes else None
+        self.initialise()
+
+    def initialise(self) -> None:
+        """Draw weights that give the two inputs of a gate unit variance: deviations as they are lose two thirds in each gate."""
+        scales = {self.vertical: 1 / (1.0 if self.first else GATED), self.horizontal: 0.5**0.5, self.across: 0.5**0.5, self.out: 1.0}
+        with torch.no_grad():
+            for conv, scale in scales.items():
+                seen = conv.mask if isinstance(conv, Grouped) else torch.ones_like(conv.weight)
+                fan_in = seen.sum((1, 2, 3), keepdim=True).clamp_min(1)  # of red before all others: nothing
+                conv.weight.normal_().mul_(scale / fan_in.sqrt())
+                conv.bias.zero_()
 
     def forward(self, v: Tensor, h: Tensor, y: Tensor | None) -> tuple[Tensor, Tensor]:
         above = self.vertical(v)[:, :, : v.shape[2]]  # (B, 2F, H, W): a row and the half kernel above it
