@@ -101,7 +101,8 @@ class GatedLayer(nn.Module):
 
     def initialise(self) -> None:
         """Draw weights that give the two inputs of a gate unit variance: deviations as they are lose two thirds in each gate."""
-        scales = {self.vertical: 1 / (1.0 if self.first else GATED), self.horizontal: 0.5**0.5, self.across: 0.5**0.5, self.out: 1.0}
+        half = 0.5**0.5  # the horizontal gate's input is a sum of two
+        scales = {self.vertical: 1.0 if self.first else 1 / GATED, self.horizontal: half, self.across: half, self.out: 1.0}
         with torch.no_grad():
             for conv, scale in scales.items():
                 seen = conv.mask if isinstance(conv, Grouped) else torch.ones_like(conv.weight)
