@@ -89,6 +89,31 @@ def answers(folder: Path) -> list[dict]:
     return found
 
 
+ASKING = ("translate", "colorize", "superres", "forecast", "denoise", "inpaint")  # commands whose records are numbers with errors
+
+
+def askings(folder: Path) -> list[dict]:
+    """Return what docs/results.json keeps of the records that such commands left in a run's samples/."""
+    found, run = [], RunFolder(folder)
+    for path in sorted([*run.samples.glob("*.json"), *run.samples.glob("*/*.json")]):
+        command = re.match("[a-z]+", path.stem).group()
+        if command not in ASKING:
+            continue
+        info, record = run.info(), json.loads(path.read_text())
+        last = [line for line in run.history() if "seconds" in line][-1]
+        kept = [key for key in ("in", "n", "mask", "noise", "strength") if key in record]
+        said = [f"{key}={Path(record[key]).name if key == 'in' else record[key]}" for key in kept]
+        rows = [(name, value) for name, value in record.items() if isinstance(value, dict) and value.keys() == {"value", "error"}]
+        found.append({
+            "model": info["model"], "dataset": info["dataset"], "command": trained_by([info["command"]]),
+            "evaluated": " ".join([f"genlab {command}", *said]), "seed": info["seed"], "steps": last["step"],
+            "train_seconds": round(last["seconds"]), "device": info["device"],
+            "metrics": [{"name": name, "unit": "dB" if "_db" in name else "", "tag": "exact", "conditions": {}, **value}
+                        for name, value in rows],
+        })  # fmt: skip
+    return found
+
+
 def evaluated(measured: dict) -> str:
     """Return the command that gave a record."""
     settings = measured["settings"]
@@ -117,7 +142,8 @@ def shown(row: dict) -> bool:
 
 # The rows that stand for a recipe in the README, the most telling first; docs/results.md has all of them.
 TELLING = ("nll_gap", "nll_logit", "nats_per_token", "nll", "nll_iwae", "nll_elbo", "reconstruction",
-           "classification_error", "accuracy", "auroc", "modes", "fid", "frechet_classifier", "energy_distance")  # fmt: skip
+           "classification_error", "accuracy", "class_accuracy", "code_purity", "psnr_luminance_db",
+           "psnr_luminance_db_of_bicubic", "auroc", "modes", "fid", "frechet_classifier", "energy_distance")  # fmt: skip
 TOLD = 2  # of them, at most
 
 
@@ -336,7 +362,7 @@ def main(folders: list[str]) -> None:
             row = collect(Path(folder), record)
             by = record.stem.removeprefix("metrics").removeprefix("-")  # the sampler, if it is not the model's own
             results[row["command"] + f" (seed {row['seed']})" + (f" by {by}" if by else "")] = row
-        for row in answers(Path(folder)):
+        for row in [*answers(Path(folder)), *askings(Path(folder))]:
             results[f"{row['command']} (seed {row['seed']}): {row['evaluated']}"] = row
     if folders:
         RESULTS.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n")
