@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import platform
-import subprocess
-import time
 from collections.abc import Callable
 from functools import partial
 from inspect import signature
@@ -15,7 +12,6 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from genlab import __version__
 from genlab.arguments import arguments, locate, refuse_targets
 from genlab.errors import UserError
 from genlab.objects import Plain, assemble, make_dataset, make_device, make_model
@@ -99,6 +95,7 @@ def train(config: DictConfig) -> dict[str, float] | None:
 
 
 def _train(own: Plain, folder: RunFolder | None, state: Plain | None, ranks, hydra) -> dict[str, float] | None:
+    from genlab.tasks.origin import origin
     from genlab.tasks.train import train
 
     if folder is None and ranks.first:
@@ -112,7 +109,7 @@ def _train(own: Plain, folder: RunFolder | None, state: Plain | None, ranks, hyd
                 print(f"{folder.path} is done: {trainer.at:,} steps; give a larger trainer.steps= to go on")
             return None
     elif folder is None and ranks.first:
-        info = run_info(own, dataset, trainer.device, dict(hydra.runtime.choices), list(hydra.overrides.task))
+        info = origin(own, dataset, trainer.device, dict(hydra.runtime.choices), list(hydra.overrides.task))
         folder = RunFolder.create(out, config=OmegaConf.to_yaml(own), info=info)
     return train(trainer, dataset, folder, config=own)
 
@@ -158,33 +155,6 @@ def resumed(config: DictConfig, folder: RunFolder, overrides: list[str]) -> Plai
                 f"{', '.join(sorted(MAY_CHANGE))} and device"
             )
     return plain(own)
-
-
-def run_info(own: Plain, dataset, device, choices: Plain, overrides: list[str]) -> Plain:
-    """Return what run.json says of a run's origin."""
-    import torch
-
-    return {
-        "model": choices["model"],
-        "dataset": choices["dataset"],
-        "choices": {k: v for k, v in choices.items() if not k.startswith("hydra")},
-        "command": ["genlab", "train", *overrides],
-        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "spec": dataset.spec.to_json(),
-        "device": str(device),
-        "versions": {"genlab": __version__, "torch": torch.__version__, "python": platform.python_version()},
-        "commit": commit(),
-        "seed": own["seed"],
-    }
-
-
-def commit() -> str | None:
-    """Return the commit of genlab's own checkout, or None for an installed package."""
-    root = Path(__file__).resolve().parent.parent
-    if not (root / ".git").exists():
-        return None
-    said = subprocess.run(["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
-    return said.stdout.strip() or None
 
 
 def sample(config: DictConfig) -> None:

@@ -32,19 +32,28 @@ def read(path: Path) -> dict:
 
 def collect(folder: Path, record: Path) -> dict:
     """Return what docs/results.json keeps of a run and one of its records, metrics.json or that of a sampler."""
-    run = RunFolder(folder)
-    info, measured = run.info(), json.loads(record.read_text())
-    last = [line for line in run.history() if "seconds" in line][-1]
+    measured = json.loads(record.read_text())
+    return row([RunFolder(folder)], evaluated(measured), measured["metrics"], steps=measured["step"])
+
+
+def row(runs: list[RunFolder], how: str, metrics: list[dict], *, steps: int | None = None) -> dict:
+    """Return one row of docs/results.json: what trained the runs, how they were asked, and what was found.
+
+    Args:
+        steps: at which they were asked; None: at the end of the first.
+    """
+    infos = [run.info() for run in runs]
+    last = [[line for line in run.history() if "seconds" in line][-1] for run in runs]
     return {
-        "model": info["model"],
-        "dataset": info["dataset"],
-        "command": trained_by([info["command"]]),
-        "evaluated": evaluated(measured),
-        "seed": info["seed"],
-        "steps": measured["step"],
-        "train_seconds": round(last["seconds"]),
-        "device": info["device"],
-        "metrics": measured["metrics"],
+        "model": infos[0]["model"],
+        "dataset": infos[0]["dataset"],
+        "command": trained_by([info["command"] for info in infos]),
+        "evaluated": how,
+        "seed": infos[0]["seed"],
+        "steps": last[0]["step"] if steps is None else steps,
+        "train_seconds": round(sum(line["seconds"] for line in last)),
+        "device": infos[0]["device"],
+        "metrics": metrics,
     }
 
 
@@ -75,21 +84,14 @@ def answers(folder: Path) -> list[dict]:
             where, unit, n = [run["folder"] for run in record["runs"]], "share", None
             rows = [(name, value, None) for name, value in record["mean"].items()]
             how = f"genlab anomaly: mean of {len(where)} runs, {record['runs'][0]['score']}"
-        runs = [RunFolder(Path(run)) for run in where]
-        infos = [run.info() for run in runs]
-        last = [[line for line in run.history() if "seconds" in line][-1] for run in runs]
-        found.append({
-            "model": infos[0]["model"], "dataset": infos[0]["dataset"],
-            "command": trained_by([info["command"] for info in infos]), "evaluated": how, "seed": infos[0]["seed"],
-            "steps": last[0]["step"], "train_seconds": round(sum(line["seconds"] for line in last)),
-            "device": infos[0]["device"],
-            "metrics": [{"name": name, "value": value, "unit": unit, "tag": "exact", "error": error,
-                         "conditions": {"n": n} if n else {}} for name, value, error in rows],
-        })  # fmt: skip
+        metrics = [{"name": name, "value": value, "unit": unit, "tag": "exact", "error": error,
+                    "conditions": {"n": n} if n else {}} for name, value, error in rows]  # fmt: skip
+        found.append(row([RunFolder(Path(run)) for run in where], how, metrics))
     return found
 
 
 ASKING = ("translate", "colorize", "superres", "forecast", "denoise", "inpaint")  # commands whose records are numbers with errors
+PAIR = {"value", "error"}  # of such a number
 
 
 def askings(folder: Path) -> list[dict]:
@@ -99,18 +101,12 @@ def askings(folder: Path) -> list[dict]:
         command = re.match("[a-z]+", path.stem).group()
         if command not in ASKING:
             continue
-        info, record = run.info(), json.loads(path.read_text())
-        last = [line for line in run.history() if "seconds" in line][-1]
+        record = json.loads(path.read_text())
         kept = [key for key in ("in", "n", "mask", "noise", "strength") if key in record]
         said = [f"{key}={Path(record[key]).name if key == 'in' else record[key]}" for key in kept]
-        rows = [(name, value) for name, value in record.items() if isinstance(value, dict) and value.keys() == {"value", "error"}]
-        found.append({
-            "model": info["model"], "dataset": info["dataset"], "command": trained_by([info["command"]]),
-            "evaluated": " ".join([f"genlab {command}", *said]), "seed": info["seed"], "steps": last["step"],
-            "train_seconds": round(last["seconds"]), "device": info["device"],
-            "metrics": [{"name": name, "unit": "dB" if "_db" in name else "", "tag": "exact", "conditions": {}, **value}
-                        for name, value in rows],
-        })  # fmt: skip
+        metrics = [{"name": name, "unit": "dB" if "_db" in name else "", "tag": "exact", "conditions": {}, **value}
+                   for name, value in record.items() if isinstance(value, dict) and value.keys() == PAIR]  # fmt: skip
+        found.append(row([run], " ".join([f"genlab {command}", *said]), metrics, steps=record["step"]))
     return found
 
 
@@ -207,6 +203,7 @@ def bar(row: dict) -> str:
 
 
 def what(row: dict) -> str:
+    """Return what a pair measures, with the threads that it had."""
     return f"{row['what']}; {row['threads']} thread{'s'[: row['threads'] > 1]}"
 
 
@@ -359,11 +356,11 @@ def main(folders: list[str]) -> None:
     results = read(RESULTS)
     for folder in folders:
         for record in sorted(Path(folder).glob("metrics*.json")):
-            row = collect(Path(folder), record)
+            found = collect(Path(folder), record)
             by = record.stem.removeprefix("metrics").removeprefix("-")  # the sampler, if it is not the model's own
-            results[row["command"] + f" (seed {row['seed']})" + (f" by {by}" if by else "")] = row
-        for row in [*answers(Path(folder)), *askings(Path(folder))]:
-            results[f"{row['command']} (seed {row['seed']}): {row['evaluated']}"] = row
+            results[found["command"] + f" (seed {found['seed']})" + (f" by {by}" if by else "")] = found
+        for found in [*answers(Path(folder)), *askings(Path(folder))]:
+            results[f"{found['command']} (seed {found['seed']}): {found['evaluated']}"] = found
     if folders:
         RESULTS.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n")
     cpu, gpu = read(BENCHMARKS / "cpu.json"), read(BENCHMARKS / "gpu.json")

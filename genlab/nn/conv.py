@@ -17,6 +17,11 @@ def halved(size: tuple[int, int], times: int) -> list[tuple[int, int]]:
     return sizes
 
 
+def halves(shape: tuple[int, ...], times: int) -> bool:
+    """Whether items of a shape are images (C, H, W) that can be halved so often."""
+    return len(shape) == 3 and min(shape[1:]) >= 2**times
+
+
 class ConvEncoder(nn.Sequential):
     """An image (B, C, H, W) -> a vector (B, outputs): stride-2 convolutions of `channels`, then layers of `dense` units.
 

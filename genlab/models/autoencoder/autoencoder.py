@@ -7,7 +7,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from genlab.errors import UserError
-from genlab.nn.conv import ConvDecoder, ConvEncoder
+from genlab.nn.conv import ConvDecoder, ConvEncoder, halves
 from genlab.nn.mlp import MLP, Activation
 from genlab.spec import Batch, Positive, Spec
 
@@ -21,7 +21,7 @@ def check(spec: Spec, network: str, hidden: tuple[int, ...], output: str) -> Non
         raise UserError(f"ae measures pixels in [0, 1], and this data is in {list(spec.range)}; set dataset.range=[0,1]")
     if spec.kind == "points" and output == "logistic":
         raise UserError("ae's logistic output lies between 0 and 1 and points do not; set model.output=linear")
-    if network == "conv" and (len(spec.shape) != 3 or not hidden or min(spec.shape[1:]) < 2 ** len(hidden)):
+    if network == "conv" and not (hidden and halves(spec.shape, len(hidden))):
         raise UserError(
             f"ae's network conv halves an image {len(hidden)} times (once for each of model.hidden, at least one), "
             f"and this is {name}; set model.network=mlp or another model.hidden"

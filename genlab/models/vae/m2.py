@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from genlab.errors import UserError
 from genlab.models.vae.vae import VALUES_AT_ONCE, dimension_kl
-from genlab.nn.conv import ConvEncoder
+from genlab.nn.conv import ConvEncoder, halves
 from genlab.nn.mlp import ACTIVATIONS, MLP, Activation
 from genlab.spec import Batch, Decay, NonNegative, Positive, Spec
 
@@ -55,7 +55,7 @@ class M2(nn.Module):
                             "set dataset.binarize=dynamic dataset.range=[0,1]")  # fmt: skip
         if not hidden:
             raise UserError("model.hidden=[] leaves m2 no hidden layer in which x and y can meet")
-        if channels and (len(spec.shape) != 3 or min(spec.shape[1:]) < 2 ** len(channels)):
+        if channels and not halves(spec.shape, len(channels)):
             raise UserError(
                 f"m2's q(y|x) halves an image once for each of model.channels={list(channels)}, and this data has shape "
                 f"{spec.shape}; model.channels=[] has no convolutions"

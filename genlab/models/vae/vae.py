@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from genlab.errors import UserError
-from genlab.nn.conv import ConvDecoder, ConvEncoder
+from genlab.nn.conv import ConvDecoder, ConvEncoder, halves
 from genlab.nn.mlp import MLP, Activation
 from genlab.spec import Batch, NonNegative, Positive, PositiveFloat, Spec
 
@@ -34,7 +34,7 @@ def check(spec: Spec, network: str, hidden: tuple[int, ...], dense: tuple[int, .
             "vae's Gaussian likelihood is a density and this data is discrete; set dataset.dequantise=true"
             + (" (and dataset.binarize=none)" if spec.levels == 2 else "")
         )
-    if network == "conv" and (len(spec.shape) != 3 or not hidden or min(spec.shape[1:]) < 2 ** len(hidden)):
+    if network == "conv" and not (hidden and halves(spec.shape, len(hidden))):
         raise UserError(
             f"vae's network conv halves an image {len(hidden)} times (once for each of model.hidden, at least one), "
             f"and this is {name}; set model.network=mlp or another model.hidden"
