@@ -27,14 +27,28 @@ AT_ONCE = 250  # items that go through the model together
 
 
 def items(run: Run, split: str, n: int | None, seed: int, listed: list[int] | None = None) -> tuple[Batch, Tensor]:
-    """Return items of a split on the run's device, and their numbers in it: those listed, or n (None: all) drawn by `seed`.
+    """Return items of a split on the run's device, and their numbers in it; see `numbers`.
 
     Raises:
         UserError: the split has no such item, or none at all.
     """
+    index = numbers(run, split, n, seed, listed)
+    return held(run, split, index, seed), index
+
+
+def numbers(run: Run, split: str, n: int | None, seed: int, listed: list[int] | None = None) -> Tensor:
+    """Return the numbers (N,) of items of a split: those listed, or n (None: all) drawn by `seed`."""
     size = run.dataset.size(split)
-    index = permutation(size, seed, 0)[:n] if size and listed is None else torch.tensor(listed or [0])
-    return run.device.ready(run.dataset.items(split, index, seed=seed)), index
+    return permutation(size, seed, 0)[:n] if size and listed is None else torch.tensor(listed or [0])
+
+
+def held(run: Run, split: str, index: Tensor, seed: int) -> Batch:
+    """Return the items of these numbers (N,) of a split, on the run's device.
+
+    Raises:
+        UserError: the split has no such item, or none at all.
+    """
+    return run.device.ready(run.dataset.items(split, index, seed=seed))
 
 
 @torch.no_grad()

@@ -9,14 +9,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from genlab.metrics.subject import to_bytes
 from genlab.metrics.translation import translated
-from genlab.spec import Count, Positive, Spec
+from genlab.spec import Batch, Count, Positive, Spec
 from genlab.tasks import asking, pictures
 from genlab.tasks.needs import ready
 from genlab.tasks.run import Run
 
 SHOWN, FILMS = 8, 4  # films in the GIF, and in the picture
 MILLISECONDS = 200  # of a frame
+FILMS_AT_ONCE = 100  # forecast and measured, so that memory holds any number of them
+OF_THE_LAST = "_of_the_last_frame"  # of repeating it
+BYTES = (0.0, 255.0)
 
 
 def forecast(
@@ -32,7 +36,7 @@ def forecast(
     """Forecast n frames of each film from its past, the model's own frames being the past of those after them.
 
     Measured, frame by frame, as the squared error summed over a frame's pixels in [0, 1]; beside it that of repeating the
-    last frame seen.
+    last frame seen. The frames themselves are written as bytes.
 
     Args:
         n: frames; None: as many as the model gives at once.
@@ -44,24 +48,33 @@ def forecast(
     ready(run, "forecast")
     n = n or run.spec.shape[0]
     longer = replace(run, open_data=lambda: run.dataset.reaching(n))
-    held, index = asking.items(longer, split, films, seed, items)
+    index = asking.numbers(longer, split, films, seed, items)
     torch.manual_seed(seed)
-    made = ahead(run, held.cond, n)  # (N, n, C, H, W)
-    record: dict[str, Any] = {"split": split, "films": len(made), "past": held.cond.shape[1], "n": n}
-    for what, guess in (("", made), ("_of_the_last_frame", held.cond[:, -1:].expand_as(made))):
-        error = frame_errors(guess, held.x, run.spec)  # (N, n)
+    parts = [judged(run, asking.held(longer, split, some, seed), n) for some in index.split(FILMS_AT_ONCE)]
+    found = {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
+    errors = {what: found.pop("squared_error" + what) for what in ("", OF_THE_LAST)}  # (N, n)
+    record: dict[str, Any] = {"split": split, "films": len(index), "past": found["source"].shape[1], "n": n}
+    for what, error in errors.items():
         record[f"squared_error_a_frame{what}"] = asking.mean(error.mean(1))
         record[f"squared_error_of_each_frame{what}"] = error.mean(0).tolist()
-    spec = longer.dataset.spec
-    image = pictures.compared([(x[:FILMS], spec) for x in (held.x, made)], ["truth", "forecast"])
+    spec = replace(longer.dataset.spec, range=BYTES)
+    image = pictures.compared([(found[key][:FILMS], spec) for key in ("x", "output")], ["truth", "forecast"])
     written = asking.write(
-        run, f"forecast{n}", seed=seed, out=out, record=record, images={"": image},
-        arrays={"index": index, "source": held.cond, "output": made, "x": held.x},
-    )  # fmt: skip
+        run, f"forecast{n}", seed=seed, out=out, record=record, images={"": image}, arrays={"index": index, **found}
+    )
     folder = Path(out) if out else run.folder.samples
-    rows = [torch.cat([held.cond, later], 1)[:SHOWN] for later in (held.x, made)]
-    print(gif(rows, run.spec, folder / f"forecast{n}_step{run.step}_seed{seed}.gif"))
+    rows = [torch.cat([found["source"][:SHOWN], found[key][:SHOWN]], 1) for key in ("x", "output")]
+    print(gif(rows, spec, folder / f"forecast{n}_step{run.step}_seed{seed}.gif"))
     return written
+
+
+def judged(run: Run, held: Batch, n: int) -> dict[str, Tensor]:
+    """Return what is forecast of films and how far it is off: frames as bytes (N, T, C, H, W), errors (N, n) frame by frame."""
+    made = ahead(run, held.cond, n)
+    guesses = {"": made, OF_THE_LAST: held.cond[:, -1:].expand_as(made)}
+    errors = {f"squared_error{what}": frame_errors(guess, held.x, run.spec) for what, guess in guesses.items()}
+    films = {"source": held.cond, "output": made, "x": held.x}
+    return {key: to_bytes(film, run.spec.range).cpu() for key, film in films.items()} | errors
 
 
 def ahead(run: Run, past: Tensor, n: int) -> Tensor:
