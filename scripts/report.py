@@ -102,7 +102,7 @@ def askings(folder: Path) -> list[dict]:
         if command not in ASKING:
             continue
         record = json.loads(path.read_text())
-        kept = [key for key in ("in", "n", "mask", "noise", "strength") if key in record]
+        kept = [key for key in ("in", "n", "films", "mask", "noise", "strength") if key in record]
         said = [f"{key}={Path(record[key]).name if key == 'in' else record[key]}" for key in kept]
         metrics = [{"name": name, "unit": "dB" if "_db" in name else "", "tag": "exact", "conditions": {}, **value}
                    for name, value in record.items() if isinstance(value, dict) and value.keys() == PAIR]  # fmt: skip

@@ -252,6 +252,7 @@ def test_two_time_scales(schedule):
     ("means", "says"),
     [
         ({"advantage": 0.995, "spread": 1.0}, "the discriminator has won"),
+        ({"advantage/source": 0.5, "advantage/target": 0.995}, "the discriminator has won"),
         ({"advantage": 0.3, "spread": 0.05}, "mode collapse"),
         ({"advantage": 0.5, "spread": 0.9}, None),
     ],

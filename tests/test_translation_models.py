@@ -1,6 +1,7 @@
 """Translations: the networks' shapes and sizes, what pix2pix, CycleGAN, SRGAN and next_frame minimise, their update rule."""
 
 import copy
+import re
 from functools import partial
 from types import SimpleNamespace
 
@@ -17,6 +18,7 @@ from genlab.models.gan.losses import LOSSES
 from genlab.models.gan.next_frame import NextFrame, gradient_difference, pyramid
 from genlab.models.gan.pix2pix import Pix2Pix
 from genlab.models.gan.srgan import SRGAN
+from genlab.models.gan.trainer import WINDOWS
 from genlab.models.gan.translation_trainer import TranslationTrainer
 from genlab.nn.patch import PatchGAN, halvings
 from genlab.nn.residual_generator import ResidualGenerator
@@ -367,6 +369,21 @@ def test_the_errors_alone_come_first(name):
     assert said == [False, False, True, True]
     assert rates == pytest.approx([1e-2, 1e-2, 1e-2, 1e-2])  # held for half of each stage of two steps
     assert any(not torch.equal(v, before[k]) for k, v in model.discriminator.state_dict().items())
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_a_discriminator_that_has_won_is_named(name):
+    model = small(name)
+    trainer = trainer_of(model)
+    for p in model.discriminator.parameters():
+        torch.nn.init.zeros_(p)
+    judged = model.discriminator_loss(batch_of(model))
+    means = {key: value.item() for key, value in judged.items() if key.startswith("advantage")}
+    assert len(means) == (2 if name == "cyclegan" else 1)
+    assert all(value == pytest.approx(0.0, abs=1e-12) for value in means.values())  # a logit of 0 is a guess
+    said = [trainer.diagnose({**means, max(means): 0.995}) for _ in range(WINDOWS)]
+    assert not any(said[:-1]) and "the discriminator has won" in said[-1][0]
+    assert re.findall(r"[+]+[\w.]+=[\w.]+", said[-1][0]) == ["++trainer.discriminator_rate=0.5"]
 
 
 def test_the_rate_is_held_and_then_falls():

@@ -80,7 +80,8 @@ class CycleGAN(nn.Module):
             D = self.discriminator[name]
             real, fake = D(true), D(self.history[name](made[name]))  # (B, 1, h, w)
             losses.append(self.objective.discriminator(real, fake))
-            logs |= {f"{key}/{name}": value for key, value in self.objective.judged(real, fake).items()}
+            judged = self.objective.judged(real, fake, losses[-1])
+            logs |= {f"{key}/{name}": value for key, value in judged.items()}
         return {"loss": sum(losses), **logs}
 
     # eq. 3: L(G, F, D_X, D_Y) = L_GAN(G, D_Y) + L_GAN(F, D_X) + λ L_cyc(G, F)

@@ -132,9 +132,7 @@ class Game(nn.Module):
         real, fake = D.judged(h, y), D.judged(fake_h, y)  # (B,)
         self.augment.heed(real.detach())
         loss = self.objective.discriminator(real, fake)
-        logs = self.objective.judged(real, fake)
-        if self.objective.par:
-            logs["advantage"] = 1 - loss.detach() / self.objective.par  # 0: D knows nothing, 1: it is sure of all
+        logs = self.objective.judged(real, fake, loss)
         if r1:
             logs["r1"] = r1_penalty(real, x)
             loss = loss + r1 / 2 * logs["r1"]

@@ -32,10 +32,15 @@ class Loss(NamedTuple):
     paired: bool = False
     absolute: bool = True
 
-    def judged(self, real: Tensor, fake: Tensor) -> dict[str, Tensor]:
-        """Return what D thinks of data and of samples, as probabilities where its logits (B, …) are such."""
+    def judged(self, real: Tensor, fake: Tensor, loss: Tensor) -> dict[str, Tensor]:
+        """Return what D thinks of data and of samples, as probabilities where its logits (B, …) are such, and its advantage.
+
+        The advantage is the share of its loss that D has rid itself of: 0 where it knows nothing, 1 where it is sure of all;
+        a loss without a bound has none.
+        """
         shown = torch.sigmoid if self.probability else Tensor.detach
-        return {"D(x)": shown(real).mean(), "D(G(z))": shown(fake).mean()}
+        logs = {"D(x)": shown(real).mean(), "D(G(z))": shown(fake).mean()}
+        return logs | {"advantage": 1 - loss.detach() / self.par} if self.par else logs
 
 
 # Goodfellow et al. 2014, eq. 1: min_G max_D V(D, G) = E[log D(x)] + E[log(1 − D(G(z)))];

@@ -27,6 +27,8 @@ class GANTrainer(Trainer):
         penalty_every: Positive = 1  # steps between the gradient penalties, each then weighing as much more (Karras et al. 2020)
         discriminator_rate: PositiveFloat = 1.0  # D's learning rate in parts of G's (two time scales; Heusel et al. 2017)
 
+    mends = "+regulariser=r1, +regulariser=spectral or ++trainer.discriminator_rate=0.5"  # of a discriminator that has won
+
     def configure(self) -> None:
         self.optimizers["discriminator"] = self.optimizer(self.model.discriminator.parameters())
         self.optimizers["generator"] = self.optimizer(self.model.generator.parameters())
@@ -49,22 +51,22 @@ class GANTrainer(Trainer):
     def diagnose(self, means: dict[str, float]) -> list[str]:
         """Return the ailments that have lasted for as many logged means as make one."""
         found = []
-        for message, ill in ailments(means).items():
+        for message, ill in ailments(means, self.mends).items():
             self.since[message] = self.since.get(message, 0) + 1 if ill else 0
             if self.since[message] == WINDOWS:
                 found.append(message)
         return found
 
 
-def ailments(means: dict[str, float]) -> dict[str, bool]:
+def ailments(means: dict[str, float], mends: str = GANTrainer.mends) -> dict[str, bool]:
     """Return each known ailment of a game, with what to try, and whether the mean losses show it.
 
-    `advantage` is the share of its loss that D has rid itself of, `spread` the distance between samples in parts of
-    that between data.
+    `advantage` is the share of its loss that D, or one of two, has rid itself of, `spread` the distance between samples in
+    parts of that between data.
     """
+    advantage = max((value for key, value in means.items() if key.partition("/")[0] == "advantage"), default=0)
     return {
-        "the discriminator has won: it is sure of every item, and G learns little from it; "
-        "try +regulariser=r1, +regulariser=spectral or ++trainer.discriminator_rate=0.5": means.get("advantage", 0) > 0.99,
+        f"the discriminator has won: it is sure of every item, and G learns little from it; try {mends}": advantage > 0.99,
         "mode collapse: the samples differ far less than the data; "
         "try +regulariser=r1, +regulariser=deviation or another model.loss": means.get("spread", 1) < 0.2,
     }

@@ -57,7 +57,8 @@ class Translation(nn.Module, ABC):
             made = self.generator(batch.cond)
         real = self.discriminator(batch.cond, self.truth(batch.x))  # (B, …)
         fake = self.discriminator(batch.cond, made)  # (B, …)
-        return {"loss": self.objective.discriminator(real, fake), **self.objective.judged(real, fake)}
+        loss = self.objective.discriminator(real, fake)
+        return {"loss": loss, **self.objective.judged(real, fake, loss)}
 
     def generator_loss(self, batch: Batch, penalty: float = 1) -> dict[str, Tensor]:
         """Return the errors and the weighted adversarial loss of G; D is left untouched."""
