@@ -396,6 +396,23 @@ def test_the_rate_is_held_and_then_falls():
     assert list(trainer.optimizers) == ["generator"]
 
 
+def test_each_stage_warms_up_and_its_first_step_is_no_longer_than_its_rate():
+    """Adam's mean of squares, from errors alone, is of no use to the game: the first steps of next_frame's were the end of it."""
+    model = small("next_frame", adversarial=100.0)
+    trainer, lr = trainer_of(model, steps=40, warmup=4, starts=(0, 20), schedule="linear"), 1e-2
+    batches = iter([batch_of(model)] * 80)
+    rates, moved = [], []
+    for _ in range(40):
+        before = [p.detach().clone() for p in model.generator.parameters()]
+        trainer.advance(batches)
+        rates.append(trainer.optimizers["generator"].param_groups[0]["lr"])
+        moved.append(max((p - q).abs().max().item() for p, q in zip(model.generator.parameters(), before, strict=True)))
+    rise = [lr / 4, lr / 2, 3 * lr / 4, lr]
+    fall = [lr * (1 - k / 16) for k in range(16)]
+    assert rates == pytest.approx(2 * [*rise, *fall])
+    assert moved[20] <= rates[20] * 1.001 and max(moved[20:26]) <= 1.5 * lr
+
+
 @pytest.mark.parametrize("name", SMALL)
 def test_translations_keep_the_range_and_take_other_sizes(name):
     model = small(name).eval()

@@ -167,16 +167,21 @@ class Trainer:
         """Return the model to be asked: the running mean where there is one, in evaluation mode."""
         return (self.ema.model if self.ema else self.model).eval()
 
+    def span(self) -> tuple[int, int]:
+        """Return the steps between which the rate warms up and falls; a rule with stages has one of each."""
+        return 0, self.options.steps
+
     def progress(self) -> float:
-        """Return the share of the schedule that lies behind, 0 … 1; a rule with stages counts each anew."""
-        return max(0, self.at - self.options.warmup) / max(1, self.options.steps - self.options.warmup)
+        """Return the share of the schedule that lies behind, 0 … 1."""
+        start, end = self.span()
+        return min(1.0, max(0, self.at - start - self.options.warmup) / max(1, end - start - self.options.warmup))
 
     def set_rates(self) -> None:
         """Set the learning rates of this step: a linear warm-up, then the schedule down to 0 at the last step."""
-        o = self.options
-        if o.schedule == "constant" and self.at > o.warmup:
+        o, since = self.options, self.at - self.span()[0]
+        if o.schedule == "constant" and since > o.warmup:
             return
-        factor = min(1.0, (self.at + 1) / o.warmup) if o.warmup else 1.0
+        factor = min(1.0, (since + 1) / o.warmup) if o.warmup else 1.0
         share = self.progress()
         factor *= {"constant": 1.0, "linear": 1 - share, "cosine": (1 + math.cos(math.pi * share)) / 2}[o.schedule]
         for optimizer in self.optimizers.values():

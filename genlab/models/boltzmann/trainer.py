@@ -107,9 +107,9 @@ class GreedyTrainer(CDTrainer):
         """The number of the machine that is trained now, from 0."""
         return bisect_right(self.options.starts, self.at) - 1
 
-    def progress(self) -> float:
-        start, *ends = [*self.options.starts, self.options.steps][self.stage :]
-        return min(1.0, (self.at - start) / max(1, ends[0] - start))
+    def span(self) -> tuple[int, int]:
+        start, end, *_ = [*self.options.starts, self.options.steps][self.stage :]
+        return start, end
 
     def step(self, batches: Iterator[Batch]) -> dict[str, Tensor]:
         stage = self.stage

@@ -39,11 +39,14 @@ class TranslationTrainer(GANTrainer):
             self.since = {}  # no game, no ailments
 
     def step(self, batches: Iterator[Batch]) -> dict[str, Tensor]:
+        if self.at == self.joins:  # what Adam knows of gradients is of others: steps by it could be thirty times too long
+            self.optimizers["generator"].state.clear()
         if self.at >= self.joins:
             return super().step(batches)
         return self.descend("generator", self.model.loss, self.pull(batches))
 
+    def span(self) -> tuple[int, int]:
+        return (0, self.joins) if self.at < self.joins else (self.joins, self.options.steps)
+
     def progress(self) -> float:
-        start, end = (0, self.joins) if self.at < self.joins else (self.joins, self.options.steps)
-        share = max(0, self.at - start - self.options.warmup) / max(1, end - start - self.options.warmup)
-        return min(1.0, max(0.0, share - self.options.hold) / (1 - self.options.hold))
+        return max(0.0, super().progress() - self.options.hold) / (1 - self.options.hold)
