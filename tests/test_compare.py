@@ -20,12 +20,13 @@ import yaml
 from genlab.comparison import charts, page
 from genlab.comparison.entries import Entry
 from genlab.comparison.table import compared, number
-from genlab.comparison.text import to_csv, to_markdown
+from genlab.comparison.text import print_table, to_csv, to_markdown
 from genlab.errors import UserError
 from genlab.tasks import pictures
 from genlab.tasks.compare import Wanted, compare, find_runs
 from genlab.training.run import RunFolder
 
+REGULARISERS = ("none", "r1", "gradient_penalty", "spectral")
 NASTY = """<script>alert(1)</script>"'&$_{x}"""
 IN_A_NAME = NASTY.replace("/", "∕")  # a file's name holds anything else
 
@@ -125,6 +126,42 @@ def test_seeds_become_one_column(make: Make) -> None:
     assert (second.value, second.spread, second.kind, second.best) == (5.0, 0.1, "s.e.", False)
     assert first.best and third.value == 7.0  # a seed that is there twice is no further seed
     assert first.text() == "4.0 ± 2.0"
+
+
+def test_a_sweep_is_labelled_by_what_was_typed_where_options_alone_do_not_tell_its_columns_apart(make: Make) -> None:
+    """Four options differ, and three of them leave two columns alike; the command that made them says it in two words."""
+    runs = []
+    for loss in ("hinge", "minimax"):
+        for i, regulariser in enumerate(REGULARISERS):
+            config = {"model": {"loss": loss, "r1": 0.1 * (i == 1), "slope": 10.0 * (i == 2), "spectral": i == 3}}
+            folder = make("gan", [row("frechet_classifier", i)], name=f"{loss}{i}", config=config)
+            info = json.loads((folder / "run.json").read_text())
+            info["command"] = ["genlab", "train", f"model.loss={loss}", f"+regulariser={regulariser}", "seed=0", f"out={folder}"]
+            (folder / "run.json").write_text(json.dumps(info))
+            runs.append(folder)
+    labels = [c.label for c in of(*runs).columns]
+    assert labels == [f"gan loss={a}, regulariser={b}" for a in ("hinge", "minimax") for b in REGULARISERS]
+
+
+def test_what_runs_said_of_themselves_stands_below_the_numbers(make: Make, capsys: pytest.CaptureFixture) -> None:
+    """Two of three seeds name an ailment, one of them again later; what is after the step of the numbers is not told."""
+    runs = [make("gan", [row("frechet_classifier", v)], seed=s) for s, v in enumerate((2.0, 4.0, 6.0))]
+    for folder, steps in zip(runs, ((), (60, 90), (40, 300)), strict=True):
+        lines = [json.dumps({"step": s, "notes": [f"mode collapse {NASTY}; try +regulariser=r1"]}) for s in steps]
+        (folder / "stats.jsonl").write_text("\n".join(lines))
+    found = of(*runs)
+    ((what, columns),) = found.notes().items()
+    assert what.startswith("mode collapse ") and "try" not in what
+    assert columns == {"gan": "2 of 3 seeds, from step 40"}
+    print_table(found)
+    for text in (capsys.readouterr().out, to_markdown(found), page.page(found)):
+        assert "mode collapse" in text and "2 of 3 seeds, from step 40" in text
+
+
+def test_many_models_go_down_in_markdown_too(make: Make) -> None:
+    runs = [make(name, [row("frechet_classifier", i)]) for i, name in enumerate(("ae", "vae", "gan"))]
+    lines = to_markdown(of(*runs)).splitlines()
+    assert [line.split("|")[1].strip() for line in lines[2:6]] == ["unit", "ae", "vae", "gan"]
 
 
 def test_seeds_that_time_ended_are_one_column_at_whatever_steps(make: Make) -> None:

@@ -51,6 +51,22 @@ class Entry:
                 break
         return found
 
+    @property
+    def notes(self) -> dict[str, int]:
+        """What the run said of itself in training, without the advice, and the step at which it first did."""
+        found: dict[str, int] = {}
+        for line in self.history:
+            for note in line.get("notes", ()) if line.get("step", 0) <= self.step else ():
+                found.setdefault(plain_value(str(note).partition("; try ")[0]), line["step"])
+        return found
+
+    @property
+    def typed(self) -> dict[str, str]:
+        """The overrides of the command that trained it, but for those that say where, on what and from which seed."""
+        words = [str(word).lstrip("+").partition("=") for word in (self.info.get("command") or [])[2:]]
+        besides = ("seed", "out", "device", "hydra", "resume")
+        return {key: value for key, _, value in words if key.partition(".")[0] not in besides}
+
     @cached_property
     def pictures(self) -> dict[str, bytes]:
         """The record's pictures as PNG files; in place of missing ones the newest of training's."""

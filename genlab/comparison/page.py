@@ -84,6 +84,7 @@ def page(found: Comparison, *, title: str = "", text: str = "") -> str:
         tables=tables(found),
         conditions=[(m.label, said(m, found.row(i))) for i, m in enumerate(found.measures)],
         blanks=found.blanks(),
+        notes=found.notes(),
         losses=[charts.losses(c) for c in found.columns],
         evaluations=charts.evaluations(found.columns),
         scatter=charts.against_cost(found),

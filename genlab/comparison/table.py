@@ -97,6 +97,19 @@ class Comparison:
                     names.append(name)
         return found
 
+    def notes(self) -> dict[str, dict[str, str]]:
+        """Return what runs said of themselves in training: the words without advice -> column -> in how many runs, from when."""
+        found: dict[str, dict[str, str]] = {}
+        for column in self.columns:
+            said: dict[str, list[int]] = {}
+            for entry in column.entries:
+                for what, step in entry.notes.items():
+                    said.setdefault(what, []).append(step)
+            for what, steps in said.items():
+                runs = f"{len(steps)} of {len(column.entries)} seeds, " if len(column.entries) > 1 else ""
+                found.setdefault(what, {})[column.label] = f"{runs}from step {min(steps):,}"
+        return found
+
     def differences(self) -> dict[str, list[str | None]]:
         """Return the config's keys that differ -> each column's value, None where a column has no such key."""
         configs = [c.entries[0].recipe | {"model": c.entries[0].model} for c in self.columns]
@@ -160,6 +173,13 @@ def label(columns: list[Column]) -> None:
         for column, config in zip(alike, configs, strict=True):
             said = [short(k, config[k]) for k in differ if k in config and not k.endswith("_target_") and config[k] != ()]
             column.label = " ".join([name, ", ".join(s for s in said[:3] if s)]).strip()
+        if len({c.label for c in alike}) < len(alike):  # what was typed may say it in fewer words
+            typed = [c.entries[0].typed for c in alike]
+            differ = [k for k in dict.fromkeys(k for words in typed for k in words) if len({w.get(k) for w in typed}) > 1]
+            labels = [" ".join([name, ", ".join(short(k, w[k]) for k in differ if k in w)]).strip() for w in typed]
+            if len(set(labels)) == len(alike):
+                for column, text in zip(alike, labels, strict=True):
+                    column.label = plain_value(text)
     seen: dict[str, int] = {}
     for column in columns:
         seen[column.label] = seen.get(column.label, 0) + 1

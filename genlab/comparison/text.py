@@ -36,6 +36,8 @@ def print_table(found: Comparison) -> None:
         for part in parts(titles, text, len(max(heads, key=len)) + 24):
             rows = [[h, m.unit, *(t[j] for j in part), f] for h, m, t, f in zip(heads, found.measures, text, floors, strict=True)]
             show(["", "unit", *(titles[j] for j in part), "floor"], rows)
+    for what, columns in found.notes().items():
+        print(f"{what}: " + "; ".join(f"{label} ({when})" for label, when in columns.items()))
     if blanks := found.blanks():
         print(LEGEND)
         for why, columns in blanks.items():
@@ -96,10 +98,14 @@ def to_markdown(found: Comparison) -> str:
         for j, cell in enumerate(found.row(i)):
             if cell.best:
                 rows[i + 1][j + 2] = f"**{rows[i + 1][j + 2].removesuffix(chr(92) + '*').strip()}**"
+    if len(found.columns) > len(found.measures):  # many models go down
+        rows = [list(row) for row in zip(*rows, strict=True)]
     widths = [max(3, *(len(row[i]) for row in rows)) for i in range(len(rows[0]))]
     written = ["| " + " | ".join(text.ljust(w) for text, w in zip(row, widths, strict=True)) + " |" for row in rows]
     written.insert(1, "|" + "|".join("-" * (w + 1) + (":" if i > 1 else "-") for i, w in enumerate(widths)) + "|")
     notes = ["", "± standard error; over seeds, standard deviation. Bold: the best. ·: no such number.", ""]
+    for what, columns in found.notes().items():
+        notes.append(escaped(f"- {what}: " + "; ".join(f"{label} ({when})" for label, when in columns.items())))
     for why, columns in found.blanks().items():
         notes.append(escaped(f"- {why}: " + "; ".join(f"{label} ({', '.join(names)})" for label, names in columns.items())))
     notes += ["", "Trained by, at the step in brackets:", ""]
