@@ -1,3 +1,3 @@
 """genlab trains, samples, measures and compares every family of deep generative model."""
 
-__version__ = "0.4.0"
+__version__ = "0.5.0"

@@ -134,6 +134,18 @@ class Restores(Protocol):
 
 
 @runtime_checkable
+class Edits(Protocol):
+    def edit(self, x: Tensor, strength: float, y: Tensor | None = None) -> Tensor:
+        """Return items like x (B, *shape), drawn from the share `strength` of the way to noise, of the classes y if given."""
+
+
+@runtime_checkable
+class EstimatesDensity(Protocol):
+    def ode_log_prob(self, x: Tensor, y: Tensor | None = None) -> Tensor:
+        """Return an estimate (B,) of log p(x) in nats, by following an ODE to a law whose density is known."""
+
+
+@runtime_checkable
 class Translates(Protocol):
     def translate(self, cond: Tensor) -> Tensor:
         """Return the target item (B, …) of each source in cond (B, …)."""
@@ -148,6 +160,7 @@ ABILITIES: dict[str, type] = {  # verb -> its Protocol, in the order in which ta
     "synthesise": Synthesises,
     "posterior": HasPosterior,
     "log_prob": HasDensity,
+    "ode_log_prob": EstimatesDensity,
     "elbo": BoundsDensity,
     "iwae": TightensBound,
     "energy": HasEnergy,
@@ -157,6 +170,7 @@ ABILITIES: dict[str, type] = {  # verb -> its Protocol, in the order in which ta
     "denoise": Denoises,
     "classify": Classifies,
     "restore": Restores,
+    "edit": Edits,
     "translate": Translates,
 }
 

@@ -9,6 +9,7 @@ import re
 import sys
 from collections.abc import Callable
 from dataclasses import is_dataclass
+from functools import partial
 from typing import Any, get_type_hints
 
 from genlab.errors import UserError, did_you_mean
@@ -133,6 +134,10 @@ def shown(value: Any) -> str:
 def nested(value: Any) -> Any:
     """Return a value with the objects that it names inside it (`_target_`) made."""
     if isinstance(value, dict) and "_target_" in value:
+        if value.get("_partial_"):  # its first argument comes from the one who calls it
+            target = locate(value, "a nested object")
+            own = {key: inside for key, inside in value.items() if key != "_partial_"}
+            return partial(target, **arguments(target, own, value["_target_"], skip=1))
         return construct(locate(value, "a nested object"), value, value["_target_"])
     if isinstance(value, dict):
         return {k: nested(v) for k, v in value.items()}

@@ -101,7 +101,7 @@ def _train(own: Plain, folder: RunFolder | None, state: Plain | None, ranks, hyd
     if folder is None and ranks.first:
         out = Path(hydra.runtime.output_dir if hydra.mode is RunMode.MULTIRUN else str(own["out"]))
         RunFolder(out).refuse_if_there()
-    own, dataset, trainer = assemble(own)
+    own, dataset, trainer = assemble(own, list(hydra.overrides.task))
     if state:
         trainer.load(state)
         if trainer.at >= trainer.options.steps:
@@ -122,7 +122,7 @@ def plan(config: DictConfig) -> dict[str, float]:
     arguments(general, {key: own[key] for key in signature(general).parameters}, "")
     if own["resume"] is not None:
         raise UserError("genlab plan is for a new run: give it what `genlab train` would take, and no resume=")
-    own, dataset, trainer = assemble(own)
+    own, dataset, trainer = assemble(own, list(HydraConfig.get().overrides.task))
     return plan(trainer, dataset, config=own)
 
 

@@ -101,13 +101,22 @@ def settled(config: Plain, dataset, device) -> Plain:
     return with_size(settle(make, dataset, device=device, accumulate=options.accumulate))
 
 
-def assemble(config: Plain):
-    """Return the config with every number settled, its dataset, and its trainer, checked against each other."""
+def assemble(config: Plain, overrides: list[str] | None = None):
+    """Return the config with every number settled, its dataset, and its trainer, checked against each other.
+
+    Args:
+        overrides: of the command, for a codec that has to be trained first.
+    """
+    from genlab.tasks.codec import with_codec
     from genlab.tasks.train import check
 
     device = make_device(config["device"], seed=config["seed"])
     dataset = make_dataset(config)
+    config, weights = with_codec(config, dataset.spec, overrides or [])
     config = settled(config, dataset, device)
-    trainer = make_trainer(config, make_model(config, dataset.spec), device)
+    model = make_model(config, dataset.spec)
+    if weights is not None:
+        model.codec.load_state_dict(weights)
+    trainer = make_trainer(config, model, device)
     check(trainer, dataset, config)
     return config, dataset, trainer

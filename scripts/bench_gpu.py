@@ -111,8 +111,8 @@ CASES = {
     "ddpm32": Case(
         "DDPM of CIFAR-10, 32×32, 35.7 M parameters, batch 128, with EMA and clipping",
         ("model=ddpm", *fake("[3,32,32]", 8192)),
-        ("model.channels=8", "model.multipliers=[1,2]", "model.blocks=1", "dataset.shape=[3,8,8]", "dataset.n=64",
-         "trainer.batch_size=4"),
+        ("model.backbone.channels=8", "model.backbone.multipliers=[1,2]", "model.backbone.blocks=1", "dataset.shape=[3,8,8]",
+         "dataset.n=64", "trainer.batch_size=4"),
         ddpm,
     ),
     "vae": Case(

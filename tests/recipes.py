@@ -23,7 +23,11 @@ def composed(*overrides: str) -> dict:
     OmegaConf.register_new_resolver("genlab.stamp", lambda: "stamp", replace=True)
     OmegaConf.register_new_resolver("genlab.folder", lambda *names: "-".join(names), replace=True)
     with initialize_config_module("genlab.configs", version_base="1.3"):
-        return build.plain(compose("train", overrides=list(overrides)))
+        config = build.plain(compose("train", overrides=list(overrides)))
+    if config.get("codec"):  # as `with_codec` has it, but untrained
+        data = [o for o in overrides if o.split("=")[0].split(".")[0] in ("dataset", "prepare")]
+        config["model"]["codec"] = {**composed(*config["codec"]["train"], *data, "out=unused")["model"], "_partial_": True}
+    return config
 
 
 def built(*overrides: str):

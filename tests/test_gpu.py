@@ -26,7 +26,7 @@ FLAGSHIPS = ["vae", "dcgan", "realnvp_points", "rbm", "ddpm_small", "gan"]
 # Large networks, made small so that the file takes a minute; what they compute with stays the same.
 NARROW = {
     "dcgan": ("model.width=16", "dataset.size=16"),
-    "ddpm": ("model.channels=32", "model.attention=[4]"),
+    "ddpm": ("model.backbone.channels=32", "model.backbone.attention=[4]"),
     "realnvp": ("model.channels=8", "model.blocks=1"),
 }
 

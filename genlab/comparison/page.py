@@ -25,9 +25,11 @@ SECTIONS = {  # measure -> the table that it stands in; any other one is in the 
     "modes": "Modes and classes",
     "class_modes": "Modes and classes",
     "class_accuracy": "Modes and classes",
+    "prompt_accuracy": "Modes and classes",
     "train_on_generated": "Modes and classes",
     "disentanglement": "Disentanglement",
     "likelihood": "Likelihood",
+    "ode_likelihood": "Likelihood",
     "memorisation": "Memorisation",
     "cost": "Cost",
 }

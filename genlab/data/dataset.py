@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -126,6 +126,20 @@ class Dataset:
     def arrays(self, split: str) -> tuple[Tensor, Tensor | None]:
         """Return the raw items, uint8 (N, C, H, W) or float32 (N, D), and the labels (N,) or None, on the CPU."""
         return self._on(split, torch.device("cpu"))
+
+    def mapped(self, split: str, function: Callable[[Tensor], Tensor], *, device: Any = None) -> Dataset:
+        """Return a set of function(x) (N, …) of a split's prepared items, without flips, in memory, with their labels.
+
+        Args:
+            device: what makes batches ready for the function, as `training.device.Device`; None: they are left on the CPU.
+        """
+        ready = device.ready if device else lambda batch: batch
+        with torch.no_grad():
+            parts = [function(ready(batch).x).float().cpu() for batch in self.batches(split, CHUNK, shuffle=False)]
+        found = Dataset()
+        found.name = self.name
+        found.hold(self.spec, {split: Split(torch.cat(parts), self.splits[split].y)})
+        return found
 
     def report(self) -> list[str]:
         """Return the lines that a run should say about this set."""

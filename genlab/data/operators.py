@@ -71,12 +71,20 @@ class Operator:
             hidden = hide(x, self.mask, self.share, generator)  # (B, 1, H, W)
             seen = torch.where(hidden, (low + high) / 2, x)
             return torch.cat([seen, torch.where(hidden, high, low).to(x)], 1)
-        unit = (x - low) / (high - low)
-        made = {"grey": grey, "downsample": lambda u: downsample(u, self.factor), "edges": edges}[self.name](unit)
+        made = (self.smooth(x) - low) / (high - low)
         if self.spec.levels and not self.spec.dequantised:
             top = self.spec.levels - 1
             made = made.mul(top).round().div(top)
         return made.clamp(0, 1) * (high - low) + low
+
+    def smooth(self, x: Tensor) -> Tensor:
+        """Return what grey, downsample or edges gives (B, …) of images x (B, C, H, W) before it is rounded and cut to the range.
+
+        Linear in x but for a constant, if it is grey or downsample.
+        """
+        low, high = self.spec.range
+        made = {"grey": grey, "downsample": lambda u: downsample(u, self.factor), "edges": edges}[self.name]
+        return made((x - low) / (high - low)) * (high - low) + low
 
 
 def grey(x: Tensor) -> Tensor:

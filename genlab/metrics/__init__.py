@@ -91,6 +91,7 @@ def registry() -> dict[str, Metric]:
     densities, sample = ("log_prob", "log_partition", "iwae", "elbo"), ("sample",)
     return {
         "likelihood": Metric(likelihood.rows, likelihood.measure, densities, "training"),
+        "ode_likelihood": Metric(likelihood.ode_rows, likelihood.ode, ("ode_log_prob",), "asked"),
         "classification": Metric(classification.rows, classification.measure, ("classify",), "training"),
         "latent_use": Metric(latent_use.rows, latent_use.measure, ("posterior",), "training"),
         "modes": Metric(modes.rows, modes.measure, sample, "training"),
@@ -103,6 +104,7 @@ def registry() -> dict[str, Metric]:
         "inception_score": Metric(inception_score.rows, inception_score.measure, sample),
         "class_modes": Metric(classes.class_modes_rows, classes.class_modes, sample),
         "class_accuracy": Metric(classes.class_accuracy_rows, classes.class_accuracy, sample),
+        "prompt_accuracy": Metric(classes.prompt_accuracy_rows, classes.prompt_accuracy, sample),
         "train_on_generated": Metric(classes.train_on_generated_rows, classes.train_on_generated, sample, "asked"),
         "memorisation": Metric(memorisation.rows, memorisation.measure, sample),
         "reconstruction": Metric(reconstruction.rows, reconstruction.measure, ("decode",)),

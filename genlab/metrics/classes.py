@@ -12,7 +12,7 @@ from genlab.metrics import Row
 from genlab.metrics.cache import cached, digest
 from genlab.metrics.features.classifier import accuracy, trained
 from genlab.metrics.modes import reverse_kl
-from genlab.metrics.subject import Subject
+from genlab.metrics.subject import Subject, to_bytes
 
 BOOTSTRAPS = 200
 IMAGES = 100_000  # seen by the classifier that is trained on samples, at most: the time that it takes is bounded
@@ -117,6 +117,41 @@ def class_accuracy(subject: Subject) -> list[Row]:
     error = binomial(share, len(subject.drawn))
     conditions = subject.conditions("classifier") | {"floor": "the classifier on held-out items"}
     return [Row("class_accuracy", share, "share", "estimate", error, floor, "higher", conditions)]
+
+
+def prompt_accuracy_rows(subject: Subject) -> list[str]:
+    """Return the names of the rows that `prompt_accuracy` gives."""
+    if not (fits(subject) and getattr(subject.model, "prompted", False) and hasattr(subject.dataset, "templates")):
+        return []
+    return ["prompt_accuracy", *(["unseen_prompt_accuracy"] if subject.dataset.unseen else [])]
+
+
+@torch.no_grad()
+def prompt_accuracy(subject: Subject) -> list[Row]:
+    """Return the share of n samples that the classifier gives the class that their prompt names, binomial error.
+
+    prompt_accuracy: by the templates of training; unseen_prompt_accuracy: by those that no training item had. Every class is
+    asked for equally often, and every template. The floor is the classifier's accuracy on held-out items.
+    """
+    data, s = subject.dataset, subject.settings
+    extractor = subject.extractor("classifier")
+    floor = (predicted(subject, "real")[0][:, 0] == subject.items("real").y).double().mean().item()
+    found = []
+    for name, templates in zip(prompt_accuracy_rows(subject), (data.templates, data.unseen), strict=False):
+        prompts = torch.stack([data.captions(template) for template in templates], 1).flatten(0, 1)  # class by class
+        labels = torch.arange(data.spec.classes).repeat_interleave(len(templates))
+        index = torch.arange(s.n) % len(prompts)
+        torch.manual_seed(s.seed)
+        right = []
+        for part in index.split(s.batch_size):
+            x = subject.model.sample(len(part), prompts[part].to(subject.device), **s.sampler)
+            said = extractor(to_bytes(x.float().cpu(), subject.spec.range))[1].argmax(-1)
+            right.append(said == labels[part])
+        share = torch.cat(right).double().mean().item()
+        conditions = dict(extractor.conditions) | {"n": s.n, "seed": s.seed, "templates": len(templates)}
+        conditions |= {"floor": "the classifier on held-out items"}
+        found.append(Row(name, share, "share", "estimate", binomial(share, s.n), floor, "higher", conditions))
+    return found
 
 
 # --- what can be learned from samples --------------------------------------------------------------------------------

@@ -32,5 +32,5 @@ class TimeEmbedding(nn.Module):
     def forward(self, t: Tensor, y: Tensor | None = None) -> Tensor:
         h = self.time(sinusoidal(t, self.dim).to(self.time[0].weight.dtype))
         if self.label is not None:
-            h = h + self.label(torch.full_like(t, self.classes) if y is None else y)
+            h = h + self.label(torch.full_like(t, self.classes, dtype=torch.long) if y is None else y)
         return h

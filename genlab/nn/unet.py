@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from genlab.nn.attention import SelfAttention2d, group_norm
+from genlab.nn.attention import CrossAttention2d, SelfAttention2d, group_norm
 from genlab.nn.embed import TimeEmbedding
 
 
@@ -31,19 +29,21 @@ class ResBlock(nn.Module):
 
 
 class Stage(nn.Module):
-    """A residual block, then attention where the level has it."""
+    """A residual block, then, where the level has heads, attention to the other places and to the context, if there is one."""
 
-    def __init__(self, inputs: int, outputs: int, embed: int, dropout: float, attention: bool) -> None:
+    def __init__(self, inputs: int, outputs: int, embed: int, dropout: float, heads: int, context: int) -> None:
         super().__init__()
         self.block = ResBlock(inputs, outputs, embed, dropout)
-        self.attention = SelfAttention2d(outputs) if attention else nn.Identity()
+        self.attention = SelfAttention2d(outputs, heads=heads) if heads else nn.Identity()
+        self.reading = CrossAttention2d(outputs, context, heads=heads) if heads and context else None
 
-    def forward(self, x: Tensor, e: Tensor) -> Tensor:
-        return self.attention(self.block(x, e))
+    def forward(self, x: Tensor, e: Tensor, context: tuple[Tensor, Tensor] | None) -> Tensor:
+        x = self.attention(self.block(x, e))
+        return x if self.reading is None else self.reading(x, *context)
 
 
 class UNet(nn.Module):
-    """Maps images (B, C, H, W), times t (B,) or (1,), and perhaps classes y (B,) to images of the same shape.
+    """Maps images (B, C, H, W), times t (B,) or (1,), and perhaps classes y (B,) to maps (B, outputs, H, W).
 
     Sides need not be multiples of 2^(levels − 1): the image is padded with zeros right and below, and cropped back.
 
@@ -52,6 +52,9 @@ class UNet(nn.Module):
         channels: width of the first level; level i has channels · multipliers[i].
         blocks: residual blocks of a level on the way down; the way up has one more.
         attention: sides of the (padded) feature maps that are given self-attention; the middle of the net always is.
+        heads: of each self-attention.
+        outputs: channels of the maps; None: C.
+        context: dimension of the vectors of a context, of a text; 0: there is none.
     """
 
     def __init__(
@@ -59,11 +62,14 @@ class UNet(nn.Module):
         shape: tuple[int, int, int],
         *,
         channels: int = 128,
-        multipliers: Sequence[int] = (1, 2, 2, 2),
+        multipliers: tuple[int, ...] = (1, 2, 2, 2),
         blocks: int = 2,
-        attention: Sequence[int] = (16,),
+        attention: tuple[int, ...] = (16,),
+        heads: int = 1,
         dropout: float = 0.1,
+        outputs: int | None = None,
         classes: int = 0,
+        context: int = 0,
     ) -> None:
         super().__init__()
         inputs, height, width = shape
@@ -71,8 +77,9 @@ class UNet(nn.Module):
         side = -(-max(height, width) // self.factor) * self.factor
         widths = [channels * m for m in multipliers]
         embed = max(4 * channels, 64)  # the paper's 4 · channels, but a narrow net still tells its times apart
-        attends = [side >> i in attention for i in range(len(widths))]
+        attends = [heads * (side >> i in attention) for i in range(len(widths))]
         self.embed = TimeEmbedding(max(channels, 32), embed, classes=classes)
+        self.summary = nn.Linear(context, embed) if context else None  # what the whole context says goes with the time
         self.first = nn.Conv2d(inputs, channels, 3, padding=1)
 
         self.down, self.shrink = nn.ModuleList(), nn.ModuleList()
@@ -80,55 +87,67 @@ class UNet(nn.Module):
         for i, w in enumerate(widths):
             stages = nn.ModuleList()
             for _ in range(blocks):
-                stages.append(Stage(now, w, embed, dropout, attends[i]))
+                stages.append(Stage(now, w, embed, dropout, attends[i], context))
                 skips.append(now := w)
             self.down.append(stages)
             if i + 1 < len(widths):
                 self.shrink.append(nn.Conv2d(now, now, 3, stride=2, padding=1))
                 skips.append(now)
 
-        self.middle = nn.ModuleList([Stage(now, now, embed, dropout, True), Stage(now, now, embed, dropout, False)])
+        self.middle = nn.ModuleList([Stage(now, now, embed, dropout, heads, context), Stage(now, now, embed, dropout, 0, 0)])
 
         self.up, self.grow = nn.ModuleList(), nn.ModuleList()
         for i, w in reversed(list(enumerate(widths))):
             stages = nn.ModuleList()
             for _ in range(blocks + 1):
-                stages.append(Stage(now + skips.pop(), w, embed, dropout, attends[i]))
+                stages.append(Stage(now + skips.pop(), w, embed, dropout, attends[i], context))
                 now = w
             self.up.append(stages)
             if i:
                 self.grow.append(nn.Conv2d(now, now, 3, padding=1))
         self.norm = group_norm(now)
-        self.last = nn.Conv2d(now, inputs, 3, padding=1)
+        self.last = nn.Conv2d(now, outputs or inputs, 3, padding=1)
         self.initialise()
 
     def initialise(self) -> None:
         """Draw weights as the authors' code does; what ends a branch starts at zero: blocks start as identities."""
         ends = {m.conv2 for m in self.modules() if isinstance(m, ResBlock)}
-        ends |= {m.out for m in self.modules() if isinstance(m, SelfAttention2d)} | {self.last}
+        ends |= {m.out for m in self.modules() if isinstance(m, SelfAttention2d | CrossAttention2d)} | {self.last}
         for m in self.modules():
             if isinstance(m, nn.Conv2d | nn.Linear):
                 nn.init.zeros_(m.weight) if m in ends else nn.init.xavier_uniform_(m.weight)
                 nn.init.zeros_(m.bias)
 
-    def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, t: Tensor, y: Tensor | None = None, *, context: tuple[Tensor, Tensor] | None = None
+    ) -> Tensor:
+        """Return (B, outputs, H, W).
+
+        Args:
+            context: vectors (B, L, D), and which of them say something, bool (B, L).
+        """
         height, width = x.shape[-2:]
         right, below = -width % self.factor, -height % self.factor
         if right or below:
             x = F.pad(x, (0, right, 0, below))
-        e = F.silu(self.embed(t, y))
+        e = self.embed(t, y)
+        if self.summary is not None:
+            vectors, there = context
+            share = there.to(vectors) / there.sum(1, keepdim=True)  # (B, L)
+            e = e + self.summary((share[:, :, None] * vectors).sum(1))
+        e = F.silu(e)
         h = self.first(x)
         skips = [h]
         for i, stages in enumerate(self.down):
             for stage in stages:
-                skips.append(h := stage(h, e))
+                skips.append(h := stage(h, e, context))
             if i < len(self.shrink):
                 skips.append(h := self.shrink[i](h))
         for stage in self.middle:
-            h = stage(h, e)
+            h = stage(h, e, context)
         for i, stages in enumerate(self.up):
             for stage in stages:
-                h = stage(torch.cat([h, skips.pop()], 1), e)
+                h = stage(torch.cat([h, skips.pop()], 1), e, context)
             if i < len(self.grow):
                 h = self.grow[i](F.interpolate(h, scale_factor=2.0, mode="nearest"))
         return self.last(F.silu(self.norm(h)))[..., :height, :width]

@@ -57,7 +57,7 @@ def classify(
     batch = first.dataset.take(split, n, seed=seed)
     torch.manual_seed(seed)
     how = {"k": k, "terms": terms, "batch_size": batch_size}
-    joint, said = one_a_class(runs, batch, **how) if len(runs) > 1 else by_one(first, batch, **how)  # (N, classes)
+    joint, said = one_a_class(runs, batch, **how) if len(runs) > 1 else by_one(first, batch, seed=seed, **how)  # (N, classes)
 
     log_p = joint - joint.logsumexp(1, keepdim=True)
     record = {
@@ -73,7 +73,7 @@ def classify(
     return record
 
 
-def by_one(run: Run, batch: Batch, *, k: int, terms: int | None, batch_size: int) -> tuple[Tensor, str]:
+def by_one(run: Run, batch: Batch, *, k: int, terms: int | None, batch_size: int, seed: int = 0) -> tuple[Tensor, str]:
     """Return log p(x, y), or log p(y|x) (N, classes), of one model, and which of the two it is."""
     if "classify" in abilities(run.model):
         with torch.no_grad():
@@ -85,7 +85,7 @@ def by_one(run: Run, batch: Batch, *, k: int, terms: int | None, batch_size: int
                         f"({', '.join(able_by_class())}), or {mend}; models with their own p(y|x): "
                         f"{', '.join(able('classify')) or 'none'}")  # fmt: skip
     score = score_of(run, density, k=k, terms=terms)
-    joint = class_scores(run, score, batch, batch_size=batch_size) + class_shares(run).log()
+    joint = class_scores(run, score, batch, batch_size=batch_size, seed=seed) + class_shares(run).log()
     return joint, f"Bayes' rule over {score}"
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
+from inspect import signature
 from typing import Any
 
 import torch
 
 from genlab.errors import UserError
-from genlab.spec import Count, NonNegative, Positive
+from genlab.spec import Count, NonNegative, Positive, Spec
 from genlab.tasks import asking, masks, pictures
 from genlab.tasks.needs import ready
 from genlab.tasks.run import Run
@@ -38,6 +40,10 @@ def denoise(
     """
     clear = run.model.denoise if "denoise" in ready(run, "denoise") else run.model.translate
     level = trained_level(run) if level is None else level
+    if "sigma" in signature(clear).parameters:  # a model that must know how strong the noise is
+        if noise != "gaussian":
+            raise UserError(f"noise={noise}: {run.name} takes off Gaussian noise alone; set noise=gaussian")
+        clear = partial(clear, sigma=level * span(run.spec))
     if noise != "gaussian" and level > 1:
         raise UserError(f"level={level:g}: of {noise} it is a share of the values, at most 1")
     held, index = asking.items(run, split, n, seed, items)
@@ -62,6 +68,11 @@ def denoise(
         run, f"denoise_{noise}{level:g}", seed=seed, out=out, record=record, images={"": image},
         arrays={"index": index, "y": held.y, "x": x, "noisy": dirty, "denoised": clean},
     )  # fmt: skip
+
+
+def span(spec: Spec) -> float:
+    """Return the range of images, or 1 of points: what a level of noise is counted in."""
+    return spec.range[1] - spec.range[0] if spec.kind == "image" else 1.0
 
 
 def trained_level(run: Run) -> float:

@@ -24,9 +24,9 @@ NEEDS: dict[str, tuple[set[str], ...]] = {
     "project": ({"prior", "decode"},),
     "inpaint": ({"complete"}, {"prior", "decode"}, {"encode", "decode"}, {"translate", "task=inpaint"}),
     "denoise": ({"denoise"}, {"translate", "task=denoise"}),
-    "translate": ({"translate"},),
-    "colorize": ({"translate", "task=colorize"},),
-    "superres": ({"translate", "task=superres"},),
+    "translate": ({"translate"}, {"edit"}),
+    "colorize": ({"translate", "task=colorize"}, {"restore"}),
+    "superres": ({"translate", "task=superres"}, {"restore"}),
     "forecast": ({"translate", "task=forecast"},),
     "likelihood": tuple(way for ways in LIKELIHOODS.values() for way in ways),
     "anomaly": tuple(way for ways in SCORES.values() for way in ways),
@@ -34,7 +34,8 @@ NEEDS: dict[str, tuple[set[str], ...]] = {
 }
 KINDS = {  # of data; others: all
     "complete": ("tokens",),
-    "mix": ("image",),
+    **dict.fromkeys(("mix", "colorize", "superres"), ("image",)),
+    "translate": ("image", "video"),
     **dict.fromkeys(("project", "inpaint", "denoise"), ("image", "points")),
 }
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import inspect
+import re
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
 from genlab.abilities import need
 from genlab.errors import UserError
@@ -24,27 +27,33 @@ def sample(
     *,
     n: Positive = 64,
     y: Count | list[Count] | None = None,
+    prompt: str | list[str] | None = None,
     seed: Count = 0,
     batch_size: Positive = 256,
     images: bool = False,
     out: str | None = None,
     sampler: dict[str, Any] | None = None,
 ) -> np.ndarray:
-    """Draw n items, of class y or cycling through the classes in y; write and return them (n, *shape).
+    """Draw n items, of class y or cycling through the classes in y, or of a prompt or through several; write and return them.
 
     Raises:
-        UserError: the model cannot sample, has no such class, or no such sampler.
+        UserError: the model cannot sample, has no such class, or no such sampler, or reads no prompt.
     """
     need(run.model, "sample", lambda: able("sample"))
     options = sampler_options(run, sampler or {})
-    classes = class_list(run, y)
+    classes, texts = class_list(run, y), prompts(run, prompt)
+    conditions = torch.tensor(classes) if texts is None else texts  # (k,) or (k, length)
     torch.manual_seed(seed)
     parts = []
     for at in range(0, n, batch_size):
         size = min(batch_size, n - at)
         labels = None
-        if classes:
-            labels = torch.tensor([classes[(at + i) % len(classes)] for i in range(size)], device=run.device.torch)
+        if len(conditions):
+            labels = conditions[torch.arange(at, at + size) % len(conditions)].to(run.device.torch)
+        for part in run.model.modules():
+            if hasattr(part, "watch"):
+                what = f"items {at + 1} to {at + size} of {n}"
+                part.watch = partial(tqdm, desc=what, leave=False, disable=None)  # shown on a terminal alone
         drawn = run.model.sample(size, labels, **options).cpu()
         parts.append(drawn.float() if drawn.is_floating_point() else drawn)  # tokens stay whole numbers
     x = torch.cat(parts)  # (n, *shape)
@@ -52,6 +61,9 @@ def sample(
     folder = Path(out) if out else run.folder.samples
     folder.mkdir(parents=True, exist_ok=True)
     name = f"sample_step{run.step}_seed{seed}" + (f"_y{'-'.join(map(str, classes))}" if classes else "")
+    if prompt is not None:
+        said = "-".join([prompt] if isinstance(prompt, str) else prompt).lower()
+        name += "_" + re.sub(r"[^a-z0-9]+", "-", said).strip("-")[:60]
     shown = x[: SHOWN.get(run.spec.kind, 64)]
     pictures.write(shown, run.spec, folder / f"{name}.png")
     print(folder / (f"{name}.txt" if run.spec.kind == "tokens" else f"{name}.png"))
@@ -79,6 +91,23 @@ def single_images(x: torch.Tensor, run: Run, folder: Path) -> Path:
     for i, image in enumerate(pictures.to_bytes(x, run.spec)):
         pictures.save(image, folder / f"{i:06d}.png")
     return folder
+
+
+def prompts(run: Run, prompt: str | list[str] | None) -> torch.Tensor | None:
+    """Return the prompts as bytes (k, length), filled up with zeros; None for none.
+
+    Raises:
+        UserError: the model reads no prompt, or one is too long for it.
+    """
+    if prompt is None:
+        return None
+    if not getattr(run.model, "prompted", False):
+        raise UserError(f"prompt={prompt}: {run.name} reads no text; models that do: text2image")
+    length = run.spec.source.shape[0]
+    found = [list(text.encode()) for text in ([prompt] if isinstance(prompt, str) else prompt)]
+    if (too_long := max((len(text) for text in found), default=0) - length) > 0:
+        raise UserError(f"prompt= has {too_long} bytes more than the {length} that {run.name} reads")
+    return torch.tensor([text + [0] * (length - len(text)) for text in found])
 
 
 def class_list(run: Run, y: int | list[int] | None) -> list[int]:

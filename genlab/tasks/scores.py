@@ -103,10 +103,18 @@ def scores(run: Run, score: Score, batch: Batch, *, batch_size: int, labelled: b
 
 
 @torch.no_grad()
-def class_scores(run: Run, score: Score, batch: Batch, *, batch_size: int) -> Tensor:
-    """Return log p(x|y), or its bound (N, classes) float64, of each item and class of a conditional model."""
-    as_class = lambda k: lambda x, _: score.of(x, torch.full((len(x),), k, device=x.device))  # noqa: E731
-    return torch.stack([over(run, batch, batch_size, as_class(k)) for k in range(run.spec.classes)], 1)
+def class_scores(run: Run, score: Score, batch: Batch, *, batch_size: int, seed: int = 0) -> Tensor:
+    """Return log p(x|y), or its bound (N, classes) float64, of each item and class of a conditional model.
+
+    A bound that draws does so with the same numbers for every class: what tells them apart is then not the luck of their draws
+    (Li et al. 2023, https://arxiv.org/abs/2303.16203, section 3.2).
+    """
+
+    def of_class(k: int) -> Tensor:
+        run.device.seed(seed)
+        return over(run, batch, batch_size, lambda x, _: score.of(x, torch.full((len(x),), k, device=x.device)))
+
+    return torch.stack([of_class(k) for k in range(run.spec.classes)], 1)
 
 
 def class_shares(run: Run) -> Tensor:

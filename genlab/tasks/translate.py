@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +12,18 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from genlab.data.decode import BROKEN, whole
+from genlab.data.operators import Operator
 from genlab.errors import UserError
 from genlab.metrics import pairs
 from genlab.metrics.subject import to_bytes
 from genlab.metrics.translation import USUAL, agreement, guesses, translated, why_no_lpips
-from genlab.spec import Batch, Count, Positive, Spec
+from genlab.spec import Batch, Count, Fraction, Positive, Spec
 from genlab.tasks import asking, pictures
+from genlab.tasks.catalogue import able
 from genlab.tasks.needs import ready
 from genlab.tasks.records import write_record
 from genlab.tasks.run import Run
+from genlab.tasks.sample import class_list
 
 SHOWN, FILMS = 10, 4  # items in a picture
 UNITS = {"psnr": "psnr_db", "squared_error": "squared_error_a_frame"}  # names in a record; others: their own
@@ -29,6 +33,8 @@ def translate(
     run: Run,
     *,
     folder: str | None = None,
+    strength: Fraction | None = None,
+    y: Count | None = None,
     n: Positive | None = 1000,
     items: list[Count] | None = None,
     split: asking.Split = "test",
@@ -39,10 +45,18 @@ def translate(
 
     Args:
         folder: images of any size; what is made of each is written under its name.
+        strength: of a diffusion model, which draws each source anew from so far on the way to noise: 0 leaves it, 1 forgets
+            it; None: 0.6.
+        y: of a conditional diffusion model: the class of what it draws; None: none.
 
     Raises:
         UserError: the model does not translate, or not images of these sizes.
     """
+    if "translate" not in ready(run, "translate"):
+        return edited(run, folder, 0.6 if strength is None else strength, y, n, items, split, seed, out)
+    if strength is not None or y is not None:
+        can = ", ".join(able("edit"))
+        raise UserError(f"strength= and y= are for diffusion models ({can}); {run.name} was trained to translate")
     return asked(run, "translate", folder, n, items, split, seed, out)
 
 
@@ -56,7 +70,7 @@ def colorize(
     seed: Count = 0,
     out: str | None = None,
 ) -> dict[str, Any]:
-    """Colour grey images, as `translate` does, with a model that was trained to."""
+    """Colour grey images, as `translate` does, with a model that was trained to; or by an unconditional diffusion model."""
     return asked(run, "colorize", folder, n, items, split, seed, out)
 
 
@@ -65,23 +79,27 @@ def superres(
     *,
     folder: str | None = None,
     down: bool = False,
+    factor: Positive | None = None,
     n: Positive | None = 1000,
     items: list[Count] | None = None,
     split: asking.Split = "test",
     seed: Count = 0,
     out: str | None = None,
 ) -> dict[str, Any]:
-    """Enlarge small images, as `translate` does, with a model that was trained to.
+    """Enlarge small images, as `translate` does, with a model that was trained to; or by an unconditional diffusion model.
 
     Args:
         down: the folder's images are the truth: make them smaller first, and measure what comes back beside bicubic.
+        factor: of a diffusion model: how many times smaller its items are made before it enlarges them; None: 2.
 
     Raises:
         UserError: as `translate`, or `down` without a folder.
     """
+    if factor is not None and "translate" in ready(run, "superres"):
+        raise UserError(f"factor= is for diffusion models; {run.name} was trained to enlarge {enlarges(run.spec)} times")
     if down and folder is None:
         raise UserError("down=true makes the images of a folder smaller: give in=<folder>")
-    return asked(run, "superres", folder, n, items, split, seed, out, down=down)
+    return asked(run, "superres", folder, n, items, split, seed, out, down=down, factor=factor or 2)
 
 
 def asked(
@@ -95,9 +113,11 @@ def asked(
     out: str | None,
     *,
     down: bool = False,
+    factor: int = 2,
 ) -> dict[str, Any]:
     """Do what one of the commands asks."""
-    ready(run, command)
+    if "translate" not in ready(run, command):
+        return restored(run, command, folder, n, items, split, seed, out, factor=factor)
     if folder is not None:
         return of_folder(run, command, Path(folder).expanduser(), seed=seed, out=out, down=down)
     held, index = asking.items(run, split, n, seed, items)
@@ -105,7 +125,7 @@ def asked(
     made = translated(run.model, held.cond, run.spec)
     record: dict[str, Any] = {"task": run.spec.task, "split": split, "n": len(made)}
     if run.dataset.paired:
-        record |= measured(run, held, made, seed)
+        record |= measured(held, made, run.spec, usual(run, seed))
     else:
         record["truth"] = f"none: {run.info['dataset']} pairs nothing"
     image = picture(held, made, run.dataset)
@@ -128,17 +148,20 @@ def translations(model: nn.Module, dataset: Any, split: str, *, seed: int = 0) -
     return picture(batch, translated(model, batch.cond.to(next(model.parameters())), dataset.spec), dataset)
 
 
-def measured(run: Run, held: Batch, made: Tensor, seed: int) -> dict[str, Any]:
+def usual(run: Run, seed: int) -> Tensor:
+    """Return the mean of training targets (*shape)."""
+    return run.dataset.take("train", USUAL, seed=seed).x.mean(0)
+
+
+def measured(held: Batch, made: Tensor, spec: Spec, mean: Tensor) -> dict[str, Any]:
     """Return how near to the truth the outputs are, and what is guessed with no model; of super-resolution in luminance too."""
-    spec = run.spec
-    usual = run.dataset.take("train", USUAL, seed=seed).x.mean(0)
     record = {}
-    for what, guess in {"": made, **guesses(held, spec, usual)}.items():
+    for what, guess in {"": made, **guesses(held, spec, mean)}.items():
         of = what and f"_of_{what}"
         for name, values in agreement(guess, held.x, spec).items():
             record[UNITS.get(name, name) + of] = asking.mean(values)
         if spec.task == "superres":
-            record |= {f"{k}{of}": asking.mean(v) for k, v in luminance(guess, held.x, spec, factor(spec)).items()}
+            record |= {f"{k}{of}": asking.mean(v) for k, v in luminance(guess, held.x, spec, enlarges(spec)).items()}
     if why := why_no_lpips(spec):
         record["lpips"] = f"not measured: {why}"
     return record
@@ -152,9 +175,59 @@ def luminance(x: Tensor, y: Tensor, spec: Spec, crop: int) -> dict[str, Tensor]:
     return found | ({"ssim_luminance": pairs.ssim(x, y, crop=crop)} if left >= pairs.WINDOW else {})
 
 
-def factor(spec: Spec) -> int:
+def enlarges(spec: Spec) -> int:
     """Return how many times larger than its source a target is."""
     return spec.shape[-1] // spec.source.shape[-1]
+
+
+# --- diffusion models, which were trained for none of this ------------------------------------------------------------
+
+UNDOES = {"colorize": "grey", "superres": "downsample"}  # command -> the operator
+
+
+def restored(
+    run: Run, command: str, folder: str | None, n: int | None, items: list[int] | None, split: str, seed: int, out: str | None,
+    *, factor: int,
+) -> dict[str, Any]:  # fmt: skip
+    """Take the colour or the detail from held-out items, and let the model's own law give it back."""
+    if folder is not None:
+        raise UserError(f"in= is for models trained to {command}; {run.name} restores items of its own data set")
+    operator = Operator(name=UNDOES[command], spec=run.spec, factor=factor, sigma=0.0, mask="box", share=0.5)
+    held, index = asking.items(run, split, n, seed, items)
+    held.cond = operator(held.x, torch.Generator())
+    spec = replace(run.spec, source=operator.source, task=command)
+    torch.manual_seed(seed)
+    made = asking.through(lambda source: run.model.restore(source, operator.smooth), held.cond)
+    record = {"task": command, "how": "restore", "split": split, "n": len(made), **measured(held, made, spec, usual(run, seed))}
+    parts = [(held.cond, spec.source), (made, spec), (held.x, spec)]
+    return asking.write(
+        run, command, seed=seed, out=out, record=record,
+        images={"": pictures.compared([(x[:SHOWN], own) for x, own in parts], ["source", "output", "truth"])},
+        arrays={"index": index, "source": held.cond, "output": made, "x": held.x},
+    )  # fmt: skip
+
+
+def edited(
+    run: Run, folder: str | None, strength: float, y: int | None, n: int | None, items: list[int] | None, split: str, seed: int,
+    out: str | None,
+) -> dict[str, Any]:  # fmt: skip
+    """Draw held-out items anew from part of the way to noise (SDEdit)."""
+    if folder is not None:
+        raise UserError(f"in= is for models trained to translate; {run.name} draws items of its own data set anew")
+    y = next(iter(class_list(run, y)), None)
+    held, index = asking.items(run, split, n, seed, items)
+    torch.manual_seed(seed)
+    of = lambda x: None if y is None else torch.full((len(x),), y, device=x.device)  # noqa: E731
+    made = asking.through(lambda x: run.model.edit(x, strength, of(x)), held.x)
+    moved = asking.squared_error(held.x, made)
+    record = {"how": "edit", "strength": strength, "split": split, "n": len(made)}
+    record["squared_error_to_the_source"] = asking.mean(moved)
+    name = f"translate_{strength:g}" + ("" if y is None else f"_y{y}")
+    return asking.write(
+        run, name, seed=seed, out=out, record=record,
+        images={"": pictures.compared([(held.x[:SHOWN], run.spec), (made[:SHOWN], run.spec)], ["source", "output"])},
+        arrays={"index": index, "source": held.x, "output": made, "y": held.y},
+    )  # fmt: skip
 
 
 # --- folders ----------------------------------------------------------------------------------------------------------
@@ -166,7 +239,7 @@ def of_folder(run: Run, command: str, folder: Path, *, seed: int, out: str | Non
     if spec.kind != "image" or source.kind != "image" or source.shape[0] not in (1, 3):
         raise UserError(f"in= is for models whose sources are grey or RGB images; {run.name} takes {source.kind} {source.shape}")
     where = Path(out) if out else run.folder.samples / f"{command}_{folder.name}_step{run.step}"
-    files, found, scale = pairs.by_stem(folder), {}, factor(spec)
+    files, found, scale = pairs.by_stem(folder), {}, enlarges(spec)
     torch.manual_seed(seed)
     for stem, path in files.items():
         image = read(path, source.shape[0])  # (1, C, H, W) uint8

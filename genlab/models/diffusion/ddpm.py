@@ -1,189 +1,131 @@
-"""DDPM: Ho, Jain & Abbeel 2020, Denoising Diffusion Probabilistic Models, https://arxiv.org/abs/2006.11239."""
+"""DDPM: Ho, Jain & Abbeel 2020, Denoising Diffusion Probabilistic Models, https://arxiv.org/abs/2006.11239.
+
+With the improvements of Nichol & Dhariwal 2021, https://arxiv.org/abs/2102.09672: cosine schedule, learned variance.
+"""
 
 from __future__ import annotations
 
-from typing import Literal
+import math
+from collections.abc import Callable
+from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from genlab.errors import UserError, did_you_mean
-from genlab.models.diffusion.bound import bound
-from genlab.models.diffusion.networks import PointDenoiser
-from genlab.models.diffusion.samplers import ancestral, ddim, spread, strided
-from genlab.models.diffusion.schedule import Schedule
-from genlab.nn.unet import UNet
-from genlab.spec import Batch, Fraction, NonNegative, Positive, Spec
+from genlab.errors import UserError
+from genlab.models.diffusion.base import Diffusion
+from genlab.models.diffusion.bound import step_nats
+from genlab.models.diffusion.networks import denoising_network
+from genlab.models.diffusion.samplers import spread, strided
+from genlab.models.diffusion.schedule import Level, Schedule
+from genlab.spec import Batch, Fraction, NonNegative, Positive, PositiveFloat, Spec
 
 
-class DDPM(nn.Module):
-    """A diffusion model of images (U-Net) or points (MLP).
+class DDPM(Diffusion):
+    """A diffusion model of T noise levels, of images or points.
 
     Args:
+        backbone: the denoising network; None: the paper's U-Net for images, an MLP for points.
         timesteps: T, the number of noise levels.
-        schedule: β linear (the paper) or ᾱ a squared cosine (Nichol & Dhariwal 2021).
+        schedule: β linear (the paper), ᾱ a squared cosine (Nichol & Dhariwal 2021) or a sigmoid (Jabri et al. 2022).
+        zero_snr: shift the schedule so that nothing of x_0 is left at T (Lin et al. 2024).
         objective: what the network predicts: the noise ε (the paper), x_0, or v (Salimans & Ho 2022).
-        variance: σ² of p(x_{t−1} | x_t), in samples and in the bound: β or β̃ (section 3.2).
+        variance: σ² of p(x_{t−1} | x_t), in samples and in the bound: β or β̃ (section 3.2), or "learned": β^v β̃^(1−v) of
+            a second output v of the network, trained by 0.001·L_vlb (Nichol & Dhariwal 2021, eqs. 15 and 16).
+        min_snr: γ of the weight min(SNR, γ) of the squared error of x_0 (Hang et al. 2023, https://arxiv.org/abs/2303.09556;
+            5 there); None: L_simple.
         clip: whether a step clips its guess of x_0 to the data's range; None: for images, as the authors' code does.
-        channels, multipliers, blocks, attention, dropout: the U-Net of images, see `genlab.nn.unet.UNet`.
-        hidden: widths of the MLP of points.
         conditional: learn p(x | y).
         drop_label: share of the labels withheld in training, so that one network is also the unconditional one that
             classifier-free guidance needs (Ho & Salimans 2022, https://arxiv.org/abs/2207.12598).
         guidance: weight g of the guided prediction u + g·(c − u): 0 unconditional, 1 conditional, more: guided.
 
     Raises:
-        UserError: the data is neither images in [−1, 1] nor points, or has no classes for a conditional model.
+        UserError: the data is neither images in [−1, 1] nor points, or has no classes for a conditional model; ε of no signal.
     """
 
-    samplers: tuple[str, ...] = ("ancestral", "ddim")
+    straight = True  # in EDM's frame the last of these levels lies at infinity, or nearly
 
     def __init__(
         self,
         spec: Spec,
         *,
+        backbone: Callable[..., Any] | None = None,
         timesteps: Positive = 1000,
-        schedule: Literal["linear", "cosine"] = "linear",
+        schedule: Literal["linear", "cosine", "sigmoid"] = "linear",
+        zero_snr: bool = False,
         objective: Literal["eps", "x0", "v"] = "eps",
-        variance: Literal["beta", "beta_tilde"] = "beta",
+        variance: Literal["beta", "beta_tilde", "learned"] = "beta",
+        min_snr: PositiveFloat | None = None,
         clip: bool | None = None,
-        channels: Positive = 128,
-        multipliers: tuple[Positive, ...] = (1, 2, 2, 2),
-        blocks: Positive = 2,
-        attention: tuple[Positive, ...] = (16,),
-        dropout: Fraction = 0.1,
-        hidden: tuple[Positive, ...] = (128, 128, 128),
         conditional: bool = False,
         drop_label: Fraction = 0.1,
         guidance: NonNegative = 1.0,
     ) -> None:
-        super().__init__()
-        if spec.kind not in ("image", "points"):
-            raise UserError(f"ddpm models images and points, not {spec.kind}; choose another dataset")
-        if spec.kind == "image" and tuple(spec.range) != (-1, 1):
-            raise UserError(f"ddpm needs images in [-1, 1], not {list(spec.range)}; set dataset.range=[-1,1]")
-        if conditional and not spec.classes:
-            raise UserError("model.conditional=true needs labels, which this data has not; set model.conditional=false")
-        self.spec = spec
-        self.objective = objective
-        self.variance = variance
-        self.clip = spec.kind == "image" if clip is None else clip
-        self.conditional = conditional
-        self.drop_label = drop_label
-        self.guidance = guidance
-        classes = spec.classes if conditional else 0
-        self.schedule = Schedule(schedule, timesteps)
-        if spec.kind == "points":
-            self.network = PointDenoiser(spec.dim, hidden=hidden, classes=classes)
-        else:
-            self.network = UNet(
-                spec.shape,
-                channels=channels,
-                multipliers=multipliers,
-                blocks=blocks,
-                attention=attention,
-                dropout=dropout,
-                classes=classes,
-            )
+        super().__init__(spec, conditional=conditional, drop_label=drop_label, guidance=guidance, clip=clip, name="ddpm")
+        if zero_snr and objective == "eps":
+            raise UserError("model.zero_snr=true leaves no signal at T, where ε says nothing of x_0; set model.objective=v")
+        self.objective, self.variance, self.min_snr = objective, variance, min_snr
+        self.schedule = Schedule(schedule, timesteps, zero_snr=zero_snr)
+        self.steps = self.most = timesteps
+        outputs = spec.shape[0] * (2 if variance == "learned" else 1)
+        self.network = denoising_network(spec, backbone, outputs=outputs, classes=spec.classes if conditional else 0)
+
+    # --- the objective ----------------------------------------------------------------------------------------------
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
-        """Return L_simple (eq. 14), the mean squared error of the prediction over batch and elements."""
-        x0, y = batch.x, batch.y if self.conditional else None
+        """Return L_simple (eq. 14), the mean squared error of the prediction over items and values; see `min_snr`, `variance`."""
+        x0, y = batch.x, self.dropped(self.told(batch))
         t = torch.randint(self.schedule.T, (len(x0),), device=x0.device)
         eps = torch.randn_like(x0)
-        if y is not None and self.drop_label:
-            y = torch.where(torch.rand(len(y), device=y.device) < self.drop_label, self.spec.classes, y)
-        prediction = self.network(self.schedule.q_sample(x0, t, eps), t, y)
-        return {"loss": F.mse_loss(prediction, self.schedule.target(self.objective, x0, eps, t))}
+        xt = self.schedule.q_sample(x0, t, eps)
+        prediction, v = self.predict(xt, t, y)
+        error = (prediction - self.schedule.target(self.objective, x0, eps, t)).square().flatten(1).mean(1)
+        simple = (self.weigh(t) * error).mean()
+        if v is None:
+            return {"loss": simple}
+        # eq. 16: the variance alone learns from the bound, whose terms are T at a time's; in bits a dimension
+        guess = self.clipped(self.schedule.to_x0(self.objective, prediction.detach(), xt, t))
+        weight, beta_tilde = (self.schedule.at(key, t, x0) for key in ("mean_x0", "beta_tilde"))
+        nats = step_nats(x0, guess, weight, beta_tilde, self.schedule.log_variance(v, t).exp(), levels=self.levels_of_data)
+        vlb = self.schedule.T * nats.mean() / (self.spec.dim * math.log(2))
+        return {"loss": simple + 0.001 * vlb, "simple": simple, "vlb": vlb}
 
-    @torch.no_grad()
-    def sample(
-        self,
-        n: int,
-        y: Tensor | None = None,
-        *,
-        sampler: str = "ancestral",
-        steps: int | None = None,
-        eta: float | None = None,
-        variance: Literal["beta", "beta_tilde"] | None = None,
-        guidance: float | None = None,
-    ) -> Tensor:
-        """Draw n items (n, *shape), of the classes y (n,) if given; a conditional model draws classes evenly otherwise.
+    def predict(self, x: Tensor, t: Tensor, y: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Return the network's prediction (B, …), and the v (B, …) in [0, 1] of a learned variance."""
+        out = self.network(x, t, y)
+        if self.variance != "learned":
+            return out, None
+        prediction, v = out.chunk(2, 1)
+        return prediction, 0.5 * (v + 1)
 
-        Args:
-            sampler: ancestral (Algorithm 2) or ddim.
-            steps: network evaluations; None: all T.
-            eta: noise of ddim, from 0 (none, the default) to 1.
-            variance: σ² of ancestral; None: the model's own.
-            guidance: weight of classifier-free guidance; None: the model's own.
+    def weigh(self, t: Tensor) -> Tensor:
+        """Return the weight (B,) of the squared error of the prediction at t (B,), from that of x_0's, min(SNR, γ)."""
+        if self.min_snr is None:
+            return torch.ones_like(t, dtype=self.weight.dtype)
+        snr = self.schedule.snr(t)
+        of_x0 = snr.clamp(max=self.min_snr)
+        return of_x0 / {"eps": snr, "x0": 1.0, "v": snr + 1}[self.objective]
 
-        Raises:
-            UserError: an unknown sampler, an option of the other one, or steps outside 1…T.
-        """
+    # --- the path and the denoiser ----------------------------------------------------------------------------------
+
+    def levels(self, steps: int, sampler: str = "ddim") -> list[Level]:
         T = self.schedule.T
-        steps = T if steps is None else steps
-        if sampler not in self.samplers:
-            known = ", ".join(self.samplers)
-            raise UserError(f"ddpm has no sampler {sampler!r}{did_you_mean(sampler, self.samplers)}; it has {known}")
         if not 1 <= steps <= T:
             raise UserError(f"sampler.steps={steps} is outside 1…{T}, the steps that the model was trained on")
-        if sampler == "ancestral" and eta is not None:
-            raise UserError("sampler.eta belongs to sampler=ddim")
-        if sampler == "ddim" and variance is not None:
-            raise UserError("sampler.variance belongs to sampler=ancestral; sampler=ddim has sampler.eta")
-        self.check(y, self.guidance if guidance is None else guidance)
-        weight = next(self.network.parameters())
-        if self.conditional and y is None:
-            y = torch.randint(self.spec.classes, (n,), device=weight.device)
-        denoise = self.denoiser(y, guidance)
-        x = torch.randn(n, *self.spec.shape, device=weight.device, dtype=weight.dtype)
-        if sampler == "ddim":
-            x = ddim(denoise, x, self.schedule, times=strided(T, steps), eta=eta or 0.0)
-        else:
-            x = ancestral(denoise, x, self.schedule, times=spread(T, steps), variance=variance or self.variance)
-        return x.clamp(*self.spec.range) if self.spec.kind == "image" else x
+        ends_early = sampler == "ddim" and self.schedule.exact["alphas_bar"][-1] > 0  # its paper's stride leaves T out
+        return self.schedule.levels(strided(T, steps) if ends_early else spread(T, steps))
 
-    def elbo(self, x: Tensor, y: Tensor | None = None, *, terms: int | None = None) -> Tensor:
-        """Return a random lower bound (B,) of log p(x), or of log p(x | y), in nats (eq. 5; eq. 13 for discrete data).
+    def noise_level(self, t: float) -> float:
+        ab = self.schedule.exact["alphas_bar"][int(t)].item()
+        return math.sqrt((1 - ab) / ab) if ab else math.inf
 
-        Args:
-            terms: how many of the T − 1 middle terms are evaluated, at random times; the result is unbiased for each
-                number of them. None: all, which costs T network evaluations an item.
-        """
-        self.check(y, 0 if y is None else 1)
+    def level(self, noise: float) -> Level:
+        ab = self.schedule.exact["alphas_bar"]
+        t = ((1 - ab).sqrt().log() - ab.sqrt().log() - math.log(max(noise, 1e-9))).abs().argmin().item()
+        return self.schedule.levels([t])[0]
 
-        def denoise(xt: Tensor, t: Tensor, row: Tensor) -> Tensor:
-            return self.guess(xt, t, None if y is None else y[row])
-
-        levels = self.spec.levels if self.spec.discrete and self.spec.kind == "image" else 0
-        return bound(denoise, x, self.schedule, variance=self.variance, levels=levels, terms=terms)
-
-    def denoiser(self, y: Tensor | None = None, guidance: float | None = None):
-        """Return the function (x_t, t) -> x_0 that samplers ask, guided towards the classes y (n,)."""
-        g = self.guidance if guidance is None else guidance
-        if y is None or g == 1:
-            return lambda x, t: self.guess(x, t, y)
-        if g == 0:
-            return lambda x, t: self.guess(x, t, None)
-        pair = torch.cat([y, torch.full_like(y, self.spec.classes)])
-
-        def denoise(x: Tensor, t: Tensor) -> Tensor:
-            c, u = self.network(torch.cat([x, x]), t, pair).chunk(2)
-            return self.clipped(self.schedule.to_x0(self.objective, u + g * (c - u), x, t))
-
-        return denoise
-
-    def guess(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
-        """Return the expected x_0 (B, …) of x_t (B, …) at t (B,), or at one t (1,) for all."""
-        return self.clipped(self.schedule.to_x0(self.objective, self.network(x, t, y), x, t))
-
-    def clipped(self, x0: Tensor) -> Tensor:
-        return x0.clamp(*self.spec.range) if self.clip else x0
-
-    def check(self, y: Tensor | None, guidance: float) -> None:
-        """Refuse labels or a guidance that the model was not trained for."""
-        if not self.conditional and (y is not None or guidance not in (0, 1)):
-            raise UserError("this ddpm was trained without labels; train it with model.conditional=true")
-        if self.conditional and guidance != 1 and not self.drop_label:
-            raise UserError("this ddpm has no unconditional half; train it with model.drop_label=0.1")
+    def answer(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        t = t.long()
+        prediction, v = self.predict(x, t, y)
+        return self.schedule.to_x0(self.objective, prediction, x, t), v

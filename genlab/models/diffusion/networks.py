@@ -1,27 +1,120 @@
-"""The denoising network of data without a grid (points)."""
+"""The denoising networks: functions of the data's shape and of what is asked of them, each chosen by `backbone=`.
+
+A network is called as network(x_t (B, C, …), t (B,) or (1,), y (B,) or None) and gives (B, outputs, …).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
+from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from genlab.errors import UserError
+from genlab.nn.dit import DiT
 from genlab.nn.embed import TimeEmbedding
+from genlab.nn.unet import UNet
+from genlab.spec import Decay, Positive, Spec
+
+Shape = tuple[int, ...]
+
+
+def unet(
+    shape: Shape,
+    *,
+    channels: Positive = 128,
+    multipliers: tuple[Positive, ...] = (1, 2, 2, 2),
+    blocks: Positive = 2,
+    attention: tuple[Positive, ...] = (16,),
+    heads: Positive = 1,
+    dropout: Decay = 0.1,
+    outputs: int | None = None,
+    classes: int = 0,
+    context: int = 0,
+) -> UNet:
+    """Return the U-Net of images (Ho et al. 2020, appendix B); see `genlab.nn.unet.UNet`.
+
+    Args:
+        channels: width of the first level; level i has channels · multipliers[i].
+        blocks: residual blocks of a level on the way down; the way up has one more.
+        attention: sides of the feature maps that are given self-attention; the middle of the net always is.
+        heads: of each self-attention.
+        dropout: share of a block's features that a training pass leaves out.
+    """
+    how = {"multipliers": multipliers, "blocks": blocks, "attention": attention, "heads": heads, "dropout": dropout}
+    return UNet(shape, channels=channels, **how, outputs=outputs, classes=classes, context=context)
+
+
+def dit(
+    shape: Shape,
+    *,
+    patch: Positive = 2,
+    width: Positive = 384,
+    layers: Positive = 12,
+    heads: Positive = 6,
+    outputs: int | None = None,
+    classes: int = 0,
+) -> DiT:
+    """Return the transformer of images (Peebles & Xie 2023, 2212.09748): DiT-S/2 by default; see `genlab.nn.dit.DiT`.
+
+    Args:
+        patch: side of a patch, in pixels; each is a token.
+        width: dimension of a token; layers: blocks; heads: of each self-attention.
+
+    Raises:
+        UserError: the sides are no multiple of the patch, or the width none of the heads.
+    """
+    if any(side % patch for side in shape[1:]):
+        raise UserError(f"patches of {patch}×{patch} do not fill images of {shape[1]}×{shape[2]}; change model.backbone.patch")
+    if width % (4 * heads):
+        raise UserError(f"model.backbone.width={width} must be a multiple of 4·heads={4 * heads}")
+    return DiT(shape, patch=patch, width=width, layers=layers, heads=heads, outputs=outputs, classes=classes)
+
+
+def mlp(
+    shape: Shape, *, hidden: tuple[Positive, ...] = (128, 128, 128), outputs: int | None = None, classes: int = 0
+) -> PointDenoiser:
+    """Return an MLP of points that is told the time in every layer.
+
+    Args:
+        hidden: widths of the layers.
+    """
+    return PointDenoiser(shape[0], hidden, outputs=outputs or shape[0], classes=classes)
+
+
+KINDS: dict[Any, str] = {unet: "image", dit: "image", mlp: "points"}  # what our own are for
+
+
+def denoising_network(spec: Spec, backbone: Callable[..., Any] | None, *, outputs: int, classes: int) -> nn.Module:
+    """Return the network of the data: the one asked for, else a U-Net or an MLP by its kind.
+
+    Raises:
+        UserError: it is for images, and the data is points, or the other way round.
+    """
+    backbone = backbone or (mlp if spec.kind == "points" else unet)
+    maker = backbone
+    while isinstance(maker, partial):
+        maker = maker.func
+    if KINDS.get(maker, spec.kind) != spec.kind:
+        fit = ", ".join(f.__name__ for f, kind in KINDS.items() if kind == spec.kind)
+        raise UserError(f"backbone={maker.__name__} is for {KINDS[maker]}, and the data is {spec.kind}; choose backbone={fit}")
+    return backbone(spec.shape, outputs=outputs, classes=classes)
 
 
 class PointDenoiser(nn.Module):
-    """An MLP told the time in every layer: points (B, D), times t (B,) or (1,), classes y (B,) -> (B, D)."""
+    """An MLP told the time in every layer: points (B, D), times t (B,) or (1,), classes y (B,) -> (B, outputs)."""
 
-    def __init__(self, dim: int, *, hidden: Sequence[int] = (128, 128, 128), classes: int = 0) -> None:
+    def __init__(self, dim: int, hidden: tuple[int, ...], *, outputs: int, classes: int = 0) -> None:
         super().__init__()
         embed = max(hidden)
         self.embed = TimeEmbedding(embed, embed, classes=classes)
         sizes = [dim, *hidden]
         self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(sizes))
         self.times = nn.ModuleList(nn.Linear(embed, b) for b in hidden)
-        self.last = nn.Linear(sizes[-1], dim)
+        self.last = nn.Linear(sizes[-1], outputs)
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
         e = F.silu(self.embed(t, y))

@@ -1,19 +1,23 @@
-"""Samplers: functions of a denoiser, a start and a schedule, so that each serves every network.
+"""Samplers: functions of a denoiser, a start and the noise levels, so that each serves every network and every path.
 
-A denoiser is a function (x_t (B, …), t (1,) int64) -> the expected x_0: all rows are at the same time. Each step goes
-from a time t to the one before it in `times`, whatever lies between: β = 1 − ᾱ_t/ᾱ_s is the noise of that whole step.
+A denoiser is a function (x (B, …), t) -> the expected x_0 (B, …): all rows are at the same noise level. Levels go from the
+noisiest to the clean one; between two of them lies one step, whatever the training's own steps were. x = α x_0 + σ ε on
+each: DDPM's paths have α² + σ² = 1, EDM's α = 1, those of flow matching α + σ = 1.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import math
+from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor
 
-from genlab.models.diffusion.schedule import Schedule, Variance
+from genlab.models.diffusion.schedule import Level, Variance
 
-Denoiser = Callable[[Tensor, Tensor], Tensor]
+Denoiser = Callable[[Tensor, float], Tensor]
+Noise = Callable[[Tensor], Tensor]
 
 
 def strided(T: int, steps: int) -> list[int]:
@@ -26,59 +30,132 @@ def spread(T: int, steps: int) -> list[int]:
     return [round(i * (T - 1) / max(steps - 1, 1)) for i in range(steps)] if steps > 1 else [T - 1]
 
 
-def walk(schedule: Schedule, times: Sequence[int]) -> Iterator[tuple[int, float, float]]:
-    """Yield (t, ᾱ_t, ᾱ_s) from the last time to the first, s the time before t; the last step ends at ᾱ_s = 1."""
-    ab = schedule.exact["alphas_bar"].tolist()
-    for i in reversed(range(len(times))):
-        yield times[i], ab[times[i]], ab[times[i - 1]] if i else 1.0
+def spreads(now: Level, then: Level) -> tuple[float, float, float]:
+    """Return α_{t|s}, and the variances of q(x_t | x_s) and of q(x_s | x_t, x_0), of a step from t = now to s = then."""
+    alpha = now.alpha / then.alpha
+    beta = now.sigma**2 - (alpha * then.sigma) ** 2
+    return alpha, beta, beta * (then.sigma / now.sigma) ** 2
 
 
 @torch.no_grad()
 def ancestral(
     denoise: Denoiser,
     x: Tensor,
-    schedule: Schedule,
+    levels: Sequence[Level],
     *,
-    times: Sequence[int] | None = None,
     variance: Variance = "beta",
-    noise: Callable[[Tensor], Tensor] = torch.randn_like,
+    noise: Noise = torch.randn_like,
 ) -> Tensor:
-    """Return x_0 (B, …) from the noise x (B, …) by Algorithm 2 of DDPM, over all times or those given (ascending).
+    """Return x_0 (B, …) from the noise x (B, …) by algorithm 2 of DDPM (Ho et al. 2020).
 
     Args:
-        variance: σ² = β or β̃ of each step (section 3.2); the last step adds no noise.
+        variance: σ² = β or β̃ of each step (section 3.2), or "learned": the denoiser gives (x_0, v), and σ² = β^v β̃^(1−v)
+            (Nichol & Dhariwal 2021, eq. 15). The last step adds no noise.
     """
-    for t, ab_t, ab_s in walk(schedule, range(schedule.T) if times is None else times):
-        x0 = denoise(x, torch.full((1,), t, device=x.device))
-        alpha = ab_t / ab_s
-        beta = 1 - alpha
-        beta_tilde = beta * (1 - ab_s) / (1 - ab_t)
-        x = ab_s**0.5 * beta / (1 - ab_t) * x0 + alpha**0.5 * (1 - ab_s) / (1 - ab_t) * x  # eq. 7
-        if ab_s < 1:
-            x = x + (beta if variance == "beta" else beta_tilde) ** 0.5 * noise(x)
+    for now, then in pairwise(levels):
+        x0, v = denoise(x, now.t) if variance == "learned" else (denoise(x, now.t), None)
+        alpha, beta, beta_tilde = spreads(now, then)
+        x = then.alpha * beta / now.sigma**2 * x0 + alpha * (then.sigma / now.sigma) ** 2 * x  # eq. 7
+        if then.sigma:
+            if v is None:
+                std = (beta if variance == "beta" else beta_tilde) ** 0.5
+            else:
+                std = (0.5 * (v * math.log(beta) + (1 - v) * math.log(beta_tilde))).exp()
+            x = x + std * noise(x)
     return x
 
 
 @torch.no_grad()
 def ddim(
-    denoise: Denoiser,
-    x: Tensor,
-    schedule: Schedule,
-    *,
-    times: Sequence[int] | None = None,
-    eta: float = 0.0,
-    noise: Callable[[Tensor], Tensor] = torch.randn_like,
+    denoise: Denoiser, x: Tensor, levels: Sequence[Level], *, eta: float = 0.0, noise: Noise = torch.randn_like
 ) -> Tensor:
     """Return x_0 (B, …) from the noise x (B, …) by DDIM (Song et al. 2021, 2010.02502, eqs. 12 and 16).
 
     Args:
-        eta: 0 is deterministic; 1 over the same times is `ancestral` with σ² = β̃.
+        eta: 0 is deterministic; 1 over the same levels is `ancestral` with σ² = β̃.
     """
-    for t, ab_t, ab_s in walk(schedule, range(schedule.T) if times is None else times):
-        x0 = denoise(x, torch.full((1,), t, device=x.device))
-        eps = (x - ab_t**0.5 * x0) / (1 - ab_t) ** 0.5
-        sigma = eta * ((1 - ab_s) / (1 - ab_t) * (1 - ab_t / ab_s)) ** 0.5  # eq. 16
-        x = ab_s**0.5 * x0 + max(1 - ab_s - sigma**2, 0.0) ** 0.5 * eps  # eq. 12
-        if sigma > 0:
+    for now, then in pairwise(levels):
+        x0 = denoise(x, now.t)
+        eps = (x - now.alpha * x0) / now.sigma
+        sigma = eta * spreads(now, then)[2] ** 0.5 if eta else 0.0  # eq. 16
+        x = then.alpha * x0 + max(then.sigma**2 - sigma**2, 0.0) ** 0.5 * eps  # eq. 12
+        if sigma:
             x = x + sigma * noise(x)
     return x
+
+
+@torch.no_grad()
+def euler(denoise: Denoiser, x: Tensor, levels: Sequence[Level], *, straight: bool = False) -> Tensor:
+    """Return x_0 (B, …) from the noise x (B, …) by Euler's method on the probability-flow ODE.
+
+    On every path it is the deterministic DDIM: to hold x_0 and ε still for a step is to go along the tangent.
+    """
+    for now, then in pairwise(levels):
+        (a, b), (c, d) = frame(now, straight), frame(then, straight)
+        x = c * (x / a + (d - b) * slope(denoise(x, now.t), x, now, straight))
+    return x
+
+
+@torch.no_grad()
+def heun(denoise: Denoiser, x: Tensor, levels: Sequence[Level], *, straight: bool = False) -> Tensor:
+    """Return x_0 (B, …) from the noise x (B, …) by Heun's method (Karras et al. 2022, 2206.00364, algorithm 1).
+
+    Second order for two network evaluations a step, and for one in the last.
+
+    Args:
+        straight: follow the ODE in the frame of flow matching; else in that of EDM. See `frame`.
+    """
+    for now, then in pairwise(levels):
+        (a, b), (c, d) = frame(now, straight), frame(then, straight)
+        first = slope(denoise(x, now.t), x, now, straight)
+        u, x = x / a, c * (x / a + (d - b) * first)
+        if then.sigma:
+            second = slope(denoise(x, then.t), x, then, straight)
+            x = c * (u + (d - b) * 0.5 * (first + second))
+    return x
+
+
+def frame(level: Level, straight: bool) -> tuple[float, float]:
+    """Return the scale s and the clock τ in which the ODE of x/s is simple.
+
+    EDM's frame is s = α, τ = σ/α: x/s = x_0 + τ ε. The straight one is s = α + σ, τ = σ/s: x/s = (1 − τ) x_0 + τ ε; it holds
+    where there is no signal at all (α = 0) too.
+    """
+    scale = level.alpha + level.sigma if straight else level.alpha
+    return scale, level.sigma / scale
+
+
+def slope(x0: Tensor, x: Tensor, level: Level, straight: bool) -> Tensor:
+    """Return d(x/s)/dτ (B, …): ε, or in the straight frame ε − x_0."""
+    eps = (x - level.alpha * x0) / level.sigma
+    return eps - x0 if straight else eps
+
+
+@torch.no_grad()
+def dpm_solver(denoise: Denoiser, x: Tensor, levels: Sequence[Level]) -> Tensor:
+    """Return x_0 (B, …) from the noise x (B, …) by DPM-Solver++(2M) (Lu et al. 2022, 2211.01095, algorithm 2).
+
+    Second order for one network evaluation a step: x_0 is taken to go on as it did, in λ = log α/σ. The first step and the
+    last, to where λ is infinite, hold it still.
+    """
+    before, h_before = None, 0.0
+    for now, then in pairwise(levels):
+        x0 = denoise(x, now.t)
+        h = half_log_snr(then) - half_log_snr(now)
+        guess = x0
+        if before is not None and then.sigma:
+            r = h_before / h
+            guess = x0 + (x0 - before) / (2 * r)
+        x = then.sigma / now.sigma * x - then.alpha * math.expm1(-h) * guess
+        before, h_before = x0, h
+    return x
+
+
+def half_log_snr(level: Level) -> float:
+    """Return λ = log α/σ."""
+    if not level.alpha or not level.sigma:
+        return math.inf if level.alpha else -math.inf
+    return math.log(level.alpha / level.sigma)
+
+
+SAMPLERS = {"ancestral": ancestral, "ddim": ddim, "euler": euler, "heun": heun, "dpm_solver": dpm_solver}

@@ -1,0 +1,324 @@
+"""What every diffusion model has: guided sampling by any sampler, the deterministic code, and the likelihood of the ODE."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from inspect import signature
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from genlab.errors import UserError, did_you_mean
+from genlab.models.diffusion.bound import bound
+from genlab.models.diffusion.ode import log_prob
+from genlab.models.diffusion.restore import Operator, null_space, repaint
+from genlab.models.diffusion.samplers import SAMPLERS, heun
+from genlab.models.diffusion.schedule import Level, Variance
+from genlab.spec import Batch, Spec
+
+BOUND_STEPS = 1000  # of the bound of a path of any number of steps
+
+
+class Diffusion(nn.Module):
+    """A law of x_0 given by a denoiser E[x_0 | x_t, y] on a path x_t = α x_0 + σ ε from data to noise.
+
+    A subclass has the path (`levels`, `noise_level`, `straight`, `prior_std`), the denoiser (`answer`), the objective (`loss`).
+    """
+
+    samplers: tuple[str, ...] = tuple(SAMPLERS)  # the first is the default
+    steps: int  # of sampling, where nobody says
+    most: int | None = None  # steps that the path has; None: any number
+    straight = False  # the frame in which the ODE is followed, see `samplers.frame`
+    prompted = False  # whether its conditions are captions as bytes (B, L), and no classes
+    prior_std = 1.0  # of the noise from which sampling starts
+    variance: Variance = "beta"  # σ² of an ancestral step
+    watch: Callable[[Sequence[Level]], Iterable[Level]] = iter  # what a sampler goes through its levels with; may show how far
+
+    def __init__(
+        self, spec: Spec, *, conditional: bool, drop_label: float, guidance: float, clip: bool | None, name: str
+    ) -> None:
+        super().__init__()
+        if spec.kind not in ("image", "points"):
+            raise UserError(f"{name} models images and points, not {spec.kind}; choose another dataset")
+        free = (-math.inf, math.inf)  # an autoencoder's codes
+        if spec.kind == "image" and tuple(spec.range) not in ((-1, 1), free):
+            raise UserError(f"{name} needs images in [-1, 1], not {list(spec.range)}; set dataset.range=[-1,1]")
+        if conditional and not spec.classes:
+            raise UserError("model.conditional=true needs labels, which this data has not; set model.conditional=false")
+        self.spec, self.name = spec, name
+        self.conditional, self.drop_label, self.guidance = conditional, drop_label, guidance
+        self.clip = spec.kind == "image" if clip is None else clip
+
+    # --- what a subclass has ------------------------------------------------------------------------------------------
+
+    def levels(self, steps: int, sampler: str = "ddim") -> list[Level]:
+        """Return the noise levels of a sampler's steps, from the noisiest to the clean one."""
+        raise NotImplementedError
+
+    def answer(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """Return E[x_0 | x_t, y] (B, …) of x (B, …) at the times t (B,), or one t (1,) for all; and v (B, …), if it is learned.
+
+        v is where the variance of a step back lies between β̃ (0) and β (1).
+        """
+        raise NotImplementedError
+
+    def noise_level(self, t: float) -> float:
+        """Return σ/α at the time t."""
+        raise NotImplementedError
+
+    def level(self, noise: float) -> Level:
+        """Return the level at which σ/α is `noise`, or nearest to it."""
+        raise NotImplementedError
+
+    def at_most(self, steps: int) -> int:
+        """Return so many steps, or as many as the path has."""
+        return min(steps, self.most or steps)
+
+    def guess(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
+        """Return E[x_0 | x_t, y] (B, …), clipped where the model's guesses are."""
+        return self.clipped(self.answer(x, t, y)[0])
+
+    def clipped(self, x0: Tensor) -> Tensor:
+        return x0.clamp(*self.spec.range) if self.clip else x0
+
+    # --- conditions ---------------------------------------------------------------------------------------------------
+
+    def told(self, batch: Batch) -> Tensor | None:
+        """Return what the network is told of a batch's items (B, …): their classes, if it is conditional."""
+        return batch.y if self.conditional else None
+
+    def dropped(self, y: Tensor | None) -> Tensor | None:
+        """Return the conditions y (B, …) of a training batch, the share `drop_label` of them withheld."""
+        if y is None:
+            return None
+        if not self.drop_label:
+            return y
+        told = torch.rand(len(y), device=y.device) >= self.drop_label
+        return torch.where(told.view(-1, *[1] * (y.dim() - 1)), y, self.untold(y))
+
+    def untold(self, y: Tensor) -> Tensor:
+        """Return what the network is told in the place of the conditions y (B, …) when it shall know nothing."""
+        return torch.full_like(y, self.spec.classes)
+
+    def denoiser(
+        self,
+        y: Tensor | None = None,
+        guidance: float | None = None,
+        *,
+        interval: tuple[float, float] | None = None,
+        threshold: float | None = None,
+        learned: bool = False,
+    ) -> Callable[[Tensor, float], Any]:
+        """Return the function (x, t) -> x_0 that samplers ask; with `learned` it gives (x_0, v).
+
+        Args:
+            y: conditions (n, …) of the rows of x.
+            guidance: weight g of u + g·(c − u), of the unconditional guess u and the conditional c (Ho & Salimans 2022,
+                https://arxiv.org/abs/2207.12598): 0 unconditional, 1 conditional, more: guided. None: the model's own.
+            interval: the noise levels σ/α between which the guidance acts, elsewhere 1 (Kynkäänniemi et al. 2024,
+                https://arxiv.org/abs/2404.07724); None: everywhere.
+            threshold: clip each guess to this quantile of its own absolute values, if that is above 1, and scale it back
+                into [−1, 1] (dynamic thresholding: Saharia et al. 2022, https://arxiv.org/abs/2205.11487); None: the plain clip.
+        """
+        g = self.guidance if guidance is None else guidance
+        bounded = self.clipped if threshold is None else lambda x0: thresholded(x0, threshold)
+        pair = None if y is None else torch.cat([y, self.untold(y)])
+
+        def denoise(x: Tensor, t: float) -> Any:
+            at = torch.full((1,), t, device=x.device)
+            weight = g if interval is None or interval[0] < self.noise_level(t) <= interval[1] else 1.0
+            if y is None or weight in (0, 1):
+                x0, v = self.answer(x, at, y if weight else None)
+            else:
+                both, v = self.answer(torch.cat([x, x]), at, pair)
+                c, u = both.chunk(2)
+                x0, v = u + weight * (c - u), None if v is None else v[: len(x)]
+            x0 = bounded(x0)
+            return (x0, v) if learned else x0
+
+        return denoise
+
+    # --- samples ------------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def sample(
+        self,
+        n: int,
+        y: Tensor | None = None,
+        *,
+        sampler: str | None = None,
+        steps: int | None = None,
+        eta: float | None = None,
+        variance: Variance | None = None,
+        guidance: float | None = None,
+        interval: tuple[float, float] | None = None,
+        threshold: float | None = None,
+    ) -> Tensor:
+        """Draw n items (n, *shape), of the classes y (n,) if given; a conditional model draws classes evenly otherwise.
+
+        Args:
+            sampler: one of `samplers`; None: the model's own.
+            steps: from noise to data; None: the model's own number.
+            eta: noise of ddim, from 0 (none, the default) to 1.
+            variance: σ² of ancestral; None: the model's own.
+            guidance, interval, threshold: see `denoiser`.
+
+        Raises:
+            UserError: an unknown sampler, an option of another one, or steps that the path has not.
+        """
+        y = self.asked(n, y, guidance)
+        start = self.prior_std * torch.randn(n, *self.spec.shape, device=self.weight.device, dtype=self.weight.dtype)
+        sampler = sampler or self.samplers[0]
+        follow = self.sampler(sampler, eta=eta, variance=variance)
+        learned = sampler == "ancestral" and (variance or self.variance) == "learned"
+        denoise = self.denoiser(y, guidance, interval=interval, threshold=threshold, learned=learned)
+        return self.within(follow(denoise, start, self.watch(self.levels(steps or self.steps, sampler))))
+
+    def sampler(self, name: str, **options: Any) -> Callable[..., Tensor]:
+        """Return the sampler (denoise, x, levels) -> x_0 of that name, with the options that are not None.
+
+        Raises:
+            UserError: no such sampler, or an option of another one.
+        """
+        if name not in self.samplers:
+            known = ", ".join(self.samplers)
+            raise UserError(f"{self.name} has no sampler {name!r}{did_you_mean(name, self.samplers)}; it has {known}")
+        takes = signature(SAMPLERS[name]).parameters
+        options = {key: value for key, value in options.items() if value is not None}
+        for key in options:
+            if key not in takes:
+                whose = ", ".join(other for other in self.samplers if key in signature(SAMPLERS[other]).parameters)
+                raise UserError(f"sampler.{key} belongs to sampler={whose}, not to sampler={name}")
+        if "straight" in takes:
+            options["straight"] = self.straight
+        if "variance" in takes:
+            options.setdefault("variance", self.variance)
+        return lambda *given: SAMPLERS[name](*given, **options)
+
+    def asked(self, n: int, y: Tensor | None, guidance: float | None = None) -> Tensor | None:
+        """Return the conditions of n items: those given, or of a conditional model classes drawn evenly.
+
+        Raises:
+            UserError: labels or a guidance that the model was not trained for.
+        """
+        g = self.guidance if guidance is None else guidance
+        if self.prompted:
+            return torch.zeros(n, *self.spec.source.shape, dtype=torch.int64, device=self.weight.device) if y is None else y
+        if not self.conditional and (y is not None or g not in (0, 1)):
+            raise UserError(f"this {self.name} was trained without labels; train it with model.conditional=true")
+        if self.conditional and g != 1 and not self.drop_label:
+            raise UserError(f"this {self.name} has no unconditional half; train it with model.drop_label=0.1")
+        if self.conditional and y is None:
+            y = torch.randint(self.spec.classes, (n,), device=self.weight.device)
+        return y
+
+    @property
+    def weight(self) -> nn.Parameter:
+        """A parameter, whose device and type the model's are."""
+        return next(self.parameters())
+
+    # --- the deterministic code ---------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def encode(self, x: Tensor, *, steps: int = 100) -> Tensor:
+        """Return the noise (B, *shape), of unit variance, from which the ODE leads to x (B, *shape), by Heun's method."""
+        up = self.levels(self.at_most(steps), "heun")[-2::-1]  # from the least noisy level, where x is put, to the noisiest
+        code = heun(self.free(), x * up[0].alpha, up, straight=self.straight)
+        return code / self.prior_std
+
+    @torch.no_grad()
+    def decode(self, z: Tensor, *, steps: int = 100) -> Tensor:
+        """Return the item (B, *shape) to which the ODE leads from the noise z (B, *shape) of unit variance."""
+        levels = self.levels(self.at_most(steps), "heun")
+        return self.within(heun(self.free(), z * self.prior_std, levels, straight=self.straight))
+
+    def prior(self, n: int) -> Tensor:
+        """Draw n codes (n, *shape), of unit variance."""
+        return torch.randn(n, *self.spec.shape, device=self.weight.device, dtype=self.weight.dtype)
+
+    # --- likelihood ---------------------------------------------------------------------------------------------------------
+
+    @property
+    def levels_of_data(self) -> int:
+        """Number of values of discrete data, whose last step is eq. 13 of DDPM; 0: a density."""
+        return self.spec.levels if self.spec.discrete and self.spec.kind == "image" else 0
+
+    def elbo(self, x: Tensor, y: Tensor | None = None, *, terms: int | None = None) -> Tensor:
+        """Return a random lower bound (B,) of log p(x), or of log p(x | y), in nats.
+
+        It is that of ancestral sampling in all steps that the path has, or in 1,000.
+
+        Args:
+            terms: how many of the middle terms are evaluated, at random times; the result is unbiased for each number of
+                them. None: all, which costs a network evaluation an item and step.
+        """
+        y = self.asked(len(x), y, 0 if y is None else 1) if self.prompted or y is not None else None
+
+        def denoise(xt: Tensor, t: Tensor, row: Tensor) -> tuple[Tensor, Tensor | None]:
+            x0, v = self.answer(xt, t, None if y is None else y[row])
+            return self.clipped(x0), v
+
+        path = self.levels(self.most or BOUND_STEPS, "ancestral")
+        how = {"variance": self.variance, "levels": self.levels_of_data, "terms": terms, "prior_std": self.prior_std}
+        return bound(denoise, x, path, **how)
+
+    def ode_log_prob(self, x: Tensor, y: Tensor | None = None, *, steps: int = 100, probes: int = 1) -> Tensor:
+        """Return an estimate (B,) of log p(x), or of log p(x | y), in nats, by the probability-flow ODE; see `ode.log_prob`."""
+        self.asked(len(x), y, 0.0 if y is None else 1.0)
+        denoise = self.denoiser(y, 0.0 if y is None and self.conditional else 1.0)
+        up = self.levels(self.at_most(steps), "heun")[-2::-1]
+        return log_prob(denoise, x, up, prior_std=self.prior_std, probes=probes)
+
+
+    # --- restoration, of what was trained without any ---------------------------------------------------------------------
+
+    def free(self) -> Callable[[Tensor, float], Tensor]:
+        """Return the denoiser that is told no condition."""
+        return self.denoiser(None, 0.0 if self.conditional or self.prompted else 1.0)
+
+    @torch.no_grad()
+    def complete(self, x: Tensor, known: Tensor, *, steps: int = 100, resample: int = 5) -> Tensor:
+        """Return x (B, *shape) with the values where `known` is False drawn anew, given the others; see `restore.repaint`."""
+        levels = self.levels(self.at_most(steps), "ancestral")
+        x0 = repaint(self.free(), self.prior_std * torch.randn_like(x), levels, x, known, resample=resample)
+        return self.within(x0)
+
+    @torch.no_grad()
+    def restore(self, y: Tensor, operator: Operator, *, steps: int = 100) -> Tensor:
+        """Return x (B, *shape) such that operator(x) is y (B, …), drawn from the model; see `restore.null_space`."""
+        start = self.prior_std * torch.randn(len(y), *self.spec.shape, dtype=y.dtype, device=y.device)
+        return self.within(null_space(self.free(), start, self.levels(self.at_most(steps), "ddim"), y, operator))
+
+    @torch.no_grad()
+    def denoise(self, x: Tensor, *, sigma: float = 0.3) -> Tensor:
+        """Return E[x_0 | x] (B, *shape) of items x (B, *shape) with Gaussian noise of standard deviation σ on them."""
+        level = self.level(sigma)
+        return self.within(self.free()(level.alpha * x, level.t))
+
+    @torch.no_grad()
+    def edit(
+        self, x: Tensor, strength: float, y: Tensor | None = None, *, steps: int = 100, guidance: float | None = None
+    ) -> Tensor:
+        """Return items (B, *shape) like x (B, *shape), drawn from x with noise (SDEdit: Meng et al. 2022, 2108.01073).
+
+        Args:
+            strength: share of the way from data to noise, in steps: 0 leaves x, 1 forgets it.
+        """
+        y = None if y is None else self.asked(len(x), y, guidance)
+        levels = self.levels(self.at_most(steps), "ddim")
+        levels = levels[round((1 - strength) * (len(levels) - 1)) :]
+        start = levels[0].alpha * x + levels[0].sigma * torch.randn_like(x)
+        denoise = self.free() if y is None else self.denoiser(y, guidance)
+        return self.within(self.sampler("ddim", eta=1.0)(denoise, start, levels))
+
+    def within(self, x: Tensor) -> Tensor:
+        """Return x clipped to the range of images."""
+        return x.clamp(*self.spec.range) if self.spec.kind == "image" else x
+
+
+def thresholded(x0: Tensor, quantile: float) -> Tensor:
+    """Return x_0 (B, …) clipped to ±s and divided by s, the quantile of an item's |x_0|, but at least 1."""
+    s = x0.flatten(1).abs().quantile(quantile, 1).clamp_min(1.0).view(-1, *[1] * (x0.dim() - 1))
+    return x0.clamp(-s, s) / s

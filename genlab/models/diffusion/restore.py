@@ -1,0 +1,109 @@
+"""What an unconditional model can give back: hidden pixels, and items of which only some linear function was seen."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from genlab.errors import UserError
+from genlab.models.diffusion.samplers import Denoiser, Noise, spreads
+from genlab.models.diffusion.schedule import Level
+
+PRECISION = 1e-10  # of the pseudo-inverse: the share of the squared error that may be left
+Operator = Callable[[Tensor], Tensor]
+
+
+@torch.no_grad()
+def repaint(
+    denoise: Denoiser,
+    x: Tensor,
+    levels: Sequence[Level],
+    seen: Tensor,
+    known: Tensor,
+    *,
+    resample: int = 5,
+    noise: Noise = torch.randn_like,
+) -> Tensor:
+    """Return items (B, …) with the known values of `seen` (B, …), others drawn (Lugmayr et al. 2022, 2201.09865, algorithm 1).
+
+    Args:
+        x: noise (B, …) at the first level.
+        known: which values are known, bool (B, …).
+        resample: how often each step is taken: between two of them the noise of one step is put back, so that what is drawn
+            comes to agree with what is known.
+    """
+    for now, then in pairwise(levels):
+        alpha, beta, beta_tilde = spreads(now, then)
+        for again in reversed(range(resample)):
+            drawn = then.alpha * beta / now.sigma**2 * denoise(x, now.t) + alpha * (then.sigma / now.sigma) ** 2 * x
+            given = then.alpha * seen
+            if then.sigma:
+                drawn, given = drawn + beta_tilde**0.5 * noise(x), given + then.sigma * noise(x)
+            x = torch.where(known, given, drawn)
+            if not then.sigma:
+                break
+            if again:
+                x = alpha * x + beta**0.5 * noise(x)
+    return x
+
+
+@torch.no_grad()
+def null_space(
+    denoise: Denoiser, x: Tensor, levels: Sequence[Level], y: Tensor, operator: Operator, *, eta: float = 0.85,
+    noise: Noise = torch.randn_like,
+) -> Tensor:  # fmt: skip
+    """Return items x_0 (B, …) with operator(x_0) = y (Wang et al. 2023, DDNM, 2212.00490, algorithm 1).
+
+    Each guess of x_0 is made to agree with y in what the operator sees, and left as it is in the operator's null space.
+
+    Args:
+        x: noise (B, …) at the first level.
+        y: what was seen (B, …).
+        operator: (B, …) -> (B, …), linear but for a constant.
+        eta: noise of the DDIM steps; 0.85 there.
+
+    Raises:
+        UserError: the operator is not linear.
+    """
+    constant = operator(torch.zeros_like(x))
+    linear = lambda v: operator(v) - constant  # noqa: E731
+    a, b = torch.randn_like(x), torch.randn_like(x)
+    if not torch.allclose(linear(a + b), linear(a) + linear(b), atol=1e-4, rtol=1e-4):
+        raise UserError("restoration needs what was seen to be a linear function of the item, and this operator is not")
+    for now, then in pairwise(levels):
+        x0 = denoise(x, now.t)
+        x0 = x0 + pseudo_inverse(linear, y - operator(x0), like=x)
+        eps = (x - now.alpha * x0) / now.sigma
+        sigma = eta * spreads(now, then)[2] ** 0.5
+        x = then.alpha * x0 + max(then.sigma**2 - sigma**2, 0.0) ** 0.5 * eps
+        x = x + sigma * noise(x) if sigma else x
+    return x
+
+
+def pseudo_inverse(linear: Operator, r: Tensor, *, like: Tensor, steps: int = 20) -> Tensor:
+    """Return A⁺ r (B, …), the least x with A x = r, by conjugate gradients on A Aᵀ u = r, x = Aᵀ u; of each item by itself."""
+
+    def transposed(u: Tensor) -> Tensor:
+        with torch.enable_grad():
+            x = torch.zeros_like(like).requires_grad_()
+            return torch.autograd.grad(linear(x), x, u)[0]
+
+    dot = lambda a, b: (a * b).flatten(1).sum(1).view(-1, *[1] * (r.dim() - 1))  # noqa: E731
+    # of residuals of length 1: of small ones the operator's own constant would leave rounding errors alone
+    size = dot(r, r).sqrt()
+    r = r / size.clamp_min(torch.finfo(r.dtype).tiny)
+    u, rest, way = torch.zeros_like(r), r, r
+    length = dot(rest, rest)
+    for _ in range(steps):
+        going = length > PRECISION  # an item that is there stays: on rounding errors a search has no direction
+        if not going.any():
+            break
+        step = linear(transposed(way))
+        rate = torch.where(going, length / dot(way, step), 0.0)
+        u, rest = u + rate * way, rest - rate * step
+        new = dot(rest, rest)
+        way, length = rest + torch.where(going, new / length, 0.0) * way, new
+    return size * transposed(u)

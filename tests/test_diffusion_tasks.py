@@ -1,0 +1,117 @@
+"""What the commands ask of diffusion models that were trained to draw: restoration, editing, codes, classes, likelihood."""
+
+from __future__ import annotations
+
+import io
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from genlab import build
+from genlab.errors import UserError
+from genlab.tasks.classify import classify
+from genlab.tasks.denoise import denoise
+from genlab.tasks.evaluate import evaluate
+from genlab.tasks.inpaint import inpaint
+from genlab.tasks.reconstruct import reconstruct
+from genlab.tasks.sample import sample
+from genlab.tasks.translate import colorize, superres, translate
+
+SMALL = ("backbone=unet_small", "model.backbone.channels=8", "model.backbone.attention=[4]")
+RUNS = {
+    "ddpm": ("model=ddpm_small", *SMALL, "model.timesteps=20", "model.conditional=true"),
+    "edm": ("model=edm", *SMALL, "model.backbone.blocks=1", "model.conditional=true"),
+    "flow_matching": ("model=flow_matching", *SMALL, "model.conditional=true"),
+    "colour": ("model=flow_matching", *SMALL, "dataset=fake", "dataset.shape=[3,8,8]"),
+    "points": ("model=edm_points", "dataset.n=500", "model.backbone.hidden=[16]"),
+}
+each_image = pytest.mark.parametrize("name", ["ddpm", "edm", "flow_matching"])
+
+
+@cache
+def loaded(folder: Path):
+    return build.load_run({"run": str(folder), "device": {"name": "cpu"}})
+
+
+@pytest.fixture
+def run(trained):
+    return lambda name: loaded(trained(*RUNS[name]))
+
+
+def arrays(folder: Path) -> dict[str, np.ndarray]:
+    (path,) = folder.glob("*.npz")
+    return dict(np.load(path))
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@each_image
+def test_sampling_shows_on_a_terminal_how_far_it_is(run, name, tmp_path, monkeypatch):
+    for stream, bar in ((io.StringIO(), False), (Terminal(), True)):
+        monkeypatch.setattr("sys.stderr", stream)
+        sample(run(name), n=3, batch_size=2, sampler={"steps": 4}, out=str(tmp_path))
+        assert ("items 3 to 3 of 3" in stream.getvalue()) == bar
+
+
+@each_image
+def test_super_resolution(run, name, tmp_path):
+    record = superres(run(name), n=4, factor=2, out=str(tmp_path))
+    found = arrays(tmp_path)
+    assert found["output"].shape == (4, 1, 8, 8) and np.isfinite(found["output"]).all()
+    assert record["task"] == "superres" and record["how"] == "restore"
+    assert "psnr_db_of_bicubic" in record
+    with pytest.raises(UserError, match=r"dataset.factor=3"):
+        superres(run(name), n=2, factor=3, out=str(tmp_path))
+    with pytest.raises(UserError, match="own data set"):
+        superres(run(name), folder=str(tmp_path))
+
+
+def test_colours_agree_with_the_grey_that_was_seen(run, tmp_path):
+    colorize(run("colour"), n=4, out=str(tmp_path))
+    found = arrays(tmp_path)
+    grey = (found["output"] * np.array([0.299, 0.587, 0.114])[None, :, None, None]).sum(1, keepdims=True)
+    assert found["output"].shape == (4, 3, 8, 8) and np.abs(grey - found["source"]).mean() < 0.15
+    with pytest.raises(UserError, match="colour images"):
+        colorize(run("ddpm"), n=2, out=str(tmp_path))
+
+
+@each_image
+def test_editing(run, name, tmp_path):
+    weak = translate(run(name), n=6, strength=0.0, out=str(tmp_path / "a"))
+    assert weak["squared_error_to_the_source"]["value"] < 1e-6
+    strong = translate(run(name), n=6, strength=1.0, y=3, out=str(tmp_path / "b"))
+    assert strong["squared_error_to_the_source"]["value"] > 1
+    with pytest.raises(UserError, match="classes 0 to 9"):
+        translate(run(name), n=2, y=10)
+
+
+@each_image
+def test_denoising_knows_how_strong_the_noise_is(run, name, tmp_path):
+    record = denoise(run(name), n=6, level=0.1, out=str(tmp_path))
+    assert record["level"] == 0.1 and np.isfinite(record["psnr_db_after"]["value"])
+    with pytest.raises(UserError, match="noise=gaussian"):
+        denoise(run(name), n=2, noise="masking", out=str(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["ddpm", "edm", "flow_matching", "points"])
+def test_codes_inpainting_and_likelihood(run, name, tmp_path):
+    of = run(name)
+    assert np.isfinite(reconstruct(of, n=4, out=str(tmp_path / "a"))["squared_error"]["value"])
+    inpaint(of, n=3, mask="half", side="left", draws=2, steps=5, out=str(tmp_path / "b"))
+    found = arrays(tmp_path / "b")
+    assert np.allclose(np.where(found["hidden"][:, None], 0, found["filled"] - found["x"][:, None]), 0)
+    found = evaluate(of, n=8, terms=3, metrics=["likelihood", "ode_likelihood"])
+    assert all(np.isfinite(found[key]) for key in ("nll_elbo", "nll_ode"))
+    assert ("bits_per_dim_ode" in found) == (name != "points") and ("nll_ode_gap" in found) == (name == "points")
+
+
+@each_image
+def test_classes_are_told_by_bounds_of_the_same_noise(run, name):
+    of = run(name)
+    first, again = (classify([of], n=8, terms=2) for _ in range(2))
+    assert first["accuracy"] == again["accuracy"] and "bound" in first["rule"]
