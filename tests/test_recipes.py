@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from functools import cache
+from functools import cache, lru_cache
 
 import pytest
 import torch
@@ -13,6 +13,7 @@ from genlab.abilities import Estimate, abilities
 from genlab.training.run import RunFolder
 
 STEPS = 3
+NARROW = {"channels": 16, "blocks": 1, "width": 32, "layers": 2, "heads": 2}  # of the networks of diffusion models
 
 
 def each():
@@ -29,7 +30,14 @@ def small(recipe: str) -> tuple[str, ...]:
     widths = ("width", "discriminator_width") if config["trainer"]["name"] in ("gan", "translation") else ()
     names = ("maps", "discriminator_maps", *widths)
     plain = ("model.content=null",) * ("content" in config["model"])  # no classifier to be trained for it first
-    return (*overrides, *pixels, *plain, *(f"model.{k}={fewer(v)}" for k, v in config["model"].items() if k in names))
+    backbone = [
+        f"{path}.backbone.{k}={NARROW[k]}"
+        for path, model in (("model", config["model"]), ("model.diffusion", config["model"].get("diffusion") or {}))
+        for k in model.get("backbone") or {}
+        if k in NARROW
+    ]
+    maps = (f"model.{k}={fewer(v)}" for k, v in config["model"].items() if k in names)
+    return (*overrides, *pixels, *plain, *backbone, *maps)
 
 
 def fewer(maps: int | list[int]) -> int | list[int]:
@@ -37,7 +45,7 @@ def fewer(maps: int | list[int]) -> int | list[int]:
     return min(maps, 16) if isinstance(maps, int) else [fewer(m) for m in maps]
 
 
-@cache
+@lru_cache(maxsize=2)  # a recipe's tests come one after another; all models at once were many gigabytes
 def trained(recipe: str):
     """Return (dataset, trainer) after STEPS steps."""
     _, dataset, trainer = built(*small(recipe))
