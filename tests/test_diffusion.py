@@ -35,12 +35,7 @@ TRUTH = {
 each_truth = pytest.mark.parametrize(("name", "s2"), TRUTH)
 
 
-@pytest.fixture(autouse=True)
-def _double():
-    torch.manual_seed(0)
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
+pytestmark = pytest.mark.usefixtures("float64")
 
 
 def optimal(schedule: Schedule, s2: float):

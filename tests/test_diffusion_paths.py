@@ -34,12 +34,7 @@ MODELS = {
 each_model = pytest.mark.parametrize("make", MODELS.values(), ids=list(MODELS))
 
 
-@pytest.fixture(autouse=True)
-def _double():
-    torch.manual_seed(0)
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
+pytestmark = pytest.mark.usefixtures("float64")
 
 
 class Mixture:

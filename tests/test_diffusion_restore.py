@@ -23,12 +23,7 @@ COV = L @ L.T  # correlation 0.84
 DRAWS = 20_000
 
 
-@pytest.fixture(autouse=True)
-def _double():
-    torch.manual_seed(0)
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
+pytestmark = pytest.mark.usefixtures("float64")
 
 
 def gaussian(name: str, cov: torch.Tensor = COV, **options):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from inspect import signature
 from typing import Any
@@ -21,7 +22,7 @@ from genlab.spec import Batch, Spec
 BOUND_STEPS = 1000  # of the bound of a path of any number of steps
 
 
-class Diffusion(nn.Module):
+class Diffusion(nn.Module, ABC):
     """A law of x_0 given by a denoiser E[x_0 | x_t, y] on a path x_t = α x_0 + σ ε from data to noise.
 
     A subclass has the path (`levels`, `noise_level`, `straight`, `prior_std`), the denoiser (`answer`), the objective (`loss`).
@@ -53,24 +54,24 @@ class Diffusion(nn.Module):
 
     # --- what a subclass has ------------------------------------------------------------------------------------------
 
+    @abstractmethod
     def levels(self, steps: int, sampler: str = "ddim") -> list[Level]:
         """Return the noise levels of a sampler's steps, from the noisiest to the clean one."""
-        raise NotImplementedError
 
+    @abstractmethod
     def answer(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """Return E[x_0 | x_t, y] (B, …) of x (B, …) at the times t (B,), or one t (1,) for all; and v (B, …), if it is learned.
 
         v is where the variance of a step back lies between β̃ (0) and β (1).
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def noise_level(self, t: float) -> float:
         """Return σ/α at the time t."""
-        raise NotImplementedError
 
+    @abstractmethod
     def level(self, noise: float) -> Level:
         """Return the level at which σ/α is `noise`, or nearest to it."""
-        raise NotImplementedError
 
     def at_most(self, steps: int) -> int:
         """Return so many steps, or as many as the path has."""

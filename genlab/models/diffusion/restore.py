@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from genlab.errors import UserError
-from genlab.models.diffusion.samplers import Denoiser, Noise, spreads
+from genlab.models.diffusion.samplers import Denoiser, Noise, ddim, posterior_mean, spreads
 from genlab.models.diffusion.schedule import Level
 
 PRECISION = 1e-10  # of the pseudo-inverse: the share of the squared error that may be left
@@ -38,7 +38,7 @@ def repaint(
     for now, then in pairwise(levels):
         alpha, beta, beta_tilde = spreads(now, then)
         for again in reversed(range(resample)):
-            drawn = then.alpha * beta / now.sigma**2 * denoise(x, now.t) + alpha * (then.sigma / now.sigma) ** 2 * x
+            drawn = posterior_mean(denoise(x, now.t), x, now, then)
             given = then.alpha * seen
             if then.sigma:
                 drawn, given = drawn + beta_tilde**0.5 * noise(x), given + then.sigma * noise(x)
@@ -73,14 +73,12 @@ def null_space(
     a, b = torch.randn_like(x), torch.randn_like(x)
     if not torch.allclose(linear(a + b), linear(a) + linear(b), atol=1e-4, rtol=1e-4):
         raise UserError("restoration needs what was seen to be a linear function of the item, and this operator is not")
-    for now, then in pairwise(levels):
-        x0 = denoise(x, now.t)
-        x0 = x0 + pseudo_inverse(linear, y - operator(x0), like=x)
-        eps = (x - now.alpha * x0) / now.sigma
-        sigma = eta * spreads(now, then)[2] ** 0.5
-        x = then.alpha * x0 + max(then.sigma**2 - sigma**2, 0.0) ** 0.5 * eps
-        x = x + sigma * noise(x) if sigma else x
-    return x
+
+    def agreeing(x: Tensor, t: float) -> Tensor:
+        x0 = denoise(x, t)
+        return x0 + pseudo_inverse(linear, y - operator(x0), like=x)
+
+    return ddim(agreeing, x, levels, eta=eta, noise=noise)
 
 
 def pseudo_inverse(linear: Operator, r: Tensor, *, like: Tensor, steps: int = 20) -> Tensor:

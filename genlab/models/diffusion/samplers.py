@@ -37,6 +37,12 @@ def spreads(now: Level, then: Level) -> tuple[float, float, float]:
     return alpha, beta, beta * (then.sigma / now.sigma) ** 2
 
 
+def posterior_mean(x0: Tensor, x: Tensor, now: Level, then: Level) -> Tensor:
+    """Return the mean (B, …) of q(x_s | x_t, x_0) of a step from t = now to s = then (Ho et al. 2020, eq. 7)."""
+    alpha, beta, _ = spreads(now, then)
+    return then.alpha * beta / now.sigma**2 * x0 + alpha * (then.sigma / now.sigma) ** 2 * x
+
+
 @torch.no_grad()
 def ancestral(
     denoise: Denoiser,
@@ -54,9 +60,9 @@ def ancestral(
     """
     for now, then in pairwise(levels):
         x0, v = denoise(x, now.t) if variance == "learned" else (denoise(x, now.t), None)
-        alpha, beta, beta_tilde = spreads(now, then)
-        x = then.alpha * beta / now.sigma**2 * x0 + alpha * (then.sigma / now.sigma) ** 2 * x  # eq. 7
+        x = posterior_mean(x0, x, now, then)
         if then.sigma:
+            _, beta, beta_tilde = spreads(now, then)
             if v is None:
                 std = (beta if variance == "beta" else beta_tilde) ** 0.5
             else:
