@@ -41,7 +41,8 @@ def sample(
     """
     need(run.model, "sample", lambda: able("sample"))
     options = sampler_options(run, sampler or {})
-    classes, texts = class_list(run, y), prompts(run, prompt)
+    said = [prompt] if isinstance(prompt, str) else prompt
+    classes, texts = class_list(run, y), prompts(run, said)
     conditions = torch.tensor(classes) if texts is None else texts  # (k,) or (k, length)
     torch.manual_seed(seed)
     parts = []
@@ -61,9 +62,8 @@ def sample(
     folder = Path(out) if out else run.folder.samples
     folder.mkdir(parents=True, exist_ok=True)
     name = f"sample_step{run.step}_seed{seed}" + (f"_y{'-'.join(map(str, classes))}" if classes else "")
-    if prompt is not None:
-        said = "-".join([prompt] if isinstance(prompt, str) else prompt).lower()
-        name += "_" + re.sub(r"[^a-z0-9]+", "-", said).strip("-")[:60]
+    if said is not None:
+        name += "_" + re.sub(r"[^a-z0-9]+", "-", "-".join(said).lower()).strip("-")[:60]
     shown = x[: SHOWN.get(run.spec.kind, 64)]
     pictures.write(shown, run.spec, folder / f"{name}.png")
     print(folder / (f"{name}.txt" if run.spec.kind == "tokens" else f"{name}.png"))
@@ -93,7 +93,7 @@ def single_images(x: torch.Tensor, run: Run, folder: Path) -> Path:
     return folder
 
 
-def prompts(run: Run, prompt: str | list[str] | None) -> torch.Tensor | None:
+def prompts(run: Run, prompt: list[str] | None) -> torch.Tensor | None:
     """Return the prompts as bytes (k, length), filled up with zeros; None for none.
 
     Raises:
@@ -102,9 +102,9 @@ def prompts(run: Run, prompt: str | list[str] | None) -> torch.Tensor | None:
     if prompt is None:
         return None
     if not getattr(run.model, "prompted", False):
-        raise UserError(f"prompt={prompt}: {run.name} reads no text; models that do: text2image")
+        raise UserError(f"prompt={','.join(prompt)}: {run.name} reads no text; models that do: text2image")
     length = run.spec.source.shape[0]
-    found = [list(text.encode()) for text in ([prompt] if isinstance(prompt, str) else prompt)]
+    found = [list(text.encode()) for text in prompt]
     if (too_long := max((len(text) for text in found), default=0) - length) > 0:
         raise UserError(f"prompt= has {too_long} bytes more than the {length} that {run.name} reads")
     return torch.tensor([text + [0] * (length - len(text)) for text in found])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import wraps
 from typing import Any
 
 import torch
@@ -11,7 +12,6 @@ from torch import Tensor, nn
 
 from genlab.errors import UserError
 from genlab.models.diffusion.base import Diffusion
-from genlab.models.diffusion.schedule import Variance
 from genlab.spec import Batch, Spec
 
 
@@ -65,21 +65,8 @@ class LatentDiffusion(nn.Module):
         """Return the diffusion model's loss on codes x (B, …) that the codec gave."""
         return self.inner.loss(Batch((batch.x - self.mean) / self.std, batch.y))
 
+    @wraps(Diffusion.sample)  # its options, which the command line reads off the signature
     @torch.no_grad()
-    def sample(
-        self,
-        n: int,
-        y: Tensor | None = None,
-        *,
-        sampler: str | None = None,
-        steps: int | None = None,
-        eta: float | None = None,
-        variance: Variance | None = None,
-        guidance: float | None = None,
-        interval: tuple[float, float] | None = None,
-        threshold: float | None = None,
-    ) -> Tensor:
-        """Draw n items (n, *shape), of the classes y (n,) if given; see `genlab.models.diffusion.base.Diffusion.sample`."""
-        how = {"sampler": sampler, "steps": steps, "eta": eta, "variance": variance, "guidance": guidance}
-        codes = self.inner.sample(n, y, **how, interval=interval, threshold=threshold)
+    def sample(self, n: int, y: Tensor | None = None, **how: Any) -> Tensor:
+        codes = self.inner.sample(n, y, **how)
         return self.codec.decode(codes * self.std + self.mean)
