@@ -63,6 +63,8 @@ def may(name: str) -> tuple[str, ...]:
         return ("genlab.training", *FOUNDATION)
     if part == "arguments":
         return ("genlab.errors",)
+    if part == "sweeps":
+        return ("genlab.sweeps", "genlab.training", *FOUNDATION)
     if part == "comparison":
         return ("genlab.comparison", "genlab.training", "genlab.tasks.tables", "genlab.__version__", *FOUNDATION)
     if part == "tasks":
