@@ -88,19 +88,19 @@ def train(config: DictConfig) -> dict[str, float] | None:
         folder, checkpoint = RunFolder.find(config.resume)
         own = resumed(config, folder, list(hydra.overrides.task))
         state = folder.load(checkpoint) if checkpoint or folder.steps() else None  # killed before its first checkpoint
-    try:
+    with ranks:
         return _train(own, folder, state, ranks, hydra)
-    finally:
-        ranks.close()
 
 
 def _train(own: Plain, folder: RunFolder | None, state: Plain | None, ranks, hydra) -> dict[str, float] | None:
     from genlab.tasks.origin import origin
     from genlab.tasks.train import train
 
-    if folder is None and ranks.first:
-        out = Path(hydra.runtime.output_dir if hydra.mode is RunMode.MULTIRUN else str(own["out"]))
-        RunFolder(out).refuse_if_there()
+    new = folder is None
+    if new:
+        folder = RunFolder(Path(hydra.runtime.output_dir if hydra.mode is RunMode.MULTIRUN else str(own["out"])))
+        if ranks.first:
+            folder.refuse_if_there()
     own, dataset, trainer = assemble(own, list(hydra.overrides.task))
     if state:
         trainer.load(state)
@@ -108,9 +108,9 @@ def _train(own: Plain, folder: RunFolder | None, state: Plain | None, ranks, hyd
             if ranks.first:  # no error: a scheduler that starts a job again must not see it fail
                 print(f"{folder.path} is done: {trainer.at:,} steps; give a larger trainer.steps= to go on")
             return None
-    elif folder is None and ranks.first:
+    elif new and ranks.first:
         info = origin(own, dataset, trainer.device, dict(hydra.runtime.choices), list(hydra.overrides.task))
-        folder = RunFolder.create(out, config=OmegaConf.to_yaml(own), info=info)
+        RunFolder.create(folder.path, config=OmegaConf.to_yaml(own), info=info)
     return train(trainer, dataset, folder, config=own)
 
 

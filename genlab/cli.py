@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import re
 import sys
+import traceback
 from functools import cache
 from importlib.util import find_spec
 from itertools import pairwise
@@ -15,6 +16,8 @@ from pathlib import Path
 
 from genlab.errors import UserError, did_you_mean
 from genlab.tasks import COMMANDS, LISTS
+from genlab.training.watch import Said, farewell
+from genlab.training.world import world
 
 FLAGS: dict[str, tuple[str, ...] | None] = {  # Hydra's, with the values that each takes: none, any (None), or these
     **dict.fromkeys(("--help", "-h", "--hydra-help", "--version", "--resolve"), ()),
@@ -49,11 +52,29 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
     except Exception as error:
-        line = explain(error)
+        end = parted(error)
+        line = explain(end)
         if full or line is None:
-            raise
-        print(f"genlab: {line}", file=sys.stderr)
-        sys.exit(getattr(error, "exit_code", 2))
+            if world().size == 1:
+                raise
+            traceback.print_exception(end)
+        elif not isinstance(end, Said):
+            print(f"genlab: {line}", file=sys.stderr)
+        leave(1 if line is None else getattr(end, "exit_code", 2))
+
+
+def parted(error: Exception) -> Exception:
+    """Return what this process ends with, after an error that all the others have heard of."""
+    return farewell(error, explain(error)) if world().size > 1 else error
+
+
+def leave(code: int) -> None:
+    """Exit; one of several processes without Python's clearing up, which could wait for messages of those that are gone."""
+    if world().size > 1:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def usage() -> str:
@@ -75,21 +96,31 @@ def config_folder() -> Path:
 
 @cache
 def stamp() -> str:
-    """Return this start's date, time and a unique id: the same one in every process of a torchrun."""
+    """Return this start's date, time and a unique id: the same one in every process of a training.
+
+    Raises:
+        UserError: the processes were not given the same options.
+    """
     import secrets
     from datetime import datetime
 
     own = f"{datetime.now():%Y-%m-%d_%H-%M-%S}-{secrets.token_hex(4)}"
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+    if world().size > 1:
         from genlab.training.ranks import Ranks
 
-        own = Ranks().share(own)
+        mine = [argument for argument in sys.argv[1:] if not argument.startswith("device.")]
+        own, theirs = Ranks().share((own, mine))
+        if differ := sorted(set(mine) ^ set(theirs)):
+            raise UserError(
+                f"the processes of one training were given different options ({', '.join(differ)}); for a training each, "
+                "start them with RANK=0 WORLD_SIZE=1 in their environment"
+            )
     return own
 
 
 def compose_and_run(command: str, arguments: list[str]) -> None:
     """Let Hydra read the arguments and compose the config, then run `genlab.build.<command>`."""
-    if command == "train" and int(os.environ.get("WORLD_SIZE", 1)) > 1:
+    if command == "train" and world().size > 1:
         stamp()  # every process must join in agreeing on it, whatever its config asks for
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands errors to `main` instead of printing them
     import hydra
@@ -108,6 +139,7 @@ def compose_and_run(command: str, arguments: list[str]) -> None:
         try:
             return getattr(build, command)(config)
         except Exception as error:  # kept from Hydra, which would print it its own way; raised below
+            error = parted(error)
             if failed:
                 print(f"genlab: {explain(failed[-1]) or repr(failed[-1])}", file=sys.stderr)
             failed.append(error)

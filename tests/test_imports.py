@@ -72,7 +72,8 @@ def may(name: str) -> tuple[str, ...]:
         return (*(f"genlab.{p}" for p in parts), *FOUNDATION)
     if part in ("build", "objects"):
         return ("genlab",)
-    return ("genlab.build", "genlab.tasks", "genlab.training.ranks", "genlab.errors", "genlab.__version__")
+    return ("genlab.build", "genlab.tasks", "genlab.training.ranks", "genlab.training.watch", "genlab.training.world",
+            "genlab.errors", "genlab.__version__")
 
 
 @pytest.mark.parametrize("path", FILES, ids=module)
@@ -96,7 +97,7 @@ def test_hydra_in_two_files(path: Path) -> None:
     assert not found or module(path) in ("genlab.cli", "genlab.build")
 
 
-@pytest.mark.parametrize("name", ["spec", "errors", "abilities", "seeds", "arguments", "cli"])
+@pytest.mark.parametrize("name", ["spec", "errors", "abilities", "seeds", "arguments", "cli", "training/watch", "training/world"])
 def test_light(name: str) -> None:
     """What the command line needs before there is work imports no torch."""
     assert not [i for i in imports(ROOT / f"{name}.py") if under(i, "torch", "torchvision", "numpy")]

@@ -38,16 +38,16 @@ class Stopped(UserError):
         self.exit_code = 128 + signal.Signals[name]
 
 
-def train(trainer: Trainer, dataset: Any, folder: RunFolder | None, *, config: dict[str, Any]) -> dict[str, float] | None:
+def train(trainer: Trainer, dataset: Any, folder: RunFolder, *, config: dict[str, Any]) -> dict[str, float] | None:
     """Train to the end that the options say, and say where the run is; return its final numbers.
 
     Args:
-        folder: where the run is written; None in every process but the first.
+        folder: where the run is written, by the first process.
 
     Raises:
         Stopped: a signal asked the run to end.
     """
-    writes = folder is not None and trainer.ranks.first
+    writes = trainer.ranks.first
     with folder.lock() if writes else nullcontext():
         if writes:
             folder.forget_after(trainer.at)

@@ -22,6 +22,7 @@ from genlab.errors import UserError
 from genlab.training.device import Device
 from genlab.training.ranks import Ranks
 from genlab.training.trainer import Trainer
+from genlab.training.world import world
 
 GAIN = 1.05  # a doubling of the batch that gives less is no gain
 FIRST = 8  # items a shard in the first trial
@@ -226,7 +227,7 @@ def limit(device: Device) -> int:
     """Return up to how many bytes a trial's peak may go."""
     if device.name == "cuda":
         return int(0.9 * (torch.cuda.mem_get_info(device.torch)[0] + held(device)))
-    return held(device) + free() // 2 // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    return held(device) + free() // 2 // world().local_size
 
 
 def free() -> int:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from genlab.errors import UserError
 from genlab.spec import Batch, Count
+from genlab.training.world import world
 
 
 @dataclass(kw_only=True)
@@ -40,9 +41,12 @@ class Device:
             raise UserError("device=cuda, but PyTorch sees no GPU on this machine; use device=cpu or device=auto")
         if self.name == "mps" and not torch.backends.mps.is_available():
             raise UserError("device=mps, but this machine has no Apple GPU that PyTorch can use; use device=cpu or device=auto")
-        index = self.index if self.index is not None else int(os.environ.get("LOCAL_RANK", 0))
-        if self.name == "cuda" and index >= torch.cuda.device_count():
-            raise UserError(f"device.index={index}, but this machine has {torch.cuda.device_count()} GPUs (numbered from 0)")
+        visible = torch.cuda.device_count()
+        index = self.index if self.index is not None else world().gpu(visible)
+        if self.name == "cuda" and index >= visible:
+            if self.index is None:
+                raise UserError(f"{world().local_size} processes on this machine, and {visible} GPUs that they see; start one each")
+            raise UserError(f"device.index={index}, but this machine has {visible} GPUs (numbered from 0)")
         self.torch = torch.device(self.name, index) if self.name == "cuda" else torch.device(self.name)
 
     def prepare(self) -> Device:

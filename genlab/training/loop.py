@@ -42,7 +42,7 @@ class Loop:
         config: dict[str, Any] | None = None,
     ) -> None:
         self.trainer, self.options = trainer, trainer.options
-        self.run = run if trainer.ranks.first else None
+        self.folder, self.run = run, run if trainer.ranks.first else None
         self.preview, self.evaluate, self.config = preview, evaluate, config or {}
 
     def fit(self, data: Data) -> str:
@@ -152,7 +152,7 @@ class Loop:
 
     def hint(self) -> str:
         """Return what to do after a divergence."""
-        saved = self.run.steps() if self.run else []
+        saved = self.folder.steps() if self.folder else []
         where = f"the last good checkpoint is {saved[-1]}" if saved else "there is no checkpoint yet"
         return f"{where}; try a lower optimizer.lr, or trainer.clip=1"
 
