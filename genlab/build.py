@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from functools import partial
 from inspect import signature
@@ -95,12 +96,18 @@ def train(config: DictConfig) -> dict[str, float] | None:
 def _train(own: Plain, folder: RunFolder | None, state: Plain | None, ranks, hydra) -> dict[str, float] | None:
     from genlab.tasks.origin import origin
     from genlab.tasks.train import train
+    from genlab.training.shards import share
 
     new = folder is None
     if new:
         folder = RunFolder(Path(hydra.runtime.output_dir if hydra.mode is RunMode.MULTIRUN else str(own["out"])))
         if ranks.first:
             folder.refuse_if_there()
+    else:
+        options, said = share(own["trainer"], processes=folder.info().get("processes", 1), size=ranks.size)
+        own = {**own, "trainer": options}
+        if said and ranks.first:
+            print(said, file=sys.stderr)
     own, dataset, trainer = assemble(own, list(hydra.overrides.task))
     if state:
         trainer.load(state)
@@ -110,7 +117,7 @@ def _train(own: Plain, folder: RunFolder | None, state: Plain | None, ranks, hyd
             return None
     elif new and ranks.first:
         info = origin(own, dataset, trainer.device, dict(hydra.runtime.choices), list(hydra.overrides.task))
-        RunFolder.create(folder.path, config=OmegaConf.to_yaml(own), info=info)
+        RunFolder.create(folder.path, config=OmegaConf.to_yaml(own), info=info | {"processes": ranks.size})
     return train(trainer, dataset, folder, config=own)
 
 

@@ -167,5 +167,6 @@ class Loop:
         broken = [n for n, p in t.model.named_parameters() if not torch.isfinite(p).all()]
         if broken:
             raise Diverged(f"step {t.at}: {', '.join(broken[:3])} hold values that are not finite; {self.hint()}")
+        state = t.state()
         if self.run:
-            self.run.save(t.state(), keep=self.options.keep, best=best)
+            self.run.save(state, keep=self.options.keep, best=best)

@@ -8,7 +8,7 @@ from datetime import timedelta
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
 from genlab.training.watch import JOIN, Lost, Watch
 from genlab.training.world import world
@@ -70,12 +70,6 @@ class Ranks:
             flat /= self.size
             for t, part in zip(group, flat.split([t.numel() for t in group]), strict=True):
                 t.copy_(part.view(t.shape))
-
-    def average_statistics(self, model: nn.Module) -> None:
-        """Average the running statistics, which each process gathers from its own shards: buffers named running_…"""
-        if self.size == 1:
-            return
-        self.average([b for name, b in model.named_buffers() if name.rpartition(".")[2].startswith("running_")])
 
     def gather(self, part: Tensor) -> Tensor:
         """Return the processes' parts (B, …) joined in the order of their ranks, (size·B, …)."""

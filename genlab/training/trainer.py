@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -12,11 +13,13 @@ from torch import Tensor, nn
 from genlab.errors import UserError
 from genlab.seeds import mix
 from genlab.spec import Batch
+from genlab.training.buckets import Buckets
 from genlab.training.device import Device
 from genlab.training.ema import EMA
 from genlab.training.loop import Loop
 from genlab.training.options import Options
 from genlab.training.ranks import Ranks
+from genlab.training.shards import ShardBuffers
 
 if TYPE_CHECKING:
     from genlab.training.run import RunFolder
@@ -72,9 +75,11 @@ class Trainer:
         self.best: dict[str, float] | None = None  # of the monitored metric: its value, the step, evaluations since
         self.pending: list[dict[str, float]] = []  # losses since the last logged step
         self.optimizers: dict[str, torch.optim.Optimizer] = {}
+        self.buckets: dict[str, Buckets] = {}  # by optimizer
         self.configure()
         self.scaler = self.device.scaler()
         self.ema = EMA(self.model, options.ema) if options.ema else None
+        self.buffers = ShardBuffers(self.model, local=options.accumulate, ranks=self.ranks)
         for optimizer_ in self.optimizers.values():
             for group in optimizer_.param_groups:
                 group["base_lr"] = float(group["lr"])
@@ -107,7 +112,8 @@ class Trainer:
         for i, batch in enumerate(shards):
             shard = self.ranks.rank * len(shards) + i
             self.device.seed(mix(self.seed, self.at, self.draws, shard))
-            yield shard, batch
+            with self.buffers.of(i):
+                yield shard, batch
 
     def descend(self, name: str, loss: Callable[[Batch], Losses], shards: list[Batch]) -> Losses:
         """Step the optimizer `name` once down the mean over all shards of `loss(shard)["loss"]`; return the mean losses.
@@ -121,11 +127,11 @@ class Trainer:
         for _, batch in self.draw(shards):
             with self.device.autocast():
                 losses = loss(batch)
-            scaled = self.scaler.scale(losses["loss"])
-            (scaled if len(shards) == 1 else scaled / len(shards)).backward(inputs=parameters)
             parts.append({k: v.detach() for k, v in losses.items()})
+            scaled = self.scaler.scale(losses["loss"])
+            with self.averaging(name, parameters) if len(parts) == len(shards) else nullcontext():
+                (scaled if len(shards) == 1 else scaled / len(shards)).backward(inputs=parameters)
         grads = [p.grad for p in parameters if p.grad is not None]
-        self.ranks.average(grads)
         self.scaler.unscale_(optimizer)
         logs = parts[0] if len(parts) == 1 else {k: torch.stack([p[k] for p in parts]).mean(0) for k in parts[0]}
         if self.options.clip:
@@ -135,6 +141,12 @@ class Trainer:
         self.scaler.step(optimizer)
         self.scaler.update()
         return logs
+
+    def averaging(self, name: str, parameters: list[nn.Parameter]) -> AbstractContextManager:
+        """Return the context of the backward after which the gradients of `parameters` are the mean over all processes."""
+        if name not in self.buckets:
+            self.buckets[name] = Buckets(parameters, self.ranks, early=self.device.name == "cuda")
+        return self.buckets[name].averaging()
 
     # --- a run of it ----------------------------------------------------------------------------------------------------
 
@@ -147,7 +159,7 @@ class Trainer:
         self.set_rates()
         self.draws = 0
         losses = self.step(batches)
-        self.ranks.average_statistics(self.model)
+        self.buffers.settle()
         if self.ema:
             self.ema.update(self.model, self.at)
         self.at += 1
@@ -189,7 +201,7 @@ class Trainer:
                 group["lr"] = group["base_lr"] * factor
 
     def state(self) -> dict[str, Any]:
-        """Return the state as plain containers and tensors."""
+        """Return the state as plain containers and tensors; all processes ask for it together."""
         return {
             "step": self.at,
             "pulled": self.pulled,
@@ -198,6 +210,7 @@ class Trainer:
             "best": self.best,
             "pending": self.pending,
             "model": self.model.state_dict(),
+            "apart": self.buffers.state(),
             "ema": self.ema.model.state_dict() if self.ema else None,
             "optimizers": {name: opt.state_dict() for name, opt in self.optimizers.items()},
             "scaler": self.scaler.state_dict(),
@@ -208,6 +221,7 @@ class Trainer:
         self.at, self.pulled, self.seed = state["step"], state["pulled"], state["seed"]
         self.seconds, self.best, self.pending = state["seconds"], state["best"], state["pending"]
         self.model.load_state_dict(state["model"])
+        self.buffers.load(state.get("apart", {}))  # older checkpoints have none
         if self.ema:
             self.ema.model.load_state_dict(state["ema"])
         for name, optimizer in self.optimizers.items():
