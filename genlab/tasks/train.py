@@ -57,13 +57,15 @@ def train(trainer: Trainer, dataset: Any, folder: RunFolder, *, config: dict[str
         drawn = {"sample", "translate"} & abilities(trainer.model)
         draw = partial(preview, dataset, folder, trainer) if o.preview_every and drawn else None
         ended = trainer.fit(dataset, folder, preview=draw, evaluate=evaluate, config=flat(config))
+        why = {"steps": "", "time": " (trainer.max_time)", "patience": " (no better evaluation)"}
+        last_look = draw and ended in why and trainer.at % o.preview_every
+        model = trainer.sampler() if last_look else None  # in all processes: each may hold a part of it
         if not writes:
             return None
-        why = {"steps": "", "time": " (trainer.max_time)", "patience": " (no better evaluation)"}
         if ended not in why:  # who sent the signal may not wait for a picture
             raise Stopped(f"{ended}: saved at step {trainer.at:,}; go on with `genlab train resume={folder.path}`", ended)
-        if draw and trainer.at % o.preview_every:
-            draw(trainer.sampler())
+        if last_look:
+            draw(model)
     for line in dataset.report():
         print(f"data: {line}", file=sys.stderr)
     print(f"trained {trainer.at:,} steps{why[ended]} in {trainer.seconds:.0f} s: {folder.path}")
@@ -76,7 +78,7 @@ def start(trainer: Trainer, dataset: Any, folder: RunFolder) -> None:
     n = sum(p.numel() for p in trainer.model.parameters())
     verb = f"goes on from step {trainer.at:,}" if trainer.at else "trains"
     print(
-        f"{type(trainer.model).__name__} ({n:,} parameters) {verb} on {dataset.size('train'):,} items of "
+        f"{type(trainer.model).__name__.removeprefix('FSDP')} ({n:,} parameters) {verb} on {dataset.size('train'):,} items of "
         f"{dataset.name} {dataset.spec.shape}, {trainer.device}: {folder.path}",
         file=sys.stderr,
     )

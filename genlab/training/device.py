@@ -32,6 +32,7 @@ class Device:
     compile: bool = False  # torch.compile each brick in place
     channels_last: bool = True
     deterministic: bool = False  # refuse operations whose result may differ from run to run
+    fsdp: bool = False  # of several processes: each holds a part of the model (FSDP2), for one that does not fit
     threads: Count = 0  # CPU threads; 0: PyTorch's own choice
 
     def __post_init__(self) -> None:
@@ -73,10 +74,10 @@ class Device:
         elif self.name == "mps":
             torch.mps.manual_seed(seed)
 
-    def place(self, model: nn.Module) -> nn.Module:
-        """Move a model here, in place: a wrapper would hide its abilities."""
-        model.to(self.torch, torch.float64 if self.precision == "fp64" else torch.float32)
-        if self.channels_last:
+    def place(self, model: nn.Module, *, fsdp: bool = False) -> nn.Module:
+        """Move a model here, in place: a wrapper would hide its abilities; for `fsdp` only make it ready to be moved in parts."""
+        model.to("cpu" if fsdp else self.torch, torch.float64 if self.precision == "fp64" else torch.float32)
+        if self.channels_last and not fsdp:
             model.to(memory_format=torch.channels_last)
         if self.compile:
             for brick in bricks(model):

@@ -107,11 +107,12 @@ class Loop:
     def look(self) -> None:
         """Show samples, and measure the model, in the first process; every process hears what it measured."""
         t, o = self.trainer, self.options
+        model = t.sampler()
         if self.run and self.preview and self.due(o.preview_every):
-            self.log.image("samples", self.preview(t.sampler()), t.at)
+            self.log.image("samples", self.preview(model), t.at)
         if self.evaluate and self.due(o.evaluate_every):
-            self.judge(t.ranks.share(self.evaluate(t.sampler()) if t.ranks.first else None))
-        t.model.train()
+            self.judge(t.ranks.share(self.evaluate(model) if t.ranks.first else None))
+        t.go_on()
 
     def judge(self, measures: Measures) -> None:
         """Log an evaluation, and keep the best checkpoint by the monitored metric."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -22,6 +23,7 @@ from genlab.training.ranks import Ranks
 from genlab.training.shards import ShardBuffers
 
 if TYPE_CHECKING:
+    from genlab.training.fsdp import Cut
     from genlab.training.run import RunFolder
 
 Losses = dict[str, Tensor]
@@ -48,6 +50,7 @@ class Trainer:
     """
 
     Options = Options
+    divisible = True  # device.fsdp: whether all that an update asks of the model is `loss`; each class says it for itself
 
     def __init__(
         self,
@@ -63,10 +66,14 @@ class Trainer:
             raise UserError("trainer.batch_size=auto: a trainer needs a number; genlab.training.batch_size.settle finds it")
         self.device = device or Device(name="cpu")
         self.ranks = ranks or Ranks()
-        self.model = self.device.place(model)
         self.optimizer = optimizer
         self.options = options
         self.seed = seed
+        self.cut, mean = None, None
+        if self.device.fsdp and self.ranks.size > 1:
+            self.model, self.cut, mean = self.divided(model)
+        else:
+            self.model = self.device.place(model)
         self.at = 0  # steps done
         self.pulled = 0  # joint batches taken from the stream
         self.draws = 0  # random draws begun within this step
@@ -78,11 +85,30 @@ class Trainer:
         self.buckets: dict[str, Buckets] = {}  # by optimizer
         self.configure()
         self.scaler = self.device.scaler()
-        self.ema = EMA(self.model, options.ema) if options.ema else None
+        self.ema = EMA(self.model, options.ema, mean) if options.ema else None
         self.buffers = ShardBuffers(self.model, local=options.accumulate, ranks=self.ranks)
         for optimizer_ in self.optimizers.values():
             for group in optimizer_.param_groups:
                 group["base_lr"] = float(group["lr"])
+
+    def divided(self, model: nn.Module) -> tuple[nn.Module, Cut, nn.Module | None]:
+        """Return the model, cut over the processes, what knows how, and a copy of it for the running mean.
+
+        Raises:
+            UserError: this rule, or this way to compute, needs the whole model.
+        """
+        from genlab.training.fsdp import Cut  # takes a while to import
+
+        if not vars(type(self)).get("divisible"):
+            raise UserError(f"device.fsdp: {type(self).__name__} needs the whole model; device.fsdp=false averages gradients instead")
+        if self.device.precision == "fp16" or self.device.compile:
+            raise UserError("device.fsdp goes with device.precision=bf16, fp32 or fp64, and without device.compile")
+        model = self.device.place(model, fsdp=True)
+        mean = copy.deepcopy(model) if self.options.ema else None
+        cut = Cut(model, self.device, self.ranks)
+        if mean is not None:
+            cut.cut(mean)
+        return model, cut, mean
 
     # --- what a family may override -----------------------------------------------------------------------------------
 
@@ -130,20 +156,26 @@ class Trainer:
             parts.append({k: v.detach() for k, v in losses.items()})
             scaled = self.scaler.scale(losses["loss"])
             with self.averaging(name, parameters) if len(parts) == len(shards) else nullcontext():
-                (scaled if len(shards) == 1 else scaled / len(shards)).backward(inputs=parameters)
+                (scaled if len(shards) == 1 else scaled / len(shards)).backward(inputs=None if self.cut else parameters)
         grads = [p.grad for p in parameters if p.grad is not None]
         self.scaler.unscale_(optimizer)
         logs = parts[0] if len(parts) == 1 else {k: torch.stack([p[k] for p in parts]).mean(0) for k in parts[0]}
         if self.options.clip:
-            logs[f"grad_norm/{name}"] = nn.utils.clip_grad_norm_(parameters, self.options.clip)
+            norm = nn.utils.clip_grad_norm_(parameters, self.options.clip)
         elif (self.at + 1) % self.options.log_every == 0:  # costs a pass over the gradients: only where it is shown
-            logs[f"grad_norm/{name}"] = nn.utils.get_total_norm(grads)
+            norm = nn.utils.get_total_norm(grads)
+        else:
+            norm = None
+        if norm is not None:
+            logs[f"grad_norm/{name}"] = norm.full_tensor() if self.cut else norm
         self.scaler.step(optimizer)
         self.scaler.update()
         return logs
 
     def averaging(self, name: str, parameters: list[nn.Parameter]) -> AbstractContextManager:
         """Return the context of the backward after which the gradients of `parameters` are the mean over all processes."""
+        if self.cut:  # its own backward does it
+            return nullcontext()
         if name not in self.buckets:
             self.buckets[name] = Buckets(parameters, self.ranks, early=self.device.name == "cuda")
         return self.buckets[name].averaging()
@@ -176,8 +208,18 @@ class Trainer:
         return data.batches("train", start=self.pulled, shard=mine, shards=all_, device=self.device.torch, **how)
 
     def sampler(self) -> nn.Module:
-        """Return the model to be asked: the running mean where there is one, in evaluation mode."""
-        return (self.ema.model if self.ema else self.model).eval()
+        """Return the model to be asked: the running mean where there is one, in evaluation mode.
+
+        Of a model that is cut all processes call it, and the first one has something to ask.
+        """
+        model = self.ema.model if self.ema else self.model
+        return (self.cut.asked(model) if self.cut else model).eval()
+
+    def go_on(self) -> None:
+        """Be as training needs it, after the model was asked."""
+        self.model.train()
+        if self.cut:
+            self.cut.rest()
 
     def span(self) -> tuple[int, int]:
         """Return the steps between which the rate warms up and falls; a rule with stages has one of each."""
@@ -202,7 +244,7 @@ class Trainer:
 
     def state(self) -> dict[str, Any]:
         """Return the state as plain containers and tensors; all processes ask for it together."""
-        return {
+        state = {
             "step": self.at,
             "pulled": self.pulled,
             "seed": self.seed,
@@ -215,9 +257,12 @@ class Trainer:
             "optimizers": {name: opt.state_dict() for name, opt in self.optimizers.items()},
             "scaler": self.scaler.state_dict(),
         }
+        return self.cut.gathered(state) if self.cut else state
 
     def load(self, state: dict[str, Any]) -> None:
         """Become the trainer that `state` was taken from."""
+        if self.cut:
+            state = self.cut.spread(state, self.model, self.optimizers)
         self.at, self.pulled, self.seed = state["step"], state["pulled"], state["seed"]
         self.seconds, self.best, self.pending = state["seconds"], state["best"], state["pending"]
         self.model.load_state_dict(state["model"])
