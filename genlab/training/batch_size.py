@@ -101,7 +101,7 @@ def settle(make: Callable[[int, Ranks], Trainer], data: Any, *, device: Device, 
     """
     ranks = Ranks()
     if device.fsdp and ranks.size > 1:
-        raise UserError("trainer.batch_size=auto is found by one process, and device.fsdp cuts the model over several; give a number")
+        raise UserError("trainer.batch_size=auto is found by one process, and device.fsdp cuts the model over all; give a number")
     shards = ranks.size * accumulate
     answer: int | UserError | None = None
     if ranks.first:  # the others wait: it measures its own share of a joint batch, without them

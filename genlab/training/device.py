@@ -46,7 +46,7 @@ class Device:
         index = self.index if self.index is not None else world().gpu(visible)
         if self.name == "cuda" and index >= visible:
             if self.index is None:
-                raise UserError(f"{world().local_size} processes on this machine, and {visible} GPUs that they see; start one each")
+                raise UserError(f"{world().local_size} processes on this machine, which see {visible} GPUs; start one for each")
             raise UserError(f"device.index={index}, but this machine has {visible} GPUs (numbered from 0)")
         self.torch = torch.device(self.name, index) if self.name == "cuda" else torch.device(self.name)
 

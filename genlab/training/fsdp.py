@@ -19,7 +19,7 @@ from genlab.training.device import Device, bricks
 from genlab.training.ranks import Ranks
 
 
-class Cut:
+class FSDP:
     """A model that is cut over all processes, and in the first one a whole copy of it to be asked, which waits beside the CPU.
 
     A part is gathered when it is used, and let go after that: the items of lists of modules, and what the model calls itself.

@@ -97,8 +97,9 @@ def share(trainer: dict[str, Any], *, processes: int, size: int) -> tuple[dict[s
         fit = [n for n in range(1, trainer["batch_size"] + 1) if trainer["batch_size"] % (-(-shards // n) * n) == 0]
         raise UserError(f"the run's batch of {trainer['batch_size']} cannot be cut evenly for {size} processes; "
                         f"it goes on with {', '.join(map(str, fit))}")  # fmt: skip
-    said = f"the run's {shards} shards of a batch are seen by {size} processes now, {local} by each"
+    are = f"{size} process{'es' if size > 1 else ''}"
+    said = f"the run's {shards} shards of a batch are seen by {are} now, {local} by each"
     if local * size != shards:
-        said = (f"the run's batches were cut into {shards} shards, which {size} processes cannot share: it goes on with {local * size} "
+        said = (f"the run's batches were cut into {shards} shards, which {are} cannot share: it goes on with {local * size} "
                 "shards of the same batches, and will differ a little from what it would have been")  # fmt: skip
     return {**trainer, "accumulate": local}, said

@@ -23,7 +23,7 @@ from genlab.training.ranks import Ranks
 from genlab.training.shards import ShardBuffers
 
 if TYPE_CHECKING:
-    from genlab.training.fsdp import Cut
+    from genlab.training.fsdp import FSDP
     from genlab.training.run import RunFolder
 
 Losses = dict[str, Tensor]
@@ -69,9 +69,9 @@ class Trainer:
         self.optimizer = optimizer
         self.options = options
         self.seed = seed
-        self.cut, mean = None, None
+        self.fsdp, mean = None, None
         if self.device.fsdp and self.ranks.size > 1:
-            self.model, self.cut, mean = self.divided(model)
+            self.model, self.fsdp, mean = self.divided(model)
         else:
             self.model = self.device.place(model)
         self.at = 0  # steps done
@@ -91,24 +91,24 @@ class Trainer:
             for group in optimizer_.param_groups:
                 group["base_lr"] = float(group["lr"])
 
-    def divided(self, model: nn.Module) -> tuple[nn.Module, Cut, nn.Module | None]:
+    def divided(self, model: nn.Module) -> tuple[nn.Module, FSDP, nn.Module | None]:
         """Return the model, cut over the processes, what knows how, and a copy of it for the running mean.
 
         Raises:
             UserError: this rule, or this way to compute, needs the whole model.
         """
-        from genlab.training.fsdp import Cut  # takes a while to import
+        from genlab.training.fsdp import FSDP  # takes a while to import
 
         if not vars(type(self)).get("divisible"):
-            raise UserError(f"device.fsdp: {type(self).__name__} needs the whole model; device.fsdp=false averages gradients instead")
+            raise UserError(f"device.fsdp: {type(self).__name__} needs the whole model; set device.fsdp=false")
         if self.device.precision == "fp16" or self.device.compile:
             raise UserError("device.fsdp goes with device.precision=bf16, fp32 or fp64, and without device.compile")
         model = self.device.place(model, fsdp=True)
         mean = copy.deepcopy(model) if self.options.ema else None
-        cut = Cut(model, self.device, self.ranks)
+        fsdp = FSDP(model, self.device, self.ranks)
         if mean is not None:
-            cut.cut(mean)
-        return model, cut, mean
+            fsdp.cut(mean)
+        return model, fsdp, mean
 
     # --- what a family may override -----------------------------------------------------------------------------------
 
@@ -156,7 +156,7 @@ class Trainer:
             parts.append({k: v.detach() for k, v in losses.items()})
             scaled = self.scaler.scale(losses["loss"])
             with self.averaging(name, parameters) if len(parts) == len(shards) else nullcontext():
-                (scaled if len(shards) == 1 else scaled / len(shards)).backward(inputs=None if self.cut else parameters)
+                (scaled if len(shards) == 1 else scaled / len(shards)).backward(inputs=None if self.fsdp else parameters)
         grads = [p.grad for p in parameters if p.grad is not None]
         self.scaler.unscale_(optimizer)
         logs = parts[0] if len(parts) == 1 else {k: torch.stack([p[k] for p in parts]).mean(0) for k in parts[0]}
@@ -167,14 +167,14 @@ class Trainer:
         else:
             norm = None
         if norm is not None:
-            logs[f"grad_norm/{name}"] = norm.full_tensor() if self.cut else norm
+            logs[f"grad_norm/{name}"] = norm.full_tensor() if self.fsdp else norm
         self.scaler.step(optimizer)
         self.scaler.update()
         return logs
 
     def averaging(self, name: str, parameters: list[nn.Parameter]) -> AbstractContextManager:
         """Return the context of the backward after which the gradients of `parameters` are the mean over all processes."""
-        if self.cut:  # its own backward does it
+        if self.fsdp:  # its own backward does it
             return nullcontext()
         if name not in self.buckets:
             self.buckets[name] = Buckets(parameters, self.ranks, early=self.device.name == "cuda")
@@ -213,13 +213,13 @@ class Trainer:
         Of a model that is cut all processes call it, and the first one has something to ask.
         """
         model = self.ema.model if self.ema else self.model
-        return (self.cut.asked(model) if self.cut else model).eval()
+        return (self.fsdp.asked(model) if self.fsdp else model).eval()
 
     def go_on(self) -> None:
         """Be as training needs it, after the model was asked."""
         self.model.train()
-        if self.cut:
-            self.cut.rest()
+        if self.fsdp:
+            self.fsdp.rest()
 
     def span(self) -> tuple[int, int]:
         """Return the steps between which the rate warms up and falls; a rule with stages has one of each."""
@@ -257,12 +257,12 @@ class Trainer:
             "optimizers": {name: opt.state_dict() for name, opt in self.optimizers.items()},
             "scaler": self.scaler.state_dict(),
         }
-        return self.cut.gathered(state) if self.cut else state
+        return self.fsdp.gathered(state) if self.fsdp else state
 
     def load(self, state: dict[str, Any]) -> None:
         """Become the trainer that `state` was taken from."""
-        if self.cut:
-            state = self.cut.spread(state, self.model, self.optimizers)
+        if self.fsdp:
+            state = self.fsdp.spread(state, self.model, self.optimizers)
         self.at, self.pulled, self.seed = state["step"], state["pulled"], state["seed"]
         self.seconds, self.best, self.pending = state["seconds"], state["best"], state["pending"]
         self.model.load_state_dict(state["model"])

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from genlab.errors import UserError
 
 PORTS = 15_000, 32_000  # below those that Linux gives to connections
-ALONE = {"WORLD_SIZE": "1", "RANK": "0", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}  # for the environment of a process of its own
+ALONE = {"WORLD_SIZE": "1", "RANK": "0", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}  # what a process of its own is told
 
 
 @dataclass(frozen=True)
