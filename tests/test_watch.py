@@ -116,7 +116,7 @@ TORCHRUN = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE
           "SUBMITIT_LOCAL_JOB_ID": "5"}, World(1, 2, 1, 2, port=15_080)),
         (STEP | {"WORLD_SIZE": "1", "RANK": "0", "LOCAL_RANK": "0"}, World(port=15_000)),
     ],
-    ids=["alone", "torchrun", "torchrun in a step", "step", "step, told where", "step of one", "sbatch", "submitit", "alone in it"],
+    ids=["nothing", "torchrun", "torchrun in a step", "step", "step, told where", "step of one", "sbatch", "submitit", "alone"],
 )  # fmt: skip
 def test_world(environment, place):
     assert world(environment) == place

@@ -7,6 +7,8 @@ leaves here is whole: a checkpoint is the same file as without.
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -15,6 +17,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from genlab.errors import UserError
 from genlab.training.device import Device, bricks
 from genlab.training.ranks import Ranks
 
@@ -40,6 +43,21 @@ class FSDP:
                 fully_shard(part, mesh=self.mesh)
         fully_shard(model, mesh=self.mesh, reshard_after_forward=True)
         register_fsdp_forward_method(model, "loss")
+
+    @contextmanager
+    def calling(self, model: nn.Module) -> Iterator[None]:
+        """While entered, a model that takes a part's weights without calling the part is told so.
+
+        Raises:
+            UserError: it does: nobody has gathered them.
+        """
+        try:
+            yield
+        except RuntimeError as error:
+            if "mixed torch.Tensor and DTensor" not in str(error):
+                raise
+            name = type(model).__name__.removeprefix("FSDP")
+            raise UserError(f"device.fsdp: {name} uses weights of parts that it does not call; set device.fsdp=false") from error
 
     def asked(self, model: nn.Module) -> nn.Module:
         """Return the whole of a model that is cut, on the device; in all processes but the first, which has none, the model."""

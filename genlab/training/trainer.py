@@ -151,7 +151,7 @@ class Trainer:
         optimizer.zero_grad(set_to_none=True)
         parts: list[Losses] = []
         for _, batch in self.draw(shards):
-            with self.device.autocast():
+            with self.device.autocast(), self.fsdp.calling(self.model) if self.fsdp else nullcontext():
                 losses = loss(batch)
             parts.append({k: v.detach() for k, v in losses.items()})
             scaled = self.scaler.scale(losses["loss"])

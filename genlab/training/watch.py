@@ -84,7 +84,9 @@ class Watch:
         self.verdict: dict[str, Any] | None = None
         self.heard, self.said, self.left = threading.Event(), False, False
         self.server = Server(world.size) if world.rank == 0 else None
-        port, token = post(f"{self.server.port} {self.server.token}" if self.server else "").split()
+        mine = f"{self.server.port} {self.server.token} {socket.gethostname()}" if self.server else ""
+        port, token, first = post(mine).split()
+        self.silent = {"by": 0, "words": SILENT, "all": False, "line": f"rank 0 on {first} {SILENT}"}  # where it says nothing
         try:
             self.line = kept_alive(socket.create_connection((world.address, int(port)), timeout=JOIN))
         except OSError as error:
@@ -98,8 +100,7 @@ class Watch:
         """Wait for the verdict, and end this process if it does not end by itself soon after."""
         said = next(messages(self.line), None)
         self.line.close()
-        silent = {"by": 0, "words": SILENT, "all": False, "line": f"rank 0 on {self.world.address} {SILENT}"}
-        self.verdict = said or silent
+        self.verdict = said or self.silent
         self.heard.set()
         if self.left or self.verdict["by"] is None:
             return
