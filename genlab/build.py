@@ -12,7 +12,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from genlab.arguments import arguments, locate, refuse_targets
+from genlab.arguments import arguments, construct, locate, refuse_targets
 from genlab.errors import UserError
 from genlab.objects import Plain, assemble, make_dataset, make_device, make_model
 from genlab.spec import Count, Spec
@@ -96,7 +96,7 @@ def train(config: DictConfig) -> dict[str, float] | None:
 
 def _train(own: Plain, folder: RunFolder | None, state: Plain | None, ranks, hydra) -> dict[str, float] | None:
     from genlab.tasks.origin import origin
-    from genlab.tasks.train import train
+    from genlab.tasks.train import numbers, train
 
     if folder is None and ranks.first:
         out = Path(hydra.runtime.output_dir if hydra.mode is RunMode.MULTIRUN else str(own["out"]))
@@ -107,11 +107,26 @@ def _train(own: Plain, folder: RunFolder | None, state: Plain | None, ranks, hyd
         if trainer.at >= trainer.options.steps:
             if ranks.first:  # no error: a scheduler that starts a job again must not see it fail
                 print(f"{folder.path} is done: {trainer.at:,} steps; give a larger trainer.steps= to go on")
+                return numbers(trainer, folder)
             return None
     elif folder is None and ranks.first:
         info = origin(own, dataset, trainer.device, dict(hydra.runtime.choices), list(hydra.overrides.task))
         folder = RunFolder.create(out, config=OmegaConf.to_yaml(own), info=info)
-    return train(trainer, dataset, folder, config=own)
+    return train(trainer, dataset, folder, config=own, verdict=verdict(own, hydra) if ranks.first else None)
+
+
+def verdict(own: Plain, hydra: DictConfig) -> Callable | None:
+    """Return what a trial of a search asks after each evaluation; None where trials are not pruned, or this is none."""
+    sweeper = OmegaConf.to_container(hydra.sweeper, resolve=True)
+    if hydra.mode is not RunMode.MULTIRUN or not sweeper.pop("_target_").endswith(".OptunaSweeper"):
+        return None
+    from genlab.sweeps.study import Search, verdict
+
+    search, o = construct(Search, sweeper, "hydra.sweeper"), own["trainer"]
+    goal = search.goal(o["monitor"], o["evaluate_every"])
+    rungs = (o["evaluate_every"], o["steps"])
+    folder = Path(hydra.runtime.output_dir).parent
+    return verdict(folder, hydra.job.num, goal, search=search, rungs=rungs) if search.prunes else None
 
 
 def plan(config: DictConfig) -> dict[str, float]:

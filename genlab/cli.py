@@ -113,6 +113,10 @@ def compose_and_run(command: str, arguments: list[str]) -> None:
             failed.append(error)
             return None
 
+    if "-m" in arguments or "--multirun" in arguments:
+        from genlab.sweeps import search
+
+        search.register(failed)
     arguments = flags_first(arguments)
     refuse_shadows(arguments)
     sys.argv = [sys.argv[0], *arguments]

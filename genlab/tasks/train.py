@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import sys
+from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
@@ -21,6 +22,7 @@ from genlab.spec import Positive
 from genlab.tasks import pictures
 from genlab.tasks.catalogue import able
 from genlab.tasks.translate import translations
+from genlab.training.loop import Measures
 from genlab.training.run import RunFolder
 from genlab.training.trainer import Trainer
 
@@ -38,11 +40,19 @@ class Stopped(UserError):
         self.exit_code = 128 + signal.Signals[name]
 
 
-def train(trainer: Trainer, dataset: Any, folder: RunFolder | None, *, config: dict[str, Any]) -> dict[str, float] | None:
+def train(
+    trainer: Trainer,
+    dataset: Any,
+    folder: RunFolder | None,
+    *,
+    config: dict[str, Any],
+    verdict: Callable[[int, Measures], str | None] | None = None,
+) -> dict[str, float] | None:
     """Train to the end that the options say, and say where the run is; return its final numbers.
 
     Args:
         folder: where the run is written; None in every process but the first.
+        verdict: hears each evaluation, and may end the run at it: "pruned".
 
     Raises:
         Stopped: a signal asked the run to end.
@@ -56,10 +66,10 @@ def train(trainer: Trainer, dataset: Any, folder: RunFolder | None, *, config: d
         evaluate = partial(judge, dataset, config) if o.evaluate_every else None
         drawn = {"sample", "translate"} & abilities(trainer.model)
         draw = partial(preview, dataset, folder, trainer) if o.preview_every and drawn else None
-        ended = trainer.fit(dataset, folder, preview=draw, evaluate=evaluate, config=flat(config))
+        ended = trainer.fit(dataset, folder, preview=draw, evaluate=evaluate, verdict=verdict, config=flat(config))
         if not writes:
             return None
-        why = {"steps": "", "time": " (trainer.max_time)", "patience": " (no better evaluation)"}
+        why = {"steps": "", "time": " (trainer.max_time)", "patience": " (no better evaluation)", "pruned": " (pruned)"}
         if ended not in why:  # who sent the signal may not wait for a picture
             raise Stopped(f"{ended}: saved at step {trainer.at:,}; go on with `genlab train resume={folder.path}`", ended)
         if draw and trainer.at % o.preview_every:
@@ -67,8 +77,15 @@ def train(trainer: Trainer, dataset: Any, folder: RunFolder | None, *, config: d
     for line in dataset.report():
         print(f"data: {line}", file=sys.stderr)
     print(f"trained {trainer.at:,} steps{why[ended]} in {trainer.seconds:.0f} s: {folder.path}")
-    last = [line for line in folder.history() if "seconds" in line]
-    return {k: v for k, v in last[-1].items() if isinstance(v, float)} if last else {}
+    return numbers(trainer, folder) | ({"pruned": float(trainer.at)} if ended == "pruned" else {})
+
+
+def numbers(trainer: Trainer, folder: RunFolder) -> dict[str, float]:
+    """Return a run's final numbers: its last losses and evaluation, and of the monitored metric the best, which best.pt has."""
+    last: dict[str, float] = {}
+    for line in folder.history():
+        last |= line.get("evaluation", {k: v for k, v in line.items() if isinstance(v, float)})
+    return last | ({trainer.options.monitor: trainer.best["value"]} if trainer.best else {})
 
 
 def start(trainer: Trainer, dataset: Any, folder: RunFolder) -> None:
