@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import sys
 from contextlib import nullcontext
 from functools import partial
@@ -22,20 +21,13 @@ from genlab.tasks import pictures
 from genlab.tasks.catalogue import able
 from genlab.tasks.translate import translations
 from genlab.training.run import RunFolder
+from genlab.training.signals import Stopped
 from genlab.training.trainer import Trainer
 
 if TYPE_CHECKING:
     import numpy as np
 
 PREVIEWS = {"points": 1000, "tokens": 8, "video": 4}  # items in a preview; of anything else a grid of 64
-
-
-class Stopped(UserError):
-    """A signal ended the run, with everything saved; the exit code is the shell's own for that signal."""
-
-    def __init__(self, message: str, name: str) -> None:
-        super().__init__(message)
-        self.exit_code = 128 + signal.Signals[name]
 
 
 def train(trainer: Trainer, dataset: Any, folder: RunFolder | None, *, config: dict[str, Any]) -> dict[str, float] | None:
@@ -67,6 +59,11 @@ def train(trainer: Trainer, dataset: Any, folder: RunFolder | None, *, config: d
     for line in dataset.report():
         print(f"data: {line}", file=sys.stderr)
     print(f"trained {trainer.at:,} steps{why[ended]} in {trainer.seconds:.0f} s: {folder.path}")
+    return numbers(folder)
+
+
+def numbers(folder: RunFolder) -> dict[str, float]:
+    """Return the last logged losses of a run, and what is logged beside them."""
     last = [line for line in folder.history() if "seconds" in line]
     return {k: v for k, v in last[-1].items() if isinstance(v, float)} if last else {}
 
