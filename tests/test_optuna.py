@@ -13,11 +13,12 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import FrozenTrial, TrialState
-from trials import basic, bowl, launch_by
+from trials import bowl, launch_by
 
 from genlab.abilities import Estimate
 from genlab.errors import UserError
 from genlab.sweeps.folder import SweepFolder, read
+from genlab.sweeps.launchers import Jobs
 from genlab.sweeps.search import spans
 from genlab.sweeps.space import Space
 from genlab.sweeps.study import NAME, Goal, Search, Study, storage, verdict
@@ -34,7 +35,7 @@ def space(*overrides: str) -> Space:
 @pytest.fixture
 def works(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """`works(work)`: the jobs of the test's sweeps do that."""
-    return lambda *how: monkeypatch.setattr(basic(), "launch", launch_by(*how))
+    return lambda *how: monkeypatch.setattr(Jobs, "launch", launch_by(*how))
 
 
 def told_in(folder: Path) -> list[FrozenTrial]:
@@ -171,11 +172,12 @@ import os, sys
 sys.path[:0] = [sys.argv[1], os.path.dirname(sys.argv.pop(1))]
 dies = int(sys.argv.pop(1))
 import trials
+from genlab.sweeps.launchers import Jobs
 def work(overrides, number):
     if number == dies:
         os.kill(os.getpid(), 9)
     return trials.bowl(overrides, number)
-trials.basic().launch = trials.launch_by(work)
+Jobs.launch = trials.launch_by(work)
 from genlab.cli import main
 main()
 """
@@ -210,7 +212,7 @@ def test_a_signal_ends_the_search(genlab, works, tmp_path):
     asked = (*OPTUNA, RATE, LOSSES, "hydra.sweeper.n_trials=2")
     works(bowl)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(basic(), "launch", launch)
+        patch.setattr(Jobs, "launch", launch)
         assert "(0 is stopped); go on with `genlab sweep resume s`" in genlab(*asked).error
     assert [t.state.name for t in told_in(tmp_path / "s")] == ["RUNNING"]
     assert genlab(*asked).code == 0

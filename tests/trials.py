@@ -6,8 +6,6 @@ import math
 from collections.abc import Callable
 from pathlib import Path
 
-from hydra.core.plugins import Plugins
-
 from genlab.errors import UserError
 from genlab.sweeps.folder import SweepFolder, run
 
@@ -26,10 +24,6 @@ def launch_by(work: Callable[[dict[str, str], int], dict[str, float]], batches: 
                 continue
 
     return launch
-
-
-def basic() -> type:
-    return Plugins.instance().class_name_to_class["hydra._internal.core_plugins.basic_launcher.BasicLauncher"]
 
 
 def bowl(overrides: dict[str, str], number: int) -> dict[str, float]:

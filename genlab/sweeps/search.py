@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import fcntl
 import sys
-import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -20,7 +18,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from genlab.arguments import construct
 from genlab.errors import UserError
-from genlab.sweeps.folder import Job, State, Status
+from genlab.sweeps.folder import Job, State, Status, standing
+from genlab.sweeps.launchers import Jobs
 from genlab.tasks.tables import show
 
 if TYPE_CHECKING:
@@ -28,18 +27,16 @@ if TYPE_CHECKING:
 
 
 def register(failed: list[Exception]) -> None:
-    """Make the sweeper known to Hydra for this process; a signal that ended a trial is found in `failed`."""
-    OptunaSweeper.failed = failed
-    OptunaSweeper.__module__ = "hydra_plugins.genlab"  # Hydra makes plugins of classes in hydra_plugins alone
-    module = sys.modules.setdefault(OptunaSweeper.__module__, ModuleType(OptunaSweeper.__module__))
-    module.OptunaSweeper = OptunaSweeper
-    Plugins.instance().register(OptunaSweeper)
+    """Make the sweeper known to Hydra in this process; it takes out of `failed` what the launchers put there of failed trials."""
+    module = sys.modules["hydra_plugins.genlab"]  # the launchers': Hydra makes plugins of classes in hydra_plugins alone
+    module.OptunaSweeper = type("OptunaSweeper", (OptunaSweeper,), {"__module__": module.__name__, "failed": failed})
+    Plugins.instance().register(module.OptunaSweeper)
 
 
 class OptunaSweeper(Sweeper):
     """A sweep whose jobs are the trials of a study: job n is trial n, in the folder <sweep>/n."""
 
-    failed: ClassVar[list[Exception]] = []  # what the command ends with
+    failed: ClassVar[list[Exception]]
 
     def __init__(self, **options: Any) -> None:
         self.options = options
@@ -60,6 +57,9 @@ class OptunaSweeper(Sweeper):
         self.launcher = Plugins.instance().instantiate_launcher(
             hydra_context=hydra_context, task_function=task_function, config=config
         )
+        if not isinstance(self.launcher, Jobs):
+            raise UserError("hydra/sweeper=optuna needs a launcher of genlab's, which keeps each job's state: local, slurm, …")
+        self.at_once = self.search.n_jobs or len(getattr(self.launcher, "places", "1"))
 
     def sweep(self, arguments: list[str]) -> None:
         """Run the search, from where an earlier start left it, and show the best trials.
@@ -82,7 +82,7 @@ class OptunaSweeper(Sweeper):
             study = Study(self.folder, space, goal, search=self.search, rungs=(every or 1, steps))
             print(
                 f"searches {', '.join(space.searched)} by {', '.join(goal.objectives)}: {self.search.n_trials} trials, "
-                f"{self.search.n_jobs} at a time, {len(study.trials())} begun: {self.folder}", flush=True,
+                f"{self.at_once} at a time, {len(study.trials())} begun: {self.folder}", flush=True,
             )  # fmt: skip
             left = self.run(study)
             report(study, self.folder)
@@ -94,11 +94,11 @@ class OptunaSweeper(Sweeper):
         """Run trials until there are as many as asked for; return those that did not end, and how they stand."""
         from optuna.trial import TrialState
 
-        waiting = list(self.outlast(study, [trial.number for trial in study.trials(TrialState.RUNNING)]))
+        waiting = list(self.settle(study, [trial.number for trial in study.trials(TrialState.RUNNING)]))
         left: dict[int, str] = {}
         while True:
-            batch, waiting = waiting[: self.search.n_jobs], waiting[self.search.n_jobs :]
-            while len(batch) < self.search.n_jobs and len(study.trials()) < self.search.n_trials and (trial := study.ask()):
+            batch, waiting = waiting[: self.at_once], waiting[self.at_once :]
+            while len(batch) < self.at_once and len(study.trials()) < self.search.n_trials and (trial := study.ask()):
                 batch.append(trial.number)
             if not batch:
                 return left
@@ -108,25 +108,14 @@ class OptunaSweeper(Sweeper):
             if len(unended) == len(batch):  # whoever ended or cancelled them all meant the search
                 return left | dict.fromkeys(waiting, "waiting")
 
-    def outlast(self, study: Study, numbers: list[int]) -> dict[int, str]:
-        """Wait for jobs that run without the process that launched them; return the trials that must be launched again."""
-        left = self.settle(study, numbers)
-        if "running" in left.values():
-            print("waits for jobs that an earlier start left running", flush=True)
-        while running := [number for number, how in left.items() if how == "running"]:
-            time.sleep(1)
-            left = {number: how for number, how in left.items() if how != "running"} | self.settle(study, running)
-        return left
-
     def launch(self, study: Study, numbers: list[int]) -> None:
         """Run the jobs of some trials, each in its folder, and wait for them."""
         trials = study.trials()
-        for span in spans(numbers, {number for number in range(max(numbers)) if self.state(number).status == "done"}):
+        before = [number for number in range(min(numbers), max(numbers)) if number not in numbers]
+        for span in spans(numbers, {n for n, state in self.standing(before).items() if state.status == "done"}):
             jobs = [study.overrides(trials[number]) for number in span]
             self.launcher.launch(jobs, initial_job_idx=span.start)
-            if stops := [error for error in self.failed if getattr(error, "exit_code", 2) > 128]:
-                raise stops[0]
-            self.failed.clear()  # a trial may fail: the study knows of it
+            self.failed.clear()  # a trial may fail: the study is told
 
     def settle(self, study: Study, numbers: Sequence[int], *, lost: Status = "lost") -> dict[int, str]:
         """Tell the study of those trials whose jobs have ended; return the others, and how they stand.
@@ -135,8 +124,7 @@ class OptunaSweeper(Sweeper):
             lost: how a job stands whose process is gone: after a launcher's own attempts it has failed.
         """
         left: dict[int, str] = {}
-        for number in numbers:
-            state = self.state(number)
+        for number, state in self.standing(numbers).items():
             status = lost if state.status == "lost" else state.status
             if status not in ("done", "failed"):
                 left[number] = status
@@ -146,8 +134,10 @@ class OptunaSweeper(Sweeper):
             print(f"trial {number}: {said}{why}: {' '.join(study.overrides(study.trials()[number]))}", flush=True)
         return left
 
-    def state(self, number: int) -> State:
-        return Job(number, (), self.folder / str(number)).state
+    def standing(self, numbers: Sequence[int]) -> dict[int, State]:
+        """Return how the jobs of some trials stand."""
+        jobs = [Job(number, (), self.folder / str(number)) for number in numbers]
+        return dict(zip(numbers, standing(jobs), strict=True))
 
 
 @contextmanager

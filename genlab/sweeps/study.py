@@ -20,12 +20,12 @@ from optuna.trial import FrozenTrial, TrialState
 from genlab.errors import UserError, did_you_mean
 from genlab.seeds import mix
 from genlab.spec import Count, Positive
+from genlab.sweeps.folder import JOURNAL, what
 
 if TYPE_CHECKING:
     from genlab.abilities import Estimate
     from genlab.sweeps.space import Space
 
-JOURNAL = "study.journal"
 NAME = "sweep"  # of the study: its file holds no other
 SAMPLERS = {"tpe": "TPESampler", "gp": "GPSampler", "random": "RandomSampler", "grid": "RandomSampler", "nsgaii": "NSGAIISampler"}
 PRUNERS = {
@@ -70,7 +70,7 @@ class Search:
     objective: str | list[str] | None = None
     direction: Direction | list[Direction] = "minimize"
     n_trials: Positive = 20
-    n_jobs: Positive = 1
+    n_jobs: Positive | None = None
     sampler: Named = "tpe"
     seed: Count | None = 0
     pruner: Named = "none"
@@ -144,7 +144,7 @@ class Study:
             UserError: it searches something else.
         """
         goal = {key: list(value) for key, value in asdict(self.goal).items()}
-        asked = {"overrides": sorted(self.space.written), **goal}
+        asked = {"overrides": sorted(what(self.space.written)), **goal}
         known = self.study.user_attrs.get("search", asked)
         fixed = [key for key in asked if key != "objectives" or self.trials(TrialState.COMPLETE, TrialState.PRUNED)]
         if differ := [key for key in fixed if known[key] != asked[key]]:

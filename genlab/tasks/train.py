@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import sys
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -24,20 +23,13 @@ from genlab.tasks.catalogue import able
 from genlab.tasks.translate import translations
 from genlab.training.loop import Measures
 from genlab.training.run import RunFolder
+from genlab.training.signals import Stopped
 from genlab.training.trainer import Trainer
 
 if TYPE_CHECKING:
     import numpy as np
 
 PREVIEWS = {"points": 1000, "tokens": 8, "video": 4}  # items in a preview; of anything else a grid of 64
-
-
-class Stopped(UserError):
-    """A signal ended the run, with everything saved; the exit code is the shell's own for that signal."""
-
-    def __init__(self, message: str, name: str) -> None:
-        super().__init__(message)
-        self.exit_code = 128 + signal.Signals[name]
 
 
 def train(

@@ -86,7 +86,7 @@ class Loop:
                 if ended or self.due(o.save_every) or t.at == o.steps:
                     self.save()
                 clock = time.monotonic()
-        self.log.close(self.config, self.last())
+            self.log.close(self.config, self.run.final() if self.run else {})
         return ended or "steps"
 
     def due(self, every: int) -> bool:
@@ -149,13 +149,6 @@ class Loop:
         if t.at < o.steps:  # a whole run is no shorter for being judged
             why = why or self.ruled
         return (t.ranks.share(why) or "SIGTERM") if t.ranks.any(why is not None) else None
-
-    def last(self) -> dict[str, float]:
-        """Return the run's final numbers: its last losses, its last evaluation."""
-        final: dict[str, float] = {}
-        for record in self.run.history() if self.run else ():
-            final |= record.get("evaluation", {k: v for k, v in record.items() if k not in ("step", "notes")})
-        return final
 
     def hint(self) -> str:
         """Return what to do after a divergence."""
