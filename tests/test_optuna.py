@@ -6,6 +6,7 @@ import math
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,11 +18,12 @@ from trials import bowl, launch_by
 
 from genlab.abilities import Estimate
 from genlab.errors import UserError
-from genlab.sweeps.folder import SweepFolder, read
+from genlab.sweeps.folder import SweepFolder, read, submitted
 from genlab.sweeps.launchers import Jobs
 from genlab.sweeps.search import spans
 from genlab.sweeps.space import Space
 from genlab.sweeps.study import NAME, Goal, Search, Study, storage, verdict
+from genlab.training.run import RunFolder
 
 OPTUNA = ("train", "-m", "hydra/sweeper=optuna", "hydra.sweep.dir=s")
 LOSSES = "hydra.sweeper.objective=loss"
@@ -366,3 +368,100 @@ def test_pruning_refused(tmp_path):
         judged(10, {"los": (Estimate(1.0, None, "exact"), False)})
     with pytest.raises(UserError, match="direction=minimize: of loss more is better"):
         judged(10, {"loss": (Estimate(1.0, None, "exact"), True)})
+
+
+# --- real trainings -----------------------------------------------------------------------------------------------------
+
+TRAINS = ("train", "-m", "hydra/sweeper=optuna", RATE, "model.latent=range(2,9)", "model.hidden=[16]", "trainer.batch_size=16")
+TRAINS += ("trainer.preview_every=0", "trainer.save_every=50", "trainer.monitor=nll_elbo", "evaluate.metrics=[likelihood]")
+TRAINS += ("evaluate.n=50", "evaluate.k=1", "device=cpu")
+
+
+def curve(folder: Path) -> list[tuple]:
+    """Return what a run logged, step by step, without its times."""
+    times = ("seconds", "seconds_left", "items_per_s", "memory_mb")
+    return [tuple((k, str(v)) for k, v in line.items() if k not in times) for line in RunFolder(folder).history()]
+
+
+def test_pruned_trainings(genlab, tmp_path):
+    """Of real trainings the worse end early: saved, done, pruned in the study; the command again repeats none of them."""
+    asked = (*TRAINS, "hydra.sweep.dir=s", "hydra.sweeper.pruner={name:median,n_startup_trials:2}", "hydra.sweeper.n_trials=6")
+    asked += ("trainer.steps=60", "trainer.evaluate_every=20", "hydra.launcher.n=2", "hydra.sweeper.sampler=random")
+    result = genlab(*asked)
+    assert result.code == 0, result.err
+    told = told_in(tmp_path / "s")
+    assert {t.state for t in told} == {TrialState.COMPLETE, TrialState.PRUNED}
+    for trial in told:
+        folder = tmp_path / "s" / str(trial.number)
+        state, lines = read(folder), RunFolder(folder).history()
+        values = [line["evaluation"]["nll_elbo"] for line in lines if "evaluation" in line]
+        assert state.status == "done" and state.starts == 1
+        assert dict(enumerate(values)) == {step // 20 - 1: value for step, value in trial.intermediate_values.items()}
+        assert state.result["nll_elbo"] == min(values)
+        pruned = trial.state is TrialState.PRUNED
+        assert RunFolder(folder).load()["step"] == (state.result["pruned"] if pruned else 60) == 20 * len(values)
+        assert trial.value == (values[-1] if pruned else min(values))
+    assert "done, pruned" in genlab("sweep", "status", "s").out
+    assert "is a search" in genlab("sweep", "rerun", "s").error
+    again = genlab("sweep", "resume", "s")
+    assert again.code == 0 and "trial 0" not in again.out and f"{min(t.value for t in told):.6g}" in again.out
+    assert [read(tmp_path / "s" / str(n)).starts for n in range(6)] == [1] * 6
+
+
+def slurm(*command: str) -> str:
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
+
+
+@pytest.fixture
+def cluster() -> None:
+    try:
+        answer = slurm("scontrol", "ping")
+    except (FileNotFoundError, subprocess.SubprocessError) as error:
+        pytest.skip(f"no SLURM cluster answers: {error}")
+    if "UP" not in answer:
+        pytest.skip(f"no SLURM cluster answers: {answer.strip()}")
+
+
+@pytest.mark.slow
+@pytest.mark.slurm
+@pytest.mark.usefixtures("cluster")
+def test_a_search_on_slurm_killed_half_way(genlab, tmp_path):
+    """20 trials, four at a time: the command is killed with -9 at the ninth, then its jobs; the same command ends with the
+    same 20 trials as an undisturbed search, none of them trained twice."""
+    asked = (*TRAINS, "hydra.sweeper.n_trials=20", "hydra.sweeper.n_jobs=4", "trainer.steps=1500", "trainer.evaluate_every=100")
+    small = ("hydra.launcher.cpus_per_task=1", "hydra.launcher.mem_gb=1")
+    on_slurm = (*asked, "hydra/launcher=slurm_cpu", *small, "hydra.sweep.dir=s")
+    folders = [tmp_path / "s" / str(n) for n in range(20)]
+    with open(tmp_path / "log", "w") as log:
+        search = subprocess.Popen([sys.executable, "-m", "genlab", *on_slurm], cwd=tmp_path, stdout=log, stderr=log)
+        at_work = lambda: [f for f in folders[8:12] if read(f).status == "running" and RunFolder(f).steps()]  # noqa: E731
+        deadline = time.monotonic() + 300
+        while not at_work():
+            assert search.poll() is None and time.monotonic() < deadline, (tmp_path / "log").read_text()
+            time.sleep(0.05)
+        search.send_signal(signal.SIGKILL)
+        search.wait()
+    slurm("scancel", "--full", "--signal=KILL", *{submitted(f).partition("_")[0] for f in folders[8:12]})
+    before = {f.name: read(f).status for f in folders}
+    assert list(before.values())[:8] == ["done"] * 8 and "running" in before.values()
+    killed = {name for name, status in before.items() if status == "running"}  # the others were in the queue
+    deadline = time.monotonic() + 60
+    while {job.state.status for job in SweepFolder.find(tmp_path / "s").jobs()} & {"running"}:
+        assert time.monotonic() < deadline
+        time.sleep(0.5)
+    assert [t.state.name for t in told_in(tmp_path / "s")] == ["COMPLETE"] * 8 + ["RUNNING"] * 4
+
+    with open(tmp_path / "log", "w") as log:
+        command = [sys.executable, "-m", "genlab", *on_slurm]
+        ended = subprocess.run(command, cwd=tmp_path, stdout=log, stderr=log, timeout=900, check=False)
+    assert ended.returncode == 0, (tmp_path / "log").read_text()
+    told = told_in(tmp_path / "s")
+    assert [t.state.name for t in told] == ["COMPLETE"] * 20
+    for folder in folders:
+        assert [line["step"] for line in RunFolder(folder).history() if "seconds" in line] == list(range(50, 1501, 50))
+        assert read(folder).status == "done"
+        assert read(folder).starts == 1 + (folder.name in killed)
+    whole = genlab(*asked, "hydra.launcher.n=2", "hydra.sweep.dir=whole")
+    assert whole.code == 0, whole.err
+    assert [(t.params, t.values) for t in told] == [(t.params, t.values) for t in told_in(tmp_path / "whole")]
+    assert all(curve(folder) == curve(tmp_path / "whole" / folder.name) for folder in folders)

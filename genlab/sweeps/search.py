@@ -98,7 +98,8 @@ class OptunaSweeper(Sweeper):
         left: dict[int, str] = {}
         while True:
             batch, waiting = waiting[: self.at_once], waiting[self.at_once :]
-            while len(batch) < self.at_once and len(study.trials()) < self.search.n_trials and (trial := study.ask()):
+            whole = self.at_once if not batch else 0  # of a batch that was left, no more: it was drawn before what is drawn next
+            while len(batch) < whole and len(study.trials()) < self.search.n_trials and (trial := study.ask()):
                 batch.append(trial.number)
             if not batch:
                 return left
@@ -131,7 +132,8 @@ class OptunaSweeper(Sweeper):
                 continue
             said = study.tell(number, state.result if status == "done" else None, f"job {number}")
             why = f" ({(state.error or state.status).splitlines()[-1]})" if status == "failed" else ""
-            print(f"trial {number}: {said}{why}: {' '.join(study.overrides(study.trials()[number]))}", flush=True)
+            drawn = " ".join(f"{key}={cell(value)}" for key, value in study.trials()[number].params.items())
+            print(f"trial {number}: {said}{why}: {drawn}", flush=True)
         return left
 
     def standing(self, numbers: Sequence[int]) -> dict[int, State]:
@@ -166,12 +168,16 @@ def spans(numbers: Sequence[int], done: set[int]) -> list[range]:
     return found
 
 
+def cell(value: Any) -> str:
+    """Return a number as it is shown."""
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
 def report(study: Study, folder: Path) -> None:
     """Print how the trials ended, and the best of them with its overrides and its folder."""
     counts = Counter(trial.state.name.lower() for trial in study.trials())
     print(f"{sum(counts.values())} trials: {', '.join(f'{n} {how}' for how, n in counts.items())}")
     keys = list(study.space.searched)
-    cell = lambda value: f"{value:.6g}" if isinstance(value, float) else str(value)  # noqa: E731
     rows = [
         [trial.number, *map(cell, trial.values), *(cell(trial.params[key]) for key in keys), folder / str(trial.number)]
         for trial in study.best()

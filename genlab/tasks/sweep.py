@@ -175,7 +175,7 @@ def measures(job: Job) -> dict[str, tuple[float, bool | None]]:
 def again(sweep: SweepFolder, *, failed: bool) -> Again | None:
     """Return the sweep's own command, for its failed jobs, or for all that are not done."""
     if sweep.searches and failed:
-        raise UserError(f"{sweep.path} is a search, to which a failed trial is a result; a larger hydra.sweeper.n_trials= tries more")
+        raise UserError(f"{sweep.path} is a search, which goes on to other trials; a larger hydra.sweeper.n_trials= adds some")
     jobs = sweep.jobs()
     states = folder.standing(jobs)
     left = [job for job, s in zip(jobs, states, strict=True) if (s.status == "failed" if failed else s.status != "done")]
