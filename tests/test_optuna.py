@@ -331,6 +331,22 @@ def test_a_torn_journal(tmp_path):
         study(tmp_path)
 
 
+@pytest.mark.parametrize("sampler", ["tpe", "grid"])
+def test_a_trial_half_drawn(tmp_path, sampler):
+    """A trial that a kill left with some of its values is drawn to the end, the others kept."""
+    both = ("a=range(2,5)", "b=vae,gan")
+    one = study(tmp_path, *both, sampler=sampler)
+    whole = one.ask()
+    path = tmp_path / "study.journal"
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join(lines[:-1]))  # the last thing that was drawn
+    assert [*study(tmp_path, *both, sampler=sampler).trials()[0].params] == ["a", "b"]
+    for drawn in (lines[:-1], lines[:-2]):
+        path.write_bytes(b"".join(drawn))
+        (trial,) = study(tmp_path, *both, sampler=sampler).trials()
+        assert trial.params["a"] == whole.params["a"] and trial.params["b"] in ("vae", "gan")
+
+
 def test_what_is_no_number_fails(tmp_path):
     one = study(tmp_path)
     for value in (math.nan, math.inf, 2.0):
@@ -425,7 +441,7 @@ def cluster() -> None:
 @pytest.mark.slow
 @pytest.mark.slurm
 @pytest.mark.usefixtures("cluster")
-def test_a_search_on_slurm_killed_half_way(genlab, tmp_path):
+def test_a_search_on_slurm_killed_on_the_way(genlab, tmp_path):
     """20 trials, four at a time: the command is killed with -9 at the ninth, then its jobs; the same command ends with the
     same 20 trials as an undisturbed search, none of them trained twice."""
     asked = (*TRAINS, "hydra.sweeper.n_trials=20", "hydra.sweeper.n_jobs=4", "trainer.steps=1500", "trainer.evaluate_every=100")

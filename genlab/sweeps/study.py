@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.samplers import BaseSampler
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
@@ -136,6 +137,9 @@ class Study:
             grid = space.grid()
             for combination in itertools.product(*grid.values()):
                 self.study.enqueue_trial(dict(zip(grid, combination, strict=True)), skip_if_exists=True)
+        for trial in self.trials(TrialState.RUNNING):  # a kill may have come between two draws of one
+            self.study.sampler = self.sampler(trial.number)
+            suggest(optuna.Trial(self.study, trial._trial_id), space.searched)
 
     def claim(self, folder: Path) -> None:
         """Write into the study what it searches, so that no other search goes on with it; a name may change until one counted.
@@ -200,6 +204,17 @@ class Study:
     def best(self) -> list[FrozenTrial]:
         """Return the best trial, or of several objectives those that no other is better than in all; none is told yet: []."""
         return self.study.best_trials
+
+
+def suggest(trial: optuna.Trial, space: dict[str, BaseDistribution]) -> None:
+    """Draw for a trial whatever it has not drawn yet."""
+    for key, one in space.items():
+        if isinstance(one, CategoricalDistribution):
+            trial.suggest_categorical(key, one.choices)
+        elif isinstance(one, IntDistribution):
+            trial.suggest_int(key, one.low, one.high, step=one.step, log=one.log)
+        elif isinstance(one, FloatDistribution):
+            trial.suggest_float(key, one.low, one.high, step=one.step, log=one.log)
 
 
 def storage(folder: Path) -> JournalStorage:
