@@ -106,7 +106,7 @@ def compose_and_run(command: str, arguments: list[str]) -> None:
     OmegaConf.register_new_resolver("genlab.stamp", stamp, replace=True)
     OmegaConf.register_new_resolver("genlab.folder", lambda m, d: f"outputs/{m}-{d}/{stamp()}", replace=True)
 
-    arguments = flags_first(arguments)
+    arguments = flags_first(folders_as_runs(arguments) if command == "compare" else arguments)
     refuse_shadows(arguments)
     OmegaConf.register_new_resolver("genlab.sweep", lambda: sweep_name(arguments), replace=True)
     failed: list[Exception] = []
@@ -146,6 +146,14 @@ def sweep_name(arguments: list[str]) -> str:
     words = [word for word in arguments if not re.match(rf"[+~]*({'|'.join(map(re.escape, besides))})(?![\w-])", word)]
     readable = re.sub(r"[^a-z0-9]+", "-", " ".join(word for word in words if not word.startswith("-")).lower())
     return f"{readable[:48].strip('-') or 'train'}-{hashlib.sha256(json.dumps(words).encode()).hexdigest()[:8]}"
+
+
+def folders_as_runs(arguments: list[str]) -> list[str]:
+    """Return the arguments with the folders among them as `runs=`: genlab compare outputs/sweeps/mine."""
+    after = {i + 1 for i, word in enumerate(arguments) if FLAGS.get(word, ()) != ()}  # a flag's value
+    folders = [i for i, word in enumerate(arguments) if word[:1] != "-" and i not in after and Path(word).exists()]
+    quoted = ("'" + arguments[i].replace("\\", "\\\\").replace("'", "\\'") + "'" for i in folders)
+    return [word for i, word in enumerate(arguments) if i not in folders] + [f"runs=[{','.join(quoted)}]"] * bool(folders)
 
 
 def flags_first(arguments: list[str]) -> list[str]:

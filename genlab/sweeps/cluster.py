@@ -33,7 +33,7 @@ class Cluster:
             options = {key: value for key, value in self.params.items() if key != "max_num_timeout"}
             array.update_parameters(**{key if key in common else f"slurm_{key}": v for key, v in options.items()})
             submitted = self.submit(array, jobs)
-        except (RuntimeError, FailedJobError) as error:
+        except (AssertionError, RuntimeError, ValueError, FailedJobError) as error:  # all that submitit raises of options
             lines = [line.strip() for line in str(error).splitlines() if line.strip()]
             said = [line for line in lines if line.startswith("sbatch: ")] or lines[:1]
             raise UserError(f"SLURM does not take the jobs: {' '.join(said)}") from error

@@ -71,7 +71,7 @@ class Jobs(BaseSubmititLauncher):
 
     def __init__(self, *, tries: int, only: Sequence[int] | None, **params: Any) -> None:
         super().__init__(**params)
-        self.tries, self.only = positive("tries", tries), only
+        self.tries, self.only = positive("tries", tries), listed("only", only)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return restored, (type(self).__base__, self.__dict__)  # a job's process has no hydra_plugins.genlab
@@ -127,12 +127,11 @@ class Jobs(BaseSubmititLauncher):
         import submitit
 
         def work() -> Any:
-            returned = super(Jobs, self).__call__(overrides, dir_key, number, where, singletons)
-            if returned.status is JobStatus.FAILED:
-                raise returned._return_value
-            return returned.return_value
+            return super(Jobs, self).__call__(overrides, dir_key, number, where, singletons).return_value
 
-        return folder.run(Path(where), work) if submitit.JobEnvironment().global_rank == 0 else work()
+        if submitit.JobEnvironment().global_rank == 0:
+            return folder.run(Path(where), work)
+        return None if folder.read(Path(where)).status == "done" else work()
 
 
 def positive(name: str, value: Any) -> int:
@@ -146,6 +145,17 @@ def positive(name: str, value: Any) -> int:
     return value
 
 
+def listed(name: str, value: Any) -> list[Any] | None:
+    """Return a list that has something in it, or None.
+
+    Raises:
+        UserError: it is neither.
+    """
+    if value is not None and (isinstance(value, str) or not isinstance(value, Sequence) or not value):
+        raise UserError(f"hydra.launcher.{name}={value}: it must be a list, as in hydra.launcher.{name}=[0,1]")
+    return None if value is None else list(value)
+
+
 class Local(Jobs):
     """Jobs as processes of this machine, `n` at a time, or one on each of `gpus`."""
 
@@ -153,9 +163,8 @@ class Local(Jobs):
         super().__init__(**params)
         if n is not None and gpus is not None:
             raise UserError("give hydra.launcher.n= or hydra.launcher.gpus=, not both: each GPU takes one job at a time")
-        if gpus is not None and not gpus:
-            raise UserError("hydra.launcher.gpus=[]: name at least one, as in hydra.launcher.gpus=[0,1]")
-        self.places = [None] * positive("n", 1 if n is None else n) if gpus is None else [str(gpu) for gpu in gpus]
+        own = listed("gpus", gpus)
+        self.places = [None] * positive("n", 1 if n is None else n) if own is None else [str(gpu) for gpu in own]
 
     def machine(self, sweep: SweepFolder) -> Machine:
         return Processes(sweep.path / ".submitit" / "%j", self.submit, self.places)
