@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
+import re
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,15 +14,17 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import FrozenTrial, TrialState
+from recipes import CONFIGS, built
 from trials import bowl, launch_by
 
 from genlab.abilities import Estimate
 from genlab.errors import UserError
-from genlab.sweeps.folder import SweepFolder, read, submitted
+from genlab.sweeps.folder import SweepFolder, hold, read
 from genlab.sweeps.launchers import Jobs
 from genlab.sweeps.search import spans
 from genlab.sweeps.space import Space
 from genlab.sweeps.study import NAME, Goal, Search, Study, storage, verdict
+from genlab.tasks.train import check
 from genlab.training.run import RunFolder
 
 OPTUNA = ("train", "-m", "hydra/sweeper=optuna", "hydra.sweep.dir=s")
@@ -229,6 +231,7 @@ def test_a_signal_ends_the_search(genlab, works, tmp_path):
     ([LOSSES, "hydra.sweeper.direction=minimise"], "should be 'minimize' or 'maximize'"),
     (["hydra.sweeper.n_trials=0"], "hydra.sweeper.n_trials=0: input should be greater than 0"),
     (["hydra.sweeper.n_trails=3"], "did you mean 'n_trials'?"),
+    ([LOSSES, "hydra/launcher=basic"], "needs a launcher of genlab's, which keeps each job's state"),
     ([LOSSES, "model=choice(vae,no)"], "there is no such model"),
     ([LOSSES, "model.latnet=3"], "did you mean 'latent'?"),
 ])  # fmt: skip
@@ -236,6 +239,13 @@ def test_refusals(genlab, works, tmp_path, options, said):
     works(bowl)
     assert said in genlab(*OPTUNA, RATE, "hydra.sweeper.n_jobs=3", *options).error
     assert (tmp_path / "s" / "plan.json").exists() == ("los" in said)
+
+
+def test_one_search_at_a_time(genlab, works, tmp_path):
+    works(bowl)
+    (tmp_path / "s").mkdir()
+    with hold(tmp_path / "s" / ".search.lock"):
+        assert "another process is at work in s" in genlab(*OPTUNA, RATE, LOSSES).error
 
 
 def test_without_optuna(genlab, monkeypatch):
@@ -393,10 +403,22 @@ TRAINS += ("trainer.preview_every=0", "trainer.save_every=50", "trainer.monitor=
 TRAINS += ("evaluate.n=50", "evaluate.k=1", "device=cpu")
 
 
-def curve(folder: Path) -> list[tuple]:
-    """Return what a run logged, step by step, without its times."""
-    times = ("seconds", "seconds_left", "items_per_s", "memory_mb")
-    return [tuple((k, str(v)) for k, v in line.items() if k not in times) for line in RunFolder(folder).history()]
+READY = [p for p in sorted((CONFIGS / "experiment" / "sweep").glob("*.yaml")) if "/hydra/sweeper: optuna" in p.read_text()]
+
+
+@pytest.mark.parametrize("path", READY, ids=lambda path: path.stem)
+def test_a_ready_search_is_what_its_header_says(path, genlab, works, tmp_path):
+    """Its command draws as many trials as it says; first and last of them build a model that its objective fits."""
+    text = " ".join(line.lstrip("# ") for line in path.read_text().splitlines() if line.startswith("#"))
+    command = re.search(rf"genlab train -m experiment=sweep/{path.stem}\b", text).group()
+    works(lambda overrides, number: {"nll_elbo": float(overrides["optimizer.lr"])})
+    result = genlab(*command.split()[1:])
+    assert result.code == 0, result.err
+    jobs = SweepFolder.find(tmp_path / "outputs" / "sweeps" / path.stem).jobs()
+    assert f"{len(jobs)} trials" in text and len({job.overrides for job in jobs}) == len(jobs)
+    for job in (jobs[0], jobs[-1]):
+        config, dataset, trainer = built(*job.overrides, "device=cpu", "out=unused")
+        check(trainer, dataset, config)
 
 
 def test_pruned_trainings(genlab, tmp_path):
@@ -422,62 +444,3 @@ def test_pruned_trainings(genlab, tmp_path):
     again = genlab("sweep", "resume", "s")
     assert again.code == 0 and "trial 0" not in again.out and f"{min(t.value for t in told):.6g}" in again.out
     assert [read(tmp_path / "s" / str(n)).starts for n in range(6)] == [1] * 6
-
-
-def slurm(*command: str) -> str:
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
-
-
-@pytest.fixture
-def cluster() -> None:
-    try:
-        answer = slurm("scontrol", "ping")
-    except (FileNotFoundError, subprocess.SubprocessError) as error:
-        pytest.skip(f"no SLURM cluster answers: {error}")
-    if "UP" not in answer:
-        pytest.skip(f"no SLURM cluster answers: {answer.strip()}")
-
-
-@pytest.mark.slow
-@pytest.mark.slurm
-@pytest.mark.usefixtures("cluster")
-def test_a_search_on_slurm_killed_on_the_way(genlab, tmp_path):
-    """20 trials, four at a time: the command is killed with -9 at the ninth, then its jobs; the same command ends with the
-    same 20 trials as an undisturbed search, none of them trained twice."""
-    asked = (*TRAINS, "hydra.sweeper.n_trials=20", "hydra.sweeper.n_jobs=4", "trainer.steps=1500", "trainer.evaluate_every=100")
-    small = ("hydra.launcher.cpus_per_task=1", "hydra.launcher.mem_gb=1")
-    on_slurm = (*asked, "hydra/launcher=slurm_cpu", *small, "hydra.sweep.dir=s")
-    folders = [tmp_path / "s" / str(n) for n in range(20)]
-    with open(tmp_path / "log", "w") as log:
-        search = subprocess.Popen([sys.executable, "-m", "genlab", *on_slurm], cwd=tmp_path, stdout=log, stderr=log)
-        at_work = lambda: [f for f in folders[8:12] if read(f).status == "running" and RunFolder(f).steps()]  # noqa: E731
-        deadline = time.monotonic() + 300
-        while not at_work():
-            assert search.poll() is None and time.monotonic() < deadline, (tmp_path / "log").read_text()
-            time.sleep(0.05)
-        search.send_signal(signal.SIGKILL)
-        search.wait()
-    slurm("scancel", "--full", "--signal=KILL", *{submitted(f).partition("_")[0] for f in folders[8:12]})
-    before = {f.name: read(f).status for f in folders}
-    assert list(before.values())[:8] == ["done"] * 8 and "running" in before.values()
-    killed = {name for name, status in before.items() if status == "running"}  # the others were in the queue
-    deadline = time.monotonic() + 60
-    while {job.state.status for job in SweepFolder.find(tmp_path / "s").jobs()} & {"running"}:
-        assert time.monotonic() < deadline
-        time.sleep(0.5)
-    assert [t.state.name for t in told_in(tmp_path / "s")] == ["COMPLETE"] * 8 + ["RUNNING"] * 4
-
-    with open(tmp_path / "log", "w") as log:
-        command = [sys.executable, "-m", "genlab", *on_slurm]
-        ended = subprocess.run(command, cwd=tmp_path, stdout=log, stderr=log, timeout=900, check=False)
-    assert ended.returncode == 0, (tmp_path / "log").read_text()
-    told = told_in(tmp_path / "s")
-    assert [t.state.name for t in told] == ["COMPLETE"] * 20
-    for folder in folders:
-        assert [line["step"] for line in RunFolder(folder).history() if "seconds" in line] == list(range(50, 1501, 50))
-        assert read(folder).status == "done"
-        assert read(folder).starts == 1 + (folder.name in killed)
-    whole = genlab(*asked, "hydra.launcher.n=2", "hydra.sweep.dir=whole")
-    assert whole.code == 0, whole.err
-    assert [(t.params, t.values) for t in told] == [(t.params, t.values) for t in told_in(tmp_path / "whole")]
-    assert all(curve(folder) == curve(tmp_path / "whole" / folder.name) for folder in folders)

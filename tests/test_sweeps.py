@@ -25,7 +25,7 @@ from genlab.sweeps import folder, launchers, slurm
 from genlab.sweeps.folder import Job, State, SweepFolder
 from genlab.training.signals import Signals, Stopped
 
-SWEEPS = sorted((CONFIGS / "experiment" / "sweep").glob("*.yaml"))
+SWEEPS = [p for p in sorted((CONFIGS / "experiment" / "sweep").glob("*.yaml")) if "optuna" not in p.read_text()]
 LAUNCHERS = sorted((CONFIGS / "hydra" / "launcher").glob("*.yaml"))
 
 # --- the folder ---------------------------------------------------------------------------------------------------------

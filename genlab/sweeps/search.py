@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import fcntl
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -16,9 +15,11 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
+from genlab.arguments import arguments as checked
 from genlab.arguments import construct
 from genlab.errors import UserError
-from genlab.sweeps.folder import Job, State, Status, standing
+from genlab.spec import Count, Positive
+from genlab.sweeps.folder import Job, State, Status, hold, standing
 from genlab.sweeps.launchers import Jobs
 from genlab.tasks.tables import show
 
@@ -31,6 +32,10 @@ def register(failed: list[Exception]) -> None:
     module = sys.modules["hydra_plugins.genlab"]  # the launchers': Hydra makes plugins of classes in hydra_plugins alone
     module.OptunaSweeper = type("OptunaSweeper", (OptunaSweeper,), {"__module__": module.__name__, "failed": failed})
     Plugins.instance().register(module.OptunaSweeper)
+
+
+def paced(*, evaluate_every: Count, steps: Positive) -> None:
+    """The types of the trainer's options that a search reads."""
 
 
 class OptunaSweeper(Sweeper):
@@ -73,12 +78,13 @@ class OptunaSweeper(Sweeper):
         given = [f"{key}={'null' if value is None else value}" for key, value in self.search.params.items()]
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
         space = Space.of(parser.parse_overrides([*given, *arguments]))
-        every, steps = (int(OmegaConf.select(self.config, f"trainer.{key}")) for key in ("evaluate_every", "steps"))
+        known = {key: OmegaConf.select(self.config, f"trainer.{key}") for key in ("evaluate_every", "steps")}
+        every, steps = checked(paced, known, "trainer").values()
         goal = self.search.goal(OmegaConf.select(self.config, "trainer.monitor"), every)
         self.validate_batch_is_legal(space.probes())
         self.folder = Path(self.config.hydra.sweep.dir)
         self.folder.mkdir(parents=True, exist_ok=True)
-        with alone(self.folder):
+        with hold(self.folder / ".search.lock", patience=0):
             study = Study(self.folder, space, goal, search=self.search, rungs=(every or 1, steps))
             print(
                 f"searches {', '.join(space.searched)} by {', '.join(goal.objectives)}: {self.search.n_trials} trials, "
@@ -88,7 +94,7 @@ class OptunaSweeper(Sweeper):
             report(study, self.folder)
         if left:
             said = ", ".join(f"{number} is {how}" for number, how in left.items())
-            raise UserError(f"trials of the search have not ended ({said}); go on with `genlab sweep resume {self.folder}`")
+            raise UserError(f"trials of the search have not ended ({said}); go on with `genlab sweep resume {quote(str(self.folder))}`")
 
     def run(self, study: Study) -> dict[int, str]:
         """Run trials until there are as many as asked for; return those that did not end, and how they stand."""
@@ -98,8 +104,10 @@ class OptunaSweeper(Sweeper):
         left: dict[int, str] = {}
         while True:
             batch, waiting = waiting[: self.at_once], waiting[self.at_once :]
-            whole = self.at_once if not batch else 0  # of a batch that was left, no more: it was drawn before what is drawn next
-            while len(batch) < whole and len(study.trials()) < self.search.n_trials and (trial := study.ask()):
+            resumes = bool(batch)  # and is told before more are drawn, as it would have been
+            while not resumes and len(batch) < self.at_once and len(study.trials()) < self.search.n_trials:
+                if (trial := study.ask()) is None:
+                    break
                 batch.append(trial.number)
             if not batch:
                 return left
@@ -140,21 +148,6 @@ class OptunaSweeper(Sweeper):
         """Return how the jobs of some trials stand."""
         jobs = [Job(number, (), self.folder / str(number)) for number in numbers]
         return dict(zip(numbers, standing(jobs), strict=True))
-
-
-@contextmanager
-def alone(folder: Path) -> Iterator[None]:
-    """Hold a sweep's folder against a second search in it.
-
-    Raises:
-        UserError: another process searches there.
-    """
-    with open(folder / ".search.lock", "w") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"another process runs the search in {folder}") from None
-        yield
 
 
 def spans(numbers: Sequence[int], done: set[int]) -> list[range]:
