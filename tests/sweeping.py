@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from genlab.sweeps.folder import State, SweepFolder
+from genlab.sweeps.folder import State, SweepFolder, standing
 
 # Seed 0 trains. 1 fails and 3 dies at every start, while there is no file "mended". 2 is killed in its first start alone.
 MODEL = '''
@@ -53,7 +53,7 @@ def write_model(folder: Path) -> None:
 
 def states(sweep: Path) -> list[State]:
     """Return the states of a sweep's jobs."""
-    return [job.state for job in SweepFolder.find(sweep).jobs()]
+    return standing(SweepFolder.find(sweep).jobs())
 
 
 def brief(sweep: Path) -> list[tuple[str, int]]:

@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -20,7 +20,8 @@ from conftest import run_here, run_process
 from sweeping import MINE, brief, states, write_model
 from test_kills import check_equal
 
-from genlab.sweeps import slurm
+from genlab.sweeps import folder, slurm
+from genlab.sweeps.folder import SweepFolder
 
 pytestmark = [pytest.mark.slurm, pytest.mark.xdist_group("slurm")]
 LONG = ("trainer.save_every=200", "trainer.log_every=150")
@@ -52,7 +53,7 @@ def cluster() -> Iterator[None]:
 class Sweep:
     """A sweep that another process has started, watched by what it leaves behind."""
 
-    def __init__(self, cwd: Path, *command: str, seconds: float) -> None:
+    def __init__(self, cwd: Path, *command: str, seconds: float = 300) -> None:
         self.until = time.monotonic() + seconds
         self.log = open(cwd / "sweep.log", "a+")  # noqa: SIM115
         self.process = subprocess.Popen([sys.executable, "-m", "genlab", *command], cwd=cwd, stderr=self.log, stdout=self.log)
@@ -66,8 +67,9 @@ class Sweep:
     def wait(self, ready) -> None:
         """Wait until something is so, and fail where the sweep ends before, or lasts too long."""
         while not ready():
-            assert self.process.poll() is None and time.monotonic() < self.until, self.said()
-            time.sleep(0.05)
+            assert self.process.poll() is None, self.said()
+            assert time.monotonic() < self.until, f"the sweep did not end in time\n{self.said()}"
+            time.sleep(0.1)
 
     def begun(self, number: int) -> bool:
         """Whether a job is at work and has saved something."""
@@ -75,19 +77,35 @@ class Sweep:
 
     def end(self) -> int:
         """Wait for the end, and return the exit code."""
-        try:
-            return self.process.wait(max(1, self.until - time.monotonic()))
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            pytest.fail(f"the sweep did not end in time\n{self.said()}")
+        while self.process.poll() is None:
+            assert time.monotonic() < self.until, f"the sweep did not end in time\n{self.said()}"
+            time.sleep(0.1)
+        return self.process.returncode
+
+    def clear(self) -> None:
+        """Leave nothing behind, whatever the test has found."""
+        self.process.kill()
+        self.process.wait()
+        arrays = {folder.submitted(job.folder).partition("_")[0] for job in SweepFolder(self.folder).jobs()} - {""}
+        subprocess.run(["scancel", *arrays], check=False)
+        self.log.close()
 
 
-def test_a_job_that_is_told_to_save_goes_on_and_one_that_fails_says_why(tmp_path):
-    """The signal is that of a preemption; the scheduler starts the job again, with the same id."""
+@pytest.fixture
+def started(tmp_path) -> Iterator[Callable[..., Sweep]]:
+    """`started("train", "-m", …)`: a sweep that is taken off the cluster when the test has ended."""
+    sweeps: list[Sweep] = []
     write_model(tmp_path)
+    yield lambda *command, **how: sweeps.append(Sweep(tmp_path, *command, **how)) or sweeps[-1]
+    for sweep in sweeps:
+        sweep.clear()
+
+
+def test_a_job_that_is_told_to_save_goes_on_and_one_that_fails_says_why(tmp_path, started):
+    """The signal is that of a preemption; the scheduler starts the job again, with the same id."""
     whole = run_here("train", *MINE, "seed=0", "trainer.steps=3000", *LONG, "out=whole", cwd=tmp_path)
     assert whole.code == 0, whole.err
-    sweep = Sweep(tmp_path, "train", "-m", *MINE, "seed=0,1", "trainer.steps=3000", *LONG, *SMALL, seconds=180)
+    sweep = started("train", "-m", *MINE, "seed=0,1", "trainer.steps=3000", *LONG, *SMALL)
     sweep.wait(lambda: sweep.begun(0))
     subprocess.run(["scancel", "--signal=USR2", states(sweep.folder)[0].slurm], check=True)
     assert sweep.end() == 2 and "1 of 2 jobs failed" in sweep.said(), sweep.said()
@@ -97,10 +115,9 @@ def test_a_job_that_is_told_to_save_goes_on_and_one_that_fails_says_why(tmp_path
 
 
 @pytest.mark.slow
-def test_a_job_that_dies_goes_on_and_one_that_is_cancelled_does_not(tmp_path):
-    write_model(tmp_path)
+def test_a_job_that_dies_goes_on_and_one_that_is_cancelled_does_not(tmp_path, started):
     command = ("train", "-m", *MINE, "seed=0,4,5", "trainer.steps=20000", *LONG, *SMALL)
-    sweep = Sweep(tmp_path, *command, seconds=300)
+    sweep = started(*command)
     sweep.wait(lambda: sweep.begun(0) and sweep.begun(1))
     os.kill(states(sweep.folder)[0].pid, signal.SIGKILL)
     subprocess.run(["scancel", states(sweep.folder)[1].slurm], check=True)
@@ -113,10 +130,9 @@ def test_a_job_that_dies_goes_on_and_one_that_is_cancelled_does_not(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_launcher_that_ends_leaves_its_jobs_to_the_cluster_and_finds_them_again(tmp_path):
-    write_model(tmp_path)
+def test_a_launcher_that_ends_leaves_its_jobs_to_the_cluster_and_finds_them_again(tmp_path, started):
     command = ("train", "-m", *MINE, "seed=0,4", "trainer.steps=5000", *LONG, *SMALL, "hydra.launcher.array_parallelism=1")
-    sweep = Sweep(tmp_path, *command, seconds=300)
+    sweep = started(*command)
     sweep.wait(lambda: sweep.begun(0))
     sweep.process.send_signal(signal.SIGINT)
     assert sweep.end() == 130 and "SLURM goes on with 2 jobs, which `scancel" in sweep.said(), sweep.said()
@@ -138,22 +154,19 @@ def test_what_the_cluster_refuses_is_one_line(tmp_path):
 # --- the whole of it ----------------------------------------------------------------------------------------------------
 
 MODELS = ("--config-dir", "confs", "model=vae,rbm,realnvp_points,mine", "seed=range(3)", "device=cpu", "device.threads=1")
-TWELVE = ("trainer.steps=3000", "trainer.batch_size=32", "trainer.save_every=100", "trainer.log_every=80", "trainer.preview_every=0")
+TWELVE = ("trainer.steps=3000", "trainer.batch_size=32", *LONG, "trainer.preview_every=0")
 
 
 @pytest.mark.slow
-def test_twelve_jobs_two_preempted_one_killed_one_failing(tmp_path):
+def test_twelve_jobs_two_preempted_one_killed_one_failing(tmp_path, started):
     """Four models × three seeds: eleven end as undisturbed runs do, bit for bit; the one that fails is told, and run again."""
-    write_model(tmp_path)
-    recipe = tmp_path / "confs" / "model" / "mine.yaml"
-    recipe.write_text(recipe.read_text().replace(", save_every: 10, log_every: 10, preview_every: 0", ""))
     here = ("hydra.sweep.dir=whole", "hydra.launcher.n=2")
     local = run_process("train", "-m", *MODELS, *TWELVE, *here, cwd=tmp_path, timeout=1200)
     assert local.code == 2 and "11 done, 1 failed" in local.err, local.err
 
     one_a_node = ("hydra/launcher=slurm_preemptible", "hydra.launcher.gpus_per_node=null", "hydra.launcher.cpus_per_task=2",
                   "hydra.launcher.mem_gb=1")  # fmt: skip
-    sweep = Sweep(tmp_path, "train", "-m", *MODELS, *TWELVE, *one_a_node, seconds=1200)
+    sweep = started("train", "-m", *MODELS, *TWELVE, *one_a_node, seconds=1200)
     preempt(sweep, 0)
     kill(sweep, 3)
     preempt(sweep, 6)

@@ -13,7 +13,7 @@ import sys
 import time
 
 import pytest
-from conftest import run_here
+from conftest import REPOSITORY, run_here
 from hydra.plugins.sweeper import Sweeper
 from recipes import CONFIGS, built
 from sweeping import MINE, brief, states, write_model
@@ -27,6 +27,8 @@ from genlab.training.signals import Signals, Stopped
 
 SWEEPS = [p for p in sorted((CONFIGS / "experiment" / "sweep").glob("*.yaml")) if "optuna" not in p.read_text()]
 LAUNCHERS = sorted((CONFIGS / "hydra" / "launcher").glob("*.yaml"))
+TEXTS = [path.read_text() for path in (REPOSITORY / "README.md", *LAUNCHERS)]
+COMMANDS = sorted({c.strip() for text in TEXTS for c in re.findall(r"genlab train -m [^`\n#]*", text) if "launcher" in c})
 
 # --- the folder ---------------------------------------------------------------------------------------------------------
 
@@ -306,17 +308,24 @@ def test_jobs_outlive_a_launcher_that_is_killed_and_are_waited_for(tmp_path):
 # --- what ships ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.fixture
+def planned(monkeypatch) -> list[list[str]]:
+    """The jobs that a command would run: they are kept here, and none begins."""
+    found: list[list[str]] = []
+    keep = lambda self, job_overrides, initial_job_idx: found.extend(map(list, job_overrides)) or []  # noqa: E731
+    monkeypatch.setattr(launchers.Jobs, "launch", keep)
+    every = Sweeper.validate_batch_is_legal  # composes every job, in seconds: here the first is enough
+    monkeypatch.setattr(Sweeper, "validate_batch_is_legal", lambda self, batch: every(self, batch[:1]))
+    return found
+
+
 @pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
-def test_a_ready_sweep_is_what_its_header_says(path, genlab, monkeypatch):
+def test_a_ready_sweep_is_what_its_header_says(path, genlab, planned):
     text = " ".join(line.lstrip("# ") for line in path.read_text().splitlines() if line.startswith("#"))
     if compare := re.search(rf"genlab compare experiment=sweep/{path.stem}\b", text):
         result = genlab(*compare.group().split()[1:], "--cfg", "job")
         assert result.code == 0 and "sample:" in result.out, result.err
         return
-    planned: list[list[str]] = []
-    keep = lambda self, job_overrides, initial_job_idx: planned.extend(map(list, job_overrides)) or []  # noqa: E731
-    monkeypatch.setattr(launchers.Local, "launch", keep)
-    monkeypatch.setattr(Sweeper, "validate_batch_is_legal", lambda self, batch: None)  # it composes each job: seconds
     command = re.search(rf"genlab train -m experiment=sweep/{path.stem}\b", text).group()
     result = genlab(*command.split()[1:])
     assert result.code == 0, result.err
@@ -328,11 +337,18 @@ def test_a_ready_sweep_is_what_its_header_says(path, genlab, monkeypatch):
         built(*job, "device=cpu", "out=unused")
 
 
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_command_for_a_launcher_composes(command, genlab, planned):
+    result = genlab(*command.split()[1:])
+    assert result.code == 0 and len(planned) > 1, result.err
+
+
 @pytest.mark.parametrize("path", LAUNCHERS, ids=lambda path: path.stem)
 def test_a_launcher_composes_and_says_when_to_take_it(path, genlab):
     result = genlab("train", f"hydra/launcher={path.stem}", "--cfg", "hydra", "--package", "hydra.launcher")
     assert result.code == 0 and "tries: " in result.out, result.err
-    assert "genlab train -m " in path.read_text() and path.read_text().startswith("# A sweep on")
+    text = path.read_text()
+    assert text.startswith("# A sweep on") and (path.stem == "local" or f"hydra/launcher={path.stem} " in text + " ")
     if path.stem.startswith("slurm"):
         options = dict(re.findall(r"^(\w+): (\S+)$", result.out, re.M))
         assert int(options["timeout_min"]) > 10 and int(options["tasks_per_node"]) >= 1 and int(options["max_num_timeout"]) >= 3
