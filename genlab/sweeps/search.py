@@ -94,7 +94,8 @@ class OptunaSweeper(Sweeper):
             report(study, self.folder)
         if left:
             said = ", ".join(f"{number} is {how}" for number, how in left.items())
-            raise UserError(f"trials of the search have not ended ({said}); go on with `genlab sweep resume {quote(str(self.folder))}`")
+            mend = f"go on with `genlab sweep resume {quote(str(self.folder))}`"
+            raise UserError(f"trials of the search have not ended ({said}); {mend}")
 
     def run(self, study: Study) -> dict[int, str]:
         """Run trials until there are as many as asked for; return those that did not end, and how they stand."""
