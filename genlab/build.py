@@ -13,7 +13,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from genlab.arguments import arguments, locate, refuse_targets
+from genlab.arguments import arguments, construct, locate, refuse_targets, shown
 from genlab.errors import UserError
 from genlab.objects import Plain, assemble, make_dataset, make_device, make_model
 from genlab.spec import Count, Spec
@@ -22,6 +22,7 @@ from genlab.training.run import RunFolder
 # What may differ when a run goes on: how long and where, never what is trained.
 MAY_CHANGE = {"trainer.steps", "trainer.max_time", "trainer.save_every", "trainer.keep"}
 MAY_CHANGE |= {"dataset.root", "dataset.path", "dataset.of.root", "dataset.of.path"}
+HOW = ("out", "resume", "device", "debug", "allow")  # what says where and how a run is trained
 
 
 def plain(config: DictConfig) -> Plain:
@@ -83,24 +84,33 @@ def train(config: DictConfig) -> dict[str, float] | None:
     arguments(general, {key: given[key] for key in signature(general).parameters}, "")
     ranks = Ranks()
     hydra = HydraConfig.get()
-    if config.resume is None:
-        folder, own, state = None, given, None
-    else:
+    job = hydra.mode is RunMode.MULTIRUN
+    if job and config.resume is not None:
+        raise UserError("a sweep takes no resume=: the same command goes on with it")
+    if job:
+        given["out"] = hydra.runtime.output_dir
+    if config.resume is not None:
         folder, checkpoint = RunFolder.find(config.resume)
         own = resumed(config, folder, list(hydra.overrides.task))
-        state = folder.load(checkpoint) if checkpoint or folder.steps() else None  # killed before its first checkpoint
+    elif job and ranks.share((Path(given["out"]) / "run.json").exists()):  # it was begun before, and goes on
+        folder, checkpoint = RunFolder(Path(given["out"])), None
+        own = same(given, folder)
+    else:
+        folder, checkpoint, own = None, None, given
+    begun = folder is not None and bool(checkpoint or folder.steps())  # or killed before its first checkpoint
+    state = folder.load(checkpoint) if begun else None
     with ranks:
-        return _train(own, folder, state, ranks, hydra)
+        return _train(own, folder, state, ranks, list(hydra.overrides.task))
 
 
-def _train(own: Plain, folder: RunFolder | None, state: Plain | None, ranks, hydra) -> dict[str, float] | None:
+def _train(own: Plain, folder: RunFolder | None, state: Plain | None, ranks, overrides: list[str]) -> dict[str, float] | None:
     from genlab.tasks.origin import origin
-    from genlab.tasks.train import train
+    from genlab.tasks.train import numbers, train
     from genlab.training.shards import share
 
     new = folder is None
     if new:
-        folder = RunFolder(Path(hydra.runtime.output_dir if hydra.mode is RunMode.MULTIRUN else str(own["out"])))
+        folder = RunFolder(Path(str(own["out"])))
         if ranks.first:
             folder.refuse_if_there()
     else:
@@ -108,17 +118,56 @@ def _train(own: Plain, folder: RunFolder | None, state: Plain | None, ranks, hyd
         own = {**own, "trainer": options}
         if said and ranks.first:
             print(said, file=sys.stderr)
-    own, dataset, trainer = assemble(own, list(hydra.overrides.task))
+    own, dataset, trainer = assemble(own, overrides)
     if state:
         trainer.load(state)
         if trainer.at >= trainer.options.steps:
             if ranks.first:  # no error: a scheduler that starts a job again must not see it fail
                 print(f"{folder.path} is done: {trainer.at:,} steps; give a larger trainer.steps= to go on")
-            return None
+            return numbers(trainer, folder)
     elif new and ranks.first:
-        info = origin(own, dataset, trainer.device, dict(hydra.runtime.choices), list(hydra.overrides.task))
+        info = origin(own, dataset, trainer.device, dict(HydraConfig.get().runtime.choices), overrides)
         RunFolder.create(folder.path, config=OmegaConf.to_yaml(own), info=info | {"processes": ranks.size})
-    return train(trainer, dataset, folder, config=own)
+    return train(trainer, dataset, folder, config=own, verdict=verdict(own) if ranks.first else None)
+
+
+def verdict(own: Plain) -> Callable | None:
+    """Return what a trial of a search asks after each evaluation; None where trials are not pruned, or this is none."""
+    hydra = HydraConfig.get()
+    sweeper = OmegaConf.to_container(hydra.sweeper, resolve=True)
+    if hydra.mode is not RunMode.MULTIRUN or not sweeper["_target_"].endswith(".OptunaSweeper"):
+        return None
+    from genlab.sweeps.study import Search, verdict
+
+    search, o = construct(Search, sweeper, "hydra.sweeper"), own["trainer"]
+    if not search.prunes:
+        return None
+    goal = search.goal(o["monitor"], o["evaluate_every"])
+    rungs = (o["evaluate_every"], o["steps"])
+    return verdict(Path(str(own["out"])).parent, hydra.job.num, goal, search=search, rungs=rungs)
+
+
+def same(given: Plain, folder: RunFolder) -> Plain:
+    """Return the config of a job that was begun before, on the device of now.
+
+    Raises:
+        UserError: it is not what is composed now: a recipe was edited in between.
+    """
+    from genlab.tasks.train import flat
+
+    own = plain(read(folder))
+    if given["trainer"]["batch_size"] == "auto":  # the run holds the number that it was settled at
+        given["trainer"]["batch_size"] = own["trainer"]["batch_size"]
+    before, now = (flat({key: value for key, value in config.items() if key not in HOW}) for config in (own, given))
+    for key in sorted(before.keys() | now.keys()):
+        settled = given.get("codec") and (key == "codec.run" or key.startswith("model.codec."))
+        if before.get(key) != now.get(key) and not settled:
+            raise UserError(
+                f"{folder.path} was begun with {key}={shown(before.get(key))}, and now it is {shown(now.get(key))}; "
+                "give another hydra.sweep.dir=, or remove that folder"
+            )
+    # Without a checkpoint it begins anew: a codec, whose weights lie in them, is had as at first.
+    return {**own, **{key: given[key] for key in HOW}} if folder.steps() else given
 
 
 def plan(config: DictConfig) -> dict[str, float]:

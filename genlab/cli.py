@@ -5,6 +5,8 @@ Imports no torch: `genlab --help` answers at once, and `genlab train --cfg job` 
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import re
 import sys
@@ -41,6 +43,12 @@ def main() -> None:
             print(f"genlab {__version__}")
         elif name in COMMANDS:
             compose_and_run(name, arguments)
+        elif name == "sweep":
+            from genlab.tasks import sweep
+
+            if again := sweep.sweep(arguments):
+                os.chdir(again.cwd)
+                compose_and_run("train", again.arguments)
         elif name in LISTS:
             from genlab.tasks import listing
 
@@ -129,28 +137,60 @@ def compose_and_run(command: str, arguments: list[str]) -> None:
     OmegaConf.register_new_resolver("genlab.stamp", stamp, replace=True)
     OmegaConf.register_new_resolver("genlab.folder", lambda m, d: f"outputs/{m}-{d}/{stamp()}", replace=True)
 
+    arguments = flags_first(folders_as_runs(arguments) if command == "compare" else arguments)
+    refuse_shadows(arguments)
+    OmegaConf.register_new_resolver("genlab.sweep", lambda: sweep_name(arguments), replace=True)
     failed: list[Exception] = []
+    sweeps = command == "train" and bool({"-m", "--multirun"} & set(arguments))
+    if sweeps:
+        if world().size > 1:
+            raise UserError("a sweep starts its own processes: give `genlab train -m` to one, with hydra/launcher=slurm_node")
+        from genlab.sweeps import launchers, search
+
+        launchers.register(failed)
+        search.register(failed)
 
     def task(config: DictConfig) -> object:
         from genlab import build
 
-        if failed and getattr(failed[-1], "exit_code", 2) > 128:
-            return None  # a signal ended the job before: it meant the sweep
         try:
             return getattr(build, command)(config)
-        except Exception as error:  # kept from Hydra, which would print it its own way; raised below
-            error = parted(error)
-            if failed:
-                print(f"genlab: {explain(failed[-1]) or repr(failed[-1])}", file=sys.stderr)
-            failed.append(error)
-            return None
+        except Exception as error:
+            end = parted(error)
+            if end is error:
+                raise
+            raise end from error
 
-    arguments = flags_first(arguments)
-    refuse_shadows(arguments)
+    def kept(config: DictConfig) -> object:
+        try:
+            return task(config)
+        except Exception as error:  # from Hydra, which would print it its own way
+            return failed.append(error)
+
     sys.argv = [sys.argv[0], *arguments]
-    hydra.main(version_base="1.3", config_path="pkg://genlab.configs", config_name=command)(task)()
-    if failed:  # in a sweep, the jobs after a failure were run all the same
+    main = hydra.main(version_base="1.3", config_path="pkg://genlab.configs", config_name=command)
+    main(task if sweeps else kept)()
+    for error in failed[:-1]:
+        print(f"genlab: {explain(error) or repr(error)}", file=sys.stderr)
+    if failed:  # of several jobs, all were run
         raise failed[-1]
+
+
+def sweep_name(arguments: list[str]) -> str:
+    """Return the name of a sweep's folder: the same for the same command, however and wherever its jobs run."""
+    besides = ("-m", "--multirun", "debug", "device", "hydra/launcher", "hydra.launcher", "hydra.sweep")
+    besides += ("hydra.sweeper.n_trials", "hydra.sweeper.n_jobs")  # of a search, which may grow
+    words = [word for word in arguments if not re.match(rf"[+~]*({'|'.join(map(re.escape, besides))})(?![\w-])", word)]
+    readable = re.sub(r"[^a-z0-9]+", "-", " ".join(word for word in words if not word.startswith("-")).lower())
+    return f"{readable[:48].strip('-') or 'train'}-{hashlib.sha256(json.dumps(words).encode()).hexdigest()[:8]}"
+
+
+def folders_as_runs(arguments: list[str]) -> list[str]:
+    """Return the arguments with the folders among them as `runs=`: genlab compare outputs/sweeps/mine."""
+    after = {i + 1 for i, word in enumerate(arguments) if FLAGS.get(word, ()) != ()}  # a flag's value
+    folders = [i for i, word in enumerate(arguments) if word[:1] != "-" and i not in after and Path(word).exists()]
+    quoted = ("'" + arguments[i].replace("\\", "\\\\").replace("'", "\\'") + "'" for i in folders)
+    return [word for i, word in enumerate(arguments) if i not in folders] + [f"runs=[{','.join(quoted)}]"] * bool(folders)
 
 
 def flags_first(arguments: list[str]) -> list[str]:

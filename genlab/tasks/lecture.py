@@ -16,9 +16,8 @@ import yaml
 
 from genlab.errors import UserError, did_you_mean
 from genlab.spec import Positive
-from genlab.tasks.train import Stopped
 from genlab.training.run import RunFolder
-from genlab.training.signals import Signals
+from genlab.training.signals import Signals, Stopped
 from genlab.training.world import ALONE
 
 RUNS = Path("outputs/lectures/runs")

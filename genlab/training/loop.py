@@ -29,6 +29,7 @@ class Loop:
         run: the folder to write to; None writes nothing. Of several processes only the first writes.
         preview: draws a picture (H, W, 3) of samples.
         evaluate: measures the model on held-out data.
+        verdict: hears each evaluation and its step; what it returns, other than None, is why the run ends there.
         config: the run's options, for TensorBoard's table of hyperparameters.
     """
 
@@ -39,14 +40,16 @@ class Loop:
         *,
         preview: Callable[[nn.Module], np.ndarray] | None = None,
         evaluate: Callable[[nn.Module], Measures] | None = None,
+        verdict: Callable[[int, Measures], str | None] | None = None,
         config: dict[str, Any] | None = None,
     ) -> None:
         self.trainer, self.options = trainer, trainer.options
         self.folder, self.run = run, run if trainer.ranks.first else None
-        self.preview, self.evaluate, self.config = preview, evaluate, config or {}
+        self.preview, self.evaluate, self.verdict, self.config = preview, evaluate, verdict, config or {}
+        self.ruled: str | None = None  # what the verdict was
 
     def fit(self, data: Data) -> str:
-        """Train until the options say so; return why it ended: "steps", "time", "patience", or a signal's name.
+        """Train until the options say so; return why it ended: "steps", "time", "patience", a signal's name, or the verdict.
 
         Raises:
             Diverged: a loss, or a weight about to be saved, is not finite.
@@ -83,7 +86,7 @@ class Loop:
                 if ended or self.due(o.save_every) or t.at == o.steps:
                     self.save()
                 clock = time.monotonic()
-        self.log.close(self.config, self.last())
+            self.log.close(self.config, self.run.final() if self.run else {})
         return ended or "steps"
 
     def due(self, every: int) -> bool:
@@ -124,6 +127,8 @@ class Loop:
             self.log.tell(f"step {t.at:,}: {note}")
         for name, (estimate, _) in measures.items():
             self.log.scalar(f"evaluation/{name}", estimate.value, t.at)
+        if self.verdict and t.ranks.first:
+            self.ruled = self.verdict(t.at, measures)
         if monitor is None:
             return
         estimate, higher = measures[monitor]
@@ -142,14 +147,9 @@ class Loop:
             why = why or "time"
         if o.patience and t.best and t.best["since"] >= o.patience:
             why = why or "patience"
+        if t.at < o.steps:  # a whole run is no shorter for being judged
+            why = why or self.ruled
         return (t.ranks.share(why) or "SIGTERM") if t.ranks.any(why is not None) else None
-
-    def last(self) -> dict[str, float]:
-        """Return the run's final numbers: its last losses, its last evaluation."""
-        final: dict[str, float] = {}
-        for record in self.run.history() if self.run else ():
-            final |= record.get("evaluation", {k: v for k, v in record.items() if k not in ("step", "notes")})
-        return final
 
     def hint(self) -> str:
         """Return what to do after a divergence."""

@@ -184,6 +184,13 @@ class RunFolder:
         lines = self.stats.read_text().splitlines() if self.stats.exists() else []
         return [json.loads(line) for line in lines]
 
+    def final(self) -> dict[str, float]:
+        """Return the run's last numbers: its last losses, its last evaluation."""
+        found: dict[str, float] = {}
+        for record in self.history():
+            found |= record.get("evaluation", {k: v for k, v in record.items() if k not in ("step", "notes")})
+        return found
+
     def forget_after(self, step: int) -> None:
         """Drop what was logged after `step`, and files and lines that a kill cut short: a resume writes them again."""
         for part in self.path.rglob("*.part"):
