@@ -63,7 +63,7 @@ def main() -> None:
         end = parted(error)
         line = explain(end)
         if full or line is None:
-            if world().size == 1:
+            if not several():
                 raise
             traceback.print_exception(end)
         elif not isinstance(end, Said):
@@ -71,14 +71,22 @@ def main() -> None:
         leave(1 if line is None else getattr(end, "exit_code", 2))
 
 
+def several() -> bool:
+    """Return whether this is one of several processes, as far as the environment makes sense."""
+    try:
+        return world().size > 1
+    except UserError:
+        return False
+
+
 def parted(error: Exception) -> Exception:
     """Return what this process ends with, after an error that all the others have heard of."""
-    return farewell(error, explain(error)) if world().size > 1 else error
+    return farewell(error, explain(error)) if several() else error
 
 
 def leave(code: int) -> None:
     """Exit; one of several processes without Python's clearing up, which could wait for messages of those that are gone."""
-    if world().size > 1:
+    if several():
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)

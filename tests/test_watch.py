@@ -132,6 +132,11 @@ def test_an_environment_that_says_too_little_is_refused(environment):
         world(environment)
 
 
+def test_the_command_line_says_so(genlab, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert "WORLD_SIZE=2 without RANK" in genlab("train", "trainer.steps=1").error
+
+
 @pytest.mark.parametrize(
     ("nodes", "host"), [("n1", "n1"), ("n[1-4]", "n1"), ("gpu-a[03,07-09],m1", "gpu-a03"), ("r[2-3]n[01-16],s", "r2n01")]
 )

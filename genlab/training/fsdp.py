@@ -23,16 +23,23 @@ from genlab.training.ranks import Ranks
 
 
 class FSDP:
-    """A model that is cut over all processes, and in the first one a whole copy of it to be asked, which waits beside the CPU.
+    """A model that is cut over all processes, and in the first one a whole copy of it to be asked, which waits on the CPU.
 
     A part is gathered when it is used, and let go after that: the items of lists of modules, and what the model calls itself.
+
+    Args:
+        model: on the CPU.
+        mean: whether there is to be a cut copy in `mean`, for the running mean of the weights.
     """
 
-    def __init__(self, model: nn.Module, device: Device, ranks: Ranks) -> None:
+    def __init__(self, model: nn.Module, device: Device, ranks: Ranks, *, mean: bool) -> None:
         self.device, self.first = device, ranks.first
         self.whole = copy.deepcopy(model).requires_grad_(False) if ranks.first else None
+        self.mean = copy.deepcopy(model) if mean else None
         self.mesh = init_device_mesh(device.name, (ranks.size,))
-        self.cut(model)
+        for each in (model, self.mean):
+            if each is not None:
+                self.cut(each)
 
     def cut(self, model: nn.Module) -> None:
         """Cut a model in place."""

@@ -23,7 +23,8 @@ class Ranks:
         Lost: the processes do not meet.
     """
 
-    met = 0  # how often these processes have met
+    place: dist.Store | None = None  # where these processes meet, as often as they train something
+    met = 0
 
     def __init__(self) -> None:
         self.world = world()
@@ -33,14 +34,16 @@ class Ranks:
 
     def meet(self) -> None:
         """Join the other processes."""
-        place = f"{self.world.address}:{self.world.port}"
+        at = f"{self.world.address}:{self.world.port}"
         try:
-            store, _, _ = next(dist.rendezvous(f"tcp://{place}", self.rank, self.size, timeout=timedelta(seconds=JOIN)))
+            if Ranks.place is None:
+                join = timedelta(seconds=JOIN)
+                Ranks.place, _, _ = next(dist.rendezvous(f"tcp://{at}", self.rank, self.size, timeout=join))
         except dist.DistError as error:
             why = str(error).splitlines()[0]
-            raise Lost(f"rank {self.rank} of {self.size} processes found no meeting at {place} ({why}); "
-                            "MASTER_ADDR and MASTER_PORT name another") from error  # fmt: skip
-        store = dist.PrefixStore(f"genlab{Ranks.met}", store)
+            raise Lost(f"rank {self.rank} of {self.size} processes found no meeting at {at} ({why}); "
+                       "MASTER_ADDR and MASTER_PORT name another") from error  # fmt: skip
+        store = dist.PrefixStore(f"genlab{Ranks.met}", Ranks.place)
         Ranks.met += 1
 
         def post(text: str) -> str:
@@ -63,7 +66,7 @@ class Ranks:
         """Replace each tensor by its mean over the processes, in place, with one message a floating type."""
         if self.size == 1 or not tensors:
             return
-        for dtype in {t.dtype for t in tensors}:
+        for dtype in dict.fromkeys(t.dtype for t in tensors):  # in the same order everywhere
             group = [t for t in tensors if t.dtype == dtype]
             flat = torch.cat([t.reshape(-1) for t in group])
             dist.all_reduce(flat)

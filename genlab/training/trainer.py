@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -69,11 +68,8 @@ class Trainer:
         self.optimizer = optimizer
         self.options = options
         self.seed = seed
-        self.fsdp, mean = None, None
-        if self.device.fsdp and self.ranks.size > 1:
-            self.model, self.fsdp, mean = self.divided(model)
-        else:
-            self.model = self.device.place(model)
+        self.fsdp = self.divided(model) if self.device.fsdp and self.ranks.size > 1 else None
+        self.model = model if self.fsdp else self.device.place(model)
         self.at = 0  # steps done
         self.pulled = 0  # joint batches taken from the stream
         self.draws = 0  # random draws begun within this step
@@ -85,14 +81,14 @@ class Trainer:
         self.buckets: dict[str, Buckets] = {}  # by optimizer
         self.configure()
         self.scaler = self.device.scaler()
-        self.ema = EMA(self.model, options.ema, mean) if options.ema else None
+        self.ema = EMA(self.model, options.ema, self.fsdp and self.fsdp.mean) if options.ema else None
         self.buffers = ShardBuffers(self.model, local=options.accumulate, ranks=self.ranks)
         for optimizer_ in self.optimizers.values():
             for group in optimizer_.param_groups:
                 group["base_lr"] = float(group["lr"])
 
-    def divided(self, model: nn.Module) -> tuple[nn.Module, FSDP, nn.Module | None]:
-        """Return the model, cut over the processes, what knows how, and a copy of it for the running mean.
+    def divided(self, model: nn.Module) -> FSDP:
+        """Cut the model over the processes.
 
         Raises:
             UserError: this rule, or this way to compute, needs the whole model.
@@ -103,12 +99,7 @@ class Trainer:
             raise UserError(f"device.fsdp: {type(self).__name__} needs the whole model; set device.fsdp=false")
         if self.device.precision == "fp16" or self.device.compile:
             raise UserError("device.fsdp goes with device.precision=bf16, fp32 or fp64, and without device.compile")
-        model = self.device.place(model, fsdp=True)
-        mean = copy.deepcopy(model) if self.options.ema else None
-        fsdp = FSDP(model, self.device, self.ranks)
-        if mean is not None:
-            fsdp.cut(mean)
-        return model, fsdp, mean
+        return FSDP(self.device.place(model, fsdp=True), self.device, self.ranks, mean=self.options.ema > 0)
 
     # --- what a family may override -----------------------------------------------------------------------------------
 
