@@ -134,16 +134,28 @@ def shown(value: Any) -> str:
 def nested(value: Any) -> Any:
     """Return a value with the objects that it names inside it (`_target_`) made."""
     if isinstance(value, dict) and "_target_" in value:
+        target = locate(value, "a nested object")
+        if OURS.fullmatch(value["_target_"]) and not makes(target):
+            raise UserError(f"_target_={value['_target_']} is no network, model or data set, which alone may stand in an option")
         if value.get("_partial_"):  # its first argument comes from the one who calls it
-            target = locate(value, "a nested object")
             own = {key: inside for key, inside in value.items() if key != "_partial_"}
             return partial(target, **arguments(target, own, value["_target_"], skip=1))
-        return construct(locate(value, "a nested object"), value, value["_target_"])
+        return construct(target, value, value["_target_"])
     if isinstance(value, dict):
         return {k: nested(v) for k, v in value.items()}
     if isinstance(value, list):
         return [nested(v) for v in value]
     return value
+
+
+def makes(target: Any) -> bool:
+    """Return whether a class or function of genlab's makes a network, a model or a data set, and does nothing else.
+
+    A config may be a stranger's, and genlab has functions that write files and start processes.
+    """
+    if isinstance(target, type):
+        return any(verb in vars(kind) for kind in target.__mro__[:-1] for verb in ("forward", "batches", "__call__"))
+    return target.__module__.startswith(("genlab.models.", "genlab.nn."))
 
 
 def construct(target: Callable[..., Any], values: dict[str, Any], where: str, *given: Any) -> Any:

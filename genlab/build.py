@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from genlab.arguments import arguments, locate, refuse_targets
 from genlab.errors import UserError
 from genlab.objects import Plain, assemble, make_dataset, make_device, make_model
-from genlab.spec import Count, Spec
+from genlab.spec import Count
 from genlab.training.run import RunFolder
 
 # What may differ when a run goes on: how long and where, never what is trained.
@@ -32,20 +32,6 @@ def general(*, seed: Count, out: str | int, resume: str | int | None, allow: lis
     """The types of the options that belong to no object."""
 
 
-def read(folder: RunFolder) -> DictConfig:
-    """Return a run's own config.
-
-    Raises:
-        UserError: its config.yaml is damaged.
-    """
-    from yaml import YAMLError
-
-    try:
-        return OmegaConf.create(folder.config())
-    except YAMLError as error:
-        raise UserError(f"{folder.path / 'config.yaml'} is unreadable: {' '.join(str(error).split())}") from error
-
-
 def load_run(config: Plain):
     """Return the run that `config["run"]` names, its model rebuilt from its own config alone.
 
@@ -53,16 +39,20 @@ def load_run(config: Plain):
         UserError: no such run, a config that names foreign classes, an unreadable checkpoint.
     """
     from genlab.tasks.run import Run
+    from genlab.training.fitting import agreeing, bounded
 
     folder, checkpoint = RunFolder.find(config["run"])
-    own = OmegaConf.to_container(read(folder), resolve=False)
+    own = folder.options("model", "dataset")
     refuse_targets(own, allowed=tuple(config.get("allow") or ()), where=str(folder.path / "config.yaml"))
     info = folder.info()
     device = make_device(config.get("device") or {"name": "cpu"})
     state = folder.load(checkpoint)
-    spec = Spec.from_json(info["spec"])
-    model = make_model(own, spec)
-    model.load_state_dict(state["ema"] or state["model"])
+    spec = folder.spec()
+    weights = state["ema"] or state["model"]
+    with agreeing(str(folder.path / "config.yaml")):
+        with bounded(weights):
+            model = make_model(own, spec)
+        model.load_state_dict(weights)
     return Run(
         folder, own, info, device.place(model).eval(), spec, device, state["step"], partial(make_dataset, own)
     )
@@ -86,7 +76,9 @@ def train(config: DictConfig) -> dict[str, float] | None:
         folder, own, state = None, given, None
     else:
         folder, checkpoint = RunFolder.find(config.resume)
-        own = resumed(config, folder, list(hydra.overrides.task))
+        own = resumed(given, folder, list(hydra.overrides.task))
+        if ranks.first:
+            folder.lock()  # before the state is read: who trains here now may be about to save a later one
         state = folder.load(checkpoint) if checkpoint or folder.steps() else None  # killed before its first checkpoint
     try:
         return _train(own, folder, state, ranks, hydra)
@@ -101,9 +93,9 @@ def _train(own: Plain, folder: RunFolder | None, state: Plain | None, ranks, hyd
     if folder is None and ranks.first:
         out = Path(hydra.runtime.output_dir if hydra.mode is RunMode.MULTIRUN else str(own["out"]))
         RunFolder(out).refuse_if_there()
-    own, dataset, trainer = assemble(own, list(hydra.overrides.task))
+    where = str(folder.path / "config.yaml") if folder else ""
+    own, dataset, trainer = assemble(own, list(hydra.overrides.task), state=state, where=where)
     if state:
-        trainer.load(state)
         if trainer.at >= trainer.options.steps:
             if ranks.first:  # no error: a scheduler that starts a job again must not see it fail
                 print(f"{folder.path} is done: {trainer.at:,} steps; give a larger trainer.steps= to go on")
@@ -126,14 +118,17 @@ def plan(config: DictConfig) -> dict[str, float]:
     return plan(trainer, dataset, config=own)
 
 
-def resumed(config: DictConfig, folder: RunFolder, overrides: list[str]) -> Plain:
+def resumed(given: Plain, folder: RunFolder, overrides: list[str]) -> Plain:
     """Return a run's own config, with the overrides that a resume may give.
 
     Raises:
-        UserError: an override would change what is trained.
+        UserError: an override would change what is trained, or the config names what only its user may allow.
     """
-    own = read(folder)
-    refuse_targets(OmegaConf.to_container(own, resolve=False), allowed=tuple(config.allow or ()), where=str(folder.path))
+    own, where = folder.options("model", "dataset", "trainer", "device"), folder.path / "config.yaml"
+    refuse_targets(own, allowed=tuple(given["allow"]), where=str(where))
+    if own.get("codec") and "codec" not in own["model"]:
+        raise UserError(f"{where} is unreadable: its model has no codec, which a run that goes on has")
+    own["allow"] = given["allow"]  # what the run's own config would allow counts for nothing
     choices = folder.info()["choices"]
     for override in overrides:
         key, _, value = override.lstrip("+~").partition("=")
@@ -142,19 +137,35 @@ def resumed(config: DictConfig, folder: RunFolder, overrides: list[str]) -> Plai
         if key == "out":
             raise UserError("out= is for a new run: a resume goes on in the run's own folder")
         if key == "device":
-            own.device = config.device
+            own["device"] = given["device"]
         elif key in MAY_CHANGE or key.startswith("device."):
-            OmegaConf.update(own, key, OmegaConf.select(config, key))
+            put(own, key, at(given, key))
         elif key in choices:
             if value != str(choices[key]):
                 own_way = f"the run's {key}={choices[key]}; a resume goes on with the run's own config"
                 raise UserError(f"{key}={value} differs from {own_way}")
-        elif OmegaConf.select(config, key) != OmegaConf.select(own, key):
+        elif at(given, key) != at(own, key):
             raise UserError(
-                f"{override} differs from the run's {key}={OmegaConf.select(own, key)}; a resume may only change "
+                f"{override} differs from the run's {key}={at(own, key)}; a resume may only change "
                 f"{', '.join(sorted(MAY_CHANGE))} and device"
             )
-    return plain(own)
+    return own
+
+
+def at(config: Plain, key: str) -> Any:
+    """Return the value of a dotted key, None where there is none."""
+    found: Any = config
+    for part in key.split("."):
+        found = found.get(part) if isinstance(found, dict) else None
+    return found
+
+
+def put(config: Plain, key: str, value: Any) -> None:
+    """Set the value of a dotted key."""
+    *above, last = key.split(".")
+    for part in above:
+        config = config.setdefault(part, {})
+    config[last] = value
 
 
 def sample(config: DictConfig) -> None:
@@ -233,7 +244,7 @@ def classify(config: DictConfig) -> dict[str, Any]:
 
 def alike(config: DictConfig, run):
     """Return the dataset of `config` prepared as the run's own is."""
-    own = OmegaConf.to_container(read(run.folder).dataset, resolve=True)
+    own = run.folder.options("dataset")["dataset"]
     prepare = {key: own.get(key, value) for key, value in config.prepare.items()}
     return make_dataset(plain(OmegaConf.create({"dataset": config.dataset, "prepare": prepare})))
 

@@ -13,7 +13,7 @@ from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
 
-from genlab.errors import UserError, did_you_mean
+from genlab.errors import UserError, did_you_mean, printable
 from genlab.tasks import COMMANDS, LISTS
 
 FLAGS: dict[str, tuple[str, ...] | None] = {  # Hydra's, with the values that each takes: none, any (None), or these
@@ -23,6 +23,7 @@ FLAGS: dict[str, tuple[str, ...] | None] = {  # Hydra's, with the values that ea
     **dict.fromkeys(("--cfg", "-c"), ("job", "hydra", "all")),
     **dict.fromkeys(("--info", "-i"), ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")),
 }
+OUT_OF_MEMORY = re.compile("allocate memory|out of memory")
 
 
 def main() -> None:
@@ -52,7 +53,7 @@ def main() -> None:
         line = explain(error)
         if full or line is None:
             raise
-        print(f"genlab: {line}", file=sys.stderr)
+        print(f"genlab: {printable(line)}", file=sys.stderr)
         sys.exit(getattr(error, "exit_code", 2))
 
 
@@ -109,7 +110,7 @@ def compose_and_run(command: str, arguments: list[str]) -> None:
             return getattr(build, command)(config)
         except Exception as error:  # kept from Hydra, which would print it its own way; raised below
             if failed:
-                print(f"genlab: {explain(failed[-1]) or repr(failed[-1])}", file=sys.stderr)
+                print(f"genlab: {printable(explain(failed[-1]) or repr(failed[-1]))}", file=sys.stderr)
             failed.append(error)
             return None
 
@@ -178,9 +179,9 @@ def explain(error: Exception) -> str | None:
         seen = seen.__cause__ or seen.__context__
     if isinstance(seen, UserError):
         return " ".join(str(seen).splitlines())
-    if isinstance(error, OSError) and error.filename:  # a folder that cannot be written, a full disk
-        return f"{error.filename}: {error.strerror}"
-    if isinstance(error, RuntimeError | MemoryError) and re.search("allocate memory|out of memory", str(error)):
+    if isinstance(error, OSError) and error.errno:  # a folder that cannot be written, a full disk
+        return f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror)
+    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and OUT_OF_MEMORY.search(str(error))):
         return "out of memory; try a smaller trainer.batch_size or n, a smaller model, or trainer.accumulate=2"
     raised = error.__traceback__
     while raised and raised.tb_next:

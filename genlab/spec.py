@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
 from annotated_types import Ge, Gt, Interval
@@ -36,11 +36,11 @@ class Spec:
     `source` is the Spec of what an item is made from (`Batch.cond`), and `task` the name of that translation.
     """
 
-    shape: tuple[int, ...]
+    shape: tuple[Positive, ...]
     kind: str = "image"  # image | points | tokens | video
-    classes: int = 0  # 0: no labels
-    levels: int = 256
-    vocab: int = 0
+    classes: Count = 0  # 0: no labels
+    levels: Count = 256
+    vocab: Count = 0
     symbols: str = ""
     range: tuple[float, float] = (-1.0, 1.0)
     dequantised: bool = False
@@ -95,8 +95,18 @@ class Spec:
 
     @classmethod
     def from_json(cls, values: dict) -> Spec:
-        source = values.get("source") and cls.from_json(values["source"])
-        return replace(cls(**values), shape=tuple(values["shape"]), range=tuple(values["range"]), source=source)
+        """Return the Spec that `to_json` made the values of.
+
+        Raises:
+            ValueError: they are no Spec's.
+        """
+        from pydantic import TypeAdapter
+
+        spec = TypeAdapter(cls).validate_python(values)
+        low, high = spec.range
+        if not low < high or not spec.shape or spec.dim >= 2**31:
+            raise ValueError(f"shape {list(spec.shape)}, range {list(spec.range)}")
+        return spec
 
 
 @dataclass

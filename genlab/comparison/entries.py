@@ -36,20 +36,12 @@ class Entry:
     @cached_property
     def config(self) -> dict[str, Any]:
         """config.yaml with dotted keys."""
-        import yaml
-
-        return dict(flattened(yaml.safe_load(RunFolder(self.folder).config()) or {}))
+        return dict(flattened(RunFolder(self.folder).options()))
 
     @cached_property
     def history(self) -> list[dict[str, Any]]:
         """The lines of stats.jsonl, without one that a kill cut short."""
-        path, found = self.folder / "stats.jsonl", []
-        for line in path.read_text().splitlines() if path.exists() else []:
-            try:
-                found.append(json.loads(line))
-            except ValueError:
-                break
-        return found
+        return RunFolder(self.folder).history()
 
     @property
     def notes(self) -> dict[str, int]:

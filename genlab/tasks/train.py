@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import signal
 import sys
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -48,7 +49,7 @@ def train(trainer: Trainer, dataset: Any, folder: RunFolder | None, *, config: d
         Stopped: a signal asked the run to end.
     """
     writes = folder is not None and trainer.ranks.first
-    with folder.lock() if writes else nullcontext():
+    with keeping(folder) if writes else nullcontext(), folder.lock() if writes else nullcontext():
         if writes:
             folder.forget_after(trainer.at)
             start(trainer, dataset, folder)
@@ -69,6 +70,24 @@ def train(trainer: Trainer, dataset: Any, folder: RunFolder | None, *, config: d
     print(f"trained {trainer.at:,} steps{why[ended]} in {trainer.seconds:.0f} s: {folder.path}")
     last = [line for line in folder.history() if "seconds" in line]
     return {k: v for k, v in last[-1].items() if isinstance(v, float)} if last else {}
+
+
+@contextmanager
+def keeping(folder: RunFolder) -> Iterator[None]:
+    """Say what is saved when the system refuses to write: a full disk, a folder that became read-only.
+
+    Raises:
+        UserError: in place of the system's own error.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None:
+            raise
+        saved = folder.steps()
+        kept = f"{saved[-1]} is whole" if saved else "there is no checkpoint yet"
+        again = f"mend that and go on with `genlab train resume={folder.path}`"
+        raise UserError(f"{error.filename or folder.path}: {error.strerror}; {kept}; {again}") from error
 
 
 def start(trainer: Trainer, dataset: Any, folder: RunFolder) -> None:
