@@ -31,6 +31,7 @@ class Entry:
 
     @cached_property
     def info(self) -> dict[str, Any]:
+        RunFolder(self.folder).refuse_links()
         return RunFolder(self.folder).info()
 
     @cached_property

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import IO, Any, Literal
 
 from genlab.errors import UserError
-from genlab.training.run import write_whole
+from genlab.training.files import lockable, write_whole
 
 # waiting: not begun, or given back by a scheduler. stopped: a signal ended it, with everything saved. lost: its process is
 # gone and said nothing (killed, out of memory, a dead node). The last three and running go on from their checkpoint.
@@ -163,7 +163,7 @@ def can_signal(pid: int) -> bool:
 @contextmanager
 def hold(path: Path) -> Iterator[IO[str]]:
     """Hold a file's lock; who comes second waits."""
-    with open(path, "w") as handle:
+    with lockable(path) as handle:
         fcntl.flock(handle, fcntl.LOCK_EX)
         yield handle
 

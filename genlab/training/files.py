@@ -75,6 +75,11 @@ def sync_folder(folder: Path) -> None:
     os.close(handle)
 
 
+def lockable(path: Path) -> IO[str]:
+    """Open a file, made where it is missing, whose lock is all that matters: what it holds stays, and no link is followed."""
+    return os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666), "r+")
+
+
 # --- reading ----------------------------------------------------------------------------------------------------------
 
 

@@ -14,7 +14,7 @@ from typing import IO, Any
 from genlab.errors import UserError
 from genlab.spec import Spec
 from genlab.training import checkpoints
-from genlab.training.files import read_json, read_yaml, write_whole
+from genlab.training.files import lockable, read_json, read_yaml, write_whole
 
 OUTPUTS = Path("outputs")
 
@@ -84,7 +84,20 @@ class RunFolder:
             raise UserError(f"run={where}: there is no such folder or checkpoint file")
         if not (run.path / "run.json").exists():
             raise UserError(f"run={where} is no run: {run.path} has no run.json; give a folder that `genlab train` made")
+        run.refuse_links()
         return run, checkpoint
+
+    def refuse_links(self) -> None:
+        """Refuse a run folder with a link out of it, through which a stranger's run would have other files read and written.
+
+        Raises:
+            UserError: names the link.
+        """
+        own = self.path.resolve()
+        for here, folders, files in os.walk(self.path):
+            for path in (Path(here, name) for name in (*folders, *files)):
+                if path.is_symlink() and not path.resolve().is_relative_to(own):
+                    raise UserError(f"{path} is a link out of the run, to {os.readlink(path)}; put there what it stands for")
 
     @classmethod
     def latest(cls, model: str = "") -> RunFolder:
@@ -104,7 +117,7 @@ class RunFolder:
         """
         if self.held and not self.held.closed:
             return self.held
-        handle = open(self.path / ".lock", "w")  # noqa: SIM115
+        handle = lockable(self.path / ".lock")
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -181,8 +194,8 @@ class RunFolder:
         """
         found = read_json(self.path / "run.json")
         for key, kind in {"model": str, "dataset": str, "choices": dict, "spec": dict}.items():
-            value = found.get(key)
-            if not isinstance(value, kind) or (kind is str and not re.fullmatch(r"\w[\w.+-]*(/\w[\w.+-]*)*", value)):
+            value = found.setdefault(key, kind())
+            if not isinstance(value, kind) or (kind is str and not value.isprintable()):  # a terminal acts on some characters
                 raise UserError(f"{self.path / 'run.json'} is unreadable: its {key} is not as genlab writes it")
         return found
 
