@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from functools import partial
 from inspect import signature
@@ -20,7 +21,8 @@ from genlab.training.run import RunFolder
 
 # What may differ when a run goes on: how long and where, never what is trained.
 MAY_CHANGE = {"trainer.steps", "trainer.max_time", "trainer.save_every", "trainer.keep"}
-MAY_CHANGE |= {"dataset.root", "dataset.path", "dataset.of.root", "dataset.of.path"}
+NAMES_DATA = {"dataset.root", "dataset.path", "dataset.of.root", "dataset.of.path"}
+MAY_CHANGE |= NAMES_DATA
 
 
 def plain(config: DictConfig) -> Plain:
@@ -87,7 +89,7 @@ def train(config: DictConfig) -> dict[str, float] | None:
 
 
 def _train(own: Plain, folder: RunFolder | None, state: Plain | None, ranks, hydra) -> dict[str, float] | None:
-    from genlab.tasks.origin import origin
+    from genlab.tasks.origin import know_again, origin
     from genlab.tasks.train import train
 
     if folder is None and ranks.first:
@@ -100,6 +102,9 @@ def _train(own: Plain, folder: RunFolder | None, state: Plain | None, ranks, hyd
             if ranks.first:  # no error: a scheduler that starts a job again must not see it fail
                 print(f"{folder.path} is done: {trainer.at:,} steps; give a larger trainer.steps= to go on")
             return None
+        named = bool(NAMES_DATA & {override.lstrip("+~").partition("=")[0] for override in hydra.overrides.task})
+        if (line := know_again(dataset, folder.info().get("data"), named=named)) and ranks.first:
+            print(f"data: {line}", file=sys.stderr)
     elif folder is None and ranks.first:
         info = origin(own, dataset, trainer.device, dict(hydra.runtime.choices), list(hydra.overrides.task))
         folder = RunFolder.create(out, config=OmegaConf.to_yaml(own), info=info)

@@ -133,7 +133,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
             return super().compose_node(parent, index)
 
     try:
-        found = yaml.load(read_text(path, MOST_YAML), Loader)  # noqa: S506 a SafeLoader
+        found = yaml.load(read_text(path, MOST_YAML), Loader)
     except yaml.YAMLError as error:
         raise UserError(f"{path} is unreadable: {' '.join(str(error).split())}") from error
     except (RecursionError, ValueError) as error:  # a ValueError: a date such as 2020-99-99, a number of 5,000 digits

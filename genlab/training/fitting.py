@@ -38,7 +38,8 @@ class AtMost(TorchFunctionMode):
 
 def bounded(weights: dict[str, Any]) -> AtMost:
     """Return the bound of memory for the model that has these weights."""
-    return AtMost(4 * sum(value.numel() * value.element_size() for value in weights.values() if isinstance(value, Tensor)) + SLACK)
+    tensors = [value for value in weights.values() if isinstance(value, Tensor)]
+    return AtMost(4 * sum(value.numel() * value.element_size() for value in tensors) + SLACK)
 
 
 @contextmanager

@@ -123,6 +123,7 @@ class RunFolder:
         except BlockingIOError:
             handle.close()
             raise UserError(f"another process is training in {self.path}") from None
+        os.register_at_fork(after_in_child=handle.close)  # workers that outlive a killed run must not go on holding it
         self.held = handle
         return handle
 
@@ -224,7 +225,8 @@ class RunFolder:
         try:
             return Spec.from_json(self.info()["spec"])
         except ValueError as error:
-            raise UserError(f"{self.path / 'run.json'} is unreadable: its spec is none ({' '.join(str(error).split())})") from error
+            said = " ".join(str(error).split())
+            raise UserError(f"{self.path / 'run.json'} is unreadable: its spec is none ({said})") from error
 
     def history(self) -> list[dict[str, Any]]:
         """Return the lines of stats.jsonl, without one that is being written or that a kill or a full disk cut short.
@@ -250,8 +252,7 @@ class RunFolder:
 
     def forget_after(self, step: int) -> None:
         """Drop what was logged after `step`, and files and lines that a kill cut short: a resume writes them again."""
-        parts = [*self.checkpoints.glob("*.part"), *(p.with_name(p.name + ".part") for p in (self.stats, self.path / "config.yaml"))]
-        for part in parts:
+        for part in (*self.checkpoints.glob("*.part"), self.stats.with_name(self.stats.name + ".part")):
             part.unlink(missing_ok=True)
         self.set_aside(step)
         if self.stats.exists():
