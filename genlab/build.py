@@ -103,7 +103,7 @@ def _train(own: Plain, folder: RunFolder | None, state: Plain | None, ranks, hyd
                 print(f"{folder.path} is done: {trainer.at:,} steps; give a larger trainer.steps= to go on")
             return None
         named = bool(NAMES_DATA & {override.lstrip("+~").partition("=")[0] for override in hydra.overrides.task})
-        if (line := know_again(dataset, folder.info().get("data"), named=named)) and ranks.first:
+        if (line := know_again(dataset, folder.info(), named=named)) and ranks.first:
             print(f"data: {line}", file=sys.stderr)
     elif folder is None and ranks.first:
         info = origin(own, dataset, trainer.device, dict(hydra.runtime.choices), list(hydra.overrides.task))

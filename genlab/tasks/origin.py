@@ -32,17 +32,17 @@ def origin(own: dict[str, Any], dataset: Any, device: Any, choices: dict[str, An
     }
 
 
-def know_again(dataset: Any, before: dict[str, Any] | None, *, named: bool) -> str:
+def know_again(dataset: Any, info: dict[str, Any], *, named: bool) -> str:
     """Return what is to be said of data that are not those that a run began with, "" where they are.
 
     Args:
-        before: what `origin` told of them; None: a run of an older version, which told nothing.
+        info: the run's run.json; one of an older version tells nothing of the data.
         named: whether the resume names the data anew, and so means those that are there now.
 
     Raises:
         UserError: they differ, and nobody said that they may.
     """
-    now = fingerprint(dataset)
+    now, before = fingerprint(dataset), info.get("data")
     if before is None or now == before:
         return ""
     files = sources(dataset)
@@ -50,7 +50,8 @@ def know_again(dataset: Any, before: dict[str, Any] | None, *, named: bool) -> s
     sizes = [f"{now[k]:,} {k} items for {before[k]:,}" for k in ("train", "validation", "test") if now[k] != before.get(k)]
     differ = f"{where} is not what the run began with ({', '.join(sizes) or 'other files'})"
     if not named:
-        mend = "put it back, or name the data anew (dataset.path= or dataset.root=) to go on with what is there"
+        anew = f"dataset={info['dataset']} with dataset.path= or dataset.root="
+        mend = f"put it back, or name it anew to go on with what is there: {anew}"
         raise UserError(f"{differ}; {mend}")
     return f"{differ}: from here on the run is not the undisturbed one"
 
