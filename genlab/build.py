@@ -79,12 +79,16 @@ def train(config: DictConfig) -> dict[str, float] | None:
     else:
         folder, checkpoint = RunFolder.find(config.resume)
         own = resumed(given, folder, list(hydra.overrides.task))
-        if ranks.first:
-            folder.lock()  # before the state is read: who trains here now may be about to save a later one
-        state = folder.load(checkpoint) if checkpoint or folder.steps() else None  # killed before its first checkpoint
+        state = None
     try:
+        if folder:
+            if ranks.first:
+                folder.lock()  # before the state is read: who trains here now may be about to save a later one
+            state = folder.load(checkpoint) if checkpoint or folder.steps() else None  # killed before its first checkpoint
         return _train(own, folder, state, ranks, hydra)
     finally:
+        if folder and folder.held:
+            folder.held.close()
         ranks.close()
 
 
@@ -134,6 +138,7 @@ def resumed(given: Plain, folder: RunFolder, overrides: list[str]) -> Plain:
     if own.get("codec") and "codec" not in own["model"]:
         raise UserError(f"{where} is unreadable: its model has no codec, which a run that goes on has")
     own["allow"] = given["allow"]  # what the run's own config would allow counts for nothing
+    arguments(general, {key: own.get(key) for key in signature(general).parameters}, "")
     choices = folder.info()["choices"]
     for override in overrides:
         key, _, value = override.lstrip("+~").partition("=")

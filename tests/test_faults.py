@@ -1,4 +1,4 @@
-"""What a machine does to a run: checkpoints cut short, disks that fill, folders that close, clocks that jump, data that change."""
+"""What a machine does to a run: checkpoints cut short, full disks, closed folders, clocks that jump, data that change."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ def disk(tmp_path: Path) -> Iterator[Callable[..., Path]]:
     place.mkdir()
 
     def mounted(kilobytes: int = 0, *, read_only: bool = False) -> Path:
-        options = "remount,ro" if read_only else f"remount,size={kilobytes}k,rw" if os.path.ismount(place) else f"size={kilobytes}k"
+        options = "remount,ro" if read_only else f"size={kilobytes}k"
         done = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(place)], capture_output=True, check=False)
         if done.returncode:
             pytest.skip("no disk can be mounted here")
@@ -198,8 +198,9 @@ def test_a_full_disk_refuses_a_new_run_and_an_answer(free, disk, genlab, trained
 def test_a_quota_is_a_full_disk(limit, run, tmp_path):
     """The system's limit of a file's size, which needs no disk of its own, stops the checkpoint or the log."""
     before = RunFolder(run).load()
+    command = [sys.executable, "-m", "genlab", "train", "resume=run", "trainer.steps=10000"]
     ended = subprocess.run(
-        [sys.executable, "-m", "genlab", "train", "resume=run", "trainer.steps=10000"], cwd=tmp_path, capture_output=True, text=True,
+        command, cwd=tmp_path, capture_output=True, text=True,
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)), check=False, timeout=120,
     )  # fmt: skip
     assert "File too large" in check_refusal(Result(ended.returncode, ended.stdout, ended.stderr))

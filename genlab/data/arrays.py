@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import tokenize
 import zipfile
 import zlib
 from pathlib import Path
@@ -51,7 +52,10 @@ def checked(f: IO[bytes], size: int, what: str) -> np.ndarray:
     version = np.lib.format.read_magic(f)
     if version not in HEADERS:
         raise ValueError(f"version {version} of the format")
-    shape, fortran, dtype = HEADERS[version](f)
+    try:
+        shape, fortran, dtype = HEADERS[version](f)
+    except (SyntaxError, tokenize.TokenError, LookupError, TypeError, RecursionError) as error:  # Python's literals
+        raise ValueError(f"a header that cannot be read ({type(error).__name__})") from error
     if dtype.kind not in KINDS:
         raise UserError(f"{what} holds {dtype}; it must hold plain numbers")
     if any(side < 0 for side in shape) or math.prod(shape) * dtype.itemsize > size:

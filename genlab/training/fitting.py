@@ -39,7 +39,7 @@ class AtMost(TorchFunctionMode):
 def bounded(weights: dict[str, Any]) -> AtMost:
     """Return the bound of memory for the model that has these weights."""
     tensors = [value for value in weights.values() if isinstance(value, Tensor)]
-    return AtMost(4 * sum(value.numel() * value.element_size() for value in tensors) + SLACK)
+    return AtMost(4 * sum(value.untyped_storage().nbytes() for value in tensors) + SLACK)  # numel() would believe an expanded one
 
 
 @contextmanager
