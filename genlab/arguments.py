@@ -40,8 +40,11 @@ def locate(node: dict[str, Any], where: str) -> Any:
     except AttributeError as error:
         known = vars(importlib.import_module(module))
         raise UserError(f"{where}._target_={name}: {module} has no '{attribute}'{did_you_mean(attribute, known)}") from error
-    if OURS.fullmatch(name) and getattr(found, "__module__", "").split(".")[0] not in ("genlab", "torch"):
+    home = str(getattr(found, "__module__", None) or "").split(".")[0]
+    if OURS.fullmatch(name) and home not in ("genlab", "torch"):
         raise UserError(f"{where}._target_={name} is not genlab's own")
+    if home in sys.stdlib_module_names or not callable(found):
+        raise UserError(f"{where}._target_={name} is no class or function of a model, a network or a data set")
     return found
 
 

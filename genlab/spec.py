@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 # Ranges of options, written once: `build` checks every option of a recipe against its constructor's hints.
-Count = Annotated[int, Ge(0)]  # 0, 1, 2, …
-Positive = Annotated[int, Gt(0)]  # 1, 2, 3, …
+Count = Annotated[int, Interval(ge=0, le=2**63 - 1)]  # 0, 1, 2, … as far as PyTorch counts
+Positive = Annotated[int, Interval(gt=0, le=10**9)]  # 1, 2, 3, …; more is a slip, and would be counted to for days
 PositiveFloat = Annotated[float, Gt(0)]
 NonNegative = Annotated[float, Ge(0)]
 Fraction = Annotated[float, Interval(ge=0, le=1)]  # a probability or a share

@@ -124,12 +124,26 @@ def many(run: Path) -> None:
     (run / "config.yaml").write_text("\n".join(lines) + "\n" + yaml.safe_dump(own))
 
 
+def saved(array: np.ndarray, name: str = "") -> Callable[[Path], None]:
+    """Return what saves an array as .npy, or by its name in a .npz."""
+
+    def write(path: Path) -> None:
+        with open(path, "wb") as f:
+            np.savez(f, **{name: array}) if name else np.save(f, array, allow_pickle=True)
+
+    return write
+
+
 def png(path: Path, width: int, height: int) -> None:
     """Write a small PNG that unpacks to width × height pixels."""
     chunk = lambda kind, data: struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))  # noqa: E731
     head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     packed = zlib.compress(bytes(10**7))
     path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", packed) + chunk(b"IEND", b""))
+
+
+def huge(path: Path) -> None:
+    png(path, 60_000, 60_000)
 
 
 def array(path: Path, shape: str, data: bytes = b"", kind: str = "<f8") -> None:
@@ -177,7 +191,8 @@ def captions(entry: object) -> Callable[[Path], None]:
 
 def script(path: Path) -> None:
     """Write PostScript, which Pillow hands to Ghostscript whatever its name."""
-    path.write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\n(marker) (w) file closefile\nshowpage\n%%EOF\n")
+    body = "(marker) (w) file closefile\nshowpage"
+    path.write_text(f"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\n{body}\n%%EOF\n")
 
 
 def outside(path: Path) -> None:
@@ -223,14 +238,17 @@ HOSTILE: list[tuple[str, Callable[[Path], object], tuple[str, ...], tuple[str, .
     ("a partial", config(model__hidden={**SYSTEM, "_partial_": True}), SAMPLE, ("os.system",)),
     ("a writer of genlab's", config(model__beta=WRITES), SAMPLE, ("write_whole is no network",)),
     ("a writer, in a list, in part", config(model__hidden=[{**WRITES, "_partial_": True}]), RESUME, ("no network",)),
-    ("a maker of genlab's", config(model__beta={"_target_": "genlab.arguments.construct", "target": SYSTEM}), SAMPLE, ("os.system",)),
+    ("a maker of genlab's", config(model__beta={"_target_": "genlab.arguments.construct", "target": SYSTEM}),
+     SAMPLE, ("os.system",)),
     ("a locator", config(model__beta={"_target_": "genlab.arguments.locate", "node": {}, "where": ""}), SAMPLE, ("no network",)),
-    ("a download", config(dataset={"_target_": "genlab.data.text.download", "url": "file:///etc/passwd", "sha256": "", "file": "marker"}),
+    ("a download", config(dataset={"_target_": "genlab.data.text.download",
+     "url": "file:///etc/passwd", "sha256": "", "file": "marker"}),
      RESUME, ("is no dataset",)),
     ("arguments by place", config(model___args_=["touch marker"]), SAMPLE, ("'model._args_'",)),
     ("a target of another spelling", config(model___Target_="os.system"), SAMPLE, ("'model._Target_'",)),
     ("a target of words and numbers", config(model___target_=["os.system"]), SAMPLE, ("model._target_",)),
-    ("a decoded target", config(model="${oc.decode:'{_target_: os.system, command: touch marker}'}"), SAMPLE, ("no options of the model",)),
+    ("a decoded target", config(model="${oc.decode:'{_target_: os.system, command: touch marker}'}"),
+     SAMPLE, ("no options of the model",)),
     ("an interpolated target", config(model___target_="${more.target}", more={"target": "os.system"}), SAMPLE, ("more.target",)),
     ("the environment as an option", config(model__beta="${oc.env:GENLAB_SECRET}"), SAMPLE, ("${oc.env:GENLAB_SECRET}",)),
     ("the environment as a path", config(dataset__root="${oc.env:GENLAB_SECRET}"), RESUME, ("'dataset.root'",)),
@@ -260,33 +278,39 @@ HOSTILE: list[tuple[str, Callable[[Path], object], tuple[str, ...], tuple[str, .
     ("samples that are a link", link("samples", "."), SAMPLE, ("is a link out of the run",)),
     ("a log that is a link", link("stats.jsonl", "precious"), RESUME, ("is a link out of the run",)),
     # samples and directions
-    ("an object array", made(lambda p: np.save(open(p, "wb"), np.array([Payload()]), allow_pickle=True)), EVALUATE, ("plain numbers",)),
-    ("objects in a .npz", made(lambda p: np.savez(open(p, "wb"), x=np.array([Payload()], object))), EVALUATE, ("plain numbers",)),
+    ("an object array", made(saved(np.array([Payload()]))), EVALUATE, ("plain numbers",)),
+    ("objects in a .npz", made(saved(np.array([Payload()], object), "x")), EVALUATE, ("plain numbers",)),
     ("a header of 10¹² numbers", made(lambda p: array(p, "(1000000000000,)")), EVALUATE, ("more than the file holds",)),
     ("a header that is a program", made(lambda p: array(p, "__import__('os').system('touch marker')")), EVALUATE, ()),
     ("a deep header", made(lambda p: array(p, "(" * 9000)), EVALUATE, ()),
     ("an array bomb", made(bomb), EVALUATE, ("half of this machine's memory",)),
-    ("structured numbers", made(lambda p: np.save(open(p, "wb"), np.zeros(3, [("a", "f4")]))), EVALUATE, ("plain numbers",)),
-    ("a PNG bomb of samples", folder(lambda p: png(p, 60_000, 60_000)), EVALUATE, ("limit",)),
+    ("structured numbers", made(saved(np.zeros(3, [("a", "f4")]))), EVALUATE, ("plain numbers",)),
+    ("a PNG bomb of samples", folder(huge), EVALUATE, ("limit",)),
     ("PostScript as a sample", folder(script), EVALUATE, ("0.png",)),
     ("a sample that is a link", folder(outside), EVALUATE, ("is a link out of",)),
-    ("a name for the terminal in a folder", folder(lambda p: p.write_bytes(b"x"), f"{ESCAPE[:8]}.png"), EVALUATE, ("unreadable image",)),
-    ("a direction with objects", made(lambda p: np.savez(open(p, "wb"), direction=np.array([Payload()], object))),
+    ("a name for the terminal in a folder", folder(lambda p: p.write_bytes(b"x"), f"{ESCAPE[:8]}.png"),
+     EVALUATE, ("unreadable image",)),
+    ("a direction with objects", made(saved(np.array([Payload()], object), "direction")),
      ("project", "run=run", "edit=made", "n=1", "steps=1"), ("plain numbers",)),
-    ("a mask that is a bomb", made(lambda p: png(p, 60_000, 60_000)), ("inpaint", "run=run", "mask=made", "n=1"), ("limit",)),
-    ("an image that is a bomb", made(lambda p: png(p, 60_000, 60_000)), ("project", "run=run", "images=made", "steps=1"), ("images=made",)),
+    ("a mask that is a bomb", made(huge), ("inpaint", "run=run", "mask=made", "n=1"), ("limit",)),
+    ("an image that is a bomb", made(huge), ("project", "run=run", "images=made", "steps=1"), ("images=made",)),
     # data sets
-    ("a folder of bombs", folder(lambda p: png(p, 60_000, 60_000)), dataset("image_folder"), ("none is left",)),
-    ("a bomb where none is skipped", folder(lambda p: png(p, 60_000, 60_000)), dataset("image_folder", "dataset.strict=true"), ("limit",)),
-    ("a caption's image outside", captions({"file_name": "../outside.png", "text": "x"}), dataset("captioned_folder"), ("is no file in",)),
-    ("a caption's image anywhere", captions({"file_name": "/etc/passwd", "text": "x"}), dataset("captioned_folder"), ("is no file in",)),
-    ("a caption of numbers", captions({"file_name": "0.png", "text": 3}), dataset("captioned_folder"), ("metadata.jsonl, line 1",)),
-    ("a caption's image of numbers", captions({"file_name": 3, "text": "x"}), dataset("captioned_folder"), ("metadata.jsonl, line 1",)),
+    ("a folder of bombs", folder(huge), dataset("image_folder"), ("none is left",)),
+    ("a bomb where none is skipped", folder(huge), dataset("image_folder", "dataset.strict=true"), ("limit",)),
+    ("a caption's image outside", captions({"file_name": "../outside.png", "text": "x"}),
+     dataset("captioned_folder"), ("is no file in",)),
+    ("a caption's image anywhere", captions({"file_name": "/etc/passwd", "text": "x"}),
+     dataset("captioned_folder"), ("is no file in",)),
+    ("a caption of numbers", captions({"file_name": "0.png", "text": 3}),
+     dataset("captioned_folder"), ("metadata.jsonl, line 1",)),
+    ("a caption's image of numbers", captions({"file_name": 3, "text": "x"}),
+     dataset("captioned_folder"), ("metadata.jsonl, line 1",)),
     ("a cell of 200,000 characters", made(lambda p: p.write_text(f"1,{'2' * 200_000}\n")), dataset("table"), ("made",)),
     ("a row of 5,000,000 characters", made(lambda p: p.write_text("1," * 2_500_000)), dataset("table"), ("row 1",)),
-    ("a table of objects", made(lambda p: np.save(p, np.array([Payload()], object)), "made.npy"),
+    ("a table of objects", made(saved(np.array([Payload()], object)), "made.npy"),
      dataset("table", path="made.npy"), ("plain numbers",)),
-    ("an image file of 2³² pixels a side", mnist, ("train", "dataset=mnist", "dataset.root=made", "trainer.steps=1"), ("damaged",)),
+    ("an image file of 2³² pixels a side", mnist,
+     ("train", "dataset=mnist", "dataset.root=made", "trainer.steps=1"), ("damaged",)),
 ]  # fmt: skip
 
 
@@ -297,9 +321,9 @@ def test_refused_in_one_line_with_nothing_done(change, command, said, trained, g
     run = shutil.copytree(trained(*SMALL), tmp_path / "run")
     change(run)
     before = {path for path in tmp_path.rglob("*") if path.name != ".lock"}
-    began = time.monotonic()
+    began = time.process_time()  # the clock on the wall would measure the tests beside this one
     result = genlab(*command)
-    assert time.monotonic() - began < 10
+    assert time.process_time() - began < 10
     line = result.error
     for fragment in said:
         assert fragment in line

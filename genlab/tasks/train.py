@@ -15,6 +15,7 @@ from torch import nn
 
 from genlab.abilities import Estimate, abilities
 from genlab.arguments import arguments
+from genlab.data.arrays import memory
 from genlab.errors import UserError, did_you_mean
 from genlab.metrics import Settings, chosen, measure
 from genlab.metrics.subject import Subject
@@ -170,6 +171,9 @@ def check(trainer: Trainer, dataset: Any, config: dict[str, Any]) -> None:
     """
     trainer.stream(dataset)
     o = trainer.options
+    if (size := 4 * o.batch_size * dataset.spec.dim) > memory():
+        many = f"trainer.batch_size={o.batch_size:,} items of {dataset.spec.shape} take {size / 2**30:,.0f} GB"
+        raise UserError(f"{many}, more than half of this machine's memory")
     judges = subject(trainer.model, dataset, config)
     fitting = chosen(*judges, when="training", able=able) if o.evaluate_every else {}
     if o.patience and not o.monitor:
