@@ -82,6 +82,8 @@ def arguments(target: Callable[..., Any], values: dict[str, Any], where: str, *,
     from pydantic import ConfigDict, TypeAdapter, ValidationError
     from pydantic.errors import PydanticUserError
 
+    if not isinstance(values, dict):
+        raise UserError(f"{where}={shown(values)}: it has options of its own, as {where}.option=value")
     parameters, hints = taken(target)
     known = {p.name: p for p in parameters[skip:] if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)}
     path = lambda name: f"{where}.{name}" if where else name  # noqa: E731

@@ -34,6 +34,11 @@ def general(*, seed: Count, out: str | int, resume: str | int | None, allow: lis
     """The types of the options that belong to no object."""
 
 
+def trusted(*, allow: list[str]) -> tuple[str, ...]:
+    """Return the packages besides genlab whose classes a run's config may name."""
+    return tuple(allow)
+
+
 def load_run(config: Plain):
     """Return the run that `config["run"]` names, its model rebuilt from its own config alone.
 
@@ -45,7 +50,8 @@ def load_run(config: Plain):
 
     folder, checkpoint = RunFolder.find(config["run"])
     own = folder.options("model", "dataset")
-    refuse_targets(own, allowed=tuple(config.get("allow") or ()), where=str(folder.path / "config.yaml"))
+    allowed = trusted(**arguments(trusted, {"allow": config.get("allow") or []}, ""))
+    refuse_targets(own, allowed=allowed, where=str(folder.path / "config.yaml"))
     info = folder.info()
     device = make_device(config.get("device") or {"name": "cpu"})
     state = folder.load(checkpoint)

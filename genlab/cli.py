@@ -12,6 +12,7 @@ from functools import cache
 from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
+from traceback import walk_tb
 
 from genlab.errors import UserError, did_you_mean, printable
 from genlab.tasks import COMMANDS, LISTS
@@ -116,6 +117,9 @@ def compose_and_run(command: str, arguments: list[str]) -> None:
 
     arguments = flags_first(arguments)
     refuse_shadows(arguments)
+    for word in arguments:
+        if word.startswith("~") and "." not in word.partition("=")[0]:
+            raise UserError(f"{word}: an option of the command cannot be taken away; set it to another value, or to null")
     sys.argv = [sys.argv[0], *arguments]
     hydra.main(version_base="1.3", config_path="pkg://genlab.configs", config_name=command)(task)()
     if failed:  # in a sweep, the jobs after a failure were run all the same
@@ -167,9 +171,9 @@ def refuse_shadows(arguments: list[str]) -> None:
             continue
         if not Path(folder).is_dir():
             raise UserError(f"--config-dir {folder}: there is no such folder")
-        for path in Path(folder).rglob("*.yaml"):
-            if (shipped / path.relative_to(folder)).exists():
-                raise UserError(f"{path} has the name of a file of genlab's, which Hydra would keep instead; rename yours")
+        for path in shipped.rglob("*.yaml"):
+            if (own := Path(folder) / path.relative_to(shipped)).exists():
+                raise UserError(f"{own} has the name of a file of genlab's, which Hydra would keep instead; rename yours")
 
 
 def explain(error: Exception) -> str | None:
@@ -183,12 +187,11 @@ def explain(error: Exception) -> str | None:
         return f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror)
     if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and OUT_OF_MEMORY.search(str(error))):
         return "out of memory; try a smaller trainer.batch_size or n, a smaller model, or trainer.accumulate=2"
-    raised = error.__traceback__
-    while raised and raised.tb_next:
-        raised = raised.tb_next
-    modules = [kind.__module__ for kind in type(error).__mro__]
-    modules += [raised.tb_frame.f_globals.get("__name__", "")] if raised else []  # Hydra's own ValueErrors
-    if not {module.split(".")[0] for module in modules} & {"hydra", "omegaconf", "antlr4"}:
+    raised = [frame.f_globals.get("__name__", "") for frame, _ in walk_tb(error.__traceback__)]
+    hydras = lambda modules: {module.split(".")[0] for module in modules} & {"hydra", "omegaconf", "antlr4"}  # noqa: E731
+    if isinstance(error, RecursionError) and hydras(raised[-100:]):
+        return "an option is nested too deeply, in brackets or in names"
+    if not hydras([kind.__module__ for kind in type(error).__mro__] + raised[-1:]):  # Hydra has ValueErrors of its own
         return None
     return explain_hydra(error)
 

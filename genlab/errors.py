@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+LONGEST = 240  # characters of a word in a line for a person
+
 
 class UserError(ValueError):
     """A request that cannot be carried out as given; the message says what, where, and what would be right."""
@@ -21,4 +23,5 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 def printable(text: str) -> str:
     """Return a text on one line, without characters that a terminal would act on: a stranger's file may have them in a name."""
     text = text.encode("utf-8", "replace").decode()  # a file's name may hold bytes that are no text
-    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in " ".join(text.split()))
+    words = (word if len(word) <= LONGEST else f"{word[: LONGEST // 2]}…{word[-LONGEST // 4 :]}" for word in text.split())
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in " ".join(words))

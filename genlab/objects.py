@@ -76,7 +76,7 @@ def no_optimizer(parameters):
 def trainer_class(config: Plain):
     """Return the class that `trainer.name` names in the registry, and its options."""
     options = dict(config["trainer"])
-    name = options.pop("name")
+    name = options.pop("name", None)
     if name not in TRAINERS:
         near = did_you_mean(str(name), TRAINERS)
         raise UserError(f"trainer.name={name}: no such trainer{near}; there are {', '.join(TRAINERS)}")

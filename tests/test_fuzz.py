@@ -39,13 +39,15 @@ NESTED += ["[", "]", "{", "}", "[1,", "{a", "[1]]", "{_target_:os.system}", "[{_
 RESOLVED = ["${seed}", "${nothing}", "${", "${}", "$${seed}", "${oc.env:HOME}", "${oc.env:NO_SUCH}", "${oc.decode:'['}"]
 RESOLVED += ["${hydra:runtime.cwd}", "${genlab.folder:a,b}", "range(3)", "choice(1,2)", "interval(0,1)", "glob(*)", "sort(3,1)"]
 CONTROL = ["\0", "a\0b", "\x1b[31mred", "\n", "a\nb", "\t", "\r", "\u202egnp.", "\ud800"]
-PATHS = ["/", ".", "..", "../../../etc/passwd", "/dev/null", "/dev/full", "/proc/self/mem", "x" * 300, "x" * 5000, "a/" * 2000, "~/x", "-x"]
+PATHS = ["/", ".", "..", "../../../etc/passwd", "/dev/null", "/dev/full", "/proc/self/mem", "~/x", "-x"]
+PATHS += ["x" * 300, "x" * 5000, "a/" * 2000]
 VALUES = [WORDS, NUMBERS, NESTED, RESOLVED, CONTROL, PATHS]
-KEYS = ["", ".", "..", "=", "a.", ".a", "model.", "_target_", "model._target_", "dataset._target_", "model.hidden[0]", "a b", "ü", "\0"]
+KEYS = ["", ".", "..", "=", "a.", ".a", "model.", "_target_", "model._target_", "dataset._target_", "model.hidden[0]", "a b", "ü"]
 KEYS += ["hydra.run.dir", "hydra.sweep.dir", "hydra.job.name", "hydra.job.chdir", "hydra.verbose", "hydra.mode", "hydra.nothing"]
-KEYS += ["hydra/launcher", "hydra/sweeper", "hydra/help", "model@x", "dataset@dataset.of", "x" * 3000, "a." * 200 + "a", "model/vae"]
-FLAGS = ["--cfg", "--cfg=x", "--info", "-x", "--", "-", "--config-dir=/", "--config-name=x", "--config-path=/", "--package=a.b", "-m", "-sc"]
-FLAGS += ["--resolve", "--multirun=1", "--help=1", "---", "--\0", "--config-dir=\0", "--experimental-rerun=x", "--config-dir=" + "x" * 300]
+KEYS += ["hydra/launcher", "hydra/sweeper", "hydra/help", "model@x", "dataset@dataset.of", "model/vae"]
+KEYS += ["x" * 3000, "a." * 200 + "a", "\0"]
+FLAGS = ["--cfg", "--cfg=x", "--info", "-x", "--", "-", "---", "--\0", "-m", "-sc", "--resolve", "--multirun=1", "--help=1"]
+FLAGS += ["--config-name=x", "--config-path=/", "--package=a.b", "--config-dir=/", "--config-dir=\0", "--config-dir=" + "x" * 300]
 
 
 def leaves(node: object, path: str = "") -> Iterator[str]:
@@ -147,10 +149,9 @@ def test_any_override_of_a_process(case, trained: Callable, tmp_path: Path):
     command, override = CASES[case]
     if "\0" in override:
         pytest.skip("no process can be given a NUL")
-    line = [word.encode("utf-8", "surrogateescape" if "\ud800" not in word else "replace") for word in words(command, override, trained(*SMALL))]
-    ended = subprocess.run(
-        [sys.executable, "-m", "genlab", *line], cwd=tmp_path, capture_output=True, timeout=120, check=False,
-    )  # fmt: skip
+    line = [word.encode("utf-8", "replace") for word in words(command, override, trained(*SMALL))]
+    line = [sys.executable, "-m", "genlab", *line]
+    ended = subprocess.run(line, cwd=tmp_path, capture_output=True, timeout=120, check=False)
     check(ended.returncode, ended.stderr.decode())
 
 
