@@ -15,8 +15,9 @@ from functools import cache
 from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
+from traceback import walk_tb
 
-from genlab.errors import UserError, did_you_mean
+from genlab.errors import UserError, did_you_mean, printable
 from genlab.tasks import COMMANDS, LISTS
 from genlab.training.watch import Said, farewell
 from genlab.training.world import world
@@ -28,6 +29,7 @@ FLAGS: dict[str, tuple[str, ...] | None] = {  # Hydra's, with the values that ea
     **dict.fromkeys(("--cfg", "-c"), ("job", "hydra", "all")),
     **dict.fromkeys(("--info", "-i"), ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")),
 }
+OUT_OF_MEMORY = re.compile("allocate memory|out of memory")
 
 
 def main() -> None:
@@ -67,7 +69,7 @@ def main() -> None:
                 raise
             traceback.print_exception(end)
         elif not isinstance(end, Said):
-            print(f"genlab: {line}", file=sys.stderr)
+            print(f"genlab: {printable(line)}", file=sys.stderr)
         leave(1 if line is None else getattr(end, "exit_code", 2))
 
 
@@ -147,6 +149,9 @@ def compose_and_run(command: str, arguments: list[str]) -> None:
 
     arguments = flags_first(folders_as_runs(arguments) if command == "compare" else arguments)
     refuse_shadows(arguments)
+    for word in arguments:
+        if word.startswith("~") and "." not in word.partition("=")[0]:
+            raise UserError(f"{word}: an option of the command cannot be taken away; set it to another value, or to null")
     OmegaConf.register_new_resolver("genlab.sweep", lambda: sweep_name(arguments), replace=True)
     failed: list[Exception] = []
     sweeps = command == "train" and bool({"-m", "--multirun"} & set(arguments))
@@ -179,7 +184,7 @@ def compose_and_run(command: str, arguments: list[str]) -> None:
     main = hydra.main(version_base="1.3", config_path="pkg://genlab.configs", config_name=command)
     main(task if sweeps else kept)()
     for error in failed[:-1]:
-        print(f"genlab: {explain(error) or repr(error)}", file=sys.stderr)
+        print(f"genlab: {printable(explain(error) or repr(error))}", file=sys.stderr)
     if failed:  # of several jobs, all were run
         raise failed[-1]
 
@@ -246,9 +251,9 @@ def refuse_shadows(arguments: list[str]) -> None:
             continue
         if not Path(folder).is_dir():
             raise UserError(f"--config-dir {folder}: there is no such folder")
-        for path in Path(folder).rglob("*.yaml"):
-            if (shipped / path.relative_to(folder)).exists():
-                raise UserError(f"{path} has the name of a file of genlab's, which Hydra would keep instead; rename yours")
+        for path in shipped.rglob("*.yaml"):
+            if (own := Path(folder) / path.relative_to(shipped)).exists():
+                raise UserError(f"{own} has the name of a file of genlab's, which Hydra would keep instead; rename yours")
 
 
 def explain(error: Exception) -> str | None:
@@ -258,16 +263,15 @@ def explain(error: Exception) -> str | None:
         seen = seen.__cause__ or seen.__context__
     if isinstance(seen, UserError):
         return " ".join(str(seen).splitlines())
-    if isinstance(error, OSError) and error.filename:  # a folder that cannot be written, a full disk
-        return f"{error.filename}: {error.strerror}"
-    if isinstance(error, RuntimeError | MemoryError) and re.search("allocate memory|out of memory", str(error)):
+    if isinstance(error, OSError) and error.errno:  # a folder that cannot be written, a full disk
+        return f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror)
+    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and OUT_OF_MEMORY.search(str(error))):
         return "out of memory; try a smaller trainer.batch_size or n, a smaller model, or trainer.accumulate=2"
-    raised = error.__traceback__
-    while raised and raised.tb_next:
-        raised = raised.tb_next
-    modules = [kind.__module__ for kind in type(error).__mro__]
-    modules += [raised.tb_frame.f_globals.get("__name__", "")] if raised else []  # Hydra's own ValueErrors
-    if not {module.split(".")[0] for module in modules} & {"hydra", "omegaconf", "antlr4"}:
+    raised = [frame.f_globals.get("__name__", "") for frame, _ in walk_tb(error.__traceback__)]
+    hydras = lambda modules: {module.split(".")[0] for module in modules} & {"hydra", "omegaconf", "antlr4"}  # noqa: E731
+    if isinstance(error, RecursionError) and hydras(raised[-100:]):
+        return "an option is nested too deeply, in brackets or in names"
+    if not hydras([kind.__module__ for kind in type(error).__mro__] + raised[-1:]):  # Hydra has ValueErrors of its own
         return None
     return explain_hydra(error)
 

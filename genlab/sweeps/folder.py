@@ -16,7 +16,7 @@ from typing import IO, Any, Literal, get_args
 
 from genlab.errors import UserError
 from genlab.sweeps import slurm
-from genlab.training.run import write_whole
+from genlab.training.files import lockable, write_whole
 
 # waiting: not begun, or in a scheduler's queue (again). stopped: a signal ended it, with everything saved. lost: its process
 # is gone and said nothing (killed, out of memory, a dead node). All but done go on from their checkpoint.
@@ -232,7 +232,7 @@ def hold(path: Path, *, patience: float | None = None) -> Iterator[IO[str]]:
     Raises:
         UserError: another process holds it, and went on doing so.
     """
-    with open(path, "a") as handle:
+    with lockable(path) as handle:
         began = time.monotonic()
         while True:
             try:

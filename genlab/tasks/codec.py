@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from genlab.arguments import refuse_targets
 from genlab.errors import UserError
 from genlab.spec import Spec
@@ -41,9 +39,9 @@ def with_codec(config: dict[str, Any], spec: Spec, overrides: list[str]) -> tupl
             where = columns[0].run
         where = ranks.share(where)
     folder, checkpoint = RunFolder.find(where)
-    own = yaml.safe_load(folder.config())
+    own = folder.options("model")
     refuse_targets(own, allowed=tuple(config.get("allow") or ()), where=str(folder.path / "config.yaml"))
-    theirs = Spec.from_json(folder.info()["spec"])
+    theirs = folder.spec()
     if (theirs.shape, theirs.range, theirs.kind) != (spec.shape, spec.range, spec.kind):
         raise UserError(f"{folder.path} encodes {theirs.kind} of shape {theirs.shape} in {list(theirs.range)}, and this data is "
                         f"{spec.kind} of shape {spec.shape} in {list(spec.range)}; set prepare= as it was there")  # fmt: skip

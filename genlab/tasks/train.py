@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,6 +14,7 @@ from torch import nn
 
 from genlab.abilities import Estimate, abilities
 from genlab.arguments import arguments
+from genlab.data.arrays import memory
 from genlab.errors import UserError, did_you_mean
 from genlab.metrics import Settings, chosen, measure
 from genlab.metrics.subject import Subject
@@ -50,7 +51,7 @@ def train(
         Stopped: a signal asked the run to end.
     """
     writes = trainer.ranks.first
-    with folder.lock() if writes else nullcontext():
+    with keeping(folder) if writes else nullcontext(), folder.lock() if writes else nullcontext():
         if writes:
             folder.forget_after(trainer.at)
             start(trainer, dataset, folder)
@@ -80,6 +81,24 @@ def numbers(trainer: Trainer, folder: RunFolder) -> dict[str, float]:
     for line in folder.history():
         last |= line.get("evaluation", {k: v for k, v in line.items() if isinstance(v, float)})
     return last | ({trainer.options.monitor: trainer.best["value"]} if trainer.best else {})
+
+
+@contextmanager
+def keeping(folder: RunFolder) -> Iterator[None]:
+    """Say what is saved when the system refuses to write: a full disk, a folder that became read-only.
+
+    Raises:
+        UserError: in place of the system's own error.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None:
+            raise
+        saved = folder.steps()
+        kept = f"{saved[-1]} is whole" if saved else "there is no checkpoint yet"
+        again = f"mend that and go on with `genlab train resume={folder.path}`"
+        raise UserError(f"{error.filename or folder.path}: {error.strerror}; {kept}; {again}") from error
 
 
 def start(trainer: Trainer, dataset: Any, folder: RunFolder) -> None:
@@ -162,6 +181,9 @@ def check(trainer: Trainer, dataset: Any, config: dict[str, Any]) -> None:
     """
     trainer.stream(dataset)
     o = trainer.options
+    if (size := 4 * o.batch_size * dataset.spec.dim) > memory():
+        many = f"trainer.batch_size={o.batch_size:,} items of {dataset.spec.shape} take {size / 2**30:,.0f} GB"
+        raise UserError(f"{many}, more than half of this machine's memory")
     judges = subject(trainer.model, dataset, config)
     fitting = chosen(*judges, when="training", able=able) if o.evaluate_every else {}
     if o.patience and not o.monitor:

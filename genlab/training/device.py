@@ -7,9 +7,10 @@ import resource
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
+from annotated_types import Interval
 from torch import Tensor, nn
 
 from genlab.errors import UserError
@@ -33,7 +34,7 @@ class Device:
     channels_last: bool = True
     deterministic: bool = False  # refuse operations whose result may differ from run to run
     fsdp: bool = False  # of several processes: each holds a part of the model (FSDP2), for one that does not fit
-    threads: Count = 0  # CPU threads; 0: PyTorch's own choice
+    threads: Annotated[int, Interval(ge=0, le=4096)] = 0  # CPU threads; 0: PyTorch's own choice
 
     def __post_init__(self) -> None:
         if self.name == "auto":

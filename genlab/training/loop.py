@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from genlab.abilities import Estimate
+from genlab.spec import Batch
 from genlab.training.log import Diverged, Log
 from genlab.training.signals import Signals
 
@@ -54,9 +55,18 @@ class Loop:
         Raises:
             Diverged: a loss, or a weight about to be saved, is not finite.
         """
-        t, o = self.trainer, self.options
+        t = self.trainer
         batches = t.stream(data)
-        self.log = Log(self.run, start=t.at, steps=o.steps, pending=t.pending, ranks=t.ranks)
+        self.log = Log(self.run, start=t.at, steps=self.options.steps, pending=t.pending, ranks=t.ranks)
+        try:
+            ended = self.steps(batches)
+        finally:
+            self.log.drop()
+        return ended or "steps"
+
+    def steps(self, batches: Iterator[Batch]) -> str | None:
+        """Take the steps that are left; return why they ended before the last."""
+        t, o = self.trainer, self.options
         if self.run:
             self.log.text("config", f"```yaml\n{self.run.config()}\n```")
         t.model.train()
@@ -87,7 +97,7 @@ class Loop:
                     self.save()
                 clock = time.monotonic()
             self.log.close(self.config, self.run.final() if self.run else {})
-        return ended or "steps"
+        return ended
 
     def due(self, every: int) -> bool:
         """Whether something done every so many steps is due now."""
