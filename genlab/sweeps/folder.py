@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import IO, Any, Literal
 
 from genlab.errors import UserError
-from genlab.training.files import lockable, write_whole
+from genlab.sweeps import own
+from genlab.training.files import lockable, read_json, write_whole
 
 # waiting: not begun, or given back by a scheduler. stopped: a signal ended it, with everything saved. lost: its process is
 # gone and said nothing (killed, out of memory, a dead node). The last three and running go on from their checkpoint.
@@ -77,10 +78,7 @@ class SweepFolder:
         Raises:
             UserError: it is damaged.
         """
-        try:
-            return json.loads((self.path / "plan.json").read_text())
-        except ValueError as error:
-            raise UserError(f"{self.path / 'plan.json'} is unreadable: {error}") from error
+        return own.well_formed(read_json(self.path / "plan.json"), self.path / "plan.json")
 
     def jobs(self) -> list[Job]:
         """Return the planned jobs by their numbers."""
@@ -105,6 +103,7 @@ class SweepFolder:
             jobs = [*known["jobs"][:first], *map(list, overrides), *known["jobs"][first + len(overrides) :]]
             plan = {"command": known.get("command", list(command)), "cwd": known.get("cwd", os.getcwd()), "jobs": jobs}
             write_whole(self.path / "plan.json", json.dumps(plan, indent=2).encode())
+            own.remember(plan)
         return self.jobs()[first : first + len(overrides)]
 
 
@@ -121,8 +120,8 @@ def read(folder: Path) -> State:
     if not path.exists():
         return State()
     try:
-        return State(**json.loads(path.read_text()))
-    except (ValueError, TypeError) as error:
+        return State(**read_json(path))
+    except TypeError as error:
         raise UserError(f"{path} is unreadable: {error}") from error
 
 
