@@ -22,6 +22,10 @@ import torch
 import yaml
 from PIL import Image
 
+from genlab.errors import UserError
+from genlab.sweeps import own
+from genlab.sweeps.folder import SweepFolder
+
 SMALL = ("model=vae", "model.hidden=[4]", "model.latent=2")
 SAMPLE, RESUME = ("sample", "run=run", "n=1"), ("train", "resume=run", "trainer.steps=3")
 EVALUATE = ("evaluate", "samples=made", "dataset=digits", "metrics=[energy_distance]")
@@ -331,6 +335,54 @@ def test_refused_in_one_line_with_nothing_done(change, command, said, trained, g
     assert SECRET not in result.out + result.err
     assert not list(tmp_path.rglob("marker")) and (tmp_path / "precious").read_text() == "kept"
     assert {path for path in tmp_path.rglob("*") if path.name != ".lock"} == before
+
+
+# --- sweeps -----------------------------------------------------------------------------------------------------------
+
+STRANGERS = [
+    "--config-dir=confs", "-cd", "--config-name=x", "hydra.launcher.setup=[touch marker]", "hydra.launcher.python=/tmp/x",
+    "hydra.launcher.additional_parameters={wrap:x}", "+hydra.callbacks.x._target_=os.system", "hydra.launcher._target_=os.system",
+    "hydra.run.dir=/home", "hydra.searchpath=[file:///tmp]", "hydra.job.env_set.PATH=/tmp", "hydra/callbacks=x", "hydra@x=y",
+    "model._target_=mine.Mine", "+x={_target_:os.system,command:touch marker}", "allow=[os]", "out=/home/me",
+    "resume=/home/me/run", "seed=${oc.env:SECRET}", "hydra.launcher.partition='a\n#SBATCH --wrap=x'", "hydra.launcher.setup", "a" * 5000, ESCAPE,
+]  # fmt: skip
+USUAL = [
+    "model=vae,dcgan", "seed=range(5)", "trainer.steps=100", "hydra/launcher=slurm", "hydra.launcher.partition=gpu",
+    "hydra.launcher.mem_gb=16", "hydra.sweep.dir=here", "+regulariser=r1", "model.hidden=[3,4]", "dataset@dataset.of=mnist", "-m",
+    "hydra/sweeper=optuna", "hydra.sweeper.n_trials=20", "hydra.sweeper.params.optimizer.lr=interval(1e-4,1e-2)",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("word", STRANGERS)
+def test_a_strangers_plan_sets_options_and_nothing_else(word, tmp_path, monkeypatch):
+    monkeypatch.setenv("GENLAB_CACHE", str(tmp_path / "cache"))
+    for plan in (
+        {"command": ["train", *USUAL, word], "cwd": "/", "jobs": [["seed=0"]]},
+        {"command": ["train", *USUAL], "cwd": "/", "jobs": [["seed=0"], ["seed=1", word]]},
+    ):
+        with pytest.raises(UserError, match="is no sweep that you began"):
+            own.check(plan, tmp_path)
+        own.remember({**plan, "cwd": "/elsewhere"})
+        with pytest.raises(UserError, match="is no sweep that you began"):
+            own.check(plan, tmp_path)
+        own.remember(plan)
+        own.check(plan, tmp_path)
+
+
+def test_a_usual_plan_goes_on_whoever_gave_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("GENLAB_CACHE", str(tmp_path / "cache"))
+    own.check({"command": ["train", *USUAL], "cwd": "/", "jobs": [["seed=0"], ["seed=1"]]}, tmp_path)
+
+
+NO_PLANS = ["[1]", "{", "{}", '{"command": "rm", "cwd": "/", "jobs": []}', '{"command": [], "cwd": "/", "jobs": [1]}']
+NO_PLANS += ['{"command": [1], "cwd": "/", "jobs": []}', "[" * 10_000]
+
+
+@pytest.mark.parametrize("text", NO_PLANS)
+def test_a_plan_that_is_none_is_refused(text, tmp_path):
+    (tmp_path / "plan.json").write_text(text)
+    with pytest.raises(UserError, match="plan.json is unreadable"):
+        SweepFolder.find(tmp_path).plan()
 
 
 def test_the_payloads_are_real(tmp_path, monkeypatch):

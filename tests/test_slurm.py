@@ -17,8 +17,8 @@ from pathlib import Path
 
 import pytest
 from conftest import run_here, run_process
+from disturbed import differences
 from sweeping import MINE, brief, states, write_model
-from test_kills import check_equal
 
 from genlab.sweeps import folder, slurm
 from genlab.sweeps.folder import SweepFolder
@@ -111,7 +111,7 @@ def test_a_job_that_is_told_to_save_goes_on_and_one_that_fails_says_why(tmp_path
     assert sweep.end() == 2 and "1 of 2 jobs failed" in sweep.said(), sweep.said()
     assert brief(sweep.folder) == [("done", 2), ("failed", 1)] and states(sweep.folder)[1].error.endswith("by design")
     assert "started again" not in sweep.said(), "the scheduler did that"
-    check_equal(tmp_path / "whole", sweep.folder / "0")
+    assert differences(tmp_path / "whole", sweep.folder / "0") == []
 
 
 @pytest.mark.slow
@@ -180,7 +180,7 @@ def test_twelve_jobs_two_preempted_one_killed_one_failing(tmp_path, started):
     ]
     for number in range(12):
         if number != failing:
-            check_equal(tmp_path / "whole" / str(number), sweep.folder / str(number))
+            assert differences(tmp_path / "whole" / str(number), sweep.folder / str(number)) == []
 
     (tmp_path / "mended").touch()
     again = run_process("sweep", "rerun", sweep.folder, cwd=tmp_path)

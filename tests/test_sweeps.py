@@ -14,10 +14,10 @@ import time
 
 import pytest
 from conftest import REPOSITORY, run_here, run_process
+from disturbed import differences, outcome
 from hydra.plugins.sweeper import Sweeper
 from recipes import CONFIGS, built
 from sweeping import MINE, brief, states, write_model
-from test_kills import check_equal, outcome
 
 from genlab.cli import sweep_name
 from genlab.errors import UserError
@@ -199,7 +199,7 @@ def test_what_one_job_does_touches_no_other(swept):
     assert {gpu for each in given for gpu in each} == {"3", "5"}
     whole = run_here("train", *MINE, "seed=2", "out=whole", cwd=cwd)
     assert whole.code == 0, whole.err
-    check_equal(cwd / "whole", sweep / "2")
+    assert differences(cwd / "whole", sweep / "2") == []
     assert states(sweep)[2].result["loss"] == outcome(cwd / "whole")[1][-1]["loss"]
 
 

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import IO, Any, Literal, get_args
 
 from genlab.errors import UserError
-from genlab.sweeps import slurm
-from genlab.training.files import lockable, write_whole
+from genlab.sweeps import own, slurm
+from genlab.training.files import lockable, read_json, write_whole
 
 # waiting: not begun, or in a scheduler's queue (again). stopped: a signal ended it, with everything saved. lost: its process
 # is gone and said nothing (killed, out of memory, a dead node). All but done go on from their checkpoint.
@@ -80,11 +80,7 @@ class SweepFolder:
         Raises:
             UserError: it is damaged.
         """
-        try:
-            plan = json.loads((self.path / "plan.json").read_text())
-            return {key: plan[key] for key in ("command", "cwd", "sweeper", "jobs")}
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{self.path / 'plan.json'} is unreadable: {error}") from error
+        return own.well_formed(read_json(self.path / "plan.json"), self.path / "plan.json")
 
     @property
     def quoted(self) -> str:
@@ -116,6 +112,7 @@ class SweepFolder:
             jobs = [*known[:first], *map(list, overrides), *known[first + len(overrides) :]]
             plan = {"command": list(command), "cwd": os.getcwd(), "sweeper": sweeper, "jobs": jobs}
             write_whole(self.path / "plan.json", json.dumps(plan, indent=2).encode())
+            own.remember(plan)
         return self.jobs()[first : first + len(overrides)]
 
 
@@ -152,8 +149,8 @@ def read(folder: Path) -> State:
     if not path.exists():
         return State()
     try:
-        return State(**json.loads(path.read_text()))
-    except (ValueError, TypeError) as error:
+        return State(**read_json(path))
+    except TypeError as error:
         raise UserError(f"{path} is unreadable: {error}") from error
 
 
