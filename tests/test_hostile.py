@@ -344,7 +344,8 @@ STRANGERS = [
     "hydra.launcher.additional_parameters={wrap:x}", "+hydra.callbacks.x._target_=os.system", "hydra.launcher._target_=os.system",
     "hydra.run.dir=/home", "hydra.searchpath=[file:///tmp]", "hydra.job.env_set.PATH=/tmp", "hydra/callbacks=x", "hydra@x=y",
     "model._target_=mine.Mine", "+x={_target_:os.system,command:touch marker}", "allow=[os]", "out=/home/me",
-    "resume=/home/me/run", "seed=${oc.env:SECRET}", "hydra.launcher.partition='a\n#SBATCH --wrap=x'", "hydra.launcher.setup", "a" * 5000, ESCAPE,
+    "resume=/home/me/run", "seed=${oc.env:SECRET}", "hydra.launcher.partition='a\n#SBATCH --wrap=x'", "hydra.launcher.setup",
+    "a" * 5000, ESCAPE,
 ]  # fmt: skip
 USUAL = [
     "model=vae,dcgan", "seed=range(5)", "trainer.steps=100", "hydra/launcher=slurm", "hydra.launcher.partition=gpu",

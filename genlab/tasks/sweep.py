@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from genlab.errors import UserError, did_you_mean
-from genlab.sweeps import folder, own
+from genlab.sweeps import folder
 from genlab.sweeps.folder import Job, State, SweepFolder
+from genlab.sweeps.own import check
 from genlab.tasks.tables import show
 from genlab.training.run import RunFolder
 
@@ -179,7 +180,7 @@ def again(sweep: SweepFolder, *, failed: bool) -> Again | None:
         UserError: its folder is gone, or its sweeper chooses jobs by what became of earlier ones.
     """
     jobs, plan = sweep.jobs(), sweep.plan()
-    own.check(plan, sweep.path)
+    check(plan, sweep.path)
     states = folder.standing(jobs)
     left = [job for job, s in zip(jobs, states, strict=True) if (s.status == "failed" if failed else s.status != "done")]
     searches = plan["sweeper"] != "basic"
