@@ -40,8 +40,11 @@ def locate(node: dict[str, Any], where: str) -> Any:
     except AttributeError as error:
         known = vars(importlib.import_module(module))
         raise UserError(f"{where}._target_={name}: {module} has no '{attribute}'{did_you_mean(attribute, known)}") from error
-    if OURS.fullmatch(name) and getattr(found, "__module__", "").split(".")[0] not in ("genlab", "torch"):
+    home = str(getattr(found, "__module__", None) or "").split(".")[0]
+    if OURS.fullmatch(name) and home not in ("genlab", "torch"):
         raise UserError(f"{where}._target_={name} is not genlab's own")
+    if home in sys.stdlib_module_names or not callable(found):
+        raise UserError(f"{where}._target_={name} is no class or function of a model, a network or a data set")
     return found
 
 
@@ -79,6 +82,8 @@ def arguments(target: Callable[..., Any], values: dict[str, Any], where: str, *,
     from pydantic import ConfigDict, TypeAdapter, ValidationError
     from pydantic.errors import PydanticUserError
 
+    if not isinstance(values, dict):
+        raise UserError(f"{where}={shown(values)}: it has options of its own, as {where}.option=value")
     parameters, hints = taken(target)
     known = {p.name: p for p in parameters[skip:] if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)}
     path = lambda name: f"{where}.{name}" if where else name  # noqa: E731
@@ -134,16 +139,28 @@ def shown(value: Any) -> str:
 def nested(value: Any) -> Any:
     """Return a value with the objects that it names inside it (`_target_`) made."""
     if isinstance(value, dict) and "_target_" in value:
+        target = locate(value, "a nested object")
+        if OURS.fullmatch(value["_target_"]) and not makes(target):
+            raise UserError(f"_target_={value['_target_']} is no network, model or data set, which alone may stand in an option")
         if value.get("_partial_"):  # its first argument comes from the one who calls it
-            target = locate(value, "a nested object")
             own = {key: inside for key, inside in value.items() if key != "_partial_"}
             return partial(target, **arguments(target, own, value["_target_"], skip=1))
-        return construct(locate(value, "a nested object"), value, value["_target_"])
+        return construct(target, value, value["_target_"])
     if isinstance(value, dict):
         return {k: nested(v) for k, v in value.items()}
     if isinstance(value, list):
         return [nested(v) for v in value]
     return value
+
+
+def makes(target: Any) -> bool:
+    """Return whether a class or function of genlab's makes a network, a model or a data set, and does nothing else.
+
+    A config may be a stranger's, and genlab has functions that write files and start processes.
+    """
+    if isinstance(target, type):
+        return any(verb in vars(kind) for kind in target.__mro__[:-1] for verb in ("forward", "batches", "__call__"))
+    return target.__module__.startswith(("genlab.models.", "genlab.nn."))
 
 
 def construct(target: Callable[..., Any], values: dict[str, Any], where: str, *given: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from functools import partial
 from inspect import signature
@@ -12,15 +13,17 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from genlab.arguments import arguments, locate, refuse_targets
+from genlab.arguments import arguments, construct, locate, refuse_targets, shown
 from genlab.errors import UserError
 from genlab.objects import Plain, assemble, make_dataset, make_device, make_model
-from genlab.spec import Count, Spec
+from genlab.spec import Count
 from genlab.training.run import RunFolder
 
 # What may differ when a run goes on: how long and where, never what is trained.
 MAY_CHANGE = {"trainer.steps", "trainer.max_time", "trainer.save_every", "trainer.keep"}
-MAY_CHANGE |= {"dataset.root", "dataset.path", "dataset.of.root", "dataset.of.path"}
+NAMES_DATA = {"dataset.root", "dataset.path", "dataset.of.root", "dataset.of.path"}
+MAY_CHANGE |= NAMES_DATA
+HOW = ("out", "resume", "device", "debug", "allow")  # what says where and how a run is trained
 
 
 def plain(config: DictConfig) -> Plain:
@@ -32,18 +35,9 @@ def general(*, seed: Count, out: str | int, resume: str | int | None, allow: lis
     """The types of the options that belong to no object."""
 
 
-def read(folder: RunFolder) -> DictConfig:
-    """Return a run's own config.
-
-    Raises:
-        UserError: its config.yaml is damaged.
-    """
-    from yaml import YAMLError
-
-    try:
-        return OmegaConf.create(folder.config())
-    except YAMLError as error:
-        raise UserError(f"{folder.path / 'config.yaml'} is unreadable: {' '.join(str(error).split())}") from error
+def trusted(*, allow: list[str]) -> tuple[str, ...]:
+    """Return the packages besides genlab whose classes a run's config may name."""
+    return tuple(allow)
 
 
 def load_run(config: Plain):
@@ -53,16 +47,21 @@ def load_run(config: Plain):
         UserError: no such run, a config that names foreign classes, an unreadable checkpoint.
     """
     from genlab.tasks.run import Run
+    from genlab.training.fitting import agreeing, bounded
 
     folder, checkpoint = RunFolder.find(config["run"])
-    own = OmegaConf.to_container(read(folder), resolve=False)
-    refuse_targets(own, allowed=tuple(config.get("allow") or ()), where=str(folder.path / "config.yaml"))
+    own = folder.options("model", "dataset")
+    allowed = trusted(**arguments(trusted, {"allow": config.get("allow") or []}, ""))
+    refuse_targets(own, allowed=allowed, where=str(folder.path / "config.yaml"))
     info = folder.info()
     device = make_device(config.get("device") or {"name": "cpu"})
     state = folder.load(checkpoint)
-    spec = Spec.from_json(info["spec"])
-    model = make_model(own, spec)
-    model.load_state_dict(state["ema"] or state["model"])
+    spec = folder.spec()
+    weights = state["ema"] or state["model"]
+    with agreeing(str(folder.path / "config.yaml")):
+        with bounded(weights):
+            model = make_model(own, spec)
+        model.load_state_dict(weights)
     return Run(
         folder, own, info, device.place(model).eval(), spec, device, state["step"], partial(make_dataset, own)
     )
@@ -82,36 +81,98 @@ def train(config: DictConfig) -> dict[str, float] | None:
     arguments(general, {key: given[key] for key in signature(general).parameters}, "")
     ranks = Ranks()
     hydra = HydraConfig.get()
-    if config.resume is None:
-        folder, own, state = None, given, None
-    else:
+    job = hydra.mode is RunMode.MULTIRUN
+    if job and config.resume is not None:
+        raise UserError("a sweep takes no resume=: the same command goes on with it")
+    if job:
+        given["out"] = hydra.runtime.output_dir
+    if config.resume is not None:
         folder, checkpoint = RunFolder.find(config.resume)
-        own = resumed(config, folder, list(hydra.overrides.task))
-        state = folder.load(checkpoint) if checkpoint or folder.steps() else None  # killed before its first checkpoint
-    try:
-        return _train(own, folder, state, ranks, hydra)
-    finally:
-        ranks.close()
+        own = resumed(given, folder, list(hydra.overrides.task))
+    elif job and ranks.share((Path(given["out"]) / "run.json").exists()):  # it was begun before, and goes on
+        folder, checkpoint = RunFolder(Path(given["out"])), None
+        own = same(given, folder)
+    else:
+        folder, checkpoint, own = None, None, given
+    with ranks:
+        try:
+            if folder and ranks.first:
+                folder.lock()  # before the state is read: who trains here now may be about to save a later one
+            begun = folder is not None and bool(checkpoint or folder.steps())  # or killed before its first checkpoint
+            state = folder.load(checkpoint) if begun else None
+            return _train(own, folder, state, ranks, list(hydra.overrides.task))
+        finally:
+            if folder and folder.held:
+                folder.held.close()
 
 
-def _train(own: Plain, folder: RunFolder | None, state: Plain | None, ranks, hydra) -> dict[str, float] | None:
-    from genlab.tasks.origin import origin
-    from genlab.tasks.train import train
+def _train(own: Plain, folder: RunFolder | None, state: Plain | None, ranks, overrides: list[str]) -> dict[str, float] | None:
+    from genlab.tasks.origin import know_again, origin
+    from genlab.tasks.train import numbers, train
+    from genlab.training.shards import share
 
-    if folder is None and ranks.first:
-        out = Path(hydra.runtime.output_dir if hydra.mode is RunMode.MULTIRUN else str(own["out"]))
-        RunFolder(out).refuse_if_there()
-    own, dataset, trainer = assemble(own, list(hydra.overrides.task))
+    new = folder is None
+    if new:
+        folder = RunFolder(Path(str(own["out"])))
+        if ranks.first:
+            folder.refuse_if_there()
+    else:
+        options, said = share(own["trainer"], processes=folder.info().get("processes", 1), size=ranks.size)
+        own = {**own, "trainer": options}
+        if said and ranks.first:
+            print(said, file=sys.stderr)
+    own, dataset, trainer = assemble(own, overrides, state=state, where="" if new else str(folder.path / "config.yaml"))
     if state:
-        trainer.load(state)
         if trainer.at >= trainer.options.steps:
             if ranks.first:  # no error: a scheduler that starts a job again must not see it fail
                 print(f"{folder.path} is done: {trainer.at:,} steps; give a larger trainer.steps= to go on")
-            return None
-    elif folder is None and ranks.first:
-        info = origin(own, dataset, trainer.device, dict(hydra.runtime.choices), list(hydra.overrides.task))
-        folder = RunFolder.create(out, config=OmegaConf.to_yaml(own), info=info)
-    return train(trainer, dataset, folder, config=own)
+            return numbers(trainer, folder)
+        named = bool(NAMES_DATA & {override.lstrip("+~").partition("=")[0] for override in overrides})
+        if (line := know_again(dataset, folder.info(), named=named)) and ranks.first:
+            print(f"data: {line}", file=sys.stderr)
+    elif new and ranks.first:
+        info = origin(own, dataset, trainer.device, dict(HydraConfig.get().runtime.choices), overrides)
+        RunFolder.create(folder.path, config=OmegaConf.to_yaml(own), info=info | {"processes": ranks.size})
+    return train(trainer, dataset, folder, config=own, verdict=verdict(own) if ranks.first else None)
+
+
+def verdict(own: Plain) -> Callable | None:
+    """Return what a trial of a search asks after each evaluation; None where trials are not pruned, or this is none."""
+    hydra = HydraConfig.get()
+    sweeper = OmegaConf.to_container(hydra.sweeper, resolve=True)
+    if hydra.mode is not RunMode.MULTIRUN or not sweeper["_target_"].endswith(".OptunaSweeper"):
+        return None
+    from genlab.sweeps.study import Search, verdict
+
+    search, o = construct(Search, sweeper, "hydra.sweeper"), own["trainer"]
+    if not search.prunes:
+        return None
+    goal = search.goal(o["monitor"], o["evaluate_every"])
+    rungs = (o["evaluate_every"], o["steps"])
+    return verdict(Path(str(own["out"])).parent, hydra.job.num, goal, search=search, rungs=rungs)
+
+
+def same(given: Plain, folder: RunFolder) -> Plain:
+    """Return the config of a job that was begun before, on the device of now.
+
+    Raises:
+        UserError: it is not what is composed now: a recipe was edited in between.
+    """
+    from genlab.tasks.train import flat
+
+    own = folder.options("model", "dataset", "trainer", "device")
+    if given["trainer"]["batch_size"] == "auto":  # the run holds the number that it was settled at
+        given["trainer"]["batch_size"] = own["trainer"]["batch_size"]
+    before, now = (flat({key: value for key, value in config.items() if key not in HOW}) for config in (own, given))
+    for key in sorted(before.keys() | now.keys()):
+        settled = given.get("codec") and (key == "codec.run" or key.startswith("model.codec."))
+        if before.get(key) != now.get(key) and not settled:
+            raise UserError(
+                f"{folder.path} was begun with {key}={shown(before.get(key))}, and now it is {shown(now.get(key))}; "
+                "give another hydra.sweep.dir=, or remove that folder"
+            )
+    # Without a checkpoint it begins anew: a codec, whose weights lie in them, is had as at first.
+    return {**own, **{key: given[key] for key in HOW}} if folder.steps() else given
 
 
 def plan(config: DictConfig) -> dict[str, float]:
@@ -126,14 +187,18 @@ def plan(config: DictConfig) -> dict[str, float]:
     return plan(trainer, dataset, config=own)
 
 
-def resumed(config: DictConfig, folder: RunFolder, overrides: list[str]) -> Plain:
+def resumed(given: Plain, folder: RunFolder, overrides: list[str]) -> Plain:
     """Return a run's own config, with the overrides that a resume may give.
 
     Raises:
-        UserError: an override would change what is trained.
+        UserError: an override would change what is trained, or the config names what only its user may allow.
     """
-    own = read(folder)
-    refuse_targets(OmegaConf.to_container(own, resolve=False), allowed=tuple(config.allow or ()), where=str(folder.path))
+    own, where = folder.options("model", "dataset", "trainer", "device"), folder.path / "config.yaml"
+    refuse_targets(own, allowed=tuple(given["allow"]), where=str(where))
+    if own.get("codec") and "codec" not in own["model"]:
+        raise UserError(f"{where} is unreadable: its model has no codec, which a run that goes on has")
+    own["allow"] = given["allow"]  # what the run's own config would allow counts for nothing
+    arguments(general, {key: own.get(key) for key in signature(general).parameters}, "")
     choices = folder.info()["choices"]
     for override in overrides:
         key, _, value = override.lstrip("+~").partition("=")
@@ -142,19 +207,35 @@ def resumed(config: DictConfig, folder: RunFolder, overrides: list[str]) -> Plai
         if key == "out":
             raise UserError("out= is for a new run: a resume goes on in the run's own folder")
         if key == "device":
-            own.device = config.device
+            own["device"] = given["device"]
         elif key in MAY_CHANGE or key.startswith("device."):
-            OmegaConf.update(own, key, OmegaConf.select(config, key))
+            put(own, key, at(given, key))
         elif key in choices:
             if value != str(choices[key]):
                 own_way = f"the run's {key}={choices[key]}; a resume goes on with the run's own config"
                 raise UserError(f"{key}={value} differs from {own_way}")
-        elif OmegaConf.select(config, key) != OmegaConf.select(own, key):
+        elif at(given, key) != at(own, key):
             raise UserError(
-                f"{override} differs from the run's {key}={OmegaConf.select(own, key)}; a resume may only change "
+                f"{override} differs from the run's {key}={at(own, key)}; a resume may only change "
                 f"{', '.join(sorted(MAY_CHANGE))} and device"
             )
-    return plain(own)
+    return own
+
+
+def at(config: Plain, key: str) -> Any:
+    """Return the value of a dotted key, None where there is none."""
+    found: Any = config
+    for part in key.split("."):
+        found = found.get(part) if isinstance(found, dict) else None
+    return found
+
+
+def put(config: Plain, key: str, value: Any) -> None:
+    """Set the value of a dotted key."""
+    *above, last = key.split(".")
+    for part in above:
+        config = config.setdefault(part, {})
+    config[last] = value
 
 
 def sample(config: DictConfig) -> None:
@@ -233,7 +314,7 @@ def classify(config: DictConfig) -> dict[str, Any]:
 
 def alike(config: DictConfig, run):
     """Return the dataset of `config` prepared as the run's own is."""
-    own = OmegaConf.to_container(read(run.folder).dataset, resolve=True)
+    own = run.folder.options("dataset")["dataset"]
     prepare = {key: own.get(key, value) for key, value in config.prepare.items()}
     return make_dataset(plain(OmegaConf.create({"dataset": config.dataset, "prepare": prepare})))
 

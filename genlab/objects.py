@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -75,7 +76,7 @@ def no_optimizer(parameters):
 def trainer_class(config: Plain):
     """Return the class that `trainer.name` names in the registry, and its options."""
     options = dict(config["trainer"])
-    name = options.pop("name")
+    name = options.pop("name", None)
     if name not in TRAINERS:
         near = did_you_mean(str(name), TRAINERS)
         raise UserError(f"trainer.name={name}: no such trainer{near}; there are {', '.join(TRAINERS)}")
@@ -101,22 +102,31 @@ def settled(config: Plain, dataset, device) -> Plain:
     return with_size(settle(make, dataset, device=device, accumulate=options.accumulate))
 
 
-def assemble(config: Plain, overrides: list[str] | None = None):
+def assemble(config: Plain, overrides: list[str] | None = None, *, state: Plain | None = None, where: str = ""):
     """Return the config with every number settled, its dataset, and its trainer, checked against each other.
 
     Args:
         overrides: of the command, for a codec that has to be trained first.
+        state: of a run that goes on, for the trainer to take over; `where` names that run's config.
+
+    Raises:
+        UserError: an option is wrong, or the state is not that of the config's trainer.
     """
     from genlab.tasks.codec import with_codec
     from genlab.tasks.train import check
+    from genlab.training.fitting import agreeing, bounded
 
     device = make_device(config["device"], seed=config["seed"])
     dataset = make_dataset(config)
     config, weights = with_codec(config, dataset.spec, overrides or [])
     config = settled(config, dataset, device)
-    model = make_model(config, dataset.spec)
+    with bounded(state["model"]) if state else nullcontext():
+        model = make_model(config, dataset.spec)
     if weights is not None:
         model.codec.load_state_dict(weights)
     trainer = make_trainer(config, model, device)
     check(trainer, dataset, config)
+    if state:
+        with agreeing(where):
+            trainer.load(state)
     return config, dataset, trainer

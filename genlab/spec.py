@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
 from annotated_types import Ge, Gt, Interval
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 # Ranges of options, written once: `build` checks every option of a recipe against its constructor's hints.
-Count = Annotated[int, Ge(0)]  # 0, 1, 2, …
-Positive = Annotated[int, Gt(0)]  # 1, 2, 3, …
+Count = Annotated[int, Interval(ge=0, le=2**63 - 1)]  # 0, 1, 2, … as far as PyTorch counts
+Positive = Annotated[int, Interval(gt=0, le=10**9)]  # 1, 2, 3, …; more is a slip, and would be counted to for days
 PositiveFloat = Annotated[float, Gt(0)]
 NonNegative = Annotated[float, Ge(0)]
 Fraction = Annotated[float, Interval(ge=0, le=1)]  # a probability or a share
@@ -36,11 +36,11 @@ class Spec:
     `source` is the Spec of what an item is made from (`Batch.cond`), and `task` the name of that translation.
     """
 
-    shape: tuple[int, ...]
+    shape: tuple[Positive, ...]
     kind: str = "image"  # image | points | tokens | video
-    classes: int = 0  # 0: no labels
-    levels: int = 256
-    vocab: int = 0
+    classes: Count = 0  # 0: no labels
+    levels: Count = 256
+    vocab: Count = 0
     symbols: str = ""
     range: tuple[float, float] = (-1.0, 1.0)
     dequantised: bool = False
@@ -95,8 +95,18 @@ class Spec:
 
     @classmethod
     def from_json(cls, values: dict) -> Spec:
-        source = values.get("source") and cls.from_json(values["source"])
-        return replace(cls(**values), shape=tuple(values["shape"]), range=tuple(values["range"]), source=source)
+        """Return the Spec that `to_json` made the values of.
+
+        Raises:
+            ValueError: they are no Spec's.
+        """
+        from pydantic import TypeAdapter
+
+        spec = TypeAdapter(cls).validate_python(values)
+        low, high = spec.range
+        if not low < high or not spec.shape or spec.dim >= 2**31:
+            raise ValueError(f"shape {list(spec.shape)}, range {list(spec.range)}")
+        return spec
 
 
 @dataclass

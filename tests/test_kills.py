@@ -8,31 +8,25 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from recipes import same
+from disturbed import COMMON, RUNS, Nursery, command, differences, newest
 
 from genlab.training.run import RunFolder
 
-# The five families, each with what makes a run last a few seconds.
-RUNS = {
-    "vae": ("model=vae", "trainer.steps=600"),
-    "dcgan": ("model=dcgan", "model.width=8", "dataset.size=16", "trainer.steps=60", "trainer.ema=0.9"),
-    "realnvp": ("model=realnvp_points", "trainer.steps=150"),
-    "rbm": ("model=rbm", "trainer.steps=1000"),
-    "ddpm": ("model=ddpm_small", "model.timesteps=100", "trainer.steps=60", "trainer.batch_size=16"),
-}
-COMMON = ("device=cpu", "device.threads=1", "trainer.save_every=10", "trainer.log_every=15", "trainer.preview_every=40")
-NOISE = {"seconds", "seconds_left", "items_per_s", "memory_mb"}
+
+@pytest.fixture(scope="module")
+def nursery() -> Iterator[Nursery]:
+    with Nursery() as started:
+        yield started
 
 
 def start(folder: Path, *overrides: str) -> subprocess.Popen:
-    """Start the training, or go on with what an earlier start left in the folder."""
-    goes_on = (folder / "run.json").exists()
-    what = (f"resume={folder}",) if goes_on else (*overrides, *COMMON, f"out={folder}")
+    """Start the training as the command line does, imports and all."""
     return subprocess.Popen(
-        [sys.executable, "-m", "genlab", "train", *what],
+        [sys.executable, "-m", "genlab", *command(folder, *overrides, *COMMON)],
         stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
 
@@ -43,67 +37,63 @@ def finish(process: subprocess.Popen) -> int:
     return process.returncode
 
 
-def outcome(folder: Path) -> tuple[dict, list]:
-    """Return all that must not depend on the kills: the last state, and the log."""
-    run = RunFolder(folder)
-    state = {k: v for k, v in run.load().items() if k != "seconds"}
-    return state, [{k: v for k, v in line.items() if k not in NOISE} for line in run.history()]
-
-
-def check_kills(name: str, tmp_path: Path, kills: int) -> None:
+def check_kills(name: str, tmp_path: Path, kills: int, nursery: Nursery) -> None:
+    """Kill a run again and again, in its start-up too, until that was often enough; each run of it must end as the whole one."""
     chance = random.Random(name)
     began = time.monotonic()
-    assert finish(start(tmp_path / "whole", *RUNS[name])) == 0
-    lasted = time.monotonic() - began
+    assert nursery.start(*command(tmp_path / "whole", *RUNS[name], *COMMON)).finish() == 0
+    lasted, last = time.monotonic() - began, newest(tmp_path / "whole")
     part, done = tmp_path / "part", 0
-    while done < kills:
-        process = start(part, *RUNS[name])
-        try:
-            process.wait(chance.uniform(0, 1.1 * lasted))
-        except subprocess.TimeoutExpired:
+    while done < kills or newest(part) < last:
+        process = nursery.start(*command(part, *RUNS[name], *COMMON))
+        if done < kills and not process.wait(chance.uniform(0, 0.6 * lasted)):
             process.kill()
-            process.wait()
             done += 1
             continue
-        assert finish(process) == 0
-        check_equal(tmp_path / "whole", part)  # it finished before its kill came: begin another
-        part = tmp_path / f"part{done}"
-    while not RunFolder(part).steps() or RunFolder(part).load()["step"] < RunFolder(tmp_path / "whole").load()["step"]:
-        assert finish(start(part, *RUNS[name])) == 0
-    check_equal(tmp_path / "whole", part)
+        assert process.finish() == 0
+        assert differences(tmp_path / "whole", part) == []
+        if done < kills:  # it finished before its kill came: begin another
+            part = tmp_path / f"part{done}"
+    print(f"{name}: {done} kills, {len(list(tmp_path.glob('part*')))} runs, all bit for bit")
 
 
-def check_equal(whole: Path, part: Path) -> None:
-    (a, lines_a), (b, lines_b) = outcome(whole), outcome(part)
-    assert [key for key in a if not same(a[key], b[key])] == []
-    assert lines_a == lines_b
+def test_a_kill_of_a_process_loses_nothing(tmp_path):
+    """From the first import on, without the nursery."""
+    folder, whole = tmp_path / "part", tmp_path / "whole"
+    process = start(folder, *RUNS["vae"])
+    while not RunFolder(folder).steps():
+        time.sleep(0.02)
+        assert process.poll() is None, process.stderr.read()
+    process.kill()
+    process.communicate()
+    assert 0 < newest(folder) < 600
+    assert finish(start(folder)) == 0 and finish(start(whole, *RUNS["vae"])) == 0
+    assert differences(whole, folder) == []
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_a_kill_loses_nothing(name, tmp_path):
-    check_kills(name, tmp_path, kills=1)
+def test_a_kill_loses_nothing(name, tmp_path, nursery):
+    check_kills(name, tmp_path, 1, nursery)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", RUNS)
-def test_twenty_kills_lose_nothing(name, tmp_path):
-    check_kills(name, tmp_path, kills=20)
+def test_forty_kills_lose_nothing(name, tmp_path, nursery):
+    check_kills(name, tmp_path, 40, nursery)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2, signal.SIGINT])
-def test_a_signal_saves_and_the_same_command_goes_on(number, tmp_path):
+def test_a_signal_saves_and_the_same_command_goes_on(number, tmp_path, nursery):
     folder = tmp_path / "run"
-    process = start(folder, "model=rbm", "trainer.steps=100000000", "trainer.save_every=100000000")
+    options = ("model=rbm", "trainer.steps=100000000", "trainer.save_every=100000000", *COMMON[:2], *COMMON[3:])
+    process = nursery.start(*command(folder, *options))
     while not (folder / "stats.jsonl").exists() or not (folder / "stats.jsonl").stat().st_size:
         time.sleep(0.05)
-        assert process.poll() is None, process.stderr.read()
-    process.send_signal(number)
-    assert finish(process) == 128 + number
+        assert process.running, process.said
+    process.send(number)
+    assert process.finish() == 128 + number
     step = RunFolder(folder).load()["step"]
     assert step > 0
-    again = subprocess.run(
-        [sys.executable, "-m", "genlab", "train", "model=rbm", *COMMON, f"resume={folder}", f"trainer.steps={step + 5}"],
-        capture_output=True, text=True, timeout=300, check=False,
-    )  # fmt: skip
-    assert again.returncode == 0, again.stderr
+    again = nursery.start("train", "model=rbm", *COMMON[:2], f"resume={folder}", f"trainer.steps={step + 5}")
+    assert again.finish() == 0, again.said
     assert RunFolder(folder).load()["step"] == step + 5

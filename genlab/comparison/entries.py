@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from genlab.errors import UserError
+from genlab.training.files import read_json
 from genlab.training.run import RunFolder
 
 Record = dict[str, Any]
@@ -31,25 +32,18 @@ class Entry:
 
     @cached_property
     def info(self) -> dict[str, Any]:
+        RunFolder(self.folder).refuse_links()
         return RunFolder(self.folder).info()
 
     @cached_property
     def config(self) -> dict[str, Any]:
         """config.yaml with dotted keys."""
-        import yaml
-
-        return dict(flattened(yaml.safe_load(RunFolder(self.folder).config()) or {}))
+        return dict(flattened(RunFolder(self.folder).options()))
 
     @cached_property
     def history(self) -> list[dict[str, Any]]:
         """The lines of stats.jsonl, without one that a kill cut short."""
-        path, found = self.folder / "stats.jsonl", []
-        for line in path.read_text().splitlines() if path.exists() else []:
-            try:
-                found.append(json.loads(line))
-            except ValueError:
-                break
-        return found
+        return RunFolder(self.folder).history()
 
     @property
     def notes(self) -> dict[str, int]:
@@ -128,12 +122,26 @@ def records(folder: Path) -> list[Record]:
     found = []
     for path in sorted(folder.glob("metrics*.json"), key=lambda p: p.stat().st_mtime):
         try:
-            record = json.loads(path.read_text())
-        except ValueError:
+            record = read_json(path)
+        except UserError:
             continue
-        if isinstance(record, dict) and {"metrics", "absent", "settings", "step"} <= record.keys():
+        if well_formed(record):
             found.append(record)
     return found
+
+
+def well_formed(record: Record) -> bool:
+    """Return whether a record has what is read of it, in the types that it has."""
+    kinds = {"metrics": list, "absent": dict, "settings": dict, "step": int}
+    if not all(isinstance(record.get(key), kind) for key, kind in kinds.items()):
+        return False
+    words = ("metric", "name", "unit", "tag")
+    number = lambda value: value is None or isinstance(value, int | float)  # noqa: E731
+    return all(
+        isinstance(row, dict) and all(isinstance(row.get(word), str) for word in words) and "value" in row
+        and number(row["value"]) and number(row.get("floor")) and isinstance(row.get("conditions") or {}, dict)
+        for row in record["metrics"]
+    )  # fmt: skip
 
 
 def newest_step(folder: Path) -> int | None:

@@ -101,6 +101,7 @@ class CaptionedFolder(ImageFolder):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self.sources = [*self.sources, Path(self.path).expanduser() / METADATA]
         self.spec = replace(self.spec, classes=0, source=text_spec(self.length), task="text2image")
 
     def listed(self, folder: Path) -> dict[str, Found]:
@@ -114,13 +115,15 @@ class CaptionedFolder(ImageFolder):
                 continue
             try:
                 entry = json.loads(line)
-                name, text = entry["file_name"], entry["text"]
-            except (ValueError, KeyError, TypeError) as error:
+                name, text = Path(entry["file_name"]), entry["text"].encode()
+            except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
                 raise UserError(f"{file}, line {number}: {line[:80]!r} is no {{\"file_name\": …, \"text\": …}}") from error
+            if name.is_absolute() or ".." in name.parts:
+                raise UserError(f"{file}, line {number}: {str(name)!r} is no file in {folder}, where an image must be")
             if not (folder / name).is_file():
                 raise UserError(f"{file}, line {number}: there is no file {folder / name}")
             paths.append(folder / name)
-            captions.append(text.encode()[: self.length].decode(errors="ignore"))
+            captions.append(text[: self.length].decode(errors="ignore"))
         if not paths:
             raise UserError(f"{file} has no line")
         self.rows = table(captions, self.length)

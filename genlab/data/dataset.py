@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -45,6 +46,7 @@ class Dataset:
     spec: Spec
     workers: int = 0  # processes that decode the files of a set that streams
     paired: bool = True  # of a set with sources: whether x is what became of `cond`
+    sources: Sequence[Path] = ()  # the files that it was read from, by which a run that goes on knows its data again
 
     def hold(
         self,

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -12,8 +15,10 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 PIXELS = 89_478_485  # an image of more is refused as unreadable: a small file can unpack to any size
+FORMATS = ("PNG", "JPEG", "PPM", "BMP", "WEBP", "TIFF")  # what is read, whatever a name says: Pillow has others run programs
 GREY = {"1", "L", "LA", "I", "I;16", "I;16B", "I;16L", "F"}  # Pillow's modes without colour
 BROKEN = (OSError, ValueError, SyntaxError, EOFError, MemoryError, Image.DecompressionBombError)  # what Pillow raises
+warnings.filterwarnings("ignore", module=r"PIL\.")  # of files that it reads all the same, and of sizes that are refused below
 
 Crop = Literal["center", "pad", "stretch"]
 
@@ -27,17 +32,20 @@ class Header:
     grey: bool
 
 
+@contextmanager
+def opened(path: Path) -> Iterator[Image.Image]:
+    """Give an image file whose pixels are not decoded yet; raises one of BROKEN."""
+    with Image.open(path, formats=FORMATS) as image:
+        width, height = image.size
+        if width * height > PIXELS:
+            raise ValueError(f"{width}×{height} is over the limit of {PIXELS:,} pixels")
+        yield image
+
+
 def header(path: Path) -> Header:
     """Return the header of an image file; raises one of BROKEN."""
-    with Image.open(path) as image:
-        check(image)
+    with opened(path) as image:
         return Header(*image.size, image.mode in GREY)
-
-
-def check(image: Image.Image) -> None:
-    width, height = image.size
-    if width * height > PIXELS:
-        raise ValueError(f"{width}×{height} is over the limit of {PIXELS:,} pixels")
 
 
 @dataclass(frozen=True)
@@ -50,9 +58,12 @@ class Reader:
 
     def __call__(self, path: Path) -> Tensor:
         """Return the image; raises one of BROKEN."""
-        with Image.open(path) as image:
-            check(image)
+        with opened(path) as image:
             return self.pixels(ImageOps.exif_transpose(image))
+
+    def files(self, path: Path) -> tuple[Path, ...]:
+        """Return all files that are read for the one at `path`."""
+        return (path,)
 
     def pixels(self, image: Image.Image) -> Tensor:
         """Return the image of an opened file as it stands upright."""
@@ -61,8 +72,7 @@ class Reader:
 
 def whole(path: Path, channels: int) -> Tensor:
     """Return an image uint8 (channels, H, W) of its own size, grey or RGB; raises one of BROKEN."""
-    with Image.open(path) as image:
-        check(image)
+    with opened(path) as image:
         return to_tensor(flat(ImageOps.exif_transpose(image), channels))
 
 

@@ -102,6 +102,10 @@ class MNIST(Downloaded):
         files = [raw / name for name in names]
         ensure(self.name, root, files, self.fetch(self.folder), f"the four files {', '.join(names)} into {raw}")
         x, y, x_test, y_test = (idx(file) for file in files)
+        for images, labels, where in ((x, y, raw / names[1]), (x_test, y_test, raw / names[3])):
+            if images.ndim != 3 or labels.shape != images.shape[:1]:
+                raise UserError(f"{where} is damaged: it is not the labels of as many images; put a fresh one there")
+        self.sources = files
         self.hold_downloaded((x.unsqueeze(1), y.long()), (x_test.unsqueeze(1), y_test.long()), 10)
 
 

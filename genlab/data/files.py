@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 
 from genlab.data.decode import BROKEN, Header, Reader, header
 from genlab.data.order import Address
-from genlab.errors import UserError
+from genlab.errors import UserError, printable
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".pgm", ".ppm", ".pbm", ".bmp", ".webp", ".tif", ".tiff")
 THREADS = min(8, os.cpu_count() or 1)
@@ -66,7 +66,7 @@ class Unreadable:
         """Return the one line of a run's report, or none."""
         if not self.reasons:
             return []
-        shown = ", ".join(list(self.reasons)[:10]) + (", …" if len(self.reasons) > 10 else "")
+        shown = ", ".join(printable(name) for name in list(self.reasons)[:10]) + (", …" if len(self.reasons) > 10 else "")
         n = len(self.reasons)
         return [f"{n:,} of {total:,} images {'was' if n == 1 else 'were'} unreadable and skipped: {shown}"]
 
@@ -92,6 +92,15 @@ def reason(error: BaseException) -> str:
     return " ".join(str(error).split())[:120] or type(error).__name__
 
 
+Stamp = tuple[tuple[int, int], ...]
+
+
+def changed(path: Path, how: str) -> UserError:
+    """Return what is to be said of a file that a run has begun with."""
+    rest = "data must stay as they are until a run ends; with the old file in place, a resume goes on from the last checkpoint"
+    return UserError(f"{path} has changed since the run began ({how}); {rest}")
+
+
 class Files:
     """The image files of a split; indexing decodes the items of an address."""
 
@@ -99,16 +108,40 @@ class Files:
         self.paths = paths
         self.read = read
         self.unreadable = unreadable
+        self.stamps: list[Stamp] | None = None  # of files that are read again and again, and must stay as they are
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def part(self, index: Tensor) -> Files:
         """Return the files at `index`."""
-        return Files([self.paths[i] for i in index.tolist()], self.read, self.unreadable)
+        part = Files([self.paths[i] for i in index.tolist()], self.read, self.unreadable)
+        part.stamps = None if self.stamps is None else [self.stamps[i] for i in index.tolist()]
+        return part
+
+    def remember(self) -> None:
+        """Note the files' sizes and times: from now on it is an error when one of them changes."""
+        with ThreadPoolExecutor(THREADS) as pool:
+            self.stamps = list(pool.map(self.stamp, self.paths, chunksize=64))
+
+    def stamp(self, path: Path) -> Stamp:
+        """Return the size in bytes and the time in ns of each file that is read for an item."""
+        found = (os.stat(file) for file in self.read.files(path))
+        return tuple((one.st_size, one.st_mtime_ns) for one in found)
 
     def attempt(self, i: int) -> Tensor | str:
-        """Return image i, or why it cannot be read."""
+        """Return image i, or why it cannot be read.
+
+        Raises:
+            UserError: it is not the file that it was.
+        """
+        if self.stamps is not None:
+            try:
+                same = self.stamp(self.paths[i]) == self.stamps[i]
+            except OSError as error:
+                raise changed(self.paths[i], str(error.strerror)) from error
+            if not same:
+                raise changed(self.paths[i], "another size or time")
         try:
             return self.read(self.paths[i])
         except BROKEN as error:
@@ -132,12 +165,18 @@ class Files:
 
     def __getitem__(
         self, address: tuple[int, int, list[int]]
-    ) -> tuple[int, int, Tensor, Tensor, list[tuple[int, str]]]:
+    ) -> tuple[int, int, Tensor, Tensor, list[tuple[int, str]]] | UserError:
         """Decode the items of an address; the next readable one takes the place of one that cannot be read.
 
-        Returns (k, shard, indices used, images uint8 (B, C, H, W), the indices that could not be read and why).
+        Returns (k, shard, indices used, images uint8 (B, C, H, W), the indices that could not be read and why), or the error
+        that ends it: raised in a worker, it would come with the worker's traceback in its message.
         """
-        k, shard, wanted = address
+        try:
+            return self.decoded(*address)
+        except UserError as error:
+            return error
+
+    def decoded(self, k: int, shard: int, wanted: list[int]) -> tuple[int, int, Tensor, Tensor, list[tuple[int, str]]]:
         used, images, broken = [], [], []
         for i in wanted:
             for j in range(i, i + len(self)):
@@ -164,7 +203,10 @@ class Files:
             pin_memory=pin,
             generator=torch.Generator(),  # else it draws the workers' seed from the global random state
         )
-        for k, shard, index, images, broken in loader:
+        for item in loader:
+            if isinstance(item, UserError):
+                raise item
+            k, shard, index, images, broken = item
             for i, why in broken:
                 self.unreadable.add(self.paths[i], why)
             yield k, shard, index, images

@@ -50,6 +50,7 @@ class FileImages(Images):
         """Take the files of each split, decoded now if the set fits into memory."""
         self.unreadable = unreadable
         self.files = sum(len(part.paths) for part in parts.values()) + len(unreadable.reasons)
+        self.sources = [file for part in parts.values() for path in part.paths for file in reader.files(path)]
         assert reader.side is not None
         shape = (reader.channels, reader.side, reader.side)
         megabytes = sum(len(part.paths) for part in parts.values()) * reader.channels * reader.side**2 / 2**20
@@ -60,6 +61,8 @@ class FileImages(Images):
             if part.paths and (self.resident if self.resident is not None else megabytes <= self.resident_mb):
                 x, kept = files.load()
                 splits[name] = Split(x, None if part.labels is None else part.labels[kept])
+            else:
+                files.remember()
         self.hold_images(splits, shape=shape, classes=classes, missing=missing)
 
     def report(self) -> list[str]:
@@ -175,9 +178,19 @@ class CelebA(FileImages):
         )
         what = f"img_align_celeba/*.jpg, {splits.name} and {attributes.name} into {base}"
         ensure(self.name, Path(self.root), [folder, splits, attributes], self.fetch if self.download else None, what)
-        names, numbers = zip(*(line.split() for line in splits.read_text().splitlines() if line.strip()), strict=True)
-        labels = self.labels(attributes)
-        part = torch.tensor([int(number) for number in numbers])  # 0: train, 1: validation, 2: test
+        try:
+            rows = [line.split() for line in splits.read_text().splitlines() if line.strip()]
+            names, numbers = zip(*((name, int(number)) for name, number in rows), strict=True)
+            labels = self.labels(attributes)
+        except (ValueError, IndexError) as error:
+            if isinstance(error, UserError):
+                raise
+            raise UserError(f"{splits} or {attributes} is damaged ({error}); put a fresh one there") from error
+        if odd := [name for name in names if Path(name).name != name]:
+            raise UserError(f"{splits} names {odd[0]!r}, which is no file in {folder}")
+        if labels is not None and (odd := [name for name in names if name not in labels]):
+            raise UserError(f"{attributes} has no line for {odd[0]}")
+        part = torch.tensor(numbers)  # 0: train, 1: validation, 2: test
         y = None if labels is None else torch.tensor([labels[name] for name in names])
         every = Found([folder / name for name in names], y)
         parts = {split: every[(part == i).nonzero()[:, 0]] for i, split in enumerate(SPLITS)}

@@ -58,11 +58,11 @@ def shuffled(
     while True:
         for s in shard:
             epoch, low = divmod(k * batch_size + s * size, n)
-            index = order(epoch)[low : low + size]
-            while len(index) < size:
+            parts, left = [order(epoch)[low : low + size]], size
+            while (left := left - len(parts[-1])) > 0:
                 epoch += 1
-                index = torch.cat([index, order(epoch)[: size - len(index)]])
-            yield Address(k, s, index)
+                parts.append(order(epoch)[:left])
+            yield Address(k, s, torch.cat(parts) if len(parts) > 1 else parts[0])
         k += 1
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from genlab.data.arrays import read_arrays
 from genlab.data.decode import BROKEN, Reader
 from genlab.data.files import list_images
 from genlab.errors import UserError
@@ -30,19 +31,19 @@ def read_samples(path: Path, spec: Spec) -> Batch:
         raise UserError(f"samples={path}: there is no such file or folder")
     if path.is_dir():
         return from_folder(path, spec)
-    try:
-        read = np.load(path, allow_pickle=False)
-        arrays = {"x": read} if isinstance(read, np.ndarray) else dict(read)
-    except (ValueError, OSError, EOFError) as error:
-        raise UserError(f"samples={path} is no NumPy file of plain numbers (.npz or .npy): {error}") from error
+    arrays = read_arrays(path, f"samples={path}")
     name = next((key for key in ("x", "arr_0") if key in arrays), next(iter(arrays)) if len(arrays) == 1 else None)
     if name is None:
         raise UserError(f"samples={path} holds the arrays {', '.join(arrays)}: call the samples x, and their labels y")
-    x = torch.from_numpy(np.ascontiguousarray(arrays[name]))
+    x = torch.from_numpy(arrays[name])
+    if not x.ndim or not len(x):
+        raise UserError(f"samples={path} holds no sample")
     y = torch.from_numpy(arrays["y"]).long() if "y" in arrays else None
     if y is not None and y.shape != (len(x),):
         raise UserError(f"samples={path}: y is {tuple(y.shape)}, and there are {len(x):,} samples")
-    own = tuple(float(v) for v in arrays["range"]) if "range" in arrays else spec.range
+    own = tuple(arrays["range"].reshape(-1).astype(float).tolist()) if "range" in arrays else spec.range
+    if len(own) != 2 or not -math.inf < own[0] < own[1] < math.inf:
+        raise UserError(f"samples={path}: its range is {own}; it must be two numbers, the lower first")
     return Batch(fitted(x, own, spec, path), y)
 
 
@@ -56,6 +57,8 @@ def from_folder(path: Path, spec: Spec) -> Batch:
     read = Reader(spec.shape[0], None, "stretch")
     images = []
     for file in found.paths:
+        if not file.resolve().is_relative_to(path.resolve()):
+            raise UserError(f"{file} is a link out of samples={path}; put there the image itself")
         try:
             images.append(read(file))
         except BROKEN as error:

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from PIL import Image, ImageOps
+from PIL import ImageOps
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from genlab.data.decode import Header, Reader, check
+from genlab.data.decode import Header, Reader, opened
 from genlab.data.files import Found, Unreadable, headers, list_images
 from genlab.data.folder import SUB_FOLDERS, ImageFolder
 from genlab.data.order import Pick
@@ -53,12 +53,14 @@ class PairReader(Reader):
         single = Reader(channels=self.channels // 2, side=self.side, crop=self.crop)
         if path in self.partners:
             return torch.cat([single(path), single(self.partners[path])])
-        with Image.open(path) as image:
-            check(image)
+        with opened(path) as image:
             whole = ImageOps.exif_transpose(image)
             middle, height = whole.width // 2, whole.height
             halves = [whole.crop((left, 0, left + middle, height)) for left in (0, middle)]
         return torch.cat([single.pixels(half) for half in halves])
+
+    def files(self, path: Path) -> tuple[Path, ...]:
+        return (path, self.partners[path]) if path in self.partners else (path,)
 
 
 @dataclass(kw_only=True, eq=False)
@@ -178,6 +180,7 @@ class UnpairedFolders(ImageFolder):
         options = {field.name: self.__dict__[field.name] for field in fields(ImageFolder)}
         super().__post_init__()
         self.source = Domain(**options, domain=self.direction[0])
+        self.sources = [*self.sources, *self.source.sources]
         self.spec = replace(self.spec, source=replace(self.source.spec, classes=0), task="translate")
 
     def listed(self, folder: Path) -> dict[str, Found]:

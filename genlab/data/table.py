@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from genlab.data.arrays import read_arrays
 from genlab.data.chosen import Labelled
 from genlab.data.dataset import SPLITS, Split
 from genlab.data.order import cut
@@ -19,6 +20,8 @@ from genlab.errors import UserError
 from genlab.spec import Count, Fraction, Spec
 
 MAX_CLASSES = 100  # a label column with more values is taken for a number
+MOST = 2**31  # bytes of a table in text, which takes some ten times as much in memory
+LONGEST = 2**20  # characters of a row
 
 
 @dataclass(kw_only=True, eq=False)
@@ -50,6 +53,7 @@ class Table(Labelled):
         file = Path(self.path).expanduser()
         if not file.is_file():
             raise UserError(f"dataset.path={self.path}: there is no such file (looked for {file.resolve()})")
+        self.sources = [file]
         rows, numbers = read_array(file) if file.suffix == ".npy" else read_text(file)
         x, y = self.columns(rows, numbers)
         sizes = [round(share * len(x)) for share in (self.test, self.validation)]
@@ -112,23 +116,28 @@ class Table(Labelled):
 
 def read_array(file: Path) -> tuple[np.ndarray, Sequence[int]]:
     """Return a .npy file's array (N, columns), and the numbers of its rows from 0."""
-    try:
-        rows = np.load(file, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise UserError(f"{file} is not a NumPy array that can be read: {error}") from error
-    if rows.ndim != 2 or not rows.size or rows.dtype.kind not in "fiub":
+    rows = read_arrays(file, str(file)).get("x", np.empty(0))
+    if rows.ndim != 2 or not rows.size:
         raise UserError(f"{file} holds {rows.dtype} of shape {rows.shape}; a table is numbers of shape (rows, columns)")
     return rows, range(len(rows))
 
 
 def read_text(file: Path) -> tuple[list[list[str]], Sequence[int]]:
     """Return the cells of a text file without its line of names, and the line number (from 1) of each row."""
+    if file.stat().st_size > MOST:
+        raise UserError(f"{file} has more than {MOST / 2**30:g} GB; a table of that size is read as .npy")
     lines = [(i, line) for i, line in enumerate(file.read_text(errors="replace").splitlines(), 1) if line.strip()]
     if not lines:
         raise UserError(f"{file} is empty")
     mark = next((mark for mark in ",;\t" if mark in lines[0][1]), None)
+    for i, line in lines:
+        if len(line) > LONGEST:
+            raise UserError(f"{file}, row {i} has {len(line):,} characters; a row has {LONGEST:,} at most")
     split = (lambda line: next(csv.reader([line], delimiter=mark, skipinitialspace=True))) if mark else str.split
-    rows = [[cell.strip() for cell in split(line)] for _, line in lines]
+    try:
+        rows = [[cell.strip() for cell in split(line)] for _, line in lines]
+    except csv.Error as error:
+        raise UserError(f"{file} is no table that can be read: {error}") from error
     for (i, _), row in zip(lines, rows, strict=True):
         if len(row) != len(rows[0]):
             raise UserError(f"{file}, row {i}: {len(row)} columns, where the first row has {len(rows[0])}")

@@ -81,6 +81,7 @@ class Text(Dataset):
         file = Path(self.path).expanduser()
         if not file.is_file():
             raise UserError(f"dataset.path={self.path}: there is no such file (looked for {file.resolve()})")
+        self.sources = [file]
         return file.read_bytes()
 
     def text(self, raw: bytes) -> str:
@@ -137,6 +138,7 @@ class Shakespeare(Text):
         file = Path(self.root) / "tinyshakespeare" / "input.txt"
         fetch = (lambda: download(SHAKESPEARE, SHAKESPEARE_SHA256, file)) if self.download else None
         ensure(self.name, Path(self.root), [file], fetch, f"the file {SHAKESPEARE} into {file.parent}")
+        self.sources = [file]
         return file.read_bytes()
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from genlab.data import decode
 from genlab.errors import UserError
 from genlab.metrics import Row
 
@@ -158,13 +159,11 @@ def read_pair(*paths: Path) -> list[Tensor]:
 
 def opened(path: Path) -> Image.Image:
     """Return an image, decoded; one that is no plain 8-bit grey or colour is refused, since to make it so is to change it."""
-    from PIL import Image
-
     try:
-        with Image.open(path) as image:
+        with decode.opened(path) as image:
             image.load()
-    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
-        raise UserError(f"unreadable image {path}: {error}") from error
+    except decode.BROKEN as error:
+        raise UserError(f"unreadable image {path}: {' '.join(str(error).split())}") from error
     if image.mode not in ("L", "RGB", "P"):
         raise UserError(f"{path} is of Pillow's mode {image.mode}; save it as 8-bit grey or RGB")
     return image

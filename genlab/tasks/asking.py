@@ -16,7 +16,7 @@ from genlab.data.order import permutation
 from genlab.errors import UserError
 from genlab.spec import Batch
 from genlab.tasks.catalogue import able
-from genlab.tasks.records import write_record
+from genlab.tasks.records import write_arrays, write_record
 from genlab.tasks.run import Run
 from genlab.tasks.tables import show
 
@@ -150,7 +150,7 @@ def write(
         print(pictures.save(image, folder / f"{stem}{what and '_' + what}.png"))
     write_record(whole, folder / f"{stem}.json")
     kept = {k: v.detach().cpu().numpy() if isinstance(v, Tensor) else v for k, v in arrays.items() if v is not None}
-    np.savez_compressed(folder / f"{stem}.npz", **kept)
+    write_arrays(folder / f"{stem}.npz", **kept)
     print(folder / f"{stem}.npz")
     return whole
 

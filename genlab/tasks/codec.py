@@ -5,12 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from genlab.arguments import refuse_targets
 from genlab.errors import UserError
 from genlab.spec import Spec
 from genlab.tasks import lecture
+from genlab.training.ranks import Ranks
 from genlab.training.run import RunFolder
 
 CODECS = Path("outputs/codecs")
@@ -35,12 +34,14 @@ def with_codec(config: dict[str, Any], spec: Spec, overrides: list[str]) -> tupl
     where = asked["run"]
     if where is None:
         shared = [o for o in overrides if o.lstrip("+~").split("=")[0].split(".")[0].split("@")[0] in SHARED]
-        columns, _ = lecture.prepare(train={"codec": [*asked["train"], *shared]}, folder=CODECS)
-        where = columns[0].run
+        if (ranks := Ranks()).first:
+            columns, _ = lecture.prepare(train={"codec": [*asked["train"], *shared]}, folder=CODECS)
+            where = columns[0].run
+        where = ranks.share(where)
     folder, checkpoint = RunFolder.find(where)
-    own = yaml.safe_load(folder.config())
+    own = folder.options("model")
     refuse_targets(own, allowed=tuple(config.get("allow") or ()), where=str(folder.path / "config.yaml"))
-    theirs = Spec.from_json(folder.info()["spec"])
+    theirs = folder.spec()
     if (theirs.shape, theirs.range, theirs.kind) != (spec.shape, spec.range, spec.kind):
         raise UserError(f"{folder.path} encodes {theirs.kind} of shape {theirs.shape} in {list(theirs.range)}, and this data is "
                         f"{spec.kind} of shape {spec.shape} in {list(spec.range)}; set prepare= as it was there")  # fmt: skip

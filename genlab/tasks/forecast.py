@@ -15,6 +15,7 @@ from genlab.spec import Batch, Count, Positive, Spec
 from genlab.tasks import asking, pictures
 from genlab.tasks.needs import ready
 from genlab.tasks.run import Run
+from genlab.training.files import naming
 
 SHOWN, FILMS = 8, 4  # films in the GIF, and in the picture
 MILLISECONDS = 200  # of a frame
@@ -103,5 +104,6 @@ def gif(rows: list[Tensor], spec: Spec, path: Path) -> Path:
         sheet = pictures.grid(pictures.to_bytes(still, replace(spec, kind="image")), columns=len(rows[0]))
         pages.append(Image.fromarray(sheet))
     path.parent.mkdir(parents=True, exist_ok=True)
-    pages[0].save(path, save_all=True, append_images=pages[1:], duration=MILLISECONDS, loop=0)
+    with naming(path):
+        pages[0].save(path, save_all=True, append_images=pages[1:], duration=MILLISECONDS, loop=0)
     return path

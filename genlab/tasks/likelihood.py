@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
 import torch
 
 from genlab.data.order import permutation
 from genlab.spec import Count, Positive
 from genlab.tasks.evaluate import Split
-from genlab.tasks.records import write_record
+from genlab.tasks.records import write_arrays, write_record
 from genlab.tasks.run import Run
 from genlab.tasks.scores import LIKELIHOODS, conditional, figure, folder_of, histogram, save, score_of, scores
 
@@ -51,7 +50,7 @@ def likelihood(
     folder, name = folder_of([run], "likelihood", out), f"{split}_step{run.step}_seed{seed}"
     index = permutation(run.dataset.size(split), seed, 0)[:n]
     labels = {} if batch.y is None else {"y": batch.y.cpu().numpy()}
-    np.savez_compressed(folder / f"{name}.npz", log_prob=log_prob.numpy(), index=index.numpy(), **labels)
+    write_arrays(folder / f"{name}.npz", log_prob=log_prob.numpy(), index=index.numpy(), **labels)
     canvas, (axes,) = figure(6, 4)
     histogram(axes, {f"{run.name} on {run.info['dataset']} {split}": log_prob}, str(score))
     error = f" ± {record['standard_error']:.2g}" if count > 1 else ""

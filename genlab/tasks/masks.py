@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from genlab.data.decode import BROKEN, opened
 from genlab.errors import UserError
 from genlab.spec import Spec
 
@@ -63,16 +64,14 @@ def boxed(plane: tuple[int, int], box: list[int] | None) -> Tensor:
 
 def drawn(plane: tuple[int, int], file: str) -> Tensor:
     """Return which pixels (H, W) an image file has white (at least 128 of 255)."""
-    from PIL import Image, UnidentifiedImageError
-
     path = Path(file).expanduser()
     if not path.is_file():
         raise UserError(f"mask={file} is none of box, half and random, and there is no such image file")
     try:
-        with Image.open(path) as opened:
-            grey = opened.convert("L")
-    except UnidentifiedImageError as error:
-        raise UserError(f"mask={file} is no image") from error
+        with opened(path) as image:
+            grey = image.convert("L")
+    except BROKEN as error:
+        raise UserError(f"mask={file} is no image that can be read: {' '.join(str(error).split())}") from error
     if grey.size != plane[::-1]:
         raise UserError(f"mask={file} has {grey.height}×{grey.width} pixels, and the data has {plane[0]}×{plane[1]}")
     return torch.frombuffer(bytearray(grey.tobytes()), dtype=torch.uint8).view(plane) >= 128

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from genlab.spec import Spec
+from genlab.training.files import naming, write_whole
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -164,7 +165,8 @@ def save(image: np.ndarray, path: Path) -> Path:
     from PIL import Image
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image).save(path)
+    with naming(path):
+        Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image).save(path)
     return path
 
 
@@ -172,7 +174,7 @@ def write(x: Tensor, spec: Spec, path: Path, *, reals: Tensor | None = None) -> 
     """Write items as a PNG, and all of them as .txt beside it where they are text; return the picture."""
     if spec.kind == "tokens":
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.with_suffix(".txt").write_text(listed(texts(x, spec)))
+        write_whole(path.with_suffix(".txt"), listed(texts(x, spec)).encode("utf-8", "replace"))
     image = picture(x, spec, reals=reals)
     save(image, path)
     return image

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from genlab.data.arrays import read_arrays
 from genlab.data.decode import BROKEN, Crop, Reader
 from genlab.data.preparation import Preparation
 from genlab.errors import UserError
@@ -110,10 +111,10 @@ def direction_of(path: str) -> Tensor:
     """Return the direction in a file that `genlab arithmetic` wrote."""
     if not Path(path).is_file():
         raise UserError(f"edit={path}: there is no such file; give interpolate, or an .npz of genlab arithmetic")
-    with np.load(path) as held:
-        if "direction" not in held:
-            raise UserError(f"edit={path} holds no direction; genlab arithmetic writes one, of b and c or of an attribute")
-        return torch.from_numpy(held["direction"])
+    held = read_arrays(Path(path), f"edit={path}")
+    if "direction" not in held:
+        raise UserError(f"edit={path} holds no direction; genlab arithmetic writes one, of b and c or of an attribute")
+    return torch.from_numpy(held["direction"])
 
 
 def given(run: Run, images: list[str] | str, crop: Crop) -> Tensor:

@@ -7,7 +7,9 @@ import math
 from pathlib import Path
 from typing import Any
 
-from genlab.training.run import write_whole
+import numpy as np
+
+from genlab.training.files import whole, write_whole
 
 
 def write_record(record: dict[str, Any], path: Path) -> None:
@@ -15,6 +17,12 @@ def write_record(record: dict[str, Any], path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, json.dumps(finite(record), indent=2).encode())
     print(path)
+
+
+def write_arrays(path: Path, **arrays: np.ndarray) -> None:
+    """Write arrays as a compressed .npz, whole or not at all."""
+    with whole(path) as f:
+        np.savez_compressed(f, **arrays)
 
 
 def finite(value: Any) -> Any:

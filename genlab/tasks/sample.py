@@ -17,6 +17,7 @@ from genlab.errors import UserError
 from genlab.spec import Count, Positive
 from genlab.tasks import pictures
 from genlab.tasks.catalogue import able
+from genlab.tasks.records import write_arrays
 from genlab.tasks.run import Run
 
 SHOWN = {"image": 256, "points": 20_000, "tokens": 20_000}  # items shown, at most
@@ -69,7 +70,7 @@ def sample(
     print(folder / (f"{name}.txt" if run.spec.kind == "tokens" else f"{name}.png"))
     labels = {"y": np.resize(classes, n)} if classes else {}
     bounds = {"range": np.array(run.spec.range)} if run.spec.kind == "image" else {}  # so that the file explains itself
-    np.savez_compressed(folder / f"{name}.npz", x=x.numpy(), **bounds, **labels)
+    write_arrays(folder / f"{name}.npz", x=x.numpy(), **bounds, **labels)
     print(folder / f"{name}.npz")
     if images:
         print(single_images(x, run, folder / name))

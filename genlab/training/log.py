@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import math
 import sys
+import threading
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from genlab.errors import UserError
+from genlab.training.files import naming
 
 if TYPE_CHECKING:
     import numpy as np
@@ -43,12 +46,15 @@ class Log:
         self.steps = steps
         self.pending: list[dict[str, Any]] = list(pending)  # since the last logged step; kept in checkpoints
         self.said = time.monotonic()
-        self.board = self.bar = self.stats = None
+        self.board = self.bar = self.stats = self.hook = None
         if run:
+            self.events = run.path / "tensorboard"
             from torch.utils.tensorboard import SummaryWriter
 
-            self.board = SummaryWriter(run.path / "tensorboard", purge_step=start + 1 if start else None)
-            self.stats = open(run.stats, "a")  # noqa: SIM115
+            self.hook, threading.excepthook = threading.excepthook, self.unraised
+            with naming(self.events):
+                self.board = SummaryWriter(self.events, purge_step=start + 1 if start else None)
+            self.stats = open(run.stats, "ab", buffering=0)  # noqa: SIM115 a full disk is to be known with the line itself
             if sys.stderr.isatty():
                 from tqdm import tqdm
 
@@ -101,21 +107,26 @@ class Log:
     def line(self, record: dict[str, Any]) -> None:
         """Append one line to stats.jsonl."""
         if self.stats:
-            self.stats.write(json.dumps(record) + "\n")
-            self.stats.flush()
+            data = (json.dumps(record) + "\n").encode()
+            with naming(self.run.stats):
+                while data:
+                    data = data[self.stats.write(data) :]
 
     def scalar(self, name: str, value: float, step: int) -> None:
         if self.board:
-            self.board.add_scalar(name, value, step)
+            with naming(self.events):
+                self.board.add_scalar(name, value, step)
 
     def text(self, name: str, text: str) -> None:
         if self.board:
-            self.board.add_text(name, text)
+            with naming(self.events):
+                self.board.add_text(name, text)
 
     def image(self, name: str, image: np.ndarray, step: int) -> None:
         """Show a picture (H, W, 3) of bytes on TensorBoard."""
         if self.board:
-            self.board.add_image(name, image, step, dataformats="HWC")
+            with naming(self.events):
+                self.board.add_image(name, image, step, dataformats="HWC")
 
     def say(self, step: int, means: dict[str, float], extra: dict[str, float]) -> None:
         if not self.run:
@@ -140,14 +151,30 @@ class Log:
 
     def close(self, options: dict[str, Any], final: dict[str, float]) -> None:
         """Write the hyperparameters with the final numbers, and close the files."""
+        if self.board:
+            plain = {k: v if isinstance(v, int | float | str | bool) else str(v) for k, v in options.items()}
+            with naming(self.events):
+                self.board.add_hparams(plain, {f"final/{k}": v for k, v in final.items()}, run_name=".")
+                self.board.close()
+            self.board = None
+        self.drop()
+
+    def drop(self) -> None:
+        """Close the files, where an error ended the run as well: what they could not hold was that error."""
         if self.bar is not None:
             self.bar.close()
         if self.board:
-            plain = {k: v if isinstance(v, int | float | str | bool) else str(v) for k, v in options.items()}
-            self.board.add_hparams(plain, {f"final/{k}": v for k, v in final.items()}, run_name=".")
-            self.board.close()
+            with suppress(OSError):
+                self.board.close()
         if self.stats:
             self.stats.close()
+        if self.hook:
+            threading.excepthook, self.hook = self.hook, None
+
+    def unraised(self, error: threading.ExceptHookArgs) -> None:
+        """Leave it to `naming` to say what TensorBoard's thread could not write: the next event raises the same error."""
+        if not (isinstance(error.exc_value, OSError) and type(error.thread).__module__.startswith("tensorboard")):
+            self.hook(error)
 
 
 def clock(seconds: float) -> str:
