@@ -13,7 +13,7 @@ import sys
 import time
 
 import pytest
-from conftest import REPOSITORY, run_here
+from conftest import REPOSITORY, run_here, run_process
 from hydra.plugins.sweeper import Sweeper
 from recipes import CONFIGS, built
 from sweeping import MINE, brief, states, write_model
@@ -37,6 +37,8 @@ def test_a_plan_grows_and_refuses_another_sweep(tmp_path):
     sweep = SweepFolder(tmp_path / "s")
     first = sweep.extend(["train", "-m", "a=1,2"], 0, [["a=1", "device=cpu"], ["a=2", "device=cpu"]])
     sweep.extend(["train", "-m", "a=3"], 2, [["a=3"]])
+    with folder.hold(tmp_path / "lock"), pytest.raises(UserError, match="another process is at work"):
+        folder.hold(tmp_path / "lock", patience=0).__enter__()
     assert [job.folder.name for job in first] == ["0", "1"] and len(sweep.jobs()) == 3
     assert folder.own_options(sweep.jobs()) == [["a=1"], ["a=2"], ["a=3"]]
     (again,) = sweep.extend(["train", "-m", "device=cuda"], 1, [["a=2", "device=cuda"]])  # where it runs is not what it does
@@ -237,6 +239,7 @@ def ranked(said) -> list[int]:
         ("sweep best {} metirc=loss", ["did you mean 'metric'"]),
         ("sweep best {} metric=lost", ["did you mean 'loss'"]),
         ("sweep best {} n=0", ["n=0"]),
+        ("sweep rerun {}/../searched", ["optuna", "genlab sweep resume"]),
         ("sweep best {} higher=yes", ["higher=yes"]),
         ("train -m seed=0,1 hydra.launcher.n=0", ["hydra.launcher.n=0", "1 or more"]),
         ("train -m seed=0,1 hydra.launcher.gpus=0", ["hydra.launcher.gpus=0", "list"]),
@@ -249,6 +252,7 @@ def ranked(said) -> list[int]:
 )
 @pytest.mark.xdist_group("swept")
 def test_refused_in_one_line(line, fragments, swept, genlab):
+    SweepFolder(swept[1].parent / "searched").extend([], 0, [["a=1"]], sweeper="optuna")
     error = genlab(*shlex.split(line.format(swept[1]))).error
     assert not [fragment for fragment in fragments if fragment not in error], error
 
@@ -303,6 +307,14 @@ def test_jobs_outlive_a_launcher_that_is_killed_and_are_waited_for(tmp_path):
     (sweep,) = tmp_path.glob("outputs/sweeps/*")
     assert again.code == 0 and "job 0 seed=0: was started before, and goes on" in again.err, again.err
     assert brief(sweep) == [("done", 1), ("done", 1)]
+
+
+@pytest.mark.gpu
+def test_jobs_on_a_gpu_begin_in_forks_that_can_use_it(tmp_path):
+    small = ("model=vae", "trainer.steps=20", "trainer.preview_every=0", "device=cuda")
+    result = run_process("train", "-m", *small, "seed=0,1", "hydra.launcher.gpus=[0]", cwd=tmp_path)
+    (sweep,) = tmp_path.glob("outputs/sweeps/*")
+    assert result.code == 0 and brief(sweep) == [("done", 1), ("done", 1)], result.err
 
 
 # --- what ships ---------------------------------------------------------------------------------------------------------

@@ -22,7 +22,6 @@ from genlab.training.run import write_whole
 # is gone and said nothing (killed, out of memory, a dead node). All but done go on from their checkpoint.
 Status = Literal["done", "running", "waiting", "failed", "stopped", "lost"]
 STATUSES: tuple[Status, ...] = get_args(Status)
-JOURNAL = "study.journal"  # of a search: what it tried and what came of it
 LINES = 5  # of an error that a state keeps
 PATIENCE = 5.0  # seconds for which a job waits for its folder: who only looks whether it is held lets go at once
 ELSEWHERE = ("device", "debug")  # options that say where and how a job runs, not what it does
@@ -75,21 +74,16 @@ class SweepFolder:
         return sweep
 
     def plan(self) -> dict[str, Any]:
-        """Return plan.json: the command, the folder that it was given in, and each job's overrides.
+        """Return plan.json: the command, the folder that it was given in, the sweeper, and each job's overrides.
 
         Raises:
             UserError: it is damaged.
         """
         try:
             plan = json.loads((self.path / "plan.json").read_text())
-            return {key: plan[key] for key in ("command", "cwd", "jobs")}
+            return {key: plan[key] for key in ("command", "cwd", "sweeper", "jobs")}
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"{self.path / 'plan.json'} is unreadable: {error}") from error
-
-    @property
-    def searches(self) -> bool:
-        """Whether its jobs are the trials of a search, which draws them one after another."""
-        return (self.path / JOURNAL).exists()
 
     @property
     def quoted(self) -> str:
@@ -101,7 +95,9 @@ class SweepFolder:
         rows = enumerate(self.plan()["jobs"])
         return [Job(number, tuple(overrides), self.path / str(number)) for number, overrides in rows]
 
-    def extend(self, command: Sequence[str], first: int, overrides: Sequence[Sequence[str]]) -> list[Job]:
+    def extend(
+        self, command: Sequence[str], first: int, overrides: Sequence[Sequence[str]], *, sweeper: str = "basic"
+    ) -> list[Job]:
         """Plan the jobs from number `first` on, unless that is done; return them. The newest command is kept.
 
         Raises:
@@ -117,7 +113,7 @@ class SweepFolder:
                         f"and here it would be {' '.join(mine)}; give another hydra.sweep.dir="
                     )
             jobs = [*known[:first], *map(list, overrides), *known[first + len(overrides) :]]
-            plan = {"command": list(command), "cwd": os.getcwd(), "jobs": jobs}
+            plan = {"command": list(command), "cwd": os.getcwd(), "sweeper": sweeper, "jobs": jobs}
             write_whole(self.path / "plan.json", json.dumps(plan, indent=2).encode())
         return self.jobs()[first : first + len(overrides)]
 

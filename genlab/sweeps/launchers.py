@@ -91,12 +91,14 @@ class Jobs(BaseSubmititLauncher):
         if OmegaConf.to_container(self.config.hydra.sweep, resolve=False)["subdir"] != "${hydra.job.num}":
             raise UserError("hydra.sweep.subdir= cannot be set: a sweep's jobs lie in folders named by their numbers")
         command = ["train", *(word for word in sys.argv[1:] if not word.startswith("hydra.launcher.only="))]
-        jobs = sweep.extend(command, initial_job_idx, [filter_overrides(overrides) for overrides in job_overrides])
+        rows = [filter_overrides(overrides) for overrides in job_overrides]
+        jobs = sweep.extend(command, initial_job_idx, rows, sweeper=self.config.hydra.runtime.choices["hydra/sweeper"])
         wanted = [job for job in jobs if self.only is None or job.number in self.only]
         left = [job for job, state in zip(wanted, folder.standing(wanted), strict=True) if state.status != "done"]
         if len(left) < len(wanted):
             say(f"{len(wanted) - len(left)} of {len(wanted)} jobs are done already: {sweep.path}")
-        watch(left, self.machine(sweep), names=named(sweep.jobs()), tries=self.tries)
+        with folder.hold(sweep.path / ".launcher.lock", patience=0):
+            watch(left, self.machine(sweep), names=named(sweep.jobs()), tries=self.tries)
         states = folder.standing(jobs)
         counted = [state.status for state in states]
         say(f"{sweep.path}: " + ", ".join(f"{counted.count(s)} {s}" for s in folder.STATUSES if s in counted))

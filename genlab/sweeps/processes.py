@@ -49,13 +49,18 @@ class Processes:
         if len(self.places) > 1:  # they share the cores evenly; read when torch is imported, and the user's own wins
             os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // len(self.places))))
         for job in jobs:
-            busy = {place for number, place in self.at.items() if self.processes[number].is_alive()}
-            place = next(place for place in range(len(self.places)) if place not in busy)
+            place = next(place for place in range(len(self.places)) if place not in self.at.values())
             self.submit(executor(self, job, self.places[place]), [job])
             self.at[job.number] = place
 
     def ended(self, job: Job) -> bool | None:
-        return not self.processes[job.number].is_alive() if job.number in self.processes else None
+        if job.number not in self.processes:
+            return None
+        if self.processes[job.number].is_alive():
+            return False
+        self.processes.pop(job.number).close()  # it holds files open
+        del self.at[job.number]
+        return True
 
     def cancelled(self, job: Job, queue: dict[str, str] | None) -> bool:
         return False

@@ -173,20 +173,23 @@ def measures(job: Job) -> dict[str, tuple[float, bool | None]]:
 
 
 def again(sweep: SweepFolder, *, failed: bool) -> Again | None:
-    """Return the sweep's own command, for its failed jobs, or for all that are not done."""
-    if sweep.searches and failed:
-        raise UserError(f"{sweep.path} is a search, which goes on to other trials; a larger hydra.sweeper.n_trials= adds some")
-    jobs = sweep.jobs()
+    """Return the sweep's own command, for its failed jobs, or for all that are not done.
+
+    Raises:
+        UserError: its folder is gone, or its sweeper chooses jobs by what became of earlier ones.
+    """
+    jobs, plan = sweep.jobs(), sweep.plan()
     states = folder.standing(jobs)
     left = [job for job, s in zip(jobs, states, strict=True) if (s.status == "failed" if failed else s.status != "done")]
-    if not left and not sweep.searches:
+    searches = plan["sweeper"] != "basic"
+    if searches and failed:
+        raise UserError(f"{sweep.path}: sweeper {plan['sweeper']} learns from what failed; go on with `genlab sweep resume`")
+    if not left and not searches:
         print(f"{sweep.path}: no job {'failed' if failed else 'is left'}")
         return None
-    plan = sweep.plan()
     if not Path(plan["cwd"]).is_dir():
         raise UserError(f"{sweep.path} was begun in {plan['cwd']}, and there is no such folder now")
     ours = ("hydra.launcher.only=", "hydra.sweep.dir=")
     words = [word for word in plan["command"][1:] if not word.startswith(ours)]
-    numbers = ",".join(str(job.number) for job in left)
-    only = [] if sweep.searches else [f"hydra.launcher.only=[{numbers}]"]  # a search knows what is left of it
+    only = [] if searches else [f"hydra.launcher.only=[{','.join(str(job.number) for job in left)}]"]
     return Again(Path(plan["cwd"]), [*words, sweep.quoted, *only])
