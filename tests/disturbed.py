@@ -34,7 +34,7 @@ from hydra.core.global_hydra import GlobalHydra
 from genlab import cli
 small = "model=vae model.hidden=[4] trainer.steps=1 trainer.batch_size=4 device=cpu device.threads=1 out=run".split()
 here = os.getcwd()
-with tempfile.TemporaryDirectory() as folder, open(os.devnull, "w") as nothing:  # whatever a training imports is there from now on
+with tempfile.TemporaryDirectory() as folder, open(os.devnull, "w") as nothing:  # what a training imports is there from now on
     os.chdir(folder)
     with contextlib.redirect_stdout(nothing), contextlib.redirect_stderr(nothing):
         for words in (["train", *small], ["sample", "run=run", "n=1", "device=cpu"]):
