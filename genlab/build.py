@@ -13,7 +13,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from genlab.arguments import arguments, locate, refuse_targets
+from genlab.arguments import arguments, construct, locate, refuse_targets, shown
 from genlab.errors import UserError
 from genlab.objects import Plain, assemble, make_dataset, make_device, make_model
 from genlab.spec import Count
@@ -23,6 +23,7 @@ from genlab.training.run import RunFolder
 MAY_CHANGE = {"trainer.steps", "trainer.max_time", "trainer.save_every", "trainer.keep"}
 NAMES_DATA = {"dataset.root", "dataset.path", "dataset.of.root", "dataset.of.path"}
 MAY_CHANGE |= NAMES_DATA
+HOW = ("out", "resume", "device", "debug", "allow")  # what says where and how a run is trained
 
 
 def plain(config: DictConfig) -> Plain:
@@ -80,45 +81,98 @@ def train(config: DictConfig) -> dict[str, float] | None:
     arguments(general, {key: given[key] for key in signature(general).parameters}, "")
     ranks = Ranks()
     hydra = HydraConfig.get()
-    if config.resume is None:
-        folder, own, state = None, given, None
-    else:
+    job = hydra.mode is RunMode.MULTIRUN
+    if job and config.resume is not None:
+        raise UserError("a sweep takes no resume=: the same command goes on with it")
+    if job:
+        given["out"] = hydra.runtime.output_dir
+    if config.resume is not None:
         folder, checkpoint = RunFolder.find(config.resume)
         own = resumed(given, folder, list(hydra.overrides.task))
-        state = None
-    try:
-        if folder:
-            if ranks.first:
+    elif job and ranks.share((Path(given["out"]) / "run.json").exists()):  # it was begun before, and goes on
+        folder, checkpoint = RunFolder(Path(given["out"])), None
+        own = same(given, folder)
+    else:
+        folder, checkpoint, own = None, None, given
+    with ranks:
+        try:
+            if folder and ranks.first:
                 folder.lock()  # before the state is read: who trains here now may be about to save a later one
-            state = folder.load(checkpoint) if checkpoint or folder.steps() else None  # killed before its first checkpoint
-        return _train(own, folder, state, ranks, hydra)
-    finally:
-        if folder and folder.held:
-            folder.held.close()
-        ranks.close()
+            begun = folder is not None and bool(checkpoint or folder.steps())  # or killed before its first checkpoint
+            state = folder.load(checkpoint) if begun else None
+            return _train(own, folder, state, ranks, list(hydra.overrides.task))
+        finally:
+            if folder and folder.held:
+                folder.held.close()
 
 
-def _train(own: Plain, folder: RunFolder | None, state: Plain | None, ranks, hydra) -> dict[str, float] | None:
+def _train(own: Plain, folder: RunFolder | None, state: Plain | None, ranks, overrides: list[str]) -> dict[str, float] | None:
     from genlab.tasks.origin import know_again, origin
-    from genlab.tasks.train import train
+    from genlab.tasks.train import numbers, train
+    from genlab.training.shards import share
 
-    if folder is None and ranks.first:
-        out = Path(hydra.runtime.output_dir if hydra.mode is RunMode.MULTIRUN else str(own["out"]))
-        RunFolder(out).refuse_if_there()
-    where = str(folder.path / "config.yaml") if folder else ""
-    own, dataset, trainer = assemble(own, list(hydra.overrides.task), state=state, where=where)
+    new = folder is None
+    if new:
+        folder = RunFolder(Path(str(own["out"])))
+        if ranks.first:
+            folder.refuse_if_there()
+    else:
+        options, said = share(own["trainer"], processes=folder.info().get("processes", 1), size=ranks.size)
+        own = {**own, "trainer": options}
+        if said and ranks.first:
+            print(said, file=sys.stderr)
+    own, dataset, trainer = assemble(own, overrides, state=state, where="" if new else str(folder.path / "config.yaml"))
     if state:
         if trainer.at >= trainer.options.steps:
             if ranks.first:  # no error: a scheduler that starts a job again must not see it fail
                 print(f"{folder.path} is done: {trainer.at:,} steps; give a larger trainer.steps= to go on")
-            return None
-        named = bool(NAMES_DATA & {override.lstrip("+~").partition("=")[0] for override in hydra.overrides.task})
+            return numbers(trainer, folder)
+        named = bool(NAMES_DATA & {override.lstrip("+~").partition("=")[0] for override in overrides})
         if (line := know_again(dataset, folder.info(), named=named)) and ranks.first:
             print(f"data: {line}", file=sys.stderr)
-    elif folder is None and ranks.first:
-        info = origin(own, dataset, trainer.device, dict(hydra.runtime.choices), list(hydra.overrides.task))
-        folder = RunFolder.create(out, config=OmegaConf.to_yaml(own), info=info)
-    return train(trainer, dataset, folder, config=own)
+    elif new and ranks.first:
+        info = origin(own, dataset, trainer.device, dict(HydraConfig.get().runtime.choices), overrides)
+        RunFolder.create(folder.path, config=OmegaConf.to_yaml(own), info=info | {"processes": ranks.size})
+    return train(trainer, dataset, folder, config=own, verdict=verdict(own) if ranks.first else None)
+
+
+def verdict(own: Plain) -> Callable | None:
+    """Return what a trial of a search asks after each evaluation; None where trials are not pruned, or this is none."""
+    hydra = HydraConfig.get()
+    sweeper = OmegaConf.to_container(hydra.sweeper, resolve=True)
+    if hydra.mode is not RunMode.MULTIRUN or not sweeper["_target_"].endswith(".OptunaSweeper"):
+        return None
+    from genlab.sweeps.study import Search, verdict
+
+    search, o = construct(Search, sweeper, "hydra.sweeper"), own["trainer"]
+    if not search.prunes:
+        return None
+    goal = search.goal(o["monitor"], o["evaluate_every"])
+    rungs = (o["evaluate_every"], o["steps"])
+    return verdict(Path(str(own["out"])).parent, hydra.job.num, goal, search=search, rungs=rungs)
+
+
+def same(given: Plain, folder: RunFolder) -> Plain:
+    """Return the config of a job that was begun before, on the device of now.
+
+    Raises:
+        UserError: it is not what is composed now: a recipe was edited in between.
+    """
+    from genlab.tasks.train import flat
+
+    own = folder.options("model", "dataset", "trainer", "device")
+    if given["trainer"]["batch_size"] == "auto":  # the run holds the number that it was settled at
+        given["trainer"]["batch_size"] = own["trainer"]["batch_size"]
+    before, now = (flat({key: value for key, value in config.items() if key not in HOW}) for config in (own, given))
+    for key in sorted(before.keys() | now.keys()):
+        settled = given.get("codec") and (key == "codec.run" or key.startswith("model.codec."))
+        if before.get(key) != now.get(key) and not settled:
+            raise UserError(
+                f"{folder.path} was begun with {key}={shown(before.get(key))}, and now it is {shown(now.get(key))}; "
+                "give another hydra.sweep.dir=, or remove that folder"
+            )
+    # Without a checkpoint it begins anew: a codec, whose weights lie in them, is had as at first.
+    return {**own, **{key: given[key] for key in HOW}} if folder.steps() else given
 
 
 def plan(config: DictConfig) -> dict[str, float]:

@@ -5,9 +5,12 @@ Imports no torch: `genlab --help` answers at once, and `genlab train --cfg job` 
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import re
 import sys
+import traceback
 from functools import cache
 from importlib.util import find_spec
 from itertools import pairwise
@@ -16,6 +19,8 @@ from traceback import walk_tb
 
 from genlab.errors import UserError, did_you_mean, printable
 from genlab.tasks import COMMANDS, LISTS
+from genlab.training.watch import Said, farewell
+from genlab.training.world import world
 
 FLAGS: dict[str, tuple[str, ...] | None] = {  # Hydra's, with the values that each takes: none, any (None), or these
     **dict.fromkeys(("--help", "-h", "--hydra-help", "--version", "--resolve"), ()),
@@ -40,6 +45,12 @@ def main() -> None:
             print(f"genlab {__version__}")
         elif name in COMMANDS:
             compose_and_run(name, arguments)
+        elif name == "sweep":
+            from genlab.tasks import sweep
+
+            if again := sweep.sweep(arguments):
+                os.chdir(again.cwd)
+                compose_and_run("train", again.arguments)
         elif name in LISTS:
             from genlab.tasks import listing
 
@@ -51,11 +62,37 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
     except Exception as error:
-        line = explain(error)
+        end = parted(error)
+        line = explain(end)
         if full or line is None:
-            raise
-        print(f"genlab: {printable(line)}", file=sys.stderr)
-        sys.exit(getattr(error, "exit_code", 2))
+            if not several():
+                raise
+            traceback.print_exception(end)
+        elif not isinstance(end, Said):
+            print(f"genlab: {printable(line)}", file=sys.stderr)
+        leave(1 if line is None else getattr(end, "exit_code", 2))
+
+
+def several() -> bool:
+    """Return whether this is one of several processes, as far as the environment makes sense."""
+    try:
+        return world().size > 1
+    except UserError:
+        return False
+
+
+def parted(error: Exception) -> Exception:
+    """Return what this process ends with, after an error that all the others have heard of."""
+    return farewell(error, explain(error)) if several() else error
+
+
+def leave(code: int) -> None:
+    """Exit; one of several processes without Python's clearing up, which could wait for messages of those that are gone."""
+    if several():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def usage() -> str:
@@ -77,21 +114,31 @@ def config_folder() -> Path:
 
 @cache
 def stamp() -> str:
-    """Return this start's date, time and a unique id: the same one in every process of a torchrun."""
+    """Return this start's date, time and a unique id: the same one in every process of a training.
+
+    Raises:
+        UserError: the processes were not given the same options.
+    """
     import secrets
     from datetime import datetime
 
     own = f"{datetime.now():%Y-%m-%d_%H-%M-%S}-{secrets.token_hex(4)}"
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+    if world().size > 1:
         from genlab.training.ranks import Ranks
 
-        own = Ranks().share(own)
+        mine = [argument for argument in sys.argv[1:] if not argument.startswith("device.")]
+        own, theirs = Ranks().share((own, mine))
+        if differ := sorted(set(mine) ^ set(theirs)):
+            raise UserError(
+                f"the processes of one training were given different options ({', '.join(differ)}); for a training each, "
+                "start them with RANK=0 WORLD_SIZE=1 in their environment"
+            )
     return own
 
 
 def compose_and_run(command: str, arguments: list[str]) -> None:
     """Let Hydra read the arguments and compose the config, then run `genlab.build.<command>`."""
-    if command == "train" and int(os.environ.get("WORLD_SIZE", 1)) > 1:
+    if command == "train" and world().size > 1:
         stamp()  # every process must join in agreeing on it, whatever its config asks for
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands errors to `main` instead of printing them
     import hydra
@@ -100,30 +147,63 @@ def compose_and_run(command: str, arguments: list[str]) -> None:
     OmegaConf.register_new_resolver("genlab.stamp", stamp, replace=True)
     OmegaConf.register_new_resolver("genlab.folder", lambda m, d: f"outputs/{m}-{d}/{stamp()}", replace=True)
 
-    failed: list[Exception] = []
-
-    def task(config: DictConfig) -> object:
-        from genlab import build
-
-        if failed and getattr(failed[-1], "exit_code", 2) > 128:
-            return None  # a signal ended the job before: it meant the sweep
-        try:
-            return getattr(build, command)(config)
-        except Exception as error:  # kept from Hydra, which would print it its own way; raised below
-            if failed:
-                print(f"genlab: {printable(explain(failed[-1]) or repr(failed[-1]))}", file=sys.stderr)
-            failed.append(error)
-            return None
-
-    arguments = flags_first(arguments)
+    arguments = flags_first(folders_as_runs(arguments) if command == "compare" else arguments)
     refuse_shadows(arguments)
     for word in arguments:
         if word.startswith("~") and "." not in word.partition("=")[0]:
             raise UserError(f"{word}: an option of the command cannot be taken away; set it to another value, or to null")
+    OmegaConf.register_new_resolver("genlab.sweep", lambda: sweep_name(arguments), replace=True)
+    failed: list[Exception] = []
+    sweeps = command == "train" and bool({"-m", "--multirun"} & set(arguments))
+    if sweeps:
+        if world().size > 1:
+            raise UserError("a sweep starts its own processes: give `genlab train -m` to one, with hydra/launcher=slurm_node")
+        from genlab.sweeps import launchers, search
+
+        launchers.register(failed)
+        search.register(failed)
+
+    def task(config: DictConfig) -> object:
+        from genlab import build
+
+        try:
+            return getattr(build, command)(config)
+        except Exception as error:
+            end = parted(error)
+            if end is error:
+                raise
+            raise end from error
+
+    def kept(config: DictConfig) -> object:
+        try:
+            return task(config)
+        except Exception as error:  # from Hydra, which would print it its own way
+            return failed.append(error)
+
     sys.argv = [sys.argv[0], *arguments]
-    hydra.main(version_base="1.3", config_path="pkg://genlab.configs", config_name=command)(task)()
-    if failed:  # in a sweep, the jobs after a failure were run all the same
+    main = hydra.main(version_base="1.3", config_path="pkg://genlab.configs", config_name=command)
+    main(task if sweeps else kept)()
+    for error in failed[:-1]:
+        print(f"genlab: {printable(explain(error) or repr(error))}", file=sys.stderr)
+    if failed:  # of several jobs, all were run
         raise failed[-1]
+
+
+def sweep_name(arguments: list[str]) -> str:
+    """Return the name of a sweep's folder: the same for the same command, however and wherever its jobs run."""
+    besides = ("-m", "--multirun", "debug", "device", "hydra/launcher", "hydra.launcher", "hydra.sweep")
+    besides += ("hydra.sweeper.n_trials", "hydra.sweeper.n_jobs")  # of a search, which may grow
+    words = [word for word in arguments if not re.match(rf"[+~]*({'|'.join(map(re.escape, besides))})(?![\w-])", word)]
+    readable = re.sub(r"[^a-z0-9]+", "-", " ".join(word for word in words if not word.startswith("-")).lower())
+    return f"{readable[:48].strip('-') or 'train'}-{hashlib.sha256(json.dumps(words).encode()).hexdigest()[:8]}"
+
+
+def folders_as_runs(arguments: list[str]) -> list[str]:
+    """Return the arguments with the folders among them as `runs=`: genlab compare outputs/sweeps/mine."""
+    after = {i + 1 for i, word in enumerate(arguments) if FLAGS.get(word, ()) != ()}  # a flag's value
+    folders = [i for i, word in enumerate(arguments) if word[:1] != "-" and i not in after and Path(word).exists()]
+    quoted = ("'" + arguments[i].replace("\\", "\\\\").replace("'", "\\'") + "'" for i in folders)
+    return [word for i, word in enumerate(arguments) if i not in folders] + [f"runs=[{','.join(quoted)}]"] * bool(folders)
 
 
 def flags_first(arguments: list[str]) -> list[str]:

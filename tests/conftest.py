@@ -105,12 +105,12 @@ def run_here(*arguments: object, cwd: Path) -> Result:
     return Result(code, out.getvalue(), err.getvalue())
 
 
-def run_process(*arguments: object, cwd: Path, **environment: str) -> Result:
+def run_process(*arguments: object, cwd: Path, timeout: float = 300, **environment: str) -> Result:
     """Run `python -m genlab <arguments>` as a process of its own."""
     clean = {k: v for k, v in os.environ.items() if k != "HYDRA_FULL_ERROR"}
     ended = subprocess.run(
         [sys.executable, "-m", "genlab", *map(str, arguments)],
-        cwd=cwd, env=clean | environment, capture_output=True, text=True, timeout=300, check=False,
+        cwd=cwd, env=clean | environment, capture_output=True, text=True, timeout=timeout, check=False,
     )  # fmt: skip
     return Result(ended.returncode, ended.stdout, ended.stderr)
 

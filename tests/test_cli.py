@@ -462,7 +462,9 @@ def test_answers_at_once(command: str, seconds: float, genlab_process) -> None:
     assert min(took) < seconds
 
 
-@pytest.mark.parametrize("command", ["--help", "train --cfg job", "train model=vea", "datasets", "completion bash"])
+@pytest.mark.parametrize(
+    "command", ["--help", "train --cfg job", "train model=vea", "datasets", "completion bash", "sweep status nowhere"]
+)
 def test_no_torch_until_there_is_work(command: str, tmp_path: Path) -> None:
     """What needs no tensor imports no torch."""
     code = (
@@ -488,6 +490,9 @@ def test_no_torch_until_there_is_work(command: str, tmp_path: Path) -> None:
         ("genlab train mod", {"model=", "model."}),
         ("genlab train seed=1 trainer.st", {"trainer.steps="}),
         ("genlab sample sampler=dd", {"ddim"}),
+        ("genlab train hydra/launcher=slurm_", {"slurm_cpu", "slurm_node", "slurm_preemptible"}),
+        ("genlab sweep re", {"rerun", "resume"}),
+        ("genlab sweep status b", {"bin"}),
     ],
 )
 def test_completion(line: str, expected: set[str], genlab, tmp_path: Path) -> None:

@@ -350,6 +350,7 @@ STRANGERS = [
 USUAL = [
     "model=vae,dcgan", "seed=range(5)", "trainer.steps=100", "hydra/launcher=slurm", "hydra.launcher.partition=gpu",
     "hydra.launcher.mem_gb=16", "hydra.sweep.dir=here", "+regulariser=r1", "model.hidden=[3,4]", "dataset@dataset.of=mnist", "-m",
+    "hydra/sweeper=optuna", "hydra.sweeper.n_trials=20", "hydra.sweeper.params.optimizer.lr=interval(1e-4,1e-2)",
 ]  # fmt: skip
 
 

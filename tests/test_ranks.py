@@ -1,48 +1,273 @@
-"""Several processes train one model, under torchrun with gloo: the same as one process with the joint batch."""
+"""Several processes train one model, by gloo: the same as one process with the joint batch, and they end together."""
 
 from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
+import signal
+import socket
 import subprocess
 import sys
+import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
+import ranks_losses
+import torch
 
+from genlab.training.ranks import Ranks
 from genlab.training.run import RunFolder
+from genlab.training.shards import share
 
 HERE = Path(__file__).parent
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE)}
+FAMILIES = ["vae", "dcgan", "realnvp", "rbm", "ddpm"]
+KEEPERS = ["maf", "dbn", "m2", "vq_vae", "debias_vae", "spectral", "stylegan2", "cyclegan", "gpt"]
+CUT = ["vae+fsdp", "ddpm+fsdp", "gpt+fsdp"]
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{HERE}:{os.environ.get('PYTHONPATH', '')}"}
+TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone")
+SILENT = re.escape("ended without a word (killed, out of memory, or its machine is gone)")
 
 
-def torchrun(processes: int, *what: str, cwd: Path) -> str:
-    done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", *what],
-        cwd=cwd, env=ENVIRONMENT, capture_output=True, text=True, timeout=400, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout
+def popen(*what: object, cwd: Path, **environment: str) -> subprocess.Popen:
+    return subprocess.Popen(
+        list(map(str, what)), cwd=cwd, env=ENVIRONMENT | environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
 
 
-def losses(text: str) -> dict[str, list[dict[str, float]]]:
-    return json.loads(text.splitlines()[-1])
+def start(processes: int, *what: object, cwd: Path) -> list[subprocess.Popen]:
+    """Start Python with these arguments in processes that know each other by variables alone, and nobody watches over."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        place = {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+    return [popen(sys.executable, *what, cwd=cwd, **place, RANK=str(rank), LOCAL_RANK=str(rank)) for rank in range(processes)]
+
+
+def ended(processes: list[subprocess.Popen], within: float) -> list[tuple[int, str, str]]:
+    """Return each process's exit code and what it printed, soon."""
+    until = time.monotonic() + within
+    try:
+        said = [p.communicate(timeout=max(1.0, until - time.monotonic())) for p in processes]
+    finally:
+        for p in processes:
+            p.kill()
+    assert not any("Traceback" in err and "ChildFailedError" not in err for _, err in said), said
+    return [(p.returncode, *texts) for p, texts in zip(processes, said, strict=True)]
+
+
+def until_saved(folder: Path, processes: list[subprocess.Popen]) -> None:
+    while not RunFolder(folder).steps():
+        assert all(p.poll() is None for p in processes), [p.communicate()[1] for p in processes if p.poll() is not None]
+        time.sleep(0.05)
+
+
+def check_equal(cwd: Path, processes: list[int], shards: int, steps: int, names: list[str]) -> None:
+    alone = ranks_losses.found(shards, steps, names, Ranks())
+    for n in processes:
+        several = ended(start(n, ranks_losses.__file__, shards, steps, *names, cwd=cwd), within=900)
+        assert not any(code for code, _, _ in several), several
+        together = json.loads(several[0][1].splitlines()[-1])
+        for name in names:
+            for at, (one, found) in enumerate(zip(alone[name], together[name], strict=True)):
+                assert found == pytest.approx(one, rel=1e-9, abs=1e-12), f"{name}, {n} processes, step {at + 1}"
 
 
 def test_two_processes_equal_one_with_the_joint_batch(tmp_path):
-    script = str(HERE / "ranks_losses.py")
-    alone = subprocess.run(
-        [sys.executable, script, "2"], cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, timeout=400, check=True
+    check_equal(tmp_path, [2], 4, 3, ["uneven", "vae", "realnvp", "rbm", "dcgan+early", "gpt+fsdp", "ddpm", "stylegan2"])
+
+
+@pytest.mark.slow
+def test_four_processes_equal_two_and_one(tmp_path):
+    early = [f"{name}+early" for name in FAMILIES]
+    check_equal(tmp_path, [2, 4], 4, 20, ["uneven", *FAMILIES, *KEEPERS, *early, *CUT])
+
+
+# --- a run goes on with others ----------------------------------------------------------------------------------------
+
+VAE = ("device=cpu", "device.precision=fp64", "device.threads=1", "trainer.save_every=2", "trainer.batch_size=24")
+ENDLESS = ("-m", "genlab", "train", *VAE, "trainer.steps=1000000", "out=run")
+
+
+def test_one_of_two_is_killed_and_the_run_goes_on_alone(genlab, tmp_path):
+    """The same as a run that nothing disturbed: its two shards are kept."""
+    processes = start(2, *ENDLESS, cwd=tmp_path)
+    until_saved(tmp_path / "run", processes)
+    processes[1].kill()
+    (code, _, said), (killed, _, _) = ended(processes, within=60)
+    assert (code, killed) == (1, -signal.SIGKILL)
+    assert re.fullmatch(rf"genlab: rank 1 on \S+ {SILENT}", said.splitlines()[-1])
+    assert len(list(tmp_path.glob("**/run.json"))) == 1
+    step = RunFolder(tmp_path / "run").load()["step"] + 3
+    goes_on = genlab("train", "resume=run", f"trainer.steps={step}")
+    assert goes_on.code == 0 and "the run's 2 shards of a batch are seen by 1 process now, 2 by each" in goes_on.err
+    assert genlab("train", *VAE, f"trainer.steps={step}", "trainer.accumulate=2", "out=whole").code == 0
+    a, b = (RunFolder(tmp_path / name).load() for name in ("run", "whole"))
+    assert a["step"] == b["step"] == step
+    for key, value in b["model"].items():
+        torch.testing.assert_close(a["model"][key], value, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("began", "now", "accumulate", "says"),
+    [
+        ((2, 1), 2, 1, ""),
+        ((2, 1), 1, 2, "2 shards of a batch are seen by 1 process now, 2 by each"),
+        ((2, 2), 4, 1, "4 shards of a batch are seen by 4 processes now, 1 by each"),
+        ((2, 1), 4, 1, "cannot share: it goes on with 4 shards of the same batches"),
+        ((4, 2), 3, 3, "it goes on with 9 shards"),
+    ],
+)
+def test_the_shards_of_a_batch_are_kept_where_they_can_be(began, now, accumulate, says):
+    processes, before = began
+    options, said = share({"accumulate": before, "batch_size": 72}, processes=processes, size=now)
+    assert options == {"accumulate": accumulate, "batch_size": 72} and says in said and bool(says) == bool(said)
+
+
+def test_a_batch_that_cannot_be_cut_is_refused():
+    with pytest.raises(ValueError, match="batch of 24 cannot be cut evenly for 5 processes; it goes on with 1, 2, 3, 4, 6, 8"):
+        share({"accumulate": 1, "batch_size": 24}, processes=2, size=5)
+
+
+# --- they end together ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, 1, 2])
+def test_who_is_killed_ends_all(victim, tmp_path):
+    processes = start(3, *ENDLESS, cwd=tmp_path)
+    until_saved(tmp_path / "run", processes)
+    processes[victim].kill()
+    for rank, (code, _, said) in enumerate(ended(processes, within=60)):
+        if rank != victim:
+            assert code == 1 and re.fullmatch(rf"genlab: rank {victim} on \S+ {SILENT}", said.splitlines()[-1])
+    assert RunFolder(tmp_path / "run").load()["step"] > 0
+
+
+@pytest.mark.slow
+def test_a_signal_to_one_ends_all_with_everything_saved(tmp_path):
+    processes = start(3, *ENDLESS, cwd=tmp_path)
+    until_saved(tmp_path / "run", processes)
+    processes[2].send_signal(signal.SIGTERM)
+    found = ended(processes, within=60)
+    assert [code for code, _, _ in found] == [128 + signal.SIGTERM, 0, 0] and "SIGTERM: saved at step" in found[0][2]
+
+
+@pytest.mark.slow
+def test_an_option_that_is_wrong_is_said_once(tmp_path):
+    found = ended(start(3, "-m", "genlab", "train", "trainer.stepz=3", cwd=tmp_path), within=300)
+    assert [code for code, _, _ in found] == [2, 2, 2]
+    assert found[0][2].startswith("genlab: unknown option 'trainer.stepz'") and found[0][2].count("\n") == 1
+    assert [said for _, _, said in found[1:]] == ["", ""]
+
+
+@pytest.mark.slow
+def test_different_options_are_refused(tmp_path):
+    script = tmp_path / "own_seed.py"
+    script.write_text(
+        "import os, sys; from genlab import cli; sys.argv[1:] = ['train', 'seed=' + os.environ['RANK']]; cli.main()"
     )
-    together = losses(torchrun(2, script, "2", cwd=tmp_path))
-    for family, steps in losses(alone.stdout).items():
-        for at, (one, two) in enumerate(zip(steps, together[family], strict=True)):
-            assert two == pytest.approx(one, rel=1e-9, abs=1e-12), f"{family}, step {at + 1}"
+    (code, _, said), (own, _, why) = ended(start(2, script, cwd=tmp_path), within=300)
+    assert (code, own) == (1, 2) and "were given different options (seed=0, seed=1)" in said and said.startswith("genlab: rank 1")
+    assert "different options" in why and not list(tmp_path.glob("outputs"))
 
 
-def test_the_command_line_under_torchrun_makes_one_run(tmp_path):
-    out = torchrun(2, "-m", "genlab", "train", "trainer.steps=6", "trainer.save_every=3", "device=cpu", cwd=tmp_path)
-    found = list(tmp_path.glob("outputs/*/*/run.json"))
-    assert len(found) == 1 and out.count("trained 6 steps") == 1
-    torchrun(2, "-m", "genlab", "train", "resume=latest", "trainer.steps=8", cwd=tmp_path)
-    assert RunFolder(found[0].parent).load()["step"] == 8
+@pytest.mark.slow
+def test_several_trainings_one_after_another(tmp_path):
+    what = ("-m", "genlab", "train", "-m", "seed=0,1,2", "device=cpu", "trainer.steps=2", "trainer.preview_every=0")
+    assert [code for code, _, _ in ended(start(2, *what, cwd=tmp_path), within=300)] == [0, 0]
+    assert len(list(tmp_path.glob("**/run.json"))) == 3
+
+
+@pytest.mark.slow
+def test_what_one_dies_of_is_said_by_all(tmp_path):
+    """The first process alone writes, and the folder of its checkpoints is gone."""
+    processes = start(3, *ENDLESS, cwd=tmp_path)
+    until_saved(tmp_path / "run", processes)
+    (tmp_path / "run" / "checkpoints").rename(tmp_path / "elsewhere")
+    found = ended(processes, within=60)
+    lines = [said.splitlines()[-1] for _, _, said in found]
+    assert all(code for code, _, _ in found) and lines[0].endswith("No such file or directory")
+    assert all(re.fullmatch(r"genlab: rank 0 on \S+: .*No such file or directory", line) for line in lines[1:])
+
+
+@pytest.mark.slow
+def test_torchrun_and_a_killed_worker(tmp_path):
+    watcher = popen(*TORCHRUN, "--nproc-per-node=3", *ENDLESS, cwd=tmp_path)
+    until_saved(tmp_path / "run", [watcher])
+    os.kill(int(workers(tmp_path)["RANK=1"]), signal.SIGKILL)
+    ((code, _, said),) = ended([watcher], within=60)
+    assert code == 1 and len(re.findall(rf"genlab: rank 1 on \S+ {SILENT}", said)) == 2, said
+    steps = RunFolder(tmp_path / "run").load()["step"] + 2
+    goes_on = ("-m", "genlab", "train", "resume=run", f"trainer.steps={steps}")
+    ((code, out, _),) = ended([popen(*TORCHRUN, "--nproc-per-node=2", *goes_on, cwd=tmp_path)], within=300)
+    assert code == 0 and out.count(f"trained {steps} steps") == 1
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("scontrol") or subprocess.run(["scontrol", "ping"], capture_output=True).returncode != 0,
+                    reason="no SLURM answers")  # fmt: skip
+def test_srun_and_a_killed_task(tmp_path):
+    """On two nodes, by a SLURM that is told not to end the step itself."""
+    step = ("srun", "--nodes=2", "--ntasks=3", "--kill-on-bad-exit=0", "--wait=0")
+    watcher = popen(*step, sys.executable, *ENDLESS, cwd=tmp_path)
+    until_saved(tmp_path / "run", [watcher])
+    assert RunFolder(tmp_path / "run").info()["processes"] == 3
+    os.kill(workers(tmp_path)["SLURM_PROCID=1"], signal.SIGKILL)
+    ((code, _, said),) = ended([watcher], within=60)
+    assert code and len(re.findall(rf"genlab: rank 1 on \S+ {SILENT}", said)) == 2, said
+
+
+def workers(cwd: Path) -> dict[str, int]:
+    """Return the process ids of the trainings in a folder by the variable that tells each its rank."""
+    found = {}
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            if process.joinpath("cwd").resolve() == cwd and b"genlab" in process.joinpath("cmdline").read_bytes():
+                for variable in process.joinpath("environ").read_text().split("\0"):
+                    if variable.startswith(("RANK=", "SLURM_PROCID=")):
+                        found[variable] = int(process.name)
+    return found
+
+
+# --- a model cut over the processes -----------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_a_checkpoint_of_a_cut_model_is_whole(genlab, tmp_path):
+    """Trained with pictures and measures by two processes that hold a half each, it is asked and goes on in one."""
+    looks = ("trainer.preview_every=3", "trainer.evaluate_every=2", "evaluate.n=20")
+    train = ("-m", "genlab", "train", *VAE, *looks, "trainer.steps=4", "trainer.ema=0.9", "out=run", "device.fsdp=true")
+    (code, _, said), _ = ended(start(2, *train, cwd=tmp_path), within=300)
+    assert code == 0 and "VAE (95,104 parameters) trains" in said, said
+    run = RunFolder(tmp_path / "run")
+    assert len(list(run.samples.glob("*.png"))) == 2 and any("evaluation" in line for line in run.history())
+    assert genlab("sample", "run=run", "n=4").code == 0
+    goes_on = ended(start(2, "-m", "genlab", "train", "resume=run", "trainer.steps=6", cwd=tmp_path), within=300)
+    assert goes_on[0][0] == 0
+    cut = run.load()
+    for path in run.steps()[-1:]:
+        path.unlink()
+    assert genlab("train", "resume=run", "trainer.steps=6", "device.fsdp=false").code == 0
+    whole = run.load()
+    assert list(cut) == list(whole) and cut["step"] == whole["step"] == 6
+    for part in ("model", "ema"):
+        for key, value in whole[part].items():
+            torch.testing.assert_close(cut[part][key], value, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (("model=dcgan",), "GANTrainer needs the whole model"),
+        (("model=made",), "MADE uses weights of parts that it does not call"),
+        (("device.precision=fp16",), "device.precision=bf16"),
+        (("trainer.batch_size=auto",), "give a number"),
+    ],
+)
+def test_what_cannot_be_cut_is_refused(options, says, tmp_path):
+    what = ("-m", "genlab", "train", "device=cpu", "device.fsdp=true", *options)
+    (code, _, said), (other, _, silent) = ended(start(2, *what, cwd=tmp_path), within=300)
+    assert (code, other, silent) == (2, 2, "") and says in said.splitlines()[-1]

@@ -13,6 +13,7 @@ import yaml
 from recipes import CONFIGS, same
 from torch import nn
 
+from genlab.abilities import Estimate
 from genlab.errors import UserError
 from genlab.seeds import mix
 from genlab.spec import Batch
@@ -140,9 +141,23 @@ def test_ends_after_max_time_with_a_checkpoint(tmp_path):
     assert again.fit(Ones(), run) == "time" and again.at == t.at + 1, "the time of earlier starts counts"
 
 
-def test_best_checkpoint_and_patience(tmp_path):
-    from genlab.abilities import Estimate
+@pytest.mark.parametrize("ends", [None, 6, 10])
+def test_a_verdict_may_end_the_run(tmp_path, ends):
+    """It hears each evaluation and ends the run there, saved, so that it could go on; at the last step the run is whole."""
+    heard = []
 
+    def verdict(step, measures):
+        heard.append((step, measures["error"][0].value))
+        return "pruned" if step == ends else None
+
+    t, run = trainer(evaluate_every=2, save_every=4), folder(tmp_path)
+    ended = t.fit(Ones(), run, evaluate=lambda model: {"error": (Estimate(t.at / 2, None, "exact"), False)}, verdict=verdict)
+    assert ended == ("pruned" if ends == 6 else "steps")
+    assert heard == [(step, step / 2) for step in range(2, (ends or 10) + 1, 2)]
+    assert run.load()["step"] == t.at == (ends or 10)
+
+
+def test_best_checkpoint_and_patience(tmp_path):
     scores = iter([3.0, 1.0, 2.0, 2.0, 0.5])
     t, run = trainer(steps=100, evaluate_every=2, monitor="error", patience=2), folder(tmp_path)
     ended = t.fit(Ones(), run, evaluate=lambda model: {"error": (Estimate(next(scores), None, "exact"), False)})

@@ -17,6 +17,7 @@ HYDRA = re.compile(
     r"|hydra\.launcher\.(n|gpus|tries|only|name|partition|account|qos|constraint|exclude|comment|timeout_min|signal_delay_s"
     r"|max_num_timeout|array_parallelism|nodes|tasks_per_node|gpus_per_node|cpus_per_task|mem_gb|gres|gpus_per_task|cpus_per_gpu"
     r"|mem_per_gpu|mem_per_cpu|stderr_to_stdout)"
+    r"|hydra\.sweeper\.(objective|direction|n_trials|n_jobs|sampler|seed|pruner|max_batch_size|params\..+)"
 )
 LONGEST = 4096  # characters of an override
 
@@ -73,13 +74,14 @@ def note(plan: dict[str, Any]) -> Path:
 
 
 def well_formed(plan: dict[str, Any], where: Path) -> dict[str, Any]:
-    """Return a plan that is one: a command and jobs as lists of words, and a folder.
+    """Return a plan that is one: a command and jobs as lists of words, a folder and a sweeper.
 
     Raises:
         UserError: it is none.
     """
     words = lambda found: isinstance(found, list) and all(isinstance(word, str) for word in found)  # noqa: E731
+    named = all(isinstance(plan.get(key), str) for key in ("cwd", "sweeper"))
     jobs = plan.get("jobs")
-    if not (words(plan.get("command")) and isinstance(plan.get("cwd"), str) and isinstance(jobs, list) and all(map(words, jobs))):
+    if not (named and words(plan.get("command")) and isinstance(jobs, list) and all(map(words, jobs))):
         raise UserError(f"{where} is unreadable: it is no plan of a sweep")
     return plan

@@ -25,7 +25,8 @@ COMMANDS = {  # what Hydra composes: configs/<command>.yaml, then genlab.build.<
     "compare": "runs side by side, as a table and a page to look at: genlab compare runs=[a,b,c]",
     "tasks": "what can be asked of a run: genlab tasks run=<folder>",
 }
-LISTS = {  # what needs no run: genlab.tasks.listing
+LISTS = {  # what is no config of Hydra's: genlab.tasks.listing, genlab.tasks.sweep
+    "sweep": "a sweep's jobs: genlab sweep status|best|rerun|resume <folder>",
     "models": "the recipes, and what each can do: exact, bound or estimate",
     "datasets": "the data sets",
     "completion": 'shell completion: eval "$(genlab completion bash)" (or zsh)',

@@ -9,6 +9,7 @@ from genlab.arguments import refuse_targets
 from genlab.errors import UserError
 from genlab.spec import Spec
 from genlab.tasks import lecture
+from genlab.training.ranks import Ranks
 from genlab.training.run import RunFolder
 
 CODECS = Path("outputs/codecs")
@@ -33,8 +34,10 @@ def with_codec(config: dict[str, Any], spec: Spec, overrides: list[str]) -> tupl
     where = asked["run"]
     if where is None:
         shared = [o for o in overrides if o.lstrip("+~").split("=")[0].split(".")[0].split("@")[0] in SHARED]
-        columns, _ = lecture.prepare(train={"codec": [*asked["train"], *shared]}, folder=CODECS)
-        where = columns[0].run
+        if (ranks := Ranks()).first:
+            columns, _ = lecture.prepare(train={"codec": [*asked["train"], *shared]}, folder=CODECS)
+            where = columns[0].run
+        where = ranks.share(where)
     folder, checkpoint = RunFolder.find(where)
     own = folder.options("model")
     refuse_targets(own, allowed=tuple(config.get("allow") or ()), where=str(folder.path / "config.yaml"))

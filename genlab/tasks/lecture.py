@@ -16,9 +16,9 @@ import yaml
 
 from genlab.errors import UserError, did_you_mean
 from genlab.spec import Positive
-from genlab.tasks.train import Stopped
 from genlab.training.run import RunFolder
-from genlab.training.signals import Signals
+from genlab.training.signals import Signals, Stopped
+from genlab.training.world import ALONE
 
 RUNS = Path("outputs/lectures/runs")
 OWN = ("out", "resume", "device", "debug", "allow")  # what says where and how a run is trained, not what
@@ -161,7 +161,7 @@ def compose(asked: dict[str, list[str]], folder: Path, flags: list[str]) -> tupl
     started = {
         label: subprocess.Popen(
             genlab("train", *flags, *overrides, "--cfg", "job"),
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | ALONE,
         )
         for label, overrides in asked.items()
     }  # fmt: skip
@@ -188,7 +188,7 @@ def train_all(wanted: list[Job], jobs: int | None, flags: list[str]) -> dict[Pat
     """Train runs, `jobs` at a time; return folder -> what went wrong."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     jobs = min(jobs or cores, len(wanted))
-    threads = {"OMP_NUM_THREADS": str(max(1, cores // jobs))} | os.environ  # the user's own wins
+    threads = {"OMP_NUM_THREADS": str(max(1, cores // jobs))} | os.environ | ALONE  # the user's own threads win
     waiting, failed = list(wanted), {}
     running: dict[subprocess.Popen, tuple[Job, float]] = {}
     with Signals() as signals:

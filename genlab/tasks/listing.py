@@ -12,6 +12,13 @@ _genlab() {
         COMPREPLY=( $(compgen -W "%(commands)s" -- "$word") )
         return
     fi
+    if [ "${COMP_WORDS[1]}" = sweep ]; then
+        case "$COMP_CWORD" in
+            2) COMPREPLY=( $(compgen -W "%(verbs)s" -- "$word") ) ;;
+            *) compopt -o filenames 2>/dev/null; COMPREPLY=( $(compgen -d -- "$word") ) ;;
+        esac
+        return
+    fi
     case " %(composed)s " in *" ${COMP_WORDS[1]} "*) ;; *) return ;; esac
     local typed="${COMP_LINE#*${COMP_WORDS[1]}}"
     local last="${typed##* }"
@@ -53,10 +60,13 @@ def datasets(arguments: list[str]) -> None:
 
 def completion(arguments: list[str]) -> None:
     """Print the shell's completion function."""
+    from genlab.tasks.sweep import VERBS
+
     if arguments not in (["bash"], ["zsh"]):
         word = arguments[0] if arguments else ""
         raise UserError(f"completion: which shell? bash or zsh{did_you_mean(word, ['bash', 'zsh'])}")
-    script = BASH % {"commands": " ".join([*COMMANDS, *LISTS]), "composed": " ".join(COMMANDS)}
+    words = {"commands": [*COMMANDS, *LISTS], "composed": COMMANDS, "verbs": VERBS}
+    script = BASH % {name: " ".join(each) for name, each in words.items()}
     print((ZSH if arguments == ["zsh"] else "") + script, end="")
 
 

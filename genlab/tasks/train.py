@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
@@ -23,7 +22,9 @@ from genlab.spec import Positive
 from genlab.tasks import pictures
 from genlab.tasks.catalogue import able
 from genlab.tasks.translate import translations
+from genlab.training.loop import Measures
 from genlab.training.run import RunFolder
+from genlab.training.signals import Stopped
 from genlab.training.trainer import Trainer
 
 if TYPE_CHECKING:
@@ -32,24 +33,24 @@ if TYPE_CHECKING:
 PREVIEWS = {"points": 1000, "tokens": 8, "video": 4}  # items in a preview; of anything else a grid of 64
 
 
-class Stopped(UserError):
-    """A signal ended the run, with everything saved; the exit code is the shell's own for that signal."""
-
-    def __init__(self, message: str, name: str) -> None:
-        super().__init__(message)
-        self.exit_code = 128 + signal.Signals[name]
-
-
-def train(trainer: Trainer, dataset: Any, folder: RunFolder | None, *, config: dict[str, Any]) -> dict[str, float] | None:
+def train(
+    trainer: Trainer,
+    dataset: Any,
+    folder: RunFolder,
+    *,
+    config: dict[str, Any],
+    verdict: Callable[[int, Measures], str | None] | None = None,
+) -> dict[str, float] | None:
     """Train to the end that the options say, and say where the run is; return its final numbers.
 
     Args:
-        folder: where the run is written; None in every process but the first.
+        folder: where the run is written, by the first process.
+        verdict: hears each evaluation, and may end the run at it: "pruned".
 
     Raises:
         Stopped: a signal asked the run to end.
     """
-    writes = folder is not None and trainer.ranks.first
+    writes = trainer.ranks.first
     with keeping(folder) if writes else nullcontext(), folder.lock() if writes else nullcontext():
         if writes:
             folder.forget_after(trainer.at)
@@ -58,19 +59,28 @@ def train(trainer: Trainer, dataset: Any, folder: RunFolder | None, *, config: d
         evaluate = partial(judge, dataset, config) if o.evaluate_every else None
         drawn = {"sample", "translate"} & abilities(trainer.model)
         draw = partial(preview, dataset, folder, trainer) if o.preview_every and drawn else None
-        ended = trainer.fit(dataset, folder, preview=draw, evaluate=evaluate, config=flat(config))
+        ended = trainer.fit(dataset, folder, preview=draw, evaluate=evaluate, verdict=verdict, config=flat(config))
+        why = {"steps": "", "time": " (trainer.max_time)", "patience": " (no better evaluation)", "pruned": " (pruned)"}
+        last_look = draw and ended in why and trainer.at % o.preview_every
+        model = trainer.sampler() if last_look else None  # in all processes: each may hold a part of it
         if not writes:
             return None
-        why = {"steps": "", "time": " (trainer.max_time)", "patience": " (no better evaluation)"}
         if ended not in why:  # who sent the signal may not wait for a picture
             raise Stopped(f"{ended}: saved at step {trainer.at:,}; go on with `genlab train resume={folder.path}`", ended)
-        if draw and trainer.at % o.preview_every:
-            draw(trainer.sampler())
+        if last_look:
+            draw(model)
     for line in dataset.report():
         print(f"data: {line}", file=sys.stderr)
     print(f"trained {trainer.at:,} steps{why[ended]} in {trainer.seconds:.0f} s: {folder.path}")
-    last = [line for line in folder.history() if "seconds" in line]
-    return {k: v for k, v in last[-1].items() if isinstance(v, float)} if last else {}
+    return numbers(trainer, folder) | ({"pruned": float(trainer.at)} if ended == "pruned" else {})
+
+
+def numbers(trainer: Trainer, folder: RunFolder) -> dict[str, float]:
+    """Return a run's final numbers: its last losses and evaluation, and of the monitored metric the best, which best.pt has."""
+    last: dict[str, float] = {}
+    for line in folder.history():
+        last |= line.get("evaluation", {k: v for k, v in line.items() if isinstance(v, float)})
+    return last | ({trainer.options.monitor: trainer.best["value"]} if trainer.best else {})
 
 
 @contextmanager
@@ -96,7 +106,7 @@ def start(trainer: Trainer, dataset: Any, folder: RunFolder) -> None:
     n = sum(p.numel() for p in trainer.model.parameters())
     verb = f"goes on from step {trainer.at:,}" if trainer.at else "trains"
     print(
-        f"{type(trainer.model).__name__} ({n:,} parameters) {verb} on {dataset.size('train'):,} items of "
+        f"{type(trainer.model).__name__.removeprefix('FSDP')} ({n:,} parameters) {verb} on {dataset.size('train'):,} items of "
         f"{dataset.name} {dataset.spec.shape}, {trainer.device}: {folder.path}",
         file=sys.stderr,
     )

@@ -22,6 +22,7 @@ from genlab.errors import UserError
 from genlab.training.device import Device
 from genlab.training.ranks import Ranks
 from genlab.training.trainer import Trainer
+from genlab.training.world import world
 
 GAIN = 1.05  # a doubling of the batch that gives less is no gain
 FIRST = 8  # items a shard in the first trial
@@ -99,6 +100,8 @@ def settle(make: Callable[[int, Ranks], Trainer], data: Any, *, device: Device, 
         UserError: not even the smallest batch fits into memory, or what `make` refuses.
     """
     ranks = Ranks()
+    if device.fsdp and ranks.size > 1:
+        raise UserError("trainer.batch_size=auto is found by one process, and device.fsdp cuts the model over all; give a number")
     shards = ranks.size * accumulate
     answer: int | UserError | None = None
     if ranks.first:  # the others wait: it measures its own share of a joint batch, without them
@@ -226,7 +229,7 @@ def limit(device: Device) -> int:
     """Return up to how many bytes a trial's peak may go."""
     if device.name == "cuda":
         return int(0.9 * (torch.cuda.mem_get_info(device.torch)[0] + held(device)))
-    return held(device) + free() // 2 // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    return held(device) + free() // 2 // world().local_size
 
 
 def free() -> int:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from genlab.errors import UserError
 from genlab.spec import Batch, Count
+from genlab.training.world import world
 
 
 @dataclass(kw_only=True)
@@ -32,6 +33,7 @@ class Device:
     compile: bool = False  # torch.compile each brick in place
     channels_last: bool = True
     deterministic: bool = False  # refuse operations whose result may differ from run to run
+    fsdp: bool = False  # of several processes: each holds a part of the model (FSDP2), for one that does not fit
     threads: Annotated[int, Interval(ge=0, le=4096)] = 0  # CPU threads; 0: PyTorch's own choice
 
     def __post_init__(self) -> None:
@@ -41,9 +43,12 @@ class Device:
             raise UserError("device=cuda, but PyTorch sees no GPU on this machine; use device=cpu or device=auto")
         if self.name == "mps" and not torch.backends.mps.is_available():
             raise UserError("device=mps, but this machine has no Apple GPU that PyTorch can use; use device=cpu or device=auto")
-        index = self.index if self.index is not None else int(os.environ.get("LOCAL_RANK", 0))
-        if self.name == "cuda" and index >= torch.cuda.device_count():
-            raise UserError(f"device.index={index}, but this machine has {torch.cuda.device_count()} GPUs (numbered from 0)")
+        visible = torch.cuda.device_count()
+        index = self.index if self.index is not None else world().gpu(visible)
+        if self.name == "cuda" and index >= visible:
+            if self.index is None:
+                raise UserError(f"{world().local_size} processes on this machine, which see {visible} GPUs; start one for each")
+            raise UserError(f"device.index={index}, but this machine has {visible} GPUs (numbered from 0)")
         self.torch = torch.device(self.name, index) if self.name == "cuda" else torch.device(self.name)
 
     def prepare(self) -> Device:
@@ -70,10 +75,10 @@ class Device:
         elif self.name == "mps":
             torch.mps.manual_seed(seed)
 
-    def place(self, model: nn.Module) -> nn.Module:
-        """Move a model here, in place: a wrapper would hide its abilities."""
-        model.to(self.torch, torch.float64 if self.precision == "fp64" else torch.float32)
-        if self.channels_last:
+    def place(self, model: nn.Module, *, fsdp: bool = False) -> nn.Module:
+        """Move a model here, in place: a wrapper would hide its abilities; for `fsdp` only make it ready to be moved in parts."""
+        model.to("cpu" if fsdp else self.torch, torch.float64 if self.precision == "fp64" else torch.float32)
+        if self.channels_last and not fsdp:
             model.to(memory_format=torch.channels_last)
         if self.compile:
             for brick in bricks(model):

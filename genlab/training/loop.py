@@ -30,6 +30,7 @@ class Loop:
         run: the folder to write to; None writes nothing. Of several processes only the first writes.
         preview: draws a picture (H, W, 3) of samples.
         evaluate: measures the model on held-out data.
+        verdict: hears each evaluation and its step; what it returns, other than None, is why the run ends there.
         config: the run's options, for TensorBoard's table of hyperparameters.
     """
 
@@ -40,24 +41,25 @@ class Loop:
         *,
         preview: Callable[[nn.Module], np.ndarray] | None = None,
         evaluate: Callable[[nn.Module], Measures] | None = None,
+        verdict: Callable[[int, Measures], str | None] | None = None,
         config: dict[str, Any] | None = None,
     ) -> None:
         self.trainer, self.options = trainer, trainer.options
-        self.run = run if trainer.ranks.first else None
-        self.preview, self.evaluate, self.config = preview, evaluate, config or {}
+        self.folder, self.run = run, run if trainer.ranks.first else None
+        self.preview, self.evaluate, self.verdict, self.config = preview, evaluate, verdict, config or {}
+        self.ruled: str | None = None  # what the verdict was
 
     def fit(self, data: Data) -> str:
-        """Train until the options say so; return why it ended: "steps", "time", "patience", or a signal's name.
+        """Train until the options say so; return why it ended: "steps", "time", "patience", a signal's name, or the verdict.
 
         Raises:
             Diverged: a loss, or a weight about to be saved, is not finite.
         """
-        t, o = self.trainer, self.options
+        t = self.trainer
         batches = t.stream(data)
-        self.log = Log(self.run, start=t.at, steps=o.steps, pending=t.pending, ranks=t.ranks)
+        self.log = Log(self.run, start=t.at, steps=self.options.steps, pending=t.pending, ranks=t.ranks)
         try:
             ended = self.steps(batches)
-            self.log.close(self.config, self.last())
         finally:
             self.log.drop()
         return ended or "steps"
@@ -94,6 +96,7 @@ class Loop:
                 if ended or self.due(o.save_every) or t.at == o.steps:
                     self.save()
                 clock = time.monotonic()
+            self.log.close(self.config, self.run.final() if self.run else {})
         return ended
 
     def due(self, every: int) -> bool:
@@ -117,11 +120,12 @@ class Loop:
     def look(self) -> None:
         """Show samples, and measure the model, in the first process; every process hears what it measured."""
         t, o = self.trainer, self.options
+        model = t.sampler()
         if self.run and self.preview and self.due(o.preview_every):
-            self.log.image("samples", self.preview(t.sampler()), t.at)
+            self.log.image("samples", self.preview(model), t.at)
         if self.evaluate and self.due(o.evaluate_every):
-            self.judge(t.ranks.share(self.evaluate(t.sampler()) if t.ranks.first else None))
-        t.model.train()
+            self.judge(t.ranks.share(self.evaluate(model) if t.ranks.first else None))
+        t.go_on()
 
     def judge(self, measures: Measures) -> None:
         """Log an evaluation, and keep the best checkpoint by the monitored metric."""
@@ -133,6 +137,8 @@ class Loop:
             self.log.tell(f"step {t.at:,}: {note}")
         for name, (estimate, _) in measures.items():
             self.log.scalar(f"evaluation/{name}", estimate.value, t.at)
+        if self.verdict and t.ranks.first:
+            self.ruled = self.verdict(t.at, measures)
         if monitor is None:
             return
         estimate, higher = measures[monitor]
@@ -151,18 +157,13 @@ class Loop:
             why = why or "time"
         if o.patience and t.best and t.best["since"] >= o.patience:
             why = why or "patience"
+        if t.at < o.steps:  # a whole run is no shorter for being judged
+            why = why or self.ruled
         return (t.ranks.share(why) or "SIGTERM") if t.ranks.any(why is not None) else None
-
-    def last(self) -> dict[str, float]:
-        """Return the run's final numbers: its last losses, its last evaluation."""
-        final: dict[str, float] = {}
-        for record in self.run.history() if self.run else ():
-            final |= record.get("evaluation", {k: v for k, v in record.items() if k not in ("step", "notes")})
-        return final
 
     def hint(self) -> str:
         """Return what to do after a divergence."""
-        saved = self.run.steps() if self.run else []
+        saved = self.folder.steps() if self.folder else []
         where = f"the last good checkpoint is {saved[-1]}" if saved else "there is no checkpoint yet"
         return f"{where}; try a lower optimizer.lr, or trainer.clip=1"
 
@@ -177,5 +178,6 @@ class Loop:
         broken = [n for n, p in t.model.named_parameters() if not torch.isfinite(p).all()]
         if broken:
             raise Diverged(f"step {t.at}: {', '.join(broken[:3])} hold values that are not finite; {self.hint()}")
+        state = t.state()
         if self.run:
-            self.run.save(t.state(), keep=self.options.keep, best=best)
+            self.run.save(state, keep=self.options.keep, best=best)

@@ -252,6 +252,13 @@ class RunFolder:
                 raise UserError(f"{self.stats}, line {number} is damaged: it is no JSON object with a step")
             yield line, record
 
+    def final(self) -> dict[str, float]:
+        """Return the run's last numbers: its last losses, its last evaluation."""
+        found: dict[str, float] = {}
+        for record in self.history():
+            found |= record.get("evaluation", {k: v for k, v in record.items() if k not in ("step", "notes")})
+        return found
+
     def forget_after(self, step: int) -> None:
         """Drop what was logged after `step`, and files and lines that a kill cut short: a resume writes them again."""
         for part in (*self.checkpoints.glob("*.part"), self.stats.with_name(self.stats.name + ".part")):

@@ -6,18 +6,32 @@ import signal
 import threading
 from types import FrameType
 
+from genlab.errors import UserError
+
 ASKS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
 
 
+class Stopped(UserError):
+    """A signal ended the work, with everything saved; the exit code is the shell's own for that signal."""
+
+    def __init__(self, message: str, name: str) -> None:
+        super().__init__(message)
+        self.exit_code = 128 + signal.Signals[name]
+
+
 class Signals:
-    """While entered, remembers the first of `ASKS` in `name`; a second Ctrl-C interrupts at once."""
+    """While entered, remembers which of `ASKS` came, and `name` is the first; a second Ctrl-C interrupts at once.
+
+    A handler that was set before, such as a job launcher's that has the scheduler start the job again and exits, hears of
+    its signal on leaving: by then the run is saved. An error on the way is not covered up by it.
+    """
 
     def __init__(self) -> None:
-        self.number: int | None = None
+        self.heard: list[int] = []
 
     @property
     def name(self) -> str | None:
-        return signal.Signals(self.number).name if self.number else None
+        return signal.Signals(self.heard[0]).name if self.heard else None
 
     def __enter__(self) -> Signals:
         if threading.current_thread() is threading.main_thread():
@@ -29,11 +43,13 @@ class Signals:
     def __exit__(self, *error: object) -> None:
         for s, handler in self.before.items():
             signal.signal(s, handler)
+        for number in self.heard if error[0] is None else ():
+            handler = self.before[number]
+            if callable(handler) and handler is not signal.default_int_handler:
+                handler(number, None)
 
     def receive(self, number: int, frame: FrameType | None) -> None:
-        if self.number == number == signal.SIGINT:
+        if number == signal.SIGINT and number in self.heard:
             raise KeyboardInterrupt
-        self.number = self.number or number
-        handler = self.before.get(number)  # a job launcher's own handler requeues the job: it must still hear
-        if callable(handler) and handler is not signal.default_int_handler:
-            handler(number, frame)
+        if number not in self.heard:
+            self.heard.append(number)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -12,13 +13,16 @@ from torch import Tensor, nn
 from genlab.errors import UserError
 from genlab.seeds import mix
 from genlab.spec import Batch
+from genlab.training.buckets import Buckets
 from genlab.training.device import Device
 from genlab.training.ema import EMA
 from genlab.training.loop import Loop
 from genlab.training.options import Options
 from genlab.training.ranks import Ranks
+from genlab.training.shards import ShardBuffers
 
 if TYPE_CHECKING:
+    from genlab.training.fsdp import FSDP
     from genlab.training.run import RunFolder
 
 Losses = dict[str, Tensor]
@@ -45,6 +49,7 @@ class Trainer:
     """
 
     Options = Options
+    divisible = True  # device.fsdp: whether all that an update asks of the model is `loss`; each class says it for itself
 
     def __init__(
         self,
@@ -60,10 +65,11 @@ class Trainer:
             raise UserError("trainer.batch_size=auto: a trainer needs a number; genlab.training.batch_size.settle finds it")
         self.device = device or Device(name="cpu")
         self.ranks = ranks or Ranks()
-        self.model = self.device.place(model)
         self.optimizer = optimizer
         self.options = options
         self.seed = seed
+        self.fsdp = self.divided(model) if self.device.fsdp and self.ranks.size > 1 else None
+        self.model = model if self.fsdp else self.device.place(model)
         self.at = 0  # steps done
         self.pulled = 0  # joint batches taken from the stream
         self.draws = 0  # random draws begun within this step
@@ -72,12 +78,28 @@ class Trainer:
         self.best: dict[str, float] | None = None  # of the monitored metric: its value, the step, evaluations since
         self.pending: list[dict[str, float]] = []  # losses since the last logged step
         self.optimizers: dict[str, torch.optim.Optimizer] = {}
+        self.buckets: dict[str, Buckets] = {}  # by optimizer
         self.configure()
         self.scaler = self.device.scaler()
-        self.ema = EMA(self.model, options.ema) if options.ema else None
+        self.ema = EMA(self.model, options.ema, self.fsdp and self.fsdp.mean) if options.ema else None
+        self.buffers = ShardBuffers(self.model, local=options.accumulate, ranks=self.ranks)
         for optimizer_ in self.optimizers.values():
             for group in optimizer_.param_groups:
                 group["base_lr"] = float(group["lr"])
+
+    def divided(self, model: nn.Module) -> FSDP:
+        """Cut the model over the processes.
+
+        Raises:
+            UserError: this rule, or this way to compute, needs the whole model.
+        """
+        from genlab.training.fsdp import FSDP  # takes a while to import
+
+        if not vars(type(self)).get("divisible"):
+            raise UserError(f"device.fsdp: {type(self).__name__} needs the whole model; set device.fsdp=false")
+        if self.device.precision == "fp16" or self.device.compile:
+            raise UserError("device.fsdp goes with device.precision=bf16, fp32 or fp64, and without device.compile")
+        return FSDP(self.device.place(model, fsdp=True), self.device, self.ranks, mean=self.options.ema > 0)
 
     # --- what a family may override -----------------------------------------------------------------------------------
 
@@ -107,7 +129,8 @@ class Trainer:
         for i, batch in enumerate(shards):
             shard = self.ranks.rank * len(shards) + i
             self.device.seed(mix(self.seed, self.at, self.draws, shard))
-            yield shard, batch
+            with self.buffers.of(i):
+                yield shard, batch
 
     def descend(self, name: str, loss: Callable[[Batch], Losses], shards: list[Batch]) -> Losses:
         """Step the optimizer `name` once down the mean over all shards of `loss(shard)["loss"]`; return the mean losses.
@@ -119,22 +142,34 @@ class Trainer:
         optimizer.zero_grad(set_to_none=True)
         parts: list[Losses] = []
         for _, batch in self.draw(shards):
-            with self.device.autocast():
+            with self.device.autocast(), self.fsdp.calling(self.model) if self.fsdp else nullcontext():
                 losses = loss(batch)
-            scaled = self.scaler.scale(losses["loss"])
-            (scaled if len(shards) == 1 else scaled / len(shards)).backward(inputs=parameters)
             parts.append({k: v.detach() for k, v in losses.items()})
+            scaled = self.scaler.scale(losses["loss"])
+            with self.averaging(name, parameters) if len(parts) == len(shards) else nullcontext():
+                (scaled if len(shards) == 1 else scaled / len(shards)).backward(inputs=None if self.fsdp else parameters)
         grads = [p.grad for p in parameters if p.grad is not None]
-        self.ranks.average(grads)
         self.scaler.unscale_(optimizer)
         logs = parts[0] if len(parts) == 1 else {k: torch.stack([p[k] for p in parts]).mean(0) for k in parts[0]}
         if self.options.clip:
-            logs[f"grad_norm/{name}"] = nn.utils.clip_grad_norm_(parameters, self.options.clip)
+            norm = nn.utils.clip_grad_norm_(parameters, self.options.clip)
         elif (self.at + 1) % self.options.log_every == 0:  # costs a pass over the gradients: only where it is shown
-            logs[f"grad_norm/{name}"] = nn.utils.get_total_norm(grads)
+            norm = nn.utils.get_total_norm(grads)
+        else:
+            norm = None
+        if norm is not None:
+            logs[f"grad_norm/{name}"] = norm.full_tensor() if self.fsdp else norm
         self.scaler.step(optimizer)
         self.scaler.update()
         return logs
+
+    def averaging(self, name: str, parameters: list[nn.Parameter]) -> AbstractContextManager:
+        """Return the context of the backward after which the gradients of `parameters` are the mean over all processes."""
+        if self.fsdp:  # its own backward does it
+            return nullcontext()
+        if name not in self.buckets:
+            self.buckets[name] = Buckets(parameters, self.ranks, early=self.device.name == "cuda")
+        return self.buckets[name].averaging()
 
     # --- a run of it ----------------------------------------------------------------------------------------------------
 
@@ -147,7 +182,7 @@ class Trainer:
         self.set_rates()
         self.draws = 0
         losses = self.step(batches)
-        self.ranks.average_statistics(self.model)
+        self.buffers.settle()
         if self.ema:
             self.ema.update(self.model, self.at)
         self.at += 1
@@ -164,8 +199,18 @@ class Trainer:
         return data.batches("train", start=self.pulled, shard=mine, shards=all_, device=self.device.torch, **how)
 
     def sampler(self) -> nn.Module:
-        """Return the model to be asked: the running mean where there is one, in evaluation mode."""
-        return (self.ema.model if self.ema else self.model).eval()
+        """Return the model to be asked: the running mean where there is one, in evaluation mode.
+
+        Of a model that is cut all processes call it, and the first one has something to ask.
+        """
+        model = self.ema.model if self.ema else self.model
+        return (self.fsdp.asked(model) if self.fsdp else model).eval()
+
+    def go_on(self) -> None:
+        """Be as training needs it, after the model was asked."""
+        self.model.train()
+        if self.fsdp:
+            self.fsdp.rest()
 
     def span(self) -> tuple[int, int]:
         """Return the steps between which the rate warms up and falls; a rule with stages has one of each."""
@@ -189,8 +234,8 @@ class Trainer:
                 group["lr"] = group["base_lr"] * factor
 
     def state(self) -> dict[str, Any]:
-        """Return the state as plain containers and tensors."""
-        return {
+        """Return the state as plain containers and tensors; all processes ask for it together."""
+        state = {
             "step": self.at,
             "pulled": self.pulled,
             "seed": self.seed,
@@ -198,16 +243,21 @@ class Trainer:
             "best": self.best,
             "pending": self.pending,
             "model": self.model.state_dict(),
+            "apart": self.buffers.state(),
             "ema": self.ema.model.state_dict() if self.ema else None,
             "optimizers": {name: opt.state_dict() for name, opt in self.optimizers.items()},
             "scaler": self.scaler.state_dict(),
         }
+        return self.fsdp.gathered(state) if self.fsdp else state
 
     def load(self, state: dict[str, Any]) -> None:
         """Become the trainer that `state` was taken from."""
+        if self.fsdp:
+            state = self.fsdp.spread(state, self.model, self.optimizers)
         self.at, self.pulled, self.seed = state["step"], state["pulled"], state["seed"]
         self.seconds, self.best, self.pending = state["seconds"], state["best"], state["pending"]
         self.model.load_state_dict(state["model"])
+        self.buffers.load(state.get("apart", {}))  # older checkpoints have none
         if self.ema:
             self.ema.model.load_state_dict(state["ema"])
         for name, optimizer in self.optimizers.items():

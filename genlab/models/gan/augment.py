@@ -16,6 +16,8 @@ Name = Literal["none", "diffaugment", "ada"]
 class Unchanged(nn.Module):
     """Images as they are."""
 
+    shards = 1  # of a joint batch; D sees one at a time
+
     def forward(self, x: Tensor) -> Tensor:
         return x
 
@@ -54,7 +56,8 @@ class AdaptiveAugment(Unchanged):
     @torch.no_grad()
     def heed(self, real: Tensor) -> None:
         r_t = real.sign().mean()
-        self.running_p.add_((r_t - self.target).sign() * len(real) / self.speed).clamp_(0, 1)
+        seen = len(real) * self.shards  # all shards move p, and the mean of where they move it is kept
+        self.running_p.add_((r_t - self.target).sign() * seen / self.speed).clamp_(0, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.coloured(self.bent(x))

@@ -127,6 +127,8 @@ class History(nn.Module):
     with probability ½ takes the place of one kept, drawn evenly, which is shown instead.
     """
 
+    apart = ("images", "count")  # of each shard of a joint batch
+
     def __init__(self, size: int, shape: tuple[int, ...]) -> None:
         super().__init__()
         self.register_buffer("images", torch.zeros(size, *shape))  # (size, C, H, W)

@@ -34,6 +34,8 @@ class GANTrainer(Trainer):
         self.optimizers["generator"] = self.optimizer(self.model.generator.parameters())
         for group in self.optimizers["discriminator"].param_groups:
             group["lr"] = group["lr"] * self.options.discriminator_rate
+        if augment := getattr(self.model, "augment", None):
+            augment.shards = self.ranks.size * self.options.accumulate
         self.since: dict[str, int] = {}  # ailment -> logged means in a row that showed it
 
     def step(self, batches: Iterator[Batch]) -> dict[str, Tensor]:

@@ -19,6 +19,8 @@ class VAETrainer(Trainer):
     A model with an attribute `items` is told how many training items there are.
     """
 
+    divisible = True
+
     @dataclass(kw_only=True)
     class Options(Trainer.Options):
         kl_warmup: Count = 0  # steps over which the KL term's weight rises from 0; 0: none (Sønderby et al. 2016)

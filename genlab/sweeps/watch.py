@@ -1,0 +1,169 @@
+"""Waiting for a sweep's jobs, wherever they run: start what there is room for, start again what was lost, say what happens."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from typing import Protocol
+
+from genlab.errors import UserError
+from genlab.sweeps import folder
+from genlab.sweeps.folder import Job, State
+from genlab.training.signals import Signals, Stopped
+
+ROUND = (0.05, 1.0)  # seconds between two looks at the jobs' folders: soon after something happened, and later
+ASK = (2.0, 30.0)  # likewise between two questions to a scheduler, which has others to answer
+
+
+class Machine(Protocol):
+    """Where jobs run."""
+
+    def room(self, running: int) -> int:
+        """Return how many more jobs may start beside those that run or are in its queue."""
+
+    def start(self, jobs: Sequence[Job]) -> None:
+        """Start jobs.
+
+        Raises:
+            UserError: it refuses them.
+        """
+
+    def ended(self, job: Job) -> bool | None:
+        """Return whether a job's process has ended; None if it is not this process that started it."""
+
+    def cancelled(self, job: Job, queue: dict[str, str] | None) -> bool:
+        """Return whether somebody ended a job on purpose."""
+
+    def interrupt(self, jobs: Sequence[Job]) -> str:
+        """Deal with the jobs when the launcher is asked to end; return what became of them."""
+
+
+def watch(jobs: Sequence[Job], machine: Machine, *, names: dict[int, str], tries: int) -> None:
+    """Run jobs that are not done, and wait until all have ended, whatever one of them does.
+
+    A job that was lost or stopped starts again, `tries` times in all, and goes on from its checkpoint; one that failed would
+    fail again. A job that an earlier start of the sweep left at work, or in a queue, is waited for.
+
+    Args:
+        names: number -> what a job is called.
+        tries: how often one is started.
+
+    Raises:
+        UserError: the machine refuses the jobs.
+        Stopped: a signal ended the wait.
+    """
+    watched = [Watched(job, names[job.number]) for job in jobs]
+    for one, state in zip(watched, folder.standing(jobs), strict=True):
+        # What stood there before a start says nothing about it: the count of starts tells them apart.
+        one.known = state.starts - (state.status == "running")
+        one.there = state.status == "running" or queued(state)
+        if one.there:
+            say(f"{one.name}: was started before, and goes on")
+    waiting, running = [one for one in watched if not one.there], [one for one in watched if one.there]
+    scheduler, pause = Scheduler(), ROUND[0]
+    with Signals() as signals:
+        while (waiting or running) and not signals.name:
+            if waiting and (chosen := waiting[: machine.room(len(running))]):
+                waiting, pause, scheduler = waiting[len(chosen) :], ROUND[0], Scheduler()
+                for one in chosen:
+                    one.begin()
+                try:
+                    machine.start([one.job for one in chosen])
+                    running += chosen
+                except UserError as error:
+                    if not running:
+                        raise
+                    say(f"{', '.join(one.name for one in chosen)}: not started again: {error}")
+            time.sleep(pause)
+            pause = min(ROUND[1], pause * 1.2)
+            for one in running:
+                one.look()
+            over = {one: machine.ended(one.job) for one in running}
+            gone = [one for one in running if (one.finished if over[one] is None else over[one])]
+            gone += scheduler.gone([one for one in running if over[one] is None and not one.finished])
+            for one in gone:
+                running.remove(one)
+                pause = ROUND[0]
+                one.look()  # it may have said more before it went
+                again = not one.finished and one.starts < tries and not machine.cancelled(one.job, scheduler.queue)
+                say(f"{one.name}: {one.outcome()}{again * '; it is started again'}")
+                waiting += [one] * again
+        if signals.name:
+            became = machine.interrupt([one.job for one in running])
+            raise Stopped(f"{signals.name}: {became}; the same command goes on", signals.name)
+
+
+class Watched:
+    """A job while it is waited for: how often it was started, and what it says of its last start."""
+
+    def __init__(self, job: Job, name: str) -> None:
+        self.job, self.name = job, name
+        self.starts = self.known = 0
+        self.there = self.told = False
+        self.state = State()
+
+    def begin(self) -> None:
+        """Note what stands there before a start."""
+        self.starts, self.known, self.told = self.starts + 1, folder.read(self.job.folder).starts, False
+
+    def look(self) -> None:
+        """Read what the job says, and tell when it begins."""
+        self.state = folder.read(self.job.folder)
+        if self.state.status == "running" and self.heard and not self.told:
+            self.told = True
+            say(f"{self.name}: runs on {self.state.host}{self.state.slurm and f' as {self.state.slurm}'}")
+
+    @property
+    def heard(self) -> bool:
+        return self.state.starts > self.known
+
+    @property
+    def finished(self) -> bool:
+        return self.heard and self.state.status in ("done", "failed")
+
+    def outcome(self) -> str:
+        """Return what became of the job, in a line."""
+        if self.finished or (self.heard and self.state.status == "stopped"):
+            last = self.state.error.splitlines()[-1:]
+            return self.state.status + (f": {last[0].strip()}" if last else "")
+        last = folder.last_words(self.job)[-1:]
+        return "lost: its process is gone" + (f"; it last said: {last[0].strip()}" if last else "")
+
+
+class Scheduler:
+    """Finds out which jobs are gone that no process here belongs to; it asks the more rarely, the longer nothing happens."""
+
+    def __init__(self) -> None:
+        self.at, self.every = time.monotonic(), ASK[0]
+        self.missing: set[int] = set()
+        self.queue: dict[str, str] | None = None
+
+    def gone(self, unseen: Sequence[Watched]) -> list[Watched]:
+        """Return the jobs that were gone both times when it last asked: their folder may be news of a moment ago."""
+        if not unseen or time.monotonic() - self.at < self.every:
+            return []
+        self.queue = folder.ask([one.job for one in unseen])
+        self.at, self.every = time.monotonic(), min(ASK[1], self.every * 1.5)
+        if self.queue is None:  # it does not answer: it may be the scheduler that is gone
+            return []
+        states = [folder.stands(one.job, self.queue) for one in unseen]
+        now = [one for one, state in zip(unseen, states, strict=True) if not (state.status == "running" or queued(state))]
+        twice = [one for one in now if one.job.number in self.missing]
+        self.missing = {one.job.number for one in now}
+        self.every = ASK[0] if self.missing else self.every
+        return twice
+
+
+def queued(state: State) -> bool:
+    """Return whether a job is in a scheduler's queue."""
+    return state.status == "waiting" and bool(state.slurm)
+
+
+def named(jobs: Sequence[Job]) -> dict[int, str]:
+    """Return number -> what a job is called in a line: its number, and the options that it does not share with all."""
+    return {job.number: " ".join([f"job {job.number}", *own]) for job, own in zip(jobs, folder.own_options(jobs), strict=True)}
+
+
+def say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)

@@ -1,0 +1,207 @@
+"""Sweeps on a real SLURM: jobs that are told to save, killed, preempted or fail, and end as if nothing had happened.
+
+A SLURM that answers `scontrol ping` is used as it is. Else GENLAB_SLURM may name a script that starts one on this machine
+(`<script> up`, `<script> down`; as root); it is taken down again. Where there is neither, the tests are skipped.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from conftest import run_here, run_process
+from disturbed import differences
+from sweeping import MINE, brief, states, write_model
+
+from genlab.sweeps import folder, slurm
+from genlab.sweeps.folder import SweepFolder
+
+pytestmark = [pytest.mark.slurm, pytest.mark.xdist_group("slurm")]
+LONG = ("trainer.save_every=200", "trainer.log_every=150")
+SMALL = ("hydra/launcher=slurm_cpu", "hydra.launcher.cpus_per_task=1", "hydra.launcher.mem_gb=1")
+
+
+def answers() -> bool:
+    if shutil.which("scontrol") is None:
+        return False
+    return "is UP" in subprocess.run(["scontrol", "ping"], capture_output=True, text=True, timeout=30, check=False).stdout
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cluster() -> Iterator[None]:
+    """A SLURM that answers, or a skip that says why there is none."""
+    script = os.environ.get("GENLAB_SLURM")
+    if answers():
+        yield
+        return
+    if not script:
+        pytest.skip("no SLURM answers `scontrol ping`, and GENLAB_SLURM names no script that starts one")
+    if os.geteuid() != 0:
+        pytest.skip(f"no SLURM answers `scontrol ping`, and only root can start one with {script}")
+    subprocess.run([script, "up"], check=True, timeout=300)
+    yield
+    subprocess.run([script, "down"], check=True, timeout=120)
+
+
+class Sweep:
+    """A sweep that another process has started, watched by what it leaves behind."""
+
+    def __init__(self, cwd: Path, *command: str, seconds: float = 300) -> None:
+        self.until = time.monotonic() + seconds
+        self.log = open(cwd / "sweep.log", "a+")  # noqa: SIM115
+        self.process = subprocess.Popen([sys.executable, "-m", "genlab", *command], cwd=cwd, stderr=self.log, stdout=self.log)
+        self.wait(lambda: list(cwd.glob("outputs/sweeps/*/plan.json")))
+        (self.folder,) = cwd.glob("outputs/sweeps/*")
+
+    def said(self) -> str:
+        self.log.seek(0)
+        return self.log.read()
+
+    def wait(self, ready) -> None:
+        """Wait until something is so, and fail where the sweep ends before, or lasts too long."""
+        while not ready():
+            assert self.process.poll() is None, self.said()
+            assert time.monotonic() < self.until, f"the sweep did not end in time\n{self.said()}"
+            time.sleep(0.1)
+
+    def begun(self, number: int) -> bool:
+        """Whether a job is at work and has saved something."""
+        return states(self.folder)[number].status == "running" and bool(list(self.folder.glob(f"{number}/checkpoints/*.pt")))
+
+    def end(self) -> int:
+        """Wait for the end, and return the exit code."""
+        while self.process.poll() is None:
+            assert time.monotonic() < self.until, f"the sweep did not end in time\n{self.said()}"
+            time.sleep(0.1)
+        return self.process.returncode
+
+    def clear(self) -> None:
+        """Leave nothing behind, whatever the test has found."""
+        self.process.kill()
+        self.process.wait()
+        arrays = {folder.submitted(job.folder).partition("_")[0] for job in SweepFolder(self.folder).jobs()} - {""}
+        subprocess.run(["scancel", *arrays], check=False)
+        self.log.close()
+
+
+@pytest.fixture
+def started(tmp_path) -> Iterator[Callable[..., Sweep]]:
+    """`started("train", "-m", …)`: a sweep that is taken off the cluster when the test has ended."""
+    sweeps: list[Sweep] = []
+    write_model(tmp_path)
+    yield lambda *command, **how: sweeps.append(Sweep(tmp_path, *command, **how)) or sweeps[-1]
+    for sweep in sweeps:
+        sweep.clear()
+
+
+def test_a_job_that_is_told_to_save_goes_on_and_one_that_fails_says_why(tmp_path, started):
+    """The signal is that of a preemption; the scheduler starts the job again, with the same id."""
+    whole = run_here("train", *MINE, "seed=0", "trainer.steps=3000", *LONG, "out=whole", cwd=tmp_path)
+    assert whole.code == 0, whole.err
+    sweep = started("train", "-m", *MINE, "seed=0,1", "trainer.steps=3000", *LONG, *SMALL)
+    sweep.wait(lambda: sweep.begun(0))
+    subprocess.run(["scancel", "--signal=USR2", states(sweep.folder)[0].slurm], check=True)
+    assert sweep.end() == 2 and "1 of 2 jobs failed" in sweep.said(), sweep.said()
+    assert brief(sweep.folder) == [("done", 2), ("failed", 1)] and states(sweep.folder)[1].error.endswith("by design")
+    assert "started again" not in sweep.said(), "the scheduler did that"
+    assert differences(tmp_path / "whole", sweep.folder / "0") == []
+
+
+@pytest.mark.slow
+def test_a_job_that_dies_goes_on_and_one_that_is_cancelled_does_not(tmp_path, started):
+    command = ("train", "-m", *MINE, "seed=0,4,5", "trainer.steps=20000", *LONG, *SMALL)
+    sweep = started(*command)
+    sweep.wait(lambda: sweep.begun(0) and sweep.begun(1))
+    os.kill(states(sweep.folder)[0].pid, signal.SIGKILL)
+    subprocess.run(["scancel", states(sweep.folder)[1].slurm], check=True)
+    assert sweep.end() == 2 and "1 of 3 jobs failed" in sweep.said(), sweep.said()
+    assert [status for status, _ in brief(sweep.folder)] == ["done", "stopped", "done"]
+    assert [starts for _, starts in brief(sweep.folder)] == [2, 1, 1]
+    assert "job 0 seed=0: lost: its process is gone" in sweep.said() and "it is started again" in sweep.said()
+    again = run_process("sweep", "resume", sweep.folder, cwd=tmp_path)
+    assert again.code == 0 and brief(sweep.folder) == [("done", 2), ("done", 2), ("done", 1)], again.err
+
+
+@pytest.mark.slow
+def test_a_launcher_that_ends_leaves_its_jobs_to_the_cluster_and_finds_them_again(tmp_path, started):
+    command = ("train", "-m", *MINE, "seed=0,4", "trainer.steps=5000", *LONG, *SMALL, "hydra.launcher.array_parallelism=1")
+    sweep = started(*command)
+    sweep.wait(lambda: sweep.begun(0))
+    sweep.process.send_signal(signal.SIGINT)
+    assert sweep.end() == 130 and "SLURM goes on with 2 jobs, which `scancel" in sweep.said(), sweep.said()
+    assert [state.status for state in states(sweep.folder)] == ["running", "waiting"]
+    again = run_process(*command, cwd=tmp_path)
+    assert again.code == 0 and again.err.count("was started before, and goes on") == 2, again.err
+    assert "handed to SLURM" not in again.err and brief(sweep.folder) == [("done", 1), ("done", 1)]
+
+
+def test_what_the_cluster_refuses_is_one_line(tmp_path):
+    write_model(tmp_path)
+    refused = run_here("train", "-m", *MINE, "seed=0,1", *SMALL, "hydra.launcher.partition=nowhere", cwd=tmp_path)
+    assert refused.code == 2 and refused.err.splitlines()[-1].startswith("genlab: SLURM does not take the jobs: sbatch: error:")
+    wrong = run_here("train", "-m", *MINE, "seed=0,1", *SMALL, "hydra.launcher.timeout_min=soon", cwd=tmp_path)
+    assert "timeout_min" in wrong.error
+    assert slurm.ask(["99999999"]) == {}, "a job that is not known is not an error"
+
+
+# --- the whole of it ----------------------------------------------------------------------------------------------------
+
+MODELS = ("--config-dir", "confs", "model=vae,rbm,realnvp_points,mine", "seed=range(3)", "device=cpu", "device.threads=1")
+TWELVE = ("trainer.steps=3000", "trainer.batch_size=32", *LONG, "trainer.preview_every=0")
+
+
+@pytest.mark.slow
+def test_twelve_jobs_two_preempted_one_killed_one_failing(tmp_path, started):
+    """Four models × three seeds: eleven end as undisturbed runs do, bit for bit; the one that fails is told, and run again."""
+    here = ("hydra.sweep.dir=whole", "hydra.launcher.n=2")
+    local = run_process("train", "-m", *MODELS, *TWELVE, *here, cwd=tmp_path, timeout=1200)
+    assert local.code == 2 and "11 done, 1 failed" in local.err, local.err
+
+    one_a_node = ("hydra/launcher=slurm_preemptible", "hydra.launcher.gpus_per_node=null", "hydra.launcher.cpus_per_task=2",
+                  "hydra.launcher.mem_gb=1")  # fmt: skip
+    sweep = started("train", "-m", *MODELS, *TWELVE, *one_a_node, seconds=1200)
+    preempt(sweep, 0)
+    kill(sweep, 3)
+    preempt(sweep, 6)
+    assert sweep.end() == 2 and "1 of 12 jobs failed" in sweep.said(), sweep.said()
+    print(sweep.said())
+    failing = 10  # model=mine seed=1
+    found = brief(sweep.folder)
+    assert found[failing] == ("failed", 1) and states(sweep.folder)[failing].error.endswith("by design")
+    assert [pair for n, pair in enumerate(found) if n != failing] == [
+        ("done", 2 if n in (0, 3, 6) else 1) for n in range(12) if n != failing
+    ]
+    for number in range(12):
+        if number != failing:
+            assert differences(tmp_path / "whole" / str(number), sweep.folder / str(number)) == []
+
+    (tmp_path / "mended").touch()
+    again = run_process("sweep", "rerun", sweep.folder, cwd=tmp_path)
+    assert again.code == 0 and brief(sweep.folder) == [*found[:failing], ("done", 2), *found[failing + 1 :]], again.err
+
+
+def node(sweep: Sweep, number: int) -> str:
+    said = ["squeue", "--noheader", "--format=%N", f"--jobs={states(sweep.folder)[number].slurm}"]
+    return subprocess.run(said, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def preempt(sweep: Sweep, number: int) -> None:
+    """Let a job of a partition that goes before ours have the node on which a job is at work."""
+    sweep.wait(lambda: sweep.begun(number))
+    urgent = ["sbatch", "--partition=urgent", "--exclusive", f"--nodelist={node(sweep, number)}", "--output=/dev/null"]
+    subprocess.run([*urgent, "--wrap=sleep 1"], check=True, capture_output=True)
+    sweep.wait(lambda: states(sweep.folder)[number].starts == 2)
+
+
+def kill(sweep: Sweep, number: int) -> None:
+    """Kill a job's process with no warning."""
+    sweep.wait(lambda: sweep.begun(number))
+    os.kill(states(sweep.folder)[number].pid, signal.SIGKILL)
+    sweep.wait(lambda: states(sweep.folder)[number].starts == 2)
