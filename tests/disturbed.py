@@ -15,13 +15,13 @@ from recipes import same
 
 from genlab.training.run import RunFolder
 
-# The five families, each with what makes a run last a few seconds.
+# The five families, each with what makes a run last some seconds.
 RUNS = {
-    "vae": ("model=vae", "trainer.steps=600"),
-    "dcgan": ("model=dcgan", "model.width=8", "dataset.size=16", "trainer.steps=60", "trainer.ema=0.9"),
-    "realnvp": ("model=realnvp_points", "trainer.steps=150"),
-    "rbm": ("model=rbm", "trainer.steps=1000"),
-    "ddpm": ("model=ddpm_small", "model.timesteps=100", "trainer.steps=60", "trainer.batch_size=16"),
+    "vae": ("model=vae", "trainer.steps=300"),
+    "dcgan": ("model=dcgan", "model.width=8", "dataset.size=16", "trainer.steps=45", "trainer.ema=0.9"),
+    "realnvp": ("model=realnvp_points", "trainer.steps=100"),
+    "rbm": ("model=rbm", "trainer.steps=450"),
+    "ddpm": ("model=ddpm_small", "model.timesteps=100", "trainer.steps=45", "trainer.batch_size=16"),
 }
 COMMON = ("device=cpu", "device.threads=1", "trainer.save_every=10", "trainer.log_every=15", "trainer.preview_every=40")
 NOISE = {"seconds", "seconds_left", "items_per_s", "memory_mb"}
@@ -29,9 +29,20 @@ NOISE = {"seconds", "seconds_left", "items_per_s", "memory_mb"}
 UNHEARD = -1  # the end of a process that a signal killed
 
 NURSERY = """
-import ctypes, json, os, signal, sys
-import hydra, matplotlib.figure, PIL.Image, pydantic, sklearn.datasets, torch, torch.utils.tensorboard
-import genlab.build, genlab.cli, genlab.tasks.sample, genlab.tasks.train
+import contextlib, ctypes, json, os, signal, sys, tempfile
+from hydra.core.global_hydra import GlobalHydra
+from genlab import cli
+small = "model=vae model.hidden=[4] trainer.steps=1 trainer.batch_size=4 device=cpu device.threads=1 out=run".split()
+here = os.getcwd()
+with tempfile.TemporaryDirectory() as folder, open(os.devnull, "w") as nothing:  # what a training imports is there from now on
+    os.chdir(folder)
+    with contextlib.redirect_stdout(nothing), contextlib.redirect_stderr(nothing):
+        for words in (["train", *small], ["sample", "run=run", "n=1", "device=cpu"]):
+            sys.argv = ["genlab", *words]
+            cli.main()
+            GlobalHydra.instance().clear()
+            cli.stamp.cache_clear()
+    os.chdir(here)
 os.environ.pop("HYDRA_FULL_ERROR", None)
 for line in sys.stdin:
     order = json.loads(line)
@@ -48,7 +59,7 @@ for line in sys.stdin:
     sys.argv, code = ["genlab", *order["words"]], 1
     try:
         os.chdir(order["cwd"])
-        genlab.cli.main()
+        cli.main()
         code = 0
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else int(end.code is not None)

@@ -52,9 +52,13 @@ class Log:
             from torch.utils.tensorboard import SummaryWriter
 
             self.hook, threading.excepthook = threading.excepthook, self.unraised
-            with naming(self.events):
-                self.board = SummaryWriter(self.events, purge_step=start + 1 if start else None)
-            self.stats = open(run.stats, "ab", buffering=0)  # noqa: SIM115 a full disk is to be known with the line itself
+            try:
+                with naming(self.events):
+                    self.board = SummaryWriter(self.events, purge_step=start + 1 if start else None)
+                self.stats = open(run.stats, "ab", buffering=0)  # noqa: SIM115 a full disk is to be known with the line itself
+            except OSError:
+                self.drop()
+                raise
             if sys.stderr.isatty():
                 from tqdm import tqdm
 

@@ -74,7 +74,9 @@ class RunFolder:
         """
         where = None if where is None else str(where)  # a folder's name may look like a number
         if where is None or where == "latest" or where.startswith("latest:"):
-            return cls.latest((where or "").partition(":")[2]), None
+            run = cls.latest((where or "").partition(":")[2])
+            run.refuse_links()
+            return run, None
         path = Path(where)
         if path.is_file() and path.suffix == ".pt":
             run, checkpoint = cls(path.parent.parent), path
