@@ -130,6 +130,16 @@ def test_a_job_that_dies_goes_on_and_one_that_is_cancelled_does_not(tmp_path, st
 
 
 @pytest.mark.slow
+def test_a_job_that_runs_out_of_time_saves_and_waits_in_the_queue_again(started):
+    """Its minute is up before it has ended, and it is told so 40 seconds before."""
+    short = ("hydra.launcher.timeout_min=1", "hydra.launcher.signal_delay_s=40", "hydra.launcher.max_num_timeout=50")
+    sweep = started("train", "-m", *MINE, "seed=0,4", "trainer.steps=40000", *LONG, *SMALL, *short, seconds=900)
+    assert sweep.end() == 0, sweep.said()
+    assert all(status == "done" and starts > 1 for status, starts in brief(sweep.folder)), brief(sweep.folder)
+    assert "started again" not in sweep.said(), "the scheduler did that"
+
+
+@pytest.mark.slow
 def test_a_launcher_that_ends_leaves_its_jobs_to_the_cluster_and_finds_them_again(tmp_path, started):
     command = ("train", "-m", *MINE, "seed=0,4", "trainer.steps=5000", *LONG, *SMALL, "hydra.launcher.array_parallelism=1")
     sweep = started(*command)
@@ -197,11 +207,9 @@ def preempt(sweep: Sweep, number: int) -> None:
     sweep.wait(lambda: sweep.begun(number))
     urgent = ["sbatch", "--partition=urgent", "--exclusive", f"--nodelist={node(sweep, number)}", "--output=/dev/null"]
     subprocess.run([*urgent, "--wrap=sleep 1"], check=True, capture_output=True)
-    sweep.wait(lambda: states(sweep.folder)[number].starts == 2)
 
 
 def kill(sweep: Sweep, number: int) -> None:
     """Kill a job's process with no warning."""
     sweep.wait(lambda: sweep.begun(number))
     os.kill(states(sweep.folder)[number].pid, signal.SIGKILL)
-    sweep.wait(lambda: states(sweep.folder)[number].starts == 2)
