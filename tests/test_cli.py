@@ -86,7 +86,7 @@ REFUSED: list[tuple[str, list[str]]] = [
     ("train optimizer.betas=[0.9]", ["optimizer.betas=[0.9]"]),
     ("train trainer=3", ["trainer"]),
     ("train out=null", ["out"]),
-    ("train model.latent=100000000000", ["out of memory"]),
+    ("train model.latent=1000000000", ["out of memory"]),
     ("train model=null", ["must be a string"]),
     ("sample run={vae} n=0", ["n=0", "greater than 0"]),
     ("sample run={vae} seed=-1", ["seed=-1"]),

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.plugins import Plugins
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import FrozenTrial, TrialState
 from recipes import CONFIGS, built
@@ -19,7 +20,7 @@ from trials import bowl, launch_by
 
 from genlab.abilities import Estimate
 from genlab.errors import UserError
-from genlab.sweeps.folder import SweepFolder, hold, read
+from genlab.sweeps.folder import SweepFolder, hold, read, run
 from genlab.sweeps.launchers import Jobs
 from genlab.sweeps.search import spans
 from genlab.sweeps.space import Space
@@ -421,10 +422,20 @@ def test_a_ready_search_is_what_its_header_says(path, genlab, works, tmp_path):
         check(trainer, dataset, config)
 
 
-def test_pruned_trainings(genlab, tmp_path):
+def here(self, job_overrides, initial_job_idx):
+    """Train one job after another in this process, which has torch imported, as Hydra's own launcher does."""
+    basic = Plugins.instance().class_name_to_class["hydra._internal.core_plugins.basic_launcher.BasicLauncher"]
+    for job in SweepFolder(Path(self.config.hydra.sweep.dir)).extend(["train"], initial_job_idx, job_overrides):
+        run(job.folder, lambda job=job: basic.launch(self, [job.overrides], job.number)[0].return_value)
+
+
+@pytest.mark.parametrize("processes", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_pruned_trainings(genlab, monkeypatch, tmp_path, processes):
     """Of real trainings the worse end early: saved, done, pruned in the study; the command again repeats none of them."""
     asked = (*TRAINS, "hydra.sweep.dir=s", "hydra.sweeper.pruner={name:median,n_startup_trials:2}", "hydra.sweeper.n_trials=6")
     asked += ("trainer.steps=60", "trainer.evaluate_every=20", "hydra.launcher.n=2", "hydra.sweeper.sampler=random")
+    if not processes:
+        monkeypatch.setattr(Jobs, "launch", here)
     result = genlab(*asked)
     assert result.code == 0, result.err
     told = told_in(tmp_path / "s")
@@ -440,7 +451,9 @@ def test_pruned_trainings(genlab, tmp_path):
         assert RunFolder(folder).load()["step"] == (state.result["pruned"] if pruned else 60) == 20 * len(values)
         assert trial.value == (values[-1] if pruned else min(values))
     assert "done, pruned" in genlab("sweep", "status", "s").out
-    assert "is a search" in genlab("sweep", "rerun", "s").error
-    again = genlab("sweep", "resume", "s")
+    again = genlab(*asked)
+    if processes:
+        assert "learns from what failed" in genlab("sweep", "rerun", "s").error
+        again = genlab("sweep", "resume", "s")
     assert again.code == 0 and "trial 0" not in again.out and f"{min(t.value for t in told):.6g}" in again.out
     assert [read(tmp_path / "s" / str(n)).starts for n in range(6)] == [1] * 6

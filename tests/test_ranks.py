@@ -156,7 +156,7 @@ def test_a_signal_to_one_ends_all_with_everything_saved(tmp_path):
 
 @pytest.mark.slow
 def test_an_option_that_is_wrong_is_said_once(tmp_path):
-    found = ended(start(3, "-m", "genlab", "train", "trainer.stepz=3", cwd=tmp_path), within=300)
+    found = ended(start(3, "-m", "genlab", "train", "trainer.stepz=3", cwd=tmp_path), within=900)
     assert [code for code, _, _ in found] == [2, 2, 2]
     assert found[0][2].startswith("genlab: unknown option 'trainer.stepz'") and found[0][2].count("\n") == 1
     assert [said for _, _, said in found[1:]] == ["", ""]
@@ -168,7 +168,7 @@ def test_different_options_are_refused(tmp_path):
     script.write_text(
         "import os, sys; from genlab import cli; sys.argv[1:] = ['train', 'seed=' + os.environ['RANK']]; cli.main()"
     )
-    (code, _, said), (own, _, why) = ended(start(2, script, cwd=tmp_path), within=300)
+    (code, _, said), (own, _, why) = ended(start(2, script, cwd=tmp_path), within=900)
     assert (code, own) == (1, 2) and "were given different options (seed=0, seed=1)" in said and said.startswith("genlab: rank 1")
     assert "different options" in why and not list(tmp_path.glob("outputs"))
 
@@ -176,7 +176,7 @@ def test_different_options_are_refused(tmp_path):
 @pytest.mark.slow
 def test_several_trainings_one_after_another(tmp_path):
     what = ("-m", "genlab", "train", "-m", "seed=0,1,2", "device=cpu", "trainer.steps=2", "trainer.preview_every=0")
-    assert [code for code, _, _ in ended(start(2, *what, cwd=tmp_path), within=300)] == [0, 0]
+    assert [code for code, _, _ in ended(start(2, *what, cwd=tmp_path), within=900)] == [0, 0]
     assert len(list(tmp_path.glob("**/run.json"))) == 3
 
 
@@ -201,7 +201,7 @@ def test_torchrun_and_a_killed_worker(tmp_path):
     assert code == 1 and len(re.findall(rf"genlab: rank 1 on \S+ {SILENT}", said)) == 2, said
     steps = RunFolder(tmp_path / "run").load()["step"] + 2
     goes_on = ("-m", "genlab", "train", "resume=run", f"trainer.steps={steps}")
-    ((code, out, _),) = ended([popen(*TORCHRUN, "--nproc-per-node=2", *goes_on, cwd=tmp_path)], within=300)
+    ((code, out, _),) = ended([popen(*TORCHRUN, "--nproc-per-node=2", *goes_on, cwd=tmp_path)], within=900)
     assert code == 0 and out.count(f"trained {steps} steps") == 1
 
 
@@ -239,12 +239,12 @@ def test_a_checkpoint_of_a_cut_model_is_whole(genlab, tmp_path):
     """Trained with pictures and measures by two processes that hold a half each, it is asked and goes on in one."""
     looks = ("trainer.preview_every=3", "trainer.evaluate_every=2", "evaluate.n=20")
     train = ("-m", "genlab", "train", *VAE, *looks, "trainer.steps=4", "trainer.ema=0.9", "out=run", "device.fsdp=true")
-    (code, _, said), _ = ended(start(2, *train, cwd=tmp_path), within=300)
+    (code, _, said), _ = ended(start(2, *train, cwd=tmp_path), within=900)
     assert code == 0 and "VAE (95,104 parameters) trains" in said, said
     run = RunFolder(tmp_path / "run")
     assert len(list(run.samples.glob("*.png"))) == 2 and any("evaluation" in line for line in run.history())
     assert genlab("sample", "run=run", "n=4").code == 0
-    goes_on = ended(start(2, "-m", "genlab", "train", "resume=run", "trainer.steps=6", cwd=tmp_path), within=300)
+    goes_on = ended(start(2, "-m", "genlab", "train", "resume=run", "trainer.steps=6", cwd=tmp_path), within=900)
     assert goes_on[0][0] == 0
     cut = run.load()
     for path in run.steps()[-1:]:
@@ -269,5 +269,5 @@ def test_a_checkpoint_of_a_cut_model_is_whole(genlab, tmp_path):
 )
 def test_what_cannot_be_cut_is_refused(options, says, tmp_path):
     what = ("-m", "genlab", "train", "device=cpu", "device.fsdp=true", *options)
-    (code, _, said), (other, _, silent) = ended(start(2, *what, cwd=tmp_path), within=300)
+    (code, _, said), (other, _, silent) = ended(start(2, *what, cwd=tmp_path), within=900)
     assert (code, other, silent) == (2, 2, "") and says in said.splitlines()[-1]

@@ -116,8 +116,8 @@ def test_a_job_that_is_told_to_save_goes_on_and_one_that_fails_says_why(tmp_path
 
 @pytest.mark.slow
 def test_a_job_that_dies_goes_on_and_one_that_is_cancelled_does_not(tmp_path, started):
-    command = ("train", "-m", *MINE, "seed=0,4,5", "trainer.steps=20000", *LONG, *SMALL)
-    sweep = started(*command)
+    command = ("train", "-m", *MINE, "seed=0,4,5", "trainer.steps=6000", *LONG, *SMALL)
+    sweep = started(*command, seconds=600)
     sweep.wait(lambda: sweep.begun(0) and sweep.begun(1))
     os.kill(states(sweep.folder)[0].pid, signal.SIGKILL)
     subprocess.run(["scancel", states(sweep.folder)[1].slurm], check=True)
@@ -125,19 +125,29 @@ def test_a_job_that_dies_goes_on_and_one_that_is_cancelled_does_not(tmp_path, st
     assert [status for status, _ in brief(sweep.folder)] == ["done", "stopped", "done"]
     assert [starts for _, starts in brief(sweep.folder)] == [2, 1, 1]
     assert "job 0 seed=0: lost: its process is gone" in sweep.said() and "it is started again" in sweep.said()
-    again = run_process("sweep", "resume", sweep.folder, cwd=tmp_path)
+    again = run_process("sweep", "resume", sweep.folder, cwd=tmp_path, timeout=600)
     assert again.code == 0 and brief(sweep.folder) == [("done", 2), ("done", 2), ("done", 1)], again.err
+
+
+@pytest.mark.slow
+def test_a_job_that_runs_out_of_time_saves_and_waits_in_the_queue_again(started):
+    """Its two minutes are up before it has ended, and it is told so 30 seconds before."""
+    short = ("hydra.launcher.timeout_min=2", "hydra.launcher.signal_delay_s=30", "hydra.launcher.max_num_timeout=50")
+    sweep = started("train", "-m", *MINE, "seed=6", "trainer.steps=2400", *LONG, *SMALL, *short, seconds=1200)
+    assert sweep.end() == 0, sweep.said()
+    assert [status for status, _ in brief(sweep.folder)] == ["done"] and states(sweep.folder)[0].starts > 1
+    assert "started again" not in sweep.said(), "the scheduler did that"
 
 
 @pytest.mark.slow
 def test_a_launcher_that_ends_leaves_its_jobs_to_the_cluster_and_finds_them_again(tmp_path, started):
     command = ("train", "-m", *MINE, "seed=0,4", "trainer.steps=5000", *LONG, *SMALL, "hydra.launcher.array_parallelism=1")
-    sweep = started(*command)
+    sweep = started(*command, seconds=600)
     sweep.wait(lambda: sweep.begun(0))
     sweep.process.send_signal(signal.SIGINT)
     assert sweep.end() == 130 and "SLURM goes on with 2 jobs, which `scancel" in sweep.said(), sweep.said()
     assert [state.status for state in states(sweep.folder)] == ["running", "waiting"]
-    again = run_process(*command, cwd=tmp_path)
+    again = run_process(*command, cwd=tmp_path, timeout=600)
     assert again.code == 0 and again.err.count("was started before, and goes on") == 2, again.err
     assert "handed to SLURM" not in again.err and brief(sweep.folder) == [("done", 1), ("done", 1)]
 
@@ -197,11 +207,9 @@ def preempt(sweep: Sweep, number: int) -> None:
     sweep.wait(lambda: sweep.begun(number))
     urgent = ["sbatch", "--partition=urgent", "--exclusive", f"--nodelist={node(sweep, number)}", "--output=/dev/null"]
     subprocess.run([*urgent, "--wrap=sleep 1"], check=True, capture_output=True)
-    sweep.wait(lambda: states(sweep.folder)[number].starts == 2)
 
 
 def kill(sweep: Sweep, number: int) -> None:
     """Kill a job's process with no warning."""
     sweep.wait(lambda: sweep.begun(number))
     os.kill(states(sweep.folder)[number].pid, signal.SIGKILL)
-    sweep.wait(lambda: states(sweep.folder)[number].starts == 2)

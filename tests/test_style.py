@@ -322,7 +322,8 @@ def test_truncation_draws_styles_to_their_mean():
             if hasattr(layer, "strength"):
                 layer.strength.zero_()
     same = model.sample(3, truncation=0.0)
-    assert torch.equal(same[0], same[1]) and not torch.equal(x[0], x[1])
+    torch.testing.assert_close(same[0], same[1], rtol=1e-12, atol=1e-12)  # some processors round a batch's rows apart
+    assert not torch.allclose(x[0], x[1], rtol=1e-3, atol=1e-3)
 
 
 def test_the_mean_style_follows_the_mapping():

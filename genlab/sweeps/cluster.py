@@ -45,9 +45,6 @@ class Cluster:
     def ended(self, job: Job) -> bool | None:
         return None
 
-    def cancelled(self, job: Job, queue: dict[str, str] | None) -> bool:
-        return (queue or {}).get(folder.submitted(job.folder)) == "CANCELLED"
-
     def interrupt(self, jobs: Sequence[Job]) -> str:
         arrays = sorted({folder.submitted(job.folder).partition("_")[0] for job in jobs} - {""})
         return f"SLURM goes on with {len(jobs)} jobs, which `scancel {' '.join(arrays)}` would end"

@@ -22,7 +22,6 @@ from genlab.training.files import lockable, read_json, write_whole
 # is gone and said nothing (killed, out of memory, a dead node). All but done go on from their checkpoint.
 Status = Literal["done", "running", "waiting", "failed", "stopped", "lost"]
 STATUSES: tuple[Status, ...] = get_args(Status)
-JOURNAL = "study.journal"  # of a search: what it tried and what came of it
 LINES = 5  # of an error that a state keeps
 PATIENCE = 5.0  # seconds for which a job waits for its folder: who only looks whether it is held lets go at once
 ELSEWHERE = ("device", "debug")  # options that say where and how a job runs, not what it does

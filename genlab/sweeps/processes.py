@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import multiprocessing
 import os
@@ -62,15 +63,13 @@ class Processes:
         del self.at[job.number]
         return True
 
-    def cancelled(self, job: Job, queue: dict[str, str] | None) -> bool:
-        return False
-
     def interrupt(self, jobs: Sequence[Job]) -> str:
         own = [self.processes[job.number] for job in jobs if job.number in self.processes]
         if own:
             say(f"{len(own)} jobs save and end")
         for one in own:
-            os.kill(one.pid, signal.SIGINT)  # not SIGTERM, which submitit keeps from a job that does not train yet
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(one.pid, signal.SIGINT)  # not SIGTERM, which submitit keeps from a job that does not train yet
         for one in own:
             one.join()
         return "what the jobs had is saved" if own else "no job was at work"

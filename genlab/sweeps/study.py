@@ -21,12 +21,13 @@ from optuna.trial import FrozenTrial, TrialState
 from genlab.errors import UserError, did_you_mean
 from genlab.seeds import mix
 from genlab.spec import Count, Positive
-from genlab.sweeps.folder import JOURNAL, what
+from genlab.sweeps.folder import what
 
 if TYPE_CHECKING:
     from genlab.abilities import Estimate
     from genlab.sweeps.space import Space
 
+JOURNAL = "study.journal"
 NAME = "sweep"  # of the study: its file holds no other
 SAMPLERS = {"tpe": "TPESampler", "gp": "GPSampler", "random": "RandomSampler", "grid": "RandomSampler", "nsgaii": "NSGAIISampler"}
 PRUNERS = {

@@ -32,9 +32,6 @@ class Machine(Protocol):
     def ended(self, job: Job) -> bool | None:
         """Return whether a job's process has ended; None if it is not this process that started it."""
 
-    def cancelled(self, job: Job, queue: dict[str, str] | None) -> bool:
-        """Return whether somebody ended a job on purpose."""
-
     def interrupt(self, jobs: Sequence[Job]) -> str:
         """Deal with the jobs when the launcher is asked to end; return what became of them."""
 
@@ -86,8 +83,9 @@ def watch(jobs: Sequence[Job], machine: Machine, *, names: dict[int, str], tries
                 running.remove(one)
                 pause = ROUND[0]
                 one.look()  # it may have said more before it went
-                again = not one.finished and one.starts < tries and not machine.cancelled(one.job, scheduler.queue)
-                say(f"{one.name}: {one.outcome()}{again * '; it is started again'}")
+                ended_as = (scheduler.queue or {}).get(folder.submitted(one.job.folder), "")
+                again = not one.finished and one.starts < tries and ended_as != "CANCELLED"  # that was on purpose
+                say(f"{one.name}: {one.outcome(ended_as)}{again * '; it is started again'}")
                 waiting += [one] * again
         if signals.name:
             became = machine.interrupt([one.job for one in running])
@@ -122,13 +120,14 @@ class Watched:
     def finished(self) -> bool:
         return self.heard and self.state.status in ("done", "failed")
 
-    def outcome(self) -> str:
-        """Return what became of the job, in a line."""
+    def outcome(self, ended_as: str) -> str:
+        """Return what became of the job, in a line; `ended_as` is the scheduler's word for it, such as OUT_OF_MEMORY."""
         if self.finished or (self.heard and self.state.status == "stopped"):
             last = self.state.error.splitlines()[-1:]
             return self.state.status + (f": {last[0].strip()}" if last else "")
         last = folder.last_words(self.job)[-1:]
-        return "lost: its process is gone" + (f"; it last said: {last[0].strip()}" if last else "")
+        lost = "lost: its process is gone" + (f" ({ended_as})" if ended_as else "")
+        return lost + (f"; it last said: {last[0].strip()}" if last else "")
 
 
 class Scheduler:

@@ -14,7 +14,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any
 
@@ -222,7 +222,7 @@ def send(to: socket.socket, /, **message: Any) -> None:
         to.sendall(json.dumps(message).encode() + b"\n")
 
 
-def messages(line: socket.socket):
+def messages(line: socket.socket) -> Iterator[dict[str, Any]]:
     """Yield what comes over a connection until it ends."""
     with suppress(OSError, ValueError), line.makefile() as lines:  # ValueError: no JSON, from somebody else
         for text in lines:
