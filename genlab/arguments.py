@@ -26,7 +26,7 @@ def locate(node: dict[str, Any], where: str) -> Any:
         UserError: it names none, or one that only passes through a genlab module.
     """
     name = node.get("_target_")
-    if not isinstance(name, str) or "." not in name:
+    if not isinstance(name, str) or "." not in name or not all(part.isidentifier() for part in name.split(".")):
         raise UserError(f"{where} needs a _target_ such as package.module.Class, not {name!r}")
     if not OURS.fullmatch(name) and os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # a user's own model is often a file beside the config
