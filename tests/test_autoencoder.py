@@ -110,6 +110,23 @@ class Data:
         return Batch(torch.rand(min(n, 20), *self.spec.shape), torch.arange(min(n, 20)) % 3)
 
 
+class Walker(torch.nn.Module):
+    """A model whose codes take many steps, each item's once: more items than are shown would be steps for nothing."""
+
+    spec = Spec((1, 8, 8), range=(0.0, 1.0))
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = torch.nn.Parameter(torch.ones(()))
+
+    def encode(self, x: torch.Tensor, *, steps: int = 100) -> torch.Tensor:
+        assert len(x) <= latent.PAIRS
+        return self.scale * x
+
+    def decode(self, z: torch.Tensor, *, steps: int = 100) -> torch.Tensor:
+        return z
+
+
 def models():
     square = Spec((2,), kind="points", levels=0)
     yield Autoencoder(IMAGE, hidden=(8,), latent=2), {"latent", "manifold", "reconstructions"}
@@ -120,6 +137,7 @@ def models():
     only_encodes = Autoencoder(IMAGE, hidden=(8,), latent=5)
     only_encodes.decode = None
     yield only_encodes, {"latent"}
+    yield Walker(), {"reconstructions"}
     yield torch.nn.Linear(2, 2), set()
 
 

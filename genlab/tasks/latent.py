@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from inspect import signature
 from typing import Any
 
 import numpy as np
@@ -144,14 +145,17 @@ def latent_pictures(
 
     "latent" shows the codes of n held-out items; of a model that decodes, "reconstructions" shows what comes back, and
     "manifold" what a grid of two-dimensional codes stands for: over the prior where there is one, else over the codes' range.
+    An image's code that takes many steps is noise of as many values, which a plane tells nothing of: it has no "latent".
     """
     verbs, spec = abilities(model), dataset.spec
     if "encode" not in verbs:
         return {}
-    held = dataset.take(split, n, seed=seed)
+    walks = spec.kind == "image" and "steps" in signature(model.encode).parameters
+    held = dataset.take(split, min(n, PAIRS) if walks else n, seed=seed)
     like = next(model.parameters())
     z = torch.cat([model.encode(part.to(device, like.dtype)) for part in held.x.split(250)])
-    found = {"latent": latent_scatter(z.flatten(1).cpu().numpy(), None if held.y is None else held.y.cpu().numpy())}
+    y = None if held.y is None else held.y.cpu().numpy()
+    found = {} if walks else {"latent": latent_scatter(z.flatten(1).cpu().numpy(), y)}
     if "decode" not in verbs or spec.kind not in ("image", "points"):
         return found
     shown = PAIRS if spec.kind == "image" else len(z)
