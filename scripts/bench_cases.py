@@ -78,7 +78,7 @@ def vae_loaders(how: How) -> dict[str, Row]:
 
 
 def vae_pythae(how: How) -> dict[str, Row]:
-    other = package("pythae", lambda: pythae(data_of(small_vae(how))))
+    other = package("pythae", pythae, data_of(small_vae(how)))
     return against(how, BY_EPOCHS, small_vae(how), {"vae_pythae": other}, steps=4 * 468, block=468)
 
 
@@ -164,81 +164,85 @@ def size(model: nn.Module) -> int:
 
 def unets(how: How) -> dict[str, Row]:
     data = data_of(small_unet(how))
-    order = hand.picks(len(data), 64, torch.device("cpu"))
-    images = lambda: data[next(order)].float().div_(127.5).sub_(1)  # noqa: E731
-
-    def lucidrains() -> Other:
-        from denoising_diffusion_pytorch import GaussianDiffusion, Unet
-
-        net = Unet(dim=16, dim_mults=(1, 2, 2), channels=1)
-        model = GaussianDiffusion(net, image_size=28, timesteps=1000, objective="pred_noise", auto_normalize=False)
-        turn = descent(model, lambda: model(images()), lr=2e-3, clip=1.0)
-        return Other("denoising-diffusion-pytorch, widths 16–32–32 too", turn, parameters=size(net))
-
-    def diffusers() -> Other:
-        from diffusers import DDPMScheduler, UNet2DModel
-
-        down = ("DownBlock2D", "DownBlock2D", "AttnDownBlock2D")
-        net = UNet2DModel(
-            28, 1, 1, layers_per_block=1, block_out_channels=(16, 32, 32), norm_num_groups=4, attention_head_dim=None,
-            down_block_types=down, up_block_types=("AttnUpBlock2D", "UpBlock2D", "UpBlock2D"),
-        )  # fmt: skip
-        schedule = DDPMScheduler(1000, beta_schedule="squaredcos_cap_v2")
-
-        def loss() -> Tensor:
-            x, t = images(), torch.randint(1000, (64,))
-            eps = torch.randn_like(x)
-            return F.mse_loss(net(schedule.add_noise(x, eps, t), t).sample, eps)
-
-        return Other("diffusers' UNet2DModel, widths 16–32–32 too", descent(net, loss, lr=2e-3, clip=1.0), parameters=size(net))
-
     others = {
-        "unet_denoising_diffusion_pytorch": package("denoising_diffusion_pytorch", lucidrains),
-        "unet_diffusers": package("diffusers", diffusers),
+        "unet_denoising_diffusion_pytorch": package("denoising_diffusion_pytorch", lucidrains_unet, data),
+        "unet_diffusers": package("diffusers", diffusers_unet, data),
     }
     what = "a step of DDPM's U-Net 28×28, widths 16–32–32, batch 64, with EMA, logging and checkpoints"
     return against(how, what, small_unet(how), others, steps=60, block=2)
 
 
+def drawn(data: Tensor, n: int) -> Callable[[], Tensor]:
+    """Return what gives n items of the data each time, epoch after epoch in random order; bytes as [−1, 1]."""
+    order = hand.picks(len(data), n, torch.device("cpu"))
+    if data.dtype == torch.uint8:
+        return lambda: data[next(order)].float().div_(127.5).sub_(1)
+    return lambda: data[next(order)]
+
+
+def lucidrains_unet(data: Tensor) -> Other:
+    from denoising_diffusion_pytorch import GaussianDiffusion, Unet
+
+    images = drawn(data, 64)
+    net = Unet(dim=16, dim_mults=(1, 2, 2), channels=1)
+    model = GaussianDiffusion(net, image_size=28, timesteps=1000, objective="pred_noise", auto_normalize=False)
+    turn = descent(model, lambda: model(images()), lr=2e-3, clip=1.0)
+    return Other("denoising-diffusion-pytorch, widths 16–32–32 too", turn, parameters=size(net))
+
+
+def diffusers_unet(data: Tensor) -> Other:
+    from diffusers import DDPMScheduler, UNet2DModel
+
+    images = drawn(data, 64)
+    down = ("DownBlock2D", "DownBlock2D", "AttnDownBlock2D")
+    net = UNet2DModel(
+        28, 1, 1, layers_per_block=1, block_out_channels=(16, 32, 32), norm_num_groups=4, attention_head_dim=None,
+        down_block_types=down, up_block_types=("AttnUpBlock2D", "UpBlock2D", "UpBlock2D"),
+    )  # fmt: skip
+    schedule = DDPMScheduler(1000, beta_schedule="squaredcos_cap_v2")
+
+    def loss() -> Tensor:
+        x, t = images(), torch.randint(1000, (64,))
+        eps = torch.randn_like(x)
+        return F.mse_loss(net(schedule.add_noise(x, eps, t), t).sample, eps)
+
+    turn = descent(net, loss, lr=2e-3, clip=1.0)
+    return Other("diffusers' UNet2DModel, widths 16–32–32 too", turn, bar=0.9, parameters=size(net))
+
+
 def flows(how: How) -> dict[str, Row]:
     ours = ("model=realnvp_points", "dataset=ring", "trainer.preview_every=0")
     data = data_of(ours)
-    order = hand.picks(len(data), 256, torch.device("cpu"))
-
-    def normflows() -> Other:
-        import normflows as nf
-
-        chain = []
-        for _ in range(16):
-            net = nf.nets.MLP([1, 64, 64, 2], init_zeros=True)
-            chain += [nf.flows.AffineCouplingBlock(net), nf.flows.Permute(2, mode="swap")]
-        model = nf.NormalizingFlow(nf.distributions.base.DiagGaussian(2), chain)
-        turn = descent(model, lambda: model.forward_kld(data[next(order)]), lr=2e-3)
-        return Other("normflows, as many couplings as wide", turn, parameters=size(model))
-
-    def zuko() -> Other:
-        from zuko.flows import RealNVP
-
-        model = RealNVP(2, transforms=16, hidden_features=(64, 64))
-        turn = descent(model, lambda: -model().log_prob(data[next(order)]).mean(), lr=2e-3)
-        return Other("zuko, as many couplings as wide", turn, parameters=size(model))
-
-    others = {"realnvp_normflows": package("normflows", normflows), "realnvp_zuko": package("zuko", zuko)}
+    others = {
+        "realnvp_normflows": package("normflows", normflows_coupling, data),
+        "realnvp_zuko": package("zuko", zuko_coupling, data),
+    }
     what = "a step of RealNVP on points of a ring, 16 couplings 64–64, batch 256, with logging and checkpoints"
     return against(how, what, ours, others, steps=1000, block=50)
 
 
+def normflows_coupling(data: Tensor) -> Other:
+    import normflows as nf
+
+    chain, points = [], drawn(data, 256)
+    for _ in range(16):
+        net = nf.nets.MLP([1, 64, 64, 2], init_zeros=True)
+        chain += [nf.flows.AffineCouplingBlock(net), nf.flows.Permute(2, mode="swap")]
+    model = nf.NormalizingFlow(nf.distributions.base.DiagGaussian(2), chain)
+    turn = descent(model, lambda: model.forward_kld(points()), lr=2e-3)
+    return Other("normflows, as many couplings as wide", turn, parameters=size(model))
+
+
+def zuko_coupling(data: Tensor) -> Other:
+    from zuko.flows import RealNVP
+
+    points, model = drawn(data, 256), RealNVP(2, transforms=16, hidden_features=(64, 64))
+    turn = descent(model, lambda: -model().log_prob(points()).mean(), lr=2e-3)
+    return Other("zuko, as many couplings as wide", turn, parameters=size(model))
+
+
 def splines(how: How) -> dict[str, Row]:
     data = data_of(("model=nsf", "dataset=ring"))
-    order = hand.picks(len(data), 512, torch.device("cpu"))
-
-    def zuko() -> Other:
-        from zuko.flows import NSF
-
-        model = NSF(2, transforms=3, bins=16, hidden_features=(64, 64))
-        turn = descent(model, lambda: -model().log_prob(data[next(order)]).mean(), lr=1e-3)
-        return Other("zuko, 3 layers 64–64 of 16 bins", turn, bar=1.0, parameters=size(model))
-
     rows = {}
     for name, options, network in (
         ("nsf_zuko", ("model.hidden=[64,64]", "model.bins=16"), "the same network"),
@@ -246,8 +250,16 @@ def splines(how: How) -> dict[str, Row]:
     ):
         ours = ("model=nsf", *options, "dataset=ring", "trainer.preview_every=0")
         what = f"a step of an autoregressive spline flow on points, {network}, batch 512, with logging and checkpoints"
-        rows |= against(how, what, ours, {name: package("zuko", zuko)}, steps=600, block=20)
+        rows |= against(how, what, ours, {name: package("zuko", zuko_spline, data)}, steps=600, block=20)
     return rows
+
+
+def zuko_spline(data: Tensor) -> Other:
+    from zuko.flows import NSF
+
+    points, model = drawn(data, 512), NSF(2, transforms=3, bins=16, hidden_features=(64, 64))
+    turn = descent(model, lambda: -model().log_prob(points()).mean(), lr=1e-3)
+    return Other("zuko, 3 layers 64–64 of 16 bins", turn, bar=1.0, parameters=size(model))
 
 
 # --- (c) sampling -----------------------------------------------------------------------------------------------------

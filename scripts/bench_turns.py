@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import importlib
+import multiprocessing
 import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stderr
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import StringIO
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import bench_loops as hand
+import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 from recipes import built
@@ -54,13 +57,39 @@ class Other:
     parameters: int | None = None
 
 
-def package(name: str, make: Callable[[], Other]) -> Other:
-    """Return make(), or the reason why the package that it needs is absent."""
+def package(name: str, make: Callable[..., Other], *data: Any) -> Other:
+    """Return make(*data), a function of a module, or the reason why the package that it needs is absent.
+
+    It takes its turns in a process of its own, as that package's users have it, without the switches that genlab sets.
+    """
     try:
         importlib.import_module(name)
     except ImportError as error:
         return Other(name, absent=f"{name} cannot be imported ({error}): pip install -e '.[bench]'")
-    return make()
+    spawned = multiprocessing.get_context("spawn")
+    here, there = spawned.Pipe()
+    spawned.Process(target=serve, args=(there, torch.get_num_threads(), make, data), daemon=True).start()
+    there.close()  # so that its end is heard of here
+
+    def turn(steps: int) -> None:
+        here.send(steps)
+        here.recv()
+
+    return replace(here.recv(), turn=turn)
+
+
+def serve(pipe: Connection, threads: int, make: Callable[..., Other], data: tuple[Any, ...]) -> None:
+    """Take the turns that a pipe asks for, until it is closed."""
+    torch.set_num_threads(threads)
+    other = make(*data)
+    pipe.send(replace(other, turn=None))
+    while True:
+        try:
+            steps = pipe.recv()
+        except EOFError:
+            return
+        other.turn(steps)
+        pipe.send(None)
 
 
 def repeated(step: hand.Step) -> Turn:

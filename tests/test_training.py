@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import math
+import subprocess
+import sys
 from dataclasses import fields
 from functools import partial
 
@@ -258,6 +261,32 @@ def test_a_cpu_takes_numbers_too_small_to_matter_as_zero():
     # a product with such a number takes a CPU many times as long: an importance-weighted step was three times as slow
     Device(name="cpu", threads=torch.get_num_threads()).prepare()
     assert (torch.full((1000,), 1e-40) * torch.ones(1000) == 0).all()
+
+
+HEAP = """
+import ctypes, sys, torch
+from genlab.training.device import Device
+libc = ctypes.CDLL(None)
+libc.mallinfo2.restype = type("Info", (ctypes.Structure,), {"_fields_": [(str(i), ctypes.c_size_t) for i in range(10)]})
+if sys.argv[1] == "prepared":
+    Device(name="cpu", threads=1).prepare()
+freed = [torch.ones(5_000_000) for _ in range(6)]  # 20 MB each, as the activations of a step are
+mapped = getattr(libc.mallinfo2(), "4")
+del freed
+print(mapped, getattr(libc.mallinfo2(), "0"))  # bytes that were mapped on their own; bytes of the heap now
+"""
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallinfo2"), reason="the setting is glibc's, and 2.33 tells of it")
+def test_a_cpu_keeps_the_memory_of_one_step_for_the_next():
+    def heap(how: str) -> tuple[int, ...]:
+        ended = subprocess.run([sys.executable, "-c", HEAP, how], capture_output=True, text=True, check=True)
+        return tuple(map(int, ended.stdout.split()))
+
+    mapped, kept = heap("plain")
+    assert mapped > 20e6, "what would be given back and asked for again"
+    mapped, kept = heap("prepared")
+    assert mapped < 20e6 and kept > 120e6
 
 
 def test_compilation_reaches_the_items_of_a_list_of_modules():

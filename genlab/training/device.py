@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import resource
+import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -55,6 +57,7 @@ class Device:
         """Set the process's global switches: denormals, threads, TF32, determinism, convolution search."""
         # importance weights and class probabilities near 0 are denormal, and a CPU multiplies those many times slower
         torch.set_flush_denormal(True)
+        keep_freed_memory()
         if self.threads:
             torch.set_num_threads(self.threads)
         if self.name == "cuda":
@@ -126,3 +129,15 @@ def bricks(model: nn.Module) -> Iterator[nn.Module]:
             yield from bricks(child)
         else:
             yield child
+
+
+def keep_freed_memory() -> None:
+    """Let glibc keep the memory of freed tensors for the next ones, up to 32 MiB each and 2 GiB in all; elsewhere nothing.
+
+    By itself it gives large blocks back to the system, which clears each page when it is asked for them again: a tenth of
+    a training step of a small U-Net on a CPU, and a quarter of its sampling.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None:
+        mallopt(-3, 32 * 2**20)  # M_MMAP_THRESHOLD: its largest value
+        mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
