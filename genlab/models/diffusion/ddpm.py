@@ -16,7 +16,7 @@ from genlab.errors import UserError
 from genlab.models.diffusion.base import Diffusion
 from genlab.models.diffusion.bound import step_nats
 from genlab.models.diffusion.networks import denoising_network
-from genlab.models.diffusion.samplers import spread, strided
+from genlab.models.diffusion.samplers import karras, spread, strided
 from genlab.models.diffusion.schedule import Level, Schedule
 from genlab.spec import Batch, Fraction, NonNegative, Positive, PositiveFloat, Spec
 
@@ -113,8 +113,12 @@ class DDPM(Diffusion):
         T = self.schedule.T
         if not 1 <= steps <= T:
             raise UserError(f"sampler.steps={steps} is outside 1…{T}, the steps that the model was trained on")
-        ends_early = sampler == "ddim" and self.schedule.exact["alphas_bar"][-1] > 0  # its paper's stride leaves T out
-        return self.schedule.levels(strided(T, steps) if ends_early else spread(T, steps))
+        ab = self.schedule.exact["alphas_bar"]
+        if sampler == "ddim" and ab[-1] > 0:
+            return self.schedule.levels(strided(T, steps))  # its paper's stride leaves T out
+        if sampler in ("ddim", "ancestral"):
+            return self.schedule.levels(spread(T, steps))
+        return self.schedule.levels(karras(((1 - ab) / ab).sqrt(), steps))
 
     def noise_level(self, t: float) -> float:
         ab = self.schedule.exact["alphas_bar"][int(t)].item()

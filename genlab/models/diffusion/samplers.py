@@ -30,6 +30,22 @@ def spread(T: int, steps: int) -> list[int]:
     return [round(i * (T - 1) / max(steps - 1, 1)) for i in range(steps)] if steps > 1 else [T - 1]
 
 
+def karras(noise: Tensor, steps: int, highest: float = 80.0, rho: float = 7.0) -> list[int]:
+    """Return `steps` of the times 0, …, T − 1, with both ends, by σ/α of each (T,): its ρ-th root is even from `highest` on.
+
+    Karras et al. 2022, 2206.00364, eq. 5. Above `highest` an item is noise to any network, and one step leaves it behind.
+    """
+    T, ends = len(noise), (min(highest, noise[-1].item()), noise[0].item())
+    top, bottom = (end ** (1 / rho) for end in ends)
+    times = []
+    for i in range(steps):
+        at = (top + i / max(steps - 1, 1) * (bottom - top)) ** rho
+        nearest = (noise.log() - math.log(at)).abs().argmin().item() if i else T - 1
+        below = times[-1] - 1 if times else T - 1
+        times.append(max(min(nearest, below), steps - 1 - i))  # all different, where the levels are coarse
+    return times[::-1]
+
+
 def spreads(now: Level, then: Level) -> tuple[float, float, float]:
     """Return α_{t|s}, and the variances of q(x_t | x_s) and of q(x_s | x_t, x_0), of a step from t = now to s = then."""
     alpha = now.alpha / then.alpha
