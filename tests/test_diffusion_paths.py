@@ -124,7 +124,8 @@ def test_samplers_converge_at_their_order(name, sampler, order):
 def test_few_steps_lie_where_they_tell_most(schedule, sampler, share):
     """Of a DDPM's times, those at Karras's levels leave a part of the error of as many even ones, on a law thin as images' is."""
     model = DDPM(POINTS, schedule=schedule)
-    denoise = Mixture(s=0.05).denoiser(lambda t: tuple(model.schedule.exact[key][int(t)].item() for key in ("sqrt_ab", "sqrt_1_ab")))
+    alpha, sigma = (model.schedule.exact[key].tolist() for key in ("sqrt_ab", "sqrt_1_ab"))
+    denoise = Mixture(s=0.05).denoiser(lambda t: (alpha[int(t)], sigma[int(t)]))
     start = torch.linspace(-2, 2, 21)[:, None]
     how = {} if sampler == "dpm_solver" else {"straight": True}
     exact = heun(denoise, start, model.levels(1000, "heun"), straight=True)
@@ -138,7 +139,8 @@ def test_few_steps_lie_where_they_tell_most(schedule, sampler, share):
 @pytest.mark.parametrize(("T", "steps"), [(1, 1), (5, 5), (10, 7), (1000, 2), (1000, 15), (1000, 1000)])
 @pytest.mark.parametrize("zero_snr", [False, True])
 def test_karras_levels_are_as_many_as_asked_with_both_ends(T, steps, zero_snr):
-    times = [level.t for level in DDPM(POINTS, timesteps=T, objective="v", zero_snr=zero_snr and T > 1).levels(steps, "heun")[:-1]]
+    model = DDPM(POINTS, timesteps=T, objective="v", zero_snr=zero_snr and T > 1)
+    times = [level.t for level in model.levels(steps, "heun")[:-1]]
     assert len(times) == steps and times[0] == T - 1 and (steps == 1 or times[-1] == 0)
     assert all(a > b for a, b in pairwise(times))
 
