@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -19,6 +21,11 @@ SMALL = ("trainer.batch_size=8", "device=cpu", "out=unused")
 
 def composed(*overrides: str) -> dict:
     """Return what `genlab train <overrides>` would train from, as plain values."""
+    return deepcopy(composed_once(*overrides))
+
+
+@cache
+def composed_once(*overrides: str) -> dict:
     GlobalHydra.instance().clear()
     OmegaConf.register_new_resolver("genlab.stamp", lambda: "stamp", replace=True)
     OmegaConf.register_new_resolver("genlab.folder", lambda *names: "-".join(names), replace=True)
