@@ -30,7 +30,7 @@ def spread(T: int, steps: int) -> list[int]:
     return [round(i * (T - 1) / max(steps - 1, 1)) for i in range(steps)] if steps > 1 else [T - 1]
 
 
-def karras(noise: Tensor, steps: int, highest: float = 80.0, rho: float = 7.0) -> list[int]:
+def karras(noise: Tensor, steps: int, highest: float, rho: float = 7.0) -> list[int]:
     """Return `steps` of the times 0, …, T − 1, with both ends, by σ/α of each (T,): its ρ-th root is even from `highest` on.
 
     Karras et al. 2022, 2206.00364, eq. 5. Above `highest` an item is noise to any network, and one step leaves it behind.
