@@ -136,6 +136,25 @@ def test_few_steps_lie_where_they_tell_most(schedule, sampler, share):
     assert errors["heun"] < share * errors["ancestral"]
 
 
+@pytest.mark.parametrize("sampler", ["euler", "heun", "dpm_solver"])
+@pytest.mark.parametrize("schedule", ["linear", "cosine"])
+@pytest.mark.parametrize("spec", [POINTS, Spec((4, 8, 8), levels=0, range=(-math.inf, math.inf))], ids=["points", "codes"])
+def test_a_small_error_of_noise_is_no_large_one_of_samples(spec, schedule, sampler):
+    """Codes and points are not clipped: where next to nothing is left of them, a wrong ε must not become a huge x_0."""
+    torch.manual_seed(0)
+    model = DDPM(spec, schedule=schedule, objective="eps", backbone=partial(unet, channels=8) if spec.kind == "image" else None)
+    law = Mixture(s=0.05)
+    alpha, sigma = (model.schedule.exact[key].tolist() for key in ("sqrt_ab", "sqrt_1_ab"))
+    best = law.denoiser(lambda t: (alpha[int(t)], sigma[int(t)]))
+
+    def denoise(x, t):  # of a network whose ε is wrong by 0.02
+        return best(x, t) + 0.02 * sigma[int(t)] / alpha[int(t)]
+
+    how = {} if sampler == "dpm_solver" else {"straight": model.straight}
+    x = SAMPLERS[sampler](denoise, torch.randn(2000, 1), model.levels(15, sampler), **how)
+    assert x.abs().max() < 1.5 and abs(x.mean() - law.means.mean()) < 0.1
+
+
 @pytest.mark.parametrize(("T", "steps"), [(1, 1), (5, 5), (10, 7), (1000, 2), (1000, 15), (1000, 1000)])
 @pytest.mark.parametrize("zero_snr", [False, True])
 def test_karras_levels_are_as_many_as_asked_with_both_ends(T, steps, zero_snr):

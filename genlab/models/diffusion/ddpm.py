@@ -119,8 +119,10 @@ class DDPM(Diffusion):
         if sampler in ("ddim", "ancestral"):
             return self.schedule.levels(spread(T, steps))
         # EDM's 80 is for the 3,072 values of CIFAR-10: the signal of fewer drowns in less noise
-        highest = max(10.0, 80.0 * min(1.0, self.spec.dim / 3072) ** 0.5)
-        return self.schedule.levels(karras(((1 - ab) / ab).sqrt(), steps, highest))
+        highest = max(40.0, 80.0 * min(1.0, self.spec.dim / 3072) ** 0.5)
+        # at T − 1 an error of ε is one of x_0 thousands of times as large, and the step to `highest` would keep it
+        known = self.objective != "eps" or (self.clip and math.isfinite(self.spec.range[0]))
+        return self.schedule.levels(karras(((1 - ab) / ab).sqrt(), steps, highest, last=known))
 
     def noise_level(self, t: float) -> float:
         ab = self.schedule.exact["alphas_bar"][int(t)].item()

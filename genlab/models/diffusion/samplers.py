@@ -30,17 +30,20 @@ def spread(T: int, steps: int) -> list[int]:
     return [round(i * (T - 1) / max(steps - 1, 1)) for i in range(steps)] if steps > 1 else [T - 1]
 
 
-def karras(noise: Tensor, steps: int, highest: float, rho: float = 7.0) -> list[int]:
-    """Return `steps` of the times 0, …, T − 1, with both ends, by σ/α of each (T,): its ρ-th root is even from `highest` on.
+def karras(noise: Tensor, steps: int, highest: float, *, last: bool = True, rho: float = 7.0) -> list[int]:
+    """Return `steps` of the times 0, …, T − 1 by σ/α of each (T,): its ρ-th root is even from `highest` down to time 0.
 
-    Karras et al. 2022, 2206.00364, eq. 5. Above `highest` an item is noise to any network, and one step leaves it behind.
+    Karras et al. 2022, 2206.00364, eq. 5. Above `highest` an item is noise to any network.
+
+    Args:
+        last: let T − 1 stand for `highest`; else noise is taken for an item at `highest`, as EDM does.
     """
     T, ends = len(noise), (min(highest, noise[-1].item()), noise[0].item())
     top, bottom = (end ** (1 / rho) for end in ends)
     times = []
     for i in range(steps):
         at = (top + i / max(steps - 1, 1) * (bottom - top)) ** rho
-        nearest = (noise.log() - math.log(at)).abs().argmin().item() if i else T - 1
+        nearest = T - 1 if last and not i else (noise.log() - math.log(at)).abs().argmin().item()
         below = times[-1] - 1 if times else T - 1
         times.append(max(min(nearest, below), steps - 1 - i))  # all different, where the levels are coarse
     return times[::-1]
