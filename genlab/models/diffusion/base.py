@@ -272,7 +272,6 @@ class Diffusion(nn.Module, ABC):
         up = self.levels(self.at_most(steps), "heun")[-2::-1]
         return log_prob(denoise, x, up, prior_std=self.prior_std, probes=probes)
 
-
     # --- restoration, of what was trained without any ---------------------------------------------------------------------
 
     def free(self) -> Callable[[Tensor, float], Tensor]:

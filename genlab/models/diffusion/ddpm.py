@@ -16,7 +16,7 @@ from genlab.errors import UserError
 from genlab.models.diffusion.base import Diffusion
 from genlab.models.diffusion.bound import step_nats
 from genlab.models.diffusion.networks import denoising_network
-from genlab.models.diffusion.samplers import karras, spread, strided
+from genlab.models.diffusion.samplers import apart, karras, spread, strided
 from genlab.models.diffusion.schedule import Level, Schedule
 from genlab.spec import Batch, Fraction, NonNegative, Positive, PositiveFloat, Spec
 
@@ -113,25 +113,30 @@ class DDPM(Diffusion):
         T = self.schedule.T
         if not 1 <= steps <= T:
             raise UserError(f"sampler.steps={steps} is outside 1…{T}, the steps that the model was trained on")
-        ab = self.schedule.exact["alphas_bar"]
-        if sampler == "ddim" and ab[-1] > 0:
+        if sampler == "ddim" and self.schedule.exact["alphas_bar"][-1] > 0:
             return self.schedule.levels(strided(T, steps))  # its paper's stride leaves T out
         if sampler in ("ddim", "ancestral"):
             return self.schedule.levels(spread(T, steps))
         # EDM's 80 is for the 3,072 values of CIFAR-10: the signal of fewer drowns in less noise
         highest = max(40.0, 80.0 * min(1.0, self.spec.dim / 3072) ** 0.5)
-        # at T − 1 an error of ε is one of x_0 thousands of times as large, and the step to `highest` would keep it
-        known = self.objective != "eps" or (self.clip and math.isfinite(self.spec.range[0]))
-        return self.schedule.levels(karras(((1 - ab) / ab).sqrt(), steps, highest, last=known))
+        times = [self.nearest(noise) for noise in karras(min(highest, self.noise_level(T - 1)), self.noise_level(0), steps)]
+        # at T − 1 an error of ε is one of x_0 thousands of times as large, and the step from there would keep it: where nothing
+        # clips x_0, noise is taken for an item at `highest`, as EDM does
+        if self.objective != "eps" or (self.clip and math.isfinite(self.spec.range[0])):
+            times[0] = T - 1
+        return self.schedule.levels(apart(times))
 
     def noise_level(self, t: float) -> float:
         ab = self.schedule.exact["alphas_bar"][int(t)].item()
         return math.sqrt((1 - ab) / ab) if ab else math.inf
 
-    def level(self, noise: float) -> Level:
+    def nearest(self, noise: float) -> int:
+        """Return the time whose σ/α is nearest to `noise`, in its logarithm."""
         ab = self.schedule.exact["alphas_bar"]
-        t = ((1 - ab).sqrt().log() - ab.sqrt().log() - math.log(max(noise, 1e-9))).abs().argmin().item()
-        return self.schedule.levels([t])[0]
+        return ((1 - ab).sqrt().log() - ab.sqrt().log() - math.log(max(noise, 1e-9))).abs().argmin().item()
+
+    def level(self, noise: float) -> Level:
+        return self.schedule.levels([self.nearest(noise)])[0]
 
     def answer(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         t = t.long()

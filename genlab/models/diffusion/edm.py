@@ -11,6 +11,7 @@ from torch import Tensor
 from genlab.errors import UserError
 from genlab.models.diffusion.base import Diffusion
 from genlab.models.diffusion.networks import denoising_network
+from genlab.models.diffusion.samplers import karras
 from genlab.models.diffusion.schedule import CLEAN, Level
 from genlab.spec import Batch, Fraction, NonNegative, Positive, PositiveFloat, Spec
 
@@ -82,8 +83,7 @@ class EDM(Diffusion):
     # --- the path and the denoiser ----------------------------------------------------------------------------------
 
     def levels(self, steps: int, sampler: str = "heun") -> list[Level]:
-        low, high = self.sigma_min ** (1 / self.rho), self.sigma_max ** (1 / self.rho)
-        sigmas = [(high + i / max(steps - 1, 1) * (low - high)) ** self.rho for i in range(steps)]  # eq. 5
+        sigmas = karras(self.sigma_max, self.sigma_min, steps, self.rho)
         return [*(Level(s, 1.0, s) for s in sigmas), CLEAN]
 
     def noise_level(self, t: float) -> float:

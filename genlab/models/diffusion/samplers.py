@@ -30,23 +30,19 @@ def spread(T: int, steps: int) -> list[int]:
     return [round(i * (T - 1) / max(steps - 1, 1)) for i in range(steps)] if steps > 1 else [T - 1]
 
 
-def karras(noise: Tensor, steps: int, highest: float, *, last: bool = True, rho: float = 7.0) -> list[int]:
-    """Return `steps` of the times 0, …, T − 1 by σ/α of each (T,): its ρ-th root is even from `highest` down to time 0.
+def karras(highest: float, lowest: float, steps: int, rho: float = 7.0) -> list[float]:
+    """Return `steps` noise levels from the highest down, even in their ρ-th roots (Karras et al. 2022, 2206.00364, eq. 5)."""
+    high, low = highest ** (1 / rho), lowest ** (1 / rho)
+    return [(high + i / max(steps - 1, 1) * (low - high)) ** rho for i in range(steps)]
 
-    Karras et al. 2022, 2206.00364, eq. 5. Above `highest` an item is noise to any network.
 
-    Args:
-        last: let T − 1 stand for `highest`; else noise is taken for an item at `highest`, as EDM does.
-    """
-    T, ends = len(noise), (min(highest, noise[-1].item()), noise[0].item())
-    top, bottom = (end ** (1 / rho) for end in ends)
-    times = []
-    for i in range(steps):
-        at = (top + i / max(steps - 1, 1) * (bottom - top)) ** rho
-        nearest = T - 1 if last and not i else (noise.log() - math.log(at)).abs().argmin().item()
-        below = times[-1] - 1 if times else T - 1
-        times.append(max(min(nearest, below), steps - 1 - i))  # all different, where the levels are coarse
-    return times[::-1]
+def apart(times: Sequence[int]) -> list[int]:
+    """Return as many times (descending), ascending and all different: where levels are coarse, one lies nearest to several."""
+    found: list[int] = []
+    for i, time in enumerate(times):
+        below = min(time, found[-1] - 1) if found else time
+        found.append(max(below, len(times) - 1 - i))
+    return found[::-1]
 
 
 def spreads(now: Level, then: Level) -> tuple[float, float, float]:
