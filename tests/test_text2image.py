@@ -45,6 +45,18 @@ def test_captions_say_the_class_by_every_template_and_never_by_an_unseen_one():
     assert torch.equal(first.cond, again.cond) and first.cond.dtype == torch.int64
 
 
+def test_every_other_training_image_gets_its_name_among_words_that_mean_nothing():
+    dataset = objects.make_dataset(composed(*SMALL, "dataset.made_up=50", "dataset.length=35"))
+    known = {template.replace("{}", name) for template in dataset.templates for name in dataset.names}
+    batch = next(iter(dataset.batches("train", 1000, seed=0)))
+    captions = [bytes(row[row > 0].tolist()).decode() for row in batch.cond]
+    assert all(dataset.names[y] in caption.split() for y, caption in zip(batch.y.tolist(), captions, strict=True))
+    made_up = {caption for caption in captions if caption not in known}
+    assert 450 < sum(caption in made_up for caption in captions) < 550 and len(made_up) > 200
+    shown = dataset.take("test", 100)
+    assert all(bytes(row[row > 0].tolist()).decode() in known for row in shown.cond)  # a pass in order has real ones
+
+
 def test_a_folder_with_captions(tmp_path):
     lines = []
     for i, text in enumerate(("a red square", "ein grünes Feld", "blue " * 40)):

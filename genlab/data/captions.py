@@ -12,9 +12,10 @@ from genlab.data.dataset import Dataset
 from genlab.data.files import Found
 from genlab.data.folder import ImageFolder
 from genlab.errors import UserError
-from genlab.spec import Batch, Positive, Spec
+from genlab.spec import Batch, Count, Positive, Spec
 
 METADATA = "metadata.jsonl"
+LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 
 def text_spec(length: int) -> Spec:
@@ -38,17 +39,34 @@ def table(captions: list[str], length: int) -> Tensor:
     return found
 
 
+def nonsense(n: int, longest: int, generator: torch.Generator) -> list[str]:
+    """Return n templates of at most `longest` bytes: {} among one to eight words of one to eight letters that mean nothing."""
+    draw = lambda low, high: int(torch.randint(low, high + 1, (), generator=generator))  # noqa: E731
+    found = []
+    for _ in range(n):
+        before, after = [], []
+        for _ in range(draw(1, 8)):
+            word = "".join(LETTERS[draw(0, 25)] for _ in range(draw(1, 8)))
+            if len(" ".join([*before, word, "{}", *after])) <= longest:
+                (after if draw(0, 3) == 0 else before).append(word)  # the name comes late, as it does in English
+        found.append(" ".join([*before, "{}", *after]))
+    return found
+
+
 @dataclass(kw_only=True, eq=False)
 class Captions(Dataset):
     """The images of another set with captions made from the names of their classes: `cond` (B, length) bytes.
 
     A training item gets any of the templates, drawn anew each time; in a pass in order each item keeps its own.
+    Told a few phrasings only, an encoder learns them by heart and is lost by the next. Words that mean nothing, in many
+    numbers, lengths and places, leave it only the name to hold on to.
 
     Args:
         of: the set of images.
         names: of its classes, in their order.
         templates: captions with {} where the name goes.
         unseen: templates that no training item gets, by which a model can be asked for what it was never told.
+        made_up: templates of meaningless words, of which every other training item gets one; 0: none does.
         length: bytes of a caption at most.
     """
 
@@ -56,6 +74,7 @@ class Captions(Dataset):
     names: list[str]
     templates: list[str]
     unseen: list[str]
+    made_up: Count = 0
     length: Positive = 64
 
     def __post_init__(self) -> None:
@@ -67,7 +86,10 @@ class Captions(Dataset):
             raise UserError("dataset.templates needs at least one caption with {} where the name of the class goes")
         self.name = f"{self.of.name} with captions"
         self.workers = self.of.workers
-        self.rows = torch.stack([self.captions(template) for template in self.templates])  # (templates, classes, length)
+        longest = self.length - max(len(name.encode()) for name in self.names) + len("{}")
+        made_up = nonsense(self.made_up, longest, torch.Generator().manual_seed(0))  # the same in each run, as the others are
+        # (templates + made_up, classes, length)
+        self.rows = torch.stack([self.captions(template) for template in (*self.templates, *made_up)])
         told = replace(spec, source=text_spec(self.length), task="text2image")
         self.hold(told, self.of.splits, self.of.prepare, missing=self.of.missing)
 
@@ -77,7 +99,11 @@ class Captions(Dataset):
 
     def made(self, x: Tensor, y: Tensor | None, generator: torch.Generator, *, augment: bool) -> Batch:
         batch = self.of.made(x, y, generator, augment=augment)
-        which = torch.randint(len(self.rows), (len(x),), device=x.device, generator=generator)
+        which = torch.randint(len(self.templates), (len(x),), device=x.device, generator=generator)
+        if augment and self.made_up:
+            other = torch.randint(len(self.templates), len(self.rows), (len(x),), device=x.device, generator=generator)
+            coin = torch.rand(len(x), device=x.device, generator=generator) < 0.5
+            which = torch.where(coin, other, which)
         return Batch(batch.x, batch.y, self.rows.to(x.device)[which, batch.y])
 
     def shown(self, split: str, n: int | None = None, *, seed: int = 0) -> Batch:
