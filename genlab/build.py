@@ -13,26 +13,16 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from genlab.arguments import arguments, construct, locate, refuse_targets, shown
+from genlab.arguments import arguments, construct, locate, refuse_targets
 from genlab.errors import UserError
 from genlab.objects import Plain, assemble, make_dataset, make_device, make_model
-from genlab.spec import Count
+from genlab.resume import NAMES_DATA, check_general, resumed, same
 from genlab.training.run import RunFolder
-
-# What may differ when a run goes on: how long and where, never what is trained.
-MAY_CHANGE = {"trainer.steps", "trainer.max_time", "trainer.save_every", "trainer.keep"}
-NAMES_DATA = {"dataset.root", "dataset.path", "dataset.of.root", "dataset.of.path"}
-MAY_CHANGE |= NAMES_DATA
-HOW = ("out", "resume", "device", "debug", "allow")  # what says where and how a run is trained
 
 
 def plain(config: DictConfig) -> Plain:
     """Return a config as plain containers, every interpolation resolved."""
     return OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
-
-
-def general(*, seed: Count, out: str | int, resume: str | int | None, allow: list[str], trainer: dict[str, Any]) -> None:
-    """The types of the options that belong to no object."""
 
 
 def trusted(*, allow: list[str]) -> tuple[str, ...]:
@@ -78,7 +68,7 @@ def train(config: DictConfig) -> dict[str, float] | None:
     if "train" in given:
         name = HydraConfig.get().runtime.choices["experiment"]
         raise UserError(f"experiment={name} compares several runs: genlab compare experiment={name}")
-    arguments(general, {key: given[key] for key in signature(general).parameters}, "")
+    check_general(given)
     ranks = Ranks()
     hydra = HydraConfig.get()
     job = hydra.mode is RunMode.MULTIRUN
@@ -152,90 +142,16 @@ def verdict(own: Plain) -> Callable | None:
     return verdict(Path(str(own["out"])).parent, hydra.job.num, goal, search=search, rungs=rungs)
 
 
-def same(given: Plain, folder: RunFolder) -> Plain:
-    """Return the config of a job that was begun before, on the device of now.
-
-    Raises:
-        UserError: it is not what is composed now: a recipe was edited in between.
-    """
-    from genlab.tasks.train import flat
-
-    own = folder.options("model", "dataset", "trainer", "device")
-    if given["trainer"]["batch_size"] == "auto":  # the run holds the number that it was settled at
-        given["trainer"]["batch_size"] = own["trainer"]["batch_size"]
-    before, now = (flat({key: value for key, value in config.items() if key not in HOW}) for config in (own, given))
-    for key in sorted(before.keys() | now.keys()):
-        settled = given.get("codec") and (key == "codec.run" or key.startswith("model.codec."))
-        if before.get(key) != now.get(key) and not settled:
-            raise UserError(
-                f"{folder.path} was begun with {key}={shown(before.get(key))}, and now it is {shown(now.get(key))}; "
-                "give another hydra.sweep.dir=, or remove that folder"
-            )
-    # Without a checkpoint it begins anew: a codec, whose weights lie in them, is had as at first.
-    return {**own, **{key: given[key] for key in HOW}} if folder.steps() else given
-
-
 def plan(config: DictConfig) -> dict[str, float]:
     """Say what a training would take; return the numbers."""
     from genlab.tasks.plan import plan
 
     own = plain(config)
-    arguments(general, {key: own[key] for key in signature(general).parameters}, "")
+    check_general(own)
     if own["resume"] is not None:
         raise UserError("genlab plan is for a new run: give it what `genlab train` would take, and no resume=")
     own, dataset, trainer = assemble(own, list(HydraConfig.get().overrides.task))
     return plan(trainer, dataset, config=own)
-
-
-def resumed(given: Plain, folder: RunFolder, overrides: list[str]) -> Plain:
-    """Return a run's own config, with the overrides that a resume may give.
-
-    Raises:
-        UserError: an override would change what is trained, or the config names what only its user may allow.
-    """
-    own, where = folder.options("model", "dataset", "trainer", "device"), folder.path / "config.yaml"
-    refuse_targets(own, allowed=tuple(given["allow"]), where=str(where))
-    if own.get("codec") and "codec" not in own["model"]:
-        raise UserError(f"{where} is unreadable: its model has no codec, which a run that goes on has")
-    own["allow"] = given["allow"]  # what the run's own config would allow counts for nothing
-    arguments(general, {key: own.get(key) for key in signature(general).parameters}, "")
-    choices = folder.info()["choices"]
-    for override in overrides:
-        key, _, value = override.lstrip("+~").partition("=")
-        if key in ("resume", "debug", "allow") or (key, value) == ("trainer.batch_size", "auto"):
-            continue  # the run holds the number that auto was settled at
-        if key == "out":
-            raise UserError("out= is for a new run: a resume goes on in the run's own folder")
-        if key == "device":
-            own["device"] = given["device"]
-        elif key in MAY_CHANGE or key.startswith("device."):
-            put(own, key, at(given, key))
-        elif key in choices:
-            if value != str(choices[key]):
-                own_way = f"the run's {key}={choices[key]}; a resume goes on with the run's own config"
-                raise UserError(f"{key}={value} differs from {own_way}")
-        elif at(given, key) != at(own, key):
-            raise UserError(
-                f"{override} differs from the run's {key}={at(own, key)}; a resume may only change "
-                f"{', '.join(sorted(MAY_CHANGE))} and device"
-            )
-    return own
-
-
-def at(config: Plain, key: str) -> Any:
-    """Return the value of a dotted key, None where there is none."""
-    found: Any = config
-    for part in key.split("."):
-        found = found.get(part) if isinstance(found, dict) else None
-    return found
-
-
-def put(config: Plain, key: str, value: Any) -> None:
-    """Set the value of a dotted key."""
-    *above, last = key.split(".")
-    for part in above:
-        config = config.setdefault(part, {})
-    config[last] = value
 
 
 def sample(config: DictConfig) -> None:

@@ -70,7 +70,7 @@ def may(name: str) -> tuple[str, ...]:
     if part == "tasks":
         parts = ("tasks", "sweeps", "comparison", "metrics", "training", "data", "arguments", "__version__")
         return (*(f"genlab.{p}" for p in parts), *FOUNDATION)
-    if part in ("build", "objects"):
+    if part in ("build", "objects", "resume"):
         return ("genlab",)
     own = ("build", "tasks", "sweeps", "training.ranks", "training.watch", "training.world", "errors", "__version__")
     return tuple(f"genlab.{p}" for p in own)
@@ -85,7 +85,7 @@ def test_directions(path: Path) -> None:
         assert ours == {"genlab.cli.main"}
         return
     allowed = may(name)
-    if name in ("genlab.build", "genlab.objects"):
+    if name in ("genlab.build", "genlab.objects", "genlab.resume"):
         assert not [i for i in ours if under(i, "genlab.cli", "genlab.models")], "a config names the family"
     assert not [i for i in ours if not under(i, *allowed)], f"{name} may import of genlab only {', '.join(allowed)}"
 
