@@ -137,6 +137,7 @@ REFUSED = [
     ("vae", "inpaint mask=holes", ["mask=holes", "box, half and random"]),
     ("vae", "inpaint box=[4,4,5,1]", ["box=[4, 4, 5, 1]", "8×8"]),
     ("flow", "inpaint", ["mask=box", "points", "mask=half"]),
+    ("flow", "inpaint mask=half judge=true", ["judge=true", "leave it out"]),
     ("flow", "inpaint how=complete mask=half", ["RealNVP has no complete", "vae"]),
     ("rbm", "denoise noise=masking level=1.5", ["level=1.5", "share"]),
     ("rbm", "project", ["genlab project needs", "rbm", "vae"]),
@@ -334,6 +335,28 @@ def test_what_is_known_stays_and_errors_are_of_the_rest(name, how, ask, trained)
     assert found["squared_error_of_the_mean_fill"]["value"] == pytest.approx(error(plain), rel=1e-6)
     train = loaded(trained(*RUNS[name])).dataset.take("train").x
     torch.testing.assert_close(found["mean_fill"], train.mean(0))
+
+
+class NearestMean:
+    """A classifier of digits that takes no training: the class whose mean is nearest."""
+
+    def __init__(self, dataset, device) -> None:
+        self.conditions = {"features": "classifier of the tests"}
+        train = dataset.shown("train")
+        self.means = torch.stack([train.x[train.y == k].float().mean(0).flatten() for k in range(10)])
+
+    def __call__(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return x, -torch.cdist(x.flatten(1).float(), self.means)
+
+
+def test_a_classifier_says_in_how_many_draws_the_class_is_kept(ask, monkeypatch):
+    monkeypatch.setattr("genlab.metrics.features.spaces", lambda: {"classifier": NearestMean})
+    kept = {}
+    for share in (0.0, 1.0):  # nothing hidden, and everything
+        found = ask("inpaint", "vae", how="complete", mask="random", share=share, n=100, draws=2, steps=4, judge=True)
+        kept[share] = found["class_kept"]["value"]
+        assert found["class_of_the_items_found"]["value"] > 0.8 and found["features"] == "classifier of the tests"
+    assert kept[0.0] == found["class_of_the_items_found"]["value"] and kept[1.0] < 0.4
 
 
 def test_a_search_through_a_linear_decoder_finds_the_least_squares(trained):

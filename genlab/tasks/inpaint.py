@@ -11,6 +11,8 @@ from torch import Tensor
 
 from genlab.abilities import need
 from genlab.errors import UserError
+from genlab.metrics import features
+from genlab.metrics.subject import to_bytes
 from genlab.spec import Count, Fraction, Positive, PositiveFloat
 from genlab.tasks import asking, masks, pictures
 from genlab.tasks.catalogue import able
@@ -33,6 +35,7 @@ def inpaint(
     draws: Positive = 3,
     steps: Positive | None = None,
     weight: PositiveFloat = 0.01,
+    judge: bool = False,
     n: Positive = 10,
     items: list[Count] | None = None,
     split: asking.Split = "test",
@@ -50,9 +53,10 @@ def inpaint(
             for the best code; None: the first that the model can.
         steps: of the chain or the search; None: the model's own, or 500 of a search.
         weight: of the prior in a search: the variance of a value's noise, in squared ranges of the data.
+        judge: ask a classifier, trained once for the data, in what share of the draws it finds the item's class.
 
     Raises:
-        UserError: the model can do neither, or not what `how` asks for; the mask does not fit the data.
+        UserError: the model can do neither, or not what `how` asks for; the mask does not fit the data; `judge` without labels.
     """
     has = ready(run, "inpaint")
     trained = {"translate", "task=inpaint"} <= has
@@ -61,6 +65,8 @@ def inpaint(
     need(run.model, verb, lambda: able(verb))
     if how == "translate" and not trained:
         raise UserError(f"how=translate needs a model trained with dataset=pairs dataset.operator=mask, not {run.name}")
+    if judge and features.default(run.dataset) != "classifier":
+        raise UserError(f"judge=true tells images of one class each, and {run.dataset.name} has no such; leave it out")
     held, index = asking.items(run, split, n, seed, items)
     x = held.x
     where = masks.hidden(run.spec, mask, len(x), box=box, side=side, share=share, seed=seed).to(x.device)
@@ -89,12 +95,23 @@ def inpaint(
         "squared_error_of_the_mean_fill": asking.mean(plain),
         "squared_error_per_hidden_value": asking.mean(error.mean(1) / count.clamp_min(1)),
     }  # fmt: skip
+    if judge:
+        record |= judged(run, x, filled, held.y)
     name = mask if mask in ("box", "half", "random") else "image"
     return asking.write(
         run, f"inpaint_{name}_{how}", seed=seed, out=out, record=record,
         images={"": picture(run, x, where, usually, filled)},
         arrays={"index": index, "y": held.y, "x": x, "hidden": where, "filled": filled, "mean_fill": usually},
     )  # fmt: skip
+
+
+def judged(run: Run, x: Tensor, filled: Tensor, y: Tensor) -> dict[str, Any]:
+    """Return the shares of the draws (n, draws, *shape), and of the items x (n, *shape), that are told to be of class y (n,)."""
+    judge = features.spaces()["classifier"](run.dataset, x.device)
+    told = lambda x: judge(to_bytes(x.float().cpu(), run.spec.range))[1].argmax(-1).cpu()  # noqa: E731
+    kept = told(filled.flatten(0, 1)).unflatten(0, filled.shape[:2]) == y.cpu()[:, None]  # (n, draws)
+    return {"class_kept": asking.mean(kept.double().mean(1)),
+            "class_of_the_items_found": asking.mean((told(x) == y.cpu()).double()), **judge.conditions}  # fmt: skip
 
 
 def completed(run: Run, x: Tensor, known: Tensor, steps: int | None) -> Tensor:
