@@ -102,8 +102,9 @@ def askings(folder: Path) -> list[dict]:
         if command not in ASKING:
             continue
         record = json.loads(path.read_text())
-        kept = [key for key in ("in", "n", "films", "mask", "noise", "strength") if key in record]
-        said = [f"{key}={Path(record[key]).name if key == 'in' else record[key]}" for key in kept]
+        kept = [key for key in ("in", "n", "films", "mask", "noise", "strength", "draws", "steps", "judge") if record.get(key)]
+        say = {"in": lambda path: Path(path).name, "judge": lambda yes: str(yes).lower()}
+        said = [f"{key}={say.get(key, str)(record[key])}" for key in kept]
         metrics = [{"name": name, "unit": "dB" if "_db" in name else "", "tag": "exact", "conditions": {}, **value}
                    for name, value in record.items() if isinstance(value, dict) and value.keys() == PAIR]  # fmt: skip
         found.append(row([run], " ".join([f"genlab {command}", *said]), metrics, steps=record["step"]))
