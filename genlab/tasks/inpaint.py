@@ -109,10 +109,11 @@ def inpaint(
 def judged(run: Run, x: Tensor, filled: Tensor, y: Tensor) -> dict[str, Any]:
     """Return the shares of the draws (n, draws, *shape), and of the items x (n, *shape), that are told to be of class y (n,)."""
     judge = features.spaces()["classifier"](run.dataset, x.device)
-    told = lambda x: judge(to_bytes(x.float().cpu(), run.spec.range))[1].argmax(-1).cpu()  # noqa: E731
-    kept = told(filled.flatten(0, 1)).unflatten(0, filled.shape[:2]) == y.cpu()[:, None]  # (n, draws)
+    one = lambda part: judge(to_bytes(part.float().cpu(), run.spec.range))[1].argmax(-1)  # noqa: E731
+    of_draws, of_items, y = asking.through(one, filled.flatten(0, 1)), asking.through(one, x), y.cpu()
+    kept = of_draws.unflatten(0, filled.shape[:2]) == y[:, None]  # (n, draws)
     return {"class_kept": asking.mean(kept.double().mean(1)),
-            "class_of_the_items_found": asking.mean((told(x) == y.cpu()).double()), **judge.conditions}  # fmt: skip
+            "class_of_the_items_found": asking.mean((of_items == y).double()), **judge.conditions}  # fmt: skip
 
 
 def completed(run: Run, x: Tensor, known: Tensor, steps: int | None) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from genlab.errors import UserError, did_you_mean
 from genlab.models.diffusion.bound import bound
 from genlab.models.diffusion.ode import log_prob
-from genlab.models.diffusion.restore import Operator, null_space, repaint
+from genlab.models.diffusion.restore import Restoring
 from genlab.models.diffusion.samplers import SAMPLERS, heun
 from genlab.models.diffusion.schedule import Level, Variance
 from genlab.spec import Batch, Spec
@@ -22,7 +22,7 @@ from genlab.spec import Batch, Spec
 BOUND_STEPS = 1000  # of the bound of a path of any number of steps
 
 
-class Diffusion(nn.Module, ABC):
+class Diffusion(Restoring, nn.Module, ABC):
     """A law of x_0 given by a denoiser E[x_0 | x_t, y] on a path x_t = α x_0 + σ ε from data to noise.
 
     A subclass has the path (`levels`, `noise_level`, `straight`, `prior_std`), the denoiser (`answer`), the objective (`loss`).
@@ -272,46 +272,9 @@ class Diffusion(nn.Module, ABC):
         up = self.levels(self.at_most(steps), "heun")[-2::-1]
         return log_prob(denoise, x, up, prior_std=self.prior_std, probes=probes)
 
-    # --- restoration, of what was trained without any ---------------------------------------------------------------------
-
     def free(self) -> Callable[[Tensor, float], Tensor]:
         """Return the denoiser that is told no condition."""
         return self.denoiser(None, 0.0 if self.conditional or self.prompted else 1.0)
-
-    @torch.no_grad()
-    def complete(self, x: Tensor, known: Tensor, *, steps: int = 100, resample: int = 5) -> Tensor:
-        """Return x (B, *shape) with the values where `known` is False drawn anew, given the others; see `restore.repaint`."""
-        levels = self.levels(self.at_most(steps), "ancestral")
-        x0 = repaint(self.free(), self.prior_std * torch.randn_like(x), levels, x, known, resample=resample)
-        return self.within(x0)
-
-    @torch.no_grad()
-    def restore(self, y: Tensor, operator: Operator, *, steps: int = 100) -> Tensor:
-        """Return x (B, *shape) such that operator(x) is y (B, …), drawn from the model; see `restore.null_space`."""
-        start = self.prior_std * torch.randn(len(y), *self.spec.shape, dtype=y.dtype, device=y.device)
-        return self.within(null_space(self.free(), start, self.levels(self.at_most(steps), "ddim"), y, operator))
-
-    @torch.no_grad()
-    def denoise(self, x: Tensor, *, sigma: float = 0.3) -> Tensor:
-        """Return E[x_0 | x] (B, *shape) of items x (B, *shape) with Gaussian noise of standard deviation σ on them."""
-        level = self.level(sigma)
-        return self.within(self.free()(level.alpha * x, level.t))
-
-    @torch.no_grad()
-    def edit(
-        self, x: Tensor, strength: float, y: Tensor | None = None, *, steps: int = 100, guidance: float | None = None
-    ) -> Tensor:
-        """Return items (B, *shape) like x (B, *shape), drawn from x with noise (SDEdit: Meng et al. 2022, 2108.01073).
-
-        Args:
-            strength: share of the way from data to noise, in steps: 0 leaves x, 1 forgets it.
-        """
-        y = None if y is None else self.asked(len(x), y, guidance)
-        levels = self.levels(self.at_most(steps), "ddim")
-        levels = levels[round((1 - strength) * (len(levels) - 1)) :]
-        start = levels[0].alpha * x + levels[0].sigma * torch.randn_like(x)
-        denoise = self.free() if y is None else self.denoiser(y, guidance)
-        return self.within(self.sampler("ddim", eta=1.0)(denoise, start, levels))
 
     def within(self, x: Tensor) -> Tensor:
         """Return x clipped to the range of images."""

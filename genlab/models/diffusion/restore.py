@@ -105,3 +105,42 @@ def pseudo_inverse(linear: Operator, r: Tensor, *, like: Tensor, steps: int = 20
         new = dot(rest, rest)
         way, length = rest + torch.where(going, new / length, 0.0) * way, new
     return size * transposed(u)
+
+
+class Restoring:
+    """What a diffusion model restores though it was trained for nothing of it: verbs of its own levels, denoiser and samplers."""
+
+    @torch.no_grad()
+    def complete(self, x: Tensor, known: Tensor, *, steps: int = 100, resample: int = 5) -> Tensor:
+        """Return x (B, *shape) with the values where `known` is False drawn anew, given the others; see `restore.repaint`."""
+        levels = self.levels(self.at_most(steps), "ancestral")
+        x0 = repaint(self.free(), self.prior_std * torch.randn_like(x), levels, x, known, resample=resample)
+        return self.within(x0)
+
+    @torch.no_grad()
+    def restore(self, y: Tensor, operator: Operator, *, steps: int = 100) -> Tensor:
+        """Return x (B, *shape) such that operator(x) is y (B, …), drawn from the model; see `restore.null_space`."""
+        start = self.prior_std * torch.randn(len(y), *self.spec.shape, dtype=y.dtype, device=y.device)
+        return self.within(null_space(self.free(), start, self.levels(self.at_most(steps), "ddim"), y, operator))
+
+    @torch.no_grad()
+    def denoise(self, x: Tensor, *, sigma: float = 0.3) -> Tensor:
+        """Return E[x_0 | x] (B, *shape) of items x (B, *shape) with Gaussian noise of standard deviation σ on them."""
+        level = self.level(sigma)
+        return self.within(self.free()(level.alpha * x, level.t))
+
+    @torch.no_grad()
+    def edit(
+        self, x: Tensor, strength: float, y: Tensor | None = None, *, steps: int = 100, guidance: float | None = None
+    ) -> Tensor:
+        """Return items (B, *shape) like x (B, *shape), drawn from x with noise (SDEdit: Meng et al. 2022, 2108.01073).
+
+        Args:
+            strength: share of the way from data to noise, in steps: 0 leaves x, 1 forgets it.
+        """
+        y = None if y is None else self.asked(len(x), y, guidance)
+        levels = self.levels(self.at_most(steps), "ddim")
+        levels = levels[round((1 - strength) * (len(levels) - 1)) :]
+        start = levels[0].alpha * x + levels[0].sigma * torch.randn_like(x)
+        denoise = self.free() if y is None else self.denoiser(y, guidance)
+        return self.within(self.sampler("ddim", eta=1.0)(denoise, start, levels))
