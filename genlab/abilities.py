@@ -86,6 +86,12 @@ class BoundsDensity(Protocol):
 
 
 @runtime_checkable
+class ForetellsNoise(Protocol):
+    def noise_error(self, x: Tensor, y: Tensor | None = None) -> Tensor:
+        """Return a random estimate (B,) of the squared error with which the noise on x is foretold, over all noise levels."""
+
+
+@runtime_checkable
 class TightensBound(Protocol):
     def iwae(self, x: Tensor, k: int) -> Tensor:
         """Return the importance-weighted bound (B,) of log p(x) with k draws, in nats."""
@@ -162,6 +168,7 @@ ABILITIES: dict[str, type] = {  # verb -> its Protocol, in the order in which ta
     "log_prob": HasDensity,
     "ode_log_prob": EstimatesDensity,
     "elbo": BoundsDensity,
+    "noise_error": ForetellsNoise,
     "iwae": TightensBound,
     "energy": HasEnergy,
     "log_partition": HasPartition,

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from genlab.errors import UserError
-from genlab.models.diffusion.bound import bound
+from genlab.models.diffusion.bound import bound, noise_error
 from genlab.models.diffusion.ddpm import DDPM
 from genlab.models.diffusion.edm import EDM
 from genlab.models.diffusion.flow_matching import FlowMatching
@@ -208,6 +208,24 @@ def test_the_bound_of_every_path_is_below_the_density_and_near_it(name):
     nats = -bound(denoise, x0, path_, prior_std=spread, noise=noise).mean()
     entropy = 0.5 * math.log(2 * math.pi * math.e * s2)
     assert entropy - 1e-3 < nats < entropy + 0.05
+
+
+@pytest.mark.parametrize("name", ["edm", "flow", "ddpm"])
+def test_the_noise_of_every_path_is_foretold_as_well_as_it_can_be(name):
+    """Of a Gaussian: ε given x_t has the variance α²s²/(α²s² + σ²), and ε̂'s error averages that over the levels."""
+    levels, level_of, *_ = path(name)
+    s2, path_ = 0.25, levels(1000)
+
+    def denoise(x, t, row):
+        a, sigma = map(torch.tensor, zip(*map(level_of, t.tolist()), strict=True))
+        return (a * s2 / (a**2 * s2 + sigma**2))[:, None] * x
+
+    x0, noise = torch.full((4, 1), s2**0.5), lambda x: torch.tensor([1.0, -1.0]).repeat(len(x) // 2)[:, None]
+    exact = [a**2 * s2 / (a**2 * s2 + sigma**2) for _, a, sigma in path_[:-1]]
+    torch.testing.assert_close(noise_error(denoise, x0, path_, noise=noise).mean().item(), sum(exact) / len(exact))
+    x0 = x0[:2].repeat(2000, 1)
+    few = noise_error(denoise, x0, path_, terms=7, noise=noise).view(-1, 2).mean(1)
+    assert few.std() > 0 and abs(few.mean() - sum(exact) / len(exact)) < 4 * few.std() / len(few) ** 0.5
 
 
 def test_hutchinson_s_estimate_is_unbiased():

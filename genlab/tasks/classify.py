@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -19,8 +19,9 @@ from genlab.tasks.evaluate import Split
 from genlab.tasks.records import write_record
 from genlab.tasks.run import Run
 from genlab.tasks.scores import (
+    CLASS_SCORES,
     LIKELIHOODS,
-    Ways,
+    Kind,
     class_scores,
     class_shares,
     conditional,
@@ -40,13 +41,18 @@ def classify(
     n: Positive | None = None,
     k: Positive = 100,
     terms: Positive | None = 20,
+    by: Literal["density", "noise", "bound"] | None = None,
     seed: Count = 0,
     batch_size: Positive = 250,
     out: str | None = None,
 ) -> dict[str, Any]:
     """Classify n held-out items (None: all), by one run, or by several of which each was trained on one class alone.
 
-    Bayes' rule: p(y|x) ∝ p(y) p(x|y), with the classes' shares in training as p(y).
+    Bayes' rule: p(y|x) ∝ p(y) p(x|y), with the classes' shares in training as p(y). A diffusion model takes for log p(x|y) minus
+    the squared error with which it foretells the noise (Li et al. 2023), or its bound where by=bound.
+
+    Args:
+        by: what one model's log p(x|y) is; None: its own p(y|x), or else the first of these that it has.
 
     Raises:
         UserError: the model cannot tell classes, or the runs are not one a class.
@@ -57,7 +63,10 @@ def classify(
     batch = first.dataset.take(split, n, seed=seed)
     torch.manual_seed(seed)
     how = {"k": k, "terms": terms, "batch_size": batch_size}
-    joint, said = one_a_class(runs, batch, **how) if len(runs) > 1 else by_one(first, batch, seed=seed, **how)  # (N, classes)
+    several = len(runs) > 1
+    if several and by:
+        raise UserError(f"by={by} chooses among the scores of one run; several are told apart by their likelihood")
+    joint, said = one_a_class(runs, batch, **how) if several else by_one(first, batch, by=by, seed=seed, **how)  # (N, classes)
 
     log_p = joint - joint.logsumexp(1, keepdim=True)
     record = {
@@ -73,18 +82,19 @@ def classify(
     return record
 
 
-def by_one(run: Run, batch: Batch, *, k: int, terms: int | None, batch_size: int, seed: int = 0) -> tuple[Tensor, str]:
+def by_one(
+    run: Run, batch: Batch, *, k: int, terms: int | None, batch_size: int, by: Kind | None = None, seed: int = 0
+) -> tuple[Tensor, str]:
     """Return log p(x, y), or log p(y|x) (N, classes), of one model, and which of the two it is."""
-    if "classify" in abilities(run.model):
+    if by is None and "classify" in abilities(run.model):
         with torch.no_grad():
             return over(run, batch, batch_size, lambda x, _: run.model.classify(x)), "the model's own p(y|x)"
-    density: Ways = {kind: LIKELIHOODS[kind] for kind in ("density", "bound")}
     if not conditional(run) or not abilities(run.model) & {"log_prob", "iwae", "elbo"}:
         mend = f"give runs=[…], one run a class (dataset.only=<class>), of {', '.join(able_by_bayes())}"
         raise UserError(f"{run.name} tells no classes: train with model.conditional=true where the recipe has it "
                         f"({', '.join(able_by_class())}), or {mend}; models with their own p(y|x): "
                         f"{', '.join(able('classify')) or 'none'}")  # fmt: skip
-    score = score_of(run, density, k=k, terms=terms)
+    score = score_of(run, {by: CLASS_SCORES[by]} if by else CLASS_SCORES, k=k, terms=terms, task=by or "score")
     joint = class_scores(run, score, batch, batch_size=batch_size, seed=seed) + class_shares(run).log()
     return joint, f"Bayes' rule over {score}"
 

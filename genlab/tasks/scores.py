@@ -21,7 +21,7 @@ from genlab.tasks import pictures
 from genlab.tasks.catalogue import recipes
 from genlab.tasks.run import Run
 
-Kind = Literal["density", "bound", "energy", "reconstruction"]
+Kind = Literal["density", "noise", "bound", "energy", "reconstruction"]
 Ways = dict[Kind, tuple[set[str], ...]]  # each kind with the sets of abilities of which one gives it, the tightest first
 SCORES: Ways = {
     "density": ({"log_prob"},),
@@ -30,6 +30,7 @@ SCORES: Ways = {
     "reconstruction": ({"encode", "decode"},),
 }
 LIKELIHOODS: Ways = {"density": ({"log_prob"}, {"energy", "log_partition"}), "bound": SCORES["bound"]}  # those in nats of p(x)
+CLASS_SCORES: Ways = {"density": LIKELIHOODS["density"], "noise": ({"noise_error"},), "bound": SCORES["bound"]}  # of p(x|y)
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,7 @@ class Score:
 
     def __str__(self) -> str:
         what = {"density": "log p(x) in nats", "bound": "bound of log p(x) in nats", "energy": "minus the energy in nats",
+                "noise": "minus the squared error of the noise foretold",
                 "reconstruction": "minus the squared error of the reconstruction"}[self.kind]  # fmt: skip
         return f"{what}, by {self.verb}"
 
@@ -52,7 +54,7 @@ def score_of(run: Run, ways: Ways = SCORES, *, k: int = 100, terms: int | None =
 
     Args:
         k: importance samples of an IWAE bound.
-        terms: drawn terms of a diffusion bound; None: all of them.
+        terms: drawn terms of a diffusion bound, or noise levels at which the noise is foretold; None: all of them.
 
     Raises:
         UserError: it has none of them; names the models that have.
@@ -70,6 +72,8 @@ def score_of(run: Run, ways: Ways = SCORES, *, k: int = 100, terms: int | None =
     if "iwae" in verbs:
         labelled = "y" in inspect.signature(model.iwae).parameters
         return Score(kind, "iwae", lambda x, y: model.iwae(x, k, y) if labelled else model.iwae(x, k), "bound")
+    if "noise_error" in verbs:
+        return Score(kind, "noise_error", lambda x, y: -model.noise_error(x, y, terms=terms), "estimate")
     if "elbo" in verbs:
         some = {"terms": terms} if "terms" in inspect.signature(model.elbo).parameters else {}
         return Score(kind, "elbo", lambda x, y: model.elbo(x, y, **some), "bound")

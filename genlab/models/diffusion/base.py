@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from genlab.errors import UserError, did_you_mean
-from genlab.models.diffusion.bound import bound
+from genlab.models.diffusion.bound import bound, noise_error
 from genlab.models.diffusion.ode import log_prob
 from genlab.models.diffusion.restore import Restoring
 from genlab.models.diffusion.samplers import SAMPLERS, heun
@@ -264,6 +264,18 @@ class Diffusion(Restoring, nn.Module, ABC):
         path = self.levels(self.most or BOUND_STEPS, "ancestral")
         how = {"variance": self.variance, "levels": self.levels_of_data, "terms": terms, "prior_std": self.prior_std}
         return bound(denoise, x, path, **how)
+
+    def noise_error(self, x: Tensor, y: Tensor | None = None, *, terms: int | None = None) -> Tensor:
+        """Return a draw (B,) of the squared error of ε, over all noise levels alike, by which classes are told apart.
+
+        The bound counts the nearly clean levels most, where no class shows (Li et al. 2023, https://arxiv.org/abs/2303.16203).
+
+        Args:
+            terms: how many levels are asked, at random; None: all, of a path of any number of steps 1,000.
+        """
+        y = self.asked(len(x), y, 0 if y is None else 1) if self.prompted or y is not None else None
+        path = self.levels(self.most or BOUND_STEPS, "ancestral")
+        return noise_error(lambda xt, t, row: self.answer(xt, t, None if y is None else y[row])[0], x, path, terms=terms)
 
     def ode_log_prob(self, x: Tensor, y: Tensor | None = None, *, steps: int = 100, probes: int = 1) -> Tensor:
         """Return an estimate (B,) of log p(x), or of log p(x | y), in nats, by the probability-flow ODE; see `ode.log_prob`."""

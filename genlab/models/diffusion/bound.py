@@ -114,6 +114,34 @@ def bound(
     return -total
 
 
+def noise_error(
+    denoise: Callable[[Tensor, Tensor, Tensor], Tensor],
+    x0: Tensor,
+    path: Sequence[Level],
+    *,
+    terms: int | None = None,
+    noise: Callable[[Tensor], Tensor] = torch.randn_like,
+) -> Tensor:
+    """Return a draw (B,) of E ‖ε − ε̂(x_t)‖² over ε and all levels of a path alike: the bound without its weights.
+
+    Args:
+        denoise: (x_t, t, row) -> the expected x_0; row (len(t),) says which item of the batch each x_t comes from.
+        path: the noise levels, from the noisiest to the clean one.
+        terms: how many levels are asked, at random, stratified for each item; None: all.
+    """
+    B, dim, T = len(x0), x0[0].numel(), len(path) - 1
+    t, alpha, sigma = (torch.tensor(values, dtype=torch.float64).to(x0) for values in zip(*path[:-1], strict=True))
+    rows, total, K = torch.arange(B, device=x0.device), torch.zeros(B).to(x0), min(terms or T, T)
+    for part in torch.arange(K, device=x0.device).split(max(1, VALUES // (B * dim))):
+        row = rows.repeat(len(part))
+        i = ((part.repeat_interleave(B) + torch.rand(len(row), device=x0.device)) * (T / K)).long().clamp(max=T - 1)
+        x, shape = x0[row], (-1, *[1] * (x0.dim() - 1))
+        a, s = alpha[i].view(shape), sigma[i].view(shape)
+        error = a / s * (x - denoise(a * x + s * noise(x), t[i], row))
+        total = total + error.square().flatten(1).sum(1).view(len(part), B).sum(0) / K
+    return total
+
+
 def steps_of(path: Sequence[Level]) -> dict[str, Tensor]:
     """Return of each step (T,), from the last one to the first, its level, β, β̃, and the weight of x_0 in eq. 7; float64.
 
