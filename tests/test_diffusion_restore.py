@@ -31,8 +31,9 @@ def gaussian(name: str, cov: torch.Tensor = COV, **options):
     dim = len(cov)
     model = MODELS[name](Spec((dim,), kind="points", levels=0), backbone=partial(mlp, hidden=(4,)), **options).eval()
 
+    known = {level.t: level for steps in (100, 50) for s in ("ancestral", "ddim", "heun") for level in model.levels(steps, s)}
+
     def answer(x, t, y=None):
-        known = {level.t: level for steps in (100, 50) for s in ("ancestral", "ddim", "heun") for level in model.levels(steps, s)}
         level = known.get(t.item()) or model.level(model.noise_level(t.item()))
         gain = level.alpha * cov @ torch.linalg.inv(level.alpha**2 * cov + level.sigma**2 * torch.eye(dim))
         return x @ gain.T, None
@@ -41,18 +42,19 @@ def gaussian(name: str, cov: torch.Tensor = COV, **options):
     return model
 
 
+@pytest.mark.parametrize("jump", [1, 10])
 @pytest.mark.parametrize("name", MODELS)
-def test_inpainting_draws_from_the_exact_conditional(name):
+def test_inpainting_draws_from_the_exact_conditional(name, jump):
     """Of a Gaussian with one value known: the other is N(ρ x, …); what is known stays."""
     model = gaussian(name)
     seen = torch.tensor([[0.9, 0.0]]).expand(DRAWS, 2)
     known = torch.tensor([[True, False]]).expand(DRAWS, 2)
-    x = model.complete(seen, known, steps=100, resample=10)
+    x = model.complete(seen, known, steps=100, resample=10, jump=jump)
     assert torch.equal(x[:, 0], seen[:, 0])
     mean, var = COV[1, 0] / COV[0, 0] * 0.9, COV[1, 1] - COV[1, 0] ** 2 / COV[0, 0]
     assert x[:, 1].mean().item() == pytest.approx(mean.item(), abs=0.03)
     assert x[:, 1].std().item() == pytest.approx(math.sqrt(var), rel=0.1)
-    once = model.complete(seen, known, steps=100, resample=1)
+    once = model.complete(seen, known, steps=100, resample=1, jump=jump)
     assert abs(once[:, 1].mean() - mean) > abs(x[:, 1].mean() - mean)  # what the resampling is for
 
 
