@@ -84,7 +84,7 @@ def excess(model: Diffusion, law) -> float:
     for kind, network in (("own", model.network), ("best", Best(model, law.centers, law.std))):
         own, model.network = model.network, network
         generator = torch.Generator().manual_seed(1)
-        torch.manual_seed(1)
+        torch.manual_seed(4)  # another: by the same seed the noise would be the items' own
         losses = [model.loss(Batch(law.sample(ROWS, generator)[0])) for _ in range(DRAWS)]
         total[kind] = sum(found.get("simple", found["loss"]).item() for found in losses)
         model.network = own
