@@ -27,7 +27,8 @@ TINY = partial(unet, channels=8, multipliers=(1, 2), blocks=1, attention=(4,), d
 MODELS = {
     "ddpm": partial(DDPM, timesteps=50),
     "learned": partial(DDPM, timesteps=50, variance="learned", schedule="cosine"),
-    "zero_snr": partial(DDPM, timesteps=50, zero_snr=True, objective="v", schedule="sigmoid", min_snr=5.0),
+    "zero_snr": partial(DDPM, timesteps=50, zero_snr=True, objective="v", schedule="sigmoid"),
+    "min_snr": partial(DDPM, timesteps=50, objective="v", min_snr=5.0),
     "edm": partial(EDM),
     "flow_matching": partial(FlowMatching),
 }

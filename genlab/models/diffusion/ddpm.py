@@ -41,7 +41,8 @@ class DDPM(Diffusion):
         guidance: weight g of the guided prediction u + g·(c − u): 0 unconditional, 1 conditional, more: guided.
 
     Raises:
-        UserError: the data is neither images in [−1, 1] nor points, or has no classes for a conditional model; ε of no signal.
+        UserError: the data is neither images in [−1, 1] nor points, or has no classes for a conditional model; ε, or an error
+            that weighs nothing, where there is no signal.
     """
 
     straight = True  # in EDM's frame the last of these levels lies at infinity, or nearly
@@ -65,6 +66,9 @@ class DDPM(Diffusion):
         super().__init__(spec, conditional=conditional, drop_label=drop_label, guidance=guidance, clip=clip, name="ddpm")
         if zero_snr and objective == "eps":
             raise UserError("model.zero_snr=true leaves no signal at T, where ε says nothing of x_0; set model.objective=v")
+        if zero_snr and min_snr is not None:
+            raise UserError("model.min_snr gives an error at T no weight where model.zero_snr=true, and sampling starts there: "
+                            "leave one out")  # fmt: skip
         self.objective, self.variance, self.min_snr = objective, variance, min_snr
         self.schedule = Schedule(schedule, timesteps, zero_snr=zero_snr)
         self.steps = self.most = timesteps
@@ -117,9 +121,8 @@ class DDPM(Diffusion):
             return self.schedule.levels(strided(T, steps))  # its paper's stride leaves T out
         if sampler in ("ddim", "ancestral"):
             return self.schedule.levels(spread(T, steps))
-        # EDM's 80 is for the 3,072 values of CIFAR-10: the signal of fewer drowns in less noise
-        highest = max(40.0, 80.0 * min(1.0, self.spec.dim / 3072) ** 0.5)
-        times = [self.nearest(noise) for noise in karras(min(highest, self.noise_level(T - 1)), self.noise_level(0), steps)]
+        noises = karras(min(self.highest, self.noise_level(T - 1)), self.noise_level(0), steps)
+        times = [self.nearest(noise) for noise in noises]
         # at T − 1 an error of ε is one of x_0 thousands of times as large, and the step from there would keep it: where nothing
         # clips x_0, noise is taken for an item at `highest`, as EDM does
         if self.objective != "eps" or (self.clip and math.isfinite(self.spec.range[0])):

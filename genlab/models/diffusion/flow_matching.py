@@ -11,8 +11,11 @@ from torch import Tensor
 
 from genlab.models.diffusion.base import Diffusion
 from genlab.models.diffusion.networks import denoising_network
+from genlab.models.diffusion.samplers import karras
 from genlab.models.diffusion.schedule import CLEAN, Level
 from genlab.spec import Batch, Fraction, NonNegative, Positive, Spec
+
+LOWEST = 0.002  # σ/α of the last step of a sampler of second order, as EDM's
 
 
 class FlowMatching(Diffusion):
@@ -62,6 +65,8 @@ class FlowMatching(Diffusion):
         return {"loss": (v - (eps - x0)).square().mean()}
 
     def levels(self, steps: int, sampler: str = "euler") -> list[Level]:
+        if sampler in ("heun", "dpm_solver"):  # of even times the last steps are too wide for what is thin; EDM's levels are not
+            return [Level(1.0, 0.0, 1.0), *map(self.level, karras(self.highest, LOWEST, steps)[1:]), CLEAN]
         return [*(Level(1 - i / steps, i / steps, 1 - i / steps) for i in range(steps)), CLEAN]
 
     def noise_level(self, t: float) -> float:
