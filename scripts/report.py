@@ -91,6 +91,7 @@ def answers(folder: Path) -> list[dict]:
 
 
 ASKING = ("translate", "colorize", "superres", "forecast", "denoise", "inpaint")  # commands whose records are numbers with errors
+ASKED = ("in", "down", "n", "films", "mask", "noise", "strength", "draws", "steps", "judge")  # what a record keeps of its command
 PAIR = {"value", "error"}  # of such a number
 
 
@@ -102,8 +103,8 @@ def askings(folder: Path) -> list[dict]:
         if command not in ASKING:
             continue
         record = json.loads(path.read_text())
-        kept = [key for key in ("in", "n", "films", "mask", "noise", "strength", "draws", "steps", "judge") if record.get(key)]
-        say = {"in": lambda path: Path(path).name, "judge": lambda yes: str(yes).lower()}
+        kept = [key for key in ASKED if record.get(key)]
+        say = {"in": lambda path: Path(path).name} | dict.fromkeys(("down", "judge"), lambda yes: str(yes).lower())
         said = [f"{key}={say.get(key, str)(record[key])}" for key in kept]
         metrics = [{"name": name, "unit": "dB" if "_db" in name else "", "tag": "exact", "conditions": {}, **value}
                    for name, value in record.items() if isinstance(value, dict) and value.keys() == PAIR]  # fmt: skip

@@ -10,14 +10,16 @@ import torch
 from recipes import CONFIGS, RECIPES, composed
 
 from genlab.errors import UserError
-from genlab.models.gan.augment import AUGMENTS, AdaptiveAugment, moved
+from genlab.models.gan import augment
+from genlab.models.gan.augment import AUGMENTS, AdaptiveAugment, DiffAugment, Unchanged, moved
 from genlab.models.gan.critic import Condition
 from genlab.models.gan.dcgan import DCGAN
 from genlab.models.gan.game import fixed
 from genlab.models.gan.gan import GAN
 from genlab.models.gan.losses import LOSSES, Name
 from genlab.models.gan.regularisers import clip_weights, gradient_penalty, r1_penalty, spectrally_normalised
-from genlab.models.gan.trainer import WINDOWS, GANTrainer, ailments
+from genlab.models.gan.trainer import WINDOWS, GANTrainer
+from genlab.objects import make_device, make_model, make_trainer
 from genlab.spec import Batch, Spec
 from genlab.training.device import Device
 
@@ -220,6 +222,10 @@ def test_every_loss_goes_with_every_regulariser_and_network(name, loss, regulari
         with pytest.raises(UserError, match=r"model\.augment=none"):
             small(name, **regulariser)
         return
+    if regulariser == {"augment": "ada"} and loss in ("wasserstein", "relativistic"):
+        with pytest.raises(UserError, match="minimax, non_saturating, least_squares or hinge"):
+            small(name, loss=loss, **regulariser)
+        return
     for way in WAYS:
         torch.manual_seed(0)
         trainer = trainer_of(small(name, loss=loss, **regulariser, **way))
@@ -311,6 +317,74 @@ def test_moved_is_what_rolling_does_inside():
         kept = torch.zeros_like(y[i])
         kept[:, rows, columns] = x[i].roll((d, r), (1, 2))[:, rows, columns]
         assert torch.equal(y[i], kept)
+
+
+@pytest.mark.parametrize(("height", "width"), [(32, 32), (28, 20), (9, 13)])
+def test_the_hole_is_half_the_side_wherever_it_lies(height, width):
+    torch.manual_seed(0)
+    x = DiffAugment()(torch.full((2000, 1, height, width), 100.0))  # so bright that nothing else makes a zero
+    hole = x[:, 0] == 0
+    inside = hole[:, height // 8 : -(height // 8), width // 8 : -(width // 8)]  # where translation brings nothing in
+    rows, columns = inside.any(2).sum(1), inside.any(1).sum(1)
+    assert rows.max() == (height + 1) // 2 and columns.max() == (width + 1) // 2  # as the authors round it
+    assert hole[(rows == rows.max()) & (columns == columns.max())].flatten(1).sum(1).min() >= rows.max() * columns.max()
+
+
+def test_a_hole_within_an_image_of_32_has_16_by_16_pixels(monkeypatch):
+    middles = {(-4, 4): 0, (0, 32): 16}  # no translation, the hole in the middle
+    monkeypatch.setattr(augment, "whole", lambda x, low, high: torch.full((len(x),), middles[low, high]))
+    x = DiffAugment()(torch.full((5, 3, 32, 32), 100.0))
+    assert ((x == 0).flatten(1).sum(1) == 3 * 16 * 16).all() and (x[:, :, 8:24, 8:24] == 0).all()
+
+
+class Scaled(Unchanged):
+    """Images made three times as large: an augmentation of known slope, which notes what it gave."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.given = []
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.given.append(3 * x)
+        return self.given[-1]
+
+
+def test_the_gradient_penalty_lies_between_what_d_is_shown(monkeypatch):
+    torch.manual_seed(0)
+    model = small("dcgan", gradient_penalty=1.0).double()
+    model.augment = Scaled()
+    asked = []
+    monkeypatch.setattr("genlab.models.gan.game.gradient_penalty", lambda D, *ends: (asked.append(ends), ends[0].sum() * 0)[1])
+    model.discriminator_loss(batch_of(model))
+    ((real, fake),) = asked
+    assert torch.equal(real, model.augment.given[0]) and torch.equal(fake, model.augment.given[1])
+
+
+def test_r1_is_taken_at_the_data_through_the_augmentation():
+    torch.manual_seed(0)
+    model = small("dcgan", r1=1.0).double().eval()
+    batch = batch_of(model)
+    model.augment = Scaled()
+    found = model.discriminator_loss(batch)["r1"]
+    seen = (3 * batch.x).requires_grad_()
+    torch.testing.assert_close(found, 9 * r1_penalty(model.discriminator(seen), seen))  # the chain rule: ∇ D(3x) = 3 (∇D)(3x)
+
+
+@pytest.mark.parametrize("loss", ["minimax", "non_saturating", "least_squares", "hinge"])
+def test_a_discriminator_that_knows_nothing_is_not_sure_of_data(loss, monkeypatch):
+    """Of least squares, D is undecided at 1/2, not at 0."""
+    model = small("dcgan", loss=loss, augment="ada")
+    logits = torch.zeros(1, requires_grad=True)
+    descent = torch.optim.SGD([logits], lr=0.1)
+    for _ in range(500):  # real and fake that no D can tell apart
+        descent.zero_grad()
+        LOSSES[loss].discriminator(logits, logits).backward()
+        descent.step()
+    heard = []
+    monkeypatch.setattr(model.augment, "heed", heard.append)
+    monkeypatch.setattr(model.discriminator, "judged", lambda h, y: logits.expand(len(h)) + 0 * h.flatten(1).sum(1))
+    model.discriminator_loss(batch_of(model))
+    assert heard[0].abs().max() < 1e-3
 
 
 def test_ada_does_nothing_at_p_0_and_follows_how_sure_d_is():
@@ -443,13 +517,77 @@ def test_samples_are_decoded_codes(name, noise):
         small(name).sample(4, y)
 
 
-def test_what_an_ailment_says_to_try_can_be_typed_for_every_game():
-    tried = [word for message in ailments({}) for word in re.findall(r"[+]+[\w.]+=[\w.]+", message)]
-    assert len(set(tried)) == 4
-    games = [r for r in RECIPES if re.search(r"^  name: (gan|progressive)$", (CONFIGS / f"model/{r}.yaml").read_text(), re.M)]
-    assert len(games) > 10
-    for recipe in games:
-        config = composed(f"model={recipe}", "out=unused", "+regulariser=deviation", "++trainer.discriminator_rate=0.5")
-        assert config["model"]["deviation"] and config["trainer"]["discriminator_rate"] == 0.5, recipe
-        for name, key, value in (("r1", "r1", 0.1), ("spectral", "spectral", True)):
-            assert composed(f"model={recipe}", "out=unused", f"+regulariser={name}")["model"][key] == value, recipe
+def game(*overrides: str) -> GANTrainer:
+    """Return the trainer of `genlab train <overrides>`, with fewer maps, on images of 32 by 32."""
+    config = composed(*overrides, "out=unused", "device=cpu")
+    few = lambda maps: min(maps, 8) if isinstance(maps, int) else [few(m) for m in maps]  # noqa: E731
+    names = ("maps", "discriminator_maps", "width", "discriminator_width")
+    config["model"] |= {name: few(config["model"][name]) for name in names if name in config["model"]}
+    model = make_model(config, Spec((3, 32, 32), classes=10, range=(-1.0, 1.0)))
+    return make_trainer(config, model, make_device(config["device"], seed=0))
+
+
+def advice(trainer: GANTrainer) -> list[str]:
+    """Return what is said of a game that has every ailment."""
+    return [note for _ in range(WINDOWS) for note in trainer.diagnose({"advantage": 1.0, "spread": 0.0})]
+
+
+PLAYED = [r for r in RECIPES if re.search(r"^  name: (gan|progressive)$", (CONFIGS / f"model/{r}.yaml").read_text(), re.M)]
+GAMES = [f"model={recipe}" for recipe in PLAYED] + [
+    f"experiment={path.stem}"
+    for path in sorted((CONFIGS / "experiment").glob("*.yaml"))
+    if re.search(rf"override /model: ({'|'.join(PLAYED)})$", path.read_text(), re.M)
+]
+RESTRAINED = [
+    *((name,) for name in GAMES),
+    *(("model=dcgan", f"+regulariser={name}") for name in ("r1", "gradient_penalty", "spectral", "clip", "deviation")),
+    ("model=dcgan", "+regulariser=[r1,deviation]", "model.loss=hinge", "++trainer.discriminator_rate=0.1"),
+    ("model=stylegan2", "model.r1=0", "model.augment=ada"),
+    ("model=progan", "++model.gradient_penalty=0", "++model.r1=0"),
+    ("model=wgan_gp", "model.loss=hinge"),
+]
+
+
+@pytest.mark.parametrize("typed", RESTRAINED, ids=" ".join)
+def test_what_an_ailment_says_to_try_builds_and_weakens_nothing(typed):
+    trainer = game(*typed)
+    held = lambda model: [model.r1, model.gradient_penalty, -model.clip if model.clip else -math.inf, model.spectral,  # noqa: E731
+                          model.deviation, type(model.augment) is not AUGMENTS["none"]]  # fmt: skip
+    said = advice(trainer)
+    assert len(said) == 2
+    for note in said:
+        what, _, tries = note.partition("; try ")
+        assert what.startswith(("the discriminator has won", "mode collapse")) and tries, note
+        for override in re.findall(r"[+]+[\w.]+=[\w.]+", tries):
+            stronger = game(*typed, override)
+            now, then = held(trainer.model), held(stronger.model)
+            assert all(b >= a for a, b in zip(now, then, strict=True)), (override, now, then)
+            slower = stronger.options.discriminator_rate < trainer.options.discriminator_rate
+            assert now != then or slower, f"{override} changes nothing"
+        assert "has won" not in what or "discriminator_rate=" in tries
+
+
+def test_the_recipes_of_games_are_all_asked():
+    assert len(PLAYED) > 10 and {"experiment=dcgan_mnist", "experiment=stylegan2_faces"} <= set(GAMES)
+
+
+@pytest.mark.parametrize(
+    ("typed", "won", "collapsed"),
+    [
+        (
+            ("model=dcgan",),
+            ["++model.r1=0.1", "++model.spectral=true"],
+            ["++model.r1=0.1", "++model.spectral=true", "++model.deviation=true"],
+        ),
+        (("experiment=dcgan_mnist",), ["++model.r1=2"], ["++model.r1=2", "++model.deviation=true"]),
+        (("model=stylegan2",), ["++model.r1=20"], ["++model.r1=20"]),
+        (("model=wgan_gp",), ["++model.augment=diffaugment"], ["++model.deviation=true"]),
+        (("model=progan",), ["++model.augment=diffaugment"], []),
+        (("model=sngan",), ["++model.r1=0.1"], ["++model.r1=0.1", "++model.deviation=true"]),
+    ],
+)
+def test_the_advice_follows_what_restrains_the_discriminator(typed, won, collapsed):
+    trainer = game(*typed)
+    half = f"++trainer.discriminator_rate={trainer.options.discriminator_rate / 2:g}"
+    found = [re.findall(r"[+]+[\w.]+=[\w.]+", note) for note in advice(trainer)]
+    assert found == [[*won, half], collapsed]

@@ -243,6 +243,28 @@ def test_folders_that_do_not_fit_are_refused(tmp_path):
         UnpairedFolders(path=str(tmp_path / "odd"))
 
 
+@pytest.mark.parametrize("layout", ["{split}{domain}", "{domain}/{split}", "{split}/{domain}"])
+def test_partners_have_the_same_path_below_their_side(layout, tmp_path):
+    for at, name in enumerate(("x/1", "y/1", "x/2.a", "y/deep/1")):
+        for domain, low in (("A", 10), ("B", 110)):
+            png(tmp_path / layout.format(split="train", domain=domain) / f"{name}.png", np.full((8, 8), low + at))
+    data = PairedFolder(path=str(tmp_path), range=(0.0, 255.0), validation=0.0, test=0.0)
+    (batch,) = data.batches("train", 4, shuffle=False)
+    x, cond = numbers(batch)
+    assert sorted(cond) == [10, 11, 12, 13] and x == [value + 100 for value in cond]
+    (tmp_path / layout.format(split="train", domain="B") / "y/1.png").unlink()
+    with pytest.raises(UserError, match="y/1.png has no partner"):  # and takes not that of x/1
+        PairedFolder(path=str(tmp_path))
+
+
+@pytest.mark.parametrize("domain", ["A", "B"])
+def test_a_name_that_stands_twice_on_a_side_is_refused(domain, tmp_path):
+    in_two_folders(tmp_path, "{split}{domain}")
+    png(tmp_path / f"train{domain}" / "3.bmp", np.zeros((8, 8)))
+    with pytest.raises(UserError, match=rf"train{domain}/3\.bmp and .*train{domain}/3\.png"):
+        PairedFolder(path=str(tmp_path))
+
+
 def unpaired(folder: Path, a: int = 7, b: int = 5, **options) -> UnpairedFolders:
     for domain, n, low in (("A", a, 0), ("B", b, 100)):
         for i in range(n):

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 import shlex
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from conftest import REPOSITORY, run_here
 from PIL import Image
 from recipes import CONFIGS
+
+from genlab.spec import Spec
+from genlab.tasks.translate import of_folder
 
 README = (REPOSITORY / "README.md").read_text()
 BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", README, re.S | re.M)
@@ -79,7 +85,7 @@ def test_the_commands_run_in_the_order_of_the_readme(folder):
         if command in TRAINS:
             arguments += [word for word in SMALL if word.split("=")[0] not in command or "trainer.steps" in word]
         if words(command)[0] in ("evaluate", "compare") and not re.search(r"\bn=", command):
-            arguments.append("n=50")
+            arguments += ["n=50"] if "terms=" in command else ["n=50", "terms=5"]
         if "ddpm_small" in command:  # the section before trains no such run
             assert run_here("train", "model=ddpm_small", *SMALL, cwd=folder).code == 0
         if "resume=" in command:
@@ -107,6 +113,26 @@ def test_the_tables_are_those_that_the_script_writes(tmp_path):
         (shutil.copytree if source.is_dir() else shutil.copy)(source, tmp_path / name)
     subprocess.run([sys.executable, tmp_path / "scripts" / "report.py"], check=True, cwd=tmp_path)
     assert (tmp_path / "README.md").read_text() == README
+
+
+def test_a_folder_made_smaller_is_reported_as_it_was_asked(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(REPOSITORY / "scripts")
+    report = importlib.import_module("report")
+    noise = np.random.default_rng(0)
+    (tmp_path / "Five").mkdir()
+    Image.fromarray(noise.integers(0, 256, (32, 32), dtype=np.uint8)).save(tmp_path / "Five" / "a.png")
+    spec = Spec((1, 16, 16), range=(-1.0, 1.0), source=Spec((1, 8, 8), range=(-1.0, 1.0)), task="superres")
+    model = torch.nn.Linear(1, 1)  # where its weights lie is asked
+    model.translate = lambda cond: torch.nn.functional.interpolate(cond, scale_factor=2)
+    folder = SimpleNamespace(samples=tmp_path / "run" / "samples")
+    place = SimpleNamespace(torch=torch.device("cpu"))
+    info = {"dataset": "superres"}
+    run = SimpleNamespace(model=model, spec=spec, folder=folder, step=7, name="twice", device=place, info=info)
+    monkeypatch.setattr(report, "row", lambda runs, how, metrics, steps: how)
+    for down, command in ((False, "genlab superres in=Five n=1"), (True, "genlab superres in=Five down=true n=1")):
+        of_folder(run, "superres", tmp_path / "Five", seed=0, out=None, down=down)
+        monkeypatch.setattr(report, "RunFolder", lambda path: folder)
+        assert report.askings(tmp_path / "run") == [command]
 
 
 @pytest.mark.parametrize("script", sorted(set(re.findall(r"scripts/\w+\.(?:sh|py)", README))))

@@ -13,7 +13,7 @@ from genlab.abilities import Estimate, abilities
 from genlab.training.run import RunFolder
 
 STEPS = 3
-NARROW = {"channels": 16, "blocks": 1, "width": 32, "layers": 2, "heads": 2}  # of the networks of diffusion models
+NARROW = {"channels": 16, "blocks": 1, "width": 32, "layers": 2, "heads": 2}  # of networks
 
 
 def each():
@@ -30,14 +30,17 @@ def small(recipe: str) -> tuple[str, ...]:
     widths = ("width", "discriminator_width") if config["trainer"]["name"] in ("gan", "translation") else ()
     names = ("maps", "discriminator_maps", *widths)
     plain = ("model.content=null",) * ("content" in config["model"])  # no classifier to be trained for it first
-    backbone = [
-        f"{path}.backbone.{k}={NARROW[k]}"
-        for path, model in (("model", config["model"]), ("model.diffusion", config["model"].get("diffusion") or {}))
-        for k in model.get("backbone") or {}
-        if k in NARROW
+    model = config["model"]
+    networks = {"model": model, "model.backbone": model.get("backbone"),
+                "model.diffusion.backbone": (model.get("diffusion") or {}).get("backbone")}  # fmt: skip
+    narrow = [
+        f"{path}.{k}={min(v, NARROW[k])}"
+        for path, network in networks.items()
+        for k, v in (network or {}).items()
+        if k in NARROW and k not in names and isinstance(v, int)
     ]
-    maps = (f"model.{k}={fewer(v)}" for k, v in config["model"].items() if k in names)
-    return (*overrides, *pixels, *plain, *backbone, *maps)
+    maps = (f"model.{k}={fewer(v)}" for k, v in model.items() if k in names)
+    return (*overrides, *pixels, *plain, *narrow, *maps)
 
 
 def fewer(maps: int | list[int]) -> int | list[int]:

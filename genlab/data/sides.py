@@ -24,20 +24,40 @@ LAYOUTS = "trainA/ and trainB/ (testA/ …), or A/ and B/ with or without train/
 SOURCE = 1  # mixed into the seed of the order of the sources
 
 
-def one_side(folder: Path, domain: str) -> dict[str, Found]:
-    """Return the images of one domain by split, all as train where no folder says the split; nothing if it has no folder."""
+def folders(folder: Path, domain: str) -> dict[str, Path]:
+    """Return the folder of one domain by split, that of train where no folder says the split; nothing if it has no folder."""
     found = {}
     for split, names in SUB_FOLDERS.items():
         for name in names:
             for sub in (folder / f"{name}{domain}", folder / name / domain, folder / domain / name):
                 if sub.is_dir():
-                    found[split] = Found(list_images(sub).paths)
+                    found[split] = sub
     if not found and (folder / domain).is_dir():
-        found["train"] = Found(list_images(folder / domain).paths)
+        found["train"] = folder / domain
     return found
 
 
+def one_side(folder: Path, domain: str) -> dict[str, Found]:
+    """Return the images of one domain by split, all as train where no folder says the split; nothing if it has no folder."""
+    return {split: Found(list_images(sub).paths) for split, sub in folders(folder, domain).items()}
+
+
 # --- pairs ------------------------------------------------------------------------------------------------------------
+
+
+def by_name(folder: Path) -> dict[Path, Path]:
+    """Return the images in and below a folder by their path in it without its suffix: two folders may have one file name.
+
+    Raises:
+        UserError: two images have the same.
+    """
+    named: dict[Path, Path] = {}
+    for path in list_images(folder).paths:
+        name = path.relative_to(folder).with_suffix("")
+        if name in named:
+            raise UserError(f"{named[name]} and {path} have one name, and a pair is of one name; take one of them away")
+        named[name] = path
+    return named
 
 
 @dataclass(frozen=True)
@@ -65,7 +85,7 @@ class PairReader(Reader):
 
 @dataclass(kw_only=True, eq=False)
 class PairedFolder(ImageFolder):
-    """Pairs in a folder: A|B side by side in one file (Isola et al. 2017), or the same file name in a folder for each.
+    """Pairs in a folder: A|B side by side in one file (Isola et al. 2017), or the same path in a folder for each.
 
     Either may lie in train/, val/ and test/. A flip (`flip`) and the jitter are of both images together.
 
@@ -87,17 +107,19 @@ class PairedFolder(ImageFolder):
         self.spec = replace(one, source=one, task="translate")
 
     def listed(self, folder: Path) -> dict[str, Found]:
-        a, b = (one_side(folder, domain) for domain in "AB")
+        a, b = (folders(folder, domain) for domain in "AB")
         if not a:
             return {split: Found(found.paths) for split, found in super().listed(folder).items()}
-        for split, found in a.items():
-            named = {path.stem: path for path in b.get(split, Found([])).paths}
-            if alone := [path for path in found.paths if path.stem not in named]:
+        listed = {}
+        for split, sub in a.items():
+            named, others = by_name(sub), by_name(b[split]) if split in b else {}
+            if alone := [path for name, path in named.items() if name not in others]:
                 raise UserError(f"{alone[0]} has no partner of its name among the {split} images of B in {folder}")
-            self.partners |= {path: named[path.stem] for path in found.paths}
+            self.partners |= {path: others[name] for name, path in named.items()}
+            listed[split] = Found(list(named.values()))
         if not self.partners:
             raise UserError(f"no image of A in {folder.resolve()}; paired_folder looks for files A|B, or {LAYOUTS}")
-        return a
+        return listed
 
     def reader(self, heads: dict[Path, Header]) -> Reader:
         if self.partners:

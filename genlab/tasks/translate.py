@@ -258,7 +258,7 @@ def of_folder(run: Run, command: str, folder: Path, *, seed: int, out: str | Non
                 found.setdefault(f"psnr_luminance_db{name}", []).append(pairs.psnr(x, image, crop=scale))
                 found.setdefault(f"ssim_luminance{name}", []).append(pairs.ssim(x, image, crop=scale))
     record = {"model": run.name, "dataset": run.info["dataset"], "step": run.step, "seed": seed, "in": str(folder)}
-    record |= {"task": spec.task, "n": len(files)}
+    record |= {"task": spec.task, "n": len(files)} | ({"down": True} if down else {})
     for name, values in found.items():
         each = dict(zip(files, torch.cat(values).tolist(), strict=True))
         record |= {name: asking.mean(torch.cat(values)), f"{name}_each": each}

@@ -26,7 +26,10 @@ class Unchanged(nn.Module):
 
 
 class DiffAugment(Unchanged):
-    """Colour, translation by up to 1/8 and a hole of half the side: Zhao et al. 2020, https://arxiv.org/abs/2006.10738."""
+    """Colour, translation by up to 1/8 and a hole of half the side: Zhao et al. 2020, https://arxiv.org/abs/2006.10738.
+
+    What comes in at the borders and what fills the hole is 0, as the authors have it: of images in [−1, 1] a middle grey.
+    """
 
     def forward(self, x: Tensor) -> Tensor:
         like, (height, width) = (len(x), 1, 1, 1), x.shape[2:]
@@ -35,10 +38,8 @@ class DiffAugment(Unchanged):
         x = middle(x, 1) + (x - middle(x, 1)) * uniform(x, *like, low=0, high=2)  # saturation
         x = middle(x, (1, 2, 3)) + (x - middle(x, (1, 2, 3))) * uniform(x, *like, low=0.5, high=1.5)  # contrast
         x = moved(x, *(whole(x, -(side // 8), side // 8) for side in (height, width)))
-        rows, columns = torch.arange(height, device=x.device), torch.arange(width, device=x.device)
-        at = whole(x, 0, height)[:, None], whole(x, 0, width)[:, None]  # the middle of the hole, (B, 1)
-        hole = ((rows - at[0]).abs() <= height // 4)[:, :, None] & ((columns - at[1]).abs() <= width // 4)[:, None]
-        return x * ~hole[:, None]
+        rows, columns = (hidden(x, side) for side in (height, width))
+        return x * ~(rows[:, :, None] & columns[:, None])[:, None]
 
 
 class AdaptiveAugment(Unchanged):
@@ -108,8 +109,16 @@ def whole(x: Tensor, low: int, high: int) -> Tensor:
     return torch.randint(low, high + 1, (len(x),), device=x.device)
 
 
+def hidden(x: Tensor, side: int) -> Tensor:
+    """Return which places (B, side) of a side lie in a hole half as long, whose middle is anywhere, its ends too."""
+    length = (side + 1) // 2
+    first = whole(x, 0, side - length % 2)[:, None] - length // 2  # an even hole's middle lies between two places
+    places = torch.arange(side, device=x.device)
+    return (places >= first) & (places < first + length)
+
+
 def moved(x: Tensor, down: Tensor, right: Tensor) -> Tensor:
-    """Return images (B, C, H, W) moved by whole pixels (B,) each, black coming in."""
+    """Return images (B, C, H, W) moved by whole pixels (B,) each, 0 coming in: of a range of [−1, 1] a middle grey."""
     b, c, height, width = x.shape
     rows = torch.arange(height, device=x.device) - down[:, None]  # (B, H): where each row comes from
     columns = torch.arange(width, device=x.device) - right[:, None]

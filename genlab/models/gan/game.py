@@ -17,6 +17,7 @@ from genlab.models.gan import augment as augments
 from genlab.models.gan.critic import ClassMap, Condition, Critic, OneHot
 from genlab.models.gan.losses import LOSSES, Name
 from genlab.models.gan.regularisers import clip_weights, gradient_penalty, r1_penalty, spectrally_normalised
+from genlab.nn.deviation import MinibatchDeviation
 from genlab.spec import Batch, NonNegative, Positive, Spec
 
 Noise = Literal["normal", "uniform"]
@@ -40,11 +41,13 @@ class Game(nn.Module):
         condition: how D is told the class, and `auxiliary`: tells it.
 
     Raises:
-        UserError: the data is of tokens, or `conditional` and the data has no labels.
+        UserError: the data is of tokens, `conditional` and the data has no labels, or `augment` goes not with the data or
+            the loss.
     """
 
     generator: nn.Module
     discriminator: Critic
+    takes_spectral = True  # whether D's weights may be divided by their spectral norm
 
     def __init__(
         self,
@@ -72,6 +75,10 @@ class Game(nn.Module):
                             "set model.conditional=false")  # fmt: skip
         if augment != "none" and spec.kind != "image":
             raise UserError(f"model.augment={augment} is for images; set model.augment=none")
+        if augment == "ada" and not LOSSES[loss].absolute:  # what the signs of D's values are is left to chance there
+            *others, last = [name for name, one in LOSSES.items() if one.absolute]
+            raise UserError(f"model.augment=ada follows the signs of D's values, which mean nothing with model.loss={loss}; "
+                            f"set model.loss to {', '.join(others)} or {last}, or model.augment=diffaugment")  # fmt: skip
         self.spec = spec
         self.latent, self.noise, self.conditional = latent, noise, conditional
         self.code = latent + (spec.classes if conditional else 0)
@@ -128,16 +135,17 @@ class Game(nn.Module):
         if r1:
             x = x.detach().requires_grad_()
         # real and fake in batches of their own: each is normalised by its own statistics
-        h, fake_h = D.seen(self.augment(x), y), D.seen(self.augment(fake_x), y)
+        shown, fake_shown = self.augment(x), self.augment(fake_x)
+        h, fake_h = D.seen(shown, y), D.seen(fake_shown, y)
         real, fake = D.judged(h, y), D.judged(fake_h, y)  # (B,)
-        self.augment.heed(real.detach())
+        self.augment.heed(real.detach() - self.objective.undecided)
         loss = self.objective.discriminator(real, fake)
         logs = self.objective.judged(real, fake, loss)
         if r1:
-            logs["r1"] = r1_penalty(real, x)
+            logs["r1"] = r1_penalty(real, x)  # at the data themselves, through the augmentation, as Karras et al. 2020 have it
             loss = loss + r1 / 2 * logs["r1"]
         if slope:
-            logs["gradient_penalty"] = gradient_penalty(lambda between: D(between, y), x, fake_x)
+            logs["gradient_penalty"] = gradient_penalty(lambda between: D(between, y), shown, fake_shown)
             loss = loss + slope * logs["gradient_penalty"]
         if D.class_head is not None:  # Odena et al. 2017, eq. 3, on data
             logs["classification"] = cross_entropy(D.named(h), y)
@@ -171,6 +179,30 @@ class Game(nn.Module):
         """Bring D back to where its weights may be, after an update of it."""
         if self.clip:
             clip_weights(self.discriminator, self.clip)
+
+    # --- what to try where the game goes wrong ------------------------------------------------------------------------
+
+    def firmer(self) -> list[str]:
+        """Return overrides that hold D back more; none where a penalty or a clip already holds its slope, which R1 would change.
+
+        They set one value each: a `+regulariser=` would take away what another has set.
+        """
+        if self.r1:
+            return [f"++model.r1={2 * self.r1:g}"]
+        if self.gradient_penalty or self.clip:
+            return []
+        spectral = ["++model.spectral=true"] if self.takes_spectral and not self.spectral else []
+        return ["++model.r1=0.1", *spectral]
+
+    def wider(self) -> list[str]:
+        """Return overrides that let D see how much samples differ; none where it sees that."""
+        sees = any(isinstance(part, MinibatchDeviation) for part in self.discriminator.modules())
+        return [] if sees else ["++model.deviation=true"]
+
+    def augmented(self) -> list[str]:
+        """Return overrides that show D more than the images themselves; none where it is shown more, or no images."""
+        plain = type(self.augment) is augments.Unchanged
+        return ["++model.augment=diffaugment"] if plain and self.spec.kind == "image" else []
 
     # --- abilities ------------------------------------------------------------------------------------------------
 

@@ -22,7 +22,7 @@ class Loss(NamedTuple):
 
     `real` is None for the generator of a loss that is not `paired`: only a paired one looks at data there. `par` is
     D's loss when all logits are 0; `probability`: D(x) is σ(logit), else the logit itself; not `absolute`: a constant added
-    to all logits changes nothing, so that D has none to learn.
+    to all logits changes nothing, so that D has none to learn. `undecided`: the logit of a D that cannot tell the two apart.
     """
 
     discriminator: Callable[[Tensor, Tensor], Tensor]
@@ -31,6 +31,7 @@ class Loss(NamedTuple):
     probability: bool = False
     paired: bool = False
     absolute: bool = True
+    undecided: float = 0
 
     def judged(self, real: Tensor, fake: Tensor, loss: Tensor) -> dict[str, Tensor]:
         """Return what D thinks of data and of samples, as probabilities where its logits (B, …) are such, and its advantage.
@@ -97,7 +98,7 @@ def more_real(real: Tensor, fake: Tensor) -> Tensor:
 LOSSES: dict[str, Loss] = {
     "minimax": Loss(minus_value, saturating, par=math.log(4), probability=True),
     "non_saturating": Loss(minus_value, non_saturating, par=math.log(4), probability=True),
-    "least_squares": Loss(squares, square, par=0.5),
+    "least_squares": Loss(squares, square, par=0.5, undecided=0.5),
     "hinge": Loss(hinge, minus_score, par=2),
     "wasserstein": Loss(minus_distance, minus_score, par=0, absolute=False),
     "relativistic": Loss(more_real, more_real, par=math.log(2), paired=True, absolute=False),

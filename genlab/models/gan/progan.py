@@ -173,6 +173,7 @@ def powers(spec: Spec, name: str) -> list[int]:
 
 def refuse_spectral(game: Game) -> None:
     """Refuse spectral normalisation, which would take the scale from weights that are scaled as they are used."""
+    game.takes_spectral = False
     if game.spectral:
         raise UserError(f"{type(game).__name__}'s weights have an equalised learning rate, which spectral normalisation "
                         "would undo; set model.spectral=false")  # fmt: skip

@@ -8,10 +8,13 @@ from functools import partial
 
 from torch import Tensor
 
+from genlab.models.gan.game import Game
 from genlab.spec import Batch, Positive, PositiveFloat
 from genlab.training.trainer import Trainer
 
 WINDOWS = 10  # logged means in a row that make an ailment
+WON = "the discriminator has won: it is sure of every item, and G learns little from it"
+COLLAPSED = "mode collapse: the samples differ far less than the data"
 
 
 class GANTrainer(Trainer):
@@ -26,8 +29,6 @@ class GANTrainer(Trainer):
         k: Positive = 1  # updates of D for each of G
         penalty_every: Positive = 1  # steps between the gradient penalties, each then weighing as much more (Karras et al. 2020)
         discriminator_rate: PositiveFloat = 1.0  # D's learning rate in parts of G's (two time scales; Heusel et al. 2017)
-
-    mends = "+regulariser=r1, +regulariser=spectral or ++trainer.discriminator_rate=0.5"  # of a discriminator that has won
 
     def configure(self) -> None:
         self.optimizers["discriminator"] = self.optimizer(self.model.discriminator.parameters())
@@ -53,22 +54,32 @@ class GANTrainer(Trainer):
     def diagnose(self, means: dict[str, float]) -> list[str]:
         """Return the ailments that have lasted for as many logged means as make one."""
         found = []
-        for message, ill in ailments(means, self.mends).items():
-            self.since[message] = self.since.get(message, 0) + 1 if ill else 0
-            if self.since[message] == WINDOWS:
-                found.append(message)
+        for ailment, ill in ailments(means).items():
+            self.since[ailment] = self.since.get(ailment, 0) + 1 if ill else 0
+            if self.since[ailment] == WINDOWS:
+                *others, last = self.mends(ailment)
+                found.append(f"{ailment}; try {' or '.join([', '.join(others), last] if others else [last])}")
         return found
 
+    def mends(self, ailment: str) -> list[str]:
+        """Return what to try against an ailment: overrides that this model takes, none weaker than what it has."""
+        slower = f"++trainer.discriminator_rate={self.options.discriminator_rate / 2:g}"
+        if not isinstance(self.model, Game):  # a translation, whose D takes no regulariser
+            return [slower]
+        firmer = self.model.firmer()
+        if ailment == COLLAPSED:
+            return [*firmer, *self.model.wider(), "another model.loss"]
+        return [*(firmer or self.model.augmented()), slower]
 
-def ailments(means: dict[str, float], mends: str = GANTrainer.mends) -> dict[str, bool]:
-    """Return each known ailment of a game, with what to try, and whether the mean losses show it.
+
+def ailments(means: dict[str, float]) -> dict[str, bool]:
+    """Return each known ailment of a game, and whether the mean losses show it.
 
     `advantage` is the share of its loss that D, or one of two, has rid itself of, `spread` the distance between samples in
     parts of that between data.
     """
     advantage = max((value for key, value in means.items() if key.partition("/")[0] == "advantage"), default=0)
     return {
-        f"the discriminator has won: it is sure of every item, and G learns little from it; try {mends}": advantage > 0.99,
-        "mode collapse: the samples differ far less than the data; "
-        "try +regulariser=r1, +regulariser=deviation or another model.loss": means.get("spread", 1) < 0.2,
+        WON: advantage > 0.99,
+        COLLAPSED: means.get("spread", 1) < 0.2,
     }

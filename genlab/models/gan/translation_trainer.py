@@ -24,8 +24,6 @@ class TranslationTrainer(GANTrainer):
         starts: tuple[Count, ...] = (0,)  # [0]: the game from the start; [0, n]: G alone for n steps
         hold: Decay = 0.0  # share of each stage before its rate begins to fall
 
-    mends = "++trainer.discriminator_rate=0.5"
-
     def configure(self) -> None:
         starts = self.options.starts
         if starts != (0,) and (len(starts) != 2 or starts[0] != 0 or starts[1] == 0):
