@@ -91,7 +91,7 @@ def answers(folder: Path) -> list[dict]:
 
 
 ASKING = ("translate", "colorize", "superres", "forecast", "denoise", "inpaint")  # commands whose records are numbers with errors
-ASKED = ("in", "down", "n", "films", "mask", "noise", "strength", "draws", "steps", "judge")  # what a record keeps of its command
+ASKED = ("in", "down", "n", "films", "mask", "side", "noise", "strength", "draws", "steps", "judge")  # what a record keeps of its command
 PAIR = {"value", "error"}  # of such a number
 
 
