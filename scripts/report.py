@@ -79,7 +79,8 @@ def answers(folder: Path) -> list[dict]:
         if path.parent.name == "classify":
             where, unit, n = record["runs"], "share", record["n"]
             rows = [("accuracy", record["accuracy"], record["standard_error"])]
-            how = f"genlab classify: {record['rule']}"
+            terms = f" terms={record['terms']}" if record.get("terms") and re.search("noise|bound", record["rule"]) else ""
+            how = f"genlab classify n={n}{terms}: {record['rule']}"
         else:
             where, unit, n = [run["folder"] for run in record["runs"]], "share", None
             rows = [(name, value, None) for name, value in record["mean"].items()]
@@ -91,7 +92,7 @@ def answers(folder: Path) -> list[dict]:
 
 
 ASKING = ("translate", "colorize", "superres", "forecast", "denoise", "inpaint")  # commands whose records are numbers with errors
-ASKED = ("in", "down", "n", "films", "mask", "side", "noise", "strength", "draws", "steps", "judge")  # what a record keeps of its command
+ASKED = ("in", "down", "n", "films", "mask", "side", "noise", "strength", "draws", "steps", "judge")  # options in records
 PAIR = {"value", "error"}  # of such a number
 
 

@@ -24,7 +24,7 @@ from PIL import Image
 
 from genlab.errors import UserError
 from genlab.sweeps import own
-from genlab.sweeps.folder import SweepFolder
+from genlab.sweeps.folder import LINES, SweepFolder
 
 SMALL = ("model=vae", "model.hidden=[4]", "model.latent=2")
 SAMPLE, RESUME = ("sample", "run=run", "n=1"), ("train", "resume=run", "trainer.steps=3")
@@ -384,6 +384,129 @@ def test_a_plan_that_is_none_is_refused(text, tmp_path):
     (tmp_path / "plan.json").write_text(text)
     with pytest.raises(UserError, match="plan.json is unreadable"):
         SweepFolder.find(tmp_path).plan()
+
+
+def job(**changes: object) -> Callable[[Path], None]:
+    """Return what changes a job's state.json."""
+    return lambda own: (own / "state.json").write_text(json.dumps({"status": "failed", "starts": 1, "error": "x", **changes}))
+
+
+def row(**changes: object) -> Callable[[Path], None]:
+    """Return what writes a record of numbers with one changed row."""
+    own = {"metric": "fid", "name": "fid", "unit": "", "tag": "", "value": 1.0, "better": "lower", **changes}
+    record = {"metrics": [own], "absent": {}, "settings": {}, "step": 2}
+    return lambda folder: (folder / "metrics.json").write_text(json.dumps(record))
+
+
+def above(make: Callable[[Path], None]) -> Callable[[Path], None]:
+    """Return what changes the sweep in place of its job."""
+    return lambda own: make(own.parent)
+
+
+def elsewhere(sweep: Path) -> None:
+    (sweep / "plan.json").rename(sweep.parent / "plan")
+    (sweep / "plan.json").symlink_to(sweep.parent / "plan")
+
+
+def logged(sweep: Path) -> None:
+    (sweep / ".submitit" / "7").mkdir(parents=True)
+    (sweep / ".submitit" / "7" / "7_0_log.err").symlink_to(sweep.parent / "precious")
+
+
+LOGGED = '{"step": 1, "seconds": 1.0, "loss": 0.5}\n'
+STATUS, BEST = ("status",), ("best",)
+every = lambda name, change, *said: [(f"{name}: {c[0]}", change, c, said) for c in (STATUS, BEST)]  # noqa: E731
+SWEPT: list[tuple[str, Callable[[Path], object], tuple[str, ...], tuple[str, ...]]] = [
+    # state.json
+    ("an error of numbers", job(error=5), STATUS, ("0/state.json", "its error")),
+    ("a status of its own", job(status=ESCAPE), STATUS, ("0/state.json", "its status")),
+    ("a status that is a list", job(status=["done"]), STATUS, ("its status",)),
+    ("a time of numbers", job(since=3), STATUS, ("its since",)),
+    ("a time for the terminal", job(since=ESCAPE), STATUS, ("its since",)),
+    ("a machine for the terminal", job(host=ESCAPE), STATUS, ("its host",)),
+    ("starts of words", job(starts="x"), STATUS, ("its starts",)),
+    ("an id that is a path", job(slurm="../../made"), STATUS, ("its slurm",)),
+    ("a result of words", job(status="done", result={"loss": ESCAPE}), STATUS, ("its result",)),
+    ("a state that is a list", text("state.json", "[1]"), STATUS, ("0/state.json", "no JSON object")),
+    ("a deep state", text("state.json", "[" * 100_000), STATUS, ("0/state.json",)),
+    ("a submission that is a path", text("submitted", "../../made"), STATUS, ("0/submitted",)),
+    ("a submission that is no text", lambda own: (own / "submitted").write_bytes(b"\xff"), STATUS, ("0/submitted",)),
+    # what a run has logged, and its config
+    *every("a list as a line", text("stats.jsonl", LOGGED + "[1]\n"), "0/stats.jsonl, line 2"),
+    *every("a step of words", text("stats.jsonl", '{"step": "x"}\n'), "0/stats.jsonl, line 1"),
+    *every("an evaluation of words", text("stats.jsonl", '{"step": 1, "evaluation": "x"}\n'), "0/stats.jsonl", "evaluation"),
+    ("a config without a trainer", text("config.yaml", "model: {}\n"), STATUS, ("0/config.yaml", "trainer")),
+    ("a config without steps", text("config.yaml", "trainer: {}\n"), STATUS, ("0/config.yaml", "trainer.steps")),
+    ("steps of words", text("config.yaml", "trainer: {steps: x}\n"), STATUS, ("0/config.yaml", "trainer.steps")),
+    ("a config that is a YAML bomb", text("config.yaml", "a: &a [x]\ntrainer: {steps: *a}\n"), STATUS, ("YAML alias",)),
+    # metrics.json
+    ("a record that is none", text("metrics.json", "{"), BEST, ("0/metrics.json",)),
+    ("a record without numbers", text("metrics.json", "{}"), BEST, ("0/metrics.json", "genlab evaluate")),
+    ("a number of words", row(value="x"), BEST, ("0/metrics.json", "genlab evaluate")),
+    ("a name of numbers", row(name=5), BEST, ("0/metrics.json", "genlab evaluate")),
+    # links out of a sweep
+    *every("a state that is a link", link("state.json", "../precious"), "0/state.json is a link out of the sweep"),
+    *every("a job that is a link", above(link("0", "../precious")), "s/0 is a link out of the sweep"),
+    *every("a plan that is a link", above(elsewhere), "plan.json is a link out of the sweep"),
+    ("a log that is a link", above(logged), STATUS, ("7_0_log.err is a link out of the sweep",)),
+    ("logs that are a link", above(link(".submitit", "..")), STATUS, (".submitit is a link out of the sweep",)),
+    ("a link, to go on with", link("stats.jsonl", "../precious"), ("resume",), ("0/stats.jsonl is a link out of the sweep",)),
+]  # fmt: skip
+
+
+@pytest.fixture
+def sweep(tmp_path: Path) -> Path:
+    """A sweep of one job, which failed."""
+    own = tmp_path / "s" / "0"
+    own.mkdir(parents=True)
+    plan = {"command": ["train", "-m", "seed=0"], "cwd": str(tmp_path), "sweeper": "basic", "jobs": [["seed=0"]]}
+    (own.parent / "plan.json").write_text(json.dumps(plan))
+    (own / "config.yaml").write_text("trainer: {steps: 2}\n")
+    (own / "stats.jsonl").write_text(LOGGED)
+    job()(own)
+    (tmp_path / "precious").write_text("kept")
+    return own.parent
+
+
+@pytest.mark.parametrize(("change", "verb", "said"), [row[1:] for row in SWEPT], ids=[row[0] for row in SWEPT])
+def test_a_sweep_is_refused_in_one_line(change, verb, said, sweep, genlab, tmp_path):
+    change(sweep / "0")
+    result = genlab("sweep", *verb, "s")
+    for fragment in said:
+        assert fragment in result.error
+    assert result.error.isprintable() and len(result.error) < 1000 and result.out == ""
+    assert (tmp_path / "precious").read_text() == "kept"
+
+
+def test_a_sweep_prints_nothing_that_a_terminal_acts_on(sweep, genlab):
+    """Whatever an error, an option, a log or a metric's name has in it; how far in a line stands is kept."""
+    plan = json.loads((sweep / "plan.json").read_text())
+    (sweep / "plan.json").write_text(json.dumps({**plan, "jobs": [[f"a={ESCAPE}"], ["a=2"]]}))
+    job(error="first\n" * 10 + f"    raise {ESCAPE}\rlast")(sweep / "0")
+    (sweep / "1").mkdir()
+    job(status="lost", error="", slurm="7")(sweep / "1")
+    (sweep / "1" / "submitted").write_text("7")
+    log = sweep / ".submitit" / "7" / "7_0_log.err"
+    log.parent.mkdir(parents=True)
+    log.write_text("x" * 100_000 + f"\nkilled {ESCAPE}\n")
+    row(name=f"[/b]{ESCAPE}")(sweep / "0")
+    (sweep / "0" / "stats.jsonl").write_text(json.dumps({"step": 1, "seconds": 1.0, ESCAPE: 0.5}) + "\n")
+    status = genlab("sweep", "status", "s")
+    best = genlab("sweep", "best", "s", f"metric=[/b]{ESCAPE}")
+    assert status.code == best.code == 0, status.err + best.err
+    assert "      raise \N{REPLACEMENT CHARACTER}]0;owned" in status.out and "  killed " in status.out
+    assert "[/b]" in best.out and status.out.count("first") == LINES - 2
+    for line in (status.out + best.out).split("\n"):
+        assert line.isprintable()
+
+
+def test_a_sweeps_own_links_are_no_links_out_of_it(sweep, genlab):
+    """Submitit and optuna make theirs absolute, so that they point to the old place of a sweep that was moved."""
+    (sweep / ".submitit").mkdir()
+    for name in (".submitit/0123.pkl", "study.journal.lock"):
+        (sweep / name).symlink_to("/somewhere/else")
+    (sweep / "1").symlink_to("0")
+    assert genlab("sweep", "status", "s").code == 0
 
 
 def test_the_payloads_are_real(tmp_path, monkeypatch):

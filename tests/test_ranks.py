@@ -5,18 +5,20 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
 import ranks_losses
 import torch
+from sweeping import MINE, brief, write_model
+from test_slurm import LONG, Sweep, answering
 
 from genlab.training.ranks import Ranks
 from genlab.training.run import RunFolder
@@ -205,10 +207,16 @@ def test_torchrun_and_a_killed_worker(tmp_path):
     assert code == 0 and out.count(f"trained {steps} steps") == 1
 
 
+@pytest.fixture(scope="session")
+def slurm() -> Iterator[None]:
+    """A SLURM that answers; test_slurm's own fixture is of every test in a module, and most here need none."""
+    yield from answering()
+
+
 @pytest.mark.slow
-@pytest.mark.skipif(not shutil.which("scontrol") or subprocess.run(["scontrol", "ping"], capture_output=True).returncode != 0,
-                    reason="no SLURM answers")  # fmt: skip
-def test_srun_and_a_killed_task(tmp_path):
+@pytest.mark.slurm
+@pytest.mark.xdist_group("slurm")
+def test_srun_and_a_killed_task(slurm, tmp_path):
     """On two nodes, by a SLURM that is told not to end the step itself."""
     step = ("srun", "--nodes=2", "--ntasks=3", "--kill-on-bad-exit=0", "--wait=0")
     watcher = popen(*step, sys.executable, *ENDLESS, cwd=tmp_path)
@@ -219,12 +227,34 @@ def test_srun_and_a_killed_task(tmp_path):
     assert code and len(re.findall(rf"genlab: rank 1 on \S+ {SILENT}", said)) == 2, said
 
 
+@pytest.mark.slow
+@pytest.mark.slurm
+@pytest.mark.xdist_group("slurm")
+@pytest.mark.parametrize("ends_the_step", [0, 1])
+def test_a_job_of_a_sweep_goes_on_after_one_of_its_processes_was_killed(ends_the_step, slurm, tmp_path):
+    """Whether the step is left to end by itself, or SLURM ends it, as it does for a launcher of a whole node."""
+    write_model(tmp_path)
+    node = ("hydra/launcher=slurm_node", "hydra.launcher.tasks_per_node=2", "hydra.launcher.gpus_per_node=null")
+    node += ("hydra.launcher.cpus_per_task=1", "hydra.launcher.mem_gb=2")
+    node += (f"hydra.launcher.srun_args=['--kill-on-bad-exit={ends_the_step}']", "hydra.launcher.tries=2")
+    sweep = Sweep(tmp_path, "train", "-m", *MINE, "seed=0", "trainer.steps=6000", *LONG, *node)
+    try:
+        sweep.wait(lambda: sweep.begun(0))
+        os.kill(workers(tmp_path)["SLURM_PROCID=1"], signal.SIGKILL)
+        assert sweep.end() == 0 and brief(sweep.folder) == [("done", 2)], sweep.said()
+        assert re.search(r"^job 0 .*: (lost|stopped)\b.*; it is started again$", sweep.said(), re.M), sweep.said()
+        assert ends_the_step or re.search(rf": lost: rank 1 on \S+ {SILENT};", sweep.said()), sweep.said()
+    finally:
+        sweep.clear()
+
+
 def workers(cwd: Path) -> dict[str, int]:
     """Return the process ids of the trainings in a folder by the variable that tells each its rank."""
     found = {}
     for process in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
-            if process.joinpath("cwd").resolve() == cwd and b"genlab" in process.joinpath("cmdline").read_bytes():
+            command = process.joinpath("cmdline").read_bytes()
+            if process.joinpath("cwd").resolve() == cwd and (b"genlab" in command or b"submitit" in command):
                 for variable in process.joinpath("environ").read_text().split("\0"):
                     if variable.startswith(("RANK=", "SLURM_PROCID=")):
                         found[variable] = int(process.name)

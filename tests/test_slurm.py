@@ -36,7 +36,12 @@ def answers() -> bool:
 
 @pytest.fixture(scope="session", autouse=True)
 def cluster() -> Iterator[None]:
-    """A SLURM that answers, or a skip that says why there is none."""
+    """A SLURM that answers, for every test of a module that has this fixture."""
+    yield from answering()
+
+
+def answering() -> Iterator[None]:
+    """Have a SLURM that answers, or skip with why there is none; end the one that was started."""
     script = os.environ.get("GENLAB_SLURM")
     if answers():
         yield

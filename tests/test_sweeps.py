@@ -10,6 +10,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -21,7 +22,7 @@ from sweeping import MINE, brief, states, write_model
 
 from genlab.cli import sweep_name
 from genlab.errors import UserError
-from genlab.sweeps import folder, launchers, slurm
+from genlab.sweeps import folder, launchers, slurm, watch
 from genlab.sweeps.folder import Job, State, SweepFolder
 from genlab.training.signals import Signals, Stopped
 
@@ -97,8 +98,81 @@ def test_a_job_is_lost_when_its_process_is_and_has_one_at_a_time(tmp_path, monke
     with open(tmp_path / ".job.lock") as handle:
         fcntl.flock(handle, fcntl.LOCK_EX)
         assert job.state.status == "running"
+    monkeypatch.setattr(folder, "disk", lambda path: "nfs")
     folder.write(tmp_path, State("running", host="elsewhere"))
     assert job.state.status == "running"
+
+
+@pytest.mark.parametrize(
+    "kind, status", [("ext4", "lost"), ("overlay", "lost"), ("nfs4", "running"), ("lustre", "running"), ("", "running")]
+)
+def test_a_free_lock_says_that_a_job_is_gone_whatever_its_machine_was_called(kind, status, tmp_path, monkeypatch):
+    """A container has a new name at each start: on a disk of this machine's own the lock is all that counts."""
+    mounts = tmp_path / "mounts"
+    lines = ["1 0 8:1 / / rw shared:1 - btrfs /dev/sda rw", f"2 1 0:9 / {tmp_path}/a\\040b rw,noatime - {kind} here rw"]
+    mounts.write_text("\n".join(lines) if kind else "")
+    monkeypatch.setattr(folder, "MOUNTS", mounts if kind else tmp_path / "none")
+    job = Job(0, (), tmp_path / "a b" / "0")
+    folder.write(job.folder, State("running", host="elsewhere"))
+    assert folder.disk(job.folder) == kind and job.state.status == status
+    with open(job.folder / ".job.lock", "w") as handle:
+        assert job.state.status == status
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        assert job.state.status == "running", "seen to be held, wherever"
+
+
+def test_what_another_machine_holds_by_nfs_is_seen_by_the_one_that_has_the_disk(tmp_path):
+    """There a lock of flock's, taken through NFS, is one of lockf's."""
+    folder.write(tmp_path, State("running", host="elsewhere"))
+    code = "import fcntl, sys; f = open(sys.argv[1], 'w'); fcntl.lockf(f, fcntl.LOCK_EX); print('held', flush=True); input()"
+    command = [sys.executable, "-c", code, str(tmp_path / ".job.lock")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout.readline() == "held\n" and folder.held(tmp_path, folder.read(tmp_path))
+        other.communicate("\n")
+    assert not folder.held(tmp_path, folder.read(tmp_path))
+
+
+class Nowhere:
+    """A machine that does a job's work at once, and has started none before."""
+
+    def room(self, running: int) -> int:
+        return 1 - running
+
+    def start(self, jobs) -> None:
+        for job in jobs:
+            folder.run(job.folder, lambda: 1.0)
+
+    def ended(self, job) -> None:
+        return None
+
+    def interrupt(self, jobs) -> str:
+        return "ended"
+
+
+def test_a_wait_for_what_cannot_be_seen_says_how_to_end_it(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(folder, "disk", lambda path: "nfs")
+    monkeypatch.setattr(watch, "DOUBT", 0.5)
+    monkeypatch.setattr(watch, "ASK", (0.2, 0.2))
+    job = Job(0, ("seed=0",), tmp_path / "0")
+    folder.write(job.folder, State("running", host="elsewhere", pid=12, starts=1))
+    found = []
+
+    def look() -> None:
+        while "is waited for" not in (said := capsys.readouterr().err):
+            found.append(said)
+            time.sleep(0.1)
+        found.append(said)
+        time.sleep(0.5)  # it is said once
+        (job.folder / "state.json").unlink()
+
+    reader = threading.Thread(target=look)
+    reader.start()
+    watch.watch([job], Nowhere(), names={0: "job 0 seed=0"}, tries=3)
+    reader.join()
+    said = "".join(found) + capsys.readouterr().err
+    (line,) = [line for line in said.splitlines() if "is waited for" in line]
+    assert line.startswith("job 0 seed=0: ") and "process 12 on elsewhere" in line and f"delete {job.folder}/state.json" in line
+    assert folder.read(job.folder).status == "done"
 
 
 @pytest.mark.parametrize(
@@ -221,6 +295,20 @@ def test_status_best_and_compare_read_the_folder(swept, genlab):
     assert [n for n in low if n in losses] == sorted(losses, key=losses.get)
     compared = genlab("compare", sweep, "evaluate=false", cwd=cwd)
     assert compared.code == 0 and compared.out.count("seed") >= 1, compared.err
+
+
+@pytest.mark.parametrize("higher, order", [("false", [2, 1, 0, 3, 4]), ("true", [0, 1, 2, 3, 4])])
+def test_what_is_not_a_number_comes_last(higher, order, genlab, tmp_path):
+    values = ["3.5", "2.5", "-1e400", "NaN", "NaN"]  # of the fourth by its log alone, of the fifth by its record
+    sweep = SweepFolder(tmp_path / "s")
+    for job, value in zip(sweep.extend([], 0, [[f"seed={n}"] for n in range(5)]), values, strict=True):
+        job.folder.mkdir()
+        (job.folder / "stats.jsonl").write_text(f'{{"step": 1, "loss": {value}, "seconds": 1.0}}\n')
+    row = {"metric": "fid", "name": "loss", "unit": "", "tag": "", "value": None, "better": "lower"}
+    record = {"metrics": [row], "absent": {}, "settings": {}, "step": 1}
+    (tmp_path / "s" / "4" / "metrics.json").write_text(json.dumps(record))
+    said = genlab("sweep", "best", "s", "metric=loss", f"higher={higher}")
+    assert ranked(said) == order and said.out.count("nan") == 2
 
 
 def ranked(said) -> list[int]:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from genlab.errors import UserError
+from genlab.sweeps import folder
 from genlab.training.world import World, first_host, tasks, world
 
 HERE = Path(__file__).parent
@@ -63,6 +64,56 @@ def test_silence_reaches_all(where, how, tmp_path):
     for code, said in [f for rank, f in enumerate(found) if rank != where]:
         assert code == 1 and said.startswith(f"genlab: rank {where} on ") and said.endswith(f" {SILENT}\n")
         assert said.count("\n") == 1
+
+
+JOB = """
+import runpy, sys
+from pathlib import Path
+from genlab import cli
+from genlab.sweeps import folder
+from genlab.training.world import world
+
+def as_a_job(work):
+    def parted():
+        try:
+            work("train", [])
+        except Exception as error:  # as `cli.compose_and_run` does
+            raise cli.parted(error) from error
+    return lambda *given: folder.run(Path(sys.argv[1]) / "job", parted) if world().rank == 0 else work(*given)
+
+main = cli.main
+def begin():
+    cli.compose_and_run = as_a_job(cli.compose_and_run)
+    main()
+cli.main = begin
+watched, *sys.argv = sys.argv[1], sys.argv[0], *sys.argv[2:]
+runpy.run_path(watched, run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize(
+    ("end", "status", "why"),
+    [
+        ("kill", "lost", SILENT),
+        ("words:the disk is full", "failed", "the disk is full"),
+        ("error:a bug", "failed", "LookupError: a bug"),
+    ],
+)
+def test_a_job_one_of_whose_processes_is_killed_is_lost_and_not_failed(end, status, why, tmp_path):
+    """The first process, which writes the job's state, hears of it by a message that fails."""
+    ends = ["error:gloo: Connection closed by peer", end]
+    code = JOB.replace("Path(sys.argv[1])", f"Path({str(tmp_path)!r})")
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", code, str(HERE / "watched.py"), str(tmp_path), *ends],
+            env=os.environ | {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"},
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )
+        for rank in range(2)
+    ]  # fmt: skip
+    (code, said), _ = ended(processes)
+    state = folder.read(tmp_path / "job")
+    assert code == 1 and state.status == status and state.error.startswith("rank 1 on ") and state.error.endswith(why), said
 
 
 def test_what_all_meet_is_said_once(tmp_path):

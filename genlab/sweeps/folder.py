@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import re
 import socket
 import time
 import traceback
@@ -16,15 +17,23 @@ from typing import IO, Any, Literal, get_args
 
 from genlab.errors import UserError
 from genlab.sweeps import own, slurm
-from genlab.training.files import lockable, read_json, write_whole
+from genlab.training.files import lockable, read_json, read_text, write_whole
+from genlab.training.watch import Lost
 
-# waiting: not begun, or in a scheduler's queue (again). stopped: a signal ended it, with everything saved. lost: its process
-# is gone and said nothing (killed, out of memory, a dead node). All but done go on from their checkpoint.
+# waiting: not begun, or in a scheduler's queue (again). stopped: a signal ended it, with everything saved. lost: its process,
+# or another one of the same training, is gone and said nothing (killed, out of memory, a dead node). All but done go on from
+# their checkpoint.
 Status = Literal["done", "running", "waiting", "failed", "stopped", "lost"]
 STATUSES: tuple[Status, ...] = get_args(Status)
 LINES = 5  # of an error that a state keeps
 PATIENCE = 5.0  # seconds for which a job waits for its folder: who only looks whether it is held lets go at once
 ELSEWHERE = ("device", "debug")  # options that say where and how a job runs, not what it does
+TAIL = 2**16  # bytes of a log in which its last lines are looked for
+# Links of submitit's and optuna's own, which point elsewhere once the sweep is moved; nothing is read or written through them.
+LINKED = re.compile(r"\.submitit/[^/]*\.pkl|study\.journal\.lock")
+MOUNTS = Path("/proc/self/mountinfo")
+# File systems that one kernel alone writes to: it knows all who hold a lock there.
+OWN_DISKS = {"bcachefs", "btrfs", "ext2", "ext3", "ext4", "f2fs", "overlay", "ramfs", "tmpfs", "xfs", "zfs"}
 
 
 @dataclass(frozen=True)
@@ -66,12 +75,26 @@ class SweepFolder:
         """Return the sweep in a folder.
 
         Raises:
-            UserError: there is none.
+            UserError: there is none, or it has a link out of it.
         """
         sweep = cls(Path(where))
         if not (sweep.path / "plan.json").exists():
             raise UserError(f"{where} is no sweep: it has no plan.json; give a folder that `genlab train -m` made")
+        sweep.refuse_links()
         return sweep
+
+    def refuse_links(self) -> None:
+        """Refuse a sweep with a link out of it, through which a stranger's sweep would have other files read and written.
+
+        Raises:
+            UserError: names the link.
+        """
+        inside = self.path.resolve()
+        for here, folders, files in os.walk(self.path):
+            for path in (Path(here, name) for name in (*folders, *files)):
+                out = path.is_symlink() and not path.resolve().is_relative_to(inside)
+                if out and not LINKED.fullmatch(str(path.relative_to(self.path))):
+                    raise UserError(f"{path} is a link out of the sweep, to {os.readlink(path)}; put there what it stands for")
 
     def plan(self) -> dict[str, Any]:
         """Return plan.json: the command, the folder that it was given in, the sweeper, and each job's overrides.
@@ -131,7 +154,11 @@ def last_words(job: Job) -> list[str]:
     kept = job.folder.parent / ".submitit"
     logs = [log for name in (submitted(job.folder), f"local-{job.number}-*") if name for log in kept.glob(f"{name}/*_0_log.err")]
     newest = max(logs, key=lambda log: log.stat().st_mtime, default=None)
-    lines = newest.read_text(errors="replace").splitlines() if newest else []
+    if newest is None:
+        return []
+    with open(newest, "rb") as file:
+        file.seek(max(0, newest.stat().st_size - TAIL))
+        lines = file.read(TAIL).decode(errors="replace").splitlines()
     return [line for line in lines if line.strip()][-LINES:]
 
 
@@ -148,9 +175,37 @@ def read(folder: Path) -> State:
     if not path.exists():
         return State()
     try:
-        return State(**read_json(path))
+        state = State(**read_json(path))
     except TypeError as error:
         raise UserError(f"{path} is unreadable: {error}") from error
+    if wrong := next((key for key, fits in FITS.items() if not fits(getattr(state, key))), None):
+        raise UserError(f"{path} is unreadable: its {wrong} is not as genlab writes it")
+    return state
+
+
+def word(value: Any) -> bool:
+    return isinstance(value, str) and value.isprintable()  # a terminal acts on some characters
+
+
+def an_id(value: Any) -> bool:
+    return isinstance(value, str) and re.fullmatch(r"\w{0,64}", value) is not None  # it becomes part of a path
+
+
+def returned(value: Any) -> bool:
+    """Return whether a command may have returned this: numbers, by name or not, or nothing."""
+    values = value.values() if isinstance(value, dict) else value if isinstance(value, list) else [value]
+    return value is None or all(isinstance(one, int | float) for one in values)
+
+
+# What genlab writes of a state, by its key.
+FITS: dict[str, Callable[[Any], bool]] = {
+    "status": lambda value: value in STATUSES,
+    **dict.fromkeys(("since", "host"), word),
+    **dict.fromkeys(("starts", "pid"), lambda value: isinstance(value, int)),
+    "slurm": an_id,
+    "error": lambda value: isinstance(value, str),
+    "result": returned,
+}
 
 
 def write(folder: Path, state: State) -> None:
@@ -164,9 +219,16 @@ def now() -> str:
 
 
 def submitted(folder: Path) -> str:
-    """Return the scheduler's id of a job that was handed to it, whether or not it has begun; "" if it was not."""
+    """Return the scheduler's id of a job that was handed to it, whether or not it has begun; "" if it was not.
+
+    Raises:
+        UserError: the file is damaged.
+    """
     path = folder / "submitted"
-    return path.read_text() if path.exists() else ""
+    found = read_text(path, most=1000) if path.exists() else ""
+    if not an_id(found):
+        raise UserError(f"{path} is unreadable: it holds no id of a job, such as 12 or 12_3")
+    return found
 
 
 def note_submitted(folder: Path, slurm_id: str) -> None:
@@ -208,17 +270,44 @@ def stands(job: Job, queue: dict[str, str] | None) -> State:
 
 
 def held(folder: Path, state: State) -> bool:
-    """Return whether the process of a job that no scheduler started is still there, as far as this machine can tell."""
-    if state.host != socket.gethostname():
-        return True
+    """Return whether the process of a job that no scheduler started is still there; where that cannot be known, that it is."""
+    return locked(folder) or not certain(folder, state)
+
+
+def certain(folder: Path, state: State) -> bool:
+    """Return whether a lock that nobody seems to hold is free: another machine may hold it where machines share a disk.
+
+    The name of a machine alone says little: a container has a new one at each start.
+    """
+    return state.host == socket.gethostname() or disk(folder) in OWN_DISKS
+
+
+def locked(folder: Path) -> bool:
+    """Return whether a job's lock is seen to be held."""
     try:
         with open(folder / ".job.lock") as handle:
             fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            if disk(folder) in OWN_DISKS:  # of a disk that this machine serves by NFS, what others hold are locks of this kind
+                fcntl.lockf(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
     except FileNotFoundError:
         return False
     return False
+
+
+def disk(path: Path) -> str:
+    """Return the kind of the file system that a path lies on, such as ext4 or nfs; "" where the system does not say."""
+    try:
+        rows = [line.split() for line in MOUNTS.read_text().splitlines()]
+    except OSError:
+        return ""
+    here, found, depth = path.resolve(), "", -1
+    for row in rows:  # of several mounts at one place the last is seen
+        at = Path(re.sub(r"\\([0-7]{3})", lambda code: chr(int(code[1], 8)), row[4]))
+        if here.is_relative_to(at) and len(at.parts) >= depth:
+            found, depth = row[row.index("-") + 1], len(at.parts)
+    return found
 
 
 @contextmanager
@@ -258,11 +347,17 @@ def run(folder: Path, work: Callable[[], Any]) -> Any:
         try:
             result = work()
         except BaseException as error:
-            stopped = getattr(error, "exit_code", 2) > 128 or isinstance(error, KeyboardInterrupt | SystemExit)
-            write(folder, replace(state, status="stopped" if stopped else "failed", error=said(error)))
+            write(folder, replace(state, status=ended_by(error), error=said(error)))
             raise
         write(folder, replace(state, status="done", result=result))
         return result
+
+
+def ended_by(error: BaseException) -> Status:
+    """Return how a job stands that ended with an error: what goes on if it is started again is not failed."""
+    if getattr(error, "exit_code", 2) > 128 or isinstance(error, KeyboardInterrupt | SystemExit):
+        return "stopped"
+    return "lost" if isinstance(error, Lost) and error.silent else "failed"
 
 
 def own_id() -> str:

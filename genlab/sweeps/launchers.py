@@ -84,10 +84,11 @@ class Jobs(BaseSubmititLauncher):
         """Run what is not done of these jobs, and wait for all of them.
 
         Raises:
-            UserError: another sweep lies in the folder, or the machine refuses the jobs.
+            UserError: another sweep lies in the folder, it has a link out of it, or the machine refuses the jobs.
             Stopped: a signal ended the wait.
         """
         sweep = SweepFolder(Path(str(self.config.hydra.sweep.dir)))
+        sweep.refuse_links()
         if OmegaConf.to_container(self.config.hydra.sweep, resolve=False)["subdir"] != "${hydra.job.num}":
             raise UserError("hydra.sweep.subdir= cannot be set: a sweep's jobs lie in folders named by their numbers")
         command = ["train", *(word for word in sys.argv[1:] if not word.startswith("hydra.launcher.only="))]

@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from genlab.arguments import arguments as checked
 from genlab.arguments import construct
-from genlab.errors import UserError
+from genlab.errors import UserError, printable
 from genlab.spec import Count, Positive
 from genlab.sweeps.folder import Job, State, Status, hold, standing
 from genlab.sweeps.launchers import Jobs
@@ -140,7 +140,7 @@ class OptunaSweeper(Sweeper):
                 left[number] = status
                 continue
             said = study.tell(number, state.result if status == "done" else None, f"job {number}")
-            why = f" ({(state.error or state.status).splitlines()[-1]})" if status == "failed" else ""
+            why = f" ({printable((state.error or state.status).splitlines()[-1])})" if status == "failed" else ""
             drawn = " ".join(f"{key}={cell(value)}" for key, value in study.trials()[number].params.items())
             print(f"trial {number}: {said}{why}: {drawn}", flush=True)
         return left

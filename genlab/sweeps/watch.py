@@ -7,13 +7,14 @@ import time
 from collections.abc import Sequence
 from typing import Protocol
 
-from genlab.errors import UserError
+from genlab.errors import UserError, printable
 from genlab.sweeps import folder
 from genlab.sweeps.folder import Job, State
 from genlab.training.signals import Signals, Stopped
 
 ROUND = (0.05, 1.0)  # seconds between two looks at the jobs' folders: soon after something happened, and later
 ASK = (2.0, 30.0)  # likewise between two questions to a scheduler, which has others to answer
+DOUBT = 60.0  # seconds in which a job that another machine may be at work at ends, or is asked about
 
 
 class Machine(Protocol):
@@ -58,7 +59,7 @@ def watch(jobs: Sequence[Job], machine: Machine, *, names: dict[int, str], tries
         if one.there:
             say(f"{one.name}: was started before, and goes on")
     waiting, running = [one for one in watched if not one.there], [one for one in watched if one.there]
-    scheduler, pause = Scheduler(), ROUND[0]
+    scheduler, pause, began = Scheduler(), ROUND[0], time.monotonic()
     with Signals() as signals:
         while (waiting or running) and not signals.name:
             if waiting and (chosen := waiting[: machine.room(len(running))]):
@@ -76,6 +77,8 @@ def watch(jobs: Sequence[Job], machine: Machine, *, names: dict[int, str], tries
             pause = min(ROUND[1], pause * 1.2)
             for one in running:
                 one.look()
+                if one.there and not one.doubted and time.monotonic() - began > DOUBT and one.doubtful:
+                    one.doubt()
             over = {one: machine.ended(one.job) for one in running}
             gone = [one for one in running if (one.finished if over[one] is None else over[one])]
             gone += scheduler.gone([one for one in running if over[one] is None and not one.finished])
@@ -98,12 +101,25 @@ class Watched:
     def __init__(self, job: Job, name: str) -> None:
         self.job, self.name = job, name
         self.starts = self.known = 0
-        self.there = self.told = False
+        self.there = self.told = self.doubted = False
         self.state = State()
 
     def begin(self) -> None:
         """Note what stands there before a start."""
         self.starts, self.known, self.told = self.starts + 1, folder.read(self.job.folder).starts, False
+
+    @property
+    def doubtful(self) -> bool:
+        """Whether it is held to be at work only because nobody here can know."""
+        where, state = self.job.folder, self.state
+        return state.status == "running" and not state.slurm and not folder.certain(where, state) and not folder.locked(where)
+
+    def doubt(self) -> None:
+        """Tell once what is waited for that may be gone, and what ends the wait."""
+        self.doubted = True
+        whom, file = f"process {self.state.pid} on {self.state.host}", self.job.folder / "state.json"
+        say(f"{self.name}: is waited for: {whom} began it, which cannot be seen from here; if that is gone, delete {file}, and "
+            "the job is started again")  # fmt: skip
 
     def look(self) -> None:
         """Read what the job says, and tell when it begins."""
@@ -122,7 +138,7 @@ class Watched:
 
     def outcome(self, ended_as: str) -> str:
         """Return what became of the job, in a line; `ended_as` is the scheduler's word for it, such as OUT_OF_MEMORY."""
-        if self.finished or (self.heard and self.state.status == "stopped"):
+        if self.finished or (self.heard and self.state.status in ("stopped", "lost")):
             last = self.state.error.splitlines()[-1:]
             return self.state.status + (f": {last[0].strip()}" if last else "")
         last = folder.last_words(self.job)[-1:]
@@ -165,4 +181,5 @@ def named(jobs: Sequence[Job]) -> dict[int, str]:
 
 
 def say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+    """Print a line on stderr, without characters that a terminal would act on: an error or a log may have them."""
+    print(printable(line), file=sys.stderr, flush=True)

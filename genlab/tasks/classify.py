@@ -71,7 +71,7 @@ def classify(
     log_p = joint - joint.logsumexp(1, keepdim=True)
     record = {
         "runs": [str(run.folder.path) for run in runs], "models": [run.name for run in runs], "dataset": first.info["dataset"],
-        "step": [run.step for run in runs], "split": split, "n": len(batch), "seed": seed, "rule": said,
+        "step": [run.step for run in runs], "split": split, "n": len(batch), "terms": terms, "seed": seed, "rule": said,
         **judged(log_p, batch.y.cpu()),
     }  # fmt: skip
     folder, name = folder_of(runs, "classify", out), f"{split}_seed{seed}" if runs[1:] else f"{split}_step{first.step}_seed{seed}"

@@ -89,7 +89,8 @@ def inpaint(
     error = torch.stack([asking.squared_error(x, filled[:, k]) for k in range(draws)], 1)  # (n, draws)
     plain = asking.squared_error(x, torch.where(where, usually, x))
     record = {
-        "how": how, "mask": mask, **({"side": side} if mask == "half" else {}), "n": len(x), "draws": draws, "steps": steps, "judge": judge,
+        "how": how, "mask": mask, **({"side": side} if mask == "half" else {}),
+        "n": len(x), "draws": draws, "steps": steps, "judge": judge,
         "hidden_share": where.float().mean().item(),
         "squared_error_of_a_draw": asking.mean(error.mean(1)),
         "squared_error_of_the_draws_mean": asking.mean(asking.squared_error(x, filled.mean(1))),

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from genlab.errors import UserError, did_you_mean
+from genlab.comparison.entries import well_formed
+from genlab.errors import UserError, did_you_mean, printable
 from genlab.sweeps import folder
 from genlab.sweeps.folder import Job, State, SweepFolder
 from genlab.sweeps.own import check
 from genlab.tasks.tables import show
+from genlab.training.files import read_json
 from genlab.training.run import RunFolder
 
 VERBS = {
@@ -73,12 +74,13 @@ def status(sweep: SweepFolder) -> None:
     for job, state, own in zip(jobs, states, folder.own_options(jobs), strict=True):
         done, of = steps(job)
         since = state.since.replace("T", " ")[:19]
-        rows.append([job.number, " ".join(own), named(state), f"{done:,} of {of:,}" if of else "", since, numbers(job, state)])
+        own, last = printable(" ".join(own)), printable(numbers(job, state))
+        rows.append([job.number, own, named(state), f"{done:,} of {of:,}" if of else "", since, last])
     show(["job", "options", "state", "step", "since", "last numbers"], rows)
     for job, state in zip(jobs, states, strict=True):
-        why = state.error.splitlines() or (folder.last_words(job) if state.status == "lost" else [])
+        why = state.error.splitlines()[-folder.LINES :] or (folder.last_words(job) if state.status == "lost" else [])
         if state.status in ("failed", "stopped", "lost") and why:
-            print(f"job {job.number} {state.status}:", *(f"  {line}" for line in why), sep="\n")
+            print(f"job {job.number} {state.status}:", *(f"  {indented(line)}" for line in why), sep="\n")
     every = [state.status for state in states]
     counts = ", ".join(f"{every.count(s)} {s}" for s in folder.STATUSES if s in every)
     print(f"{len(jobs)} jobs: {counts}")
@@ -86,6 +88,11 @@ def status(sweep: SweepFolder) -> None:
         print(f"the failed ones again: genlab sweep rerun {sweep.path}")
     if set(every) - {"done", "failed"}:
         print(f"all that is not done: genlab sweep resume {sweep.path}")
+
+
+def indented(line: str) -> str:
+    """Return a line without characters that a terminal would act on, as far in as it was: it may be of a traceback."""
+    return " " * (len(line) - len(line.lstrip(" "))) + printable(line)
 
 
 def named(state: State) -> str:
@@ -96,23 +103,31 @@ def named(state: State) -> str:
 
 
 def steps(job: Job) -> tuple[int, int]:
-    """Return how many steps a job has logged, and of how many: 0 of 0 before it began."""
-    import yaml
+    """Return how many steps a job has logged, and of how many: 0 of 0 before it began.
 
+    Raises:
+        UserError: its config.yaml or its stats.jsonl is damaged.
+    """
     run = RunFolder(job.folder)
     try:
-        of = yaml.load(run.config(), getattr(yaml, "CSafeLoader", yaml.SafeLoader))["trainer"]["steps"]
+        of = run.options("trainer")["trainer"].get("steps")
     except FileNotFoundError:
         return 0, 0
-    return max((line.get("step", 0) for line in lines(run)), default=0), of
+    if not isinstance(of, int):
+        raise UserError(f"{run.path / 'config.yaml'} is unreadable: its trainer.steps is no whole number")
+    return max((line["step"] for line in lines(run)), default=0), of
 
 
 def lines(run: RunFolder) -> list[dict[str, Any]]:
-    """Return what a run has logged so far: of one that is at work the last line may be half written."""
-    found = []
-    for line in run.stats.read_text().splitlines() if run.stats.exists() else ():
-        with contextlib.suppress(ValueError):
-            found.append(json.loads(line))
+    """Return what a run has logged so far: of one that is at work the last line may be half written.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    found = run.history()
+    for line in found:
+        if not isinstance(line.get("evaluation", {}), dict):
+            raise UserError(f"{run.stats} is damaged: its evaluation at step {line['step']} holds no numbers by name")
     return found
 
 
@@ -136,6 +151,8 @@ def best(sweep: SweepFolder, *, metric: str | None = None, higher: str | None = 
     Raises:
         UserError: no job has it, or a wrong option.
     """
+    from rich.markup import escape
+
     if higher not in (None, "true", "false"):
         raise UserError(f"higher={higher}: true or false")
     if not n.isdigit() or int(n) < 1:
@@ -153,21 +170,37 @@ def best(sweep: SweepFolder, *, metric: str | None = None, higher: str | None = 
     upward = upward if higher is None else higher == "true"
     ranked = [(found[metric][0], job, own) for job, found, own in zip(jobs, measured, folder.own_options(jobs), strict=True)
               if metric in found]  # fmt: skip
-    ranked.sort(key=lambda row: -row[0] if upward else row[0])
-    show(["job", f"{metric} ({'higher' if upward else 'lower'} is better)", "options", "run"],
-         [[job.number, f"{value:.6g}", " ".join(own), job.folder] for value, job, own in ranked[: int(n)]])  # fmt: skip
+    # No number is better or worse than NaN, which would leave the others in no order: it comes last.
+    ranked.sort(key=lambda row: (math.isnan(row[0]), -row[0] if upward else row[0]))
+    rows = [[job.number, f"{value:.6g}", printable(" ".join(own)), job.folder] for value, job, own in ranked[: int(n)]]
+    show(["job", escape(f"{printable(metric)} ({'higher' if upward else 'lower'} is better)"), "options", "run"], rows)
 
 
 def measures(job: Job) -> dict[str, tuple[float, bool | None]]:
-    """Return name -> (a job's final number, whether higher is better where that is known)."""
+    """Return name -> (a job's final number, whether higher is better where that is known).
+
+    Raises:
+        UserError: its stats.jsonl or its metrics.json is damaged.
+    """
     run = RunFolder(job.folder)
     found: dict[str, tuple[float, bool | None]] = {}
     for line in lines(run):
         row = line.get("evaluation", line if "seconds" in line else {})
-        found |= {k: (v, None) for k, v in row.items() if isinstance(v, int | float) and k != "step" and not NO_MEASURE.match(k)}
-    record = run.path / "metrics.json"
-    rows = json.loads(record.read_text())["metrics"] if record.exists() else []
-    return found | {row["name"]: (row["value"], row["better"] == "higher") for row in rows}
+        measured = {k: v for k, v in row.items() if isinstance(v, int | float) and k != "step" and not NO_MEASURE.match(k)}
+        found |= {k: (number(v), None) for k, v in measured.items()}
+    path = run.path / "metrics.json"
+    record = read_json(path) if path.exists() else {"metrics": [], "absent": {}, "settings": {}, "step": 0}
+    if not well_formed(record):
+        raise UserError(f"{path} is unreadable: it is no record that `genlab evaluate` writes now; measure the run again")
+    return found | {row["name"]: (number(row["value"]), row.get("better") == "higher") for row in record["metrics"]}
+
+
+def number(value: float | None) -> float:
+    """Return a number of a record as a float: null stands for one that is not finite, and digits may be too many."""
+    try:
+        return math.nan if value is None else float(value)
+    except OverflowError:
+        return math.inf if value > 0 else -math.inf
 
 
 # --- once more ----------------------------------------------------------------------------------------------------------

@@ -35,6 +35,7 @@ class Lost(UserError):
     """A process ended, and the others with it; the message says which, and why."""
 
     exit_code = 1
+    silent = False  # whether it ended without a word: no fault of the training, which goes on if it is started again
 
 
 class Said(UserError):
@@ -62,7 +63,7 @@ def farewell(error: Exception, line: str | None) -> Exception:
         return Said() if me.world.rank else error
     if failed or words == verdict["words"]:
         end = Lost(verdict["line"])
-        end.exit_code = getattr(error, "exit_code", 1)
+        end.exit_code, end.silent = getattr(error, "exit_code", 1), verdict["words"] == SILENT
         return end
     return error
 
