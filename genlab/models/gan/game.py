@@ -47,7 +47,7 @@ class Game(nn.Module):
 
     generator: nn.Module
     discriminator: Critic
-    takes_spectral = True  # whether D's weights may be divided by their spectral norm
+    equalised_rate = False  # D's weights are scaled as they are used, which spectral normalisation would undo
 
     def __init__(
         self,
@@ -75,6 +75,9 @@ class Game(nn.Module):
                             "set model.conditional=false")  # fmt: skip
         if augment != "none" and spec.kind != "image":
             raise UserError(f"model.augment={augment} is for images; set model.augment=none")
+        if spectral and self.equalised_rate:
+            raise UserError(f"{type(self).__name__}'s weights have an equalised learning rate, which spectral normalisation "
+                            "would undo; set model.spectral=false")  # fmt: skip
         if augment == "ada" and not LOSSES[loss].absolute:  # what the signs of D's values are is left to chance there
             *others, last = [name for name, one in LOSSES.items() if one.absolute]
             raise UserError(f"model.augment=ada follows the signs of D's values, which mean nothing with model.loss={loss}; "
@@ -191,7 +194,7 @@ class Game(nn.Module):
             return [f"++model.r1={2 * self.r1:g}"]
         if self.gradient_penalty or self.clip:
             return []
-        spectral = ["++model.spectral=true"] if self.takes_spectral and not self.spectral else []
+        spectral = ["++model.spectral=true"] if not (self.equalised_rate or self.spectral) else []
         return ["++model.r1=0.1", *spectral]
 
     def wider(self) -> list[str]:

@@ -33,6 +33,8 @@ class ProGAN(Game):
         UserError: the images are not square with a side that is a power of two, of at least 8.
     """
 
+    equalised_rate = True
+
     def __init__(
         self,
         spec: Spec,
@@ -45,7 +47,6 @@ class ProGAN(Game):
     ) -> None:
         sides = powers(spec, type(self).__name__)
         super().__init__(spec, condition=condition, **options)
-        refuse_spectral(self)
         widths = [max(1, min(maps, base // s)) for s in sides]  # of the sides 4, 8, …, S
         self.generator = Generator(self.code, widths, spec)
         self.discriminator = equalised(self.critic(Features(widths, spec.shape[0]), (widths[0],)))
@@ -169,14 +170,6 @@ def powers(spec: Spec, name: str) -> list[int]:
         mend = f"set dataset.size={max(8, 1 << (max(spec.shape[1:]) - 1).bit_length())}"
     raise UserError(f"{name} needs square images whose side is a power of two of at least 8, and this dataset gives "
                     f"{spec.shape}; {mend}")  # fmt: skip
-
-
-def refuse_spectral(game: Game) -> None:
-    """Refuse spectral normalisation, which would take the scale from weights that are scaled as they are used."""
-    game.takes_spectral = False
-    if game.spectral:
-        raise UserError(f"{type(game).__name__}'s weights have an equalised learning rate, which spectral normalisation "
-                        "would undo; set model.spectral=false")  # fmt: skip
 
 
 def equalised(critic: nn.Module) -> nn.Module:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from genlab.models.gan.game import Game
-from genlab.models.gan.progan import clamped, equalised, powers, refuse_spectral
+from genlab.models.gan.progan import clamped, equalised, powers
 from genlab.nn.deviation import MinibatchDeviation
 from genlab.nn.style import (
     EqualConv2d,
@@ -41,6 +41,8 @@ class StyleGAN2(Game):
         UserError: the images are not square with a side that is a power of two, of at least 8.
     """
 
+    equalised_rate = True
+
     def __init__(
         self,
         spec: Spec,
@@ -58,7 +60,6 @@ class StyleGAN2(Game):
     ) -> None:
         sides = powers(spec, type(self).__name__)
         super().__init__(spec, latent=latent, condition=condition, **options)
-        refuse_spectral(self)
         widths = [max(1, min(maps, base // s)) for s in sides]  # of the sides 4, 8, …, S
         mapping = Mapping(latent, spec.classes * self.conditional, layers, mapping_rate)
         self.generator = Generator(mapping, Synthesis(widths, latent, spec), mixing)
