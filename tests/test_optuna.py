@@ -20,8 +20,9 @@ from trials import bowl, launch_by
 
 from genlab.abilities import Estimate
 from genlab.errors import UserError
-from genlab.sweeps.folder import SweepFolder, hold, read, run
+from genlab.sweeps.folder import SweepFolder, read, run
 from genlab.sweeps.launchers import Jobs
+from genlab.sweeps.locks import hold
 from genlab.sweeps.search import spans
 from genlab.sweeps.space import Space
 from genlab.sweeps.study import NAME, Goal, Search, Study, storage, verdict

@@ -22,7 +22,7 @@ from sweeping import MINE, brief, states, write_model
 
 from genlab.cli import sweep_name
 from genlab.errors import UserError
-from genlab.sweeps import folder, launchers, slurm, watch
+from genlab.sweeps import folder, launchers, locks, slurm, watch
 from genlab.sweeps.folder import Job, State, SweepFolder
 from genlab.training.signals import Signals, Stopped
 
@@ -38,8 +38,8 @@ def test_a_plan_grows_and_refuses_another_sweep(tmp_path):
     sweep = SweepFolder(tmp_path / "s")
     first = sweep.extend(["train", "-m", "a=1,2"], 0, [["a=1", "device=cpu"], ["a=2", "device=cpu"]])
     sweep.extend(["train", "-m", "a=3"], 2, [["a=3"]])
-    with folder.hold(tmp_path / "lock"), pytest.raises(UserError, match="another process is at work"):
-        folder.hold(tmp_path / "lock", patience=0).__enter__()
+    with locks.hold(tmp_path / "lock"), pytest.raises(UserError, match="another process is at work"):
+        locks.hold(tmp_path / "lock", patience=0).__enter__()
     assert [job.folder.name for job in first] == ["0", "1"] and len(sweep.jobs()) == 3
     assert folder.own_options(sweep.jobs()) == [["a=1"], ["a=2"], ["a=3"]]
     (again,) = sweep.extend(["train", "-m", "device=cuda"], 1, [["a=2", "device=cuda"]])  # where it runs is not what it does
@@ -98,7 +98,7 @@ def test_a_job_is_lost_when_its_process_is_and_has_one_at_a_time(tmp_path, monke
     with open(tmp_path / ".job.lock") as handle:
         fcntl.flock(handle, fcntl.LOCK_EX)
         assert job.state.status == "running"
-    monkeypatch.setattr(folder, "disk", lambda path: "nfs")
+    monkeypatch.setattr(locks, "disk", lambda path: "nfs")
     folder.write(tmp_path, State("running", host="elsewhere"))
     assert job.state.status == "running"
 
@@ -111,10 +111,10 @@ def test_a_free_lock_says_that_a_job_is_gone_whatever_its_machine_was_called(kin
     mounts = tmp_path / "mounts"
     lines = ["1 0 8:1 / / rw shared:1 - btrfs /dev/sda rw", f"2 1 0:9 / {tmp_path}/a\\040b rw,noatime - {kind} here rw"]
     mounts.write_text("\n".join(lines) if kind else "")
-    monkeypatch.setattr(folder, "MOUNTS", mounts if kind else tmp_path / "none")
+    monkeypatch.setattr(locks, "MOUNTS", mounts if kind else tmp_path / "none")
     job = Job(0, (), tmp_path / "a b" / "0")
     folder.write(job.folder, State("running", host="elsewhere"))
-    assert folder.disk(job.folder) == kind and job.state.status == status
+    assert locks.disk(job.folder) == kind and job.state.status == status
     with open(job.folder / ".job.lock", "w") as handle:
         assert job.state.status == status
         fcntl.flock(handle, fcntl.LOCK_EX)
@@ -127,9 +127,9 @@ def test_what_another_machine_holds_by_nfs_is_seen_by_the_one_that_has_the_disk(
     code = "import fcntl, sys; f = open(sys.argv[1], 'w'); fcntl.lockf(f, fcntl.LOCK_EX); print('held', flush=True); input()"
     command = [sys.executable, "-c", code, str(tmp_path / ".job.lock")]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
-        assert other.stdout.readline() == "held\n" and folder.held(tmp_path, folder.read(tmp_path))
+        assert other.stdout.readline() == "held\n" and locks.held(tmp_path, folder.read(tmp_path).host)
         other.communicate("\n")
-    assert not folder.held(tmp_path, folder.read(tmp_path))
+    assert not locks.held(tmp_path, folder.read(tmp_path).host)
 
 
 class Nowhere:
@@ -150,7 +150,7 @@ class Nowhere:
 
 
 def test_a_wait_for_what_cannot_be_seen_says_how_to_end_it(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(folder, "disk", lambda path: "nfs")
+    monkeypatch.setattr(locks, "disk", lambda path: "nfs")
     monkeypatch.setattr(watch, "DOUBT", 0.5)
     monkeypatch.setattr(watch, "ASK", (0.2, 0.2))
     job = Job(0, ("seed=0",), tmp_path / "0")

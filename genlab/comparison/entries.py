@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from genlab.errors import UserError
-from genlab.training.files import read_json
+from genlab.training.files import read_json, refuse_links
 from genlab.training.run import RunFolder
 
 Record = dict[str, Any]
@@ -32,7 +32,7 @@ class Entry:
 
     @cached_property
     def info(self) -> dict[str, Any]:
-        RunFolder(self.folder).refuse_links()
+        refuse_links(self.folder, "run")
         return RunFolder(self.folder).info()
 
     @cached_property

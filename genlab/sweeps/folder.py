@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import re
 import socket
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import IO, Any, Literal, get_args
+from typing import Any, Literal, get_args
 
 from genlab.errors import UserError
 from genlab.sweeps import own, slurm
-from genlab.training.files import lockable, read_json, read_text, write_whole
+from genlab.sweeps.locks import held, hold
+from genlab.training.files import read_json, read_text, refuse_links, write_whole
 from genlab.training.watch import Lost
 
 # waiting: not begun, or in a scheduler's queue (again). stopped: a signal ended it, with everything saved. lost: its process,
@@ -31,9 +30,6 @@ ELSEWHERE = ("device", "debug")  # options that say where and how a job runs, no
 TAIL = 2**16  # bytes of a log in which its last lines are looked for
 # Links of submitit's and optuna's own, which point elsewhere once the sweep is moved; nothing is read or written through them.
 LINKED = re.compile(r"\.submitit/[^/]*\.pkl|study\.journal\.lock")
-MOUNTS = Path("/proc/self/mountinfo")
-# File systems that one kernel alone writes to: it knows all who hold a lock there.
-OWN_DISKS = {"bcachefs", "btrfs", "ext2", "ext3", "ext4", "f2fs", "overlay", "ramfs", "tmpfs", "xfs", "zfs"}
 
 
 @dataclass(frozen=True)
@@ -89,12 +85,7 @@ class SweepFolder:
         Raises:
             UserError: names the link.
         """
-        inside = self.path.resolve()
-        for here, folders, files in os.walk(self.path):
-            for path in (Path(here, name) for name in (*folders, *files)):
-                out = path.is_symlink() and not path.resolve().is_relative_to(inside)
-                if out and not LINKED.fullmatch(str(path.relative_to(self.path))):
-                    raise UserError(f"{path} is a link out of the sweep, to {os.readlink(path)}; put there what it stands for")
+        refuse_links(self.path, "sweep", LINKED)
 
     def plan(self) -> dict[str, Any]:
         """Return plan.json: the command, the folder that it was given in, the sweeper, and each job's overrides.
@@ -258,7 +249,7 @@ def stands(job: Job, queue: dict[str, str] | None) -> State:
     if state.status == "done":
         return state
     if state.status == "running" and not state.slurm:
-        return state if held(job.folder, state) else replace(state, status="lost")
+        return state if held(job.folder, state.host) else replace(state, status="lost")
     there = slurm.RUNS | slurm.WAITS
     if handed != state.slurm and (queue is None or queue.get(handed) in there):  # begun anew, and not yet at work
         return replace(state, status="waiting", slurm=handed)
@@ -267,67 +258,6 @@ def stands(job: Job, queue: dict[str, str] | None) -> State:
     if state.status != "failed" and queue.get(state.slurm) in there:
         return replace(state, status="waiting", slurm=handed)
     return replace(state, status="lost") if state.status == "running" else state
-
-
-def held(folder: Path, state: State) -> bool:
-    """Return whether the process of a job that no scheduler started is still there; where that cannot be known, that it is."""
-    return locked(folder) or not certain(folder, state)
-
-
-def certain(folder: Path, state: State) -> bool:
-    """Return whether a lock that nobody seems to hold is free: another machine may hold it where machines share a disk.
-
-    The name of a machine alone says little: a container has a new one at each start.
-    """
-    return state.host == socket.gethostname() or disk(folder) in OWN_DISKS
-
-
-def locked(folder: Path) -> bool:
-    """Return whether a job's lock is seen to be held."""
-    try:
-        with open(folder / ".job.lock") as handle:
-            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            if disk(folder) in OWN_DISKS:  # of a disk that this machine serves by NFS, what others hold are locks of this kind
-                fcntl.lockf(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except FileNotFoundError:
-        return False
-    return False
-
-
-def disk(path: Path) -> str:
-    """Return the kind of the file system that a path lies on, such as ext4 or nfs; "" where the system does not say."""
-    try:
-        rows = [line.split() for line in MOUNTS.read_text().splitlines()]
-    except OSError:
-        return ""
-    here, found, depth = path.resolve(), "", -1
-    for row in rows:  # of several mounts at one place the last is seen
-        at = Path(re.sub(r"\\([0-7]{3})", lambda code: chr(int(code[1], 8)), row[4]))
-        if here.is_relative_to(at) and len(at.parts) >= depth:
-            found, depth = row[row.index("-") + 1], len(at.parts)
-    return found
-
-
-@contextmanager
-def hold(path: Path, *, patience: float | None = None) -> Iterator[IO[str]]:
-    """Hold a file's lock; who comes second waits, for at most `patience` seconds if that is given.
-
-    Raises:
-        UserError: another process holds it, and went on doing so.
-    """
-    with lockable(path) as handle:
-        began = time.monotonic()
-        while True:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | (0 if patience is None else fcntl.LOCK_NB))
-                break
-            except BlockingIOError:
-                if time.monotonic() - began > patience:
-                    raise UserError(f"another process is at work in {path.parent}") from None
-                time.sleep(0.05)
-        yield handle
 
 
 def run(folder: Path, work: Callable[[], Any]) -> Any:

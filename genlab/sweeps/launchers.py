@@ -23,6 +23,7 @@ from genlab.errors import UserError
 from genlab.sweeps import folder
 from genlab.sweeps.cluster import Cluster
 from genlab.sweeps.folder import Job, SweepFolder
+from genlab.sweeps.locks import hold
 from genlab.sweeps.processes import Processes
 from genlab.sweeps.watch import Machine, named, say, watch
 
@@ -98,7 +99,7 @@ class Jobs(BaseSubmititLauncher):
         left = [job for job, state in zip(wanted, folder.standing(wanted), strict=True) if state.status != "done"]
         if len(left) < len(wanted):
             say(f"{len(wanted) - len(left)} of {len(wanted)} jobs are done already: {sweep.path}")
-        with folder.hold(sweep.path / ".launcher.lock", patience=0):
+        with hold(sweep.path / ".launcher.lock", patience=0):
             watch(left, self.machine(sweep), names=named(sweep.jobs()), tries=self.tries)
         states = folder.standing(jobs)
         counted = [state.status for state in states]

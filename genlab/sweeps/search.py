@@ -19,8 +19,9 @@ from genlab.arguments import arguments as checked
 from genlab.arguments import construct
 from genlab.errors import UserError, printable
 from genlab.spec import Count, Positive
-from genlab.sweeps.folder import Job, State, Status, hold, standing
+from genlab.sweeps.folder import Job, State, Status, standing
 from genlab.sweeps.launchers import Jobs
+from genlab.sweeps.locks import hold
 from genlab.tasks.tables import show
 
 if TYPE_CHECKING:

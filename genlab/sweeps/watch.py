@@ -10,6 +10,7 @@ from typing import Protocol
 from genlab.errors import UserError, printable
 from genlab.sweeps import folder
 from genlab.sweeps.folder import Job, State
+from genlab.sweeps.locks import certain, locked
 from genlab.training.signals import Signals, Stopped
 
 ROUND = (0.05, 1.0)  # seconds between two looks at the jobs' folders: soon after something happened, and later
@@ -112,7 +113,7 @@ class Watched:
     def doubtful(self) -> bool:
         """Whether it is held to be at work only because nobody here can know."""
         where, state = self.job.folder, self.state
-        return state.status == "running" and not state.slurm and not folder.certain(where, state) and not folder.locked(where)
+        return state.status == "running" and not state.slurm and not certain(where, state.host) and not locked(where)
 
     def doubt(self) -> None:
         """Tell once what is waited for that may be gone, and what ends the wait."""

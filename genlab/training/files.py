@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -81,6 +82,24 @@ def lockable(path: Path) -> IO[str]:
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------
+
+
+def refuse_links(folder: Path, what: str, but: re.Pattern[str] | None = None) -> None:
+    """Refuse a folder with a link out of it, through which a stranger's would have other files read and written.
+
+    Args:
+        what: the folder is, such as "run".
+        but: paths in it, whole, of links that nothing is read or written through.
+
+    Raises:
+        UserError: names the link.
+    """
+    inside = folder.resolve()
+    for here, folders, files in os.walk(folder):
+        for path in (Path(here, name) for name in (*folders, *files)):
+            out = path.is_symlink() and not path.resolve().is_relative_to(inside)
+            if out and not (but and but.fullmatch(str(path.relative_to(folder)))):
+                raise UserError(f"{path} is a link out of the {what}, to {os.readlink(path)}; put there what it stands for")
 
 
 def read_text(path: Path, most: int) -> str:

@@ -14,7 +14,7 @@ from typing import IO, Any
 from genlab.errors import UserError
 from genlab.spec import Spec
 from genlab.training import checkpoints
-from genlab.training.files import lockable, read_json, read_yaml, write_whole
+from genlab.training.files import lockable, read_json, read_yaml, refuse_links, write_whole
 
 OUTPUTS = Path("outputs")
 
@@ -75,7 +75,7 @@ class RunFolder:
         where = None if where is None else str(where)  # a folder's name may look like a number
         if where is None or where == "latest" or where.startswith("latest:"):
             run = cls.latest((where or "").partition(":")[2])
-            run.refuse_links()
+            refuse_links(run.path, "run")
             return run, None
         path = Path(where)
         if path.is_file() and path.suffix == ".pt":
@@ -86,20 +86,8 @@ class RunFolder:
             raise UserError(f"run={where}: there is no such folder or checkpoint file")
         if not (run.path / "run.json").exists():
             raise UserError(f"run={where} is no run: {run.path} has no run.json; give a folder that `genlab train` made")
-        run.refuse_links()
+        refuse_links(run.path, "run")
         return run, checkpoint
-
-    def refuse_links(self) -> None:
-        """Refuse a run folder with a link out of it, through which a stranger's run would have other files read and written.
-
-        Raises:
-            UserError: names the link.
-        """
-        own = self.path.resolve()
-        for here, folders, files in os.walk(self.path):
-            for path in (Path(here, name) for name in (*folders, *files)):
-                if path.is_symlink() and not path.resolve().is_relative_to(own):
-                    raise UserError(f"{path} is a link out of the run, to {os.readlink(path)}; put there what it stands for")
 
     @classmethod
     def latest(cls, model: str = "") -> RunFolder:
