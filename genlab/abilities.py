@@ -187,6 +187,11 @@ def abilities(model: object) -> set[str]:
     return {verb for verb in ABILITIES if callable(getattr(model, verb, None))}
 
 
+def choices(model: object) -> dict[str, slice]:
+    """Return the parts of a model's codes (B, d) that are one-hot choices, by name, as its `choices` says; none without one."""
+    return getattr(model, "choices", {})
+
+
 def need(model: object, verb: str, able: Callable[[], Iterable[str]] = tuple) -> None:
     """Refuse a request that `model` has no verb for.
 

@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import re
+import signal
 import sys
 import traceback
 from functools import cache
@@ -61,6 +62,11 @@ def main() -> None:
     except BrokenPipeError:  # who reads the output has seen enough: `genlab models | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
+    except KeyboardInterrupt:  # before a training listens for it, in a task that saves at its end, or a second one
+        if full:
+            raise
+        print("genlab: SIGINT: interrupted; what was saved before stays", file=sys.stderr)
+        leave(128 + signal.SIGINT)
     except Exception as error:
         end = parted(error)
         line = explain(end)

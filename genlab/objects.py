@@ -106,24 +106,30 @@ def assemble(config: Plain, overrides: list[str] | None = None, *, state: Plain 
     """Return the config with every number settled, its dataset, and its trainer, checked against each other.
 
     Args:
-        overrides: of the command, for a codec that has to be trained first.
+        overrides: of the command, for a part that has to be trained first.
         state: of a run that goes on, for the trainer to take over; `where` names that run's config.
 
     Raises:
-        UserError: an option is wrong, or the state is not that of the config's trainer.
+        UserError: an option is wrong, the state is not that of the config's trainer, or the processes differ in any of it.
     """
-    from genlab.tasks.codec import with_codec
+    from genlab.resume import HOW, NAMES_DATA
+    from genlab.tasks.parts import with_part
+    from genlab.tasks.together import refuse_unlike
     from genlab.tasks.train import check
     from genlab.training.fitting import agreeing, bounded
+    from genlab.training.ranks import Ranks
 
     device = make_device(config["device"], seed=config["seed"])
+    config, part = with_part(config, overrides or [], begun=state is not None)
     dataset = make_dataset(config)
-    config, weights = with_codec(config, dataset.spec, overrides or [])
+    weights = part and part.fit(dataset.spec)
+    # before a message between processes has the size of what differs
+    refuse_unlike(Ranks(), config, dataset, but={*HOW, *NAMES_DATA}, state=state, part=weights)
     config = settled(config, dataset, device)
     with bounded(state["model"]) if state else nullcontext():
         model = make_model(config, dataset.spec)
     if weights is not None:
-        model.codec.load_state_dict(weights)
+        getattr(model, part.name).load_state_dict(weights)
     trainer = make_trainer(config, model, device)
     check(trainer, dataset, config)
     if state:

@@ -37,20 +37,22 @@ def same(given: Plain, folder: RunFolder) -> Plain:
     Raises:
         UserError: it is not what is composed now: a recipe was edited in between.
     """
+    from genlab.tasks.parts import part_of
     from genlab.tasks.train import flat
 
-    own = folder.options("model", "dataset", "trainer", "device")
+    own, part = folder.options("model", "dataset", "trainer", "device"), part_of(given)
     if given["trainer"]["batch_size"] == "auto":  # the run holds the number that it was settled at
         given["trainer"]["batch_size"] = own["trainer"]["batch_size"]
     before, now = (flat({key: value for key, value in config.items() if key not in HOW}) for config in (own, given))
     for key in sorted(before.keys() | now.keys()):
-        settled = given.get("codec") and (key == "codec.run" or key.startswith("model.codec."))
+        left_open = key.startswith(("dataset.", "prepare.")) and now.get(key) is None  # the part's run has it
+        settled = part and (key == f"{part}.run" or key.startswith(f"model.{part}.") or left_open)
         if before.get(key) != now.get(key) and not settled:
             raise UserError(
                 f"{folder.path} was begun with {key}={shown(before.get(key))}, and now it is {shown(now.get(key))}; "
                 "give another hydra.sweep.dir=, or remove that folder"
             )
-    # Without a checkpoint it begins anew: a codec, whose weights lie in them, is had as at first.
+    # Without a checkpoint it begins anew: another run's model, whose weights lie in them, is had as at first.
     return {**own, **{key: given[key] for key in HOW}} if folder.steps() else given
 
 
@@ -60,10 +62,12 @@ def resumed(given: Plain, folder: RunFolder, overrides: list[str]) -> Plain:
     Raises:
         UserError: an override would change what is trained, or the config names what only its user may allow.
     """
+    from genlab.tasks.parts import part_of
+
     own, where = folder.options("model", "dataset", "trainer", "device"), folder.path / "config.yaml"
     refuse_targets(own, allowed=tuple(given["allow"]), where=str(where))
-    if own.get("codec") and "codec" not in own["model"]:
-        raise UserError(f"{where} is unreadable: its model has no codec, which a run that goes on has")
+    if (part := part_of(own)) and part not in own["model"]:
+        raise UserError(f"{where} is unreadable: its model has no {part}, which a run that goes on has")
     own["allow"] = given["allow"]  # what the run's own config would allow counts for nothing
     check_general(own)
     choices = folder.info()["choices"]

@@ -92,7 +92,7 @@ def answers(folder: Path) -> list[dict]:
 
 
 ASKING = ("translate", "colorize", "superres", "forecast", "denoise", "inpaint")  # commands whose records are numbers with errors
-ASKED = ("in", "down", "n", "films", "mask", "side", "noise", "strength", "draws", "steps", "judge")  # options in records
+ASKED = ("in", "back", "down", "n", "films", "mask", "side", "noise", "strength", "draws", "steps", "judge")  # options in records
 PAIR = {"value", "error"}  # of such a number
 
 
@@ -105,7 +105,7 @@ def askings(folder: Path) -> list[dict]:
             continue
         record = json.loads(path.read_text())
         kept = [key for key in ASKED if record.get(key)]
-        say = {"in": lambda path: Path(path).name} | dict.fromkeys(("down", "judge"), lambda yes: str(yes).lower())
+        say = {"in": lambda path: Path(path).name} | dict.fromkeys(("back", "down", "judge"), lambda yes: str(yes).lower())
         said = [f"{key}={say.get(key, str)(record[key])}" for key in kept]
         metrics = [{"name": name, "unit": "dB" if "_db" in name else "", "tag": "exact", "conditions": {}, **value}
                    for name, value in record.items() if isinstance(value, dict) and value.keys() == PAIR]  # fmt: skip

@@ -5,8 +5,9 @@
 A round is one recipe with random options, trained once in peace and once disturbed: killed (SIGKILL, TERM, USR2, INT) at
 random moments, its newest checkpoint cut short or changed, its disk filled or made read-only (where a disk may be mounted), one
 of its images taken away for a while, a second training started in its folder, samples drawn meanwhile, the clock set back or
-forth (where libfaketime is there). It is started again until it is done. What counts as lost: a difference in the end, a step
-that was told saved and is not there, an end that is neither done nor one clear line. The exit code is 1 if anything was lost.
+forth (where libfaketime is there). It is started again until it is done. In every fourth round two processes train one model, of
+which one is killed and the other has to say so and end; two or one go on. What counts as lost: a difference in the end, a step
+that was saved and is not there, an end that is neither done nor one clear line. The exit code is 1 if anything was lost.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import argparse
 import glob
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -26,11 +28,12 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-from disturbed import UNHEARD, Nursery, Process, command, differences, newest  # noqa: E402
+from disturbed import UNHEARD, Nursery, Process, Together, begun, command, differences, newest, promised  # noqa: E402
 from PIL import Image  # noqa: E402
 
 from genlab.errors import UserError  # noqa: E402
 from genlab.training.run import RunFolder  # noqa: E402
+from genlab.training.watch import SILENT  # noqa: E402
 
 PHOTOS = ("dataset=image_folder", "dataset.resident=false", "dataset.path=photos")
 RECIPES = {
@@ -45,6 +48,8 @@ RECIPES = {
     "ddpm_small": ("model=ddpm_small", "model.timesteps=100", "trainer.steps=60", "trainer.batch_size=16"),
     "edm_points": ("model=edm_points", "trainer.steps=300"),
 }
+# Halves are summed to the same bits by one process and by two; in less than fp64 the logged means are rounded at other places.
+PAIR = ("model=vae", "model.hidden=[32]", "trainer.steps=600", "device.precision=fp64")
 ALWAYS = ("device=cpu", "device.threads=1", "trainer.log_every=7")
 SIGNALS = (signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGUSR2, signal.SIGINT)
 FAKETIME = next(iter(glob.glob("/usr/lib/*/faketime/libfaketime.so.1")), None)
@@ -74,9 +79,10 @@ class Soak:
         """Train one recipe in peace and disturbed, and compare."""
         chance = self.chance
         name = chance.choice(list(RECIPES))
+        self.save_every = chance.choice([3, 10, 25])
         options = (
             *RECIPES[name], *ALWAYS, f"seed={chance.randrange(1000)}", f"trainer.keep={chance.randint(2, 4)}",
-            f"trainer.save_every={chance.choice([3, 10, 25])}", f"trainer.preview_every={chance.choice([0, 20])}",
+            f"trainer.save_every={self.save_every}", f"trainer.preview_every={chance.choice([0, 20])}",
         )  # fmt: skip
         if name not in ("gmm", "rbm"):
             options += (f"trainer.ema={chance.choice([0, 0.9])}",)
@@ -86,13 +92,17 @@ class Soak:
         if process.finish() != 0:
             self.lose(f"the undisturbed run ended with\n{process.said}")
             return
-        self.last, self.saved, self.lasted = newest(self.whole), 0, time.monotonic() - began
+        self.last, self.lasted = newest(self.whole), time.monotonic() - began
         for _ in range(chance.randint(2, 6)):
             faults = (self.cut, self.fill, self.close_folder, self.second, self.ask, self.take_away, self.jump)
             chance.choice((*faults, self.kill, self.kill, self.kill))()
         for _ in range(3):
             if newest(self.part) < self.last:
                 self.done(self.start(self.part))
+        self.compare()
+
+    def compare(self) -> None:
+        """Hold what became of the disturbed run against its twin."""
         self.counts["compared"] += 1
         try:
             if wrong := differences(self.whole, self.part):
@@ -131,9 +141,57 @@ class Soak:
         except UserError:
             return 0
 
+    def check_saved(self, step: int) -> None:
+        """Hold the newest checkpoint that is whole against a step that was saved."""
+        if self.whole_steps() < step:
+            self.lose(f"step {step} was saved, and {self.whole_steps()} is the newest that is whole")
+
     def lose(self, what: str) -> None:
         self.lost.append(f"{self.name} in {self.part}: {what}")
         print(f"LOST: {self.lost[-1]}", flush=True)
+
+    # --- two processes that train one model ---------------------------------------------------------------------------------
+
+    def pair(self, number: int) -> None:
+        """Train with two processes in peace, and with two of which one is killed, to go on with two or one; compare."""
+        chance, self.name = self.chance, "vae of two processes"
+        self.save_every = chance.choice([3, 10, 25])
+        self.options = (*PAIR, *ALWAYS, f"seed={chance.randrange(1000)}", f"trainer.save_every={self.save_every}")
+        self.whole, self.part = (self.folder / f"{w}{number}" for w in ("whole", "part"))
+        if (process := self.together(self.whole)).finish() != 0:
+            self.lose(f"the undisturbed run ended with\n{process.said}")
+            return
+        self.last = newest(self.whole)
+        for _ in range(chance.randint(1, 3)):
+            self.bereave()
+        if newest(self.part) < self.last and chance.random() < 0.5 and (again := self.together(self.part)).finish() != 0:
+            self.lose(f"two that went on ended with\n{again.said}")
+        if newest(self.part) < self.last:
+            self.counts["one for two"] += 1
+            self.done(self.start(self.part))
+        self.compare()
+
+    def together(self, folder: Path) -> Together:
+        """Start a run of two processes in a folder, or go on with it."""
+        self.counts["starts"] += 1
+        self.counts["resumes"] += (folder / "run.json").exists()
+        return Together(2, *command(folder, *self.options), cwd=self.folder, said=self.folder / "said")
+
+    def bereave(self) -> None:
+        """Kill one of two processes at a random moment of their training; the other has to say so, and both to end."""
+        if newest(self.part) == self.last:
+            return
+        process, victim = self.together(self.part), self.chance.randrange(2)
+        at = self.chance.randrange(newest(self.part), self.last)
+        process.wait(lambda: begun(process.said) is not None and newest(self.part) >= at)
+        process.wait(lambda: False, self.chance.uniform(0, 0.1))
+        killed, code = process.kill(victim), process.finish()
+        if code == 0 or "trained " in process.said:  # it was quicker
+            return
+        self.counts["killed one of two"] += killed
+        if not re.search(rf"^genlab: rank {victim} on \S+ {re.escape(SILENT)}$", process.said, re.M):
+            self.lose(f"rank {victim} was killed, and the end was\n{process.said}")
+        self.check_saved(promised(self.part, self.save_every))
 
     # --- what is done to it -----------------------------------------------------------------------------------------------
 
@@ -146,11 +204,11 @@ class Soak:
         process.send(number)
         if number == signal.SIGKILL:
             process.wait()
+            self.check_saved(promised(self.part, self.save_every))
         elif (code := process.finish()) == 128 + number:
             said = [line for line in process.said.splitlines() if "saved at step" in line]
             step = int(said[0].partition("saved at step ")[2].partition(";")[0].replace(",", "")) if said else 0
-            if step > self.whole_steps():
-                self.lose(f"step {step} was told saved, and {self.whole_steps()} is the newest")
+            self.check_saved(step)
         elif code not in (0, 130, UNHEARD):  # it had ended by itself, or had not yet begun to listen
             self.lose(f"exit code {code} after {number.name}: {process.said}")
 
@@ -186,8 +244,7 @@ class Soak:
             pass  # the run was quicker: it is full
         self.done(process, "No space left")
         filler.unlink()
-        if self.whole_steps() < before:
-            self.lose(f"step {before} was saved before the disk was full")
+        self.check_saved(before)
 
     def close_folder(self) -> None:
         """Make the disk read-only for a start."""
@@ -255,7 +312,7 @@ def main() -> None:
         soak = Soak(Path(folder), given.seed, nursery)
         try:
             while time.monotonic() < until:
-                soak.round(rounds)
+                (soak.pair if rounds % 4 == 1 else soak.round)(rounds)
                 rounds += 1
                 for path in (soak.whole, soak.part):
                     subprocess.run(["rm", "-rf", str(path)], check=True)

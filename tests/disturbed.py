@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from recipes import same
@@ -23,7 +26,9 @@ RUNS = {
     "rbm": ("model=rbm", "trainer.steps=450"),
     "ddpm": ("model=ddpm_small", "model.timesteps=100", "trainer.steps=45", "trainer.batch_size=16"),
 }
-COMMON = ("device=cpu", "device.threads=1", "trainer.save_every=10", "trainer.log_every=15", "trainer.preview_every=40")
+SAVE_EVERY = 10
+COMMON = ("device=cpu", "device.threads=1", f"trainer.save_every={SAVE_EVERY}", "trainer.log_every=7", "trainer.preview_every=40")
+TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone")
 NOISE = {"seconds", "seconds_left", "items_per_s", "memory_mb"}
 
 UNHEARD = -1  # the end of a process that a signal killed
@@ -141,6 +146,60 @@ class Nursery:
         return Process(int(self.process.stdout.readline()), said)
 
 
+class Together:
+    """One training by n processes that torchrun starts, in a folder where no other processes have a rank."""
+
+    def __init__(self, n: int, *words: object, cwd: Path, said: Path) -> None:
+        self.cwd, self.path = cwd, said
+        with open(said, "w") as out:
+            self.process = subprocess.Popen(
+                [*TORCHRUN, f"--nproc-per-node={n}", "-m", "genlab", *map(str, words)],
+                cwd=cwd, stdout=out, stderr=out, env={**os.environ, "OMP_NUM_THREADS": "1"},
+            )  # fmt: skip
+
+    @property
+    def said(self) -> str:
+        return self.path.read_text(errors="replace")
+
+    def wait(self, ready: Callable[[], bool], seconds: float = 300) -> bool:
+        """Wait until something is so, or so long; return whether the training is at work."""
+        until = time.monotonic() + seconds
+        while self.process.poll() is None and time.monotonic() < until and not ready():
+            time.sleep(0.02)
+        return self.process.poll() is None
+
+    def kill(self, rank: int) -> bool:
+        """Kill one of the processes; return whether it was still there."""
+        process = workers(self.cwd).get(f"RANK={rank}")
+        if process:
+            os.kill(process, signal.SIGKILL)
+        return process is not None
+
+    def finish(self) -> int:
+        """Wait for the end, and return torchrun's exit code; a traceback of genlab's is an error."""
+        try:
+            code = self.process.wait(300)
+        except subprocess.TimeoutExpired:
+            for one in (*workers(self.cwd).values(), self.process.pid):
+                os.kill(one, signal.SIGKILL)
+            raise
+        assert self.said.count("Traceback") <= self.said.count("raise ChildFailedError"), self.said  # torchrun's own
+        return code
+
+
+def workers(cwd: Path) -> dict[str, int]:
+    """Return the process ids of the trainings in a folder by the variable that tells each its rank."""
+    found = {}
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            command = process.joinpath("cmdline").read_bytes()
+            if process.joinpath("cwd").resolve() == cwd and (b"genlab" in command or b"submitit" in command):
+                for variable in process.joinpath("environ").read_text().split("\0"):
+                    if variable.startswith(("RANK=", "SLURM_PROCID=")):
+                        found[variable] = int(process.name)
+    return found
+
+
 def command(folder: Path, *overrides: str) -> tuple[str, ...]:
     """Return what starts the training, or goes on with what an earlier start left in the folder."""
     goes_on = (folder / "run.json").exists()
@@ -151,6 +210,18 @@ def newest(folder: Path) -> int:
     """Return the step of a run's newest checkpoint, 0 where there is none."""
     steps = RunFolder(folder).steps()
     return int(steps[-1].stem.removeprefix("step_")) if steps else 0
+
+
+def promised(folder: Path, save_every: int = SAVE_EVERY) -> int:
+    """Return the step at or after which a run that dies now goes on: before it logs a step, it has saved what was due."""
+    logged = [line["step"] for line in RunFolder(folder).history()]
+    return max(0, logged[-1] - 1) // save_every * save_every if logged else 0
+
+
+def begun(said: str) -> int | None:
+    """Return the step at which a training says that it begins or goes on; None: it has not come so far."""
+    found = re.search(r" parameters\) (?:trains|goes on from step ([\d,]+)) on ", said)
+    return found and int((found[1] or "0").replace(",", ""))
 
 
 def outcome(folder: Path) -> tuple[dict, list]:

@@ -12,6 +12,7 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
 from genlab import build, objects
+from genlab.tasks.parts import built_around, part_of
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 RECIPES = sorted(p.stem for p in (CONFIGS / "model").glob("*.yaml"))
@@ -26,15 +27,20 @@ def composed(*overrides: str) -> dict:
 
 @cache
 def composed_once(*overrides: str) -> dict:
+    config = typed(*overrides)
+    if name := part_of(config):  # as `with_part` has it, but untrained
+        data = [o for o in overrides if o.split("=")[0].split(".")[0] in ("dataset", "prepare")]
+        config = built_around(config, composed(*config[name]["train"], *data, "out=unused"), name)
+    return config
+
+
+def typed(*overrides: str) -> dict:
+    """Return the config of `genlab train <overrides>` before another run's model is put into it."""
     GlobalHydra.instance().clear()
     OmegaConf.register_new_resolver("genlab.stamp", lambda: "stamp", replace=True)
     OmegaConf.register_new_resolver("genlab.folder", lambda *names: "-".join(names), replace=True)
     with initialize_config_module("genlab.configs", version_base="1.3"):
-        config = build.plain(compose("train", overrides=list(overrides)))
-    if config.get("codec"):  # as `with_codec` has it, but untrained
-        data = [o for o in overrides if o.split("=")[0].split(".")[0] in ("dataset", "prepare")]
-        config["model"]["codec"] = {**composed(*config["codec"]["train"], *data, "out=unused")["model"], "_partial_": True}
-    return config
+        return build.plain(compose("train", overrides=list(overrides)))
 
 
 def built(*overrides: str):

@@ -533,6 +533,21 @@ def test_a_resume_of_a_finished_run_is_no_error_and_changes_nothing(genlab, trai
     assert before == {path: path.read_bytes() for path in before}
 
 
+def test_ctrl_c_before_the_first_step_is_one_line(genlab_process, tmp_path: Path) -> None:
+    """A model whose constructor sends the signal: the handlers of a training are not set then."""
+    (tmp_path / "slow.py").write_text(
+        "import signal\nfrom torch import nn\n\n\nclass Slow(nn.Module):\n"
+        "    def __init__(self, spec):\n        super().__init__()\n        signal.raise_signal(signal.SIGINT)\n"
+    )
+    (tmp_path / "confs" / "model").mkdir(parents=True)
+    (tmp_path / "confs" / "model" / "slow.yaml").write_text(
+        "# @package _global_\nmodel:\n  _target_: slow.Slow\ntrainer:\n  name: vae\nallow: [slow]\n"
+    )
+    result = genlab_process("train", "--config-dir", "confs", "model=slow", "out=run")
+    assert result.code == 130 and not (tmp_path / "run").exists()
+    assert result.err.splitlines() == ["genlab: SIGINT: interrupted; what was saved before stays"], result.err
+
+
 def test_a_reader_that_has_seen_enough_is_no_error(repository) -> None:
     """`genlab models | head -1`: the pipe is closed before the rest is written."""
     line = f"set -o pipefail; {sys.executable} -m genlab models | head -n 1"

@@ -204,6 +204,24 @@ def test_unet_shapes(shape, classes):
     torch.testing.assert_close(layout, out)
 
 
+@pytest.mark.parametrize(
+    ("side", "asked", "found"),
+    [(28, [7], [7]), (32, [16, 8], [16, 8]), (32, [31], [16]), (30, [8], [8]), (8, [16, 8], [8]), (32, [7], None)],
+)
+def test_attention_is_where_it_is_asked_for_or_at_the_next_smaller_maps(side, asked, found):
+    shape, small_net = (1, side, side), {"channels": 8, "multipliers": (1, 2, 2), "blocks": 1}
+    if found is None:
+        with pytest.raises(UserError, match=r"attention=\[7\].*sides 32, 16, 8"):
+            unet(shape, **small_net, attention=asked)
+        return
+    net, seen = unet(shape, **small_net, attention=asked), []
+    for stages in net.down:
+        for stage in stages:
+            stage.attention.register_forward_hook(lambda m, x, _: seen.append((type(m).__name__, x[0].shape[-1])))
+    net(torch.zeros(1, *shape), torch.tensor([0]))
+    assert [size for name, size in seen if name == "SelfAttention2d"] == found
+
+
 def test_paper_size():
     assert sum(p.numel() for p in DDPM(Spec((3, 32, 32))).parameters()) == 35_746_307
 

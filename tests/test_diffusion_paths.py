@@ -120,6 +120,30 @@ def test_samplers_converge_at_their_order(name, sampler, order):
     assert all(abs(found - order) < 0.35 for found in slopes), (errors, slopes)
 
 
+NOISY = {"heun": ({"churn": 0.0}, {"churn": 10.0}, {"churn": 1e3}), "dpm_solver": ({"eta": 0.0}, {"eta": 0.5}, {"eta": 1.0})}
+
+
+@pytest.mark.parametrize("name", ["edm", "flow", "ddpm"])
+@pytest.mark.parametrize(("sampler", "how"), [(sampler, how) for sampler, ways in NOISY.items() for how in ways], ids=str)
+def test_noise_on_the_way_leaves_the_law_as_it_is(name, sampler, how):
+    """The exact spread of a Gaussian's samples: with a linear denoiser each is a sum of the noises drawn, here unit vectors."""
+    steps, s2 = 400, 0.25
+    levels, level_of, straight, spread = path(name)
+    grid = levels(steps)
+    drawn = iter(torch.eye(steps + 1))
+
+    def denoise(x, t):
+        a, sigma = level_of(t)
+        return a * s2 / (a**2 * s2 + sigma**2) * x
+
+    model = {"edm": EDM, "flow": FlowMatching, "ddpm": partial(DDPM, timesteps=4096, schedule="cosine")}[name](POINTS)
+    extra = {"straight": straight, "level": model.level} if sampler == "heun" else {}
+    x = SAMPLERS[sampler](denoise, spread * next(drawn)[None], grid, noise=lambda _: next(drawn)[None], **how, **extra)
+    assert (x**2).sum().item() / s2 == pytest.approx(1, abs=0.02)
+    noises = steps + 1 - len(list(drawn))
+    assert (noises == 1) == (not any(how.values())), "it draws noise where it is asked to, and there alone"
+
+
 @pytest.mark.parametrize(("sampler", "share"), [("heun", 0.4), ("dpm_solver", 0.25)])
 @pytest.mark.parametrize("schedule", ["linear", "cosine"])
 def test_few_steps_lie_where_they_tell_most(schedule, sampler, share):

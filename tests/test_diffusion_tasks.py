@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import io
+import json
 from functools import cache
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from genlab import build
 from genlab.errors import UserError
@@ -15,6 +17,7 @@ from genlab.tasks.classify import classify
 from genlab.tasks.denoise import denoise
 from genlab.tasks.evaluate import evaluate
 from genlab.tasks.inpaint import inpaint
+from genlab.tasks.interpolate import interpolate, spherical
 from genlab.tasks.reconstruct import reconstruct
 from genlab.tasks.sample import sample
 from genlab.tasks.translate import colorize, superres, translate
@@ -25,6 +28,8 @@ RUNS = {
     "edm": ("model=edm", *SMALL, "model.backbone.blocks=1", "model.conditional=true"),
     "flow_matching": ("model=flow_matching", *SMALL, "model.conditional=true"),
     "colour": ("model=flow_matching", *SMALL, "dataset=fake", "dataset.shape=[3,8,8]"),
+    "vae": ("model=vae",),
+    "codec": ("model=ae",),
     "points": ("model=edm_points", "dataset.n=500", "model.backbone.hidden=[16]"),
 }
 each_image = pytest.mark.parametrize("name", ["ddpm", "edm", "flow_matching"])
@@ -37,7 +42,12 @@ def loaded(folder: Path):
 
 @pytest.fixture
 def run(trained):
-    return lambda name: loaded(trained(*RUNS[name]))
+    def find(name: str):
+        if name == "latent":
+            return loaded(trained("model=ldm", f"codec.run={trained(*RUNS['codec'])}", "model.diffusion.conditional=true"))
+        return loaded(trained(*RUNS[name]))
+
+    return find
 
 
 def arrays(folder: Path) -> dict[str, np.ndarray]:
@@ -108,6 +118,39 @@ def test_codes_inpainting_and_likelihood(run, name, tmp_path):
     found = evaluate(of, n=8, terms=3, metrics=["likelihood", "ode_likelihood"])
     assert all(np.isfinite(found[key]) for key in ("nll_elbo", "nll_ode"))
     assert ("bits_per_dim_ode" in found) == (name != "points") and ("nll_ode_gap" in found) == (name == "points")
+    rows = [row for row in json.loads((of.folder.path / "metrics.json").read_text())["metrics"] if "ode" in row["name"]]
+    schedule = getattr(of.model, "schedule", None)
+    sigma = schedule.snr(torch.tensor([0])).item() ** -0.5 if schedule else 0.002
+    said = f"{sigma:.2g}" if name == "points" else f"{sigma / (2 / 16):.2g} grey levels"  # of the digits' 17
+    assert all(row["conditions"]["start noise"] == said and row["tag"] == "estimate" for row in rows) and len(rows) == 2
+
+
+WAYS = {"ddpm": "spherical", "points": "spherical", "latent": "spherical", "vae": "linear"}
+
+
+@pytest.mark.parametrize(("name", "own"), WAYS.items())
+def test_the_way_between_codes_is_the_models_own(run, name, own, tmp_path):
+    assert interpolate(run(name), n=2, frames=3, out=str(tmp_path / "a"))["how"] == own
+    found = arrays(tmp_path / "a")
+    a, b = (torch.from_numpy(found["z"][:, k]) for k in (0, -1))
+    middle = spherical(a, b, torch.tensor([0.5])) if own == "spherical" else (a + b)[:, None] / 2
+    torch.testing.assert_close(torch.from_numpy(found["z"][:, 1:2]), middle)
+    asked = interpolate(run(name), n=2, frames=3, how="linear", between="prior", out=str(tmp_path / "b"))
+    assert asked["how"] == "linear"
+
+
+def test_a_latent_model_is_asked_what_its_codes_can_answer(run, tmp_path):
+    of = run("latent")
+    assert np.isfinite(reconstruct(of, n=3, out=str(tmp_path / "a"))["squared_error"]["value"])
+    back = reconstruct(run("codec"), n=6, out=str(tmp_path / "b"))["squared_error"]["value"]
+    weak = translate(of, n=6, strength=0.0, out=str(tmp_path / "c"))["squared_error_to_the_source"]["value"]
+    strong = translate(of, n=6, strength=1.0, y=3, out=str(tmp_path / "d"))["squared_error_to_the_source"]["value"]
+    assert weak == pytest.approx(back, rel=1e-4) and strong != weak  # the least that a codec leaves
+    first, again = (classify([of], n=8, terms=2) for _ in range(2))
+    assert first["nll_of_labels"] == again["nll_of_labels"] and "noise" in first["rule"]
+    for ask in (denoise, superres):  # noise on pixels is none of a known strength on codes
+        with pytest.raises(UserError, match="ldm has not"):
+            ask(of, n=2)
 
 
 @each_image

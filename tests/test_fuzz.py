@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 import resource
 import signal
 import subprocess
@@ -15,20 +16,53 @@ from hydra import compose, initialize_config_module
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 
+from genlab.sweeps.folder import SweepFolder
+from genlab.tasks import COMMANDS, LISTS
+
 SECONDS = 10
 ROOM = 6 * 2**30  # bytes that a command may ask for beyond what the process has: nothing here may need them
 SMALL = ("model=vae", "model.hidden=[4]", "model.latent=2")
 FEW = ("trainer.steps=1", "trainer.max_time=1e-9", "trainer.batch_size=4", "trainer.preview_every=0", "device=cpu")
-COMMANDS: dict[str, tuple[str, ...]] = {  # each with what makes it end at once where an override changes nothing of it
+FAKE = ("dataset@dataset.of=fake", "dataset.of.shape=[3,8,8]")
+RUNS = {  # what is asked, as small as it can be
+    "vae": SMALL,
+    "cvae": ("model=cvae", "model.hidden=[4]"),
+    "dae": ("model=dae", "model.hidden=[4]"),
+    "text": ("model=gpt_text", "model.layers=1", "model.heads=2", "model.width=16"),
+    "style": ("model=stylegan2", "model.maps=8", "model.latent=12", "model.layers=2"),
+    "colour": ("model=pix2pix", "model.width=2", "dataset.operator=grey", *FAKE),
+    "larger": ("model=srresnet", "model.width=4", "model.blocks=1", "prepare.size=16"),
+    "films": ("model=next_frame", "model.width=[2,2,2,2]", "model.adversarial=0"),
+}
+MADE = ("out=made", "device=cpu")
+LINES: dict[str, tuple[str, ...]] = {  # each command with what makes it end at once where an override changes nothing of it
     "train": (*SMALL, *FEW, "out=new"),
     "plan": (*SMALL, *FEW),
-    "sample": ("run={run}", "n=2", "out=made", "device=cpu"),
-    "evaluate": ("run={run}", "n=8", "k=1", "metrics=[reconstruction]", "device=cpu"),
-    "compare": ("runs=[{run}]", "n=8", "k=1", "metrics=[reconstruction]", "out=page", "device=cpu"),
-    "reconstruct": ("run={run}", "n=2", "out=made", "device=cpu"),
-    "interpolate": ("run={run}", "out=made", "device=cpu"),
-    "inpaint": ("run={run}", "n=1", "steps=1", "out=made", "device=cpu"),
-    "tasks": ("run={run}",),
+    "sample": ("run={vae}", "n=2", *MADE),
+    "complete": ("run={text}", "n=2", *MADE),
+    "reconstruct": ("run={vae}", "n=2", *MADE),
+    "encode": ("run={vae}", "n=2", *MADE),
+    "interpolate": ("run={vae}", *MADE),
+    "traverse": ("run={vae}", "n=1", "frames=2", *MADE),
+    "arithmetic": ("run={vae}", "a=1", "b=2", "n=50", *MADE),
+    "mix": ("run={style}", "rows=1", "columns=1", *MADE),
+    "project": ("run={vae}", "n=1", "steps=1", "tries=1", *MADE),
+    "inpaint": ("run={vae}", "n=1", "steps=1", *MADE),
+    "denoise": ("run={dae}", "n=2", *MADE),
+    "translate": ("run={colour}", "n=1", *MADE),
+    "colorize": ("run={colour}", "n=1", *MADE),
+    "superres": ("run={larger}", "n=1", *MADE),
+    "forecast": ("run={films}", "n=1", "films=1", *MADE),
+    "evaluate": ("run={vae}", "n=8", "k=1", "metrics=[reconstruction]", "device=cpu"),
+    "likelihood": ("run={vae}", "n=2", "k=1", *MADE),
+    "anomaly": ("run={vae}", "classes=1", "n=2", "k=1", *MADE),
+    "classify": ("run={cvae}", "n=2", "k=1", *MADE),
+    "compare": ("runs=[{vae}]", "n=8", "k=1", "metrics=[reconstruction]", "out=page", "device=cpu"),
+    "tasks": ("run={vae}",),
+    "sweep": ("best", "{sweep}"),
+    "models": (),
+    "datasets": (),
+    "completion": ("bash",),
 }
 
 WORDS = ["abc", "ü∂ß", "日本語", "🙂", "a b", "a=b", "a,b", "a:b", "~", "*", "\\", "'", '"', "'a", 'a"b', "`", "$", "%s", "{}"]
@@ -60,7 +94,9 @@ def leaves(node: object, path: str = "") -> Iterator[str]:
 
 
 def options(command: str) -> list[str]:
-    """Return the keys that a command's composed config has."""
+    """Return the keys that a command's composed config has, or those that are words of its own."""
+    if command in LISTS:
+        return ["metric", "higher", "n"]  # of genlab sweep best
     OmegaConf.register_new_resolver("genlab.stamp", lambda: "stamp", replace=True)
     OmegaConf.register_new_resolver("genlab.folder", lambda *names: "-".join(names), replace=True)
     GlobalHydra.instance().clear()
@@ -77,10 +113,10 @@ def misspelt(chance: random.Random, word: str) -> str:
 def mutated(n: int, seed: int = 0) -> list[tuple[str, str]]:
     """Return n pairs of a command and an override (or a flag) that was never meant."""
     chance = random.Random(seed)
-    known = {command: options(command) for command in COMMANDS}
+    known = {command: options(command) for command in LINES}
     found = []
     for i in range(n):
-        command = chance.choice([*COMMANDS, "train", "train"])
+        command = chance.choice([*LINES, "train", "train"])
         if i % 12 == 11:
             found.append((command, chance.choice(FLAGS)))
             continue
@@ -130,26 +166,37 @@ def check(code: int, err: str) -> None:
         assert said[0].isprintable() and 10 < len(said[0]) < 2000, said[0]
 
 
-def words(command: str, override: str, run: Path) -> list[str]:
-    return [command, *(option.format(run=run) for option in COMMANDS[command]), override]
+@pytest.fixture
+def words(trained: Callable, tmp_path: Path) -> Callable[[str, str], list[str]]:
+    """`words(command, override)`: the whole line, with the runs and the sweep that it names."""
+
+    def made(name: re.Match) -> str:
+        if name[1] == "sweep":
+            SweepFolder(tmp_path / "sweep").extend(["train", "-m", "seed=0,1"], 0, [["seed=0"], ["seed=1"]], sweeper="basic")
+            return str(tmp_path / "sweep")
+        return str(trained(*RUNS[name[1]]))
+
+    return lambda command, override: [command, *(re.sub(r"{(\w+)}", made, word) for word in LINES[command]), override]
 
 
 @pytest.mark.parametrize(
-    "case", [pytest.param(i, marks=() if i % 9 == 0 else pytest.mark.slow, id=f"{i}") for i in range(len(CASES))]
+    "case",
+    [pytest.param(i, marks=() if i % 9 == 0 else pytest.mark.slow, id=f"{i}-{command}") for i, (command, _) in enumerate(CASES)],
 )
-def test_any_override_is_done_or_refused(case, bounded, genlab: Callable, trained: Callable, tmp_path: Path):
-    result = genlab(*words(*CASES[case], trained(*SMALL)))
+def test_any_override_is_done_or_refused(case, words, request, genlab: Callable, tmp_path: Path):
+    line = words(*CASES[case])
+    request.getfixturevalue("bounded")  # from here on: a run that is asked may have to be trained first
+    result = genlab(*line)
     check(result.code, result.err)
     assert not list(tmp_path.rglob("marker"))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", range(0, len(CASES), 19))
-def test_any_override_of_a_process(case, trained: Callable, tmp_path: Path):
-    command, override = CASES[case]
-    if "\0" in override:
+def test_any_override_of_a_process(case, words, tmp_path: Path):
+    if "\0" in CASES[case][1]:
         pytest.skip("no process can be given a NUL")
-    line = [word.encode("utf-8", "replace") for word in words(command, override, trained(*SMALL))]
+    line = [word.encode("utf-8", "replace") for word in words(*CASES[case])]
     line = [sys.executable, "-m", "genlab", *line]
     ended = subprocess.run(line, cwd=tmp_path, capture_output=True, timeout=120, check=False)
     check(ended.returncode, ended.stderr.decode())
@@ -157,4 +204,4 @@ def test_any_override_of_a_process(case, trained: Callable, tmp_path: Path):
 
 def test_what_is_mutated_is_what_there_is():
     assert len(CASES) >= 500 and len(set(CASES)) > 450
-    assert {command for command, _ in CASES} == set(COMMANDS)
+    assert {command for command, _ in CASES} == set(LINES) == {*COMMANDS, *LISTS}

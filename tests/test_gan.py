@@ -9,9 +9,20 @@ import pytest
 import torch
 from recipes import CONFIGS, RECIPES, composed
 
+from genlab.abilities import choices
 from genlab.errors import UserError
 from genlab.models.gan import augment
-from genlab.models.gan.augment import AUGMENTS, AdaptiveAugment, DiffAugment, Unchanged, moved
+from genlab.models.gan.augment import (
+    AUGMENTS,
+    AdaptiveAugment,
+    DiffAugment,
+    Unchanged,
+    hue_turned,
+    luma,
+    luma_flipped,
+    moved,
+    saturated,
+)
 from genlab.models.gan.critic import Condition
 from genlab.models.gan.dcgan import DCGAN
 from genlab.models.gan.game import fixed
@@ -19,6 +30,7 @@ from genlab.models.gan.gan import GAN
 from genlab.models.gan.losses import LOSSES, Name
 from genlab.models.gan.regularisers import clip_weights, gradient_penalty, r1_penalty, spectrally_normalised
 from genlab.models.gan.trainer import WINDOWS, GANTrainer
+from genlab.nn.deviation import MinibatchDeviation
 from genlab.objects import make_device, make_model, make_trainer
 from genlab.spec import Batch, Spec
 from genlab.training.device import Device
@@ -99,6 +111,30 @@ def test_the_best_discriminator_of_two_gaussians_cannot_be_bettered(name):
         assert least.item() == pytest.approx(2 - (p - q).abs().sum().item(), abs=1e-12)
     if name == "least_squares":  # ½ Σ pq/(p + q)
         assert least.item() == pytest.approx((p * q / (p + q)).sum().item() / 2, abs=1e-12)
+
+
+def test_the_best_relativistic_discriminator_is_the_log_ratio_up_to_a_constant():
+    """Of pairs (x, y) from p ⊗ q against the same turned round, from q ⊗ p, the best logit is that of two equally likely classes.
+
+    So C(x) − C(y) = log p(x)q(y) / q(x)p(y): C = log p/q + any constant, and the least loss is log 2 − JSD(p ⊗ q ‖ q ⊗ p).
+    """
+    x = torch.linspace(-3, 3, 25, dtype=torch.float64)
+    p, q = ((15 * torch.exp(-((x - m) ** 2) / 2)).round().long() + 1 for m in (-0.5, 0.5))
+    assert p.sum() == q.sum()
+    real, fake = (torch.arange(25).repeat_interleave(n) for n in (p, q))  # so that the empirical distributions are exact
+    pairs = torch.cartesian_prod(real, fake)
+    value = lambda C: LOSSES["relativistic"].discriminator(C[pairs[:, 0]], C[pairs[:, 1]])  # noqa: E731
+    best = (p.double() / q).log().requires_grad_()
+    least = value(best)
+    (slope,) = torch.autograd.grad(least, best)
+    torch.testing.assert_close(slope, torch.zeros_like(slope), atol=1e-13, rtol=0)
+    assert value(best + 3).item() == pytest.approx(least.item(), abs=1e-13)
+    torch.manual_seed(0)
+    for scale in (1e-3, 1e-1, 1.0):
+        assert value(best + scale * torch.randn_like(best)) > least
+    P = torch.outer(p.double() / p.sum(), q.double() / q.sum())
+    jsd = (P * (2 * P / (P + P.T)).log()).sum()  # the other half of it is the same, turned round
+    assert least.item() == pytest.approx(math.log(2) - jsd.item(), abs=1e-12)
 
 
 def test_the_best_critic_of_two_shifted_sets_is_their_wasserstein_distance():
@@ -354,7 +390,8 @@ def test_the_gradient_penalty_lies_between_what_d_is_shown(monkeypatch):
     model = small("dcgan", gradient_penalty=1.0).double()
     model.augment = Scaled()
     asked = []
-    monkeypatch.setattr("genlab.models.gan.game.gradient_penalty", lambda D, *ends: (asked.append(ends), ends[0].sum() * 0)[1])
+    noted = lambda D, *ends: (asked.append(ends), ends[0].sum() * 0)[1]  # noqa: E731
+    monkeypatch.setattr("genlab.models.gan.regularisers.gradient_penalty", noted)
     model.discriminator_loss(batch_of(model))
     ((real, fake),) = asked
     assert torch.equal(real, model.augment.given[0]) and torch.equal(fake, model.augment.given[1])
@@ -398,6 +435,163 @@ def test_ada_does_nothing_at_p_0_and_follows_how_sure_d_is():
     assert ada.running_p.item() == 0
     ada.heed(torch.ones(1000))
     assert ada.running_p.item() == 1
+
+
+def reflected(at: float, side: int) -> float:
+    """Return the place −0.5 ≤ at ≤ side − 0.5 where a place beyond an image's borders lies in the mirrors of these."""
+    at = (at + 0.5) % (2 * side)
+    return min(at, 2 * side - at) - 0.5
+
+
+def looked_up(image: torch.Tensor, row: float, column: float) -> torch.Tensor:
+    """Return the colour (C,) between the pixels of an image (C, H, W), pixel (i, j) lying at (i, j)."""
+    (_, height, width), value = image.shape, 0
+    row, column = reflected(row, height), reflected(column, width)
+    for i in (math.floor(row), math.floor(row) + 1):
+        for j in (math.floor(column), math.floor(column) + 1):
+            share = (1 - abs(row - i)) * (1 - abs(column - j))
+            value = value + share * image[:, min(max(i, 0), height - 1), min(max(j, 0), width - 1)]
+    return value
+
+
+DRAWN = [  # what ADA draws in turn, for each of two images, and what it does to a point (x, y)
+    (torch.tensor([1.0, -1.0]), lambda x, y, v: (x * v, y)),
+    (torch.tensor([0.0, math.pi / 2]), None),
+    (torch.tensor([[0.0, 0.0], [1.0, -1.0]]), lambda x, y, v: (x + v[0], y + v[1])),
+    (torch.tensor([1.0, 0.8]), lambda x, y, v: (x * v, y * v)),
+    (torch.tensor([0.0, 0.7]), None),
+    (torch.tensor([1.0, 1.3]), lambda x, y, v: (x * v, y / v)),
+    (torch.tensor([0.0, -1.9]), None),
+    (torch.tensor([[0.4, -2.3], [0.3, 1.7]]), lambda x, y, v: (x + v[0], y + v[1])),
+]
+
+
+def test_ada_moves_every_point_by_its_maps_one_after_another(monkeypatch):
+    """Each pixel is looked up where its maps, undone from the last to the first, put it: by loops over pixels."""
+    torch.manual_seed(0)
+    x = torch.rand(2, 3, 13, 9, dtype=torch.float64)
+    drawn = iter([values.double() for values, _ in DRAWN])
+    ada = AdaptiveAugment()
+    monkeypatch.setattr(ada, "some", lambda draw, default, p=None: next(drawn))
+    found = ada.bent(x)
+    turned = lambda x, y, v: (x * math.cos(v) - y * math.sin(v), x * math.sin(v) + y * math.cos(v))  # noqa: E731
+    for b in range(2):
+        for i in range(13):
+            for j in range(9):
+                point = (j - 4, i - 6)  # from the middle, in pixels
+                for values, by in reversed(DRAWN):  # x_in = T₁ T₂ … T₈ x_out: the laws of a map and of its inverse are one
+                    point = (by or turned)(*point, values[b].tolist())
+                torch.testing.assert_close(found[b, :, i, j], looked_up(x[b], point[1] + 6, point[0] + 4))
+
+
+def test_ada_flips_turns_by_quarters_and_moves_without_changing_a_pixel(monkeypatch):
+    torch.manual_seed(0)
+    x = torch.rand(1, 2, 8, 8, dtype=torch.float64)
+    plain = [values[:1] for values, _ in DRAWN[:-1]] + [torch.zeros(1, 2)]
+    for place, value, expected in (
+        (0, [-1.0], x.flip(3)),
+        (1, [math.pi / 2], x.rot90(1, (2, 3))),
+        (1, [math.pi], x.flip(2, 3)),
+        (2, [[0.0, 1.0]], torch.cat([x[:, :, 1:], x[:, :, -1:]], 2)),  # the last row again: the mirror lies beside it
+    ):
+        ada, drawn = AdaptiveAugment(), [t.double() for t in plain]
+        drawn[place] = torch.tensor(value, dtype=torch.float64)
+        monkeypatch.setattr(ada, "some", lambda *how, drawn=drawn: drawn.pop(0))
+        torch.testing.assert_close(ada.bent(x), expected, atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("p", [0.0, 0.3, 1.0])
+def test_ada_draws_what_the_paper_draws_as_often_as_it_does(channels, p, monkeypatch):
+    """Appendix B: with probability p each, a draw may be what was there; of the two turns, one or more with probability p."""
+    torch.manual_seed(0)
+    ada = AdaptiveAugment().double()
+    ada.running_p.fill_(p)
+    some, drawn = ada.some, []
+    monkeypatch.setattr(ada, "some", lambda *how: (drawn.append((some(*how), how[1])), drawn[-1][0])[1])
+    monkeypatch.setattr(augment, "warped", lambda x, where: x[:, :, :1, :1])  # what it does there is not asked
+    ada.coloured(ada.bent(torch.zeros((), dtype=torch.float64).expand(20_000, channels, 16, 32)))
+    changed = [(value != default).view(20_000, -1).any(1) for value, default in drawn]
+    value = [v[c] if p else torch.ones(0) for (v, _), c in zip(drawn, changed, strict=True)]
+    moved = 1 - 0.5 / 2 * 0.5 / 4  # all but |t| < ½ of up to ±2 rows and of up to ±4 columns
+    turn = 1 - math.sqrt(1 - p)
+    share = [p / 2, 3 * p / 4, p * moved, p, turn, p, turn, p, p, p, p / 2, *[p, p] * (channels == 3)]
+    assert len(drawn) == len(share)
+    for i, (each, expected) in enumerate(zip(changed, share, strict=True)):
+        assert each.double().mean().item() == pytest.approx(expected, abs=0.015), i
+    assert (changed[4] | changed[6]).double().mean().item() == pytest.approx(p, abs=0.015)
+    if not p:
+        return
+    whole, moves = value[2], value[7]
+    assert torch.equal(whole, whole.round()) and whole.abs().amax(0).tolist() == [4, 2]  # 1/8 of 32 columns and 16 rows
+    spreads = {  # of each draw's law: its standard deviation
+        "isotropic": (value[3].log2(), 0.2), "turn": (value[4], math.pi / math.sqrt(3)), "anisotropic": (value[5].log2(), 0.2),
+        "turn again": (value[6], math.pi / math.sqrt(3)), "columns": (moves[:, 0], 32 / 8), "rows": (moves[:, 1], 16 / 8),
+        "brightness": (value[8], 0.2), "contrast": (value[9].log2(), 0.5),
+    }  # fmt: skip
+    if channels == 3:
+        spreads |= {"hue": (value[11], math.pi / math.sqrt(3)), "saturation": (value[12].log2(), 1.0)}
+    for name, (values, spread) in spreads.items():
+        assert values.std().item() == pytest.approx(spread, rel=0.05), name
+        assert values.mean().abs() < 5 * spread / len(values) ** 0.5, name
+
+
+def test_ada_colours_are_the_papers_matrices():
+    torch.manual_seed(0)
+    x = torch.randn(5, 3, 4, 6, dtype=torch.float64)
+    v = torch.full((3,), 3**-0.5, dtype=torch.float64)
+    P, K = torch.outer(v, v), torch.linalg.cross(v.expand(3, 3), torch.eye(3, dtype=torch.float64)).T  # vvᵀ, and v × as a matrix
+    apply = lambda matrix: torch.einsum("ij,bjhw->bihw", matrix, x)  # noqa: E731
+    eye, one = torch.eye(3, dtype=torch.float64), torch.ones((), dtype=torch.float64)
+    close = partial(torch.testing.assert_close, atol=1e-12, rtol=0)
+    close(luma_flipped(x, one), apply(eye - 2 * P))
+    close(luma_flipped(luma_flipped(x, one), one), x)
+    close(luma_flipped(x, one) - luma(luma_flipped(x, one)), x - luma(x))  # it keeps chroma
+    close(luma_flipped(x, 0 * one), x)
+    close(luma_flipped(x[:, :1], one), -x[:, :1])
+    for angle in (0.0, 0.4, -2.5, math.pi):
+        close(hue_turned(x, angle * one), apply(torch.linalg.matrix_exp(angle * K)))
+    close(hue_turned(x, 2 * math.pi * one), x)
+    close(hue_turned(x, 2 * math.pi / 3 * one), x.roll(1, 1))  # red to green, green to blue
+    close(saturated(x, 0.3 * one), apply(P + 0.3 * (eye - P)))
+    close(saturated(x, one), x)
+
+
+@pytest.mark.parametrize("name", ["diffaugment", "ada"])
+def test_images_of_any_range_are_changed_as_those_from_minus_1_to_1_are(name):
+    x, found = torch.rand(6, 3, 8, 8, dtype=torch.float64) * 2 - 1, []
+    for span in ((-1.0, 1.0), (0.0, 1.0), (0.0, 255.0)):
+        change = AUGMENTS[name](span).double()
+        if name == "ada":
+            change.running_p.fill_(1)
+        low, high = span
+        torch.manual_seed(0)
+        found.append((change(low + (x + 1) / 2 * (high - low)) - low) / (high - low) * 2 - 1)
+    torch.testing.assert_close(found[1], found[0])
+    torch.testing.assert_close(found[2], found[0])
+
+
+def test_r1_can_be_descended_through_ada():
+    ada = AdaptiveAugment().double()
+    ada.running_p.fill_(1)
+    x = torch.rand(2, 3, 5, 4, dtype=torch.float64, requires_grad=True)
+
+    def changed(x):
+        torch.manual_seed(0)
+        return ada(x).square()
+
+    assert torch.autograd.gradcheck(changed, x) and torch.autograd.gradgradcheck(changed, x)
+
+
+def test_ada_places_pixels_in_full_precision_under_autocast():
+    ada, found = AdaptiveAugment(), []
+    ada.running_p.fill_(1)
+    x = torch.rand(16, 1, 32, 32, generator=torch.Generator().manual_seed(0))
+    for half in (False, True):
+        torch.manual_seed(0)
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+            found.append(ada(x))
+    assert torch.equal(*found)
 
 
 @pytest.mark.parametrize("name", ["gan", "dcgan"])
@@ -567,8 +761,82 @@ def test_what_an_ailment_says_to_try_builds_and_weakens_nothing(typed):
         assert "has won" not in what or "discriminator_rate=" in tries
 
 
+def narrow(recipe: str, **options):
+    """Return a recipe's model with other options, every number of maps, units and dimensions at most 8, on images of 32 by 32."""
+    config = composed(f"model={recipe}", "out=unused", "device=cpu")
+    few = lambda v: [few(m) for m in v] if isinstance(v, list) else min(v, 8) if type(v) is int else v  # noqa: E731
+    config["model"] = {name: v if name == "base" else few(v) for name, v in config["model"].items()} | options
+    torch.manual_seed(0)
+    return make_model(config, Spec((1, 32, 32), classes=3, range=(-1.0, 1.0))).double()
+
+
+def shows(model, regulariser: str) -> bool:
+    """Whether a regulariser is in a model's D, or in the loss of it: this much more, to the last digit."""
+    if regulariser in PENALTIES:
+        losses = []
+        for penalty in (0, 3):
+            torch.manual_seed(1)
+            losses.append(model.eval().discriminator_loss(batch_of(model, 4), penalty=penalty))
+        added = [PENALTIES[name] * 3 * getattr(model, name) * losses[1][name] for name in PENALTIES if getattr(model, name)]
+        torch.testing.assert_close(losses[1]["loss"], losses[0]["loss"] + sum(added))
+        return losses[1][regulariser] > 0
+    if regulariser == "spectral":
+        D = model.discriminator  # but for what reads codes off its features, which judges nothing
+        parts = [part for name, part in D.named_children() if name != "recognition"]
+        layers = [m for part in parts for m in part.modules() if isinstance(m, torch.nn.Linear | torch.nn.Conv2d)]
+        return bool(layers) and all(hasattr(m, "parametrizations") for m in layers)
+    if regulariser == "clip":
+        return max(p.abs().max().item() for p in model.discriminator.parameters()) <= model.clip
+    if regulariser == "deviation":
+        return any(isinstance(m, MinibatchDeviation) for m in model.discriminator.modules())
+    if regulariser == "augment":
+        x = batch_of(model).x
+        getattr(model.augment, "running_p", torch.zeros(())).fill_(1)
+        return (model.augment(x) - x).abs().mean() > 0.1
+    raise AssertionError(regulariser)
+
+
+@pytest.mark.parametrize("recipe", PLAYED)
+def test_every_recipe_of_a_game_takes_every_loss_and_every_regulariser(recipe):
+    """A step each: with every loss, under R1, and with every regulariser, under the recipe's own loss."""
+    for options in [*({"loss": loss, "r1": 0.5} for loss in LOSSES), *REGULARISERS]:
+        loss = LOSSES[options.get("loss", composed(f"model={recipe}", "out=unused", "device=cpu")["model"]["loss"])]
+        if options.get("augment") == "ada" and not loss.absolute:
+            with pytest.raises(UserError, match="augment=diffaugment"):
+                narrow(recipe, **options)
+            continue
+        if "spectral" in options and recipe in ("progan", "stylegan2"):
+            with pytest.raises(UserError, match="equalised"):
+                narrow(recipe, **options)
+            continue
+        trainer = trainer_of(narrow(recipe, **options))
+        model, D = trainer.model, trainer.model.discriminator
+        before = {name: p.detach().clone() for name, p in D.named_parameters()}
+        logs = trainer.advance(iter([batch_of(model, 4)]))
+        assert all(torch.isfinite(v) for v in logs.values()), options
+        changed = {name for name, p in D.named_parameters() if not torch.equal(p, before[name])}
+        assert any(name.startswith("head.") for name in changed) and len(changed) > len(before) / 2, options
+        assert all(shows(model, name) for name in options if name != "loss"), options
+
+
 def test_the_recipes_of_games_are_all_asked():
     assert len(PLAYED) > 10 and {"experiment=dcgan_mnist", "experiment=stylegan2_faces"} <= set(GAMES)
+
+
+@pytest.mark.parametrize("conditional", [False, True])
+@pytest.mark.parametrize("recipe", PLAYED)
+def test_a_model_names_all_parts_of_its_codes_that_are_one_hot(recipe, conditional):
+    model = game(f"model={recipe}", *["++model.conditional=true"] * conditional).model
+    conditional = model.conditional  # a few are so by their recipe
+    z, named = model.prior(300), torch.zeros(model.code, dtype=torch.bool)
+    for part in choices(model).values():
+        assert torch.equal(z[:, part].sum(1), torch.ones(300)) and not named[part].any()
+        named[part] = True
+    assert torch.equal(named, ((z == 0) | (z == 1)).all(0))
+    assert ("class" in choices(model)) == conditional and (recipe == "infogan") == ("category" in choices(model))
+    if conditional:
+        y = torch.arange(300) % 10
+        assert torch.equal(model.prior(300, y)[:, choices(model)["class"]].argmax(1), y)
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from recipes import built
 from torch import nn
 from torch.nn.functional import avg_pool2d, conv2d, interpolate, one_hot, relu
 
@@ -191,6 +192,19 @@ def test_acgan_has_the_papers_sizes():
 def test_refuses_what_does_not_fit(make, spec, options, says):
     with pytest.raises(UserError, match=says):
         make(spec, **options)
+
+
+@pytest.mark.parametrize("recipe", ["sngan", "projection_gan"])
+def test_the_authors_rates_fall_to_0(recipe):
+    _, _, trainer = built(f"model={recipe}", "dataset=fake", "dataset.classes=3", "model.maps=[4,4,4,4]",
+                          "model.discriminator_maps=[4,4,4,4]", "trainer.steps=100", "device=cpu", "out=unused")  # fmt: skip
+    assert trainer.options.k == 5
+    for at, rate in ((0, 2e-4), (50, 1e-4), (99, 2e-6)):
+        trainer.at = at
+        trainer.set_rates()
+        groups = [group for optimizer in trainer.optimizers.values() for group in optimizer.param_groups]
+        assert [group["lr"] for group in groups] == pytest.approx([rate, rate])
+        assert all(group["betas"] == (0.0, 0.9) for group in groups)
 
 
 # --- Stacked MNIST ---------------------------------------------------------------------------------------------------

@@ -4,18 +4,21 @@ import math
 from functools import partial
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 from torch.distributions import Categorical, Normal
 from torch.nn.functional import one_hot
 
+from genlab import build
 from genlab.errors import UserError
 from genlab.metrics import Settings, purity
 from genlab.metrics.subject import Subject
 from genlab.models.gan.infogan import InfoGAN
 from genlab.models.gan.trainer import GANTrainer
 from genlab.spec import Batch, Spec
+from genlab.tasks import traverse
 from genlab.training.device import Device
 
 IMAGES = Spec((1, 8, 8), classes=3, range=(0.0, 1.0))
@@ -115,6 +118,53 @@ def test_infogan_has_the_papers_sizes():
 def test_refuses_what_does_not_fit(spec, options, says):
     with pytest.raises(UserError, match=says):
         InfoGAN(spec, **options)
+
+
+# --- what its codes can be asked --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def moved(trained, tmp_path):
+    """`moved(item=3)` asks `genlab traverse` of a conditional InfoGAN: its run, its pictures' names, and what it wrote."""
+    folder = trained("model=infogan", "model.width=2", "model.latent=5", "model.categories=4", "model.conditional=true")
+    run = build.load_run({"run": str(folder), "device": {"name": "cpu"}})
+
+    def ask(**options):
+        record = traverse.traverse(run, **options, out=str(tmp_path / "asked"))
+        (arrays,) = (tmp_path / "asked").glob("*.npz")
+        with np.load(arrays) as held:
+            found = {**record, **{key: torch.from_numpy(held[key]) for key in held}}
+        return run, {path.stem.rpartition("_")[2] for path in (tmp_path / "asked").glob("*.png")}, found
+
+    return ask
+
+
+@pytest.mark.parametrize(("options", "y"), [({}, 0), ({"y": 7}, 7), ({"item": 3}, 0), ({"item": 3, "y": 7}, 7)], ids=str)
+def test_traverse_goes_through_the_values_of_a_choice_and_moves_none(moved, options, y):
+    run, pictures, found = moved(n=100, frames=3, **options)
+    model, z = run.model, found["start"]
+    assert pictures >= {"category", "class"}
+    _, category, c, classes = z.split(model.sizes)
+    assert torch.equal(classes, one_hot(torch.tensor(y), 10).float())
+    assert category.sum() == 1 and set(category.tolist()) == {0, 1}
+    assert sorted(found["dims"].tolist()) == [*range(5), 9, 10], "noise and continuous codes"
+    if "item" in options:
+        mean = model.encode(run.dataset.items("test", torch.tensor([3])).x)
+        assert category.argmax() == model.category(mean)[0] and torch.equal(c, mean[0].split(model.sizes)[2])
+    for name, size, first in (("category", 4, 5), ("class", 10, 11)):
+        codes = z.repeat(size, 1)
+        codes[:, first : first + size] = torch.eye(size)
+        with torch.no_grad():
+            torch.testing.assert_close(found[name], model.decode(codes))
+            apart = (found[name] - model.decode(z[None])).double().square().flatten(1).sum(1)
+        torch.testing.assert_close(found["effect"][first : first + size], apart)
+        assert apart[z[first : first + size].argmax()] < 1e-4 * apart.max(), "the start has a value of its own"
+
+
+@pytest.mark.parametrize(("dim", "name"), [(5, "category"), (8, "category"), (11, "class"), (20, "class")])
+def test_a_value_of_a_choice_is_no_dimension(moved, dim, name):
+    with pytest.raises(UserError, match=rf"dimension {dim} .* its {name}.*leave {dim} out"):
+        moved(dims=[0, dim])
 
 
 # --- what it finds ---------------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from disturbed import COMMON, RUNS, Nursery, command, differences, newest
+from disturbed import COMMON, RUNS, SAVE_EVERY, Nursery, begun, command, differences, newest, promised
 
 from genlab.training.run import RunFolder
 
@@ -31,29 +31,41 @@ def start(folder: Path, *overrides: str) -> subprocess.Popen:
     )  # fmt: skip
 
 
-def finish(process: subprocess.Popen) -> int:
+def finish(process: subprocess.Popen) -> tuple[int, str]:
+    """Wait for the end; return the exit code and what was said."""
     _, err = process.communicate(timeout=300)
     assert "Traceback" not in err, err
-    return process.returncode
+    return process.returncode, err
+
+
+def check_begin(said: str, least: int) -> None:
+    at = begun(said)
+    assert at is None or at >= least, f"step {least} was saved, and the run went on from {at}"
 
 
 def check_kills(name: str, tmp_path: Path, kills: int, nursery: Nursery) -> None:
-    """Kill a run again and again, in its start-up too, until that was often enough; each run of it must end as the whole one."""
+    """Kill a run again and again, in its start-up too, until that was often enough; each run of it must end as the whole one.
+
+    None loses more than the steps since its last checkpoint.
+    """
     chance = random.Random(name)
     began = time.monotonic()
     assert nursery.start(*command(tmp_path / "whole", *RUNS[name], *COMMON)).finish() == 0
     lasted, last = time.monotonic() - began, newest(tmp_path / "whole")
-    part, done = tmp_path / "part", 0
+    part, done, least = tmp_path / "part", 0, 0
     while done < kills or newest(part) < last:
         process = nursery.start(*command(part, *RUNS[name], *COMMON))
         if done < kills and not process.wait(chance.uniform(0, 0.6 * lasted)):
             process.kill()
             done += 1
+            check_begin(process.said, least)
+            least = max(least, promised(part))
             continue
         assert process.finish() == 0
+        check_begin(process.said, least)
         assert differences(tmp_path / "whole", part) == []
         if done < kills:  # it finished before its kill came: begin another
-            part = tmp_path / f"part{done}"
+            part, least = tmp_path / f"part{done}", 0
     print(f"{name}: {done} kills, {len(list(tmp_path.glob('part*')))} runs, all bit for bit")
 
 
@@ -67,7 +79,10 @@ def test_a_kill_of_a_process_loses_nothing(tmp_path):
     process.kill()
     process.communicate()
     assert 0 < newest(folder) < 300
-    assert finish(start(folder)) == 0 and finish(start(whole, *RUNS["vae"])) == 0
+    least = promised(folder)
+    code, said = finish(start(folder))
+    assert code == 0 and begun(said) >= max(least, SAVE_EVERY)
+    assert finish(start(whole, *RUNS["vae"]))[0] == 0
     assert differences(whole, folder) == []
     run = RunFolder(folder)
     state = run.load()

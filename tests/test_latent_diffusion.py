@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
+import inspect
+import re
 import shutil
 
 import pytest
 import torch
 from conftest import run_here
-from recipes import built
+from omegaconf import OmegaConf
+from recipes import CONFIGS, built, typed
+from test_recipes import small
 
+from genlab import objects
+from genlab.arguments import locate
 from genlab.errors import UserError
 from genlab.models.diffusion.edm import EDM
 from genlab.models.diffusion.latent import LatentDiffusion
 from genlab.spec import Batch, Spec
+from genlab.tasks.catalogue import recipes
+from genlab.training.run import RunFolder
 
+MODELS = {r.name: locate({"_target_": r.target}, r.name) for r in recipes() if {"encode", "decode"} <= r.abilities()}
+SLOW = [name for name, of in MODELS.items() if "steps" in inspect.signature(of.encode).parameters]  # hundreds of evaluations
+CODECS = [name for name in MODELS if name not in SLOW]
 SMALL = ("experiment=ldm_mnist", "dataset=digits", "prepare.size=16", "device=cpu", "out=unused", "trainer.batch_size=8")
 LINEAR = Spec((2, 8, 8), classes=4)
 
@@ -73,6 +84,81 @@ def test_the_codec_stays_as_it_is():
     assert ldm.inner.network.zero.grad is not None
 
 
+def test_it_is_asked_through_its_codes():
+    """A network that answers 0 is EDM's best denoiser of N(0, σ_data²): its ODE is known, and goes there and back."""
+    ldm, x = model().double(), torch.randn(6, 2, 8, 8, dtype=torch.float64)
+    ldm.standardise(ldm.codec.encode(x))
+    z = ldm.encode(x)
+    assert z.shape == (6, 2, 8, 4) == ldm.prior(6).shape
+    scaled = (ldm.codec.encode(x) - ldm.mean) / ldm.std
+    torch.testing.assert_close(z, scaled / 0.5, rtol=0.01, atol=0)  # σ_data: to unit variance
+    even = x[..., ::2].repeat_interleave(2, -1)
+    torch.testing.assert_close(ldm.decode(z), even, rtol=0.01, atol=0.01)
+    torch.testing.assert_close(ldm.edit(x, 0.0), even)
+    assert ldm.noise_error(x, terms=3).shape == (6,)
+
+
+@pytest.fixture(scope="module")
+def codec_run(tmp_path_factory):
+    """`codec_run("vae")`: the folder of an untrained run of the recipe."""
+
+    def make(recipe: str):
+        config, dataset, trainer = built(*small(recipe))
+        info = {"model": recipe, "spec": dataset.spec.to_json(), "choices": {}}
+        run = RunFolder.create(tmp_path_factory.mktemp("codec") / recipe, config=OmegaConf.to_yaml(config), info=info)
+        run.save(trainer.state(), keep=1)
+        return run.path, dataset, trainer.model
+
+    return make
+
+
+def assembled(path, recipe: str, *more: str):
+    """Return what `genlab train model=ldm codec.run=<path>` makes, on the recipe's own data set."""
+    own = re.search(r"override /dataset: (\w+)", (CONFIGS / f"model/{recipe}.yaml").read_text())
+    data = (f"dataset={own[1]}",) if own else ()
+    return objects.assemble(typed(*small("ldm"), *data, f"codec.run={path}", *more))
+
+
+@pytest.mark.parametrize("recipe", CODECS)
+def test_whatever_encodes_and_decodes_is_a_codec(recipe, codec_run):
+    path, theirs, codec = codec_run(recipe)
+    config, dataset, trainer = assembled(path, recipe)
+    ldm, x = trainer.model, dataset.take("train", 4).x
+    assert dataset.spec == theirs.spec and torch.equal(x, theirs.take("train", 4).x)
+    assert all(torch.equal(v, ldm.codec.state_dict()[k]) for k, v in codec.state_dict().items())
+    assert list(config["prepare"]) == list(typed(*small("ldm"))["prepare"]) and config["prepare"]["range"] is not None
+    ldm.loss(Batch(x, torch.zeros(4, dtype=torch.long)))["loss"].backward()
+    assert any(p.grad is not None for p in ldm.inner.parameters())
+    assert ldm.sample(2, steps=2).shape == (2, *dataset.spec.shape)
+
+
+def test_the_data_is_prepared_as_it_was_for_the_codec_or_refused(codec_run):
+    path, theirs, _ = codec_run("vae")
+    _, dataset, _ = assembled(path, "vae", "prepare.range=[0,1]", "prepare.binarize=threshold", "prepare.size=8")
+    assert dataset.spec == theirs.spec and dataset.binarize == "threshold"  # what is asked for and fits stays
+    for asked, said in {
+        "prepare.range=[-1,1]": r"in \[0, 1\], binary, and this data is image of shape \[1, 8, 8\] in \[-1, 1\], binary",
+        "prepare.binarize=none": r"in \[0, 1\]; leave prepare= out",
+        "prepare.size=16": r"\[1, 16, 16\]",
+    }.items():
+        with pytest.raises(UserError, match=said):
+            assembled(path, "vae", asked)
+
+
+def test_mirrored_items_have_codes_of_their_own():
+    _, dataset, trainer = built(*SMALL, "prepare.flip=true")
+    codec, x, y = trainer.model.codec, *dataset.arrays("train")
+    codes = dataset.mapped("train", codec.encode)
+    z, of = codes.arrays("train")
+    n = dataset.size("train")
+    assert dataset.prepare.flip and codes.size("train") == 2 * n and torch.equal(of, torch.cat([y, y]))
+    prepared = dataset.prepare(x[:5], torch.Generator())
+    torch.testing.assert_close(z[:5], codec.encode(prepared).detach())
+    torch.testing.assert_close(z[n : n + 5], codec.encode(prepared.flip(-1)).detach())
+    held = dataset.mapped("validation", codec.encode)  # nothing that is measured is mirrored
+    assert held.size("validation") == dataset.size("validation")
+
+
 def test_a_batch_of_the_trainer_is_codes_made_once():
     _, dataset, trainer = built(*SMALL)
     codes = trainer.model.codec.encode(dataset.take("train", 32).x)
@@ -110,9 +196,14 @@ def test_one_command_trains_both_and_the_run_stands_alone(tmp_path):
     assert done.code == 0, done.error
     again = run_here("train", *train, "out=other", cwd=tmp_path)  # the codec is there
     assert again.code == 0 and "there already" in again.err
-    mine = next((tmp_path / "outputs/codecs").glob("*"))
+    mine = next((tmp_path / "outputs/parts").glob("*"))
     wrong = run_here("train", *train, "prepare.size=8", f"codec.run={mine}", "out=wrong", cwd=tmp_path)
     assert wrong.code and "prepare=" in wrong.error
+    bare = shutil.copytree(tmp_path / "run", tmp_path / "bare", ignore=shutil.ignore_patterns("step_*"))
+    begun = run_here("train", f"resume={bare}", cwd=tmp_path)  # it was killed before its first checkpoint
+    assert begun.code == 0, begun.error
+    trained, other = (RunFolder(folder).load()["model"] for folder in (mine, bare))
+    assert all(torch.equal(v, other[f"codec.{k}"]) for k, v in trained.items())
     shutil.rmtree(tmp_path / "outputs")
     assert run_here("sample", "run=run", "n=4", "device=cpu", cwd=tmp_path).code == 0
     resumed = run_here("train", "resume=run", "trainer.steps=5", cwd=tmp_path)

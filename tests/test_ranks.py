@@ -5,18 +5,20 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
 import ranks_losses
 import torch
+from disturbed import TORCHRUN, workers
+from PIL import Image
 from sweeping import MINE, brief, write_model
 from test_slurm import LONG, Sweep, answering
 
@@ -29,7 +31,6 @@ FAMILIES = ["vae", "dcgan", "realnvp", "rbm", "ddpm"]
 KEEPERS = ["maf", "dbn", "m2", "vq_vae", "debias_vae", "spectral", "stylegan2", "cyclegan", "gpt"]
 CUT = ["vae+fsdp", "ddpm+fsdp", "gpt+fsdp"]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{HERE}:{os.environ.get('PYTHONPATH', '')}"}
-TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone")
 SILENT = re.escape("ended without a word (killed, out of memory, or its machine is gone)")
 
 
@@ -39,12 +40,17 @@ def popen(*what: object, cwd: Path, **environment: str) -> subprocess.Popen:
     )
 
 
-def start(processes: int, *what: object, cwd: Path) -> list[subprocess.Popen]:
-    """Start Python with these arguments in processes that know each other by variables alone, and nobody watches over."""
+def start(processes: int, *what: object, cwd: Path | list[Path]) -> list[subprocess.Popen]:
+    """Start Python with these arguments in processes that know each other by variables alone, and nobody watches over.
+
+    Args:
+        cwd: the folder of all of them, or one of each.
+    """
+    folders = cwd if isinstance(cwd, list) else [cwd] * processes
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         place = {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
-    return [popen(sys.executable, *what, cwd=cwd, **place, RANK=str(rank), LOCAL_RANK=str(rank)) for rank in range(processes)]
+    return [popen(sys.executable, *what, cwd=own, **place, RANK=str(n), LOCAL_RANK=str(n)) for n, own in enumerate(folders)]
 
 
 def ended(processes: list[subprocess.Popen], within: float) -> list[tuple[int, str, str]]:
@@ -175,11 +181,58 @@ def test_different_options_are_refused(tmp_path):
     assert "different options" in why and not list(tmp_path.glob("outputs"))
 
 
+def edit(path: Path, old: str, new: str) -> None:
+    assert old in path.read_text()
+    path.write_text(path.read_text().replace(old, new))
+
+
+def other_weights(folder: Path) -> None:
+    run = RunFolder(folder)
+    state = run.load()
+    next(iter(state["model"].values())).view(-1)[0] += 1e-6
+    run.save(state, keep=9)
+
+
+BEGIN = ("dataset=image_folder", "dataset.path=photos", "model.hidden=[8]", "trainer.preview_every=0", "trainer.save_every=2")
+BEGIN += ("model=vae", "device=cpu", "trainer.batch_size=8", "trainer.steps=4")
+GO_ON = ("resume=run", "trainer.steps=6")
+DISKS = {  # what another machine's own disk has -> (what is changed there, the command, what is said)
+    "an older checkpoint": (lambda disk: RunFolder(disk / "run").steps()[-1].unlink(), GO_ON, "step 2 instead of 4,"),
+    "no checkpoint": (lambda disk: [path.unlink() for path in RunFolder(disk / "run").steps()], GO_ON,
+                      "step 0 without a checkpoint instead of 4,"),
+    "other weights": (lambda disk: other_weights(disk / "run"), GO_ON, r"does: sum of the checkpoint \w+ instead of \w+;"),
+    "another recipe": (lambda disk: edit(disk / "run" / "config.yaml", "lr: 0.001", "lr: 0.002"), GO_ON,
+                       "does: optimizer.lr 0.002 instead of 0.001;"),
+    "fewer items": (lambda disk: (disk / "photos" / "0.png").unlink(), (*BEGIN, "out=new"), "train items .* instead of "),
+    "other items": (lambda disk: (disk / "photos" / "0.png").write_bytes((disk / "photos" / "1.png").read_bytes()),
+                    (*BEGIN, "out=new"), r"does: sum of the data \w+ instead of \w+;"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("disk", [d if n == 0 else pytest.param(d, marks=pytest.mark.slow) for n, d in enumerate(DISKS)])
+def test_processes_that_would_not_train_the_same_are_refused(disk, genlab, tmp_path):
+    """Two machines, each with a disk of its own."""
+    here, there = tmp_path / "here", tmp_path / "there"
+    (here / "photos").mkdir(parents=True)
+    for i in range(12):
+        Image.frombytes("L", (8, 8), bytes(range(i, i + 64))).save(here / "photos" / f"{i}.png")
+    assert genlab("train", *BEGIN, "out=run", cwd=here).code == 0
+    shutil.copytree(here, there)
+    change, what, says = DISKS[disk]
+    change(there)
+    found = ended(start(2, "-m", "genlab", "train", *what, cwd=[here, there]), within=900)
+    assert [code for code, _, _ in found] == [2, 2] and found[1][2] == ""
+    said = r"genlab: rank 1 on \S+, which reads image_folder in photos, would not train what rank 0 on \S+ does: .*"
+    assert re.match(said, found[0][2].splitlines()[-1]) and re.search(says, found[0][2]), found[0][2]
+    assert RunFolder(here / "run").load()["step"] == 4 and not list(tmp_path.glob("*/new"))
+
+
 @pytest.mark.slow
-def test_several_trainings_one_after_another(tmp_path):
-    what = ("-m", "genlab", "train", "-m", "seed=0,1,2", "device=cpu", "trainer.steps=2", "trainer.preview_every=0")
-    assert [code for code, _, _ in ended(start(2, *what, cwd=tmp_path), within=900)] == [0, 0]
-    assert len(list(tmp_path.glob("**/run.json"))) == 3
+def test_a_sweep_is_refused(tmp_path):
+    what = ("-m", "genlab", "train", "-m", "seed=0,1,2", "device=cpu", "trainer.steps=2")
+    found = ended(start(2, *what, cwd=tmp_path), within=900)
+    assert [code for code, _, _ in found] == [2, 2] and not list(tmp_path.glob("**/run.json"))
+    assert "a sweep starts its own processes: give `genlab train -m` to one" in found[0][2]
 
 
 @pytest.mark.slow
@@ -190,8 +243,9 @@ def test_what_one_dies_of_is_said_by_all(tmp_path):
     (tmp_path / "run" / "checkpoints").rename(tmp_path / "elsewhere")
     found = ended(processes, within=60)
     lines = [said.splitlines()[-1] for _, _, said in found]
-    assert all(code for code, _, _ in found) and lines[0].endswith("No such file or directory")
-    assert all(re.fullmatch(r"genlab: rank 0 on \S+: .*No such file or directory", line) for line in lines[1:])
+    assert all(code for code, _, _ in found)
+    why = r"run/checkpoints/\S+: No such file or directory; .*go on with `genlab train resume=run`"
+    assert all(re.fullmatch(rf"genlab: (rank 0 on \S+: )?{why}", line) for line in lines), lines
 
 
 @pytest.mark.slow
@@ -246,19 +300,6 @@ def test_a_job_of_a_sweep_goes_on_after_one_of_its_processes_was_killed(ends_the
         assert ends_the_step or re.search(rf": lost: rank 1 on \S+ {SILENT};", sweep.said()), sweep.said()
     finally:
         sweep.clear()
-
-
-def workers(cwd: Path) -> dict[str, int]:
-    """Return the process ids of the trainings in a folder by the variable that tells each its rank."""
-    found = {}
-    for process in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError):
-            command = process.joinpath("cmdline").read_bytes()
-            if process.joinpath("cwd").resolve() == cwd and (b"genlab" in command or b"submitit" in command):
-                for variable in process.joinpath("environ").read_text().split("\0"):
-                    if variable.startswith(("RANK=", "SLURM_PROCID=")):
-                        found[variable] = int(process.name)
-    return found
 
 
 # --- a model cut over the processes -----------------------------------------------------------------------------------

@@ -1,12 +1,14 @@
 """Sweeps on a real SLURM: jobs that are told to save, killed, preempted or fail, and end as if nothing had happened.
 
 A SLURM that answers `scontrol ping` is used as it is. Else GENLAB_SLURM may name a script that starts one on this machine
-(`<script> up`, `<script> down`; as root); it is taken down again. Where there is neither, the tests are skipped.
+(`<script> up`, `<script> down`; as root); it is taken down again. Where there is neither, the tests are skipped. The presets that
+ask for GPUs need two on a node, as SLURM counts them: nothing computes there, and GresTypes=gpu on a copy of /dev/null will do.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -22,6 +24,7 @@ from sweeping import MINE, brief, states, write_model
 
 from genlab.sweeps import folder, slurm
 from genlab.sweeps.folder import SweepFolder
+from genlab.training.run import RunFolder
 
 pytestmark = [pytest.mark.slurm, pytest.mark.xdist_group("slurm")]
 LONG = ("trainer.save_every=200", "trainer.log_every=150")
@@ -167,6 +170,28 @@ def test_what_the_cluster_refuses_is_one_line(tmp_path):
     wrong = run_here("train", "-m", *MINE, "seed=0,1", *SMALL, "hydra.launcher.timeout_min=soon", cwd=tmp_path)
     assert "timeout_min" in wrong.error
     assert slurm.ask(["99999999"]) == {}, "a job that is not known is not an error"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("preset", ["slurm", "slurm_node"])
+def test_a_preset_with_gpus(preset, tmp_path, started):
+    """As somebody would hand a sweep to a cluster of smaller nodes: the rest is as the preset has it. The sums are the CPU's."""
+    nodes = subprocess.run(["sinfo", "--noheader", "--format=%G"], capture_output=True, text=True, check=True).stdout
+    if max(map(int, re.findall(r"gpu:(?:\w+:)?(\d+)", nodes)), default=0) < 2:
+        pytest.skip("no node of this SLURM has two GPUs, or pretends to")
+    processes = {"slurm": 1, "slurm_node": 2}[preset]
+    of_the_site = ("hydra.launcher.cpus_per_task=1", f"hydra.launcher.mem_gb={processes}")
+    if preset == "slurm_node":
+        of_the_site += ("hydra.launcher.gpus_per_node=2", "hydra.launcher.tasks_per_node=2")
+    sweep = started("train", "-m", *MINE, "seed=0,4", "trainer.steps=60", f"hydra/launcher={preset}", *of_the_site)
+    assert sweep.end() == 0 and brief(sweep.folder) == [("done", 1), ("done", 1)], sweep.said()
+    for number, (seed, state) in enumerate(zip((0, 4), states(sweep.folder), strict=True)):
+        run = RunFolder(sweep.folder / str(number))
+        assert run.info()["processes"] == processes and run.load()["step"] == 60
+        seen = (tmp_path / f"starts-{seed}").read_text().splitlines()  # CUDA_VISIBLE_DEVICES of each process
+        assert [gpus != "none" and len(gpus.split(",")) for gpus in seen] == [processes] * processes, seen
+        said = subprocess.run(["scontrol", "show", "job", state.slurm], capture_output=True, text=True, check=True).stdout
+        assert {"Requeue=1", "TimeLimit=04:00:00", f"NumTasks={processes}"} <= set(said.split()), said
 
 
 # --- the whole of it ----------------------------------------------------------------------------------------------------

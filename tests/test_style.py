@@ -11,7 +11,7 @@ from genlab.errors import UserError
 from genlab.models.gan.progan import ProGAN
 from genlab.models.gan.progressive_trainer import ProgressiveTrainer
 from genlab.models.gan.stylegan2 import StyleGAN2, mixed
-from genlab.models.gan.trainer import GANTrainer
+from genlab.models.gan.trainer import GANTrainer, lazy_rate
 from genlab.nn import style
 from genlab.nn.deviation import MinibatchDeviation
 from genlab.spec import Batch, Spec
@@ -364,3 +364,55 @@ def test_regularisers_are_computed_only_where_they_weigh():
         seen.append("path_length" in trainer.step(iter([batch])))
         trainer.at += 1
     assert seen == [True, False, True]
+
+
+@pytest.mark.parametrize(
+    ("options", "every", "rates"),
+    [
+        ({}, 1, (1, 1)),
+        ({}, (3, 2), (3 / 4, 2 / 3)),
+        ({}, 4, (4 / 5, 4 / 5)),
+        ({"path_length": 0.0}, (3, 2), (3 / 4, 1)),  # G has nothing to be computed lazily
+    ],
+)
+def test_each_player_has_an_interval_and_the_rate_that_goes_with_it(options, every, rates):
+    model = small("stylegan2", **options)
+    adam = partial(torch.optim.Adam, lr=1e-3, betas=(0.0, 0.99))
+    trainer = GANTrainer(
+        model, adam, GANTrainer.Options(penalty_every=every, discriminator_rate=0.5), device=Device(name="cpu", precision="fp64")
+    )
+    groups = [trainer.optimizers[player].param_groups[0] for player in ("discriminator", "generator")]
+    assert [g["lr"] for g in groups] == pytest.approx([0.5e-3 * rates[0] ** 0.5, 1e-3 * rates[1] ** 0.5])
+    assert all(g["betas"] == (0.0, 0.99) for g in groups)
+    logs = [trainer.advance(iter([batch_of(SPEC)])) for _ in range(7)]
+    of_d, of_g = every if isinstance(every, tuple) else (every, every)
+    assert [i for i, log in enumerate(logs) if "r1" in log] == list(range(0, 7, of_d))
+    assert [i for i, log in enumerate(logs) if "path_length" in log] == (list(range(0, 7, of_g)) if not options else [])
+
+
+@pytest.mark.parametrize("k", [2, 8])
+def test_a_penalty_within_an_update_moves_as_far_as_the_papers_between_updates(k):
+    """The paper: k updates, then one on k times the penalty, by Adam with cλ and β^c; here: k updates, the penalty in one."""
+    c, moved = k / (k + 1), {}
+    for way, rate, beta in (("paper", c, 0.99**c), ("here", lazy_rate(k), 0.99), ("plain", 1, 0.99), ("c", c, 0.99)):
+        torch.manual_seed(0)
+        weights = torch.zeros(1000, dtype=torch.float64, requires_grad=True)
+        adam = torch.optim.Adam([weights], lr=1e-3 * rate, betas=(0.0, beta))
+
+        def descend(gradient, weights=weights, adam=adam):
+            weights.grad = gradient
+            adam.step()
+
+        for at in range(800):
+            main, penalty = 0.1 + torch.randn(1000).double(), k * (0.05 + 0.5 * torch.randn(1000).double())
+            if way == "paper":
+                descend(main)
+                if at % k == 0:
+                    descend(penalty)
+            else:
+                descend(main + penalty if at % k == 0 else main)
+        moved[way] = weights.detach()
+    far = {way: -w.mean().item() for way, w in moved.items()}
+    assert far["here"] == pytest.approx(far["paper"], rel=0.015)
+    assert far["plain"] > 1.04 * far["paper"] and far["c"] < 0.96 * far["paper"]
+    assert torch.corrcoef(torch.stack([moved["here"], moved["paper"]]))[0, 1] > 0.98

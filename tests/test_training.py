@@ -81,8 +81,9 @@ def test_accumulated_shards_are_the_joint_batch(accumulate):
 
 
 @pytest.mark.parametrize("schedule", ["constant", "linear", "cosine"])
-def test_learning_rates(schedule):
-    t = trainer(steps=100, warmup=10, schedule=schedule)
+@pytest.mark.parametrize("drops", [(), (40, 70)])
+def test_learning_rates(schedule, drops):
+    t = trainer(steps=100, warmup=10, schedule=schedule, drops=drops)
     rates = []
     for t.at in range(100):
         t.set_rates()
@@ -91,7 +92,8 @@ def test_learning_rates(schedule):
     for i in range(10, 100):
         share = (i - 10) / 90
         expected = {"constant": 1, "linear": 1 - share, "cosine": 0.5 * (1 + math.cos(math.pi * share))}[schedule]
-        assert rates[i] == pytest.approx(0.1 * expected, rel=1e-9)
+        tenths = [0.1 for step in drops if i >= step]
+        assert rates[i] == pytest.approx(0.1 * expected * math.prod(tenths), rel=1e-9)
 
 
 def test_ema_is_the_running_mean():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from dataclasses import replace
 from functools import cache
@@ -17,6 +18,9 @@ from torch.nn.functional import interpolate
 from genlab import build
 from genlab.errors import UserError
 from genlab.metrics import Settings, measure, pairs
+from genlab.metrics.energy_distance import energy_distance
+from genlab.metrics.frechet import frechet_distance
+from genlab.metrics.kernel import kernel_distance
 from genlab.metrics.subject import Subject
 from genlab.metrics.translation import agreement, guesses, why_no_lpips
 from genlab.spec import Batch, Spec
@@ -171,6 +175,42 @@ def test_evaluate_measures_a_translator(trained):
     assert (run.folder.path / "evaluation" / "translations.png").exists()
 
 
+class Turned(Stand):
+    """A translator whose way back is its inverse but for an offset."""
+
+    def translate(self, cond: torch.Tensor, *, backward: bool = False) -> torch.Tensor:
+        return cond / 0.5 + 0.1 if backward else self.function(cond)
+
+
+@pytest.mark.parametrize("back", [True, False])
+def test_without_pairs_sets_are_compared_and_cycles_closed(trained, back):
+    run = loaded(trained(*RUNS["denoise"]))
+    dataset = copy.copy(run.dataset)
+    dataset.paired = False
+    model = (Turned if back else Stand)(lambda cond: cond * 0.5)
+    settings = Settings(n=40, seed=4, features=("pixels",))
+    subject = Subject(dataset, settings, model=model)
+    rows = {row.name: row for row in measure(subject, ["unpaired_translation"])["unpaired_translation"]}
+    truth = dataset.take("test", 40, seed=4)
+    for distance in (energy_distance, kernel_distance, frechet_distance):
+        name = distance.__name__.replace("frechet_distance", "frechet")
+        row = rows.pop(f"{name}_pixels")
+        real = dataset.shown("test", 40, seed=4).x.flatten(1).double() / 255
+        expected = [
+            distance(((x + 1) / 2).clamp(0, 1).mul(255).round().flatten(1).double() / 255, real)[0]
+            for x in (truth.cond * 0.5, truth.cond)
+        ]
+        assert [row.value, float(row.conditions["sources"])] == [pytest.approx(e, rel=1e-3, abs=1e-6) for e in expected], name
+        assert row.floor is not None
+    assert set(rows) == ({"cycle_error", "cycle_error_back"} if back else set())
+    if back:  # F(G(x)) = x + 1/10 and G(F(y)) = y + 1/20, in a range of 2
+        assert rows["cycle_error"].value == pytest.approx(0.05) and rows["cycle_error_back"].value == pytest.approx(0.025)
+        assert float(rows["cycle_error"].conditions["change"]) == pytest.approx((truth.cond / 4).abs().mean().item(), rel=1e-3)
+    assert "translation" not in measure(subject)
+    dataset.paired = True
+    assert "unpaired_translation" not in measure(Subject(dataset, settings, model=model))
+
+
 # --- folders ----------------------------------------------------------------------------------------------------------
 
 
@@ -200,7 +240,7 @@ def test_a_model_of_one_size_says_so(trained, tmp_path):
     superres(run, folder=str(tmp_path / "in"), out=str(tmp_path / "out"))
     with pytest.raises(UserError, match="down=true"):
         superres(run, down=True)
-    with pytest.raises(UserError, match="grey or RGB"):
+    with pytest.raises(UserError, match="grey or RGB.*genlab inpaint"):
         translate(loaded(trained(*RUNS["inpaint"])), folder=str(tmp_path / "in"))
 
 
@@ -218,6 +258,105 @@ def test_what_is_made_smaller_is_measured_beside_bicubic(genlab, trained, tmp_pa
         back = pairs.bicubic(pairs.bicubic(x, 0.5), size)
         assert record["psnr_luminance_db_of_bicubic_each"][str(i)] == pytest.approx(pairs.psnr(back, x, crop=2).item(), rel=1e-6)
         assert record["ssim_luminance_of_bicubic_each"][str(i)] == pytest.approx(pairs.ssim(back, x, crop=2).item(), rel=1e-6)
+
+
+BACK = ("model=cyclegan", "model.width=2", "model.blocks=1", *FAKE, "dataset.operator=grey", "model.identity=0")
+
+
+class Both(Stand):
+    """A translator of colours into grey, whose way back is another function."""
+
+    def translate(self, cond: torch.Tensor, *, backward: bool = False) -> torch.Tensor:
+        return cond.mean(1, keepdim=True) / 2 if backward else self.function(cond)
+
+
+def test_a_model_that_learnt_both_ways_is_asked_back(genlab, trained, tmp_path):
+    folder = trained(*BACK)
+    run = replace(loaded(folder), model=Both(lambda cond: cond.expand(-1, 3, -1, -1)), open_data=lambda: loaded(folder).dataset)
+    record = translate(run, back=True, n=5, seed=1, out=str(tmp_path / "made"))
+    held, _ = asking.items(run, "test", 5, 1)
+    (found,) = (tmp_path / "made").glob("translate_back_*.npz")
+    with np.load(found) as kept:
+        assert np.array_equal(kept["source"], held.x) and np.array_equal(kept["x"], held.cond)
+        made = torch.from_numpy(kept["output"])
+    torch.testing.assert_close(made, held.x.mean(1, keepdim=True) / 2)
+    backwards = replace(run.spec.source, source=run.spec, task="translate")
+    usual = run.dataset.take("train", 500, seed=1).cond.mean(0).expand_as(held.cond)
+    for name, x in (("psnr_db", made), ("psnr_db_of_training_mean", usual)):
+        assert record[name]["value"] == pytest.approx(agreement(x, held.cond, backwards)["psnr"].mean().item())
+    assert record["back"] is True and record["task"] == "translate"
+
+    colour = noise(5, 6, 3)
+    png(tmp_path / "in/x.png", colour)
+    result = genlab("translate", f"run={folder}", "device=cpu", "in=in", "back=true", "out=out")
+    assert result.code == 0, result.err
+    assert Image.open(tmp_path / "out/x.png").mode == "L"
+    assert json.loads((tmp_path / "out/translate_back.json").read_text())["back"] is True
+    translate(run, back=True, folder=str(tmp_path / "in"), out=str(tmp_path / "stood"))
+    expected = ((colour / 255 * 2 - 1).mean(2) / 2 + 1) / 2 * 255
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "stood/x.png")), expected.round())
+
+
+@pytest.mark.parametrize("asked", [{"n": 3}, {"folder": "in"}], ids=str)
+def test_a_model_of_one_direction_refuses_the_way_back(trained, asked):
+    with pytest.raises(UserError, match=r"back=true .*cyclegan.*pix2pix learns one"):
+        translate(loaded(trained(*RUNS["colorize"])), back=True, **asked)
+
+
+@pytest.mark.parametrize("mask", ["half", "transparent", "file"])
+@pytest.mark.parametrize("draws", [1, 2])
+def test_ones_own_images_are_filled_in_and_kept_elsewhere(mask, draws, trained, tmp_path):
+    run, seen = loaded(trained(*RUNS["inpaint"])), []
+    run = standing(run, lambda cond: seen.append(cond) or cond[:, :1] * 0 + 0.25, multiple=4)
+    hidden = {"half": np.arange(9)[:, None] >= 4, "transparent": noise(9, 6) < 99, "file": noise(9, 6) < 99}[mask]
+    hidden, x = np.broadcast_to(hidden, (9, 6)), noise(9, 6, seed=1)
+    if mask == "transparent":
+        png(tmp_path / "in/x.png", np.stack([x, x, x, np.where(hidden, 127, 128)], 2))
+        # what is half transparent is laid over white, and kept so
+        x = np.asarray(Image.alpha_composite(Image.new("RGBA", (6, 9), "white"), Image.open(tmp_path / "in/x.png")).convert("L"))
+    else:
+        png(tmp_path / "in/x.png", x)
+        png(tmp_path / "mask.png", np.where(hidden, 255, 0))
+    where = str(tmp_path / "mask.png") if mask == "file" else mask
+    record = inpaint(run, folder=str(tmp_path / "in"), mask=where, draws=draws, out=str(tmp_path / "out"))
+    names = ["x.png"] if draws == 1 else ["x_1.png", "x_2.png"]
+    assert sorted(path.name for path in (tmp_path / "out").glob("*.png")) == names
+    for name in names:
+        assert np.array_equal(np.asarray(Image.open(tmp_path / "out" / name)), np.where(hidden, round(0.625 * 255), x))
+    assert record["hidden_share"] == pytest.approx(hidden.mean()) and len(seen) == draws
+    assert seen[0].shape == (1, 2, 12, 8)  # padded to a multiple of 4
+    marks = torch.from_numpy(np.where(hidden, 1.0, -1.0)).float()
+    assert torch.equal(seen[0][0, 1, :9, :6], marks) and (seen[0][0, 0, :9, :6][marks > 0] == 0).all()
+
+
+def test_ones_own_noisy_images_are_denoised(trained, tmp_path):
+    run = standing(loaded(trained(*RUNS["denoise"])), lambda cond: cond * 0.5)
+    x = noise(9, 7)
+    png(tmp_path / "in/x.png", x)
+    denoise(run, folder=str(tmp_path / "in"), out=str(tmp_path / "out"))
+    made = np.asarray(Image.open(tmp_path / "out/x.png"))
+    assert np.abs(made.astype(float) - (x / 2 + 255 / 4)).max() <= 0.5 + 1e-3
+
+
+OWN = {
+    "hides nothing": ("inpaint", lambda run, x: inpaint(run, folder=x, mask="transparent")),
+    "judge=true": ("inpaint", lambda run, x: inpaint(run, folder=x, judge=True)),
+    "fills in items of its own": ("ae", lambda run, x: inpaint(run, folder=x)),
+    "denoises items of its own": ("dae", lambda run, x: denoise(run, folder=x)),
+    "leave noise= and level= out": ("denoise", lambda run, x: denoise(run, folder=x, level=0.1)),
+}
+RECONSTRUCT = {
+    "ae": ("model=ae", "model.hidden=[]", "model.output=linear", "model.latent=5"),
+    "dae": ("model=dae", "model.hidden=[9]"),
+}
+
+
+@pytest.mark.parametrize("says", OWN)
+def test_folders_are_refused_where_they_do_not_fit(says, trained, tmp_path):
+    png(tmp_path / "in/x.png", noise(8, 8))
+    name, asked = OWN[says]
+    with pytest.raises(UserError, match=says):
+        asked(loaded(trained(*(RUNS | RECONSTRUCT)[name])), str(tmp_path / "in"))
 
 
 # --- forecast, denoise, inpaint ---------------------------------------------------------------------------------------

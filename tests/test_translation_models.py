@@ -3,10 +3,12 @@
 import copy
 import re
 from functools import partial
+from itertools import chain
 from types import SimpleNamespace
 
 import pytest
 import torch
+from recipes import built
 from torch import nn
 
 from genlab.errors import UserError
@@ -50,6 +52,11 @@ def batch_of(model, n: int = 4) -> Batch:
     g = torch.Generator().manual_seed(1)
     shape = lambda s: torch.rand(n, *s.shape, dtype=torch.float64, generator=g) * 2 - 1  # noqa: E731
     return Batch(shape(model.spec), None, shape(model.spec.source))
+
+
+def neighbours(x: torch.Tensor) -> torch.Tensor:
+    """Return the root mean squared distance a value of each item to the one before it."""
+    return torch.stack([(a - b).square() for a, b in zip(x, [x[-1], *x[:-1]], strict=True)]).mean().sqrt()
 
 
 def trainer_of(model, **options) -> TranslationTrainer:
@@ -152,7 +159,9 @@ def test_the_losses_are_their_parts(name, loss):
     errors = sum(model.errors(made, truth).values())
     torch.testing.assert_close(g["loss"], errors + 0.7 * LOSSES[loss].generator(fake, real))
     torch.testing.assert_close(model.loss(batch)["loss"], errors)
-    torch.testing.assert_close(g["loss"], sum(v for k, v in g.items() if k != "loss"))
+    torch.testing.assert_close(g["loss"], sum(v for k, v in g.items() if k not in ("loss", "spread")))
+    last = lambda x: x if isinstance(x, torch.Tensor) else x[-1]  # noqa: E731
+    torch.testing.assert_close(g["spread"], neighbours(last(made)) / neighbours(last(truth)))
 
 
 def test_pix2pix_weighs_l1_and_draws_by_dropout():
@@ -260,6 +269,92 @@ def test_a_pyramid_keeps_the_mean():
     x = torch.rand(2, 3, 16, 16, dtype=torch.float64)
     for level in pyramid(x, 3):
         torch.testing.assert_close(level.mean((2, 3)), x.mean((2, 3)))
+
+
+# --- what holds the discriminator smooth ------------------------------------------------------------------------------
+
+RESTRAINTS = [{"r1": 1.0}, {"gradient_penalty": 10.0}, {"spectral": True}, {"clip": 0.05}]
+
+
+@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("restraint", RESTRAINTS, ids=str)
+def test_every_loss_goes_with_every_regulariser_and_network(name, loss, restraint):
+    trainer = trainer_of(small(name, loss=loss, **restraint))
+    model = trainer.model
+    logs = [trainer.advance(iter([batch_of(model)])) for _ in range(2)]
+    assert all(torch.isfinite(v) for log in logs for v in log.values())
+    for optimizer in trainer.optimizers.values():
+        assert all(p.grad is not None for group in optimizer.param_groups for p in group["params"])
+    if "clip" in restraint:
+        assert max(p.abs().max() for p in model.discriminator.parameters()) <= 0.05
+    if "spectral" in restraint:
+        weights = [m.weight for m in model.eval().discriminator.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+        assert weights and all(torch.linalg.matrix_norm(w.flatten(1), 2) < 1.5 for w in weights)  # by two steps of its iteration
+
+
+def games(model, batch):
+    """Return (D, truth) of each game of a model, D a function of the truth to the mean of its logits (B,)."""
+    mean = lambda logits: logits.reshape(len(logits), -1).mean(1)  # noqa: E731
+    if isinstance(model, CycleGAN):
+        truths = {"target": batch.x, "source": batch.cond}
+        return [(lambda x, name=name: mean(model.discriminator[name](x)), x) for name, x in truths.items()]
+    return [(lambda x: mean(model.discriminator(batch.cond, model.truth(x))), batch.x)]
+
+
+@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("weight", [0, 1, 4])
+def test_r1_is_the_slope_of_the_mean_logit_on_each_target(name, weight):
+    plain, model = (small(name, r1=r1, **({"history": 0} if name == "cyclegan" else {})).eval() for r1 in (0.0, 3.0))
+    batch, expected = batch_of(model), 0
+    for D, x in games(model, batch):
+        x = x.clone().requires_grad_()
+        slopes = [torch.autograd.grad(v, x, retain_graph=True)[0][i] for i, v in enumerate(D(x))]  # of each item alone
+        expected = expected + torch.stack([s.square().sum() for s in slopes]).mean()
+    losses = []
+    for one in (plain, model):
+        torch.manual_seed(1)  # pix2pix draws
+        losses.append(one.discriminator_loss(batch, penalty=weight))
+    found = sum(v for k, v in losses[1].items() if k.partition("/")[0] == "r1")
+    assert (found > 0) == (weight > 0)
+    torch.testing.assert_close(losses[1]["loss"], losses[0]["loss"] + weight * 3 / 2 * expected)
+
+
+def test_the_gradient_penalty_is_of_all_scales_of_a_film_together():
+    model = small("next_frame", gradient_penalty=2.0).eval()
+    batch = batch_of(model)
+    made, truth = model.generator(batch.cond), model.truth(batch.x)
+    torch.manual_seed(1)
+    found = model.discriminator_loss(batch)["gradient_penalty"]
+    torch.manual_seed(1)
+    share = torch.rand(len(batch.x), dtype=torch.float64).view(-1, 1, 1, 1)
+    between = [(share * a + (1 - share) * b).detach().requires_grad_() for a, b in zip(truth, made, strict=True)]
+    slopes = torch.autograd.grad(model.discriminator(batch.cond, between).mean(1).sum(), between)
+    length = torch.stack([s.square().sum((1, 2, 3)) for s in slopes]).sum(0).sqrt()
+    torch.testing.assert_close(found, (length - 1).square().mean())
+    assert len(between) == 3 and found > 0
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_what_is_all_alike_is_named_with_what_to_try(name):
+    model = small(name).eval()
+    trainer = trainer_of(model)
+    for p in model.generator.parameters():
+        torch.nn.init.zeros_(p)
+    said = []
+    for n in (1, 4):
+        logs = model.generator_loss(batch_of(model, n))
+        means = {key: value.item() for key, value in logs.items() if key.partition("/")[0] == "spread"}
+        assert len(means) == (0 if n == 1 else 2 if name == "cyclegan" else 1)  # one item lies from no other
+        said += [note for _ in range(WINDOWS) for note in trainer.diagnose(means)]
+    (note,) = said
+    assert "mode collapse" in note
+    tries = re.findall(r"[+]+[\w.]+=[\w.-]+", note)
+    assert tries == ["++model.r1=0.1", "++model.spectral=true",
+                     "++model.cycle=20" if name == "cyclegan" else f"++model.adversarial={model.adversarial / 2:g}"]  # fmt: skip
+    for override in tries:  # each is an option of the model
+        key, value = override.removeprefix("++model.").split("=")
+        small(name, **{key: value == "true" or float(value)})
 
 
 # --- CycleGAN ---------------------------------------------------------------------------------------------------------
@@ -383,7 +478,8 @@ def test_a_discriminator_that_has_won_is_named(name):
     assert all(value == pytest.approx(0.0, abs=1e-12) for value in means.values())  # a logit of 0 is a guess
     said = [trainer.diagnose({**means, max(means): 0.995}) for _ in range(WINDOWS)]
     assert not any(said[:-1]) and "the discriminator has won" in said[-1][0]
-    assert re.findall(r"[+]+[\w.]+=[\w.]+", said[-1][0]) == ["++trainer.discriminator_rate=0.5"]
+    tries = ["++model.r1=0.1", "++model.spectral=true", "++trainer.discriminator_rate=0.5"]
+    assert re.findall(r"[+]+[\w.]+=[\w.]+", said[-1][0]) == tries
 
 
 def test_the_rate_is_held_and_then_falls():
@@ -413,6 +509,33 @@ def test_each_stage_warms_up_and_its_first_step_is_no_longer_than_its_rate():
     assert moved[20] <= rates[20] * 1.001 and max(moved[20:26]) <= 1.5 * lr
 
 
+def test_srgans_rate_is_that_of_its_paper():
+    """10⁻⁴ for 10⁶ steps of the pixels' error and for 10⁵ of the game, then 10⁻⁵ for as many (Ledig et al. 2017, section 3.2)."""
+    _, _, trainer = built("model=srgan", "model.width=2", "model.blocks=1", "model.discriminator_width=2", "model.content=null",
+                          "device=cpu", "out=unused")  # fmt: skip
+    rates = {}
+    for at in (0, 999_999, 1_000_000, 1_099_999, 1_100_000, 1_199_999):
+        trainer.at = at
+        trainer.set_rates()
+        rates[at] = [group["lr"] for optimizer in trainer.optimizers.values() for group in optimizer.param_groups]
+    assert [*chain(*rates.values())] == pytest.approx(8 * [1e-4] + 4 * [1e-5]) and trainer.options.steps == 1_200_000
+
+
+REGULARISED = dict(zip(SMALL, ("r1", "gradient_penalty", "spectral", "clip"), strict=True))
+
+
+@pytest.mark.parametrize("recipe", SMALL)
+def test_a_recipe_takes_a_regulariser_by_its_name(recipe):
+    narrow = {"next_frame": "[2,2,2,2]", "cyclegan": "2", "pix2pix": "2", "srgan": "2"}[recipe]
+    plain = ("model.content=null",) * (recipe == "srgan")
+    name = REGULARISED[recipe]
+    for choice in (name, "none"):
+        typed = (f"model={recipe}", f"model.width={narrow}", *plain, f"+regulariser={choice}", "device=cpu", "out=unused")
+        model = built(*typed)[2].model
+        held = {key: getattr(model, key) for key in REGULARISED.values()}
+        assert {key for key, value in held.items() if value} == ({name} if choice == name else set())
+
+
 @pytest.mark.parametrize("name", SMALL)
 def test_translations_keep_the_range_and_take_other_sizes(name):
     model = small(name).eval()
@@ -439,6 +562,8 @@ UNLIKE = pair((1, 16, 16), (3, 16, 16))
         (SRGAN, pair((3, 8, 8), (3, 16, 24)), {}, "whole multiples"),
         (SRGAN, pair((1, 8, 8), (3, 16, 16)), {}, "dataset=superres"),
         (NextFrame, pair((3, 8, 8), (3, 16, 16)), {}, "as high and wide"),
+        *((Pix2Pix, IMAGES, {"adversarial": 0.0, **restraint}, rf"model\.{next(iter(restraint))} .* model\.adversarial=0")
+          for restraint in RESTRAINTS),
         (NextFrame, IMAGES, {"error": 0, "gradient_difference": 0, "adversarial": 0}, r"model\.error=1"),
     ],
 )

@@ -129,19 +129,30 @@ class Dataset:
         """Return the raw items, uint8 (N, C, H, W) or float32 (N, D), and the labels (N,) or None, on the CPU."""
         return self._on(split, torch.device("cpu"))
 
-    def mapped(self, split: str, function: Callable[[Tensor], Tensor], *, device: Any = None) -> Dataset:
-        """Return a set of function(x) (N, …) of a split's prepared items, without flips, in memory, with their labels.
+    def mapped(self, split: str, function: Callable[[Tensor], Tensor], *, device: Any = None) -> Made:
+        """Return a set of function(x) (N, …) of a split's prepared items, in memory, with their labels.
+
+        Of a set that mirrors half of its training items, each is there as it is, and mirrored in a second half (2N, …).
 
         Args:
             device: what makes batches ready for the function, as `training.device.Device`; None: they are left on the CPU.
         """
         ready = device.ready if device else lambda batch: batch
+        y, ways = self.splits[split].y, [function]
+        if split == "train" and self.mirrors:
+            ways.append(lambda x: function(x.flip(-1)))
         with torch.no_grad():
-            parts = [function(ready(batch).x).float().cpu() for batch in self.batches(split, CHUNK, shuffle=False)]
-        found = Dataset()
-        found.name = self.name
-        found.hold(self.spec, {split: Split(torch.cat(parts), self.splits[split].y)})
-        return found
+            parts = [way(ready(batch).x).float().cpu() for way in ways for batch in self.batches(split, CHUNK, shuffle=False)]
+        return Made(self, split, torch.cat(parts), None if y is None else y.repeat(len(ways)))
+
+    def coupled(self, split: str, pairs: Tensor, y: Tensor | None = None) -> Made:
+        """Return a set whose split has pairs (N, 2, …) of an item and its source, and labels y (N,), in memory."""
+        return Made(self, split, pairs, y, coupled=True)
+
+    @property
+    def mirrors(self) -> bool:
+        """Whether half of the items are mirrored left to right in training."""
+        return getattr(self.prepare, "flip", False)
 
     def report(self) -> list[str]:
         """Return the lines that a run should say about this set."""
@@ -225,6 +236,17 @@ class Dataset:
                 for s in wanted:
                     if len(parts[s]):
                         yield piece(batch, int(parts[s][0]), int(parts[s][-1]) + 1)
+
+
+class Made(Dataset):
+    """One split, made of another set: items (N, …), or coupled with their sources (N, 2, …)."""
+
+    def __init__(self, of: Dataset, split: str, x: Tensor, y: Tensor | None, *, coupled: bool = False) -> None:
+        self.name, self.sourced = of.name, coupled
+        self.hold(of.spec, {split: Split(x, y)})
+
+    def made(self, x: Tensor, y: Tensor | None, generator: torch.Generator, *, augment: bool) -> Batch:
+        return Batch(x[:, 0], y, x[:, 1]) if self.sourced else Batch(x, y)
 
 
 def place(device: Device) -> torch.device:

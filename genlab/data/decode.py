@@ -76,6 +76,12 @@ def whole(path: Path, channels: int) -> Tensor:
         return to_tensor(flat(ImageOps.exif_transpose(image), channels))
 
 
+def transparent(path: Path) -> Tensor:
+    """Return which pixels (H, W) of an image file are more than half transparent; raises one of BROKEN."""
+    with opened(path) as image:
+        return torch.from_numpy(np.array(ImageOps.exif_transpose(image).convert("RGBA").getchannel("A"))) < 128
+
+
 def to_tensor(image: Image.Image) -> Tensor:
     pixels = np.array(image)
     return torch.from_numpy(pixels.reshape(image.height, image.width, -1)).permute(2, 0, 1).contiguous()

@@ -29,6 +29,12 @@ def fingerprint(dataset: Dataset) -> dict[str, Any]:
     return {**sizes, "files": len(files), "digest": whole.hexdigest()[:32] if files else ""}
 
 
+def whereabouts(dataset: Any) -> str:
+    """Return a set's name, and of data from files where they lie."""
+    files = sources(dataset)
+    return f"{dataset.name} in {files[0] if len(files) == 1 else files[0].parent}" if files else dataset.name
+
+
 def sources(dataset: Any) -> list[Path]:
     """Return the files that a set was read from, or the one that it is made of."""
     return list(getattr(dataset, "sources", ())) or (sources(dataset.of) if hasattr(dataset, "of") else [])

@@ -86,6 +86,7 @@ def registry() -> dict[str, Metric]:
         reconstruction,
         sliced,
         translation,
+        unpaired,
     )
 
     densities, sample = ("log_prob", "log_partition", "iwae", "elbo"), ("sample",)
@@ -109,6 +110,7 @@ def registry() -> dict[str, Metric]:
         "memorisation": Metric(memorisation.rows, memorisation.measure, sample),
         "reconstruction": Metric(reconstruction.rows, reconstruction.measure, ("decode",)),
         "translation": Metric(translation.rows, translation.measure, ("translate",), "training"),
+        "unpaired_translation": Metric(unpaired.rows, unpaired.measure, ("translate",), "training"),
         "disentanglement": Metric(disentanglement.rows, disentanglement.measure, ("encode",)),
         "purity": Metric(purity.rows, purity.measure, ("encode",)),
         "cost": Metric(cost.rows, cost.measure, tuple(ABILITIES)),

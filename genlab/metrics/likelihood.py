@@ -125,8 +125,10 @@ def ode_rows(subject: Subject) -> list[str]:
 def ode(subject: Subject) -> list[Row]:
     """Return −log p of n held-out items by following an ODE to noise, an estimate (Song et al. 2021, 2011.13456, section 4.3).
 
-    Levels are spread evenly over their bins, one draw an item: the mean is then above the −log P of the levels. The error
-    holds the spread of the items and of the estimate, not what the ODE's steps leave.
+    Levels are spread evenly over their bins, one draw an item: the mean is then above the −log P of the levels. The density is
+    that of the model's law with the noise of the ODE's first level on it, which the conditions tell in grey levels: where that
+    noise is not small beside a bin, the number says little of finer detail. The error holds the spread of the items and of the
+    estimate, not what the ODE's steps leave.
     """
     model, dataset, settings = subject.model, subject.dataset, subject.settings
     spec = dataset.spec
@@ -141,6 +143,9 @@ def ode(subject: Subject) -> list[Row]:
         width = span / spec.levels
     log_p = over(settings, lambda x, y: model.ode_log_prob(x, y), x, batch.y if getattr(model, "conditional", False) else None)
     common = {"n": len(x), "split": settings.split, "seed": settings.seed}
+    if hasattr(model, "ode_noise"):
+        noise = model.ode_noise()
+        common["start noise"] = f"{noise / width:.2g} grey levels" if width else f"{noise:.2g}"
     value, error = mean(-log_p)
     found = [Row("nll_ode", value, "nats", "estimate", error, conditions=common)]
     if known_law(subject):

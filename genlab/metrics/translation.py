@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from inspect import signature
 from pathlib import Path
 
 import torch
@@ -41,7 +43,7 @@ def measure(subject: Subject) -> list[Row]:
     model, spec, s = subject.model, subject.spec, subject.settings
     batch = subject.dataset.take(s.split, s.n, seed=s.seed)
     like = next(model.parameters())
-    found = agreement(translated(model, batch.cond.to(like), spec).cpu(), batch.x, spec)
+    found = agreement(translated(model.translate, batch.cond.to(like), spec).cpu(), batch.x, spec)
     usual = subject.dataset.take("train", USUAL, seed=s.seed).x.mean(0)
     guessed = {name: agreement(guess, batch.x, spec) for name, guess in guesses(batch, spec, usual).items()}
     out = []
@@ -55,9 +57,14 @@ def measure(subject: Subject) -> list[Row]:
 
 
 @torch.no_grad()
-def translated(model: nn.Module, source: Tensor, spec: Spec) -> Tensor:
-    """Return what the model makes (N, *spec.shape) of sources (N, …), as many at a time as memory may be expected to hold."""
-    return torch.cat([model.translate(part).float() for part in source.split(max(1, min(250, VALUES // spec.dim)))])
+def translated(translate: Callable[[Tensor], Tensor], source: Tensor, spec: Spec) -> Tensor:
+    """Return what becomes (N, *spec.shape) of sources (N, …), as many at a time as memory may be expected to hold."""
+    return torch.cat([translate(part).float() for part in source.split(max(1, min(250, VALUES // spec.dim)))])
+
+
+def both_ways(model: nn.Module | type[nn.Module]) -> bool:
+    """Return whether a model that translates, or its class, learnt the way back too: `translate(x, backward=True)`."""
+    return "backward" in signature(model.translate).parameters
 
 
 def agreement(x: Tensor, y: Tensor, spec: Spec) -> dict[str, Tensor]:

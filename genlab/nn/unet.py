@@ -10,6 +10,13 @@ from genlab.nn.attention import CrossAttention2d, SelfAttention2d, group_norm
 from genlab.nn.embed import TimeEmbedding
 
 
+def sides(shape: tuple[int, int, int], levels: int) -> tuple[int, ...]:
+    """Return the larger side of each level's (padded) feature maps in a `UNet` of images of `shape` (C, H, W)."""
+    factor = 2 ** (levels - 1)
+    side = -(-max(shape[1:]) // factor) * factor
+    return tuple(side >> i for i in range(levels))
+
+
 class ResBlock(nn.Module):
     """Two normalised 3×3 convolutions with the time embedding added between them, and a skip."""
 
@@ -72,12 +79,11 @@ class UNet(nn.Module):
         context: int = 0,
     ) -> None:
         super().__init__()
-        inputs, height, width = shape
+        inputs = shape[0]
         self.factor = 2 ** (len(multipliers) - 1)
-        side = -(-max(height, width) // self.factor) * self.factor
         widths = [channels * m for m in multipliers]
         embed = max(4 * channels, 64)  # the paper's 4 · channels, but a narrow net still tells its times apart
-        attends = [heads * (side >> i in attention) for i in range(len(widths))]
+        attends = [heads * (side in attention) for side in sides(shape, len(widths))]
         self.embed = TimeEmbedding(max(channels, 32), embed, classes=classes)
         self.summary = nn.Linear(context, embed) if context else None  # what the whole context says goes with the time
         self.first = nn.Conv2d(inputs, channels, 3, padding=1)

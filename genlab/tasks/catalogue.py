@@ -22,9 +22,14 @@ class Recipe:
     header: str  # its first comment: paper, what it is
     target: str  # the model's class
 
+    @property
+    def model(self) -> type:
+        """The model's class."""
+        return locate({"_target_": self.target}, f"model={self.name}")
+
     def abilities(self) -> set[str]:
         """Return the verbs of the model's class."""
-        return abilities(locate({"_target_": self.target}, f"model={self.name}"))
+        return abilities(self.model)
 
 
 def header(path: Path) -> str:

@@ -89,7 +89,7 @@ def by_one(
     if by is None and "classify" in abilities(run.model):
         with torch.no_grad():
             return over(run, batch, batch_size, lambda x, _: run.model.classify(x)), "the model's own p(y|x)"
-    if not conditional(run) or not abilities(run.model) & {"log_prob", "iwae", "elbo"}:
+    if not conditional(run) or not abilities(run.model) & {"log_prob", "noise_error", "iwae", "elbo"}:
         mend = f"give runs=[…], one run a class (dataset.only=<class>), of {', '.join(able_by_bayes())}"
         raise UserError(f"{run.name} tells no classes: train with model.conditional=true where the recipe has it "
                         f"({', '.join(able_by_class())}), or {mend}; models with their own p(y|x): "

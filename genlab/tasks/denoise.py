@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 from inspect import signature
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from genlab.spec import Count, NonNegative, Positive, Spec
 from genlab.tasks import asking, masks, pictures
 from genlab.tasks.needs import ready
 from genlab.tasks.run import Run
+from genlab.tasks.ways import of_folder
 
 SHOWN = 10  # items in a picture
 
@@ -20,6 +22,7 @@ SHOWN = 10  # items in a picture
 def denoise(
     run: Run,
     *,
+    folder: str | None = None,
     noise: masks.Noise = "gaussian",
     level: NonNegative | None = None,
     n: Positive | None = 1000,
@@ -31,14 +34,23 @@ def denoise(
     """Put noise on n items (None: all), or on those listed, let the model take it off, and measure both against the items.
 
     Args:
+        folder: noisy images of any size; what a model that was trained to denoise makes of each is written under its name.
         noise: "gaussian", of standard deviation `level` in ranges of the data; "masking", a share `level` of the values at
             the lowest; "salt_and_pepper", a share at the lowest or highest.
         level: None: the one that a translator was trained for, else 0.3.
 
     Raises:
-        UserError: the model does not denoise, there is no such item, or a share above 1.
+        UserError: the model does not denoise, there is no such item, a share above 1, or noise for images that have theirs.
     """
-    clear = run.model.denoise if "denoise" in ready(run, "denoise") else run.model.translate
+    own = "denoise" in ready(run, "denoise")  # a way of its own, for items of its own data set
+    if folder is not None:
+        if own:
+            raise UserError(f"in= is for models trained with dataset=pairs dataset.operator=noise; {run.name} denoises items of "
+                            "its own data set")  # fmt: skip
+        if level is not None or noise != "gaussian":
+            raise UserError("in= holds images that are noisy already; leave noise= and level= out")
+        return of_folder(run, "denoise", Path(folder).expanduser(), seed=seed, out=out)
+    clear = run.model.denoise if own else run.model.translate
     level = trained_level(run) if level is None else level
     if "sigma" in signature(clear).parameters:  # a model that must know how strong the noise is
         if noise != "gaussian":

@@ -155,7 +155,7 @@ def drawn(subject: Subject, measured: set[str]) -> dict[str, Any]:
         if spec.kind == "image" and "memorisation" in measured:
             x, near = memorisation.pairs(subject, PAIRS)
             found["nearest"] = pictures.rows(x, near)
-    if "translation" in measured:
+    if measured & {"translation", "unpaired_translation"}:
         found["translations"] = translations(subject.model, subject.dataset, subject.settings.split, seed=seed)
     found["reals"] = pictures.picture(reals[:shown], spec)
     if subject.model is not None:

@@ -82,7 +82,7 @@ def ahead(run: Run, past: Tensor, n: int) -> Tensor:
     """Return the n frames (N, n, C, H, W) after the past ones (N, P, C, H, W); what is forecast becomes the past."""
     made: list[Tensor] = []
     while sum(frames.shape[1] for frames in made) < n:
-        made.append(translated(run.model, past, run.spec))
+        made.append(translated(run.model.translate, past, run.spec))
         past = torch.cat([past, made[-1].to(past)], 1)[:, -past.shape[1] :]
     return torch.cat(made, 1)[:, :n]
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from inspect import signature
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -10,15 +12,18 @@ import torch
 from torch import Tensor
 
 from genlab.abilities import need
+from genlab.data.decode import transparent
 from genlab.errors import UserError
-from genlab.metrics import features
+from genlab.metrics import features, pairs
 from genlab.metrics.subject import to_bytes
-from genlab.spec import Count, Fraction, Positive, PositiveFloat
+from genlab.spec import Count, Fraction, Positive, PositiveFloat, Spec
 from genlab.tasks import asking, masks, pictures
 from genlab.tasks.catalogue import able
 from genlab.tasks.needs import ready
+from genlab.tasks.records import write_record
 from genlab.tasks.run import Run
 from genlab.tasks.search import searches
+from genlab.tasks.ways import ranged, read, sized, way_of
 
 SHOWN = 10  # items in a picture
 SEARCH = 500  # steps of a search
@@ -27,6 +32,7 @@ SEARCH = 500  # steps of a search
 def inpaint(
     run: Run,
     *,
+    folder: str | None = None,
     mask: str = "box",
     box: tuple[Count, Count, Count, Count] | None = None,
     side: masks.Side = "bottom",
@@ -45,7 +51,9 @@ def inpaint(
     """Hide a part of each item, fill it in `draws` times, and measure the error there against the mean of training items.
 
     Args:
-        mask: "box", "half", "random", or an image file whose white is hidden.
+        folder: images of any size; each is written as a model that was trained to fill in makes it, under its name.
+        mask: "box", "half", "random", or an image file whose white is hidden; of a folder's images also "transparent": where
+            they are.
         box: top, left, height and width of what is hidden; None: in the middle, half of each side.
         side: which half is hidden.
         share: of pixels hidden at random.
@@ -56,7 +64,8 @@ def inpaint(
         judge: ask a classifier, trained once for the data, in what share of the draws it finds the item's class.
 
     Raises:
-        UserError: the model can do neither, or not what `how` asks for; the mask does not fit the data; `judge` without labels.
+        UserError: the model can do neither, or not what `how` asks for; the mask does not fit the data; `judge` without
+            labels; a folder, and the model was not trained to fill in.
     """
     has = ready(run, "inpaint")
     trained = {"translate", "task=inpaint"} <= has
@@ -65,6 +74,13 @@ def inpaint(
     need(run.model, verb, lambda: able(verb))
     if how == "translate" and not trained:
         raise UserError(f"how=translate needs a model trained with dataset=pairs dataset.operator=mask, not {run.name}")
+    if folder is not None:
+        if how != "translate":
+            raise UserError("in= is for models trained with dataset=pairs dataset.operator=mask; "
+                            f"{run.name} fills in items of its own data set")  # fmt: skip
+        if judge:
+            raise UserError("judge=true is of the data set's own items, whose classes are known; leave it out, or in=")
+        return own(run, Path(folder).expanduser(), mask, box, side, share, draws, seed, out)
     if judge and features.default(run.dataset) != "classifier":
         raise UserError(f"judge=true tells images of one class each, and {run.dataset.name} has no such; leave it out")
     held, index = asking.items(run, split, n, seed, items)
@@ -129,10 +145,52 @@ def completed(run: Run, x: Tensor, known: Tensor, steps: int | None) -> Tensor:
 
 def translated(run: Run, x: Tensor, known: Tensor) -> Tensor:
     """Return x (N, *shape) with unknown values as a translator fills them in, the known ones kept to the last bit."""
-    low, high = run.spec.range
-    mark = torch.where(known[:, :1], low, high).to(x)  # as `dataset.operator=mask` has it
-    source = torch.cat([torch.where(known, x, (low + high) / 2), mark], 1)
-    return torch.where(known, x, asking.through(run.model.translate, source))
+    return torch.where(known, x, asking.through(run.model.translate, marked(x, known, run.spec)))
+
+
+def marked(x: Tensor, known: Tensor, spec: Spec) -> Tensor:
+    """Return the sources (N, C + 1, H, W) of images x (N, C, H, W) with a known part, as `dataset.operator=mask` has them."""
+    low, high = spec.range
+    return torch.cat([torch.where(known, x, (low + high) / 2), torch.where(known[:, :1], low, high).to(x)], 1)
+
+
+def own(
+    run: Run, folder: Path, mask: str, box: tuple[int, int, int, int] | None, side: masks.Side, share: float, draws: int,
+    seed: int, out: str | None,
+) -> dict[str, Any]:  # fmt: skip
+    """Write each image of a folder with its hidden part filled in, `draws` times, and the rest as it was, byte for byte.
+
+    They are not measured: what is hidden of one's own images is what should not be there.
+    """
+    way, channels = way_of(run), run.spec.shape[0]
+    if channels not in (1, 3):
+        raise UserError(f"in= is for models of grey or RGB images; {run.name} makes {run.spec.shape}")
+    where = Path(out) if out else run.folder.samples / f"inpaint_{folder.name}_step{run.step}"
+    files, shares = pairs.by_stem(folder), []
+    torch.manual_seed(seed)
+    for i, (stem, path) in enumerate(files.items()):
+        image = read(path, channels)  # (1, C, H, W) uint8
+        one = replace(run.spec, shape=tuple(image.shape[1:]))
+        try:
+            if mask == "transparent":
+                hidden = transparent(path).expand_as(image)
+            else:
+                hidden = masks.hidden(one, mask, 1, box=box, side=side, share=share, seed=seed + i)
+            if not hidden.any():
+                raise UserError(f"mask={mask} hides nothing of it")
+            x = ranged(run, image, run.spec)
+            source = marked(x, ~hidden.to(x.device), run.spec)
+            made = torch.cat([to_bytes(sized(run, way, source), run.spec.range) for _ in range(draws)])
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from None
+        for k, filled in enumerate(torch.where(hidden, made, image), 1):
+            pictures.save(filled.permute(1, 2, 0).numpy(), where / (f"{stem}_{k}.png" if draws > 1 else f"{stem}.png"))
+        shares.append(hidden.float().mean().item())
+    record = {"model": run.name, "dataset": run.info["dataset"], "step": run.step, "seed": seed, "in": str(folder)}
+    record |= {"how": "translate", "mask": mask, "n": len(files), "draws": draws, "hidden_share": sum(shares) / len(shares)}
+    write_record(record, where / "inpaint.json")
+    print(f"{len(files):,} images in {where}")
+    return record
 
 
 def picture(run: Run, x: Tensor, where: Tensor, usually: Tensor, filled: Tensor) -> np.ndarray:

@@ -54,7 +54,7 @@ def spherical(a: Tensor, b: Tensor, t: Tensor) -> Tensor:
 def interpolate(
     run: Run,
     *,
-    how: How = "linear",
+    how: How | None = None,
     space: asking.Space = "z",
     between: Literal["data", "prior"] | None = None,
     pairs: list[tuple[Count, Count]] | None = None,
@@ -68,6 +68,8 @@ def interpolate(
     """Decode `frames` codes on the way between n pairs; write them as rows of a picture and as arrays, return numbers.
 
     Args:
+        how: None: as the model says of its codes by `between_codes`, which of a diffusion model's noise is spherical (DDIM, Song
+            et al. 2021, https://arxiv.org/abs/2010.02502, appendix D.5); else, and between styles, linear.
         space: "w": between styles of draws of the prior.
         between: codes of data (of those in `pairs`, or n drawn pairs) or draws of the prior; None: data where it encodes.
         y: of draws of a conditional prior: their class, or the classes at the beginning and at the end.
@@ -99,6 +101,7 @@ def interpolate(
         a, b = (asking.draw(run, n, asking.one_class(run, k), space) for k in (y if isinstance(y, tuple) else (y, y)))
         ends, index = None, None
 
+    how = how or (getattr(run.model, "between_codes", "linear") if space == "z" else "linear")
     t = torch.linspace(0, 1, frames, dtype=a.dtype, device=a.device)
     z = (linear if how == "linear" else spherical)(a, b, t)  # (n, T, …)
     decoded = asking.through(asking.decoder(run, space), z.flatten(0, 1)).unflatten(0, z.shape[:2])  # (n, T, *shape)

@@ -30,7 +30,7 @@ NEEDS: dict[str, tuple[set[str], ...]] = {
     "forecast": ({"translate", "task=forecast"},),
     "likelihood": tuple(way for ways in LIKELIHOODS.values() for way in ways),
     "anomaly": tuple(way for ways in SCORES.values() for way in ways),
-    "classify": ({"classify"}, *({verb, CLASSES} for verb in ("log_prob", "iwae", "elbo"))),
+    "classify": ({"classify"}, *({verb, CLASSES} for verb in ("log_prob", "noise_error", "iwae", "elbo"))),
 }
 KINDS = {  # of data; others: all
     "complete": ("tokens",),

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from genlab import __version__
-from genlab.data.fingerprint import fingerprint, sources
+from genlab.data.fingerprint import fingerprint, whereabouts
 from genlab.errors import UserError
 
 
@@ -45,10 +45,8 @@ def know_again(dataset: Any, info: dict[str, Any], *, named: bool) -> str:
     now, before = fingerprint(dataset), info.get("data")
     if before is None or now == before:
         return ""
-    files = sources(dataset)
-    where = f"{dataset.name} in {files[0] if len(files) == 1 else files[0].parent}" if files else dataset.name
     sizes = [f"{now[k]:,} {k} items for {before[k]:,}" for k in ("train", "validation", "test") if now[k] != before.get(k)]
-    differ = f"{where} is not what the run began with ({', '.join(sizes) or 'other files'})"
+    differ = f"{whereabouts(dataset)} is not what the run began with ({', '.join(sizes) or 'other files'})"
     if not named:
         anew = f"dataset={info['dataset']} with dataset.path= or dataset.root="
         mend = f"put it back, or name it anew to go on with what is there: {anew}"

@@ -9,9 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import pad
 
-from genlab.data.decode import BROKEN, whole
 from genlab.data.operators import Operator
 from genlab.errors import UserError
 from genlab.metrics import pairs
@@ -21,9 +19,9 @@ from genlab.spec import Batch, Count, Fraction, Positive, Spec
 from genlab.tasks import asking, pictures
 from genlab.tasks.catalogue import able
 from genlab.tasks.needs import ready
-from genlab.tasks.records import write_record
 from genlab.tasks.run import Run
 from genlab.tasks.sample import class_list
+from genlab.tasks.ways import enlarges, of_folder, one_way, way_of
 
 SHOWN, FILMS = 10, 4  # items in a picture
 UNITS = {"psnr": "psnr_db", "squared_error": "squared_error_a_frame"}  # names in a record; others: their own
@@ -33,6 +31,7 @@ def translate(
     run: Run,
     *,
     folder: str | None = None,
+    back: bool = False,
     strength: Fraction | None = None,
     y: Count | None = None,
     n: Positive | None = 1000,
@@ -45,19 +44,22 @@ def translate(
 
     Args:
         folder: images of any size; what is made of each is written under its name.
+        back: make sources of targets, by a model that learnt both ways.
         strength: of a diffusion model, which draws each source anew from so far on the way to noise: 0 leaves it, 1 forgets
             it; None: 0.6.
         y: of a conditional diffusion model: the class of what it draws; None: none.
 
     Raises:
-        UserError: the model does not translate, or not images of these sizes.
+        UserError: the model does not translate, or not that way, or not images of these sizes.
     """
     if "translate" not in ready(run, "translate"):
+        if back:
+            raise UserError(one_way(run))
         return edited(run, folder, 0.6 if strength is None else strength, y, n, items, split, seed, out)
     if strength is not None or y is not None:
         can = ", ".join(able("edit"))
         raise UserError(f"strength= and y= are for diffusion models ({can}); {run.name} was trained to translate")
-    return asked(run, "translate", folder, n, items, split, seed, out)
+    return asked(run, "translate", folder, n, items, split, seed, out, back=back)
 
 
 def colorize(
@@ -114,43 +116,47 @@ def asked(
     *,
     down: bool = False,
     factor: int = 2,
+    back: bool = False,
 ) -> dict[str, Any]:
     """Do what one of the commands asks."""
     if "translate" not in ready(run, command):
         return restored(run, command, folder, n, items, split, seed, out, factor=factor)
     if folder is not None:
-        return of_folder(run, command, Path(folder).expanduser(), seed=seed, out=out, down=down)
+        return of_folder(run, command, Path(folder).expanduser(), seed=seed, out=out, down=down, back=back)
+    way = way_of(run, back=back)
     held, index = asking.items(run, split, n, seed, items)
+    held = way.seen(held)
     torch.manual_seed(seed)  # a generator may draw
-    made = translated(run.model, held.cond, run.spec)
-    record: dict[str, Any] = {"task": run.spec.task, "split": split, "n": len(made)}
+    made = translated(way.translate, held.cond, way.spec)
+    record: dict[str, Any] = {"task": way.spec.task, **({"back": True} if back else {}), "split": split, "n": len(made)}
     if run.dataset.paired:
-        record |= measured(held, made, run.spec, usual(run, seed))
+        record |= measured(held, made, way.spec, way.seen(some(run, seed)).x.mean(0))
     else:
         record["truth"] = f"none: {run.info['dataset']} pairs nothing"
-    image = picture(held, made, run.dataset)
+    image = picture(held, made, way.spec, paired=run.dataset.paired)
     return asking.write(
-        run, command, seed=seed, out=out, record=record, images={"": image},
+        run, f"{command}_back" if back else command, seed=seed, out=out, record=record, images={"": image},
         arrays={"index": index, "source": held.cond, "output": made, "x": held.x if run.dataset.paired else None},
     )  # fmt: skip
 
 
-def picture(batch: Batch, made: Tensor, dataset: Any) -> np.ndarray:
-    """Return the first sources of a batch, what a model made of them, and the truth, if the data has it."""
-    spec, n = dataset.spec, FILMS if dataset.spec.kind == "video" else SHOWN
-    parts = [(batch.cond, spec.source), (made, spec), (batch.x, spec)][: 3 if dataset.paired else 2]
+def picture(batch: Batch, made: Tensor, spec: Spec, *, paired: bool) -> np.ndarray:
+    """Return the first sources of a batch, what a model made of them, and the truth, if the data is paired."""
+    n = FILMS if spec.kind == "video" else SHOWN
+    parts = [(batch.cond, spec.source), (made, spec), (batch.x, spec)][: 3 if paired else 2]
     return pictures.compared([(x[:n], own) for x, own in parts], ["source", "output", "truth"][: len(parts)])
 
 
 def translations(model: nn.Module, dataset: Any, split: str, *, seed: int = 0) -> np.ndarray:
     """Return a picture of what a model makes of a few sources of a split."""
     batch = dataset.take(split, FILMS if dataset.spec.kind == "video" else SHOWN, seed=seed)
-    return picture(batch, translated(model, batch.cond.to(next(model.parameters())), dataset.spec), dataset)
+    made = translated(model.translate, batch.cond.to(next(model.parameters())), dataset.spec)
+    return picture(batch, made, dataset.spec, paired=dataset.paired)
 
 
-def usual(run: Run, seed: int) -> Tensor:
-    """Return the mean of training targets (*shape)."""
-    return run.dataset.take("train", USUAL, seed=seed).x.mean(0)
+def some(run: Run, seed: int) -> Batch:
+    """Return training items, by whose mean is guessed."""
+    return run.dataset.take("train", USUAL, seed=seed)
 
 
 def measured(held: Batch, made: Tensor, spec: Spec, mean: Tensor) -> dict[str, Any]:
@@ -175,11 +181,6 @@ def luminance(x: Tensor, y: Tensor, spec: Spec, crop: int) -> dict[str, Tensor]:
     return found | ({"ssim_luminance": pairs.ssim(x, y, crop=crop)} if left >= pairs.WINDOW else {})
 
 
-def enlarges(spec: Spec) -> int:
-    """Return how many times larger than its source a target is."""
-    return spec.shape[-1] // spec.source.shape[-1]
-
-
 # --- diffusion models, which were trained for none of this ------------------------------------------------------------
 
 UNDOES = {"colorize": "grey", "superres": "downsample"}  # command -> the operator
@@ -198,7 +199,8 @@ def restored(
     spec = replace(run.spec, source=operator.source, task=command)
     torch.manual_seed(seed)
     made = asking.through(lambda source: run.model.restore(source, operator.smooth), held.cond)
-    record = {"task": command, "how": "restore", "split": split, "n": len(made), **measured(held, made, spec, usual(run, seed))}
+    record = {"task": command, "how": "restore", "split": split, "n": len(made)}
+    record |= measured(held, made, spec, some(run, seed).x.mean(0))
     parts = [(held.cond, spec.source), (made, spec), (held.x, spec)]
     return asking.write(
         run, command, seed=seed, out=out, record=record,
@@ -228,76 +230,3 @@ def edited(
         images={"": pictures.compared([(held.x[:SHOWN], run.spec), (made[:SHOWN], run.spec)], ["source", "output"])},
         arrays={"index": index, "source": held.x, "output": made, "y": held.y},
     )  # fmt: skip
-
-
-# --- folders ----------------------------------------------------------------------------------------------------------
-
-
-def of_folder(run: Run, command: str, folder: Path, *, seed: int, out: str | None, down: bool) -> dict[str, Any]:
-    """Write what the model makes of each image of a folder, under its name; with `down`, of each made smaller, and measure it."""
-    spec, source = run.spec, run.spec.source
-    if spec.kind != "image" or source.kind != "image" or source.shape[0] not in (1, 3):
-        raise UserError(f"in= is for models whose sources are grey or RGB images; {run.name} takes {source.kind} {source.shape}")
-    where = Path(out) if out else run.folder.samples / f"{command}_{folder.name}_step{run.step}"
-    files, found, scale = pairs.by_stem(folder), {}, enlarges(spec)
-    torch.manual_seed(seed)
-    for stem, path in files.items():
-        image = read(path, source.shape[0])  # (1, C, H, W) uint8
-        if down:
-            height, width = (side - side % scale for side in image.shape[-2:])
-            image = image[..., :height, :width]
-        small = pairs.bicubic(image, 1 / scale) if down else image
-        try:
-            made = to_bytes(sized(run, small), spec.range)
-        except UserError as error:
-            raise UserError(f"{path}: {error}") from None
-        pictures.save(made[0].permute(1, 2, 0).numpy(), where / f"{stem}.png")
-        if down:
-            larger = pairs.bicubic(small, tuple(image.shape[-2:]))
-            for name, x in (("", made), ("_of_bicubic", larger)):
-                found.setdefault(f"psnr_luminance_db{name}", []).append(pairs.psnr(x, image, crop=scale))
-                found.setdefault(f"ssim_luminance{name}", []).append(pairs.ssim(x, image, crop=scale))
-    record = {"model": run.name, "dataset": run.info["dataset"], "step": run.step, "seed": seed, "in": str(folder)}
-    record |= {"task": spec.task, "n": len(files)} | ({"down": True} if down else {})
-    for name, values in found.items():
-        each = dict(zip(files, torch.cat(values).tolist(), strict=True))
-        record |= {name: asking.mean(torch.cat(values)), f"{name}_each": each}
-    asking.table(record)
-    write_record(record, where / f"{command}.json")
-    print(f"{len(files):,} images in {where}")
-    return record
-
-
-@torch.no_grad()
-def sized(run: Run, image: Tensor) -> Tensor:
-    """Return what the model makes (1, C', H', W') of one byte image (1, C, H, W) of any size, on the CPU.
-
-    The source is padded, its border repeated, to a multiple of what the model needs (`multiple`: 1 by default; 0: it takes
-    one size alone), and the output cut back.
-
-    Raises:
-        UserError: the model takes one size, and this is another.
-    """
-    source, target = run.spec.source, run.spec
-    (low, high), (height, width) = source.range, image.shape[-2:]
-    need = getattr(run.model, "multiple", 1)
-    if not need and (height, width) != source.shape[1:]:
-        has = f"{run.name} takes sources of {source.shape[2]}×{source.shape[1]} alone"
-        raise UserError(f"{has}, and this has {width}×{height}; resize it, or train with another prepare.size")
-    down, right = (-side % need if need else 0 for side in (height, width))
-    x = image.to(run.device.torch, next(run.model.parameters()).dtype) / 255 * (high - low) + low
-    made = run.model.translate(pad(x, (0, right, 0, down), mode="replicate")).float().cpu()
-    rows, columns = height * target.shape[1] // source.shape[1], width * target.shape[2] // source.shape[2]
-    return made[..., :rows, :columns]
-
-
-def read(path: Path, channels: int) -> Tensor:
-    """Return an image file as bytes (1, C, H, W) in grey or RGB, transparency laid over white.
-
-    Raises:
-        UserError: it cannot be read.
-    """
-    try:
-        return whole(path, channels).unsqueeze(0)
-    except BROKEN as error:
-        raise UserError(f"unreadable image {path}: {' '.join(str(error).split())}") from error

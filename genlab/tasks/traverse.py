@@ -1,4 +1,4 @@
-"""genlab traverse: one dimension of the code at a time, from end to end; a code of two dimensions as one whole map."""
+"""genlab traverse: one dimension of the code at a time, from end to end, a choice by its values; a code of two as a map."""
 
 from __future__ import annotations
 
@@ -9,15 +9,17 @@ import torch
 from annotated_types import Ge
 from torch import Tensor
 
-from genlab.abilities import abilities, need
+from genlab.abilities import abilities, choices, need
 from genlab.errors import UserError
-from genlab.spec import Count, Positive, PositiveFloat
+from genlab.spec import Count, Positive, PositiveFloat, Spec
 from genlab.tasks import asking, pictures
 from genlab.tasks.catalogue import able
 from genlab.tasks.latent import lines, manifold, prior_axes, range_axes
 from genlab.tasks.needs import ready
 from genlab.tasks.run import Run
 from genlab.tasks.tables import show
+
+COLUMNS = 10  # values of a choice in a row
 
 
 @torch.no_grad()
@@ -38,16 +40,17 @@ def traverse(
     """Move single dimensions of a code by ± `span` standard deviations; write a row each and return each one's effect.
 
     A dimension's effect is the squared difference of the items at its two ends. The mean and spread are the prior's, or
-    without one those of data's codes.
+    without one those of data's codes. A one-hot part of the code, a category or a class, is no number that moves: a picture of
+    its own goes through its values, whose effects are the squared differences from the item at the start.
 
     Args:
         space: "w": the dimensions of the prior's styles.
         dims: numbers of the dimensions; None: the n that have the most effect.
-        item: the test item at whose code to start; None: the mean code.
-        y: the class of a conditional prior; None: class 0.
+        item: the test item at whose code to start; None: the mean code. Of each choice it has the likeliest value.
+        y: the class of a conditional prior, and to start with; None: class 0.
 
     Raises:
-        UserError: the model does not decode, or there is no such dimension, item or class.
+        UserError: the model does not decode, there is no such dimension, item or class, or a dimension is a choice's value.
     """
     ready(run, "traverse")
     if space == "w" and item is not None:
@@ -56,13 +59,21 @@ def traverse(
     shape, codes = codes.shape[1:], codes.flatten(1)
     middle, spread = codes.mean(0), codes.std(0)  # (d,)
     if item is None:
-        start = middle
+        start = middle.clone()
     else:
         need(run.model, "encode", lambda: able("encode"))
         start = run.model.encode(asking.items(run, split, None, seed, [item])[0].x).flatten()
+    parts = choices(run.model) if space == "z" else {}
+    for name, part in parts.items():  # a code has one value of each, and the mean code would have all of them a little
+        value = start[part].argmax() if y is None or name != "class" else y
+        start[part] = one_hot(len(start[part]), start)[value]
+    chosen = {k: name for name, part in parts.items() for k in range(len(middle))[part]}
     for k in dims or ():
         if k >= len(middle):
             raise UserError(f"dims={dims}: the code of {run.name} has the dimensions 0 to {len(middle) - 1}")
+        if k in chosen:
+            raise UserError(f"dims={dims}: dimension {k} of this code is a value of its {chosen[k]}, which another picture goes "
+                            f"through; leave {k} out")  # fmt: skip
 
     whole = asking.decoder(run, space)
 
@@ -74,10 +85,21 @@ def traverse(
         z[:, k] = middle[k] + t * spread[k]
         return z
 
+    def picked(part: slice) -> Tensor:  # the codes (K, d) with each value of a choice
+        values = one_hot(len(start[part]), start)
+        z = start.repeat(len(values), 1)
+        z[:, part] = values
+        return z
+
     t = torch.linspace(-span, span, frames, dtype=codes.dtype, device=codes.device)
-    ends = [decode(torch.cat([moved(k, t[[0, -1]]) for k in part])) for part in torch.arange(len(middle)).split(asking.AT_ONCE)]
-    effect = asking.squared_error(*torch.cat(ends).unflatten(0, (-1, 2)).unbind(1))  # (d,)
-    order = effect.argsort(descending=True, stable=True).tolist()
+    free = torch.tensor([k for k in range(len(middle)) if k not in chosen])
+    ends = [decode(torch.cat([moved(k, t[[0, -1]]) for k in some])) for some in free.split(asking.AT_ONCE)]
+    effect = torch.zeros(len(middle), dtype=torch.float64, device=codes.device)
+    effect[free] = asking.squared_error(*torch.cat(ends).unflatten(0, (-1, 2)).unbind(1))
+    values = {name: decode(picked(part)) for name, part in parts.items()}  # each (K, *shape)
+    for name, part in parts.items():
+        effect[part] = asking.squared_error(values[name], decode(start[None]))
+    order = [k for k in effect.argsort(descending=True, stable=True).tolist() if k not in chosen]
     dims = order[:n] if dims is None else dims
     decoded = decode(torch.cat([moved(k, t) for k in dims])).unflatten(0, (len(dims), frames))  # (n, T, *shape)
 
@@ -92,9 +114,27 @@ def traverse(
     if shape == (2,):
         axes = prior_axes if "prior" in abilities(run.model) else range_axes
         images["manifold"] = manifold(whole, run.spec, axes(codes))
-    show(["dimension", "effect"], [[str(k), f"{effect[k].item():.4g}"] for k in dims])
+    images |= {name: each_value(name, items, run.spec) for name, items in values.items()}
+    rows = [[str(k), effect[k]] for k in dims] + [[name, effect[part].max()] for name, part in parts.items()]
+    show(["dimension", "effect"], [[name, f"{value.item():.4g}"] for name, value in rows])
     return asking.write(
         run, "traverse" + "_w" * (space == "w"), seed=seed, out=out, images=images,
         record={"space": space, "dims": dims, "frames": frames, "span": span, "item": item, "y": y, "effect": effect.tolist()},
-        arrays={"frames": decoded, "t": t, "dims": np.array(dims), "start": start.unflatten(0, shape), "effect": effect},
+        arrays={"frames": decoded, "t": t, "dims": np.array(dims), "start": start.unflatten(0, shape), "effect": effect,
+                **values},
     )  # fmt: skip
+
+
+def one_hot(n: int, like: Tensor) -> Tensor:
+    """Return the n values (n, n) of a choice."""
+    return torch.eye(n, dtype=like.dtype, device=like.device)
+
+
+def each_value(name: str, items: Tensor, spec: Spec) -> np.ndarray:
+    """Return the items (K, *shape) of a choice's values in order as a picture (H', W', 3), of images numbered, ten in a row."""
+    if spec.kind != "image":
+        return pictures.picture(items, spec)
+    columns = min(COLUMNS, len(items))
+    sheet = pictures.grid(pictures.to_bytes(items, spec), columns=columns)
+    rows = [f"{name} {first}" for first in range(0, len(items), columns)]
+    return pictures.captioned(sheet, rows=rows, columns=[f"+{i}" for i in range(columns)])

@@ -66,6 +66,17 @@ def read(path: Path, *, device: str = "cpu") -> dict[str, Any]:
     return state
 
 
+def checksum(weights: dict[str, Any]) -> str:
+    """Return the CRC-32 of all tensors of a state dict that was read, in hexadecimal: some 100 ms for 100 MB."""
+    import torch
+
+    crc = 0
+    for value in weights.values():
+        if isinstance(value, torch.Tensor):  # its bytes as they are: a stranger's may be one number that claims to be many
+            crc = zlib.crc32(torch.empty(0, dtype=torch.uint8).set_(value.untyped_storage()).numpy(), crc)
+    return f"{crc:08x}"
+
+
 def verify(path: Path) -> None:
     """Compare every part of a checkpoint with its CRC-32, which torch.load does not: some 30 ms for 100 MB.
 

@@ -19,6 +19,7 @@ class Options:
     ema: Decay = 0.0  # decay of the running mean of the weights, which then samples; 0: none
     warmup: Count = 0  # steps over which the learning rate rises from 0
     schedule: Literal["constant", "linear", "cosine"] = "constant"  # how it falls to 0 after that
+    drops: tuple[Positive, ...] = ()  # steps from each of which on it is a tenth of what it would be
     max_time: PositiveFloat | None = None  # minutes of training after which the run saves and ends, resumes counted in
     log_every: Positive = 50
     preview_every: Count = 1_000  # steps between sample grids; 0: none

@@ -98,6 +98,14 @@ class Ranks:
         dist.broadcast_object_list(box, src=0)
         return box[0]
 
+    def all(self, value: object) -> list[object]:
+        """Return every process's value, in the order of their ranks."""
+        if self.size == 1:
+            return [value]
+        values: list[object] = [None] * self.size
+        dist.all_gather_object(values, value)
+        return values
+
     def __enter__(self) -> Ranks:
         return self
 

@@ -7,6 +7,7 @@ TRAINERS = {
     "autoregressive": "genlab.training.trainer.Trainer",
     "diffusion": "genlab.training.trainer.Trainer",  # … on a denoising error
     "latent": "genlab.models.diffusion.latent_trainer.LatentTrainer",  # … of codes that were made once
+    "reflow": "genlab.models.diffusion.reflow_trainer.ReflowTrainer",  # … of pairs that another model made once
     "gan": "genlab.models.gan.trainer.GANTrainer",  # the game of two players
     "progressive": "genlab.models.gan.progressive_trainer.ProgressiveTrainer",  # … whose images grow
     "translation": "genlab.models.gan.translation_trainer.TranslationTrainer",  # … between a source and its target

@@ -222,13 +222,14 @@ class Trainer:
         return min(1.0, max(0, self.at - start - self.options.warmup) / max(1, end - start - self.options.warmup))
 
     def set_rates(self) -> None:
-        """Set the learning rates of this step: a linear warm-up, then the schedule down to 0 at the last step."""
+        """Set the learning rates of this step: a linear warm-up, then the schedule down to 0 at the last step, and the drops."""
         o, since = self.options, self.at - self.span()[0]
-        if o.schedule == "constant" and since > o.warmup:
+        if o.schedule == "constant" and not o.drops and since > o.warmup:
             return
         factor = min(1.0, (since + 1) / o.warmup) if o.warmup else 1.0
         share = self.progress()
         factor *= {"constant": 1.0, "linear": 1 - share, "cosine": (1 + math.cos(math.pi * share)) / 2}[o.schedule]
+        factor *= 0.1 ** sum(step <= self.at for step in o.drops)
         for optimizer in self.optimizers.values():
             for group in optimizer.param_groups:
                 group["lr"] = group["base_lr"] * factor

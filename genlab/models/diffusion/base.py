@@ -6,7 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from inspect import signature
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +31,7 @@ class Diffusion(Judging, Restoring, nn.Module, ABC):
     straight = False  # the frame in which the ODE is followed, see `samplers.frame`
     prompted = False  # whether its conditions are captions as bytes (B, L), and no classes
     prior_std = 1.0  # of the noise from which sampling starts
+    between_codes: Literal["linear", "spherical"] = "spherical"  # the way between two noises: DDIM (2010.02502), appendix D.5
     variance: Variance = "beta"  # σ² of an ancestral step
     watch: Callable[[Sequence[Level]], Iterable[Level]] = iter  # what a sampler goes through its levels with; may show how far
 
@@ -158,6 +159,7 @@ class Diffusion(Judging, Restoring, nn.Module, ABC):
         steps: int | None = None,
         eta: float | None = None,
         variance: Variance | None = None,
+        churn: float | None = None,
         guidance: float | None = None,
         interval: tuple[float, float] | None = None,
         threshold: float | None = None,
@@ -167,8 +169,9 @@ class Diffusion(Judging, Restoring, nn.Module, ABC):
         Args:
             sampler: one of `samplers`; None: the model's own.
             steps: from noise to data; None: the model's own number.
-            eta: noise of ddim, from 0 (none, the default) to 1.
+            eta: noise of ddim and of dpm_solver, from 0 (none, the default) to 1.
             variance: σ² of ancestral; None: the model's own.
+            churn: noise of heun, 0 (none, the default) or more.
             guidance, interval, threshold: see `denoiser`.
 
         Raises:
@@ -177,7 +180,7 @@ class Diffusion(Judging, Restoring, nn.Module, ABC):
         y = self.asked(n, y, guidance)
         start = self.prior_std * torch.randn(n, *self.spec.shape, device=self.weight.device, dtype=self.weight.dtype)
         sampler = sampler or self.samplers[0]
-        follow = self.sampler(sampler, eta=eta, variance=variance)
+        follow = self.sampler(sampler, eta=eta, variance=variance, churn=churn)
         learned = sampler == "ancestral" and (variance or self.variance) == "learned"
         denoise = self.denoiser(y, guidance, interval=interval, threshold=threshold, learned=learned)
         return self.within(follow(denoise, start, self.watch(self.levels(steps or self.steps, sampler))))
@@ -199,6 +202,8 @@ class Diffusion(Judging, Restoring, nn.Module, ABC):
                 raise UserError(f"sampler.{key} belongs to sampler={whose}, not to sampler={name}")
         if "straight" in takes:
             options["straight"] = self.straight
+        if "level" in takes:
+            options["level"] = self.level
         if "variance" in takes:
             options.setdefault("variance", self.variance)
         return lambda *given: SAMPLERS[name](*given, **options)
@@ -239,7 +244,7 @@ class Diffusion(Judging, Restoring, nn.Module, ABC):
     @torch.no_grad()
     def encode(self, x: Tensor, *, steps: int = 100) -> Tensor:
         """Return the noise (B, *shape), of unit variance, from which the ODE leads to x (B, *shape), by Heun's method."""
-        up = self.levels(self.at_most(steps), "heun")[-2::-1]  # from the least noisy level, where x is put, to the noisiest
+        up = self.upwards(steps)  # x is put at the least noisy level
         code = heun(self.free(), x * up[0].alpha, up, straight=self.straight)
         return code / self.prior_std
 

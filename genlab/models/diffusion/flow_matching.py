@@ -60,9 +60,13 @@ class FlowMatching(Diffusion):
         t = torch.rand(len(x0), dtype=x0.dtype, device=x0.device)
         if self.times == "logit_normal":
             t = torch.randn_like(t).sigmoid()
-        eps, at = torch.randn_like(x0), t.view(-1, *[1] * (x0.dim() - 1))
+        eps, at = self.noise(batch), t.view(-1, *[1] * (x0.dim() - 1))
         v = self.network((1 - at) * x0 + at * eps, 1000 * t, y)
         return {"loss": (v - (eps - x0)).square().mean()}
+
+    def noise(self, batch: Batch) -> Tensor:
+        """Return the noise (B, …) at the other end of each item's path: drawn independently of it."""
+        return torch.randn_like(batch.x)
 
     def levels(self, steps: int, sampler: str = "euler") -> list[Level]:
         if sampler in ("heun", "dpm_solver"):  # of even times the last steps are too wide for what is thin; EDM's levels are not

@@ -12,7 +12,7 @@ from genlab.training.trainer import Trainer
 
 
 class LatentTrainer(Trainer):
-    """Descent on `model.code_loss(batch)`: the codec encodes the training items once, and stays as it is."""
+    """Descent on `model.code_loss(batch)`: the codec encodes the training items once, mirrored ones too, and stays as it is."""
 
     def configure(self) -> None:
         self.optimizers["model"] = self.optimizer(self.model.inner.parameters())

@@ -67,5 +67,16 @@ class Judging:
         """Return an estimate (B,) of log p(x), or of log p(x | y), in nats, by the probability-flow ODE; see `ode.log_prob`."""
         self.asked(len(x), y, 0.0 if y is None else 1.0)
         denoise = self.denoiser(y, 0.0 if y is None and self.conditional else 1.0)
-        up = self.levels(self.at_most(steps), "heun")[-2::-1]
-        return log_prob(denoise, x, up, prior_std=self.prior_std, probes=probes)
+        return log_prob(denoise, x, self.upwards(steps), prior_std=self.prior_std, probes=probes)
+
+    def ode_noise(self, *, steps: int = 100) -> float:
+        """Return the standard deviation, in data units, of the noise on the law whose density `ode_log_prob` estimates.
+
+        The ODE starts at the least noisy level of the path, and not at the data itself.
+        """
+        first = self.upwards(steps)[0]
+        return first.sigma / first.alpha
+
+    def upwards(self, steps: int) -> list[Level]:
+        """Return the levels of the ODE in so many steps, from the least noisy one to the noisiest."""
+        return self.levels(self.at_most(steps), "heun")[-2::-1]

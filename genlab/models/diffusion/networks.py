@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from genlab.errors import UserError
 from genlab.nn.dit import DiT
 from genlab.nn.embed import TimeEmbedding
-from genlab.nn.unet import UNet
+from genlab.nn.unet import UNet, sides
 from genlab.spec import Decay, Positive, Spec
 
 Shape = tuple[int, ...]
@@ -40,11 +40,22 @@ def unet(
     Args:
         channels: width of the first level; level i has channels · multipliers[i].
         blocks: residual blocks of a level on the way down; the way up has one more.
-        attention: sides of the feature maps that are given self-attention; the middle of the net always is.
+        attention: for each number, the largest feature maps whose side is at most that are given self-attention: a recipe's
+            [16] is that of 16×16, and of smaller images that of the first level. The middle of the net always has it.
         heads: of each self-attention.
         dropout: share of a block's features that a training pass leaves out.
+
+    Raises:
+        UserError: no feature map is as small as one of `attention` asks for.
     """
-    how = {"multipliers": multipliers, "blocks": blocks, "attention": attention, "heads": heads, "dropout": dropout}
+    there = sides(shape, len(multipliers))  # descending
+    for side in attention:
+        if side < there[-1]:
+            raise UserError(f"model.backbone.attention={list(attention)}: no feature map has a side of at most {side}; of "
+                            f"{shape[1]}×{shape[2]} with {len(there)} model.backbone.multipliers they have the sides "
+                            f"{', '.join(map(str, there))}")  # fmt: skip
+    found = tuple(max(s for s in there if s <= side) for side in attention)
+    how = {"multipliers": multipliers, "blocks": blocks, "attention": found, "heads": heads, "dropout": dropout}
     return UNet(shape, channels=channels, **how, outputs=outputs, classes=classes, context=context)
 
 
@@ -102,6 +113,18 @@ def denoising_network(spec: Spec, backbone: Callable[..., Any] | None, *, output
         fit = ", ".join(f.__name__ for f, kind in KINDS.items() if kind == spec.kind)
         raise UserError(f"backbone={maker.__name__} is for {KINDS[maker]}, and the data is {spec.kind}; choose backbone={fit}")
     return backbone(spec.shape, outputs=outputs, classes=classes)
+
+
+def of_codes(
+    shape: Shape, *, maps: Callable[..., Any], vectors: Callable[..., Any], outputs: int | None = None, classes: int = 0
+) -> nn.Module:
+    """Return the network of an autoencoder's codes: `maps` of codes (C, H, W), `vectors` of codes (D,).
+
+    Raises:
+        UserError: it is for the other kind.
+    """
+    spec, network = (Spec(shape), maps) if len(shape) == 3 else (Spec(shape, kind="points"), vectors)
+    return denoising_network(spec, network, outputs=outputs or shape[0], classes=classes)
 
 
 class PointDenoiser(nn.Module):

@@ -16,7 +16,7 @@ from genlab.models.diffusion.schedule import Level
 def log_prob(
     denoise: Denoiser, x: Tensor, levels: Sequence[Level], *, prior_std: float = 1.0, probes: int = 1
 ) -> Tensor:
-    """Return an estimate (B,) of log p(x), in nats, of data x (B, …).
+    """Return an estimate (B,) of log p(x), in nats, of data x (B, …), p being the model's law with the first level's noise on it.
 
     In the straight frame u = x/s with clock τ (see `samplers.frame`) the ODE is du/dτ = v(u, τ), and d log p/dτ = −∇·v along it
     (eq. 39): both go by Heun's method to the last level, where p = N(0, prior_std²). The divergence is Hutchinson's estimate with

@@ -126,7 +126,11 @@ class Restoring:
 
     @torch.no_grad()
     def denoise(self, x: Tensor, *, sigma: float = 0.3) -> Tensor:
-        """Return E[x_0 | x] (B, *shape) of items x (B, *shape) with Gaussian noise of standard deviation σ on them."""
+        """Return E[x_0 | x] (B, *shape) of items x (B, *shape) with Gaussian noise of standard deviation σ on them.
+
+        It is what the denoiser was trained for, x + σ² ∇ log p_σ(x) (Robbins 1956; Tweedie's formula in Efron 2011,
+        https://doi.org/10.1198/jasa.2011.tm11181), in one evaluation at the path's level nearest to σ; no draw of x_0.
+        """
         level = self.level(sigma)
         return self.within(self.free()(level.alpha * x, level.t))
 

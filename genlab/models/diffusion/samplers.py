@@ -118,15 +118,29 @@ def euler(denoise: Denoiser, x: Tensor, levels: Sequence[Level], *, straight: bo
 
 
 @torch.no_grad()
-def heun(denoise: Denoiser, x: Tensor, levels: Sequence[Level], *, straight: bool = False) -> Tensor:
-    """Return x_0 (B, …) from the noise x (B, …) by Heun's method (Karras et al. 2022, 2206.00364, algorithm 1).
+def heun(
+    denoise: Denoiser,
+    x: Tensor,
+    levels: Sequence[Level],
+    *,
+    straight: bool = False,
+    churn: float = 0.0,
+    level: Callable[[float], Level] | None = None,
+    noise: Noise = torch.randn_like,
+) -> Tensor:
+    """Return x_0 (B, …) from the noise x (B, …) by Heun's method (Karras et al. 2022, 2206.00364, algorithms 1 and 2).
 
     Second order for two network evaluations a step, and for one in the last.
 
     Args:
         straight: follow the ODE in the frame of flow matching; else in that of EDM. See `frame`.
+        churn: S_churn: noise is added before each step, to 1 + γ times the level, γ = min(S_churn / steps, √2 − 1); what
+            errors the steps before have made drown in it. 0: none. With it `level` gives the level of a σ/α.
     """
+    gamma = min(churn / (len(levels) - 1), 2**0.5 - 1)
     for now, then in pairwise(levels):
+        if gamma and now.alpha:
+            x, now = raised(x, now, level((1 + gamma) * now.sigma / now.alpha), noise)
         (a, b), (c, d) = frame(now, straight), frame(then, straight)
         first = slope(denoise(x, now.t), x, now, straight)
         u, x = x / a, c * (x / a + (d - b) * first)
@@ -134,6 +148,13 @@ def heun(denoise: Denoiser, x: Tensor, levels: Sequence[Level], *, straight: boo
             second = slope(denoise(x, then.t), x, then, straight)
             x = c * (u + (d - b) * 0.5 * (first + second))
     return x
+
+
+def raised(x: Tensor, now: Level, to: Level, noise: Noise) -> tuple[Tensor, Level]:
+    """Return x (B, …) with as much noise more as leads to a noisier level, and that level; x as it is if it is no noisier."""
+    scale = to.alpha / now.alpha
+    more = to.sigma**2 - (scale * now.sigma) ** 2
+    return (scale * x + more**0.5 * noise(x), to) if more > 0 else (x, now)
 
 
 def frame(level: Level, straight: bool) -> tuple[float, float]:
@@ -153,11 +174,16 @@ def slope(x0: Tensor, x: Tensor, level: Level, straight: bool) -> Tensor:
 
 
 @torch.no_grad()
-def dpm_solver(denoise: Denoiser, x: Tensor, levels: Sequence[Level]) -> Tensor:
+def dpm_solver(
+    denoise: Denoiser, x: Tensor, levels: Sequence[Level], *, eta: float = 0.0, noise: Noise = torch.randn_like
+) -> Tensor:
     """Return x_0 (B, …) from the noise x (B, …) by DPM-Solver++(2M) (Lu et al. 2022, 2211.01095, algorithm 2).
 
     Second order for one network evaluation a step: x_0 is taken to go on as it did, in λ = log α/σ. The first step and the
     last, to where λ is infinite, hold it still.
+
+    Args:
+        eta: 0 follows the ODE, 1 the SDE of the same laws (SDE-DPM-Solver++(2M), the same paper, version 3).
     """
     before, h_before = None, 0.0
     for now, then in pairwise(levels):
@@ -167,7 +193,10 @@ def dpm_solver(denoise: Denoiser, x: Tensor, levels: Sequence[Level]) -> Tensor:
         if before is not None and then.sigma:
             r = h_before / h
             guess = x0 + (x0 - before) / (2 * r)
-        x = then.sigma / now.sigma * x - then.alpha * math.expm1(-h) * guess
+        forgotten = math.exp(-eta * h) if eta else 1.0  # what the noise of the SDE takes the place of
+        x = then.sigma / now.sigma * forgotten * x - then.alpha * math.expm1(-(1 + eta) * h) * guess
+        if eta and then.sigma:
+            x = x + then.sigma * (-math.expm1(-2 * eta * h)) ** 0.5 * noise(x)
         before, h_before = x0, h
     return x
 

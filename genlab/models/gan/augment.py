@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import reduce
 from typing import Literal
 
 import torch
@@ -13,25 +14,36 @@ from torch import Tensor, nn
 Name = Literal["none", "diffaugment", "ada"]
 
 
-class Unchanged(nn.Module):
-    """Images as they are."""
+class Augment(nn.Module):
+    """Images (B, C, H, W) changed: `changed` has them in [−1, 1], as the papers do, whatever range the data has."""
 
     shards = 1  # of a joint batch; D sees one at a time
 
+    def __init__(self, range: tuple[float, float] = (-1.0, 1.0)) -> None:
+        super().__init__()
+        self.middle, self.half = (range[0] + range[1]) / 2, (range[1] - range[0]) / 2
+
     def forward(self, x: Tensor) -> Tensor:
-        return x
+        return self.middle + self.half * self.changed((x - self.middle) / self.half)
 
     def heed(self, real: Tensor) -> None:
         """Take note of D's logits (B,) of data."""
 
 
-class DiffAugment(Unchanged):
-    """Colour, translation by up to 1/8 and a hole of half the side: Zhao et al. 2020, https://arxiv.org/abs/2006.10738.
-
-    What comes in at the borders and what fills the hole is 0, as the authors have it: of images in [−1, 1] a middle grey.
-    """
+class Unchanged(Augment):
+    """Images as they are."""
 
     def forward(self, x: Tensor) -> Tensor:
+        return x
+
+
+class DiffAugment(Augment):
+    """Colour, translation by up to 1/8 and a hole of half the side: Zhao et al. 2020, https://arxiv.org/abs/2006.10738.
+
+    What comes in at the borders and what fills the hole is 0, as the authors have it: a middle grey.
+    """
+
+    def changed(self, x: Tensor) -> Tensor:
         like, (height, width) = (len(x), 1, 1, 1), x.shape[2:]
         middle = lambda t, dims: t.mean(dims, keepdim=True)  # noqa: E731
         x = x + uniform(x, *like, low=-0.5, high=0.5)  # brightness
@@ -42,15 +54,15 @@ class DiffAugment(Unchanged):
         return x * ~(rows[:, :, None] & columns[:, None])[:, None]
 
 
-class AdaptiveAugment(Unchanged):
-    """Turns, moves, stretches and colours, each with probability p, which follows how sure D is of the data.
+class AdaptiveAugment(Augment):
+    """Flips, turns, moves, stretches and colours, each with probability p, which follows how sure D is of the data.
 
     Karras et al. 2020, https://arxiv.org/abs/2006.06676: r_t = E[sign D(x)] (eq. 1) is held at `target`; p can go from
-    0 to 1 in `speed` images.
+    0 to 1 in `speed` images. The pipeline is "bgc" of appendix B, with bilinear sampling in the place of its wavelet filter.
     """
 
-    def __init__(self, *, target: float = 0.6, speed: float = 500_000) -> None:
-        super().__init__()
+    def __init__(self, range: tuple[float, float] = (-1.0, 1.0), *, target: float = 0.6, speed: float = 500_000) -> None:
+        super().__init__(range)
         self.target, self.speed = target, speed
         self.register_buffer("running_p", torch.zeros(()))
 
@@ -60,44 +72,94 @@ class AdaptiveAugment(Unchanged):
         seen = len(real) * self.shards  # all shards move p, and the mean of where they move it is kept
         self.running_p.add_((r_t - self.target).sign() * seen / self.speed).clamp_(0, 1)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.coloured(self.bent(x))
+    def changed(self, x: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, enabled=False):  # half precision would put pixels a tenth of a pixel astray
+            return self.coloured(self.bent(x.to(torch.promote_types(x.dtype, torch.float32))))
 
     # Appendix B: one affine map for each image, the product of those that its coins chose.
     def bent(self, x: Tensor) -> Tensor:
         """Return images (B, C, H, W) flipped, turned, scaled, stretched and moved, mirrored at their borders."""
-        b = len(x)
-        one, zero = x.new_ones(b), x.new_zeros(b)
-        row = lambda *v: torch.stack(v, -1)  # noqa: E731
-        scale = lambda sx, sy: row(row(sx, zero), row(zero, sy))  # noqa: E731
-        turn = lambda a: row(row(a.cos(), a.sin()), row(-a.sin(), a.cos())).transpose(1, 2)  # noqa: E731
-        s, t = (self.some(x, lambda: torch.exp2(0.2 * torch.randn_like(one)), one) for _ in range(2))
+        b, sides = len(x), x.new_tensor([x.shape[3], x.shape[2]])
+        one, zero, still = x.new_ones(b), x.new_zeros(b), x.new_zeros(b, 2)
+        p_turn = 1 - (1 - self.running_p).sqrt()  # of either turn: 1 − (1 − p_turn)² = p
+        half_circle = lambda: uniform(x, b, low=-math.pi, high=math.pi)  # noqa: E731
+        stretch = lambda: torch.exp2(0.2 * torch.randn_like(one))  # noqa: E731
         maps = [
-            scale(self.some(x, lambda: 1 - 2 * torch.randint_like(one, 2), one), one),  # mirror
-            turn(self.some(x, lambda: torch.randint_like(one, 4), zero) * (math.pi / 2)),
-            scale(s, s),
-            scale(t, 1 / t),
-            turn(self.some(x, lambda: uniform(x, b, low=-math.pi, high=math.pi), zero)),
+            scale(self.some(lambda: 1 - 2 * torch.randint_like(one, 2), one), one),  # mirror
+            turn(self.some(lambda: torch.randint_like(one, 4) * (math.pi / 2), zero)),
+            shift(self.some(lambda: (uniform(x, b, 2, low=-1 / 8, high=1 / 8) * sides).round(), still)),
+            scale(s := self.some(stretch, one), s),
+            turn(self.some(half_circle, zero, p_turn)),
+            scale(s := self.some(stretch, one), 1 / s),
+            turn(self.some(half_circle, zero, p_turn)),
+            shift(self.some(lambda: torch.randn_like(still) / 8 * sides, still)),
         ]
-        shift = row(*(self.some(x, lambda: 0.25 * torch.randn_like(one), zero) for _ in range(2)))  # of half a side
-        linear = maps[0]
-        for m in maps[1:]:
-            linear = linear @ m
-        grid = F.affine_grid(torch.cat([linear, shift[:, :, None]], 2), list(x.shape), align_corners=False)
-        return F.grid_sample(x, grid, padding_mode="reflection", align_corners=False)
+        return warped(x, reduce(torch.matmul, maps))
 
     def coloured(self, x: Tensor) -> Tensor:
-        """Return images with brightness, contrast and, of three channels, saturation changed."""
+        """Return images of another brightness and contrast, some as negatives, and three channels of other hues."""
         one = x.new_ones(len(x))
-        each = lambda v: v[:, None, None, None]  # noqa: E731
-        x = x + each(self.some(x, lambda: 0.2 * torch.randn_like(one), 0 * one))
-        x = x * each(self.some(x, lambda: torch.exp2(0.5 * torch.randn_like(one)), one))
-        grey = x.mean(1, keepdim=True)
-        return grey + (x - grey) * each(self.some(x, lambda: torch.exp2(torch.randn_like(one)), one))
+        zero = 0 * one
+        each = lambda *how: self.some(*how)[:, None, None, None]  # noqa: E731
+        x = x + each(lambda: 0.2 * torch.randn_like(one), zero)  # brightness
+        x = x * each(lambda: torch.exp2(0.5 * torch.randn_like(one)), one)  # contrast
+        x = luma_flipped(x, each(lambda: torch.randint_like(one, 2), zero))
+        if x.shape[1] == 3:
+            x = hue_turned(x, each(lambda: uniform(x, len(x), low=-math.pi, high=math.pi), zero))
+            x = saturated(x, each(lambda: torch.exp2(torch.randn_like(one)), one))
+        return x
 
-    def some(self, x: Tensor, draw: Callable[[], Tensor], default: Tensor) -> Tensor:
-        """Return what `draw` gives (B,) where a coin of probability p falls so, else `default`."""
-        return torch.where(torch.rand(len(x), device=x.device) < self.running_p, draw(), default)
+    def some(self, draw: Callable[[], Tensor], default: Tensor, p: Tensor | None = None) -> Tensor:
+        """Return what `draw` gives (B, …) where an image's coin of probability p falls so, else `default` (B, …)."""
+        coins = torch.rand(len(default), *(1,) * (default.ndim - 1), device=default.device)
+        return torch.where(coins < (self.running_p if p is None else p), draw(), default)
+
+
+# Maps of the plane (B, 3, 3), of points (x, y, 1) in pixels from the image's middle; an inverse one is as likely as the map.
+def scale(sx: Tensor, sy: Tensor) -> Tensor:
+    """Return the maps that stretch by sx and sy (B,)."""
+    return torch.diag_embed(torch.stack([sx, sy, torch.ones_like(sx)], 1))
+
+
+def turn(angle: Tensor) -> Tensor:
+    """Return the maps that turn by an angle (B,)."""
+    sine, zero = angle.sin(), torch.zeros_like(angle)
+    rows = [angle.cos(), -sine, zero], [sine, angle.cos(), zero], [zero, zero, zero + 1]
+    return torch.stack([torch.stack(row, 1) for row in rows], 1)
+
+
+def shift(by: Tensor) -> Tensor:
+    """Return the maps that move by (B, 2)."""
+    return torch.cat([torch.eye(3, 2, dtype=by.dtype, device=by.device).expand(len(by), 3, 2),
+                      F.pad(by, (0, 1), value=1)[:, :, None]], 2)  # fmt: skip
+
+
+def warped(x: Tensor, where: Tensor) -> Tensor:
+    """Return images (B, C, H, W) whose every pixel comes from where a map (B, 3, 3) puts it, mirrored at their borders."""
+    half = x.new_tensor([x.shape[3] / 2, x.shape[2] / 2, 1])
+    grid = F.affine_grid((where * half / half[:, None])[:, :2], list(x.shape), align_corners=False)
+    return F.grid_sample(x, grid, padding_mode="reflection", align_corners=False)
+
+
+# Colours (B, C, H, W) about the luma axis v = (1, 1, 1)/√3: the luma vvᵀx is the channels' mean, the rest is chroma.
+def luma(x: Tensor) -> Tensor:
+    return x.mean(1, keepdim=True)
+
+
+def luma_flipped(x: Tensor, flipped: Tensor) -> Tensor:
+    """Return (I − 2vvᵀ) x where `flipped` is 1."""
+    return x - 2 * flipped * luma(x)
+
+
+def hue_turned(x: Tensor, angle: Tensor) -> Tensor:
+    """Return three channels turned about v by an angle: vvᵀx + cos θ (x − vvᵀx) + sin θ v × x (Rodrigues)."""
+    across = (x.roll(1, 1) - x.roll(-1, 1)) / math.sqrt(3)  # v × x
+    return luma(x) + angle.cos() * (x - luma(x)) + angle.sin() * across
+
+
+def saturated(x: Tensor, by: Tensor) -> Tensor:
+    """Return vvᵀx + s (x − vvᵀx)."""
+    return luma(x) + by * (x - luma(x))
 
 
 def uniform(x: Tensor, *shape: int, low: float, high: float) -> Tensor:
@@ -128,4 +190,4 @@ def moved(x: Tensor, down: Tensor, right: Tensor) -> Tensor:
     return x.gather(3, columns[:, None, None].expand(b, c, height, width)) * inside[:, None]
 
 
-AUGMENTS: dict[str, type[Unchanged]] = {"none": Unchanged, "diffaugment": DiffAugment, "ada": AdaptiveAugment}
+AUGMENTS: dict[str, type[Augment]] = {"none": Unchanged, "diffaugment": DiffAugment, "ada": AdaptiveAugment}

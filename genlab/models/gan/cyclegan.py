@@ -12,13 +12,14 @@ from genlab.errors import UserError
 from genlab.models.gan.dcgan import initialise
 from genlab.models.gan.game import ToRange, fixed
 from genlab.models.gan.losses import LOSSES, Name
-from genlab.models.gan.translation import same_size
+from genlab.models.gan.regularisers import Restrained
+from genlab.models.gan.translation import same_size, spread_of
 from genlab.nn.patch import PatchGAN, halvings
 from genlab.nn.residual_generator import ResidualGenerator
 from genlab.spec import Batch, Count, NonNegative, Positive, Spec
 
 
-class CycleGAN(nn.Module):
+class CycleGAN(Restrained):
     """G from sources to targets, F from targets to sources, a discriminator for each set, and F(G(x)) ≈ x, G(F(y)) ≈ y.
 
     A batch's source and target need not belong together.
@@ -29,6 +30,7 @@ class CycleGAN(nn.Module):
         cycle: λ of the cycle's L1 distance.
         identity: λ of ‖G(y) − y‖₁ + ‖F(x) − x‖₁, which keeps colours; 0: none.
         history: images that each discriminator's history holds (Shrivastava et al. 2017).
+        restraints: what holds both discriminators smooth, see `Restrained`.
 
     Raises:
         UserError: the data has no sources, or they are no images of the targets' size; or `identity` with sources of other
@@ -48,13 +50,14 @@ class CycleGAN(nn.Module):
         adversarial: NonNegative = 2.0,
         history: Count = 50,
         loss: Name = "least_squares",
+        **restraints,
     ) -> None:
         same_size(spec, type(self).__name__)
         source, target = spec.source.shape, spec.shape
         if identity and source[0] != target[0]:
             raise UserError(f"CycleGAN's identity loss needs sources and targets of the same channels, and these have "
                             f"{source[0]} and {target[0]}; set model.identity=0")  # fmt: skip
-        super().__init__()
+        super().__init__(**restraints)
         self.spec, self.objective = spec, LOSSES[loss]
         self.cycle, self.identity, self.adversarial = cycle, identity, adversarial
         blocks = blocks or (9 if min(target[1:]) >= 256 else 6)
@@ -68,19 +71,26 @@ class CycleGAN(nn.Module):
         self.discriminator = nn.ModuleDict({"source": PatchGAN(source[0], **patches), "target": PatchGAN(target[0], **patches)})
         self.history = nn.ModuleDict({"source": History(history, source), "target": History(history, target)})
         self.apply(initialise)
+        self.restrained(self.discriminator)
 
     # --- the game -------------------------------------------------------------------------------------------------
 
     def discriminator_loss(self, batch: Batch, penalty: float = 1) -> dict[str, Tensor]:
-        """Return both discriminators' losses, on G's and F's images of now and before."""
+        """Return both discriminators' losses, on G's and F's images of now and before.
+
+        Args:
+            penalty: the weight of the gradient penalties: 0 leaves them out.
+        """
         with torch.no_grad(), fixed(self.generator):
             made = {"target": self.generator["G"](batch.cond), "source": self.generator["F"](batch.x)}
         losses, logs = [], {}
         for name, true in (("target", batch.x), ("source", batch.cond)):
-            D = self.discriminator[name]
-            real, fake = D(true), D(self.history[name](made[name]))  # (B, 1, h, w)
-            losses.append(self.objective.discriminator(real, fake))
-            judged = self.objective.judged(real, fake, losses[-1])
+            D, x, shown = self.discriminator[name], self.sloped(true, penalty), self.history[name](made[name])
+            real, fake = D(x), D(shown)  # (B, 1, h, w)
+            loss = self.objective.discriminator(real, fake)
+            paid, found = self.penalties(D, real, x, x, shown, penalty)
+            losses.append(sum(paid, loss))
+            judged = self.objective.judged(real, fake, loss) | found
             logs |= {f"{key}/{name}": value for key, value in judged.items()}
         return {"loss": sum(losses), **logs}
 
@@ -96,7 +106,8 @@ class CycleGAN(nn.Module):
                     real = D(true) if self.objective.paired else None
                 adversarial = adversarial + self.adversarial * self.objective.generator(D(fakes[name]), real)
         errors = self.errors(batch, fakes["target"], fakes["source"])
-        return {"loss": sum(errors.values(), adversarial), "adversarial": adversarial, **errors}
+        spread = spread_of(fakes["target"], batch.x, "/target") | spread_of(fakes["source"], batch.cond, "/source")
+        return {"loss": sum(errors.values(), adversarial), "adversarial": adversarial, **errors, **spread}
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """Return what G and F minimise without an adversary."""
@@ -111,6 +122,10 @@ class CycleGAN(nn.Module):
         if self.identity:  # section 5.2
             errors["identity"] = self.identity * (distance(G(batch.x), batch.x) + distance(F(batch.cond), batch.cond))
         return errors
+
+    def wider(self) -> list[str]:
+        """Return the override by which the cycle counts for more: no way leads back from images that are all alike."""
+        return [f"++model.cycle={2 * self.cycle or 10:g}"]
 
     # --- abilities ------------------------------------------------------------------------------------------------
 

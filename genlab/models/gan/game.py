@@ -16,14 +16,14 @@ from genlab.errors import UserError
 from genlab.models.gan import augment as augments
 from genlab.models.gan.critic import ClassMap, Condition, Critic, OneHot
 from genlab.models.gan.losses import LOSSES, Name
-from genlab.models.gan.regularisers import clip_weights, gradient_penalty, r1_penalty, spectrally_normalised
+from genlab.models.gan.regularisers import Restrained
 from genlab.nn.deviation import MinibatchDeviation
-from genlab.spec import Batch, NonNegative, Positive, Spec
+from genlab.spec import Batch, Positive, Spec
 
 Noise = Literal["normal", "uniform"]
 
 
-class Game(nn.Module):
+class Game(Restrained):
     """A generator G(z) and a discriminator D(x), which a subclass makes, and their game (Goodfellow et al. 2014).
 
     G takes a code (B, code): noise z, followed in a conditional model by the one-hot class (Mirza & Osindero 2014,
@@ -32,13 +32,10 @@ class Game(nn.Module):
 
     Args:
         latent: dimension of the noise z.
-        r1: γ of γ/2 E|∇D(x)|² on data (Mescheder et al. 2018).
-        gradient_penalty: λ of λ E(|∇D(x̂)| − 1)² between data and samples (Gulrajani et al. 2017).
-        clip: c to which D's weights are clipped after each of its updates (Arjovsky et al. 2017); 0: not.
-        spectral: divide D's weights by their spectral norm (Miyato et al. 2018).
         deviation: show D how much a batch differs (Karras et al. 2018).
         augment: what D is shown: images as they are, by DiffAugment (Zhao et al. 2020) or adaptively (Karras et al. 2020).
         condition: how D is told the class, and `auxiliary`: tells it.
+        restraints: what holds D smooth, see `Restrained`.
 
     Raises:
         UserError: the data is of tokens, `conditional` and the data has no labels, or `augment` goes not with the data or
@@ -47,7 +44,6 @@ class Game(nn.Module):
 
     generator: nn.Module
     discriminator: Critic
-    equalised_rate = False  # D's weights are scaled as they are used, which spectral normalisation would undo
 
     def __init__(
         self,
@@ -56,16 +52,13 @@ class Game(nn.Module):
         latent: Positive = 100,
         noise: Noise = "normal",
         loss: Name = "non_saturating",
-        r1: NonNegative = 0.0,
-        gradient_penalty: NonNegative = 0.0,
-        clip: NonNegative = 0.0,
-        spectral: bool = False,
         deviation: bool = False,
         augment: augments.Name = "none",
         conditional: bool = False,
         condition: Condition = "concat",
+        **restraints,
     ) -> None:
-        super().__init__()
+        super().__init__(**restraints)
         name = type(self).__name__
         if spec.kind not in ("image", "points"):
             raise UserError(f"{name} needs values that can change a little, and this dataset has {spec.kind}; "
@@ -75,9 +68,6 @@ class Game(nn.Module):
                             "set model.conditional=false")  # fmt: skip
         if augment != "none" and spec.kind != "image":
             raise UserError(f"model.augment={augment} is for images; set model.augment=none")
-        if spectral and self.equalised_rate:
-            raise UserError(f"{type(self).__name__}'s weights have an equalised learning rate, which spectral normalisation "
-                            "would undo; set model.spectral=false")  # fmt: skip
         if augment == "ada" and not LOSSES[loss].absolute:  # what the signs of D's values are is left to chance there
             *others, last = [name for name, one in LOSSES.items() if one.absolute]
             raise UserError(f"model.augment=ada follows the signs of D's values, which mean nothing with model.loss={loss}; "
@@ -86,9 +76,8 @@ class Game(nn.Module):
         self.latent, self.noise, self.conditional = latent, noise, conditional
         self.code = latent + (spec.classes if conditional else 0)
         self.objective = LOSSES[loss]
-        self.r1, self.gradient_penalty, self.clip = r1, gradient_penalty, clip
-        self.spectral, self.deviation, self.condition = spectral, deviation, condition
-        self.augment = augments.AUGMENTS[augment]()
+        self.deviation, self.condition = deviation, condition
+        self.augment = augments.AUGMENTS[augment](spec.range)
 
     @property
     def seen(self) -> tuple[int, ...]:
@@ -120,7 +109,7 @@ class Game(nn.Module):
         critic = Critic(features, shape, join=join, classes=classes, **dress)
         if initialise is not None:
             critic.apply(initialise)
-        return spectrally_normalised(critic) if self.spectral else critic
+        return self.restrained(critic)
 
     # --- the game -------------------------------------------------------------------------------------------------
 
@@ -134,9 +123,7 @@ class Game(nn.Module):
         with torch.no_grad(), fixed(self.generator):
             z = self.prior(len(x), y)
             fake_x = self.generator(z)
-        D, r1, slope = self.discriminator, self.r1 * penalty, self.gradient_penalty * penalty
-        if r1:
-            x = x.detach().requires_grad_()
+        D, x = self.discriminator, self.sloped(x, penalty)
         # real and fake in batches of their own: each is normalised by its own statistics
         shown, fake_shown = self.augment(x), self.augment(fake_x)
         h, fake_h = D.seen(shown, y), D.seen(fake_shown, y)
@@ -144,12 +131,9 @@ class Game(nn.Module):
         self.augment.heed(real.detach() - self.objective.undecided)
         loss = self.objective.discriminator(real, fake)
         logs = self.objective.judged(real, fake, loss)
-        if r1:
-            logs["r1"] = r1_penalty(real, x)  # at the data themselves, through the augmentation, as Karras et al. 2020 have it
-            loss = loss + r1 / 2 * logs["r1"]
-        if slope:
-            logs["gradient_penalty"] = gradient_penalty(lambda between: D(between, y), shown, fake_shown)
-            loss = loss + slope * logs["gradient_penalty"]
+        # R1 is taken at the data themselves, through the augmentation, as Karras et al. 2020 have it
+        paid, found = self.penalties(lambda between: D(between, y), real, x, shown, fake_shown, penalty)
+        loss, logs = sum(paid, loss), logs | found
         if D.class_head is not None:  # Odena et al. 2017, eq. 3, on data
             logs["classification"] = cross_entropy(D.named(h), y)
             loss = loss + logs["classification"]
@@ -178,24 +162,7 @@ class Game(nn.Module):
         """Return the losses of reading codes z (B, code) off D's features h of their samples, which both players pay."""
         return {}
 
-    def constrain(self) -> None:
-        """Bring D back to where its weights may be, after an update of it."""
-        if self.clip:
-            clip_weights(self.discriminator, self.clip)
-
     # --- what to try where the game goes wrong ------------------------------------------------------------------------
-
-    def firmer(self) -> list[str]:
-        """Return overrides that hold D back more; none where a penalty or a clip already holds its slope, which R1 would change.
-
-        They set one value each: a `+regulariser=` would take away what another has set.
-        """
-        if self.r1:
-            return [f"++model.r1={2 * self.r1:g}"]
-        if self.gradient_penalty or self.clip:
-            return []
-        spectral = ["++model.spectral=true"] if not (self.equalised_rate or self.spectral) else []
-        return ["++model.r1=0.1", *spectral]
 
     def wider(self) -> list[str]:
         """Return overrides that let D see how much samples differ; none where it sees that."""
@@ -208,6 +175,11 @@ class Game(nn.Module):
         return ["++model.augment=diffaugment"] if plain and self.spec.kind == "image" else []
 
     # --- abilities ------------------------------------------------------------------------------------------------
+
+    @property
+    def choices(self) -> dict[str, slice]:
+        """The parts of a code that are one-hot, by name: in a conditional model the class."""
+        return {"class": slice(self.code - self.spec.classes, self.code)} if self.conditional else {}
 
     @torch.no_grad()
     def prior(self, n: int, y: Tensor | None = None) -> Tensor:

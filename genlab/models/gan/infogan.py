@@ -96,6 +96,12 @@ class InfoGAN(Game):
 
     # --- abilities ------------------------------------------------------------------------------------------------
 
+    @property
+    def choices(self) -> dict[str, slice]:
+        """The parts of a code that are one-hot, by name: the category, and in a conditional model the class."""
+        noise, categories, *_ = self.sizes
+        return {"category": slice(noise, noise + categories), **super().choices}
+
     @torch.no_grad()
     def prior(self, n: int, y: Tensor | None = None) -> Tensor:
         """Draw n codes (n, code): noise, an even category, continuous codes even on [−1, 1], and the class where told."""

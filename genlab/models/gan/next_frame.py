@@ -41,6 +41,7 @@ class NextFrame(Translation):
         width: maps of the first layer at each scale, the coarsest first.
         p: the power of the error ‖y − ŷ‖_p^p, and `alpha` that of the gradient difference; each a mean over values.
         error, gradient_difference, adversarial: weights; 0: without. All losses are means over the scales.
+        restraints: what holds the discriminators smooth, see `Restrained`.
 
     Raises:
         UserError: the data has no sources, or they are not as high and wide as the targets.
@@ -57,8 +58,9 @@ class NextFrame(Translation):
         gradient_difference: NonNegative = 1.0,
         adversarial: NonNegative = 0.05,
         loss: Name = "non_saturating",
+        **restraints,
     ) -> None:
-        super().__init__(spec, loss=loss, adversarial=adversarial)
+        super().__init__(spec, loss=loss, adversarial=adversarial, **restraints)
         past, size = maps(spec.source), spec.shape[-2:]
         if spec.source.shape[-2:] != size or min(size) < COARSEST:
             raise UserError(f"NextFrame needs sources as high and wide as its targets, and this dataset gives "
@@ -72,7 +74,7 @@ class NextFrame(Translation):
         self.generator = Generator(past, maps(spec), width)
         if adversarial:
             sizes = [(size[0] >> k, size[1] >> k) for k in reversed(range(len(width)))]
-            self.discriminator = Discriminator(past + maps(spec), width, sizes)
+            self.discriminator = self.restrained(Discriminator(past + maps(spec), width, sizes))
 
     def truth(self, x: Tensor) -> list[Tensor]:
         return pyramid(x.flatten(1, -3), len(self.generator.nets))

@@ -26,6 +26,7 @@ class Pix2Pix(Translation):
         width: maps of the first level of both networks.
         dropout: share of the units left out in the three deepest levels; 0: G is a function of its source.
         l1: λ of the distance.
+        restraints: what holds the discriminator smooth, see `Restrained`.
 
     Raises:
         UserError: the data has no sources, or they are no images of the targets' size.
@@ -40,9 +41,10 @@ class Pix2Pix(Translation):
         l1: NonNegative = 100.0,
         adversarial: NonNegative = 1.0,
         loss: Name = "non_saturating",
+        **restraints,
     ) -> None:
         same_size(spec, type(self).__name__)
-        super().__init__(spec, loss=loss, adversarial=adversarial)
+        super().__init__(spec, loss=loss, adversarial=adversarial, **restraints)
         self.l1 = l1
         size, sources, targets = spec.shape[1:], spec.source.shape[0], spec.shape[0]
         unet = SkipUNet(sources, targets, width=width, levels=min(LEVELS, min(size).bit_length() - 1), dropout=dropout)
@@ -51,6 +53,8 @@ class Pix2Pix(Translation):
         if adversarial:
             self.discriminator = Beside(PatchGAN(sources + targets, width=width, halvings=halvings(size)))
         self.apply(initialise)
+        if adversarial:
+            self.restrained(self.discriminator)
 
     # eqs. 3 and 4: L_L1(G) = E‖y − G(x, z)‖₁, arg min_G max_D L_cGAN(G, D) + λ L_L1(G)
     def errors(self, made: Tensor, truth: Tensor) -> dict[str, Tensor]:

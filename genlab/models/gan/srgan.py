@@ -27,6 +27,7 @@ class SRGAN(Translation):
         content: maps images in [0, 1] to the features whose squared error stands beside the adversary in place of the
             pixels'; None: the pixels' error stays (the paper's SRGAN-MSE).
         adversarial: weight of the adversary; 0: none, so that the model is SRResNet.
+        restraints: what holds the discriminator smooth, see `Restrained`.
 
     Raises:
         UserError: the data has no sources, or its targets are no whole multiple of them, of as many channels.
@@ -47,8 +48,9 @@ class SRGAN(Translation):
         content: Callable[[Tensor], Tensor] | None = None,
         adversarial: NonNegative = 1e-3,
         loss: Name = "non_saturating",
+        **restraints,
     ) -> None:
-        super().__init__(spec, loss=loss, adversarial=adversarial)
+        super().__init__(spec, loss=loss, adversarial=adversarial, **restraints)
         self.factor = enlargement(spec, type(self).__name__)
         self.content, self.squared = content, error == "squared"
         channels = spec.shape[0]
@@ -57,7 +59,7 @@ class SRGAN(Translation):
             width=width, blocks=blocks, norm=norm, kernel=kernel, stages=stages, bicubic=bicubic,
         )  # fmt: skip
         if adversarial:
-            self.discriminator = Discriminator(spec.shape, discriminator_width)
+            self.discriminator = self.restrained(Discriminator(spec.shape, discriminator_width))
 
     # eq. 4: l_MSE = 1/(r²WH) Σ (I_HR − G(I_LR))²
     def errors(self, made: Tensor, truth: Tensor) -> dict[str, Tensor]:

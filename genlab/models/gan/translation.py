@@ -3,44 +3,51 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from genlab.errors import UserError
-from genlab.models.gan.game import fixed
+from genlab.models.gan.game import fixed, pairwise_distance
 from genlab.models.gan.losses import LOSSES, Name
+from genlab.models.gan.regularisers import Restrained, Shown, each
 from genlab.spec import Batch, Spec
 
 
-class Translation(nn.Module, ABC):
+class Translation(Restrained, ABC):
     """A generator x̂ = G(cond), which a subclass makes, and a discriminator D(cond, x) if it is to have an adversary.
 
-    `generator(cond)` gives what `errors` and D take, and `translate` makes the target of: an image, or one for each scale.
+    `generator(cond)` gives what `errors` and D take, and `translate` makes the target of: an image, or one for each scale,
+    the full one last. A subclass hands D, its weights drawn, to `restrained`.
 
     Args:
         loss: the game's.
         adversarial: weight of G's part of the game beside the errors; 0: no game, and no D.
+        restraints: what holds D smooth, see `Restrained`.
 
     Raises:
-        UserError: the data has no sources.
+        UserError: the data has no sources, or D is to be held smooth and there is none.
     """
 
     generator: nn.Module
     discriminator: nn.Module
 
-    def __init__(self, spec: Spec, *, loss: Name, adversarial: float) -> None:
-        super().__init__()
+    def __init__(self, spec: Spec, *, loss: Name, adversarial: float, **restraints) -> None:
+        super().__init__(**restraints)
         paired(spec, type(self).__name__)
+        if not adversarial and (vain := [name for name, value in restraints.items() if value]):
+            raise UserError(f"model.{vain[0]} is for a discriminator, and model.adversarial=0 leaves {type(self).__name__} none; "
+                            "leave it out, or give model.adversarial a weight")  # fmt: skip
         self.spec, self.objective, self.adversarial = spec, LOSSES[loss], adversarial
 
     # --- what a subclass says -------------------------------------------------------------------------------------
 
     @abstractmethod
-    def errors(self, made: Tensor, truth: Tensor) -> dict[str, Tensor]:
+    def errors(self, made: Shown, truth: Shown) -> dict[str, Tensor]:
         """Return the weighted errors of what G made, by name; G without an adversary minimises their sum."""
 
-    def truth(self, x: Tensor) -> Tensor:
+    def truth(self, x: Tensor) -> Shown:
         """Return targets (B, *shape) in the form in which G makes its own."""
         return x
 
@@ -52,13 +59,19 @@ class Translation(nn.Module, ABC):
         return {"loss": sum(errors.values()), **errors}
 
     def discriminator_loss(self, batch: Batch, penalty: float = 1) -> dict[str, Tensor]:
-        """Return D's loss on true targets and as many of G's; G is left untouched, its statistics included."""
+        """Return D's loss on true targets and as many of G's; G is left untouched, its statistics included.
+
+        Args:
+            penalty: the weight of the gradient penalties, of D's slope in the target: 0 leaves them out.
+        """
         with torch.no_grad(), fixed(self.generator):
             made = self.generator(batch.cond)
-        real = self.discriminator(batch.cond, self.truth(batch.x))  # (B, …)
-        fake = self.discriminator(batch.cond, made)  # (B, …)
+        D, x = partial(self.discriminator, batch.cond), self.sloped(batch.x, penalty)
+        truth = self.truth(x)
+        real, fake = D(truth), D(made)  # (B, …)
         loss = self.objective.discriminator(real, fake)
-        return {"loss": loss, **self.objective.judged(real, fake, loss)}
+        paid, found = self.penalties(D, real, x, truth, made, penalty)
+        return {"loss": sum(paid, loss), **self.objective.judged(real, fake, loss), **found}
 
     def generator_loss(self, batch: Batch, penalty: float = 1) -> dict[str, Tensor]:
         """Return the errors and the weighted adversarial loss of G; D is left untouched."""
@@ -69,11 +82,16 @@ class Translation(nn.Module, ABC):
                 real = self.discriminator(batch.cond, truth) if self.objective.paired else None
         errors = self.game_errors(made, truth)
         adversarial = self.adversarial * self.objective.generator(fake, real)
-        return {"loss": sum(errors.values(), adversarial), "adversarial": adversarial, **errors}
+        spread = spread_of(each(made)[-1], each(truth)[-1])
+        return {"loss": sum(errors.values(), adversarial), "adversarial": adversarial, **errors, **spread}
 
-    def game_errors(self, made: Tensor, truth: Tensor) -> dict[str, Tensor]:
+    def game_errors(self, made: Shown, truth: Shown) -> dict[str, Tensor]:
         """Return the weighted errors beside the adversarial loss: the same, unless a subclass says otherwise."""
         return self.errors(made, truth)
+
+    def wider(self) -> list[str]:
+        """Return the override by which the errors, which hold each item to a truth of its own, count for more."""
+        return [f"++model.adversarial={self.adversarial / 2:g}"]
 
     # --- abilities ------------------------------------------------------------------------------------------------
 
@@ -81,6 +99,13 @@ class Translation(nn.Module, ABC):
     def translate(self, cond: Tensor) -> Tensor:
         """Return the target (B, …) of each source (B, …), within the data's range."""
         return self.generator(cond).clamp(*self.spec.range)
+
+
+def spread_of(made: Tensor, truth: Tensor, to: str = "") -> dict[str, Tensor]:
+    """Return how far items that were made (B, …) lie from one another in parts of the truth's; nothing of an item alone."""
+    if len(made) < 2:
+        return {}
+    return {f"spread{to}": pairwise_distance(made.detach()) / pairwise_distance(truth)}
 
 
 def paired(spec: Spec, name: str) -> None:
