@@ -40,6 +40,8 @@ MODELS = {
     "gpt": ("model=gpt_text", "dataset=text", f"dataset.path={__file__}", "model.width=16", "model.layers=2", "model.heads=2",
             "trainer.ema=0.9"),
 }  # fmt: skip
+# Steps after which rounding is no longer small: weights 1e-16 apart give losses 1e-11 apart after 5 steps and 7e-9 after 8
+SHORT = {"cyclegan": 5}
 COMMON = ("device=cpu", "device.precision=fp64", "device.threads=1", "trainer.batch_size=24", "trainer.log_every=1", "out=unused")
 
 
@@ -53,6 +55,7 @@ class Eager(Buckets):
 def train(name: str, shards: int, steps: int, ranks: Ranks) -> list[dict[str, float]]:
     """Return the joint losses of each step, and last the sizes of all that a checkpoint holds and gives back."""
     model, _, how = name.partition("+")
+    steps = min(steps, SHORT.get(model, steps))
     training.Buckets = Eager if how == "early" else Buckets
     fsdp = f"device.fsdp={str(how == 'fsdp').lower()}"
     _, dataset, trainer = built(*MODELS[model], *COMMON, fsdp, f"trainer.accumulate={shards // ranks.size}")

@@ -149,6 +149,19 @@ class Nowhere:
         return "ended"
 
 
+@pytest.mark.parametrize(("at_first", "again"), [("COMPLETING", True), ("RUNNING", False)])
+def test_a_job_that_was_cancelled_before_the_command_goes_on(at_first, again, tmp_path, monkeypatch):
+    """A scheduler takes a while to end what it was told to cancel; who cancels a job of this command does not want it again."""
+    asked = iter([at_first])
+    monkeypatch.setattr(slurm, "ask", lambda ids: {"7_0": next(asked, "CANCELLED")})
+    monkeypatch.setattr(watch, "ASK", (0.05, 0.05))
+    job = Job(0, ("seed=0",), tmp_path / "0")
+    folder.write(job.folder, State("stopped", slurm="7_0", starts=1))
+    folder.note_submitted(job.folder, "7_0")
+    watch.watch([job], Nowhere(), names={0: "job 0 seed=0"}, tries=3)
+    assert folder.read(job.folder).status == ("done" if again else "stopped")
+
+
 def test_a_wait_for_what_cannot_be_seen_says_how_to_end_it(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(locks, "disk", lambda path: "nfs")
     monkeypatch.setattr(watch, "DOUBT", 0.5)

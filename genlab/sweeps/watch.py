@@ -52,8 +52,10 @@ def watch(jobs: Sequence[Job], machine: Machine, *, names: dict[int, str], tries
         UserError: the machine refuses the jobs.
         Stopped: a signal ended the wait.
     """
-    watched = [Watched(job, names[job.number]) for job in jobs]
-    for one, state in zip(watched, folder.standing(jobs), strict=True):
+    watched, queue = [Watched(job, names[job.number]) for job in jobs], folder.ask(jobs)
+    for one in watched:
+        state = folder.stands(one.job, queue)
+        one.ending = (queue or {}).get(folder.submitted(one.job.folder)) == "COMPLETING"
         # What stood there before a start says nothing about it: the count of starts tells them apart.
         one.known = state.starts - (state.status == "running")
         one.there = state.status == "running" or queued(state)
@@ -88,7 +90,8 @@ def watch(jobs: Sequence[Job], machine: Machine, *, names: dict[int, str], tries
                 pause = ROUND[0]
                 one.look()  # it may have said more before it went
                 ended_as = (scheduler.queue or {}).get(folder.submitted(one.job.folder), "")
-                again = not one.finished and one.starts < tries and ended_as != "CANCELLED"  # that was on purpose
+                cancelled = ended_as == "CANCELLED" and not one.ending  # on purpose, and not before this command was given
+                again = not one.finished and one.starts < tries and not cancelled
                 say(f"{one.name}: {one.outcome(ended_as)}{again * '; it is started again'}")
                 waiting += [one] * again
         if signals.name:
@@ -102,12 +105,12 @@ class Watched:
     def __init__(self, job: Job, name: str) -> None:
         self.job, self.name = job, name
         self.starts = self.known = 0
-        self.there = self.told = self.doubted = False
+        self.there = self.told = self.doubted = self.ending = False
         self.state = State()
 
     def begin(self) -> None:
         """Note what stands there before a start."""
-        self.starts, self.known, self.told = self.starts + 1, folder.read(self.job.folder).starts, False
+        self.starts, self.known, self.told, self.ending = self.starts + 1, folder.read(self.job.folder).starts, False, False
 
     @property
     def doubtful(self) -> bool:

@@ -171,7 +171,7 @@ class Diffusion(Judging, Restoring, nn.Module, ABC):
             steps: from noise to data; None: the model's own number.
             eta: noise of ddim and of dpm_solver, from 0 (none, the default) to 1.
             variance: σ² of ancestral; None: the model's own.
-            churn: noise of heun, 0 (none, the default) or more.
+            churn: noise of heun, from 0 (none, the default) to 0.41.
             guidance, interval, threshold: see `denoiser`.
 
         Raises:

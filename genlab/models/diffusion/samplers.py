@@ -134,13 +134,12 @@ def heun(
 
     Args:
         straight: follow the ODE in the frame of flow matching; else in that of EDM. See `frame`.
-        churn: S_churn: noise is added before each step, to 1 + γ times the level, γ = min(S_churn / steps, √2 − 1); what
-            errors the steps before have made drown in it. 0: none. With it `level` gives the level of a σ/α.
+        churn: γ: noise is added before each step, to 1 + γ times its level, in which the errors of the steps before drown;
+            at most √2 − 1, the paper's S_churn / steps. 0: none. With it `level` gives the level of a σ/α.
     """
-    gamma = min(churn / (len(levels) - 1), 2**0.5 - 1)
     for now, then in pairwise(levels):
-        if gamma and now.alpha:
-            x, now = raised(x, now, level((1 + gamma) * now.sigma / now.alpha), noise)
+        if churn and now.alpha:
+            x, now = raised(x, now, level((1 + min(churn, 2**0.5 - 1)) * now.sigma / now.alpha), noise)
         (a, b), (c, d) = frame(now, straight), frame(then, straight)
         first = slope(denoise(x, now.t), x, now, straight)
         u, x = x / a, c * (x / a + (d - b) * first)
