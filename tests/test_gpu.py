@@ -28,6 +28,7 @@ NARROW = {
     "dcgan": ("model.width=16", "dataset.size=16"),
     "ddpm": ("model.backbone.channels=32", "model.backbone.attention=[4]"),
     "realnvp": ("model.channels=8", "model.blocks=1"),
+    "rectified_flow": ("trainer.pairs=64", "model.solver_steps=5"),
 }
 
 

@@ -10,7 +10,7 @@ import torch
 from recipes import RECIPES, SMALL, built, composed, same
 
 from genlab.abilities import Estimate, abilities
-from genlab.tasks.parts import PARTS
+from genlab.tasks.parts import PARTS, part_of
 from genlab.training.run import RunFolder
 
 STEPS = 3
@@ -31,6 +31,10 @@ def small(recipe: str) -> tuple[str, ...]:
     widths = ("width", "discriminator_width") if config["trainer"]["name"] in ("gan", "translation") else ()
     names = ("maps", "discriminator_maps", *widths)
     plain = ("model.content=null",) * ("content" in config["model"])  # no classifier to be trained for it first
+    plain += ("trainer.pairs=16",) * ("pairs" in config["trainer"])
+    if name := part_of(config):
+        (its,) = (o.partition("=")[2] for o in config[name]["train"] if o.startswith("model="))
+        plain += (f"{name}.train={list(small(its))}",)
     model = config["model"]
     networks = {"model": model, "model.backbone": model.get("backbone"),
                 "model.diffusion.backbone.maps": ((model.get("diffusion") or {}).get("backbone") or {}).get("maps")}  # fmt: skip
@@ -200,6 +204,15 @@ def check_translation(model, batch, spec) -> None:
         assert larger.shape == (2, spec.shape[0], height * times, (width + multiple) * times)
 
 
+def conditional(config: dict) -> str:
+    """Return the override that makes a recipe's model conditional, by itself or by the part that it takes its conditions from."""
+    model = config["model"]
+    if "conditional" in model or "diffusion" in model:
+        return f"model.{'' if 'conditional' in model else 'diffusion.'}conditional=true"
+    name = part_of(config)
+    return f"{name}.train={[*config[name]['train'], 'model.conditional=true']}"
+
+
 @each()
 def test_conditional_form_draws_the_class_asked_for(recipe):
     dataset, trainer = trained(recipe)
@@ -209,8 +222,7 @@ def test_conditional_form_draws_the_class_asked_for(recipe):
         pytest.skip(f"{recipe}'s data has no classes")
     if getattr(trainer.model, "prompted", False):
         pytest.skip(f"{recipe} is told captions in the place of classes")
-    key = "model.conditional" if "conditional" in composed(*small(recipe))["model"] else "model.diffusion.conditional"
-    option = () if trainer.model.conditional else (f"{key}=true",)
+    option = () if trainer.model.conditional else (conditional(composed(*small(recipe))),)
     _, dataset, trainer = built(*small(recipe), *option)
     advance(trainer, dataset, 1)
     model = trainer.sampler()
