@@ -175,6 +175,18 @@ def test_a_batch_of_the_trainer_is_codes_made_once():
     assert all(torch.equal(v, before[k]) for k, v in trainer.model.codec.state_dict().items())
 
 
+def test_codes_are_those_of_the_codec_that_a_checkpoint_brings():
+    """A trainer is checked, and asked for a stream, before it takes over the state of the run that goes on."""
+    (_, dataset, before), (_, _, after) = built(*SMALL), built(*SMALL)
+    with torch.no_grad():
+        for p in before.model.codec.parameters():
+            p.mul_(1.5)
+    before.stream(dataset)
+    after.stream(dataset)
+    after.load(before.state())
+    torch.testing.assert_close(next(after.stream(dataset)).x, next(before.stream(dataset)).x, rtol=0, atol=0)
+
+
 @pytest.mark.parametrize(
     ("act", "words"),
     [

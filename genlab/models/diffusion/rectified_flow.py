@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from genlab.errors import UserError
 from genlab.models.diffusion.flow_matching import FlowMatching
-from genlab.models.diffusion.samplers import SAMPLERS
 from genlab.spec import Batch, Positive, Spec
 
 
@@ -66,11 +65,8 @@ class RectifiedFlow(FlowMatching):
     @torch.no_grad()
     def led(self, noise: Tensor, y: Tensor | None = None) -> Tensor:
         """Return the items (B, *shape) to which the teacher's ODE leads from the noise (B, *shape), of the classes y (B,)."""
-        told = y if self.conditional else None
-        follow = SAMPLERS[self.solver]
-        options = {"straight": True} if self.solver in ("euler", "heun") else {}
-        levels = self.teacher.levels(self.solver_steps, self.solver)
-        return follow(self.teacher.denoiser(told, 1.0), noise, levels, **options)
+        follow, levels = self.teacher.sampler(self.solver), self.teacher.levels(self.solver_steps, self.solver)
+        return follow(self.teacher.denoiser(y if self.conditional else None, 1.0), noise, levels)
 
     def noise(self, batch: Batch) -> Tensor:
         """Return the noise (B, …) that each item's ODE began at; of an item that no teacher made, where its ODE leads back to."""
