@@ -5,32 +5,20 @@ Imports no torch: `genlab --help` answers at once, and `genlab train --cfg job` 
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
-import re
 import signal
 import sys
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
-from importlib.util import find_spec
-from itertools import pairwise
-from pathlib import Path
-from traceback import walk_tb
 
 from genlab.errors import UserError, did_you_mean, printable
+from genlab.refusals import explain
 from genlab.tasks import COMMANDS, LISTS
 from genlab.training.watch import Said, farewell
 from genlab.training.world import world
-
-FLAGS: dict[str, tuple[str, ...] | None] = {  # Hydra's, with the values that each takes: none, any (None), or these
-    **dict.fromkeys(("--help", "-h", "--hydra-help", "--version", "--resolve"), ()),
-    **dict.fromkeys(("--run", "-r", "--multirun", "-m", "--shell-completion", "-sc"), ()),
-    **dict.fromkeys(("--config-dir", "-cd", "--config-name", "-cn", "--config-path", "-cp", "--package", "-p"), None),
-    **dict.fromkeys(("--cfg", "-c"), ("job", "hydra", "all")),
-    **dict.fromkeys(("--info", "-i"), ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")),
-}
-OUT_OF_MEMORY = re.compile("allocate memory|out of memory")
+from genlab.words import flags_first, folders_as_runs, refuse_shadows, sweep_name
 
 
 def main() -> None:
@@ -113,11 +101,6 @@ def usage() -> str:
     )
 
 
-def config_folder() -> Path:
-    """Return the folder of the YAML files that ship with genlab."""
-    return Path(find_spec("genlab.configs").submodule_search_locations[0])
-
-
 @cache
 def stamp() -> str:
     """Return this start's date, time and a unique id: the same one in every process of a training.
@@ -158,6 +141,8 @@ def compose_and_run(command: str, arguments: list[str]) -> None:
     for word in arguments:
         if word.startswith("~") and "." not in word.partition("=")[0]:
             raise UserError(f"{word}: an option of the command cannot be taken away; set it to another value, or to null")
+        if word.lstrip("+").startswith("hydra.mode="):
+            raise UserError(f"{word}: `genlab train -m` asks for a sweep, and nothing else does")
     OmegaConf.register_new_resolver("genlab.sweep", lambda: sweep_name(arguments), replace=True)
     failed: list[Exception] = []
     sweeps = command == "train" and bool({"-m", "--multirun"} & set(arguments))
@@ -188,135 +173,29 @@ def compose_and_run(command: str, arguments: list[str]) -> None:
 
     sys.argv = [sys.argv[0], *arguments]
     main = hydra.main(version_base="1.3", config_path="pkg://genlab.configs", config_name=command)
-    main(task if sweeps else kept)()
+    if sweeps:
+        main(task)()
+    else:
+        with composed_once():
+            main(kept)()
     for error in failed[:-1]:
         print(f"genlab: {printable(explain(error) or repr(error))}", file=sys.stderr)
     if failed:  # of several jobs, all were run
         raise failed[-1]
 
 
-def sweep_name(arguments: list[str]) -> str:
-    """Return the name of a sweep's folder: the same for the same command, however and wherever its jobs run."""
-    besides = ("-m", "--multirun", "debug", "device", "hydra/launcher", "hydra.launcher", "hydra.sweep")
-    besides += ("hydra.sweeper.n_trials", "hydra.sweeper.n_jobs")  # of a search, which may grow
-    words = [word for word in arguments if not re.match(rf"[+~]*({'|'.join(map(re.escape, besides))})(?![\w-])", word)]
-    readable = re.sub(r"[^a-z0-9]+", "-", " ".join(word for word in words if not word.startswith("-")).lower())
-    return f"{readable[:48].strip('-') or 'train'}-{hashlib.sha256(json.dumps(words).encode()).hexdigest()[:8]}"
+@contextmanager
+def composed_once() -> Iterator[None]:
+    """Spare the composition of everything by which Hydra looks beforehand whether `hydra.mode` asks for a sweep."""
+    from hydra._internal.hydra import Hydra
 
+    known = Hydra.get_mode
+    Hydra.get_mode = lambda *_, **__: None  # as where nothing asks: then it goes by -m
+    try:
+        yield
+    finally:
+        Hydra.get_mode = known
 
-def folders_as_runs(arguments: list[str]) -> list[str]:
-    """Return the arguments with the folders among them as `runs=`: genlab compare outputs/sweeps/mine."""
-    after = {i + 1 for i, word in enumerate(arguments) if FLAGS.get(word, ()) != ()}  # a flag's value
-    folders = [i for i, word in enumerate(arguments) if word[:1] != "-" and i not in after and Path(word).exists()]
-    quoted = ("'" + arguments[i].replace("\\", "\\\\").replace("'", "\\'") + "'" for i in folders)
-    return [word for i, word in enumerate(arguments) if i not in folders] + [f"runs=[{','.join(quoted)}]"] * bool(folders)
-
-
-def flags_first(arguments: list[str]) -> list[str]:
-    """Return the arguments with Hydra's flags before the overrides: its parser takes no flag between two of them.
-
-    Raises:
-        UserError: an unknown flag, or a flag without its value.
-    """
-    flags: list[str] = []
-    overrides: list[str] = []
-    rest = list(arguments)
-    while rest:
-        word = rest.pop(0)
-        if not word.startswith("-"):
-            overrides.append(word)
-            continue
-        flag, equals, value = word.partition("=")
-        if flag not in FLAGS:
-            raise UserError(f"unknown flag '{flag}'{did_you_mean(flag, FLAGS)}; --hydra-help lists them")
-        values = FLAGS[flag]
-        flags.append(flag)
-        if values == () and equals:
-            raise UserError(f"{flag} takes no value")
-        if values == ():
-            continue
-        if not equals:
-            value = rest.pop(0) if rest and (values is None or rest[0] in values) else ""
-        if not value and flag in ("--info", "-i"):
-            value = "all"
-        if not value or (values is not None and value not in values):
-            raise UserError(f"{flag} needs a value" + (f": {', '.join(values)}" if values else ""))
-        flags.append(value)
-    return [*flags, *overrides]
-
-
-def refuse_shadows(arguments: list[str]) -> None:
-    """Refuse a user's group file that has a shipped one's name: Hydra would silently keep genlab's.
-
-    Raises:
-        UserError: names the file.
-    """
-    shipped = config_folder()
-    for flag, folder in pairwise(arguments):
-        if flag not in ("--config-dir", "-cd"):
-            continue
-        if not Path(folder).is_dir():
-            raise UserError(f"--config-dir {folder}: there is no such folder")
-        for path in shipped.rglob("*.yaml"):
-            if (own := Path(folder) / path.relative_to(shipped)).exists():
-                raise UserError(f"{own} has the name of a file of genlab's, which Hydra would keep instead; rename yours")
-
-
-def explain(error: Exception) -> str | None:
-    """Return one line for what a user did wrong, or None for an error of genlab's own."""
-    seen: BaseException | None = error
-    while seen is not None and not isinstance(seen, UserError):
-        seen = seen.__cause__ or seen.__context__
-    if isinstance(seen, UserError):
-        return " ".join(str(seen).splitlines())
-    if isinstance(error, OSError) and error.errno:  # a folder that cannot be written, a full disk
-        return f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror)
-    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and OUT_OF_MEMORY.search(str(error))):
-        return "out of memory; try a smaller trainer.batch_size or n, a smaller model, or trainer.accumulate=2"
-    raised = [frame.f_globals.get("__name__", "") for frame, _ in walk_tb(error.__traceback__)]
-    hydras = lambda modules: {module.split(".")[0] for module in modules} & {"hydra", "omegaconf", "antlr4"}  # noqa: E731
-    if isinstance(error, RecursionError) and hydras(raised[-100:]):
-        return "an option is nested too deeply, in brackets or in names"
-    if not hydras([kind.__module__ for kind in type(error).__mro__] + raised[-1:]):  # Hydra has ValueErrors of its own
-        return None
-    return explain_hydra(error)
-
-
-def explain_hydra(error: Exception) -> str:
-    """Return Hydra's message as one line, with the nearest known name."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    first = lines[0] if lines else type(error).__name__
-    if found := re.search(r"Could not find '(.+?)/([^/']+)'", first):
-        group, choice = found.groups()
-        known = options_of(group, lines)
-        return f"{group}={choice}: there is no such {group}{did_you_mean(choice, known)}; there are {', '.join(known)}"
-    if found := re.search(r"Could not override '([^']+)'", first):
-        key = found.group(1)
-        cause: BaseException | None = error
-        while cause is not None and getattr(cause, "parent_node", None) is None:
-            cause = cause.__cause__
-        parent = getattr(cause, "parent_node", None)
-        known = [str(k) for k in parent] if parent is not None and hasattr(parent, "keys") else groups()
-        where, _, last = key.rpartition(".")
-        listed = f"; {where or 'the command'} has {', '.join(k for k in known if not k.startswith('_'))}"
-        if not where:
-            known, listed = [k for k in (*known, *groups()) if k != key], ""
-        return f"unknown option '{key}'{did_you_mean(last, known)}{listed}"
-    if "mismatched input" in str(error) or "parsing" in first.lower() or "no viable alternative" in str(error):
-        return f"{first}; an option is written key=value, and a value with spaces or special characters in quotes: 'key=\"a b\"'"
-    return " ".join(lines[:2])
-
-
-def options_of(group: str, lines: list[str]) -> list[str]:
-    """Return the names in a config group as Hydra listed them, a user's own among them."""
-    start = next((i for i, line in enumerate(lines) if line.startswith("Available options")), len(lines))
-    end = next((i for i, line in enumerate(lines) if line.startswith("Config search path")), len(lines))
-    return lines[start + 1 : end] or sorted(p.stem for p in (config_folder() / group).glob("*.yaml"))
-
-
-def groups() -> list[str]:
-    """Return the names of the shipped config groups."""
-    return sorted(p.name for p in config_folder().iterdir() if p.is_dir() and not p.name.startswith("_"))
 
 if __name__ == "__main__":
     main()

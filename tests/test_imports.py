@@ -72,7 +72,10 @@ def may(name: str) -> tuple[str, ...]:
         return (*(f"genlab.{p}" for p in parts), *FOUNDATION)
     if part in ("build", "objects", "resume"):
         return ("genlab",)
-    own = ("build", "tasks", "sweeps", "training.ranks", "training.watch", "training.world", "errors", "__version__")
+    if part in ("words", "refusals"):
+        return ("genlab.errors", "genlab.words")
+    own = ("build", "tasks", "words", "refusals", "sweeps", "errors", "__version__")
+    own += ("training.ranks", "training.watch", "training.world")
     return tuple(f"genlab.{p}" for p in own)
 
 
@@ -98,7 +101,10 @@ def test_hydra_in_few_files(path: Path) -> None:
     assert not found or module(path) in ("genlab.cli", "genlab.build", *plugins)
 
 
-@pytest.mark.parametrize("name", ["spec", "errors", "abilities", "seeds", "arguments", "cli", "training/watch", "training/world"])
+LIGHT = ("spec", "errors", "abilities", "seeds", "arguments", "cli", "words", "refusals", "training/watch", "training/world")
+
+
+@pytest.mark.parametrize("name", LIGHT)
 def test_light(name: str) -> None:
     """What the command line needs before there is work imports no torch."""
     assert not [i for i in imports(ROOT / f"{name}.py") if under(i, "torch", "torchvision", "numpy")]

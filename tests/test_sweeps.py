@@ -20,11 +20,11 @@ from hydra.plugins.sweeper import Sweeper
 from recipes import CONFIGS, built
 from sweeping import MINE, brief, states, write_model
 
-from genlab.cli import sweep_name
 from genlab.errors import UserError
 from genlab.sweeps import folder, launchers, locks, slurm, watch
 from genlab.sweeps.folder import Job, State, SweepFolder
 from genlab.training.signals import Signals, Stopped
+from genlab.words import sweep_name
 
 SWEEPS = [p for p in sorted((CONFIGS / "experiment" / "sweep").glob("*.yaml")) if "optuna" not in p.read_text()]
 LAUNCHERS = sorted((CONFIGS / "hydra" / "launcher").glob("*.yaml"))
