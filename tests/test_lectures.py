@@ -137,5 +137,5 @@ def test_a_wrong_lecture_is_refused(lines, words):
 
 
 def test_a_lecture_without_any_run_says_why(here):
-    with pytest.raises(UserError, match="no run of the lecture could be had; A: unknown option 'modle'"):
+    with pytest.raises(UserError, match="none of the runs could be trained; A: unknown option 'modle'"):
         prepare(train={"A": ["modle=vae"]})

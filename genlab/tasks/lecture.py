@@ -80,7 +80,7 @@ def prepare(
         flags: of Hydra, such as --config-dir with a folder of one's own models.
 
     Raises:
-        UserError: a wrong lecture, or none of its runs could be had.
+        UserError: a wrong lecture, or none of its runs could be trained.
         Stopped: a signal ended it; the runs are saved.
     """
     check(train, sample or {}, common or [])
@@ -101,7 +101,7 @@ def prepare(
         say(f"{label}: failed: {why}")
     if not runs:
         label, why = next(iter(failed.items()))
-        raise UserError(f"no run of the lecture could be had; {label}: {why}")
+        raise UserError(f"none of the runs could be trained; {label}: {why}")
     return columns(runs, sample or {}), failed
 
 

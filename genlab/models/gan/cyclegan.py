@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from genlab.errors import UserError
 from genlab.models.gan.dcgan import initialise
-from genlab.models.gan.game import ToRange, fixed
+from genlab.models.gan.game import ToRange, fixed, spread_of
 from genlab.models.gan.losses import LOSSES, Name
 from genlab.models.gan.regularisers import Restrained
-from genlab.models.gan.translation import same_size, spread_of
+from genlab.models.gan.translation import same_size
 from genlab.nn.patch import PatchGAN, halvings
 from genlab.nn.residual_generator import ResidualGenerator
 from genlab.spec import Batch, Count, NonNegative, Positive, Spec

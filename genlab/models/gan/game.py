@@ -152,7 +152,7 @@ class Game(Restrained):
             with torch.no_grad():
                 real = D(self.augment(batch.x), y) if self.objective.paired else None
         loss = self.objective.generator(D.judged(h, y), real)
-        logs = {"spread": pairwise_distance(fake_x.detach()) / pairwise_distance(batch.x)}
+        logs = spread_of(fake_x, batch.x)
         if D.class_head is not None:  # … and on samples
             logs["classification/generator"] = cross_entropy(D.named(h), y)
             loss = loss + logs["classification/generator"]
@@ -229,6 +229,13 @@ class ToRange(nn.Module):
 def pairwise_distance(x: Tensor) -> Tensor:
     """Return the root mean squared distance a value between the items of x (B, …) and their neighbours in the batch."""
     return (x - x.roll(1, 0)).square().mean().sqrt()
+
+
+def spread_of(made: Tensor, truth: Tensor, to: str = "") -> dict[str, Tensor]:
+    """Return how far items that were made (B, …) lie from one another in parts of the truth's; nothing of an item alone."""
+    if len(made) < 2:
+        return {}
+    return {f"spread{to}": pairwise_distance(made.detach()) / pairwise_distance(truth)}
 
 
 @contextmanager

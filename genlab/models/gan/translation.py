@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from genlab.errors import UserError
-from genlab.models.gan.game import fixed, pairwise_distance
+from genlab.models.gan.game import fixed, spread_of
 from genlab.models.gan.losses import LOSSES, Name
 from genlab.models.gan.regularisers import Restrained, Shown, each
 from genlab.spec import Batch, Spec
@@ -99,13 +99,6 @@ class Translation(Restrained, ABC):
     def translate(self, cond: Tensor) -> Tensor:
         """Return the target (B, …) of each source (B, …), within the data's range."""
         return self.generator(cond).clamp(*self.spec.range)
-
-
-def spread_of(made: Tensor, truth: Tensor, to: str = "") -> dict[str, Tensor]:
-    """Return how far items that were made (B, …) lie from one another in parts of the truth's; nothing of an item alone."""
-    if len(made) < 2:
-        return {}
-    return {f"spread{to}": pairwise_distance(made.detach()) / pairwise_distance(truth)}
 
 
 def paired(spec: Spec, name: str) -> None:
