@@ -53,6 +53,16 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     os.environ["GENLAB_CACHE"] = str(shared / "cache")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def hasty_classifier() -> Iterator[None]:
+    """Train the classifiers that measures need for a tenth of their epochs: it is the measures that are tested here."""
+    from genlab.metrics.features import classifier
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(classifier, "EPOCHS", 6)
+        yield
+
+
 @pytest.fixture
 def float64() -> Iterator[None]:
     """Let floats be float64 for a test."""
