@@ -59,7 +59,7 @@ def hasty_classifier() -> Iterator[None]:
     from genlab.metrics.features import classifier
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(classifier, "EPOCHS", 6)
+        patch.setattr(classifier, "EPOCHS", classifier.EPOCHS // 10)
         yield
 
 

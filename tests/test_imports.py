@@ -68,7 +68,7 @@ def may(name: str) -> tuple[str, ...]:
     if part == "comparison":
         return ("genlab.comparison", "genlab.training", "genlab.tasks.tables", "genlab.__version__", *FOUNDATION)
     if part == "tasks":
-        parts = ("tasks", "sweeps", "comparison", "metrics", "training", "data", "arguments", "__version__")
+        parts = ("tasks", "sweeps", "comparison", "metrics", "training", "data", "arguments", "words", "__version__")
         return (*(f"genlab.{p}" for p in parts), *FOUNDATION)
     if part in ("build", "objects", "resume"):
         return ("genlab",)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 
 import yaml
 
 from genlab.abilities import ABILITIES, abilities
 from genlab.arguments import locate
+from genlab.words import config_folder
 
 TAGS = {"log_prob": "exact", "elbo": "bound", "iwae": "bound", "log_partition": "estimate"}  # others: just yes
 
@@ -46,8 +46,7 @@ def header(path: Path) -> str:
 
 def group(name: str) -> list[Path]:
     """Return the files of a config group."""
-    folder = Path(find_spec("genlab.configs").submodule_search_locations[0]) / name
-    return sorted(folder.rglob("*.yaml"))
+    return sorted((config_folder() / name).rglob("*.yaml"))
 
 
 def recipes() -> list[Recipe]:
