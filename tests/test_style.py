@@ -13,6 +13,7 @@ from genlab.models.gan.progressive_trainer import ProgressiveTrainer
 from genlab.models.gan.stylegan2 import StyleGAN2, mixed
 from genlab.models.gan.trainer import GANTrainer, lazy_rate
 from genlab.nn import style
+from genlab.nn.conv import conv_of_doubled, doubled
 from genlab.nn.deviation import MinibatchDeviation
 from genlab.spec import Batch, Spec
 from genlab.training.device import Device
@@ -46,6 +47,25 @@ def noisy(model):
 
 
 # --- bricks -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("size", "with_bias"), [((1, 1), True), ((3, 5), True), ((4, 4), False)])
+def test_the_convolution_of_doubled_maps_is_what_it_says(size, with_bias):
+    """Value, gradients and what a penalty on gradients needs, against doubling first."""
+    torch.manual_seed(0)
+    x, weight = torch.randn(2, 3, *size).double(), torch.randn(4, 3, 3, 3).double()
+    given = [x, weight, *([torch.randn(4).double()] if with_bias else [])]
+    given = [g.requires_grad_() for g in given]
+
+    def first(x, weight, bias=None):
+        return F.conv2d(doubled(x), weight, bias, padding=1)
+
+    assert torch.allclose(conv_of_doubled(*given), first(*given), rtol=1e-12, atol=1e-12)
+    ours, theirs = (torch.autograd.grad(f(*given).square().sum(), given, create_graph=True) for f in (conv_of_doubled, first))
+    for a, b in zip(ours, theirs, strict=True):
+        assert torch.allclose(a, b, rtol=1e-12, atol=1e-11)
+    ours, theirs = (torch.autograd.grad(g[0].square().sum(), weight)[0] for g in (ours, theirs))
+    assert torch.allclose(ours, theirs, rtol=1e-11)
 
 
 @pytest.mark.parametrize("rate", [1.0, 0.01])

@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from genlab.nn.conv import conv_of_doubled
+
 
 # ProGAN, section 4.1: the weights are drawn from N(0, 1) and scaled by He's constant c = gain/√fan_in when they are used, so
 # that Adam, whose steps know no scale, teaches every layer at the same speed.
@@ -28,19 +30,27 @@ class EqualLinear(nn.Module):
 
 
 class EqualConv2d(nn.Module):
-    """A convolution (B, in, H, W) to (B, out, H', W') with weights N(0, 1) times c."""
+    """A convolution (B, in, H, W) to (B, out, H', W') with weights N(0, 1) times c.
+
+    Args:
+        up: double the height and width first; `kernel` is 3 then, and `padding` 1.
+    """
 
     def __init__(
-        self, in_: int, out: int, kernel: int, *, gain: float = 1.0, stride: int = 1, padding: int = 0, bias: bool = True
-    ) -> None:
+        self, in_: int, out: int, kernel: int, *, gain: float = 1.0, stride: int = 1, padding: int = 0, bias: bool = True,
+        up: bool = False,
+    ) -> None:  # fmt: skip
         super().__init__()
         self.weight = nn.Parameter(torch.randn(out, in_, kernel, kernel))
         self.bias = nn.Parameter(torch.zeros(out)) if bias else None
         self.scale = gain / math.sqrt(in_ * kernel**2)
-        self.stride, self.padding = stride, padding
+        self.stride, self.padding, self.up = stride, padding, up
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.conv2d(x, self.weight * self.scale, self.bias, self.stride, self.padding)
+        weight = self.weight * self.scale
+        if self.up:
+            return conv_of_doubled(x, weight, self.bias)
+        return F.conv2d(x, weight, self.bias, self.stride, self.padding)
 
 
 class PixelNorm(nn.Module):

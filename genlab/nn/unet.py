@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from genlab.nn.attention import CrossAttention2d, SelfAttention2d, group_norm
+from genlab.nn.conv import conv_of_doubled
 from genlab.nn.embed import TimeEmbedding
 
 
@@ -155,5 +156,5 @@ class UNet(nn.Module):
             for stage in stages:
                 h = stage(torch.cat([h, skips.pop()], 1), e, context)
             if i < len(self.grow):
-                h = self.grow[i](F.interpolate(h, scale_factor=2.0, mode="nearest"))
+                h = conv_of_doubled(h, self.grow[i].weight, self.grow[i].bias)
         return self.last(F.silu(self.norm(h)))[..., :height, :width]

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from genlab.errors import UserError
 from genlab.models.gan.game import Game
+from genlab.nn.conv import doubled
 from genlab.nn.deviation import MinibatchDeviation
 from genlab.nn.style import EqualConv2d, EqualLinear, PixelNorm
 from genlab.spec import Batch, NonNegative, Positive, Spec
@@ -90,7 +91,7 @@ class Generator(nn.Module):
             PixelNorm(), EqualLinear(code, 16 * first, gain=HE / 4), nn.Unflatten(1, (first, 4, 4)),
             nn.LeakyReLU(0.2, inplace=True), PixelNorm(), *conv_norm(first, first),
         )  # fmt: skip
-        self.blocks = nn.ModuleList(nn.Sequential(*conv_norm(i, o), *conv_norm(o, o)) for i, o in pairwise(widths))
+        self.blocks = nn.ModuleList(nn.Sequential(*conv_norm(i, o, up=True), *conv_norm(o, o)) for i, o in pairwise(widths))
         self.to_image = nn.ModuleList(EqualConv2d(w, spec.shape[0], 1) for w in widths)
         self.middle, self.half = sum(spec.range) / 2, (spec.range[1] - spec.range[0]) / 2
         self.register_buffer("level", torch.tensor(len(widths) - 1.0))
@@ -99,7 +100,7 @@ class Generator(nn.Module):
         top, alpha = stage(self.level)
         h = self.start(z)
         for block in self.blocks[:top]:
-            before, h = h, block(doubled(h))
+            before, h = h, block(h)
         x = self.to_image[top](h)
         if alpha < 1:  # figure 2: (1 − α) · the old image, doubled, + α · the new one
             x = torch.lerp(doubled(self.to_image[top - 1](before)), x, alpha)
@@ -138,17 +139,12 @@ def stage(level: Tensor) -> tuple[int, float]:
     return top, 1 - (top - level.item())
 
 
-def doubled(x: Tensor) -> Tensor:
-    """Return x (B, C, H, W) with each pixel as 2×2."""
-    return F.interpolate(x, scale_factor=2)
+def conv(in_: int, out: int, *, up: bool = False) -> tuple[nn.Module, ...]:
+    return EqualConv2d(in_, out, 3, gain=HE, padding=1, up=up), nn.LeakyReLU(0.2, inplace=True)
 
 
-def conv(in_: int, out: int) -> tuple[nn.Module, ...]:
-    return EqualConv2d(in_, out, 3, gain=HE, padding=1), nn.LeakyReLU(0.2, inplace=True)
-
-
-def conv_norm(in_: int, out: int) -> tuple[nn.Module, ...]:
-    return *conv(in_, out), PixelNorm()
+def conv_norm(in_: int, out: int, *, up: bool = False) -> tuple[nn.Module, ...]:
+    return *conv(in_, out, up=up), PixelNorm()
 
 
 def clamped(x: Tensor, spec: Spec) -> Tensor:

@@ -8,12 +8,13 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import avg_pool2d, interpolate, relu
+from torch.nn.functional import avg_pool2d, relu
 
 from genlab.errors import UserError
 from genlab.models.gan.critic import Condition, Critic
 from genlab.models.gan.game import Game, ToRange
 from genlab.nn.conditional_norm import ConditionalBatchNorm
+from genlab.nn.conv import conv_of_doubled, doubled
 from genlab.spec import Count, Positive, Spec
 
 
@@ -98,7 +99,7 @@ class UpBlock(nn.Module):
         self.shortcut = initialise(nn.Conv2d(inputs, outputs, 1))
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        h = self.conv1(doubled(relu(self.norm1(x, y))))
+        h = conv_of_doubled(relu(self.norm1(x, y)), self.conv1.weight, self.conv1.bias)
         h = self.conv2(relu(self.norm2(h, y)))
         return h + doubled(self.shortcut(x))  # a 1×1 convolution and a doubled side exchange
 
@@ -137,11 +138,6 @@ class DownBlock(nn.Module):
         if not self.halve:
             return h + self.shortcut(x)
         return avg_pool2d(h, 2) + self.shortcut(avg_pool2d(x, 2))
-
-
-def doubled(x: Tensor) -> Tensor:
-    """Return x (B, C, H, W) with each pixel as 2×2 of them (B, C, 2H, 2W)."""
-    return interpolate(x, scale_factor=2, mode="nearest")
 
 
 def initialise(layer: nn.Conv2d | nn.Linear, *, gain: float = 1.0) -> nn.Conv2d | nn.Linear:
