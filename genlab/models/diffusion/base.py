@@ -73,8 +73,12 @@ class Diffusion(Judging, Restoring, nn.Module, ABC):
 
     @property
     def highest(self) -> float:
-        """The noise level σ/α at which few steps begin: EDM's 80 for the 3,072 values of CIFAR-10; fewer drown in less noise."""
-        return max(40.0, 80.0 * min(1.0, self.spec.dim / 3072) ** 0.5)
+        """The noise level σ/α at which few steps begin: where an item's values, all told, drown as CIFAR-10's do in EDM's 80.
+
+        Those are 3,072 values of deviation 1/2; the values of codes and points are of about 1. At most 80, at least 10.
+        """
+        deviation = 0.5 if self.spec.kind == "image" and math.isfinite(self.spec.range[0]) else 1.0
+        return min(80.0, max(10.0, 80.0 * deviation / 0.5 * (self.spec.dim / 3072) ** 0.5))
 
     def at_most(self, steps: int) -> int:
         """Return so many steps, or as many as the path has."""

@@ -86,7 +86,7 @@ def dit(
 
 
 def mlp(
-    shape: Shape, *, hidden: tuple[Positive, ...] = (128, 128, 128), outputs: int | None = None, classes: int = 0
+    shape: Shape, *, hidden: tuple[Positive, ...] = (256, 256, 256), outputs: int | None = None, classes: int = 0
 ) -> PointDenoiser:
     """Return an MLP of points that is told the time in every layer.
 
@@ -127,20 +127,34 @@ def of_codes(
     return denoising_network(spec, network, outputs=outputs or shape[0], classes=classes)
 
 
+TIME = 128  # numbers of a point denoiser's embedded time
+
+
 class PointDenoiser(nn.Module):
-    """An MLP told the time in every layer: points (B, D), times t (B,) or (1,), classes y (B,) -> (B, outputs)."""
+    """An MLP told the time in every layer: points (B, D), times t (B,) or (1,), classes y (B,) -> (B, outputs), outputs ≥ D.
+
+    The time scales and shifts what each layer finds (Perez et al. 2018, FiLM, 1709.07871), and says how much of the point itself
+    goes to the output, which is nearly all of it where x_0 is asked for and little noise is on the point.
+    """
 
     def __init__(self, dim: int, hidden: tuple[int, ...], *, outputs: int, classes: int = 0) -> None:
         super().__init__()
-        embed = max(hidden)
+        embed = TIME
         self.embed = TimeEmbedding(embed, embed, classes=classes)
         sizes = [dim, *hidden]
         self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(sizes))
-        self.times = nn.ModuleList(nn.Linear(embed, b) for b in hidden)
+        self.times = nn.ModuleList(nn.Linear(embed, 2 * b) for b in hidden)
         self.last = nn.Linear(sizes[-1], outputs)
+        self.skip = nn.Linear(embed, dim)
+        nn.init.zeros_(self.skip.weight), nn.init.zeros_(self.skip.bias)
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
         e = F.silu(self.embed(t, y))
+        h = x
         for layer, time in zip(self.layers, self.times, strict=True):
-            x = F.silu(layer(x) + time(e))
-        return self.last(x)
+            scale, shift = time(e).chunk(2, -1)
+            found = F.silu(layer(h) * (1 + scale) + shift)
+            h = h + found if h.shape == found.shape else found
+        skip = self.skip(e) * x
+        out = self.last(h)
+        return out + F.pad(skip, (0, out.shape[-1] - skip.shape[-1]))  # beside them may be the logarithms of variances
