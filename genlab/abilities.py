@@ -43,7 +43,10 @@ class Encodes(Protocol):
 @runtime_checkable
 class Decodes(Protocol):
     def decode(self, z: Tensor) -> Tensor:
-        """Return the item (B, *shape) that the code z (B, …) stands for, without noise (a likelihood's mean)."""
+        """Return the item (B, *shape) that the code z (B, …) stands for, without noise (a likelihood's mean).
+
+        A model whose items have no gradient in z says `differentiable = False`.
+        """
 
 
 @runtime_checkable

@@ -141,6 +141,7 @@ REFUSED = [
     ("flow", "inpaint how=complete mask=half", ["RealNVP has no complete", "vae"]),
     ("rbm", "denoise noise=masking level=1.5", ["level=1.5", "share"]),
     ("rbm", "project", ["genlab project needs", "rbm", "vae"]),
+    ("ddpm", "project", ["genlab project needs decode and gradient and prior", "ddpm", "vae"]),
 ]
 
 
@@ -160,7 +161,7 @@ def test_tasks_lists_what_fits(genlab, trained):
 def test_every_command_with_a_need_is_one():
     assert needs.NEEDS.keys() <= COMMANDS.keys()
     words = {word for ways in needs.NEEDS.values() for way in ways for word in way}
-    assert {word for word in words if not word.startswith("task=")} <= {*ABILITIES, needs.CLASSES}
+    assert {word for word in words if not word.startswith("task=")} <= {*ABILITIES, needs.CLASSES, needs.GRADIENT}
     assert {word.removeprefix("task=") for word in words if word.startswith("task=")} <= {*TASKS.values(), "forecast"}
 
 

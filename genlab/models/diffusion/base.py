@@ -29,6 +29,7 @@ class Diffusion(Judging, Restoring, nn.Module, ABC):
     steps: int  # of sampling, where nobody says
     most: int | None = None  # steps that the path has; None: any number
     straight = False  # the frame in which the ODE is followed, see `samplers.frame`
+    differentiable = False  # `decode` follows the ODE without keeping what a gradient needs
     prompted = False  # whether its conditions are captions as bytes (B, L), and no classes
     prior_std = 1.0  # of the noise from which sampling starts
     between_codes: Literal["linear", "spherical"] = "spherical"  # the way between two noises: DDIM (2010.02502), appendix D.5

@@ -29,6 +29,8 @@ class LatentDiffusion(nn.Module):
         UserError: there is no codec, or it does not encode and decode.
     """
 
+    differentiable = False  # as the diffusion model's
+
     def __init__(self, spec: Spec, *, diffusion: Callable[..., Any], codec: Callable[..., Any] | None = None) -> None:
         super().__init__()
         if codec is None:
