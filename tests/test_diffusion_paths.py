@@ -16,8 +16,8 @@ from genlab.models.diffusion.edm import EDM
 from genlab.models.diffusion.flow_matching import FlowMatching
 from genlab.models.diffusion.networks import dit, mlp, unet
 from genlab.models.diffusion.ode import log_prob
-from genlab.models.diffusion.samplers import SAMPLERS, euler, heun
-from genlab.models.diffusion.schedule import Schedule
+from genlab.models.diffusion.samplers import SAMPLERS, euler, heun, shifted
+from genlab.models.diffusion.schedule import CLEAN, Schedule
 from genlab.spec import Batch, Spec
 
 POINTS = Spec((2,), kind="points", levels=0)
@@ -118,6 +118,25 @@ def test_samplers_converge_at_their_order(name, sampler, order):
     errors = [(follow(steps * fine) - exact).abs().max().item() for steps in (128, 256, 512)]
     slopes = [math.log2(a / b) for a, b in pairwise(errors)]
     assert all(abs(found - order) < 0.35 for found in slopes), (errors, slopes)
+
+
+@pytest.mark.parametrize("name", ["edm", "flow", "ddpm"])
+def test_a_shift_takes_the_noise_of_each_level_so_many_times(name):
+    """It begins where it begins without; a flow's times are those of eq. 23; however shifted, many steps come to the same end."""
+    levels, level_of, straight, spread = path(name)
+    model = {"edm": EDM, "flow": FlowMatching, "ddpm": partial(DDPM, timesteps=4096, schedule="cosine")}[name](POINTS)
+    grid = levels(8)
+    moved = list(shifted(grid, 3.0, model.level))
+    assert moved[0] == grid[0] and moved[-1] == CLEAN and len(moved) == len(grid)
+    noise = [at.sigma / at.alpha if at.alpha else math.inf for at in moved]
+    assert all(a >= b for a, b in pairwise(noise))
+    for at, found in zip(grid[1:-1], noise[1:-1], strict=True):
+        assert found == pytest.approx(min(3 * at.sigma / at.alpha, noise[0]), rel=0.01)
+    if name == "flow":
+        assert [at.t for at in moved[:-1]] == pytest.approx([3 * at.t / (1 + 2 * at.t) for at in grid[:-1]])
+    denoise, start = Mixture().denoiser(level_of), spread * torch.tensor([[-1.3], [0.3]])
+    ends = [euler(denoise, start, levels(1024), straight=straight, shift=k, level=model.level) for k in (1.0, 2.0)]
+    torch.testing.assert_close(*ends, rtol=0, atol=0.01)
 
 
 NOISY = {"heun": ({"churn": 0.0}, {"churn": 0.03}, {"churn": 0.4}), "dpm_solver": ({"eta": 0.0}, {"eta": 0.5}, {"eta": 1.0})}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from functools import cache
 from pathlib import Path
 
@@ -66,6 +67,16 @@ def test_sampling_shows_on_a_terminal_how_far_it_is(run, name, tmp_path, monkeyp
         monkeypatch.setattr("sys.stderr", stream)
         sample(run(name), n=3, batch_size=2, sampler={"steps": 4}, out=str(tmp_path))
         assert ("items 3 to 3 of 3" in stream.getvalue()) == bar
+
+
+@pytest.mark.parametrize("name", ["ddpm", "points", "latent"])
+@pytest.mark.parametrize(("option", "bad"), [
+    ("steps", 0), ("steps", "many"), ("eta", -0.1), ("eta", "some"), ("eta", 1.5), ("churn", -1), ("shift", 0), ("shift", "far"),
+    ("variance", "none"), ("guidance", -2), ("interval", 3), ("interval", [1]), ("threshold", 2),
+])  # fmt: skip
+def test_a_sampler_s_option_has_the_values_that_it_has(run, name, option, bad, tmp_path):
+    with pytest.raises(UserError, match=re.escape(f"sampler.{option}")):
+        sample(run(name), n=2, sampler={option: bad}, out=str(tmp_path))
 
 
 @each_image

@@ -13,6 +13,7 @@ import torch
 from tqdm import tqdm
 
 from genlab.abilities import need
+from genlab.arguments import arguments
 from genlab.errors import UserError
 from genlab.spec import Count, Positive
 from genlab.tasks import pictures
@@ -133,7 +134,7 @@ def sampler_options(run: Run, sampler: dict[str, Any]) -> dict[str, Any]:
     """Return what `sampler=…` and `sampler.<option>=…` say, as arguments of the model's `sample`.
 
     Raises:
-        UserError: the model has no such sampler or option.
+        UserError: the model has no such sampler or option, or the option no such value.
     """
     given = {k: v for k, v in sampler.items() if v is not None}
     if not given:
@@ -151,4 +152,5 @@ def sampler_options(run: Run, sampler: dict[str, Any]) -> dict[str, Any]:
             options = [f"sampler.{k}" for k in known if k != "sampler"]
             has = f"it has {', '.join(options)}" if options else "its sampler has no options"
             raise UserError(f"sampler.{option} is not for {run.name}: {has}")
-    return given
+    checked = arguments(run.model.sample, given, "sampler", skip=2)  # after n and y
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in checked.items()}  # as records hold them, which are compared

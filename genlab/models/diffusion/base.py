@@ -16,7 +16,7 @@ from genlab.models.diffusion.likelihood import Judging
 from genlab.models.diffusion.restore import Restoring
 from genlab.models.diffusion.samplers import SAMPLERS, heun
 from genlab.models.diffusion.schedule import Level, Variance
-from genlab.spec import Batch, Spec
+from genlab.spec import Batch, Fraction, NonNegative, Positive, PositiveFloat, Spec
 
 
 class Diffusion(Judging, Restoring, nn.Module, ABC):
@@ -161,13 +161,14 @@ class Diffusion(Judging, Restoring, nn.Module, ABC):
         y: Tensor | None = None,
         *,
         sampler: str | None = None,
-        steps: int | None = None,
-        eta: float | None = None,
+        steps: Positive | None = None,
+        eta: Fraction | None = None,
         variance: Variance | None = None,
-        churn: float | None = None,
-        guidance: float | None = None,
-        interval: tuple[float, float] | None = None,
-        threshold: float | None = None,
+        churn: NonNegative | None = None,
+        shift: PositiveFloat | None = None,
+        guidance: NonNegative | None = None,
+        interval: tuple[NonNegative, NonNegative] | None = None,
+        threshold: Fraction | None = None,
     ) -> Tensor:
         """Draw n items (n, *shape), of the classes y (n,) if given; a conditional model draws classes evenly otherwise.
 
@@ -177,6 +178,7 @@ class Diffusion(Judging, Restoring, nn.Module, ABC):
             eta: noise of ddim and of dpm_solver, from 0 (none, the default) to 1.
             variance: σ² of ancestral; None: the model's own.
             churn: noise of heun, from 0 (none, the default) to 0.41.
+            shift: of euler, how many times the noise of its levels is taken; 1 is the default.
             guidance, interval, threshold: see `denoiser`.
 
         Raises:
@@ -185,7 +187,7 @@ class Diffusion(Judging, Restoring, nn.Module, ABC):
         y = self.asked(n, y, guidance)
         start = self.prior_std * torch.randn(n, *self.spec.shape, device=self.weight.device, dtype=self.weight.dtype)
         sampler = sampler or self.samplers[0]
-        follow = self.sampler(sampler, eta=eta, variance=variance, churn=churn)
+        follow = self.sampler(sampler, eta=eta, variance=variance, churn=churn, shift=shift)
         learned = sampler == "ancestral" and (variance or self.variance) == "learned"
         denoise = self.denoiser(y, guidance, interval=interval, threshold=threshold, learned=learned)
         return self.within(follow(denoise, start, self.watch(self.levels(steps or self.steps, sampler))))

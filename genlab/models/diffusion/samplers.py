@@ -8,7 +8,7 @@ each: DDPM's paths have α² + σ² = 1, EDM's α = 1, those of flow matching α
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import pairwise
 
 import torch
@@ -106,12 +106,24 @@ def ddim(
 
 
 @torch.no_grad()
-def euler(denoise: Denoiser, x: Tensor, levels: Sequence[Level], *, straight: bool = False) -> Tensor:
+def euler(
+    denoise: Denoiser,
+    x: Tensor,
+    levels: Sequence[Level],
+    *,
+    straight: bool = False,
+    shift: float = 1.0,
+    level: Callable[[float], Level] | None = None,
+) -> Tensor:
     """Return x_0 (B, …) from the noise x (B, …) by Euler's method on the probability-flow ODE.
 
     On every path it is the deterministic DDIM: to hold x_0 and ε still for a step is to go along the tangent.
+
+    Args:
+        straight: follow the ODE in the frame of flow matching; else in that of EDM. See `frame`.
+        shift: the noise of each level is taken so many times; see `shifted`. With it `level` gives the level of a σ/α.
     """
-    for now, then in pairwise(levels):
+    for now, then in pairwise(levels if shift == 1 else shifted(levels, shift, level)):
         (a, b), (c, d) = frame(now, straight), frame(then, straight)
         x = c * (x / a + (d - b) * slope(denoise(x, now.t), x, now, straight))
     return x
@@ -147,6 +159,20 @@ def heun(
             second = slope(denoise(x, then.t), x, then, straight)
             x = c * (u + (d - b) * 0.5 * (first + second))
     return x
+
+
+def shifted(levels: Iterable[Level], shift: float, level: Callable[[float], Level]) -> Iterator[Level]:
+    """Yield levels with σ/α so many times as high, but none above the first, which stays (Esser et al. 2024, 2403.03206, eq. 23).
+
+    On straight paths the time t becomes shift·t / (1 + (shift − 1) t).
+    """
+    highest = None
+    for at in levels:
+        if highest is None:
+            highest = at.sigma / at.alpha if at.alpha else math.inf
+        elif at.sigma:
+            at = level(min(shift * at.sigma / at.alpha, highest))
+        yield at
 
 
 def raised(x: Tensor, now: Level, to: Level, noise: Noise) -> tuple[Tensor, Level]:
