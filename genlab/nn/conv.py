@@ -89,3 +89,13 @@ def conv_of_doubled(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Te
     """Return the convolution of `doubled(x)` (B, out, 2H, 2W) by weights (out, C, 3, 3), padded by one: a transposed one of x."""
     sums = F.avg_pool2d(F.pad(weight.flip(2, 3), (1, 1, 1, 1)), 2, stride=1, divisor_override=1)  # (out, C, 4, 4)
     return F.conv_transpose2d(x, sums.transpose(0, 1), bias, stride=2, padding=1)
+
+
+class UpConv2d(nn.Conv2d):
+    """A 3×3 convolution of doubled maps, (B, in, H, W) to (B, out, 2H, 2W)."""
+
+    def __init__(self, in_: int, out: int) -> None:
+        super().__init__(in_, out, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return conv_of_doubled(x, self.weight, self.bias)

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from genlab.nn.attention import CrossAttention2d, SelfAttention2d, group_norm
-from genlab.nn.conv import conv_of_doubled
+from genlab.nn.conv import UpConv2d
 from genlab.nn.embed import TimeEmbedding
 
 
@@ -111,7 +111,7 @@ class UNet(nn.Module):
                 now = w
             self.up.append(stages)
             if i:
-                self.grow.append(nn.Conv2d(now, now, 3, padding=1))
+                self.grow.append(UpConv2d(now, now))
         self.norm = group_norm(now)
         self.last = nn.Conv2d(now, outputs or inputs, 3, padding=1)
         self.initialise()
@@ -156,5 +156,5 @@ class UNet(nn.Module):
             for stage in stages:
                 h = stage(torch.cat([h, skips.pop()], 1), e, context)
             if i < len(self.grow):
-                h = conv_of_doubled(h, self.grow[i].weight, self.grow[i].bias)
+                h = self.grow[i](h)
         return self.last(F.silu(self.norm(h)))[..., :height, :width]

@@ -14,7 +14,7 @@ from genlab.errors import UserError
 from genlab.models.gan.critic import Condition, Critic
 from genlab.models.gan.game import Game, ToRange
 from genlab.nn.conditional_norm import ConditionalBatchNorm
-from genlab.nn.conv import conv_of_doubled, doubled
+from genlab.nn.conv import UpConv2d, doubled
 from genlab.spec import Count, Positive, Spec
 
 
@@ -94,12 +94,12 @@ class UpBlock(nn.Module):
     def __init__(self, inputs: int, outputs: int, classes: int) -> None:
         super().__init__()
         self.norm1, self.norm2 = ConditionalBatchNorm(inputs, classes), ConditionalBatchNorm(outputs, classes)
-        self.conv1 = initialise(nn.Conv2d(inputs, outputs, 3, padding=1), gain=2**0.5)
+        self.conv1 = initialise(UpConv2d(inputs, outputs), gain=2**0.5)
         self.conv2 = initialise(nn.Conv2d(outputs, outputs, 3, padding=1), gain=2**0.5)
         self.shortcut = initialise(nn.Conv2d(inputs, outputs, 1))
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        h = conv_of_doubled(relu(self.norm1(x, y)), self.conv1.weight, self.conv1.bias)
+        h = self.conv1(relu(self.norm1(x, y)))
         h = self.conv2(relu(self.norm2(h, y)))
         return h + doubled(self.shortcut(x))  # a 1×1 convolution and a doubled side exchange
 
