@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
+import subprocess
+import sys
+import time
 
 import pytest
 import torch
@@ -113,3 +118,19 @@ def test_one_command_trains_both_and_the_run_stands_alone(tmp_path):
     assert resumed.code == 0, resumed.error
     states = [torch.load(tmp_path / run / "checkpoints/step_000000005.pt", weights_only=True) for run in ("run", "whole")]
     assert same(states[0]["model"], states[1]["model"])
+
+
+def test_a_signal_ends_the_making_of_pairs_at_once(trained, tmp_path):
+    """Before the first step there is nothing to save: who asks for the end does not wait until all pairs are made."""
+    teacher = trained("model=flow_points", "dataset.n=500", "model.backbone.hidden=[16]")
+    words = ("model=rectified_flow", f"teacher.run={teacher}", "dataset=ring", "trainer.pairs=2000000", "device=cpu", "out=run")
+    command = [sys.executable, "-m", "genlab", "train", *words]
+    how = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "env": {**os.environ, "PYTHONUNBUFFERED": "1"}}
+    with subprocess.Popen(command, cwd=tmp_path, **how) as process:
+        try:
+            assert any("trains on" in line for line in process.stdout)
+            time.sleep(3)  # it makes pairs, for minutes
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(timeout=20) != 0
+        finally:
+            process.kill()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -57,6 +58,8 @@ class Loop:
         """
         t = self.trainer
         batches = t.stream(data)
+        if t.at < self.options.steps:  # what is made before the first batch may take minutes, and a signal ends it at once
+            batches = chain([next(batches)], batches)
         self.log = Log(self.run, start=t.at, steps=self.options.steps, pending=t.pending, ranks=t.ranks)
         try:
             ended = self.steps(batches)
