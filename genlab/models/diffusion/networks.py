@@ -139,13 +139,12 @@ class PointDenoiser(nn.Module):
 
     def __init__(self, dim: int, hidden: tuple[int, ...], *, outputs: int, classes: int = 0) -> None:
         super().__init__()
-        embed = TIME
-        self.embed = TimeEmbedding(embed, embed, classes=classes)
+        self.embed = TimeEmbedding(TIME, TIME, classes=classes)
         sizes = [dim, *hidden]
         self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(sizes))
-        self.times = nn.ModuleList(nn.Linear(embed, 2 * b) for b in hidden)
+        self.times = nn.ModuleList(nn.Linear(TIME, 2 * b) for b in hidden)
         self.last = nn.Linear(sizes[-1], outputs)
-        self.skip = nn.Linear(embed, dim)
+        self.skip = nn.Linear(TIME, dim)
         nn.init.zeros_(self.skip.weight), nn.init.zeros_(self.skip.bias)
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
