@@ -14,6 +14,7 @@ from genlab.models.diffusion.ddpm import DDPM
 from genlab.models.diffusion.networks import mlp, unet
 from genlab.models.diffusion.samplers import ancestral, ddim, spread, strided
 from genlab.models.diffusion.schedule import Schedule
+from genlab.nn.embed import waves
 from genlab.nn.unet import UNet
 from genlab.spec import Batch, Spec
 
@@ -224,6 +225,15 @@ def test_attention_is_where_it_is_asked_for_or_at_the_next_smaller_maps(side, as
 
 def test_paper_size():
     assert sum(p.numel() for p in DDPM(Spec((3, 32, 32))).parameters()) == 35_746_307
+
+
+@pytest.mark.parametrize(("count", "angles"), [(0, []), (3, [0.5, 1.0, 2.0, -0.25, -0.5, -1.0])])
+def test_a_point_beside_its_sines_and_cosines(count, angles):
+    x = torch.tensor([[0.5, -0.25]], dtype=torch.float64)
+    there = torch.tensor([[0.5, -0.25, *map(math.sin, angles), *map(math.cos, angles)]], dtype=torch.float64)
+    torch.testing.assert_close(waves(x, count), there, rtol=0, atol=1e-15)
+    network = mlp((2,), hidden=(8,), frequencies=count)
+    assert network.layers[0].in_features == there.shape[1]
 
 
 def test_training_reaches_every_parameter():

@@ -1,4 +1,4 @@
-"""Embeddings of a time and of a class."""
+"""Embeddings of a time, of a class and of a point."""
 
 from __future__ import annotations
 
@@ -14,6 +14,15 @@ def sinusoidal(t: Tensor, dim: int, longest: float = 10_000.0) -> Tensor:
     frequencies = torch.exp(torch.arange(half, device=t.device) * (-math.log(longest) / max(half - 1, 1)))
     angles = t[:, None].float() * frequencies
     return nn.functional.pad(torch.cat([angles.sin(), angles.cos()], 1), (0, dim % 2))
+
+
+def waves(x: Tensor, count: int) -> Tensor:
+    """Return points x (B, D) beside the sines and cosines of 1, 2, 4, …, 2^(count − 1) times their coordinates.
+
+    By them a network tells places apart that lie close together: (B, D·(1 + 2·count)) (Tancik et al. 2020, 2006.10739).
+    """
+    angles = (x[..., None] * 2.0 ** torch.arange(count, device=x.device)).flatten(1)
+    return torch.cat([x, angles.sin(), angles.cos()], 1)
 
 
 class TimeEmbedding(nn.Module):

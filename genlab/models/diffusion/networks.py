@@ -8,14 +8,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
-from typing import Any
+from typing import Annotated, Any
 
 import torch.nn.functional as F
+from annotated_types import Interval
 from torch import Tensor, nn
 
 from genlab.errors import UserError
 from genlab.nn.dit import DiT
-from genlab.nn.embed import TimeEmbedding
+from genlab.nn.embed import TimeEmbedding, waves
 from genlab.nn.unet import UNet, sides
 from genlab.spec import Decay, Positive, Spec
 
@@ -86,14 +87,20 @@ def dit(
 
 
 def mlp(
-    shape: Shape, *, hidden: tuple[Positive, ...] = (256, 256, 256), outputs: int | None = None, classes: int = 0
+    shape: Shape,
+    *,
+    hidden: tuple[Positive, ...] = (256, 256, 256),
+    frequencies: Annotated[int, Interval(ge=0, le=16)] = 5,
+    outputs: int | None = None,
+    classes: int = 0,
 ) -> PointDenoiser:
     """Return an MLP of points that is told the time in every layer.
 
     Args:
         hidden: widths of the layers.
+        frequencies: of the sines and cosines that tell where a point lies; 0: its coordinates alone. See `genlab.nn.embed.waves`.
     """
-    return PointDenoiser(shape[0], hidden, outputs=outputs or shape[0], classes=classes)
+    return PointDenoiser(shape[0], hidden, frequencies=frequencies, outputs=outputs or shape[0], classes=classes)
 
 
 KINDS: dict[Any, str] = {unet: "image", dit: "image", mlp: "points"}  # what our own are for
@@ -133,14 +140,16 @@ TIME = 128  # numbers of a point denoiser's embedded time
 class PointDenoiser(nn.Module):
     """An MLP told the time in every layer: points (B, D), times t (B,) or (1,), classes y (B,) -> (B, outputs), outputs ≥ D.
 
-    The time scales and shifts what each layer finds (Perez et al. 2018, FiLM, 1709.07871), and says how much of the point itself
+    Sines and cosines of the point let few layers draw what is as sharp as the edge between two modes at little noise. The time
+    scales and shifts what each layer finds (Perez et al. 2018, FiLM, 1709.07871), and says how much of the point itself
     goes to the output, which is nearly all of it where x_0 is asked for and little noise is on the point.
     """
 
-    def __init__(self, dim: int, hidden: tuple[int, ...], *, outputs: int, classes: int = 0) -> None:
+    def __init__(self, dim: int, hidden: tuple[int, ...], *, frequencies: int, outputs: int, classes: int = 0) -> None:
         super().__init__()
+        self.frequencies = frequencies
         self.embed = TimeEmbedding(TIME, TIME, classes=classes)
-        sizes = [dim, *hidden]
+        sizes = [dim * (1 + 2 * frequencies), *hidden]
         self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(sizes))
         self.times = nn.ModuleList(nn.Linear(TIME, 2 * b) for b in hidden)
         self.last = nn.Linear(sizes[-1], outputs)
@@ -149,7 +158,7 @@ class PointDenoiser(nn.Module):
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
         e = F.silu(self.embed(t, y))
-        h = x
+        h = waves(x, self.frequencies)
         for layer, time in zip(self.layers, self.times, strict=True):
             scale, shift = time(e).chunk(2, -1)
             found = F.silu(layer(h) * (1 + scale) + shift)
