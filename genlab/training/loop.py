@@ -57,8 +57,11 @@ class Loop:
             Diverged: a loss, or a weight about to be saved, is not finite.
         """
         t = self.trainer
+        left = t.at < self.options.steps
+        if left and self.late():  # by an earlier start
+            return "time"
         batches = t.stream(data)
-        if t.at < self.options.steps:  # what is made before the first batch may take minutes, and a signal ends it at once
+        if left:  # what is made before the first batch may take minutes, and a signal ends it at once
             batches = chain([next(batches)], batches)
         self.log = Log(self.run, start=t.at, steps=self.options.steps, pending=t.pending, ranks=t.ranks)
         try:
@@ -105,6 +108,11 @@ class Loop:
     def due(self, every: int) -> bool:
         """Whether something done every so many steps is due now."""
         return every > 0 and self.trainer.at % every == 0
+
+    def late(self) -> bool:
+        """Whether the time is over that the run was given, resumes counted in."""
+        minutes = self.options.max_time
+        return minutes is not None and self.trainer.seconds >= minutes * 60
 
     def vitals(self, rate: float) -> dict[str, float]:
         """Return what is logged beside the losses; `rate` in steps a second."""
@@ -156,7 +164,7 @@ class Loop:
         """Return why the run ends now, if it does in any process; every process gets the same answer."""
         t, o = self.trainer, self.options
         why = signal
-        if o.max_time and t.seconds >= o.max_time * 60:
+        if self.late():
             why = why or "time"
         if o.patience and t.best and t.best["since"] >= o.patience:
             why = why or "patience"
