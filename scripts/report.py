@@ -11,6 +11,7 @@ docs/benchmarks/README.md from docs/benchmarks/*.json.
 from __future__ import annotations
 
 import json
+import math
 import re
 import sys
 from pathlib import Path
@@ -47,7 +48,7 @@ def row(runs: list[RunFolder], how: str, metrics: list[dict], *, steps: int | No
     return {
         "model": infos[0]["model"],
         "dataset": infos[0]["dataset"],
-        "command": trained_by([info["command"] for info in infos]),
+        "command": trained_by([info["command"] for info in infos]) + gone_on(runs[0], last[0]),
         "evaluated": how,
         "seed": infos[0]["seed"],
         "steps": last[0]["step"] if steps is None else steps,
@@ -69,6 +70,16 @@ def trained_by(commands: list[list[str]]) -> str:
             values.setdefault(key, []).append(value)
     once = {key: list(dict.fromkeys(of)) for key, of in values.items()}
     return " ".join([*kept[0][:2], "-m", *(f"{key}={','.join(of)}" for key, of in once.items())])
+
+
+def gone_on(run: RunFolder, last: dict) -> str:
+    """Return the resume by which a run came further than its config says, "" if it did not."""
+    planned = run.options("trainer")["trainer"]
+    if last["step"] <= planned["steps"]:
+        return ""
+    longer = planned.get("max_time") and last["seconds"] > 60 * planned["max_time"]
+    time = f" trainer.max_time={math.ceil(last['seconds'] / 60)}" if longer else ""
+    return f" && genlab train resume=latest trainer.steps={last['step']}{time}"
 
 
 def answers(folder: Path) -> list[dict]:

@@ -135,6 +135,19 @@ def test_a_folder_made_smaller_is_reported_as_it_was_asked(tmp_path, monkeypatch
         assert report.askings(tmp_path / "run") == [command]
 
 
+@pytest.mark.parametrize(("step", "seconds", "more"), [
+    (10, 60.0, ""),
+    (9, 120.0, ""),
+    (20, 90.0, " && genlab train resume=latest trainer.steps=20"),
+    (20, 150.0, " && genlab train resume=latest trainer.steps=20 trainer.max_time=3"),
+])  # fmt: skip
+def test_a_run_that_was_trained_on_is_reported_with_its_resume(tmp_path, monkeypatch, step, seconds, more):
+    monkeypatch.syspath_prepend(REPOSITORY / "scripts")
+    report = importlib.import_module("report")
+    (tmp_path / "config.yaml").write_text("trainer: {steps: 10, max_time: 2}\n")
+    assert report.gone_on(report.RunFolder(tmp_path), {"step": step, "seconds": seconds}) == more
+
+
 @pytest.mark.parametrize("script", sorted(set(re.findall(r"scripts/\w+\.(?:sh|py)", README))))
 def test_the_scripts_that_it_names_stand_and_parse(script):
     path = REPOSITORY / script
