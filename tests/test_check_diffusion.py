@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
@@ -81,3 +82,9 @@ def test_bound_and_ode_of_the_exact_score_are_the_density(objective):
 @pytest.mark.parametrize("objective", script.OBJECTIVES)
 def test_the_script_s_commands_are_composed(objective, law):
     assert model_of(objective, law)[0].spec.shape == (2,)
+
+
+def test_the_page_is_that_of_the_figures():
+    rows = json.loads(script.OUT.read_text())
+    assert script.OUT.with_suffix(".md").read_text() == script.page(rows)
+    assert {row["objective"] for row in rows if row["law"] == "ring"} == set(script.OBJECTIVES)
