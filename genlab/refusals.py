@@ -11,7 +11,6 @@ from genlab.words import config_folder
 OUT_OF_MEMORY = re.compile("allocate memory|out of memory")
 
 
-
 def explain(error: Exception) -> str | None:
     """Return one line for what a user did wrong, or None for an error of genlab's own."""
     seen: BaseException | None = error
@@ -51,7 +50,9 @@ def explain_hydra(error: Exception) -> str:
         listed = f"; {where or 'the command'} has {', '.join(k for k in known if not k.startswith('_'))}"
         if not where:
             known, listed = [k for k in (*known, *groups()) if k != key], ""
-        return f"unknown option '{key}'{did_you_mean(last, known)}{listed}"
+        others = having(where, last)
+        elsewhere = f"; it is an option of {where}={', '.join(others)}" if others else ""
+        return f"unknown option '{key}'{did_you_mean(last, known)}{listed}{elsewhere}"
     if "mismatched input" in str(error) or "parsing" in first.lower() or "no viable alternative" in str(error):
         return f"{first}; an option is written key=value, and a value with spaces or special characters in quotes: 'key=\"a b\"'"
     return " ".join(lines[:2])
@@ -62,6 +63,12 @@ def options_of(group: str, lines: list[str]) -> list[str]:
     start = next((i for i, line in enumerate(lines) if line.startswith("Available options")), len(lines))
     end = next((i for i, line in enumerate(lines) if line.startswith("Config search path")), len(lines))
     return lines[start + 1 : end] or sorted(p.stem for p in (config_folder() / group).glob("*.yaml"))
+
+
+def having(group: str, option: str) -> list[str]:
+    """Return the choices of a shipped config group that have the option; none where there is no such group."""
+    files = sorted((config_folder() / group).glob("*.yaml")) if group in groups() else []
+    return [p.stem for p in files if re.search(rf"^{re.escape(option)}:", p.read_text(), re.MULTILINE)]
 
 
 def groups() -> list[str]:

@@ -129,6 +129,8 @@ REFUSED: list[tuple[str, list[str]]] = [
     ("sample run=nowhere", ["run=nowhere", "no such folder"]),
     ("tasks run=nowhere", ["run=nowhere", "no such folder"]),
     ("tasks device=cpu", ["unknown option 'device'"]),
+    ("sample sampler.eta=1", ["sampler has name", "it is an option of sampler=ddim, dpm_solver"]),
+    ("train optimizer=adam optimizer.momentum=0.9", ["optimizer has lr", "it is an option of optimizer=rmsprop, sgd"]),
     ("sample run=[1]", ["run=[1]"]),
     ("evaluate run={vae} n=1 k=1 metrics=[energy_distance]", ["n=1"]),
     ("train resume=nowhere", ["nowhere"]),
