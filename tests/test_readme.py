@@ -33,7 +33,7 @@ HEADERS = sorted(
         if "…" not in line  # stands for a folder of the reader's
         for match in re.finditer(r"(?<=# )genlab train (?:[\w/.=\[\],@+-]+ ?)+", line)
     }
-    | set(re.findall(r"`(genlab train [^`…<]*=[^`…<]*)`", README))
+    | {part for row in re.findall(r"`(genlab train [^`…<]*=[^`…<]*)`", README) for part in row.split(" && ")}
 )
 # So that minutes become seconds; what the command says still wins over the recipe's own values in the same way.
 SMALL = ("trainer.steps=2", "trainer.batch_size=8", "trainer.preview_every=0", "device=cpu", "device.compile=false")
