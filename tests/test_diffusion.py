@@ -12,7 +12,7 @@ from genlab.errors import UserError
 from genlab.models.diffusion.bound import bound, discretised, strata
 from genlab.models.diffusion.ddpm import DDPM
 from genlab.models.diffusion.networks import mlp, unet
-from genlab.models.diffusion.samplers import ancestral, ddim, spread, strided
+from genlab.models.diffusion.samplers import ancestral, ddim, quadratic, spread, strided
 from genlab.models.diffusion.schedule import Schedule
 from genlab.nn.embed import waves
 from genlab.nn.unet import UNet
@@ -135,7 +135,7 @@ def test_precision_comes_from_float64():
     assert torch.equal(schedule.double().alphas_bar, schedule.exact["alphas_bar"])
 
 
-@pytest.mark.parametrize("times", [range(T), spread(T, 37), strided(T, 37)])
+@pytest.mark.parametrize("times", [range(T), spread(T, 37), strided(T, 37), quadratic(T, 37)])
 def test_ddim_with_noise_is_ancestral(times):
     schedule, start = Schedule("linear", T), torch.randn(5, 3)
     denoise = lambda x, t: torch.tanh(3 * x + t / T)  # noqa: E731
@@ -148,9 +148,9 @@ def test_ddim_with_noise_is_ancestral(times):
 
 @pytest.mark.parametrize("steps", [1, 7, 50, T])
 def test_times(steps):
-    for times in (strided(T, steps), spread(T, steps)):
+    for times in (strided(T, steps), spread(T, steps), quadratic(T, steps)):
         assert len(set(times)) == steps and times == sorted(times) and times[0] >= 0 and times[-1] < T
-    assert strided(T, steps)[0] == 0 and spread(T, steps)[-1] == T - 1
+    assert strided(T, steps)[0] == 0 and spread(T, steps)[-1] == quadratic(T, steps)[-1] == T - 1
     borders = strata(T, steps)
     assert borders[0] == 1 and borders[-1] == T and borders.diff().min() >= 1 and len(borders) == min(steps, T - 1) + 1
 

@@ -16,7 +16,7 @@ from genlab.models.diffusion.edm import EDM
 from genlab.models.diffusion.flow_matching import FlowMatching
 from genlab.models.diffusion.networks import dit, mlp, unet
 from genlab.models.diffusion.ode import log_prob
-from genlab.models.diffusion.samplers import SAMPLERS, euler, heun, shifted
+from genlab.models.diffusion.samplers import SAMPLERS, ddim, euler, heun, shifted
 from genlab.models.diffusion.schedule import CLEAN, Schedule
 from genlab.spec import Batch, Spec
 
@@ -118,6 +118,32 @@ def test_samplers_converge_at_their_order(name, sampler, order):
     errors = [(follow(steps * fine) - exact).abs().max().item() for steps in (128, 256, 512)]
     slopes = [math.log2(a / b) for a, b in pairwise(errors)]
     assert all(abs(found - order) < 0.35 for found in slopes), (errors, slopes)
+
+
+@pytest.mark.parametrize(("make", "s2", "share"), [
+    (DDPM, 0.01, 0.3), (DDPM, 0.25, 0.65), (DDPM, 1.0, 0.96), (FlowMatching, 0.01, 0.5),
+])  # fmt: skip
+def test_quadratic_times_leave_ddim_nearer_to_a_gaussian(make, s2, share):
+    """The exact spread of what few steps give, over the true one: they gain the more the thinner the data."""
+
+    model = make(POINTS)
+
+    def off(steps: int, spacing: str) -> float:
+        levels = model.levels(steps, "ddim", spacing)
+        table = {at.t: at for at in levels[:-1]}
+        assert len(table) == steps
+        denoise = lambda x, t: table[t].alpha * s2 / (table[t].alpha ** 2 * s2 + table[t].sigma ** 2) * x  # noqa: E731
+        start = (levels[0].alpha ** 2 * s2 + levels[0].sigma ** 2) ** 0.5
+        return abs(math.log(ddim(denoise, torch.full((1, 1), start), levels).item() / s2**0.5))
+
+    assert off(100, "quadratic") < share * off(100, "uniform")
+    assert off(1000, "quadratic") < 0.02
+
+
+@pytest.mark.parametrize(("make", "sampler"), [(EDM, "ddim"), (DDPM, "heun"), (FlowMatching, "euler")])
+def test_quadratic_times_are_those_of_ddim_on_even_ones(make, sampler):
+    with pytest.raises(UserError, match=r"sampler\.spacing"):
+        make(POINTS).sample(2, sampler=sampler, steps=4, spacing="quadratic")
 
 
 @pytest.mark.parametrize("name", ["edm", "flow", "ddpm"])

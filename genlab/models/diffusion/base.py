@@ -15,7 +15,7 @@ from genlab.errors import UserError, did_you_mean
 from genlab.models.diffusion.likelihood import Judging
 from genlab.models.diffusion.restore import Restoring
 from genlab.models.diffusion.samplers import SAMPLERS, heun
-from genlab.models.diffusion.schedule import Level, Variance
+from genlab.models.diffusion.schedule import Level, Spacing, Variance
 from genlab.spec import Batch, Fraction, NonNegative, Positive, PositiveFloat, Spec
 
 
@@ -54,8 +54,8 @@ class Diffusion(Judging, Restoring, nn.Module, ABC):
     # --- what a subclass has ------------------------------------------------------------------------------------------
 
     @abstractmethod
-    def levels(self, steps: int, sampler: str = "ddim") -> list[Level]:
-        """Return the noise levels of a sampler's steps, from the noisiest to the clean one."""
+    def levels(self, steps: int, sampler: str = "ddim", spacing: Spacing = "uniform") -> list[Level]:
+        """Return the noise levels of a sampler's steps, from the noisiest to the clean one; `spacing` is that of ddim's times."""
 
     @abstractmethod
     def answer(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
@@ -163,6 +163,7 @@ class Diffusion(Judging, Restoring, nn.Module, ABC):
         sampler: str | None = None,
         steps: Positive | None = None,
         eta: Fraction | None = None,
+        spacing: Spacing = "uniform",
         variance: Variance | None = None,
         churn: NonNegative | None = None,
         shift: PositiveFloat | None = None,
@@ -176,6 +177,7 @@ class Diffusion(Judging, Restoring, nn.Module, ABC):
             sampler: one of `samplers`; None: the model's own.
             steps: from noise to data; None: the model's own number.
             eta: noise of ddim and of dpm_solver, from 0 (none, the default) to 1.
+            spacing: of ddim's times: uniform, or quadratic, with more of them where there is little noise.
             variance: σ² of ancestral; None: the model's own.
             churn: noise of heun, from 0 (none, the default) to 0.41.
             shift: of euler, how many times the noise of its levels is taken; 1 is the default.
@@ -187,10 +189,13 @@ class Diffusion(Judging, Restoring, nn.Module, ABC):
         y = self.asked(n, y, guidance)
         start = self.prior_std * torch.randn(n, *self.spec.shape, device=self.weight.device, dtype=self.weight.dtype)
         sampler = sampler or self.samplers[0]
+        if spacing != "uniform" and sampler != "ddim":
+            raise UserError(f"sampler.spacing belongs to sampler=ddim, not to sampler={sampler}")
         follow = self.sampler(sampler, eta=eta, variance=variance, churn=churn, shift=shift)
         learned = sampler == "ancestral" and (variance or self.variance) == "learned"
         denoise = self.denoiser(y, guidance, interval=interval, threshold=threshold, learned=learned)
-        return self.within(follow(denoise, start, self.watch(self.levels(steps or self.steps, sampler))))
+        levels = self.levels(steps or self.steps, sampler, spacing)
+        return self.within(follow(denoise, start, self.watch(levels)))
 
     def sampler(self, name: str, **options: Any) -> Callable[..., Tensor]:
         """Return the sampler (denoise, x, levels) -> x_0 of that name, with the options that are not None.

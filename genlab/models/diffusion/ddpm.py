@@ -16,8 +16,8 @@ from genlab.errors import UserError
 from genlab.models.diffusion.base import Diffusion
 from genlab.models.diffusion.bound import step_nats
 from genlab.models.diffusion.networks import denoising_network
-from genlab.models.diffusion.samplers import apart, karras, spread, strided
-from genlab.models.diffusion.schedule import Level, Schedule
+from genlab.models.diffusion.samplers import apart, karras, quadratic, spread, strided
+from genlab.models.diffusion.schedule import Level, Schedule, Spacing
 from genlab.spec import Batch, Fraction, NonNegative, Positive, PositiveFloat, Spec
 
 
@@ -113,10 +113,12 @@ class DDPM(Diffusion):
 
     # --- the path and the denoiser ----------------------------------------------------------------------------------
 
-    def levels(self, steps: int, sampler: str = "ddim") -> list[Level]:
+    def levels(self, steps: int, sampler: str = "ddim", spacing: Spacing = "uniform") -> list[Level]:
         T = self.schedule.T
         if not 1 <= steps <= T:
             raise UserError(f"sampler.steps={steps} is outside 1…{T}, the steps that the model was trained on")
+        if spacing == "quadratic":
+            return self.schedule.levels(quadratic(T, steps))
         if sampler == "ddim" and self.schedule.exact["alphas_bar"][-1] > 0:
             return self.schedule.levels(strided(T, steps))  # its paper's stride leaves T out
         if sampler in ("ddim", "ancestral"):

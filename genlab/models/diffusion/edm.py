@@ -12,7 +12,7 @@ from genlab.errors import UserError
 from genlab.models.diffusion.base import Diffusion
 from genlab.models.diffusion.networks import denoising_network
 from genlab.models.diffusion.samplers import karras
-from genlab.models.diffusion.schedule import CLEAN, Level
+from genlab.models.diffusion.schedule import CLEAN, Level, Spacing
 from genlab.spec import Batch, Fraction, NonNegative, Positive, PositiveFloat, Spec
 
 
@@ -82,7 +82,10 @@ class EDM(Diffusion):
 
     # --- the path and the denoiser ----------------------------------------------------------------------------------
 
-    def levels(self, steps: int, sampler: str = "heun") -> list[Level]:
+    def levels(self, steps: int, sampler: str = "heun", spacing: Spacing = "uniform") -> list[Level]:
+        if spacing != "uniform":
+            raise UserError(f"sampler.spacing={spacing} is for paths of even times, and edm's levels are even in their roots: "
+                            "set model.rho")  # fmt: skip
         sigmas = karras(self.sigma_max, self.sigma_min, steps, self.rho)
         return [*(Level(s, 1.0, s) for s in sigmas), CLEAN]
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from genlab.models.diffusion.base import Diffusion
 from genlab.models.diffusion.networks import denoising_network
 from genlab.models.diffusion.samplers import karras
-from genlab.models.diffusion.schedule import CLEAN, Level
+from genlab.models.diffusion.schedule import CLEAN, Level, Spacing
 from genlab.spec import Batch, Fraction, NonNegative, Positive, Spec
 
 LOWEST = 0.002  # σ/α of the last step of a sampler of second order, as EDM's
@@ -68,10 +68,11 @@ class FlowMatching(Diffusion):
         """Return the noise (B, …) at the other end of each item's path: drawn independently of it."""
         return torch.randn_like(batch.x)
 
-    def levels(self, steps: int, sampler: str = "euler") -> list[Level]:
+    def levels(self, steps: int, sampler: str = "euler", spacing: Spacing = "uniform") -> list[Level]:
         if sampler in ("heun", "dpm_solver"):  # of even times the last steps are too wide for what is thin; EDM's levels are not
             return [Level(1.0, 0.0, 1.0), *map(self.level, karras(self.highest, LOWEST, steps)[1:]), CLEAN]
-        return [*(Level(1 - i / steps, i / steps, 1 - i / steps) for i in range(steps)), CLEAN]
+        times = [(1 - i / steps) ** (2 if spacing == "quadratic" else 1) for i in range(steps)]
+        return [*(Level(t, 1 - t, t) for t in times), CLEAN]
 
     def noise_level(self, t: float) -> float:
         return t / (1 - t) if t < 1 else math.inf

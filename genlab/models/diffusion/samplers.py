@@ -30,6 +30,12 @@ def spread(T: int, steps: int) -> list[int]:
     return [round(i * (T - 1) / max(steps - 1, 1)) for i in range(steps)] if steps > 1 else [T - 1]
 
 
+def quadratic(T: int, steps: int) -> list[int]:
+    """Return `steps` times ⌊c i²⌋, from 0 to T − 1: closer where there is little noise (Song et al. 2021, appendix D.2)."""
+    times = [(T - 1) * i * i // (steps - 1) ** 2 for i in range(steps)] if steps > 1 else [T - 1]
+    return apart(times[::-1])
+
+
 def karras(highest: float, lowest: float, steps: int, rho: float = 7.0) -> list[float]:
     """Return `steps` noise levels from the highest down, even in their ρ-th roots (Karras et al. 2022, 2206.00364, eq. 5)."""
     high, low = highest ** (1 / rho), lowest ** (1 / rho)

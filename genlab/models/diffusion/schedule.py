@@ -16,6 +16,7 @@ from torch import Tensor, nn
 Name = Literal["linear", "cosine", "sigmoid"]
 Objective = Literal["eps", "x0", "v"]
 Variance = Literal["beta", "beta_tilde", "learned"]
+Spacing = Literal["uniform", "quadratic"]
 
 
 class Level(NamedTuple):
