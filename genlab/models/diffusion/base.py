@@ -163,6 +163,7 @@ class Diffusion(Judging, Restoring, nn.Module, ABC):
         sampler: str | None = None,
         steps: Positive | None = None,
         eta: Fraction | None = None,
+        noise_interval: tuple[NonNegative, NonNegative] | None = None,
         spacing: Spacing = "uniform",
         variance: Variance | None = None,
         churn: NonNegative | None = None,
@@ -177,6 +178,8 @@ class Diffusion(Judging, Restoring, nn.Module, ABC):
             sampler: one of `samplers`; None: the model's own.
             steps: from noise to data; None: the model's own number.
             eta: noise of ddim and of dpm_solver, from 0 (none, the default) to 1.
+            noise_interval: the noise levels σ/α between which eta or churn acts (S_tmin and S_tmax of Karras et al. 2022,
+                algorithm 2); None: everywhere.
             spacing: of ddim's times: uniform, or quadratic, with more of them where there is little noise.
             variance: σ² of ancestral; None: the model's own.
             churn: noise of heun, from 0 (none, the default) to 0.41.
@@ -184,14 +187,18 @@ class Diffusion(Judging, Restoring, nn.Module, ABC):
             guidance, interval, threshold: see `denoiser`.
 
         Raises:
-            UserError: an unknown sampler, an option of another one, or steps that the path has not.
+            UserError: an unknown sampler, an option of another one, an empty interval, or steps that the path has not.
         """
+        for key, between in (("interval", interval), ("noise_interval", noise_interval)):
+            if between is not None and between[0] >= between[1]:
+                raise UserError(f"sampler.{key}={list(between)} holds nothing; give the lower noise level first")
         y = self.asked(n, y, guidance)
         start = self.prior_std * torch.randn(n, *self.spec.shape, device=self.weight.device, dtype=self.weight.dtype)
         sampler = sampler or self.samplers[0]
         if spacing != "uniform" and sampler != "ddim":
             raise UserError(f"sampler.spacing belongs to sampler=ddim, not to sampler={sampler}")
-        follow = self.sampler(sampler, eta=eta, variance=variance, churn=churn, shift=shift)
+        noisy = {"eta": eta, "churn": churn, "noise_interval": noise_interval}
+        follow = self.sampler(sampler, **noisy, variance=variance, shift=shift)
         learned = sampler == "ancestral" and (variance or self.variance) == "learned"
         denoise = self.denoiser(y, guidance, interval=interval, threshold=threshold, learned=learned)
         levels = self.levels(steps or self.steps, sampler, spacing)

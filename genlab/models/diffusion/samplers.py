@@ -18,6 +18,7 @@ from genlab.models.diffusion.schedule import Level, Variance
 
 Denoiser = Callable[[Tensor, float], Tensor]
 Noise = Callable[[Tensor], Tensor]
+Interval = tuple[float, float]
 
 
 def strided(T: int, steps: int) -> list[int]:
@@ -58,6 +59,11 @@ def spreads(now: Level, then: Level) -> tuple[float, float, float]:
     return alpha, beta, beta * (then.sigma / now.sigma) ** 2
 
 
+def inside(level: Level, interval: Interval | None) -> bool:
+    """Whether the noise σ/α of a level lies in (low, high]; in None every level does."""
+    return interval is None or interval[0] * level.alpha < level.sigma <= interval[1] * level.alpha
+
+
 def posterior_mean(x0: Tensor, x: Tensor, now: Level, then: Level) -> Tensor:
     """Return the mean (B, …) of q(x_s | x_t, x_0) of a step from t = now to s = then (Ho et al. 2020, eq. 7)."""
     alpha, beta, _ = spreads(now, then)
@@ -94,17 +100,24 @@ def ancestral(
 
 @torch.no_grad()
 def ddim(
-    denoise: Denoiser, x: Tensor, levels: Sequence[Level], *, eta: float = 0.0, noise: Noise = torch.randn_like
+    denoise: Denoiser,
+    x: Tensor,
+    levels: Sequence[Level],
+    *,
+    eta: float = 0.0,
+    noise_interval: Interval | None = None,
+    noise: Noise = torch.randn_like,
 ) -> Tensor:
     """Return x_0 (B, …) from the noise x (B, …) by DDIM (Song et al. 2021, 2010.02502, eqs. 12 and 16).
 
     Args:
         eta: 0 is deterministic; 1 over the same levels is `ancestral` with σ² = β̃.
+        noise_interval: the σ/α between which it acts; see `heun`.
     """
     for now, then in pairwise(levels):
         x0 = denoise(x, now.t)
         eps = (x - now.alpha * x0) / now.sigma
-        sigma = eta * spreads(now, then)[2] ** 0.5 if eta else 0.0  # eq. 16
+        sigma = eta * spreads(now, then)[2] ** 0.5 if eta and inside(now, noise_interval) else 0.0  # eq. 16
         x = then.alpha * x0 + max(then.sigma**2 - sigma**2, 0.0) ** 0.5 * eps  # eq. 12
         if sigma:
             x = x + sigma * noise(x)
@@ -143,6 +156,7 @@ def heun(
     *,
     straight: bool = False,
     churn: float = 0.0,
+    noise_interval: Interval | None = None,
     level: Callable[[float], Level] | None = None,
     noise: Noise = torch.randn_like,
 ) -> Tensor:
@@ -154,9 +168,10 @@ def heun(
         straight: follow the ODE in the frame of flow matching; else in that of EDM. See `frame`.
         churn: γ: noise is added before each step, to 1 + γ times its level, in which the errors of the steps before drown;
             at most √2 − 1, the paper's S_churn / steps. 0: none. With it `level` gives the level of a σ/α.
+        noise_interval: the σ/α between which noise is added, the paper's S_tmin and S_tmax; None: at all.
     """
     for now, then in pairwise(levels):
-        if churn and now.alpha:
+        if churn and now.alpha and inside(now, noise_interval):
             x, now = raised(x, now, level((1 + min(churn, 2**0.5 - 1)) * now.sigma / now.alpha), noise)
         (a, b), (c, d) = frame(now, straight), frame(then, straight)
         first = slope(denoise(x, now.t), x, now, straight)
@@ -206,7 +221,13 @@ def slope(x0: Tensor, x: Tensor, level: Level, straight: bool) -> Tensor:
 
 @torch.no_grad()
 def dpm_solver(
-    denoise: Denoiser, x: Tensor, levels: Sequence[Level], *, eta: float = 0.0, noise: Noise = torch.randn_like
+    denoise: Denoiser,
+    x: Tensor,
+    levels: Sequence[Level],
+    *,
+    eta: float = 0.0,
+    noise_interval: Interval | None = None,
+    noise: Noise = torch.randn_like,
 ) -> Tensor:
     """Return x_0 (B, …) from the noise x (B, …) by DPM-Solver++(2M) (Lu et al. 2022, 2211.01095, algorithm 2).
 
@@ -215,6 +236,7 @@ def dpm_solver(
 
     Args:
         eta: 0 follows the ODE, 1 the SDE of the same laws (SDE-DPM-Solver++(2M), the same paper, version 3).
+        noise_interval: the σ/α between which it acts, elsewhere 0; see `heun`.
     """
     before, h_before = None, 0.0
     for now, then in pairwise(levels):
@@ -224,10 +246,11 @@ def dpm_solver(
         if before is not None and then.sigma:
             r = h_before / h
             guess = x0 + (x0 - before) / (2 * r)
-        forgotten = math.exp(-eta * h) if eta else 1.0  # what the noise of the SDE takes the place of
-        x = then.sigma / now.sigma * forgotten * x - then.alpha * math.expm1(-(1 + eta) * h) * guess
-        if eta and then.sigma:
-            x = x + then.sigma * (-math.expm1(-2 * eta * h)) ** 0.5 * noise(x)
+        share = eta if inside(now, noise_interval) else 0.0
+        forgotten = math.exp(-share * h) if share else 1.0  # what the noise of the SDE takes the place of
+        x = then.sigma / now.sigma * forgotten * x - then.alpha * math.expm1(-(1 + share) * h) * guess
+        if share and then.sigma:
+            x = x + then.sigma * (-math.expm1(-2 * share * h)) ** 0.5 * noise(x)
         before, h_before = x0, h
     return x
 
