@@ -135,7 +135,8 @@ def evaluated(measured: dict) -> str:
     sampler = dict(settings.get("sampler") or {})
     if name := sampler.pop("name", None) or sampler.pop("sampler", None):
         command += f" sampler={name}"
-    return command + "".join(f" sampler.{key}={value}" for key, value in sampler.items() if value is not None)
+    options = (f" sampler.{key}={value}".replace(", ", ",") for key, value in sampler.items() if value is not None)
+    return command + "".join(options)
 
 
 def number(row: dict) -> str:

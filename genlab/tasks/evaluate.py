@@ -166,8 +166,16 @@ def drawn(subject: Subject, measured: set[str]) -> dict[str, Any]:
 
 def tag(sampler: dict[str, Any]) -> str:
     """Return a sampler's options as part of a file's name: "ddim-steps10"; nothing for the model's own."""
-    name = [str(sampler["sampler"])] if "sampler" in sampler else []
-    return "-".join(name + [f"{k}{v:g}" if isinstance(v, float) else f"{k}{v}" for k, v in sampler.items() if k != "sampler"])
+    said = {key: word(value) for key, value in sampler.items()}
+    name = [said.pop("sampler")] if "sampler" in said else []
+    return "-".join(name + [f"{key}{value}" for key, value in said.items()])
+
+
+def word(value: Any) -> str:
+    """Return an option's value as one says it on the command line, a list without its brackets."""
+    if isinstance(value, list | tuple):
+        return ",".join(word(part) for part in value)
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def record_path(folder: Path, sampler: dict[str, Any]) -> Path:

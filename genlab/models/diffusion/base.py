@@ -164,7 +164,7 @@ class Diffusion(Judging, Restoring, nn.Module, ABC):
         steps: Positive | None = None,
         eta: Fraction | None = None,
         noise_interval: tuple[NonNegative, NonNegative] | None = None,
-        spacing: Spacing = "uniform",
+        spacing: Spacing | None = None,
         variance: Variance | None = None,
         churn: NonNegative | None = None,
         shift: PositiveFloat | None = None,
@@ -180,7 +180,7 @@ class Diffusion(Judging, Restoring, nn.Module, ABC):
             eta: noise of ddim and of dpm_solver, from 0 (none, the default) to 1.
             noise_interval: the noise levels σ/α between which eta or churn acts (S_tmin and S_tmax of Karras et al. 2022,
                 algorithm 2); None: everywhere.
-            spacing: of ddim's times: uniform, or quadratic, with more of them where there is little noise.
+            spacing: of ddim's times: uniform (the default), or quadratic, with more of them where there is little noise.
             variance: σ² of ancestral; None: the model's own.
             churn: noise of heun, from 0 (none, the default) to 0.41.
             shift: of euler, how many times the noise of its levels is taken; 1 is the default.
@@ -195,13 +195,13 @@ class Diffusion(Judging, Restoring, nn.Module, ABC):
         y = self.asked(n, y, guidance)
         start = self.prior_std * torch.randn(n, *self.spec.shape, device=self.weight.device, dtype=self.weight.dtype)
         sampler = sampler or self.samplers[0]
-        if spacing != "uniform" and sampler != "ddim":
+        if spacing is not None and sampler != "ddim":
             raise UserError(f"sampler.spacing belongs to sampler=ddim, not to sampler={sampler}")
         noisy = {"eta": eta, "churn": churn, "noise_interval": noise_interval}
         follow = self.sampler(sampler, **noisy, variance=variance, shift=shift)
         learned = sampler == "ancestral" and (variance or self.variance) == "learned"
         denoise = self.denoiser(y, guidance, interval=interval, threshold=threshold, learned=learned)
-        levels = self.levels(steps or self.steps, sampler, spacing)
+        levels = self.levels(steps or self.steps, sampler, spacing or "uniform")
         return self.within(follow(denoise, start, self.watch(levels)))
 
     def sampler(self, name: str, **options: Any) -> Callable[..., Tensor]:
