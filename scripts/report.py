@@ -153,7 +153,7 @@ def shown(row: dict) -> bool:
 
 # The rows that stand for a recipe in the README, the most telling first; docs/results.md has all of them.
 TELLING = ("nll_gap", "nll_logit", "nats_per_token", "nll", "nll_iwae", "nll_elbo", "reconstruction",
-           "classification_error", "accuracy", "class_accuracy", "code_purity", "psnr_luminance_db",
+           "classification_error", "accuracy", "class_accuracy", "class_kept", "code_purity", "psnr_luminance_db",
            "psnr_luminance_db_of_bicubic", "auroc", "modes", "fid", "frechet_classifier", "energy_distance")  # fmt: skip
 TOLD = 2  # of them, at most
 
@@ -162,18 +162,41 @@ def telling(row: dict) -> int:
     return TELLING.index(row["name"]) if row["name"] in TELLING else len(TELLING)
 
 
+def told(result: dict) -> list[dict]:
+    """Return a result's most telling numbers."""
+    return sorted(filter(shown, result["metrics"]), key=telling)[:TOLD]
+
+
+def worth(result: dict) -> tuple[int, float]:
+    """Return what of two results of one training is greater where the README shows it: more items, then the better number."""
+    number = told(result)[0]
+    higher = number.get("better") == "higher" or number.get("higher_is_better")
+    if "better" not in number and "higher_is_better" not in number:  # of a command's record
+        higher = not re.match("nll|squared_error|energy", number["name"])
+    n = number["conditions"].get("n", 0)
+    return n if isinstance(n, int) else 0, number["value"] if higher else -number["value"]
+
+
+def best(results: list[dict]) -> list[dict]:
+    """Return of each training and kind of number the result that stands for it, in the order in which they came."""
+    kinds: dict[tuple, dict] = {}
+    for result in results:
+        kind = (result["command"], *(number["name"] for number in told(result)))
+        kinds[kind] = max(kinds.get(kind, result), result, key=worth)
+    return list(kinds.values())
+
+
 def models_table(results: dict) -> str:
-    """Return a row a recipe: its paper, its command, and of each of its runs the most telling numbers."""
+    """Return a row a recipe: its paper, its command, and of each of its trainings the most telling numbers."""
     lines = []
     for path in group("model"):
         text = header(path)
         paper = re.search(r"[:(]\s*([^:()]*?\b(?:19|20)\d\d)[a-z]?,\s*(https?://[^\s,);]+)", text)
         command = re.search(r"genlab train (?:\S+=\S+ ?)+", text)
         measured = []
-        for result in (r for r in results.values() if r["model"] == path.stem):
-            told = sorted(filter(shown, result["metrics"]), key=telling)[:TOLD]
+        for result in best([r for r in results.values() if r["model"] == path.stem]):
             took = f" ({result['train_seconds']:,} s)" if result["train_seconds"] else ""
-            measured.append(f"{'; '.join(map(number, told))}: `{result['command']}`{took}")
+            measured.append(f"{'; '.join(map(number, told(result)))}: `{result['command']}`{took}")
         cite = f"[{paper[1]}]({paper[2].rstrip('.:')})" if paper else text.split(".")[0]
         lines.append((f"`{path.stem}`", cite, f"`{command[0].strip()}`", "<br>".join(measured) or "·"))
     return table(("recipe", "paper", "command", "measured"), lines)

@@ -153,6 +153,22 @@ def test_a_run_that_was_trained_on_is_reported_with_its_resume(tmp_path, monkeyp
     assert report.gone_on(report.RunFolder(tmp_path), {"step": step, "seconds": seconds}) == more
 
 
+def test_of_each_training_the_best_of_the_most_items_is_shown(monkeypatch):
+    monkeypatch.syspath_prepend(REPOSITORY / "scripts")
+    report = importlib.import_module("report")
+
+    def result(command: str, name: str, value: float, n: int, **kind: str) -> dict:
+        metrics = [{"name": "sampling_seconds", "value": 1.0, "metric": "cost"},
+                   {"name": name, "value": value, "conditions": {"n": n}, **kind}]  # fmt: skip
+        return {"command": command, "metrics": metrics}
+
+    few, worse, better = (result("a", "frechet_classifier", value, n, better="lower") for value, n in ((1, 5), (4, 9), (3, 9)))
+    kept = [result("a", "class_kept", value, 9) for value in (0.8, 0.9, 0.7)]
+    older = [result("b", "modes", value, 9, higher_is_better=True) for value in (7, 8)]
+    off = [result("b", "squared_error_of_a_draw", value, 9) for value in (2, 1)]
+    assert report.best([few, worse, *kept, better, *older, *off]) == [better, kept[1], older[1], off[1]]
+
+
 @pytest.mark.parametrize("script", sorted(set(re.findall(r"scripts/\w+\.(?:sh|py)", README))))
 def test_the_scripts_that_it_names_stand_and_parse(script):
     path = REPOSITORY / script
