@@ -73,7 +73,8 @@ def test_sampling_shows_on_a_terminal_how_far_it_is(run, name, tmp_path, monkeyp
 @pytest.mark.parametrize(("option", "bad"), [
     ("steps", 0), ("steps", "many"), ("eta", -0.1), ("eta", "some"), ("eta", 1.5), ("churn", -1), ("shift", 0), ("shift", "far"),
     ("spacing", "cubic"), ("variance", "none"), ("guidance", -2), ("interval", 3), ("interval", [1]), ("interval", [3, 0.2]),
-    ("noise_interval", 3), ("noise_interval", [3, 0.2]), ("threshold", 2),
+    ("noise_interval", 3), ("noise_interval", [3, 0.2]), ("noise_interval", [0.2, 3]),
+    ("threshold", 2),
 ])  # fmt: skip
 def test_a_sampler_s_option_has_the_values_that_it_has(run, name, option, bad, tmp_path):
     with pytest.raises(UserError, match=re.escape(f"sampler.{option}")):

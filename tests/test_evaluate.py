@@ -70,10 +70,10 @@ def test_an_evaluation_is_a_table_a_record_and_pictures(genlab, trained):
 def test_the_numbers_of_another_sampler_have_a_file_of_their_own(genlab, trained):
     run = trained("model=ddpm_points", "dataset=ring", "dataset.n=500")
     ask = ("evaluate", f"run={run}", "n=20", "terms=2", "metrics=[energy_distance,cost]", "sampler=ddim", "sampler.steps=5",
-           "sampler.noise_interval=[0.2,3]")  # fmt: skip
+           "sampler.eta=0.5", "sampler.noise_interval=[0.2,3]")  # fmt: skip
     result = genlab(*ask)
     assert result.code == 0, result.err
-    record = json.loads((run / "metrics-ddim-steps5-eta0-noise_interval0.2,3.json").read_text())
+    record = json.loads((run / "metrics-ddim-steps5-eta0.5-noise_interval0.2,3.json").read_text())
     assert {row["name"]: row["value"] for row in record["metrics"]}["network_evaluations"] == 5
     assert "ddim" in record["metrics"][0]["conditions"]["sampler"]
     assert not (run / "metrics.json").exists()

@@ -187,11 +187,14 @@ class Diffusion(Judging, Restoring, nn.Module, ABC):
             guidance, interval, threshold: see `denoiser`.
 
         Raises:
-            UserError: an unknown sampler, an option of another one, an empty interval, or steps that the path has not.
+            UserError: an unknown sampler, an option of another one, an interval of nothing, or steps that the path has not.
         """
         for key, between in (("interval", interval), ("noise_interval", noise_interval)):
             if between is not None and between[0] >= between[1]:
                 raise UserError(f"sampler.{key}={list(between)} holds nothing; give the lower noise level first")
+        if noise_interval is not None and not (eta or churn):
+            raise UserError("sampler.noise_interval says where noise is added, and none is; set sampler.eta or sampler.churn, "
+                            "whichever the sampler has")  # fmt: skip
         y = self.asked(n, y, guidance)
         start = self.prior_std * torch.randn(n, *self.spec.shape, device=self.weight.device, dtype=self.weight.dtype)
         sampler = sampler or self.samplers[0]
