@@ -1,21 +1,23 @@
 """Train every objective of diffusion on laws whose best denoiser is known, and write what each reaches beside what is best.
 
-    python scripts/check_diffusion.py [--objectives ε v …] [--laws ring …] [--scale 1] [--out docs/diffusion.json]
+    python scripts/check_diffusion.py [--objectives ε v …] [--laws ring …] [--scale 1] [--runs FOLDER]
 
 For each: its loss over that of the best denoiser on the same draws, the samples of DDIM and of Heun's method under the true
 density, and the exact density less the model's, by its bound and by its ODE. Seven minutes a row of the ring. What is
-measured replaces what the file had of the same law and objective, and the page beside it, diffusion.md, shows the whole file.
+measured replaces what docs/diffusion.json had of the same law and objective, and the page beside it, diffusion.md, shows the
+whole file. With --runs the trained runs stay in that folder, and one that is there is measured again and not trained.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import math
+import re
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 import torch
@@ -26,6 +28,7 @@ from genlab.models.diffusion.base import Diffusion
 from genlab.models.diffusion.ddpm import DDPM
 from genlab.models.diffusion.edm import EDM, wide
 from genlab.spec import Batch
+from genlab.training.run import RunFolder
 
 OUT = Path(__file__).resolve().parent.parent / "docs" / "diffusion.json"
 OBJECTIVES = {
@@ -42,7 +45,11 @@ OBJECTIVES = {
 STEPS = {"ring": 10_000, "gaussian": 3_000}
 GAUSSIAN = ["dataset=points", "dataset.name=grid", "dataset.side=1", "dataset.n=1000000", "trainer.batch_size=1024"]
 LAWS = {"ring": ["dataset=ring"]} | {f"N(0, {s}²)": [*GAUSSIAN, f"dataset.std={s}"] for s in (1, 0.5, 0.25)}
-SAMPLERS = {"ddim-100": {"sampler": "ddim", "steps": 100}, "heun-18": {"sampler": "heun", "steps": 18}}
+SAMPLERS = {
+    "DDIM, 100 steps": {"sampler": "ddim", "steps": 100},
+    "DDIM, 100 steps at quadratic times": {"sampler": "ddim", "steps": 100, "spacing": "quadratic"},
+    "Heun, 18 steps": {"sampler": "heun", "steps": 18},
+}
 ROWS = 10_000  # samples
 POINTS = 2_500  # whose density is asked for
 DRAWS = 50  # of ROWS points each, on which losses are compared
@@ -99,6 +106,8 @@ def drawn(model: Diffusion, law) -> dict[str, float]:
     found = {}
     torch.manual_seed(2)
     for name, how in SAMPLERS.items():
+        if "spacing" in how and isinstance(model, EDM):
+            continue  # its levels are no even times
         x = model.sample(ROWS, **how)
         found[f"{name} nats"] = -law.log_prob(x).mean().item() - law.entropy
         nearest = torch.cdist(x, law.centers.double()).argmin(1)
@@ -123,19 +132,19 @@ def measured(model: Diffusion, law) -> dict[str, float]:
     return found
 
 
-def trained(command: list[str], folder: Path) -> float:
-    """Train by a command of genlab's, and return the seconds it took."""
-    began = time.monotonic()
-    whole = [sys.executable, "-m", "genlab", "train", *command, f"out={folder}"]
-    subprocess.run(whole, check=True, stdout=subprocess.DEVNULL)
-    return time.monotonic() - began
+def trained(command: list[str], folder: Path) -> RunFolder:
+    """Return the run that a command of genlab's trains in a folder, or the rest of one that it began there before."""
+    how = [f"resume={folder}"] if folder.exists() else [*command, f"out={folder}"]
+    subprocess.run([sys.executable, "-m", "genlab", "train", *how], check=True, stdout=subprocess.DEVNULL)
+    return RunFolder(folder)
 
 
 def page(rows: list[dict]) -> str:
     """Return the page of what was found."""
-    heads = ["law", "objective", "trained by", "seconds", "loss / least", "DDIM, 100 steps: modes", "nats over the entropy",
-             "by the best denoiser", "Heun, 18 steps: modes", "nats over the entropy", "by the best denoiser",
-             "exact − bound, nats", "exact − ODE, nats"]  # fmt: skip
+    heads = ["law", "objective", "trained by", "seconds", "loss / least"]
+    for name in SAMPLERS:
+        heads += [f"{name}: modes", "nats over the entropy", "by the best denoiser"]
+    heads += ["exact − bound, nats", "exact − ODE, nats"]
     lines = [
         "# Objectives of diffusion against the best denoiser",
         "",
@@ -153,7 +162,11 @@ def page(rows: list[dict]) -> str:
         cells = [row["law"], row["objective"], f"`genlab train {' '.join(row['command'])}`", f"{row['seconds']:.0f}",
                  f"{f['loss']:.4f}"]  # fmt: skip
         for name in SAMPLERS:
-            cells += [f"{f[f'{name} modes']} of {row['modes']}", f"{f[f'{name} nats']:+.4f}", f"{f[f'best {name} nats']:+.4f}"]
+            if f"{name} nats" in f:
+                modes = f"{f[f'{name} modes']} of {row['modes']}"
+                cells += [modes, f"{f[f'{name} nats']:+.4f}", f"{f[f'best {name} nats']:+.4f}"]
+            else:
+                cells += ["—"] * 3
         cells += [f"{f['bound']:+.4f}", f"{f['ode']:+.4f}"]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
@@ -164,19 +177,20 @@ def main() -> None:
     parser.add_argument("--objectives", nargs="+", default=list(OBJECTIVES), choices=OBJECTIVES)
     parser.add_argument("--laws", nargs="+", default=list(LAWS), choices=LAWS)
     parser.add_argument("--scale", type=float, default=1.0, help="share of the training steps")
+    parser.add_argument("--runs", type=Path, help="folder in which the runs stay; those there are not trained again")
     parser.add_argument("--out", type=Path, default=OUT)
     args = parser.parse_args()
     torch.set_num_threads(1)
     rows = json.loads(args.out.read_text()) if args.out.exists() else []
     with tempfile.TemporaryDirectory() as here:
-        for i, (law, objective) in enumerate((law, objective) for law in args.laws for objective in args.objectives):
+        for law, objective in itertools.product(args.laws, args.objectives):
             steps = math.ceil(args.scale * STEPS["ring" if law == "ring" else "gaussian"])
             command = [*OBJECTIVES[objective], *LAWS[law], f"trainer.steps={steps}"]
-            folder = Path(here) / str(i)
             fixed = ["device=cpu", "device.threads=1", "trainer.preview_every=0"]
             if objective == "EDM" and law != "ring":
                 command.append("model.sigma_data=${dataset.std}")
-            seconds = trained([*command, *fixed], folder)
+            folder = (args.runs or Path(here)) / "-".join(re.findall(r"\w+", " ".join(command)))
+            seconds = trained([*command, *fixed], folder).history()[-1]["seconds"]
             run = load_run({"run": str(folder)})
             found = measured(run.model, run.dataset.law)
             rows = [row for row in rows if (row["law"], row["objective"]) != (law, objective)]
