@@ -38,8 +38,6 @@ HEADERS = sorted(
 )
 # So that minutes become seconds; what the command says still wins over the recipe's own values in the same way.
 SMALL = ("trainer.steps=2", "trainer.batch_size=8", "trainer.preview_every=0", "device=cpu", "device.compile=false")
-
-
 # What a command says and what is as good for a test, where the number alone makes it long.
 LESS = {"trainer.steps=30000": "trainer.steps=4", "trainer.pairs=2000": "trainer.pairs=16", "n=20": "n=4"}
 

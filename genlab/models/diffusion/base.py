@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from genlab.errors import UserError, did_you_mean
 from genlab.models.diffusion.likelihood import Judging
 from genlab.models.diffusion.restore import Restoring
-from genlab.models.diffusion.samplers import SAMPLERS, heun
+from genlab.models.diffusion.samplers import SAMPLERS, Interval, heun, inside
 from genlab.models.diffusion.schedule import Level, Spacing, Variance
 from genlab.spec import Batch, Fraction, NonNegative, Positive, PositiveFloat, Spec
 
@@ -116,7 +116,7 @@ class Diffusion(Judging, Restoring, nn.Module, ABC):
         y: Tensor | None = None,
         guidance: float | None = None,
         *,
-        interval: tuple[float, float] | None = None,
+        interval: Interval | None = None,
         threshold: float | None = None,
         learned: bool = False,
     ) -> Callable[[Tensor, float], Any]:
@@ -140,7 +140,7 @@ class Diffusion(Judging, Restoring, nn.Module, ABC):
 
         def denoise(x: Tensor, t: float) -> Any:
             at = torch.full((1,), t, device=x.device)
-            weight = g if interval is None or interval[0] < self.noise_level(t) <= interval[1] else 1.0
+            weight = g if inside(self.noise_level(t), interval) else 1.0
             if y is None or weight in (0, 1):
                 x0, v = self.answer(x, at, y if weight else None)
             else:

@@ -59,9 +59,9 @@ def spreads(now: Level, then: Level) -> tuple[float, float, float]:
     return alpha, beta, beta * (then.sigma / now.sigma) ** 2
 
 
-def inside(level: Level, interval: Interval | None) -> bool:
-    """Whether the noise σ/α of a level lies in (low, high]; in None every level does."""
-    return interval is None or interval[0] * level.alpha < level.sigma <= interval[1] * level.alpha
+def inside(noise: float, interval: Interval | None) -> bool:
+    """Whether a noise level σ/α lies in (low, high]; in None each does."""
+    return interval is None or interval[0] < noise <= interval[1]
 
 
 def posterior_mean(x0: Tensor, x: Tensor, now: Level, then: Level) -> Tensor:
@@ -117,7 +117,7 @@ def ddim(
     for now, then in pairwise(levels):
         x0 = denoise(x, now.t)
         eps = (x - now.alpha * x0) / now.sigma
-        sigma = eta * spreads(now, then)[2] ** 0.5 if eta and inside(now, noise_interval) else 0.0  # eq. 16
+        sigma = eta * spreads(now, then)[2] ** 0.5 if eta and inside(now.noise, noise_interval) else 0.0  # eq. 16
         x = then.alpha * x0 + max(then.sigma**2 - sigma**2, 0.0) ** 0.5 * eps  # eq. 12
         if sigma:
             x = x + sigma * noise(x)
@@ -171,8 +171,8 @@ def heun(
         noise_interval: the σ/α between which noise is added, the paper's S_tmin and S_tmax; None: at all.
     """
     for now, then in pairwise(levels):
-        if churn and now.alpha and inside(now, noise_interval):
-            x, now = raised(x, now, level((1 + min(churn, 2**0.5 - 1)) * now.sigma / now.alpha), noise)
+        if churn and now.alpha and inside(now.noise, noise_interval):
+            x, now = raised(x, now, level((1 + min(churn, 2**0.5 - 1)) * now.noise), noise)
         (a, b), (c, d) = frame(now, straight), frame(then, straight)
         first = slope(denoise(x, now.t), x, now, straight)
         u, x = x / a, c * (x / a + (d - b) * first)
@@ -190,9 +190,9 @@ def shifted(levels: Iterable[Level], shift: float, level: Callable[[float], Leve
     highest = None
     for at in levels:
         if highest is None:
-            highest = at.sigma / at.alpha if at.alpha else math.inf
+            highest = at.noise
         elif at.sigma:
-            at = level(min(shift * at.sigma / at.alpha, highest))
+            at = level(min(shift * at.noise, highest))
         yield at
 
 
@@ -246,7 +246,7 @@ def dpm_solver(
         if before is not None and then.sigma:
             r = h_before / h
             guess = x0 + (x0 - before) / (2 * r)
-        share = eta if inside(now, noise_interval) else 0.0
+        share = eta if inside(now.noise, noise_interval) else 0.0
         forgotten = math.exp(-share * h) if share else 1.0  # what the noise of the SDE takes the place of
         x = then.sigma / now.sigma * forgotten * x - then.alpha * math.expm1(-(1 + share) * h) * guess
         if share and then.sigma:

@@ -26,6 +26,11 @@ class Level(NamedTuple):
     alpha: float
     sigma: float
 
+    @property
+    def noise(self) -> float:
+        """σ/α: infinite where there is no signal."""
+        return self.sigma / self.alpha if self.alpha else math.inf
+
 
 CLEAN = Level(0.0, 1.0, 0.0)  # where every path ends; no network is asked here
 
