@@ -1,6 +1,6 @@
 """`python -m genlab` is `genlab`."""
 
-from genlab.cli import main
+from genlab.cli.main import main
 
 if __name__ == "__main__":
     main()

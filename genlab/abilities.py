@@ -207,4 +207,7 @@ def need(model: object, verb: str, able: Callable[[], Iterable[str]] = tuple) ->
     if verb in abilities(model):
         return
     names = ", ".join(able())
-    raise UserError(f"{type(model).__name__} has no {verb}" + (f"; models that have it: {names}" if names else ""))
+    raise UserError(
+        f"{type(model).__name__} has no {verb}"
+        + (f"; models that have it: {names}" if names else "")
+    )

@@ -23,5 +23,8 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 def printable(text: str) -> str:
     """Return a text on one line, without characters that a terminal would act on: a stranger's file may have them in a name."""
     text = text.encode("utf-8", "replace").decode()  # a file's name may hold bytes that are no text
-    words = (word if len(word) <= LONGEST else f"{word[: LONGEST // 2]}…{word[-LONGEST // 4 :]}" for word in text.split())
+    words = (
+        word if len(word) <= LONGEST else f"{word[: LONGEST // 2]}…{word[-LONGEST // 4 :]}"
+        for word in text.split()
+    )
     return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in " ".join(words))

@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 
 # Ranges of options, written once: `build` checks every option of a recipe against its constructor's hints.
 Count = Annotated[int, Interval(ge=0, le=2**63 - 1)]  # 0, 1, 2, … as far as PyTorch counts
-Positive = Annotated[int, Interval(gt=0, le=10**9)]  # 1, 2, 3, …; more is a slip, and would be counted to for days
+Positive = Annotated[
+    int, Interval(gt=0, le=10**9)
+]  # 1, 2, 3, …; more is a slip, and would be counted to for days
 PositiveFloat = Annotated[float, Gt(0)]
 NonNegative = Annotated[float, Ge(0)]
 Fraction = Annotated[float, Interval(ge=0, le=1)]  # a probability or a share
@@ -79,7 +81,9 @@ class Spec:
             return list(text.encode())
         number = {symbol: i for i, symbol in enumerate(self.symbols)}
         if unknown := "".join(sorted(set(text) - set(number))):
-            raise UserError(f"the data has no {unknown!r}; its {self.vocab} characters are {self.symbols!r}")
+            raise UserError(
+                f"the data has no {unknown!r}; its {self.vocab} characters are {self.symbols!r}"
+            )
         return [number[symbol] for symbol in text]
 
     def to_text(self, tokens: Iterable[int]) -> str:
@@ -91,7 +95,12 @@ class Spec:
     def to_json(self) -> dict:
         """Return plain values, from which `Spec.from_json` rebuilds the same Spec."""
         source = self.source and self.source.to_json()
-        return {**self.__dict__, "shape": list(self.shape), "range": list(self.range), "source": source}
+        return {
+            **self.__dict__,
+            "shape": list(self.shape),
+            "range": list(self.range),
+            "source": source,
+        }
 
     @classmethod
     def from_json(cls, values: dict) -> Spec:

@@ -26,7 +26,16 @@ from bench_turns import How
 
 HERE = Path(__file__).resolve().parent
 OUT = HERE.parent / "docs" / "benchmarks" / "cpu.json"
-PACKAGES = ("torch", "torchvision", "scikit-learn", "pythae", "denoising-diffusion-pytorch", "diffusers", "normflows", "zuko")
+PACKAGES = (
+    "torch",
+    "torchvision",
+    "scikit-learn",
+    "pythae",
+    "denoising-diffusion-pytorch",
+    "diffusers",
+    "normflows",
+    "zuko",
+)
 GENLAB = (sys.executable, "-m", "genlab")
 
 
@@ -56,7 +65,10 @@ def start_up(how: How) -> dict[str, dict[str, float]]:
             subprocess.run(command, capture_output=True, check=True)
             if i:
                 times[name].append(time.perf_counter() - began)
-    return {name: {"median": statistics.median(t), "least": min(t), "most": max(t)} for name, t in times.items()}
+    return {
+        name: {"median": statistics.median(t), "least": min(t), "most": max(t)}
+        for name, t in times.items()
+    }
 
 
 # A small process in between: a child's peak counts the memory of the process that started it, until it runs its own program.
@@ -72,42 +84,82 @@ def memory(how: How) -> dict[str, dict]:
     import tempfile
 
     def peak(*command: str) -> float:
-        done = subprocess.run([sys.executable, "-c", PEAK, *command], capture_output=True, text=True, check=True)
+        done = subprocess.run(
+            [sys.executable, "-c", PEAK, *command], capture_output=True, text=True, check=True
+        )
         return float(done.stdout)
 
     steps, _ = how.steps(938, 1)
     with tempfile.TemporaryDirectory() as place:
-        train = ("model.hidden=[400]", "model.activation=relu", "trainer.batch_size=128", f"trainer.steps={steps}", "device=cpu")
-        found = {"genlab train": peak(*GENLAB, "train", *how.mnist("model=vae", *train), f"out={place}/run")}
+        train = (
+            "model.hidden=[400]",
+            "model.activation=relu",
+            "trainer.batch_size=128",
+            f"trainer.steps={steps}",
+            "device=cpu",
+        )
+        found = {
+            "genlab train": peak(
+                *GENLAB, "train", *how.mnist("model=vae", *train), f"out={place}/run"
+            )
+        }
     if not how.fake:
-        usual = (sys.executable, str(HERE / "bench_loops.py"), os.environ["GENLAB_DATA"], str(steps))
+        usual = (
+            sys.executable,
+            str(HERE / "bench_loops.py"),
+            os.environ["GENLAB_DATA"],
+            str(steps),
+        )
         found["the usual example, DataLoader with 0 workers"] = peak(*usual)
-    found['python -c "import torch, torchvision"'] = peak(sys.executable, "-c", "import torch, torchvision")
+    found['python -c "import torch, torchvision"'] = peak(
+        sys.executable, "-c", "import torch, torchvision"
+    )
     return found
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     everything = [*CASES, "start_up", "memory"]
-    parser.add_argument("names", nargs="*", default=everything, help=f"of {', '.join(everything)}; none: all")
-    parser.add_argument("--out", type=Path, help=f"default {OUT}; with --share below 1: nothing is written")
-    parser.add_argument("--share", type=float, default=1.0, help="of the steps; below 1 only to see that it runs")
-    parser.add_argument("--data", choices=("mnist", "fake"), default="mnist", help="fake: noise in the shape of MNIST")
+    parser.add_argument(
+        "names", nargs="*", default=everything, help=f"of {', '.join(everything)}; none: all"
+    )
+    parser.add_argument(
+        "--out", type=Path, help=f"default {OUT}; with --share below 1: nothing is written"
+    )
+    parser.add_argument(
+        "--share", type=float, default=1.0, help="of the steps; below 1 only to see that it runs"
+    )
+    parser.add_argument(
+        "--data",
+        choices=("mnist", "fake"),
+        default="mnist",
+        help="fake: noise in the shape of MNIST",
+    )
     options = parser.parse_args()
     if unknown := set(options.names) - set(everything):
-        parser.error(f"there is no case {', '.join(sorted(unknown))}; there are {', '.join(everything)}")
+        parser.error(
+            f"there is no case {', '.join(sorted(unknown))}; there are {', '.join(everything)}"
+        )
     if options.data == "mnist" and "GENLAB_DATA" not in os.environ:
         parser.error("set GENLAB_DATA to the folder that holds MNIST, or give --data fake")
     how = How(options.share, options.data == "fake")
     out = options.out or (OUT if options.share == 1 and not how.fake else None)
     found = json.loads(out.read_text()) if out and out.exists() else {}
-    if (found.get("share"), found.get("data")) != (options.share, options.data):  # nothing yet, or of another kind
+    if (found.get("share"), found.get("data")) != (
+        options.share,
+        options.data,
+    ):  # nothing yet, or of another kind
         found = {"pairs": {}}
     began = time.perf_counter()
     for name in options.names:
         sys.stderr.write(f"{name}\n")
         if name in CASES:
-            rows = {key: row | {"threads": torch.get_num_threads()} for key, row in CASES[name](how).items()}
+            rows = {
+                key: row | {"threads": torch.get_num_threads()}
+                for key, row in CASES[name](how).items()
+            }
             found["pairs"] |= rows
         else:
             rows = found[name] = {"start_up": start_up, "memory": memory}[name](how)

@@ -28,22 +28,40 @@ def data_of(options: tuple[str, ...]) -> Tensor:
 
 
 def small_vae(how: How) -> tuple[str, ...]:
-    return how.mnist("model=vae", "model.hidden=[400]", "model.activation=relu", "trainer.batch_size=128")
+    return how.mnist(
+        "model=vae", "model.hidden=[400]", "model.activation=relu", "trainer.batch_size=128"
+    )
 
 
 def vae_loop(how: How) -> dict[str, Row]:
     ours = small_vae(how)
     step = hand.vae(data_of(ours).flatten(1), 128)
     what = "VAE 784–400–20 on MNIST, batch 128, with logging, previews and checkpoints"
-    return against(how, what, ours, {"vae_loop": Other(BY_HAND, repeated(step))}, steps=4 * 469, block=67)
+    return against(
+        how, what, ours, {"vae_loop": Other(BY_HAND, repeated(step))}, steps=4 * 469, block=67
+    )
 
 
 def dcgan_loop(how: How) -> dict[str, Row]:
-    ours = ("model=dcgan", "model.width=32", "dataset.size=32", "trainer.batch_size=64", "trainer.ema=0.999", *KEPT)
+    ours = (
+        "model=dcgan",
+        "model.width=32",
+        "dataset.size=32",
+        "trainer.batch_size=64",
+        "trainer.ema=0.999",
+        *KEPT,
+    )
     model = built(*ours, "device=cpu", "out=unused")[2].model
     step = hand.dcgan(model, data_of(ours), 64, ema=0.999)
     what = "DCGAN 32×32, 32 maps, batch 64, with logging, EMA and checkpoints"
-    return against(how, what, ours, {"dcgan_loop": Other(BY_HAND, repeated(step), bar=LOOP)}, steps=400, block=5)
+    return against(
+        how,
+        what,
+        ours,
+        {"dcgan_loop": Other(BY_HAND, repeated(step), bar=LOOP)},
+        steps=400,
+        block=5,
+    )
 
 
 def small_unet(how: How) -> tuple[str, ...]:
@@ -54,9 +72,13 @@ def small_unet(how: How) -> tuple[str, ...]:
 def unet_loop(how: How) -> dict[str, Row]:
     ours = small_unet(how)
     model = built(*ours, "device=cpu", "out=unused")[2].model
-    step = hand.ddpm(model.network, model.schedule.alphas_bar, data_of(ours), 64, lr=2e-3, ema=0.998, clip=1.0)
+    step = hand.ddpm(
+        model.network, model.schedule.alphas_bar, data_of(ours), 64, lr=2e-3, ema=0.998, clip=1.0
+    )
     what = "DDPM's U-Net 28×28, batch 64, with logging, EMA, clipping and checkpoints"
-    return against(how, what, ours, {"unet_loop": Other(BY_HAND, repeated(step), bar=LOOP)}, steps=160, block=2)
+    return against(
+        how, what, ours, {"unet_loop": Other(BY_HAND, repeated(step), bar=LOOP)}, steps=160, block=2
+    )
 
 
 # --- (b) what a user would take instead -------------------------------------------------------------------------------
@@ -66,7 +88,9 @@ BY_EPOCHS = "VAE 784–400–20 on MNIST, batch 128, by epochs"
 
 def vae_loaders(how: How) -> dict[str, Row]:
     def other(workers: int) -> Other:
-        what = f"the usual example: torchvision's MNIST, ToTensor, DataLoader with {workers} workers"
+        what = (
+            f"the usual example: torchvision's MNIST, ToTensor, DataLoader with {workers} workers"
+        )
         if how.fake:
             return Other(what, absent="it reads MNIST's files")
         turn = repeated(hand.usual(os.environ["GENLAB_DATA"], 128, workers))
@@ -114,9 +138,17 @@ def pythae(data: Tensor) -> Other:
     model, x = VAE(config, encoder, Decoder(encoder.net)), data.float() / 255
 
     def turn(steps: int) -> None:
-        with tempfile.TemporaryDirectory() as place, redirect_stdout(StringIO()), redirect_stderr(StringIO()):
+        with (
+            tempfile.TemporaryDirectory() as place,
+            redirect_stdout(StringIO()),
+            redirect_stderr(StringIO()),
+        ):
             epoch = BaseTrainerConfig(
-                output_dir=place, num_epochs=1, per_device_train_batch_size=128, learning_rate=1e-3, no_cuda=True
+                output_dir=place,
+                num_epochs=1,
+                per_device_train_batch_size=128,
+                learning_rate=1e-3,
+                no_cuda=True,
             )
             TrainingPipeline(model, epoch)(train_data=x[: steps * 128])
 
@@ -124,7 +156,9 @@ def pythae(data: Tensor) -> Other:
 
 
 def rbm(how: How) -> dict[str, Row]:
-    ours = how.mnist("model=rbm", "model.hidden=256", "trainer.batch_size=100", "trainer.preview_every=0")
+    ours = how.mnist(
+        "model=rbm", "model.hidden=256", "trainer.batch_size=100", "trainer.preview_every=0"
+    )
     data = data_of(ours).flatten(1)
     on = data.numpy() > 127
 
@@ -137,7 +171,9 @@ def rbm(how: How) -> dict[str, Row]:
 
     others = {
         "rbm_loop": Other(BY_HAND, repeated(hand.rbm(data, 100, hidden=256))),
-        "rbm_sklearn": Other("scikit-learn's BernoulliRBM, float64 (its default)", machine("float64"), bar=0.8),
+        "rbm_sklearn": Other(
+            "scikit-learn's BernoulliRBM, float64 (its default)", machine("float64"), bar=0.8
+        ),
         "rbm_sklearn_float32": Other("scikit-learn's BernoulliRBM, float32", machine("float32")),
     }
     what = "RBM 784–256 on MNIST, PCD-1, batch 100"
@@ -165,10 +201,14 @@ def size(model: nn.Module) -> int:
 def unets(how: How) -> dict[str, Row]:
     data = data_of(small_unet(how))
     others = {
-        "unet_denoising_diffusion_pytorch": package("denoising_diffusion_pytorch", lucidrains_unet, data),
+        "unet_denoising_diffusion_pytorch": package(
+            "denoising_diffusion_pytorch", lucidrains_unet, data
+        ),
         "unet_diffusers": package("diffusers", diffusers_unet, data),
     }
-    what = "a step of DDPM's U-Net 28×28, widths 16–32–32, batch 64, with EMA, logging and checkpoints"
+    what = (
+        "a step of DDPM's U-Net 28×28, widths 16–32–32, batch 64, with EMA, logging and checkpoints"
+    )
     return against(how, what, small_unet(how), others, steps=60, block=2)
 
 
@@ -185,7 +225,9 @@ def lucidrains_unet(data: Tensor) -> Other:
 
     images = drawn(data, 64)
     net = Unet(dim=16, dim_mults=(1, 2, 2), channels=1)
-    model = GaussianDiffusion(net, image_size=28, timesteps=1000, objective="pred_noise", auto_normalize=False)
+    model = GaussianDiffusion(
+        net, image_size=28, timesteps=1000, objective="pred_noise", auto_normalize=False
+    )
     turn = descent(model, lambda: model(images()), lr=2e-3, clip=1.0)
     return Other("denoising-diffusion-pytorch, widths 16–32–32 too", turn, parameters=size(net))
 
@@ -250,7 +292,9 @@ def splines(how: How) -> dict[str, Row]:
     ):
         ours = ("model=nsf", *options, "dataset=ring", "trainer.preview_every=0")
         what = f"a step of an autoregressive spline flow on points, {network}, batch 512, with logging and checkpoints"
-        rows |= against(how, what, ours, {name: package("zuko", zuko_spline, data)}, steps=600, block=20)
+        rows |= against(
+            how, what, ours, {name: package("zuko", zuko_spline, data)}, steps=600, block=20
+        )
     return rows
 
 
@@ -275,7 +319,12 @@ def sampling(how: How) -> dict[str, Row]:
             by_hand.decode(torch.randn(1000, 20)).sigmoid()
 
     rows["sample_vae"] = in_turns(
-        how, "VAE 784–400–20, 1,000 items at a time", lambda: vae.sample(1000), Other(BY_HAND, draw_vae), rounds=200, items=1000
+        how,
+        "VAE 784–400–20, 1,000 items at a time",
+        lambda: vae.sample(1000),
+        Other(BY_HAND, draw_vae),
+        rounds=200,
+        items=1000,
     )
     options = ("model=dcgan", "model.width=32", "dataset.size=32", "trainer.batch_size=64")
     gan = built(*options, "device=cpu", "out=unused")[2].model.eval()
@@ -285,7 +334,12 @@ def sampling(how: How) -> dict[str, Row]:
             gan.generator(torch.rand(64, 100) * 2 - 1)
 
     rows["sample_dcgan"] = in_turns(
-        how, "DCGAN 32×32, 32 maps, 64 items at a time", lambda: gan.sample(64), Other(BY_HAND, draw_gan), rounds=100, items=64
+        how,
+        "DCGAN 32×32, 32 maps, 64 items at a time",
+        lambda: gan.sample(64),
+        Other(BY_HAND, draw_gan),
+        rounds=100,
+        items=64,
     )
     model = built(*small_unet(how), "device=cpu", "out=unused")[2].model.eval()
     n, steps = (16, 50) if how.share == 1 else (2, 3)
@@ -303,9 +357,18 @@ def sampling(how: How) -> dict[str, Row]:
 def cached_sampling(how: How) -> dict[str, Row]:
     """Autoregressive sampling with keys and values kept, against the plain loop that runs the whole prefix for each token."""
     side, length = (28, 1024) if how.share == 1 else (4, 16)
-    text = ("model=gpt_text", "model.layers=4", "model.heads=4", "model.width=128", f"dataset.length={length}")
+    text = (
+        "model=gpt_text",
+        "model.layers=4",
+        "model.heads=4",
+        "model.width=128",
+        f"dataset.length={length}",
+    )
     pixels = ("model=gpt_pixels", "dataset=fake", f"dataset.shape=[1,{side},{side}]")
-    cases = {f"{side * side} pixels, 8 layers of width 64": pixels, f"{length:,} characters, 4 layers of width 128": text}
+    cases = {
+        f"{side * side} pixels, 8 layers of width 64": pixels,
+        f"{length:,} characters, 4 layers of width 128": text,
+    }
     rows = {}
     for what, options in cases.items():
         model = built(*options, "device=cpu", "out=unused")[2].model.eval()
@@ -314,10 +377,18 @@ def cached_sampling(how: How) -> dict[str, Row]:
             torch.manual_seed(0)
             return model.sample(4, cache=cache)
 
-        plain = Other("the plain loop: the whole prefix for each token", lambda _: draw(cache=False), bar=1 / 8)
+        plain = Other(
+            "the plain loop: the whole prefix for each token",
+            lambda _: draw(cache=False),
+            bar=1 / 8,
+        )
         same = torch.equal(draw(cache=True), draw(cache=False))
-        what = f"sampling with the key–value cache, {what}, 4 at a time" + ("" if same else ": OTHER SAMPLES")
-        rows[f"sample_{options[0].partition('=')[2]}"] = in_turns(how, what, lambda: draw(cache=True), plain, rounds=4, items=4)
+        what = f"sampling with the key–value cache, {what}, 4 at a time" + (
+            "" if same else ": OTHER SAMPLES"
+        )
+        rows[f"sample_{options[0].partition('=')[2]}"] = in_turns(
+            how, what, lambda: draw(cache=True), plain, rounds=4, items=4
+        )
     return rows
 
 

@@ -32,7 +32,10 @@ OUT = Path(__file__).resolve().parent.parent / "docs" / "benchmarks" / "gpu.json
 WARM = 5  # updates before anything is timed: compilation, the choice of convolutions, the allocator's pools
 
 # Dense TFLOP/s by NVIDIA's data sheets of the H100, H200 (SXM) and A100: fp32 without tensor cores, tf32, bf16.
-HOPPER, AMPERE = {"fp32": 66.9, "tf32": 494.7, "bf16": 989.4}, {"fp32": 19.5, "tf32": 156.0, "bf16": 312.0}
+HOPPER, AMPERE = (
+    {"fp32": 66.9, "tf32": 494.7, "bf16": 989.4},
+    {"fp32": 19.5, "tf32": 156.0, "bf16": 312.0},
+)
 PEAKS = {
     "NVIDIA H200": HOPPER, "NVIDIA H100 80GB HBM3": HOPPER, "NVIDIA A100-SXM4-40GB": AMPERE,
     "NVIDIA A100-SXM4-80GB": AMPERE, "NVIDIA A100-PCIE-40GB": AMPERE, "NVIDIA A100 80GB PCIe": AMPERE,
@@ -49,8 +52,15 @@ class Mode:
 
     def options(self) -> tuple[str, ...]:
         precision = "bf16" if self.arithmetic == "bf16" else "fp32"
-        flags = {"tf32": self.arithmetic != "fp32", "compile": self.compiled, "channels_last": self.channels_last}
-        return (f"device.precision={precision}", *(f"device.{key}={str(on).lower()}" for key, on in flags.items()))
+        flags = {
+            "tf32": self.arithmetic != "fp32",
+            "compile": self.compiled,
+            "channels_last": self.channels_last,
+        }
+        return (
+            f"device.precision={precision}",
+            *(f"device.{key}={str(on).lower()}" for key, on in flags.items()),
+        )
 
     @property
     def layout(self) -> torch.memory_format:
@@ -80,13 +90,23 @@ class Case:
     bricks: bool = True  # whether it has networks that can be compiled, and images
 
 
-def dcgan(trainer: Any, data: torch.Tensor, batch: int, autocast: Callable, mode: Mode) -> hand.Step:
+def dcgan(
+    trainer: Any, data: torch.Tensor, batch: int, autocast: Callable, mode: Mode
+) -> hand.Step:
     return hand.dcgan(trainer.model, data, batch, autocast=autocast, layout=mode.layout)
 
 
 def ddpm(trainer: Any, data: torch.Tensor, batch: int, autocast: Callable, mode: Mode) -> hand.Step:
     model, how = trainer.model, dict(lr=2e-4, ema=trainer.options.ema, clip=trainer.options.clip)
-    return hand.ddpm(model.network, model.schedule.alphas_bar, data, batch, autocast=autocast, layout=mode.layout, **how)
+    return hand.ddpm(
+        model.network,
+        model.schedule.alphas_bar,
+        data,
+        batch,
+        autocast=autocast,
+        layout=mode.layout,
+        **how,
+    )
 
 
 def vae(trainer: Any, data: torch.Tensor, batch: int, autocast: Callable, mode: Mode) -> hand.Step:
@@ -174,7 +194,9 @@ def by_hand(case: Case, mode: Mode, options: tuple[str, ...]) -> hand.Step:
     """Return the step by hand of the same network, which genlab's device places and compiles in the same way."""
     _, dataset, trainer = built(*options, "out=unused")
     device, batch = trainer.device, trainer.options.batch_size
-    return case.by_hand(trainer, dataset.arrays("train")[0].to(device.torch), batch, device.autocast, mode)
+    return case.by_hand(
+        trainer, dataset.arrays("train")[0].to(device.torch), batch, device.autocast, mode
+    )
 
 
 def flop(options: tuple[str, ...]) -> int:
@@ -206,7 +228,9 @@ def peaks(device: torch.device, name: str, small: bool) -> dict[str, dict[str, A
     return found
 
 
-def measure(case: Case, mode: Mode, device: torch.device, peak: float, options: argparse.Namespace) -> dict[str, Any]:
+def measure(
+    case: Case, mode: Mode, device: torch.device, peak: float, options: argparse.Namespace
+) -> dict[str, Any]:
     """Return one row."""
     asked = (*case.options, f"device={device.type}", *(case.small if options.small else ()))
     work = flop(asked)
@@ -247,14 +271,25 @@ def measure(case: Case, mode: Mode, device: torch.device, peak: float, options: 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("names", nargs="*", default=list(CASES), help=f"of {', '.join(CASES)}")
-    parser.add_argument("--modes", nargs="+", choices=list(MODES), help="default: all on a GPU, fp32 and bf16 on a CPU")
+    parser.add_argument(
+        "--modes",
+        nargs="+",
+        choices=list(MODES),
+        help="default: all on a GPU, fp32 and bf16 on a CPU",
+    )
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--seconds", type=float, default=1.0, help="of a turn")
     parser.add_argument("--steps", type=int, help="of a turn, in the place of --seconds")
     parser.add_argument("--turns", type=int, default=5, help="of each")
-    parser.add_argument("--small", action="store_true", help="tiny networks, only to see that it runs; needs --out to write")
+    parser.add_argument(
+        "--small",
+        action="store_true",
+        help="tiny networks, only to see that it runs; needs --out to write",
+    )
     parser.add_argument("--out", type=Path, help=f"default {OUT}")
     options = parser.parse_args()
     if unknown := set(options.names) - set(CASES):
@@ -276,16 +311,25 @@ def main() -> None:
     rows = found.setdefault("rows", {})
     for case_name in options.names:
         case = CASES[case_name]
-        for mode_name in options.modes or (list(MODES) if device.type == "cuda" else ["fp32", "bf16"]):
+        for mode_name in options.modes or (
+            list(MODES) if device.type == "cuda" else ["fp32", "bf16"]
+        ):
             mode = MODES[mode_name]
             if not case.bricks and (mode.compiled or mode.channels_last):
                 continue
             key, about = f"{case_name} {mode_name}", {"case": case_name, "mode": mode_name}
             try:
-                rows[key] = about | measure(case, mode, device, limits[mode.arithmetic]["tflops"], options)
-            except Exception as error:  # a mode that a device lacks must not cost the rest of a rare GPU's time
+                rows[key] = about | measure(
+                    case, mode, device, limits[mode.arithmetic]["tflops"], options
+                )
+            except (
+                Exception
+            ) as error:  # a mode that a device lacks must not cost the rest of a rare GPU's time
                 traceback.print_exc()
-                rows[key] = about | {"what": case.what, "skipped": f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"}
+                rows[key] = about | {
+                    "what": case.what,
+                    "skipped": f"{type(error).__name__}: {str(error).splitlines()[0][:200]}",
+                }
             print(json.dumps({key: rows[key]}, ensure_ascii=False), flush=True)
             if out:
                 out.parent.mkdir(parents=True, exist_ok=True)

@@ -67,7 +67,9 @@ class HandVAE(nn.Module):
         return (bce - 0.5 * torch.sum(1 + logvar - mu.pow(2) - logvar.exp())) / len(x)
 
 
-def vae(data: Tensor, batch: int, *, autocast: Autocast = nullcontext, compiled: bool = False) -> Step:
+def vae(
+    data: Tensor, batch: int, *, autocast: Autocast = nullcontext, compiled: bool = False
+) -> Step:
     """Return one step of the VAE on bytes (N, 784), binarised anew each time."""
     model = HandVAE().to(data.device)
     optimizer, order = adam(model.parameters(), lr=1e-3), picks(len(data), batch, data.device)
@@ -140,7 +142,9 @@ def ddpm(
     return step
 
 
-def rbm(data: Tensor, batch: int, *, hidden: int, lr: float = 0.05, autocast: Autocast = nullcontext) -> Step:
+def rbm(
+    data: Tensor, batch: int, *, hidden: int, lr: float = 0.05, autocast: Autocast = nullcontext
+) -> Step:
     """Return one step of PCD-1 with `batch` chains on bytes (N, D), the gradient written out."""
     device, visible = data.device, data.shape[1]
     W = 0.01 * torch.randn(hidden, visible, device=device)

@@ -22,7 +22,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 from recipes import built
 
-from genlab.training.run import RunFolder
+from genlab.runs.run_folder import RunFolder
 
 Row = dict[str, Any]
 Turn = Callable[[int], None]  # takes so many steps
@@ -68,7 +68,9 @@ def package(name: str, make: Callable[..., Other], *data: Any) -> Other:
         return Other(name, absent=f"{name} cannot be imported ({error}): pip install -e '.[bench]'")
     spawned = multiprocessing.get_context("spawn")
     here, there = spawned.Pipe()
-    spawned.Process(target=serve, args=(there, torch.get_num_threads(), make, data), daemon=True).start()
+    spawned.Process(
+        target=serve, args=(there, torch.get_num_threads(), make, data), daemon=True
+    ).start()
     there.close()  # so that its end is heard of here
 
     def turn(steps: int) -> None:
@@ -78,7 +80,9 @@ def package(name: str, make: Callable[..., Other], *data: Any) -> Other:
     return replace(here.recv(), turn=turn)
 
 
-def serve(pipe: Connection, threads: int, make: Callable[..., Other], data: tuple[Any, ...]) -> None:
+def serve(
+    pipe: Connection, threads: int, make: Callable[..., Other], data: tuple[Any, ...]
+) -> None:
     """Take the turns that a pipe asks for, until it is closed."""
     torch.set_num_threads(threads)
     other = make(*data)
@@ -127,7 +131,9 @@ class Turns:
                 began = time.perf_counter()
 
 
-def row(what: str, other: Other, ours: list[float], theirs: list[float], *, steps: int, unit: str) -> Row:
+def row(
+    what: str, other: Other, ours: list[float], theirs: list[float], *, steps: int, unit: str
+) -> Row:
     """Return one comparison: seconds of all counted turns, and their ratio turn by turn; `steps` (of `unit`) a turn."""
     ratios = [a / b for a, b in zip(ours, theirs, strict=True)]
     quartiles = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else ratios * 3
@@ -145,18 +151,32 @@ def row(what: str, other: Other, ours: list[float], theirs: list[float], *, step
         "unit": unit,
         "genlab_us": statistics.median(ours) / steps * 1e6,
         "other_us": statistics.median(theirs) / steps * 1e6,
-        "overhead_us": statistics.median(a - b for a, b in zip(ours, theirs, strict=True)) / steps * 1e6,
+        "overhead_us": statistics.median(a - b for a, b in zip(ours, theirs, strict=True))
+        / steps
+        * 1e6,
     }
     if other.bar is not None:
         found |= {"bar": other.bar, "met": found["median_ratio"] <= other.bar}
     return found | ({"other_parameters": other.parameters} if other.parameters else {})
 
 
-def against(how: How, what: str, options: tuple[str, ...], others: dict[str, Other], *, steps: int, block: int) -> dict[str, Row]:
+def against(
+    how: How,
+    what: str,
+    options: tuple[str, ...],
+    others: dict[str, Other],
+    *,
+    steps: int,
+    block: int,
+) -> dict[str, Row]:
     """Train by `Trainer.fit` with a real run folder, the others taking turns; return a row for each of them."""
-    from genlab.tasks.train import preview
+    from genlab.commands.train import preview
 
-    absent = {name: {"what": what, "against": o.what, "skipped": o.absent} for name, o in others.items() if not o.turn}
+    absent = {
+        name: {"what": what, "against": o.what, "skipped": o.absent}
+        for name, o in others.items()
+        if not o.turn
+    }
     others = {name: other for name, other in others.items() if other.turn}
     if not others:
         return absent
@@ -169,7 +189,9 @@ def against(how: How, what: str, options: tuple[str, ...], others: dict[str, Oth
     own = sum(p.numel() for p in trainer.model.parameters())
     ours, rows = data.seconds["genlab"][1:], {}  # the first turn of each warms up
     for name, other in others.items():
-        rows[name] = row(what, other, ours, data.seconds[name][1:], steps=block, unit="step") | {"parameters": own}
+        rows[name] = row(what, other, ours, data.seconds[name][1:], steps=block, unit="step") | {
+            "parameters": own
+        }
     return rows | absent
 
 

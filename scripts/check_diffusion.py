@@ -23,12 +23,12 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from genlab.build import load_run
+from genlab.builders.entrypoints import load_run
 from genlab.models.diffusion.base import Diffusion
 from genlab.models.diffusion.ddpm import DDPM
 from genlab.models.diffusion.edm import EDM, wide
+from genlab.runs.run_folder import RunFolder
 from genlab.spec import Batch
-from genlab.training.run import RunFolder
 
 OUT = Path(__file__).resolve().parent.parent / "docs" / "diffusion.json"
 OBJECTIVES = {
@@ -43,8 +43,16 @@ OBJECTIVES = {
     "flow matching": ["model=flow_points"],
 }
 STEPS = {"ring": 10_000, "gaussian": 3_000}
-GAUSSIAN = ["dataset=points", "dataset.name=grid", "dataset.side=1", "dataset.n=1000000", "trainer.batch_size=1024"]
-LAWS = {"ring": ["dataset=ring"]} | {f"N(0, {s}²)": [*GAUSSIAN, f"dataset.std={s}"] for s in (1, 0.5, 0.25)}
+GAUSSIAN = [
+    "dataset=points",
+    "dataset.name=grid",
+    "dataset.side=1",
+    "dataset.n=1000000",
+    "trainer.batch_size=1024",
+]
+LAWS = {"ring": ["dataset=ring"]} | {
+    f"N(0, {s}²)": [*GAUSSIAN, f"dataset.std={s}"] for s in (1, 0.5, 0.25)
+}
 SAMPLERS = {
     "DDIM, 100 steps": {"sampler": "ddim", "steps": 100},
     "DDIM, 100 steps at quadratic times": {"sampler": "ddim", "steps": 100, "spacing": "quadratic"},
@@ -61,14 +69,20 @@ class Best(nn.Module):
     def __init__(self, model: Diffusion, centers: Tensor, std: float) -> None:
         super().__init__()
         self.trained = model.network  # whose parameters tell the model its precision
-        self.model, self.centers, self.std = [model], centers.double(), std  # in a list, which makes it no part of this one
+        self.model, self.centers, self.std = (
+            [model],
+            centers.double(),
+            std,
+        )  # in a list, which makes it no part of this one
 
     def denoised(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
         """Return E[x_0 | x] (B, 2) of x = α x_0 + σ ε (B, 2), with α and σ (B, 1)."""
         var = (alpha * self.std) ** 2 + sigma**2
         apart = x[:, None] - alpha[:, None] * self.centers  # (B, M, 2)
         share = (-apart.square().sum(2) / (2 * var)).softmax(1)  # of each mode
-        return (share[..., None] * (self.centers + alpha[:, None] * self.std**2 / var[:, None] * apart)).sum(1)
+        return (
+            share[..., None] * (self.centers + alpha[:, None] * self.std**2 / var[:, None] * apart)
+        ).sum(1)
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
         (model,) = self.model
@@ -76,7 +90,9 @@ class Best(nn.Module):
             schedule = model.schedule
             x0 = self.denoised(x, schedule.at("sqrt_ab", t, x), schedule.at("sqrt_1_ab", t, x))
             best = schedule.target(model.objective, x0, schedule.to_eps(x0, x, t), t)
-            return torch.cat([best, torch.zeros_like(x)], 1) if model.variance == "learned" else best
+            return (
+                torch.cat([best, torch.zeros_like(x)], 1) if model.variance == "learned" else best
+            )
         if isinstance(model, EDM):
             sigma = (4 * t / 1000).exp()
             c_skip, c_out, c_in, _ = model.preconditioning(sigma, x)
@@ -127,7 +143,9 @@ def measured(model: Diffusion, law) -> dict[str, float]:
     model.network = own
     x = law.sample(POINTS, torch.Generator().manual_seed(3))[0]
     exact = law.log_prob(x).mean().item()
-    found["bound"] = exact - torch.cat([model.elbo(part, terms=100) for part in x.split(500)]).mean().item()
+    found["bound"] = (
+        exact - torch.cat([model.elbo(part, terms=100) for part in x.split(500)]).mean().item()
+    )
     found["ode"] = exact - model.ode_log_prob(x, steps=200, probes=2).mean().item()
     return found
 
@@ -135,7 +153,9 @@ def measured(model: Diffusion, law) -> dict[str, float]:
 def trained(command: list[str], folder: Path) -> RunFolder:
     """Return the run that a command of genlab's trains in a folder, or the rest of one that it began there before."""
     how = [f"resume={folder}"] if folder.exists() else [*command, f"out={folder}"]
-    subprocess.run([sys.executable, "-m", "genlab", "train", *how], check=True, stdout=subprocess.DEVNULL)
+    subprocess.run(
+        [sys.executable, "-m", "genlab", "train", *how], check=True, stdout=subprocess.DEVNULL
+    )
     return RunFolder(folder)
 
 
@@ -177,7 +197,9 @@ def main() -> None:
     parser.add_argument("--objectives", nargs="+", default=list(OBJECTIVES), choices=OBJECTIVES)
     parser.add_argument("--laws", nargs="+", default=list(LAWS), choices=LAWS)
     parser.add_argument("--scale", type=float, default=1.0, help="share of the training steps")
-    parser.add_argument("--runs", type=Path, help="folder in which the runs stay; those there are not trained again")
+    parser.add_argument(
+        "--runs", type=Path, help="folder in which the runs stay; those there are not trained again"
+    )
     parser.add_argument("--out", type=Path, default=OUT)
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -196,8 +218,18 @@ def main() -> None:
             rows = [row for row in rows if (row["law"], row["objective"]) != (law, objective)]
             rows.append({"law": law, "objective": objective, "command": command, "seconds": seconds,
                          "modes": len(run.dataset.law.centers), "found": found})  # fmt: skip
-            rows.sort(key=lambda row: (list(LAWS).index(row["law"]), list(OBJECTIVES).index(row["objective"])))
-            print(law, objective, json.dumps({k: round(v, 4) for k, v in found.items()}, ensure_ascii=False), flush=True)
+            rows.sort(
+                key=lambda row: (
+                    list(LAWS).index(row["law"]),
+                    list(OBJECTIVES).index(row["objective"]),
+                )
+            )
+            print(
+                law,
+                objective,
+                json.dumps({k: round(v, 4) for k, v in found.items()}, ensure_ascii=False),
+                flush=True,
+            )
             args.out.write_text(json.dumps(rows, indent=1, ensure_ascii=False) + "\n")
             args.out.with_suffix(".md").write_text(page(rows))
 

@@ -21,13 +21,25 @@ TIMES = ROOT / "docs" / "lectures.json"
 
 def main(names: list[str]) -> None:
     found = json.loads(TIMES.read_text()) if TIMES.exists() else {}
-    for name in names or sorted(path.stem for path in (ROOT / "configs" / "experiment" / "lecture").glob("*.yaml")):
+    for name in names or sorted(
+        path.stem for path in (ROOT / "configs" / "experiment" / "lecture").glob("*.yaml")
+    ):
         out = ROOT / "outputs" / "lectures" / name
         with tempfile.TemporaryDirectory() as here:  # where no run is that could be used again
             began = time.monotonic()
-            command = (sys.executable, "-m", "genlab", "compare", f"experiment=lecture/{name}", f"out={out}")
+            command = (
+                sys.executable,
+                "-m",
+                "genlab",
+                "compare",
+                f"experiment=lecture/{name}",
+                f"out={out}",
+            )
             subprocess.run(command, cwd=here, check=True)
-        found[name] = {"seconds": round(time.monotonic() - began), "cores": len(os.sched_getaffinity(0))}
+        found[name] = {
+            "seconds": round(time.monotonic() - began),
+            "cores": len(os.sched_getaffinity(0)),
+        }
         TIMES.write_text(json.dumps(found, indent=1) + "\n")
 
 

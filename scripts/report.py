@@ -18,8 +18,8 @@ from pathlib import Path
 
 import yaml
 
-from genlab.tasks.catalogue import group, header
-from genlab.training.run import RunFolder
+from genlab.config.recipes import group, header
+from genlab.runs.run_folder import RunFolder
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "docs" / "results.json"
@@ -34,7 +34,9 @@ def read(path: Path) -> dict:
 def collect(folder: Path, record: Path) -> dict:
     """Return what docs/results.json keeps of a run and one of its records, metrics.json or that of a sampler."""
     measured = json.loads(record.read_text())
-    return row([RunFolder(folder)], evaluated(measured), measured["metrics"], steps=measured["step"])
+    return row(
+        [RunFolder(folder)], evaluated(measured), measured["metrics"], steps=measured["step"]
+    )
 
 
 def row(runs: list[RunFolder], how: str, metrics: list[dict], *, steps: int | None = None) -> dict:
@@ -60,8 +62,14 @@ def row(runs: list[RunFolder], how: str, metrics: list[dict], *, steps: int | No
 
 def trained_by(commands: list[list[str]]) -> str:
     """Return the command that trained one run, or the sweep that trained several."""
-    beside = ("out=", "hydra.", "device.threads=")  # what is of one machine; of a file's path its name is enough
-    kept = [[re.sub(r"=/\S*/", "=", w) for w in words if not w.startswith(beside)] for words in commands]
+    beside = (
+        "out=",
+        "hydra.",
+        "device.threads=",
+    )  # what is of one machine; of a file's path its name is enough
+    kept = [
+        [re.sub(r"=/\S*/", "=", w) for w in words if not w.startswith(beside)] for words in commands
+    ]
     if len(kept) == 1:
         return " ".join(kept[0])
     values: dict[str, list[str]] = {}
@@ -90,7 +98,11 @@ def answers(folder: Path) -> list[dict]:
         if path.parent.name == "classify":
             where, unit, n = record["runs"], "share", record["n"]
             rows = [("accuracy", record["accuracy"], record["standard_error"])]
-            terms = f" terms={record['terms']}" if record.get("terms") and re.search("noise|bound", record["rule"]) else ""
+            terms = (
+                f" terms={record['terms']}"
+                if record.get("terms") and re.search("noise|bound", record["rule"])
+                else ""
+            )
             how = f"genlab classify n={n}{terms}: {record['rule']}"
         else:
             where, unit, n = [run["folder"] for run in record["runs"]], "share", None
@@ -102,8 +114,28 @@ def answers(folder: Path) -> list[dict]:
     return found
 
 
-ASKING = ("translate", "colorize", "superres", "forecast", "denoise", "inpaint")  # commands whose records are numbers with errors
-ASKED = ("in", "back", "down", "n", "films", "mask", "side", "noise", "strength", "draws", "steps", "judge")  # options in records
+ASKING = (
+    "translate",
+    "colorize",
+    "superres",
+    "forecast",
+    "denoise",
+    "inpaint",
+)  # commands whose records are numbers with errors
+ASKED = (
+    "in",
+    "back",
+    "down",
+    "n",
+    "films",
+    "mask",
+    "side",
+    "noise",
+    "strength",
+    "draws",
+    "steps",
+    "judge",
+)  # options in records
 PAIR = {"value", "error"}  # of such a number
 
 
@@ -116,18 +148,24 @@ def askings(folder: Path) -> list[dict]:
             continue
         record = json.loads(path.read_text())
         kept = [key for key in ASKED if record.get(key)]
-        say = {"in": lambda path: Path(path).name} | dict.fromkeys(("back", "down", "judge"), lambda yes: str(yes).lower())
+        say = {"in": lambda path: Path(path).name} | dict.fromkeys(
+            ("back", "down", "judge"), lambda yes: str(yes).lower()
+        )
         said = [f"{key}={say.get(key, str)(record[key])}" for key in kept]
         metrics = [{"name": name, "unit": "dB" if "_db" in name else "", "tag": "exact", "conditions": {}, **value}
                    for name, value in record.items() if isinstance(value, dict) and value.keys() == PAIR]  # fmt: skip
-        found.append(row([run], " ".join([f"genlab {command}", *said]), metrics, steps=record["step"]))
+        found.append(
+            row([run], " ".join([f"genlab {command}", *said]), metrics, steps=record["step"])
+        )
     return found
 
 
 def evaluated(measured: dict) -> str:
     """Return the command that gave a record."""
     settings = measured["settings"]
-    command = f"genlab evaluate n={settings['n']}" + (f" split={settings['split']}" if settings["split"] != "test" else "")
+    command = f"genlab evaluate n={settings['n']}" + (
+        f" split={settings['split']}" if settings["split"] != "test" else ""
+    )
     if any("K" in row["conditions"] for row in measured["metrics"]):
         command += f" k={settings['k']}"
     if settings.get("features"):
@@ -135,7 +173,11 @@ def evaluated(measured: dict) -> str:
     sampler = dict(settings.get("sampler") or {})
     if name := sampler.pop("name", None) or sampler.pop("sampler", None):
         command += f" sampler={name}"
-    options = (f" sampler.{key}={value}".replace(", ", ",") for key, value in sampler.items() if value is not None)
+    options = (
+        f" sampler.{key}={value}".replace(", ", ",")
+        for key, value in sampler.items()
+        if value is not None
+    )
     return command + "".join(options)
 
 
@@ -198,7 +240,9 @@ def models_table(results: dict) -> str:
             took = f" ({result['train_seconds']:,} s)" if result["train_seconds"] else ""
             measured.append(f"{'; '.join(map(number, told(result)))}: `{result['command']}`{took}")
         cite = f"[{paper[1]}]({paper[2].rstrip('.:')})" if paper else text.split(".")[0]
-        lines.append((f"`{path.stem}`", cite, f"`{command[0].strip()}`", "<br>".join(measured) or "·"))
+        lines.append(
+            (f"`{path.stem}`", cite, f"`{command[0].strip()}`", "<br>".join(measured) or "·")
+        )
     return table(("recipe", "paper", "command", "measured"), lines)
 
 
@@ -215,7 +259,12 @@ def results_page(results: dict) -> str:
              "<br>".join(number(m) for m in r["metrics"] if shown(m)))
             for r in own
         ]  # fmt: skip
-        parts += ["", f"## {path.stem}", "", table(("trained by", "took", "asked by", "numbers"), rows)]
+        parts += [
+            "",
+            f"## {path.stem}",
+            "",
+            table(("trained by", "took", "asked by", "numbers"), rows),
+        ]
     return "\n".join(parts) + "\n"
 
 
@@ -226,7 +275,11 @@ def pairs(found: dict, kind: str) -> list[dict]:
     """Return the measured rows of docs/benchmarks/cpu.json: "loop", "sample", or "other" for what else one would take."""
     kinds = {name: "sample" if name.startswith("sample_") else "loop" if name.endswith("_loop") else "other"
              for name in found.get("pairs", {})}  # fmt: skip
-    return [row for name, row in found.get("pairs", {}).items() if kinds[name] == kind and "skipped" not in row]
+    return [
+        row
+        for name, row in found.get("pairs", {}).items()
+        if kinds[name] == kind and "skipped" not in row
+    ]
 
 
 def span(row: dict) -> str:
@@ -261,7 +314,9 @@ def trials(found: dict) -> str:
     """Return the warning that numbers were not measured at full length, where they were not."""
     if found["share"] == 1 and found["data"] == "mnist":
         return ""
-    return f"**A trial, not a measurement: {found['share']:g} of the steps, data: {found['data']}.**"
+    return (
+        f"**A trial, not a measurement: {found['share']:g} of the steps, data: {found['data']}.**"
+    )
 
 
 def mib(value: float | None) -> str:
@@ -276,7 +331,9 @@ def lectures_table() -> str:
         about = ", ".join(config["train"])
         time = took.get(path.stem)
         seconds = f"{time['seconds']} s on {time['cores']} cores" if time else "·"
-        rows.append((config["title"], f"`genlab compare experiment=lecture/{path.stem}`", about, seconds))
+        rows.append(
+            (config["title"], f"`genlab compare experiment=lecture/{path.stem}`", about, seconds)
+        )
     return table(("figure", "command", "trains", "took"), rows)
 
 
@@ -285,7 +342,9 @@ def speed_table(found: dict, gpu: dict) -> str:
     if not found.get("pairs"):
         return "Not measured yet: `python scripts/bench.py`."
     head = ("what", "against", "genlab's time over the other's", "bar")
-    judged = [row for kind in ("loop", "other", "sample") for row in pairs(found, kind) if "bar" in row]
+    judged = [
+        row for kind in ("loop", "other", "sample") for row in pairs(found, kind) if "bar" in row
+    ]
     lines = [table(head, [(what(row), row["against"], span(row), bar(row)) for row in judged]), ""]
     rows = [row for row in gpu.get("rows", {}).values() if "skipped" not in row]
     best = {row["case"]: row for row in sorted(rows, key=lambda row: row["genlab_items_s"])}
@@ -295,7 +354,13 @@ def speed_table(found: dict, gpu: dict) -> str:
              f"{row['share_of_peak']:.1%}")
             for row in best.values()
         ]  # fmt: skip
-        head = (f"on one {gpu['device']}", "fastest mode", "items/s", "time over the bare loop's", "share of the peak")
+        head = (
+            f"on one {gpu['device']}",
+            "fastest mode",
+            "items/s",
+            "time over the bare loop's",
+            "share of the peak",
+        )
         lines += [table(head, cells), ""]
     if trial := trials(found):
         lines += [trial, ""]
@@ -305,7 +370,11 @@ def speed_table(found: dict, gpu: dict) -> str:
 
 def benchmark_page(found: dict, gpu: dict) -> str:
     """Return docs/benchmarks/README.md."""
-    parts = ["# Benchmarks", "", "Written by `scripts/report.py` from cpu.json and gpu.json: no number here is typed by hand."]
+    parts = [
+        "# Benchmarks",
+        "",
+        "Written by `scripts/report.py` from cpu.json and gpu.json: no number here is typed by hand.",
+    ]
     if found.get("pairs"):
         parts += cpu_parts(found)
     if gpu.get("rows"):
@@ -325,10 +394,25 @@ def cpu_parts(found: dict) -> list[str]:
         parts += ["", trial]
     both = lambda row: (f"{row['genlab_us'] / 1e3:.2f}", f"{row['other_us'] / 1e3:.2f}")  # noqa: E731
     rows = [
-        (what(r), *both(r), f"{r['overhead_us']:,.0f}", span(r), bar(r), f"{r['turns']} × {r['block']}")
+        (
+            what(r),
+            *both(r),
+            f"{r['overhead_us']:,.0f}",
+            span(r),
+            bar(r),
+            f"{r['turns']} × {r['block']}",
+        )
         for r in pairs(found, "loop")
     ]
-    head = ("what", "genlab, ms a step", "by hand, ms", "difference, µs a step", "ratio", "bar", "turns × steps")
+    head = (
+        "what",
+        "genlab, ms a step",
+        "by hand, ms",
+        "difference, µs a step",
+        "ratio",
+        "bar",
+        "turns × steps",
+    )
     about = "The same network, batch and optimizer, and nothing else."
     parts += ["", "### Against the loop by hand", "", about, "", table(head, rows)]
     rows = [
@@ -336,23 +420,40 @@ def cpu_parts(found: dict) -> list[str]:
          f"{r['parameters']:,}" + (f" / {r['other_parameters']:,}" if "other_parameters" in r else ""))
         for r in pairs(found, "other")
     ]  # fmt: skip
-    head = ("what", "against", "genlab, ms a step", "other, ms", "ratio", "bar", "turns × steps", "parameters")
+    head = (
+        "what",
+        "against",
+        "genlab, ms a step",
+        "other, ms",
+        "ratio",
+        "bar",
+        "turns × steps",
+        "parameters",
+    )
     about = "Parameters: genlab's / the other's, where they differ."
     parts += ["", "### Against what one would take instead", "", about, "", table(head, rows)]
     rate = lambda us: f"{1e6 / us:,.0f}" if us < 1e5 else f"{1e6 / us:.2g}"  # noqa: E731
     rows = [
-        (what(r), r["against"], rate(r["genlab_us"]), rate(r["other_us"]), span(r), bar(r)) for r in pairs(found, "sample")
+        (what(r), r["against"], rate(r["genlab_us"]), rate(r["other_us"]), span(r), bar(r))
+        for r in pairs(found, "sample")
     ]
     head = ("what", "against", "genlab, items/s", "other, items/s", "ratio of times", "bar")
     parts += ["", "### Sampling", "", table(head, rows)]
-    absent = [(r["what"], r["against"], r["skipped"]) for r in found["pairs"].values() if "skipped" in r]
+    absent = [
+        (r["what"], r["against"], r["skipped"]) for r in found["pairs"].values() if "skipped" in r
+    ]
     if absent:
         parts += ["", "### Not measured", "", table(("what", "against", "why"), absent)]
     if "start_up" in found:
-        rows = [(f"`{k}`", f"{v['median']:.2f}", f"{v['least']:.2f}–{v['most']:.2f}") for k, v in found["start_up"].items()]
+        rows = [
+            (f"`{k}`", f"{v['median']:.2f}", f"{v['least']:.2f}–{v['most']:.2f}")
+            for k, v in found["start_up"].items()
+        ]
         parts += ["", "### Start-up", "", table(("process", "median, s", "least–most, s"), rows)]
     if "memory" in found:
-        rows = [(k if " -c " not in k else f"`{k}`", f"{v:,.0f}") for k, v in found["memory"].items()]
+        rows = [
+            (k if " -c " not in k else f"`{k}`", f"{v:,.0f}") for k, v in found["memory"].items()
+        ]
         about = "Of a process that trains the same VAE on MNIST for as many steps."
         parts += ["", "### Peak memory", "", about, "", table(("process", "MiB"), rows)]
     return parts
@@ -368,8 +469,14 @@ def gpu_parts(gpu: dict) -> list[str]:
     ]  # fmt: skip
     if gpu["small"]:
         parts += ["**A trial with tiny networks, not a measurement.**", ""]
-    peaks = [(k, f"{v['tflops']:,.1f}", v["source"], f"{v['matmul_tflops']:,.1f}") for k, v in gpu["peaks"].items()]
-    parts += [table(("arithmetic", "peak, TFLOP/s", "by", "a large matrix product, TFLOP/s"), peaks), ""]
+    peaks = [
+        (k, f"{v['tflops']:,.1f}", v["source"], f"{v['matmul_tflops']:,.1f}")
+        for k, v in gpu["peaks"].items()
+    ]
+    parts += [
+        table(("arithmetic", "peak, TFLOP/s", "by", "a large matrix product, TFLOP/s"), peaks),
+        "",
+    ]
     rows = [
         (r["what"], r["mode"], f"{r['genlab_items_s']:,.0f}", f"{r['other_items_s']:,.0f}", f"{r['median_ratio']:.3f}",
          f"{r['tflops']:,.1f}", f"{r['share_of_peak']:.1%}", f"{mib(r['memory_mib'])} / {mib(r['other_memory_mib'])}")
@@ -395,14 +502,22 @@ def main(folders: list[str]) -> None:
     for folder in folders:
         for record in sorted(Path(folder).glob("metrics*.json")):
             found = collect(Path(folder), record)
-            by = record.stem.removeprefix("metrics").removeprefix("-")  # the sampler, if it is not the model's own
-            results[found["command"] + f" (seed {found['seed']})" + (f" by {by}" if by else "")] = found
+            by = record.stem.removeprefix("metrics").removeprefix(
+                "-"
+            )  # the sampler, if it is not the model's own
+            results[found["command"] + f" (seed {found['seed']})" + (f" by {by}" if by else "")] = (
+                found
+            )
         for found in [*answers(Path(folder)), *askings(Path(folder))]:
             results[f"{found['command']} (seed {found['seed']}): {found['evaluated']}"] = found
     if folders:
         RESULTS.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n")
     cpu, gpu = read(BENCHMARKS / "cpu.json"), read(BENCHMARKS / "gpu.json")
-    tables = {"lectures": lectures_table(), "models": models_table(results), "speed": speed_table(cpu, gpu)}
+    tables = {
+        "lectures": lectures_table(),
+        "models": models_table(results),
+        "speed": speed_table(cpu, gpu),
+    }
     README.write_text(filled(README.read_text(), tables))
     (BENCHMARKS / "README.md").write_text(benchmark_page(cpu, gpu))
     (ROOT / "docs" / "results.md").write_text(results_page(results))

@@ -28,24 +28,45 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-from disturbed import UNHEARD, Nursery, Process, Together, begun, command, differences, newest, promised  # noqa: E402
+from disturbed import (  # noqa: E402
+    UNHEARD,
+    Nursery,
+    Process,
+    Together,
+    begun,
+    command,
+    differences,
+    newest,
+    promised,
+)
 from PIL import Image  # noqa: E402
 
+from genlab.distributed.supervisor import SILENT  # noqa: E402
 from genlab.errors import UserError  # noqa: E402
-from genlab.training.run import RunFolder  # noqa: E402
-from genlab.training.watch import SILENT  # noqa: E402
+from genlab.runs.run_folder import RunFolder  # noqa: E402
 
 PHOTOS = ("dataset=image_folder", "dataset.resident=false", "dataset.path=photos")
 RECIPES = {
     "vae": ("model=vae", "model.hidden=[32]", "trainer.steps=400"),
-    "vae of a folder": ("model=vae", "model.hidden=[32]", "trainer.steps=200", "dataset.workers=1", *PHOTOS),
+    "vae of a folder": (
+        "model=vae",
+        "model.hidden=[32]",
+        "trainer.steps=200",
+        "dataset.workers=1",
+        *PHOTOS,
+    ),
     "dcgan": ("model=dcgan", "model.width=8", "dataset.size=16", "trainer.steps=60"),
     "sngan": ("model=sngan", "model.width=8", "dataset.size=16", "trainer.steps=40"),
     "realnvp_points": ("model=realnvp_points", "trainer.steps=200"),
     "made": ("model=made", "model.hidden=[64]", "trainer.steps=200"),
     "rbm": ("model=rbm", "model.hidden=64", "trainer.steps=600"),
     "gmm": ("model=gmm", "trainer.steps=20"),
-    "ddpm_small": ("model=ddpm_small", "model.timesteps=100", "trainer.steps=60", "trainer.batch_size=16"),
+    "ddpm_small": (
+        "model=ddpm_small",
+        "model.timesteps=100",
+        "trainer.steps=60",
+        "trainer.batch_size=16",
+    ),
     "edm_points": ("model=edm_points", "trainer.steps=300"),
 }
 # Halves are summed to the same bits by one process and by two; in less than fp64 the logged means are rounded at other places.
@@ -67,7 +88,9 @@ class Soak:
         self.photos = folder / "photos"
         self.photos.mkdir()
         for i in range(64):
-            Image.frombytes("L", (8, 8), self.chance.randbytes(64)).save(self.photos / f"{i:02d}.png")
+            Image.frombytes("L", (8, 8), self.chance.randbytes(64)).save(
+                self.photos / f"{i:02d}.png"
+            )
 
     def close(self) -> None:
         if self.mounted:
@@ -86,7 +109,11 @@ class Soak:
         )  # fmt: skip
         if name not in ("gmm", "rbm"):
             options += (f"trainer.ema={chance.choice([0, 0.9])}",)
-        self.whole, self.part, self.options, self.name = *(self.folder / f"{w}{number}" for w in ("whole", "part")), options, name
+        self.whole, self.part, self.options, self.name = (
+            *(self.folder / f"{w}{number}" for w in ("whole", "part")),
+            options,
+            name,
+        )
         began = time.monotonic()
         process = self.start(self.whole)
         if process.finish() != 0:
@@ -94,7 +121,15 @@ class Soak:
             return
         self.last, self.lasted = newest(self.whole), time.monotonic() - began
         for _ in range(chance.randint(2, 6)):
-            faults = (self.cut, self.fill, self.close_folder, self.second, self.ask, self.take_away, self.jump)
+            faults = (
+                self.cut,
+                self.fill,
+                self.close_folder,
+                self.second,
+                self.ask,
+                self.take_away,
+                self.jump,
+            )
             chance.choice((*faults, self.kill, self.kill, self.kill))()
         for _ in range(3):
             if newest(self.part) < self.last:
@@ -144,7 +179,9 @@ class Soak:
     def check_saved(self, step: int) -> None:
         """Hold the newest checkpoint that is whole against a step that was saved."""
         if self.whole_steps() < step:
-            self.lose(f"step {step} was saved, and {self.whole_steps()} is the newest that is whole")
+            self.lose(
+                f"step {step} was saved, and {self.whole_steps()} is the newest that is whole"
+            )
 
     def lose(self, what: str) -> None:
         self.lost.append(f"{self.name} in {self.part}: {what}")
@@ -156,7 +193,12 @@ class Soak:
         """Train with two processes in peace, and with two of which one is killed, to go on with two or one; compare."""
         chance, self.name = self.chance, "vae of two processes"
         self.save_every = chance.choice([3, 10, 25])
-        self.options = (*PAIR, *ALWAYS, f"seed={chance.randrange(1000)}", f"trainer.save_every={self.save_every}")
+        self.options = (
+            *PAIR,
+            *ALWAYS,
+            f"seed={chance.randrange(1000)}",
+            f"trainer.save_every={self.save_every}",
+        )
         self.whole, self.part = (self.folder / f"{w}{number}" for w in ("whole", "part"))
         if (process := self.together(self.whole)).finish() != 0:
             self.lose(f"the undisturbed run ended with\n{process.said}")
@@ -164,7 +206,11 @@ class Soak:
         self.last = newest(self.whole)
         for _ in range(chance.randint(1, 3)):
             self.bereave()
-        if newest(self.part) < self.last and chance.random() < 0.5 and (again := self.together(self.part)).finish() != 0:
+        if (
+            newest(self.part) < self.last
+            and chance.random() < 0.5
+            and (again := self.together(self.part)).finish() != 0
+        ):
             self.lose(f"two that went on ended with\n{again.said}")
         if newest(self.part) < self.last:
             self.counts["one for two"] += 1
@@ -175,7 +221,9 @@ class Soak:
         """Start a run of two processes in a folder, or go on with it."""
         self.counts["starts"] += 1
         self.counts["resumes"] += (folder / "run.json").exists()
-        return Together(2, *command(folder, *self.options), cwd=self.folder, said=self.folder / "said")
+        return Together(
+            2, *command(folder, *self.options), cwd=self.folder, said=self.folder / "said"
+        )
 
     def bereave(self) -> None:
         """Kill one of two processes at a random moment of their training; the other has to say so, and both to end."""
@@ -189,7 +237,9 @@ class Soak:
         if code == 0 or "trained " in process.said:  # it was quicker
             return
         self.counts["killed one of two"] += killed
-        if not re.search(rf"^genlab: rank {victim} on \S+ {re.escape(SILENT)}$", process.said, re.M):
+        if not re.search(
+            rf"^genlab: rank {victim} on \S+ {re.escape(SILENT)}$", process.said, re.M
+        ):
             self.lose(f"rank {victim} was killed, and the end was\n{process.said}")
         self.check_saved(promised(self.part, self.save_every))
 
@@ -207,9 +257,17 @@ class Soak:
             self.check_saved(promised(self.part, self.save_every))
         elif (code := process.finish()) == 128 + number:
             said = [line for line in process.said.splitlines() if "saved at step" in line]
-            step = int(said[0].partition("saved at step ")[2].partition(";")[0].replace(",", "")) if said else 0
+            step = (
+                int(said[0].partition("saved at step ")[2].partition(";")[0].replace(",", ""))
+                if said
+                else 0
+            )
             self.check_saved(step)
-        elif code not in (0, 130, UNHEARD):  # it had ended by itself, or had not yet begun to listen
+        elif code not in (
+            0,
+            130,
+            UNHEARD,
+        ):  # it had ended by itself, or had not yet begun to listen
             self.lose(f"exit code {code} after {number.name}: {process.said}")
 
     def cut(self) -> None:
@@ -239,7 +297,9 @@ class Soak:
         filler = self.folder / "filler"
         try:
             with open(filler, "wb") as f:
-                f.write(bytes(max(0, left.f_bavail * left.f_frsize - 1024 * self.chance.randrange(200))))
+                f.write(
+                    bytes(max(0, left.f_bavail * left.f_frsize - 1024 * self.chance.randrange(200)))
+                )
         except OSError:
             pass  # the run was quicker: it is full
         self.done(process, "No space left")
@@ -260,7 +320,9 @@ class Soak:
         if (process := self.running()) is None:
             return
         self.counts["fault: second process"] += 1
-        self.done(self.start(self.part), "another process is training", "holds a run already", "is done")
+        self.done(
+            self.start(self.part), "another process is training", "holds a run already", "is done"
+        )
         self.done(process)
 
     def ask(self) -> None:
@@ -269,7 +331,12 @@ class Soak:
             return
         if RunFolder(self.part).steps():
             self.counts["fault: sampling meanwhile"] += 1
-            self.done(self.nursery.start("sample", f"run={self.part}", "n=2", "device=cpu", cwd=self.folder), "has no sample")
+            self.done(
+                self.nursery.start(
+                    "sample", f"run={self.part}", "n=2", "device=cpu", cwd=self.folder
+                ),
+                "has no sample",
+            )
         self.done(process)
 
     def take_away(self) -> None:
@@ -288,17 +355,28 @@ class Soak:
             return
         self.counts["fault: clock jump"] += 1
         jump = self.chance.choice(["-3y", "+3y", "-1d"])
-        environment = {**os.environ, "LD_PRELOAD": FAKETIME, "FAKETIME": jump, "FAKETIME_DONT_FAKE_MONOTONIC": "1"}
+        environment = {
+            **os.environ,
+            "LD_PRELOAD": FAKETIME,
+            "FAKETIME": jump,
+            "FAKETIME_DONT_FAKE_MONOTONIC": "1",
+        }
         words = [sys.executable, "-m", "genlab", *command(self.part, *self.options)]
         self.counts["starts"] += 1
-        ended = subprocess.run(words, cwd=self.folder, env=environment, capture_output=True, text=True, check=False)
+        ended = subprocess.run(
+            words, cwd=self.folder, env=environment, capture_output=True, text=True, check=False
+        )
         if ended.returncode:
             self.lose(f"exit code {ended.returncode} under a clock of {jump}: {ended.stderr}")
 
 
 def mount(folder: Path, options: str) -> bool:
     """Mount a disk in memory in a folder, or change how it is mounted; return whether that may be done here."""
-    done = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)], capture_output=True, check=False)
+    done = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)],
+        capture_output=True,
+        check=False,
+    )
     return done.returncode == 0
 
 

@@ -1,4 +1,4 @@
-"""Imports run one way: cli -> build -> tasks, families, data, training -> abilities, spec. Read, not run."""
+"""Imports run one way, from the command line down to the foundations. The files are read, not run."""
 
 from __future__ import annotations
 
@@ -8,24 +8,46 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent / "genlab"
-FOUNDATION = ("genlab.spec", "genlab.errors", "genlab.abilities", "genlab.seeds")
-FAMILIES = sorted(p.name for p in (ROOT / "models").iterdir() if (p / "__init__.py").exists())
 FILES = sorted(ROOT.rglob("*.py"))
+# Each module imports only modules of lower levels or of its own package.
+LEVELS = {
+    "__main__": 9,
+    "cli": 8,
+    "builders": 7,
+    "commands": 6, "models": 6,
+    "inference": 5, "training": 5, "comparison": 5, "sweeps": 5,
+    "runs": 4, "metrics": 4,
+    "config": 3, "distributed": 3, "data": 3, "viz": 3,
+    "spec": 2, "abilities": 2, "fileio": 2, "signals": 2,
+    "errors": 1, "seeding": 1, "console": 1, "nn": 1,
+    "__version__": 0,
+}  # fmt: skip  # one level a line
+HYDRA_PACKAGES = ("hydra", "hydra_plugins", "omegaconf")
+# Modules that may import Hydra: the command line, the builders, and what Hydra itself loads in a sweep.
+HYDRA_MODULES = ("genlab.sweeps.hydra_launchers", "genlab.sweeps.optuna_sweeper", "genlab.sweeps.search_space")
+# Modules that must start fast, because the command line needs them before there is work.
+TORCH_FREE = ("spec", "errors", "abilities", "seeding", "signals", "fileio", "cli", "config", "commands/__init__",
+              "distributed/supervisor", "distributed/environment")  # fmt: skip
 
 
-def module(path: Path) -> str:
+def module_name(path: Path) -> str:
     """Return the dotted name of a file."""
     return ".".join(["genlab", *path.relative_to(ROOT).with_suffix("").parts]).removesuffix(".__init__")
 
 
-def imports(path: Path) -> set[str]:
-    """Return every name that a file imports at run time, inside functions too, as full dotted names."""
+MODULES = {module_name(path): path for path in FILES}
+
+
+def imported_names(path: Path, *, nested: bool = True) -> set[str]:
+    """Return every name that a file imports at run time as full dotted names, those inside functions if `nested`."""
     found: set[str] = set()
 
-    def walk(node: ast.AST) -> None:
+    def visit(node: ast.AST) -> None:
         if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
             for child in node.orelse:
-                walk(child)
+                visit(child)
+            return
+        if isinstance(node, ast.FunctionDef) and not nested:
             return
         if isinstance(node, ast.Import):
             found.update(alias.name for alias in node.names)
@@ -33,90 +55,81 @@ def imports(path: Path) -> set[str]:
             assert node.level == 0, f"{path}: a relative import hides its direction"
             found.update(f"{node.module}.{alias.name}" for alias in node.names)
         for child in ast.iter_child_nodes(node):
-            walk(child)
+            visit(child)
 
-    walk(ast.parse(path.read_text()))
+    visit(ast.parse(path.read_text()))
     return found
 
 
-def under(name: str, *packages: str) -> bool:
-    """Return whether a dotted name is one of the packages or something in it."""
+def imported_modules(path: Path) -> set[str]:
+    """Return the modules of genlab that a file imports at run time."""
+    names = {name for name in imported_names(path) if is_under(name, "genlab")}
+    return {name if name in MODULES else name.rpartition(".")[0] for name in names}
+
+
+def is_under(name: str, *packages: str) -> bool:
+    """Whether a dotted name is one of the packages or something in it."""
     return any(name == package or name.startswith(package + ".") for package in packages)
 
 
-def may(name: str) -> tuple[str, ...]:
-    """Return what of genlab a module may import."""
-    if name in FOUNDATION or name == "genlab":
-        return ("genlab.errors",)
-    part = name.split(".")[1]
-    if part == "nn":
-        return ("genlab.nn",)
-    if part == "models":
-        family = ".".join(name.split(".")[:3])
-        training = ("genlab.training",) if name.endswith("trainer") else ()
-        return ("genlab.nn", *FOUNDATION, family, *training)
-    if part == "data":
-        return ("genlab.data", "genlab.spec", "genlab.errors", "genlab.seeds")
-    if part == "metrics":
-        return ("genlab.metrics", "genlab.data", *FOUNDATION)
-    if part == "training":
-        return ("genlab.training", *FOUNDATION)
-    if part == "arguments":
-        return ("genlab.errors",)
-    if part == "sweeps":
-        return ("genlab.sweeps", "genlab.training", "genlab.arguments", "genlab.tasks.tables", *FOUNDATION)
-    if part == "comparison":
-        return ("genlab.comparison", "genlab.training", "genlab.tasks.tables", "genlab.__version__", *FOUNDATION)
-    if part == "tasks":
-        parts = ("tasks", "sweeps", "comparison", "metrics", "training", "data", "arguments", "words", "__version__")
-        return (*(f"genlab.{p}" for p in parts), *FOUNDATION)
-    if part in ("build", "objects", "resume"):
-        return ("genlab",)
-    if part in ("words", "refusals"):
-        return ("genlab.errors", "genlab.words")
-    own = ("build", "tasks", "words", "refusals", "sweeps", "errors", "__version__")
-    own += ("training.ranks", "training.watch", "training.world")
-    return tuple(f"genlab.{p}" for p in own)
+def package(name: str) -> str:
+    """Return the part of genlab that a module belongs to; each family of models is a part of its own."""
+    parts = name.split(".")[1:] or ["__version__"]
+    return ".".join(parts[:2]) if parts[0] == "models" else parts[0]
 
 
-@pytest.mark.parametrize("path", FILES, ids=module)
-def test_directions(path: Path) -> None:
-    """No file imports against the direction."""
-    name = module(path)
-    ours = {i for i in imports(path) if under(i, "genlab")}
-    if name == "genlab.__main__":
-        assert ours == {"genlab.cli.main"}
-        return
-    allowed = may(name)
-    if name in ("genlab.build", "genlab.objects", "genlab.resume"):
-        assert not [i for i in ours if under(i, "genlab.cli", "genlab.models")], "a config names the family"
-    assert not [i for i in ours if not under(i, *allowed)], f"{name} may import of genlab only {', '.join(allowed)}"
+@pytest.mark.parametrize("name", MODULES)
+def test_each_module_imports_lower_levels_only(name: str) -> None:
+    """A module imports from its own package and from levels below; the list of levels covers every package."""
+    level = LEVELS[package(name).split(".")[0]]
+    upward = [
+        other
+        for other in imported_modules(MODULES[name])
+        if package(other) != package(name) and LEVELS[package(other).split(".")[0]] >= level
+    ]
+    assert not upward, f"{name} (level {level}) imports {', '.join(upward)}"
 
 
-@pytest.mark.parametrize("path", FILES, ids=module)
-def test_hydra_in_few_files(path: Path) -> None:
-    """Only cli.py, build.py and the sweeps' launchers and sweeper, which only a sweep imports, know that there is Hydra."""
-    found = {i for i in imports(path) if under(i, "hydra", "hydra_plugins", "omegaconf")}
-    plugins = ("genlab.sweeps.launchers", "genlab.sweeps.search", "genlab.sweeps.space")
-    assert not found or module(path) in ("genlab.cli", "genlab.build", *plugins)
+def test_no_import_circles() -> None:
+    """No module reaches itself by imports, inside functions too."""
+    graph = {name: imported_modules(path) - {name} for name, path in MODULES.items()}
+    done: set[str] = set()
+
+    def visit(name: str, trail: tuple[str, ...]) -> None:
+        assert name not in trail, " -> ".join((*trail[trail.index(name) :], name))
+        if name not in done:
+            for other in graph.get(name, ()):
+                visit(other, (*trail, name))
+            done.add(name)
+
+    for name in graph:
+        visit(name, ())
 
 
-LIGHT = ("spec", "errors", "abilities", "seeds", "arguments", "cli", "words", "refusals", "training/watch", "training/world")
+@pytest.mark.parametrize("name", MODULES)
+def test_hydra_is_imported_in_few_modules(name: str) -> None:
+    """Only the command line, the builders and a sweep's plugins import Hydra."""
+    found = {other for other in imported_names(MODULES[name]) if is_under(other, *HYDRA_PACKAGES)}
+    assert not found or is_under(name, "genlab.cli", "genlab.builders", *HYDRA_MODULES)
 
 
-@pytest.mark.parametrize("name", LIGHT)
-def test_light(name: str) -> None:
-    """What the command line needs before there is work imports no torch."""
-    assert not [i for i in imports(ROOT / f"{name}.py") if under(i, "torch", "torchvision", "numpy")]
+@pytest.mark.parametrize("place", TORCH_FREE)
+def test_start_imports_no_torch(place: str) -> None:
+    """Modules that every command line imports are free of torch and numpy when they are imported."""
+    path = ROOT / f"{place}.py"
+    for file in [path] if path.exists() else sorted((ROOT / place).glob("*.py")):
+        heavy = [i for i in imported_names(file, nested=False) if is_under(i, "torch", "torchvision", "numpy")]
+        assert not heavy, file
 
 
-def test_bricks_are_torch_only() -> None:
-    """genlab/nn has nothing but torch and the standard library in it."""
+def test_layers_import_only_torch() -> None:
+    """genlab/nn imports torch and the standard library only."""
     known = ("torch", "math", "typing", "collections", "functools", "itertools", "__future__", "genlab.nn")
     for path in sorted((ROOT / "nn").glob("*.py")):
-        assert not [i for i in imports(path) if not under(i, *known)], path.name
+        assert not [name for name in imported_names(path) if not is_under(name, *known)], path.name
 
 
-def test_families() -> None:
-    """The five families are there, and every file of one is a module of its package."""
-    assert {"vae", "gan", "flow", "boltzmann", "diffusion"} <= set(FAMILIES)
+def test_models_are_grouped_by_family() -> None:
+    """Each family of models is a package."""
+    families = {p.name for p in (ROOT / "models").iterdir() if (p / "__init__.py").exists()}
+    assert {"vae", "gan", "flow", "boltzmann", "diffusion", "autoregressive", "classical", "autoencoder"} <= families

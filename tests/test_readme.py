@@ -14,18 +14,22 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import REPOSITORY, run_here
+from helpers.cli_runner import REPOSITORY, run_here
+from helpers.recipes import CONFIGS
 from PIL import Image
-from recipes import CONFIGS
 
+from genlab.commands.translate import of_folder
 from genlab.models.boltzmann import rbm
 from genlab.spec import Spec
-from genlab.tasks.translate import of_folder
 
 README = (REPOSITORY / "README.md").read_text()
 BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", README, re.S | re.M)
-COMMANDS = [line.split("#")[0].strip() for kind, text in BLOCKS if not kind for line in text.splitlines()]
-TRAINS = [c for c in COMMANDS if c.startswith("genlab train") and "--help" not in c and "resume=" not in c]
+COMMANDS = [
+    line.split("#")[0].strip() for kind, text in BLOCKS if not kind for line in text.splitlines()
+]
+TRAINS = [
+    c for c in COMMANDS if c.startswith("genlab train") and "--help" not in c and "resume=" not in c
+]
 HEADERS = sorted(
     {
         match.group().strip()
@@ -34,16 +38,32 @@ HEADERS = sorted(
         if "…" not in line  # stands for a folder of the reader's
         for match in re.finditer(r"(?<=# )genlab train (?:[\w/.=\[\],@+-]+ ?)+", line)
     }
-    | {part for row in re.findall(r"`(genlab train [^`…<]*=[^`…<]*)`", README) for part in row.split(" && ")}
+    | {
+        part
+        for row in re.findall(r"`(genlab train [^`…<]*=[^`…<]*)`", README)
+        for part in row.split(" && ")
+    }
 )
 # So that minutes become seconds; what the command says still wins over the recipe's own values in the same way.
-SMALL = ("trainer.steps=2", "trainer.batch_size=8", "trainer.preview_every=0", "device=cpu", "device.compile=false")
+SMALL = (
+    "trainer.steps=2",
+    "trainer.batch_size=8",
+    "trainer.preview_every=0",
+    "device=cpu",
+    "device.compile=false",
+)
 # What a command says and what is as good for a test, where the number alone makes it long.
-LESS = {"trainer.steps=30000": "trainer.steps=4", "trainer.pairs=2000": "trainer.pairs=16", "n=20": "n=4"}
+LESS = {
+    "trainer.steps=30000": "trainer.steps=4",
+    "trainer.pairs=2000": "trainer.pairs=16",
+    "n=20": "n=4",
+}
 
 
 def words(command: str) -> list[str]:
-    return [w for w in shlex.split(command)[1:] if w != "device=cuda"]  # machines without a GPU test this too
+    return [
+        w for w in shlex.split(command)[1:] if w != "device=cuda"
+    ]  # machines without a GPU test this too
 
 
 @pytest.fixture(scope="module")
@@ -55,10 +75,14 @@ def folder(tmp_path_factory) -> Path:
     (here / "confs" / "model").mkdir(parents=True)
     (here / "confs" / "model" / "mine.yaml").write_text(recipe)
     noise = np.random.default_rng(0)
-    np.savez(here / "elsewhere.npz", x=noise.integers(0, 256, (200, 8, 8, 1), dtype=np.uint8))  # drawn by other programs
+    np.savez(
+        here / "elsewhere.npz", x=noise.integers(0, 256, (200, 8, 8, 1), dtype=np.uint8)
+    )  # drawn by other programs
     for name in ("restored", "originals"):
         (here / name).mkdir()
-        Image.fromarray(noise.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(here / name / "a.png")
+        Image.fromarray(noise.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(
+            here / name / "a.png"
+        )
     return here
 
 
@@ -66,7 +90,9 @@ def test_the_readme_opens_with_the_two_commands():
     assert [c.split()[0] for c in COMMANDS[:2]] == ["scripts/demo.sh", "scripts/test.sh"]
 
 
-@pytest.mark.parametrize("command", [c for c in dict.fromkeys([*TRAINS, *HEADERS]) if " -m " not in c])
+@pytest.mark.parametrize(
+    "command", [c for c in dict.fromkeys([*TRAINS, *HEADERS]) if " -m " not in c]
+)
 def test_every_training_command_composes(command, folder):
     result = run_here(*words(command), "--cfg", "job", cwd=folder)
     assert result.code == 0, result.err
@@ -75,7 +101,9 @@ def test_every_training_command_composes(command, folder):
 @pytest.mark.xdist_group("readme")
 def test_the_commands_run_in_the_order_of_the_readme(folder, monkeypatch):
     fine = rbm.ais
-    monkeypatch.setattr(rbm, "ais", lambda *given, **options: fine(*given, **options | {"temperatures": 50}))
+    monkeypatch.setattr(
+        rbm, "ais", lambda *given, **options: fine(*given, **options | {"temperatures": 50})
+    )
     for command in COMMANDS[2:]:
         if command.startswith("torchrun"):
             done = subprocess.run(
@@ -84,15 +112,27 @@ def test_the_commands_run_in_the_order_of_the_readme(folder, monkeypatch):
             )  # fmt: skip
             assert done.returncode == 0, f"{command}\n{done.stderr[-2000:]}"
             continue
-        if not command or not command.startswith("genlab") or needs_data(command) or "hydra/launcher=slurm" in command:
+        if (
+            not command
+            or not command.startswith("genlab")
+            or needs_data(command)
+            or "hydra/launcher=slurm" in command
+        ):
             continue  # what wants a cluster is composed in test_sweeps.py, and run in test_slurm.py
         arguments = words(command)
         if command in TRAINS:
-            arguments += [word for word in SMALL if word.split("=")[0] not in command or "trainer.steps" in word]
+            arguments += [
+                word
+                for word in SMALL
+                if word.split("=")[0] not in command or "trainer.steps" in word
+            ]
         if words(command)[0] in ("evaluate", "compare") and not re.search(r"\bn=", command):
             arguments += ["n=50"] if "terms=" in command else ["n=50", "terms=5"]
         if "ddpm_small" in command:  # the section before trains no such run
-            assert run_here("train", "model=ddpm_small", "model.timesteps=50", *SMALL, cwd=folder).code == 0
+            assert (
+                run_here("train", "model=ddpm_small", "model.timesteps=50", *SMALL, cwd=folder).code
+                == 0
+            )
         result = run_here(*(LESS.get(a, a) for a in arguments), cwd=folder)
         assert result.code == 0, f"{command}\n{result.err}"
 
@@ -106,7 +146,9 @@ def test_the_shell_line_of_the_readme_gives_completion():
     (line,) = [c for c in COMMANDS if c.startswith("eval")]
     bash = shutil.which("bash")
     script = line.replace("genlab completion", f"{sys.executable} -m genlab completion")
-    done = subprocess.run([bash, "-c", f"{script}; complete -p genlab"], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [bash, "-c", f"{script}; complete -p genlab"], capture_output=True, text=True, check=False
+    )
     assert "_genlab" in done.stdout, done.stderr
 
 
@@ -123,16 +165,25 @@ def test_a_folder_made_smaller_is_reported_as_it_was_asked(tmp_path, monkeypatch
     report = importlib.import_module("report")
     noise = np.random.default_rng(0)
     (tmp_path / "Five").mkdir()
-    Image.fromarray(noise.integers(0, 256, (32, 32), dtype=np.uint8)).save(tmp_path / "Five" / "a.png")
-    spec = Spec((1, 16, 16), range=(-1.0, 1.0), source=Spec((1, 8, 8), range=(-1.0, 1.0)), task="superres")
+    Image.fromarray(noise.integers(0, 256, (32, 32), dtype=np.uint8)).save(
+        tmp_path / "Five" / "a.png"
+    )
+    spec = Spec(
+        (1, 16, 16), range=(-1.0, 1.0), source=Spec((1, 8, 8), range=(-1.0, 1.0)), task="superres"
+    )
     model = torch.nn.Linear(1, 1)  # where its weights lie is asked
     model.translate = lambda cond: torch.nn.functional.interpolate(cond, scale_factor=2)
     folder = SimpleNamespace(samples=tmp_path / "run" / "samples")
     place = SimpleNamespace(torch=torch.device("cpu"))
     info = {"dataset": "superres"}
-    run = SimpleNamespace(model=model, spec=spec, folder=folder, step=7, name="twice", device=place, info=info)
+    run = SimpleNamespace(
+        model=model, spec=spec, folder=folder, step=7, name="twice", device=place, info=info
+    )
     monkeypatch.setattr(report, "row", lambda runs, how, metrics, steps: how)
-    for down, command in ((False, "genlab superres in=Five n=1"), (True, "genlab superres in=Five down=true n=1")):
+    for down, command in (
+        (False, "genlab superres in=Five n=1"),
+        (True, "genlab superres in=Five down=true n=1"),
+    ):
         of_folder(run, "superres", tmp_path / "Five", seed=0, out=None, down=down)
         monkeypatch.setattr(report, "RunFolder", lambda path: folder)
         assert report.askings(tmp_path / "run") == [command]
@@ -144,7 +195,9 @@ def test_a_folder_made_smaller_is_reported_as_it_was_asked(tmp_path, monkeypatch
     (20, 90.0, " && genlab train resume=latest trainer.steps=20"),
     (20, 150.0, " && genlab train resume=latest trainer.steps=20 trainer.max_time=3"),
 ])  # fmt: skip
-def test_a_run_that_was_trained_on_is_reported_with_its_resume(tmp_path, monkeypatch, step, seconds, more):
+def test_a_run_that_was_trained_on_is_reported_with_its_resume(
+    tmp_path, monkeypatch, step, seconds, more
+):
     monkeypatch.syspath_prepend(REPOSITORY / "scripts")
     report = importlib.import_module("report")
     (tmp_path / "config.yaml").write_text("trainer: {steps: 10, max_time: 2}\n")
@@ -160,17 +213,27 @@ def test_of_each_training_the_best_of_the_most_items_is_shown(monkeypatch):
                    {"name": name, "value": value, "conditions": {"n": n}, **kind}]  # fmt: skip
         return {"command": command, "metrics": metrics}
 
-    few, worse, better = (result("a", "frechet_classifier", value, n, better="lower") for value, n in ((1, 5), (4, 9), (3, 9)))
+    few, worse, better = (
+        result("a", "frechet_classifier", value, n, better="lower")
+        for value, n in ((1, 5), (4, 9), (3, 9))
+    )
     kept = [result("a", "class_kept", value, 9) for value in (0.8, 0.9, 0.7)]
     older = [result("b", "modes", value, 9, higher_is_better=True) for value in (7, 8)]
     off = [result("b", "squared_error_of_a_draw", value, 9) for value in (2, 1)]
-    assert report.best([few, worse, *kept, better, *older, *off]) == [better, kept[1], older[1], off[1]]
+    assert report.best([few, worse, *kept, better, *older, *off]) == [
+        better,
+        kept[1],
+        older[1],
+        off[1],
+    ]
 
 
 @pytest.mark.parametrize("script", sorted(set(re.findall(r"scripts/\w+\.(?:sh|py)", README))))
 def test_the_scripts_that_it_names_stand_and_parse(script):
     path = REPOSITORY / script
-    check = ["bash", "-n", path] if path.suffix == ".sh" else [sys.executable, "-m", "py_compile", path]
+    check = (
+        ["bash", "-n", path] if path.suffix == ".sh" else [sys.executable, "-m", "py_compile", path]
+    )
     done = subprocess.run(check, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert path.suffix == ".py" or path.stat().st_mode & 0o100, f"{script} cannot be executed"

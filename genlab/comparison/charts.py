@@ -13,10 +13,21 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from genlab.comparison.entries import plain_value
+from genlab.comparison.run_records import plain_value
 from genlab.comparison.table import Column, Comparison
 
-COLOURS = ("#4c78a8", "#e07b39", "#4f9d69", "#c8504f", "#8f6bb3", "#3f9fa8", "#b8901f", "#a0634b", "#d46a9f", "#7d8590")
+COLOURS = (
+    "#4c78a8",
+    "#e07b39",
+    "#4f9d69",
+    "#c8504f",
+    "#8f6bb3",
+    "#3f9fa8",
+    "#b8901f",
+    "#a0634b",
+    "#d46a9f",
+    "#7d8590",
+)
 INK, LINE = "#010203", "#040506"  # drawn with these; the page's own colours take their place
 STYLE = (
     ":root{--ink:#3c4350;--line:#c9ced6}@media(prefers-color-scheme:dark){:root{--ink:#c3c9d3;--line:#474e59}}"
@@ -51,7 +62,9 @@ def canvas(width: float, height: float):
     log = logging.getLogger("matplotlib.font_manager")
     level = log.level
     with mpl.rc_context(options), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # glyphs that the font for measuring text has not: the reader's has
+        warnings.simplefilter(
+            "ignore"
+        )  # glyphs that the font for measuring text has not: the reader's has
         log.setLevel(logging.ERROR)
         try:
             figure = Figure(figsize=(width, height), layout="constrained")
@@ -90,7 +103,9 @@ def thinned(x: Sequence[float], y: Sequence[float]) -> tuple[list[float], list[f
     """Return a curve with at most POINTS points, the mean of those that each stands for."""
     size = math.ceil(len(x) / POINTS) or 1
     parts = range(0, len(x), size)
-    return [x[min(i + size, len(x)) - 1] for i in parts], [statistics.fmean(y[i : i + size]) for i in parts]
+    return [x[min(i + size, len(x)) - 1] for i in parts], [
+        statistics.fmean(y[i : i + size]) for i in parts
+    ]
 
 
 def curve(history: list[dict[str, Any]], key: str) -> tuple[list[float], list[float]]:
@@ -110,7 +125,11 @@ def losses(column: Column) -> Chart | None:
     """Return a model's losses over training: the loss, and its parts of a like size; a thin line each seed."""
     history = column.entries[0].history
     logged = dict.fromkeys(k for line in history for k in line)
-    curves = {k: curve(history, k) for k in logged if k not in NO_CURVE and not k.startswith(("lr/", "grad_norm/"))}
+    curves = {
+        k: curve(history, k)
+        for k in logged
+        if k not in NO_CURVE and not k.startswith(("lr/", "grad_norm/"))
+    }
     size = {k: statistics.median(map(abs, y)) for k, (_, y) in curves.items() if len(y) > 1}
     main = [k for k in size if k == "loss" or k.startswith("loss/")]
     if not main:
@@ -152,13 +171,23 @@ def robust_limits(axes: Any, values: list[float]) -> None:
 
 def evaluations(columns: list[Column]) -> list[Chart]:
     """Return what training's own evaluations gave, a picture for each number that changed, a line each model."""
-    names = dict.fromkeys(k for c in columns for e in c.entries for line in e.history for k in (line.get("evaluation") or {}))
+    names = dict.fromkeys(
+        k
+        for c in columns
+        for e in c.entries
+        for line in e.history
+        for k in (line.get("evaluation") or {})
+    )
     charts = []
     for name in names:
         lines = []
         for j, column in enumerate(columns):
             for entry in column.entries:
-                found = [{"step": h["step"], **h["evaluation"]} for h in entry.history if isinstance(h.get("evaluation"), dict)]
+                found = [
+                    {"step": h["step"], **h["evaluation"]}
+                    for h in entry.history
+                    if isinstance(h.get("evaluation"), dict)
+                ]
                 if len((xy := curve(found, name))[0]) > 1:
                     lines.append((j, xy))
         if not lines:
@@ -179,7 +208,10 @@ def evaluations(columns: list[Column]) -> list[Chart]:
 def against_cost(found: Comparison) -> Chart | None:
     """Return quality against cost: the first quality that most models have, over the first cost that most of them have."""
     ranked = {i: m for i, m in enumerate(found.measures) if m.better in ("lower", "higher")}
-    costs = sorted((i for i, m in ranked.items() if m.name in COSTS), key=lambda i: COSTS.index(found.measures[i].name))
+    costs = sorted(
+        (i for i, m in ranked.items() if m.name in COSTS),
+        key=lambda i: COSTS.index(found.measures[i].name),
+    )
     there = lambda i: {j for j, c in enumerate(found.row(i)) if finite(c.value)}  # noqa: E731
     qualities = [i for i, m in ranked.items() if m.metric != "cost" and len(there(i)) > 1]
     if not qualities:
@@ -195,19 +227,39 @@ def against_cost(found: Comparison) -> Chart | None:
         points = [(found.cells[x, j], found.cells[y, j]) for j in shown]
         for j, (a, b) in zip(shown, points, strict=True):
             bar = lambda c: c.spread if finite(c.spread) else None  # noqa: E731
-            axes.errorbar(a.value, b.value, yerr=bar(b), xerr=bar(a), fmt="o", ms=8, color=colour(j), lw=1.3, capsize=3)
-        for axis, measure, cells in zip((axes.xaxis, axes.yaxis), (across, up), zip(*points, strict=True), strict=True):
+            axes.errorbar(
+                a.value,
+                b.value,
+                yerr=bar(b),
+                xerr=bar(a),
+                fmt="o",
+                ms=8,
+                color=colour(j),
+                lw=1.3,
+                capsize=3,
+            )
+        for axis, measure, cells in zip(
+            (axes.xaxis, axes.yaxis), (across, up), zip(*points, strict=True), strict=True
+        ):
             scale_axis(axis, [c.value for c in cells])
             words = f"{measure.label} [{measure.unit}]" if measure.unit else measure.label
             axis.set_label_text(cut(words, 70) + f"  {measure.arrow}")
         axes.margins(0.14, 0.18)
-        names(axes, [(cut(found.columns[j].label), a.value, b.value) for j, (a, b) in zip(shown, points, strict=True)])
+        names(
+            axes,
+            [
+                (cut(found.columns[j].label), a.value, b.value)
+                for j, (a, b) in zip(shown, points, strict=True)
+            ],
+        )
     left = [c.label for j, c in enumerate(found.columns) if j not in shown]
     caption = (
         f"{up.label} ({up.better} is better) against {across.label}: of the measures of quality the first that most models "
         "have, and the first cost that most of these have. Bars: standard error, or deviation over seeds."
     )
-    return Chart(source[0], caption + (f" Without both numbers: {', '.join(left)}." if left else ""))
+    return Chart(
+        source[0], caption + (f" Without both numbers: {', '.join(left)}." if left else "")
+    )
 
 
 def scale_axis(axis: Any, values: list[float]) -> None:
@@ -229,7 +281,10 @@ def names(axes: Any, points: list[tuple[str, float, float]]) -> None:
         px, py = axes.transData.transform((x, y))
         left = px > (box.x0 + box.x1) / 2
         shift = 0.0
-        while any(l == left and abs(py + shift - v) < 16 and abs(px - u) < 0.35 * box.width for l, u, v in placed):  # noqa: E741
+        while any(
+            l == left and abs(py + shift - v) < 16 and abs(px - u) < 0.35 * box.width
+            for l, u, v in placed
+        ):  # noqa: E741
             shift += 4
         placed.append((left, px, py + shift))
         scale = 72 / axes.figure.dpi

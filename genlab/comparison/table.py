@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from genlab.comparison.entries import Entry, plain_value
+from genlab.comparison.run_records import Entry, plain_value
 
 # Conditions that describe a number and leave it comparable: the measurement's seed, what a model chose for itself.
 DESCRIPTIVE = {"seed", "sampler", "steps", "terms", "from", "floor"}
@@ -38,7 +38,9 @@ class Measure:
     unit: str
     better: str
     conditions: tuple[tuple[str, str], ...]
-    label: str = field(default="", compare=False)  # the name, with what tells it from the same name's other rows
+    label: str = field(
+        default="", compare=False
+    )  # the name, with what tells it from the same name's other rows
 
     @property
     def arrow(self) -> str:
@@ -64,7 +66,9 @@ class Cell:
         """Return the number as in a table: 97.94 ± 0.28."""
         if self.value is None:
             return "·"
-        return number(self.value, self.spread) + (f" ± {number(self.spread, self.spread)}" if self.spread is not None else "")
+        return number(self.value, self.spread) + (
+            f" ± {number(self.spread, self.spread)}" if self.spread is not None else ""
+        )
 
 
 @dataclass
@@ -106,7 +110,11 @@ class Comparison:
                 for what, step in entry.notes.items():
                     said.setdefault(what, []).append(step)
             for what, steps in said.items():
-                runs = f"{len(steps)} of {len(column.entries)} seeds, " if len(column.entries) > 1 else ""
+                runs = (
+                    f"{len(steps)} of {len(column.entries)} seeds, "
+                    if len(column.entries) > 1
+                    else ""
+                )
                 found.setdefault(what, {})[column.label] = f"{runs}from step {min(steps):,}"
         return found
 
@@ -116,7 +124,10 @@ class Comparison:
         keys = dict.fromkeys(k for config in configs for k in config)
         has = {k: sum(k in config for config in configs) for k in keys}
         shown = lambda config, k: plain_value(config[k]) if k in config else None  # noqa: E731
-        found = {k: [shown(config, k) for config in configs] for k in sorted(keys, key=lambda k: (k != "model", -has[k]))}
+        found = {
+            k: [shown(config, k) for config in configs]
+            for k in sorted(keys, key=lambda k: (k != "model", -has[k]))
+        }
         return {plain_value(k): values for k, values in found.items() if len(set(values)) > 1}
 
 
@@ -145,8 +156,17 @@ def grouped(entries: list[Entry]) -> list[Column]:
     """Return one column for runs that differ in the seed alone; a seed that is there twice starts another."""
     columns: dict[str, Column] = {}
     for entry in entries:
-        step = None if entry.config.get("trainer.max_time") else entry.step  # a run that time ends is at whatever step it is
-        same = [entry.label, entry.model, entry.info.get("dataset"), entry.recipe, step, entry.sampler]
+        step = (
+            None if entry.config.get("trainer.max_time") else entry.step
+        )  # a run that time ends is at whatever step it is
+        same = [
+            entry.label,
+            entry.model,
+            entry.info.get("dataset"),
+            entry.recipe,
+            step,
+            entry.sampler,
+        ]
         for again in range(len(entries)):
             key = json.dumps([*same, again], sort_keys=True, default=str)
             if key not in columns or entry.seed not in {e.seed for e in columns[key].entries}:
@@ -169,14 +189,27 @@ def label(columns: list[Column]) -> None:
             for config, c in zip(configs, alike, strict=True)
         ]
         every = dict.fromkeys(k for config in configs for k in config)
-        differ = [k for k in every if len({plain_value(config.get(k, "")) for config in configs}) > 1]
+        differ = [
+            k for k in every if len({plain_value(config.get(k, "")) for config in configs}) > 1
+        ]
         for column, config in zip(alike, configs, strict=True):
-            said = [short(k, config[k]) for k in differ if k in config and not k.endswith("_target_") and config[k] != ()]
+            said = [
+                short(k, config[k])
+                for k in differ
+                if k in config and not k.endswith("_target_") and config[k] != ()
+            ]
             column.label = " ".join([name, ", ".join(s for s in said[:3] if s)]).strip()
         if len({c.label for c in alike}) < len(alike):  # what was typed may say it in fewer words
             typed = [c.entries[0].typed for c in alike]
-            differ = [k for k in dict.fromkeys(k for words in typed for k in words) if len({w.get(k) for w in typed}) > 1]
-            labels = [" ".join([name, ", ".join(short(k, w[k]) for k in differ if k in w)]).strip() for w in typed]
+            differ = [
+                k
+                for k in dict.fromkeys(k for words in typed for k in words)
+                if len({w.get(k) for w in typed}) > 1
+            ]
+            labels = [
+                " ".join([name, ", ".join(short(k, w[k]) for k in differ if k in w)]).strip()
+                for w in typed
+            ]
             if len(set(labels)) == len(alike):
                 for column, text in zip(alike, labels, strict=True):
                     column.label = plain_value(text)
@@ -209,9 +242,23 @@ def conditions(entry: Entry, row: dict[str, Any]) -> dict[str, str]:
 
 def measure_of(entry: Entry, row: dict[str, Any]) -> Measure:
     """Return the row of the table that a record's row belongs to."""
-    aside = DESCRIPTIVE | ({"n"} if row["metric"] == "cost" else set()) | ({"values"} if row["unit"] == "bits/dim" else set())
-    kept = {k: v for k, v in conditions(entry, row).items() if k not in aside and not k.startswith("log Z")}
-    return Measure(row["metric"], row["name"], row["unit"], row.get("better", "neither"), tuple(sorted(kept.items())))
+    aside = (
+        DESCRIPTIVE
+        | ({"n"} if row["metric"] == "cost" else set())
+        | ({"values"} if row["unit"] == "bits/dim" else set())
+    )
+    kept = {
+        k: v
+        for k, v in conditions(entry, row).items()
+        if k not in aside and not k.startswith("log Z")
+    }
+    return Measure(
+        row["metric"],
+        row["name"],
+        row["unit"],
+        row.get("better", "neither"),
+        tuple(sorted(kept.items())),
+    )
 
 
 def keys(entry: Entry) -> list[Measure]:
@@ -225,9 +272,16 @@ def merged(lists: list[list[Measure]]) -> list[Measure]:
         at = 0
         for item in one:
             if item not in order:
-                order.insert(max([at, *(i + 1 for i, other in enumerate(order) if other.name == item.name)]), item)
+                order.insert(
+                    max([at, *(i + 1 for i, other in enumerate(order) if other.name == item.name)]),
+                    item,
+                )
             at = order.index(item) + 1
-    first = {key: i for i, m in reversed(list(enumerate(order))) for key in (m.metric, (m.metric, m.name))}
+    first = {
+        key: i
+        for i, m in reversed(list(enumerate(order)))
+        for key in (m.metric, (m.metric, m.name))
+    }
     together = lambda m: (m.metric == "cost", first[m.metric], first[m.metric, m.name])  # noqa: E731
     return sorted(order, key=together)
 
@@ -241,7 +295,16 @@ def named_apart(measures: list[Measure]) -> list[Measure]:
         every = dict.fromkeys(k for c in alike for k in c)
         differ = [k for k in every if len({c.get(k) for c in alike}) > 1]
         said = ", ".join(f"{k}={own[k]}" for k in differ if k in own)
-        found.append(Measure(m.metric, m.name, m.unit, m.better, m.conditions, m.name + (f" ({said})" if said else "")))
+        found.append(
+            Measure(
+                m.metric,
+                m.name,
+                m.unit,
+                m.better,
+                m.conditions,
+                m.name + (f" ({said})" if said else ""),
+            )
+        )
     return found
 
 
@@ -250,7 +313,12 @@ def named_apart(measures: list[Measure]) -> list[Measure]:
 
 def cell(measure: Measure, column: Column) -> Cell:
     """Return a column's number in a row: of one run with its standard error, of several the mean and deviation."""
-    rows = [(e, row) for e in column.entries for row in (e.record or {}).get("metrics", ()) if measure_of(e, row) == measure]
+    rows = [
+        (e, row)
+        for e in column.entries
+        for row in (e.record or {}).get("metrics", ())
+        if measure_of(e, row) == measure
+    ]
     if not rows:
         return Cell(reason=reason(measure, column.entries[0]))
     values = [math.nan if row["value"] is None else float(row["value"]) for _, row in rows]

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from genlab.data.dataset import Dataset
-from genlab.data.files import Found
-from genlab.data.folder import ImageFolder
+from genlab.data.image_files import Found
+from genlab.data.image_folder import ImageFolder
 from genlab.errors import UserError
 from genlab.spec import Batch, Count, Positive, Spec
 
@@ -34,7 +34,9 @@ def table(captions: list[str], length: int) -> Tensor:
         data = caption.encode()
         if len(data) > length:
             size = len(data)
-            raise UserError(f"a caption has {size} bytes, and dataset.length={length}: {caption!r}; set dataset.length={size}")
+            raise UserError(
+                f"a caption has {size} bytes, and dataset.length={length}: {caption!r}; set dataset.length={size}"
+            )
         row[: len(data)] = torch.tensor(list(data), dtype=torch.int64)
     return found
 
@@ -48,7 +50,9 @@ def nonsense(n: int, longest: int, generator: torch.Generator) -> list[str]:
         for _ in range(draw(1, 8)):
             word = "".join(LETTERS[draw(0, 25)] for _ in range(draw(1, 8)))
             if len(" ".join([*before, word, "{}", *after])) <= longest:
-                (after if draw(0, 3) == 0 else before).append(word)  # the name comes late, as it does in English
+                (after if draw(0, 3) == 0 else before).append(
+                    word
+                )  # the name comes late, as it does in English
         found.append(" ".join([*before, "{}", *after]))
     return found
 
@@ -82,14 +86,22 @@ class Captions(Dataset):
         if spec.kind != "image" or len(self.names) != spec.classes:
             has = f"{self.of.name} has {spec.classes} classes of {spec.kind}"
             raise UserError(f"dataset.names has {len(self.names)} names, and {has}")
-        if not self.templates or any("{}" not in template for template in (*self.templates, *self.unseen)):
-            raise UserError("dataset.templates needs at least one caption with {} where the name of the class goes")
+        if not self.templates or any(
+            "{}" not in template for template in (*self.templates, *self.unseen)
+        ):
+            raise UserError(
+                "dataset.templates needs at least one caption with {} where the name of the class goes"
+            )
         self.name = f"{self.of.name} with captions"
         self.workers = self.of.workers
         longest = self.length - max(len(name.encode()) for name in self.names) + len("{}")
-        made_up = nonsense(self.made_up, longest, torch.Generator().manual_seed(0))  # the same in each run, as the others are
+        made_up = nonsense(
+            self.made_up, longest, torch.Generator().manual_seed(0)
+        )  # the same in each run, as the others are
         # (templates + made_up, classes, length)
-        self.rows = torch.stack([self.captions(template) for template in (*self.templates, *made_up)])
+        self.rows = torch.stack(
+            [self.captions(template) for template in (*self.templates, *made_up)]
+        )
         told = replace(spec, source=text_spec(self.length), task="text2image")
         self.hold(told, self.of.splits, self.of.prepare, missing=self.of.missing)
 
@@ -97,11 +109,15 @@ class Captions(Dataset):
         """Return the caption of each class (classes, length) as bytes."""
         return table([template.replace("{}", name) for name in self.names], self.length)
 
-    def made(self, x: Tensor, y: Tensor | None, generator: torch.Generator, *, augment: bool) -> Batch:
+    def made(
+        self, x: Tensor, y: Tensor | None, generator: torch.Generator, *, augment: bool
+    ) -> Batch:
         batch = self.of.made(x, y, generator, augment=augment)
         which = torch.randint(len(self.templates), (len(x),), device=x.device, generator=generator)
         if augment and self.made_up:
-            other = torch.randint(len(self.templates), len(self.rows), (len(x),), device=x.device, generator=generator)
+            other = torch.randint(
+                len(self.templates), len(self.rows), (len(x),), device=x.device, generator=generator
+            )
             coin = torch.rand(len(x), device=x.device, generator=generator) < 0.5
             which = torch.where(coin, other, which)
         return Batch(batch.x, batch.y, self.rows.to(x.device)[which, batch.y])
@@ -134,7 +150,9 @@ class CaptionedFolder(ImageFolder):
         """Return the images that have a caption, the number of which takes the place of a class."""
         file = folder / METADATA
         if not file.exists():
-            raise UserError(f"{file} is missing: a line {{\"file_name\": …, \"text\": …}} for each image")
+            raise UserError(
+                f'{file} is missing: a line {{"file_name": …, "text": …}} for each image'
+            )
         paths, captions = [], []
         for number, line in enumerate(file.read_text().splitlines(), 1):
             if not line.strip():
@@ -143,9 +161,13 @@ class CaptionedFolder(ImageFolder):
                 entry = json.loads(line)
                 name, text = Path(entry["file_name"]), entry["text"].encode()
             except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-                raise UserError(f"{file}, line {number}: {line[:80]!r} is no {{\"file_name\": …, \"text\": …}}") from error
+                raise UserError(
+                    f'{file}, line {number}: {line[:80]!r} is no {{"file_name": …, "text": …}}'
+                ) from error
             if name.is_absolute() or ".." in name.parts:
-                raise UserError(f"{file}, line {number}: {str(name)!r} is no file in {folder}, where an image must be")
+                raise UserError(
+                    f"{file}, line {number}: {str(name)!r} is no file in {folder}, where an image must be"
+                )
             if not (folder / name).is_file():
                 raise UserError(f"{file}, line {number}: there is no file {folder / name}")
             paths.append(folder / name)
@@ -155,6 +177,8 @@ class CaptionedFolder(ImageFolder):
         self.rows = table(captions, self.length)
         return {"train": Found(paths, torch.arange(len(paths)))}
 
-    def made(self, x: Tensor, y: Tensor | None, generator: torch.Generator, *, augment: bool) -> Batch:
+    def made(
+        self, x: Tensor, y: Tensor | None, generator: torch.Generator, *, augment: bool
+    ) -> Batch:
         batch = super().made(x, y, generator, augment=augment)
         return Batch(batch.x, None, self.rows.to(x.device)[y])

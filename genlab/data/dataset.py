@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from genlab.data.order import Address, Pick, permutation, picked, shuffled
+from genlab.data.shuffling import Address, Pick, permutation, picked, shuffled
 from genlab.errors import UserError, did_you_mean
-from genlab.seeds import mix
+from genlab.seeding import mix
 from genlab.spec import Batch, Spec
 
 if TYPE_CHECKING:
-    from genlab.data.files import Files
+    from genlab.data.image_files import Files
 
 SPLITS = ("train", "validation", "test")
 CHUNK = 256  # items that share a random seed in a pass in order, whatever the batch size
@@ -46,7 +46,9 @@ class Dataset:
     spec: Spec
     workers: int = 0  # processes that decode the files of a set that streams
     paired: bool = True  # of a set with sources: whether x is what became of `cond`
-    sources: Sequence[Path] = ()  # the files that it was read from, by which a run that goes on knows its data again
+    sources: Sequence[
+        Path
+    ] = ()  # the files that it was read from, by which a run that goes on knows its data again
 
     def hold(
         self,
@@ -69,7 +71,9 @@ class Dataset:
     def size(self, split: str) -> int:
         """Return the number of items in "train", "validation" or "test"."""
         if split not in SPLITS:
-            raise UserError(f"there is no split {split!r}{did_you_mean(split, SPLITS)}; splits: {', '.join(SPLITS)}")
+            raise UserError(
+                f"there is no split {split!r}{did_you_mean(split, SPLITS)}; splits: {', '.join(SPLITS)}"
+            )
         return len(self.splits[split]) if split in self.splits else 0
 
     def batches(
@@ -98,7 +102,9 @@ class Dataset:
         held, device = self._held(split), place(device)
         wanted = (shard,) if isinstance(shard, int) else tuple(shard)
         if batch_size < 1 or shards < 1 or batch_size % shards:
-            raise UserError(f"a batch of {batch_size} cannot be cut into {shards} equal parts; set trainer.batch_size")
+            raise UserError(
+                f"a batch of {batch_size} cannot be cut into {shards} equal parts; set trainer.batch_size"
+            )
         if any(not 0 <= s < shards for s in wanted):
             raise UserError(f"there is no shard {shard} of {shards}")
         if not shuffle:
@@ -107,12 +113,24 @@ class Dataset:
         if pick is not None:
             order = picked(pick, start=start, shard=wanted, shards=shards, device=at)
         else:
-            order = shuffled(len(held), batch_size, seed=seed, start=start, shard=wanted, shards=shards, device=at)
+            order = shuffled(
+                len(held),
+                batch_size,
+                seed=seed,
+                start=start,
+                shard=wanted,
+                shards=shards,
+                device=at,
+            )
         return self._batches(split, order, seed, device, augment=True)
 
-    def take(self, split: str, n: int | None = None, *, seed: int = 0, device: Device = "cpu") -> Batch:
+    def take(
+        self, split: str, n: int | None = None, *, seed: int = 0, device: Device = "cpu"
+    ) -> Batch:
         """Return the first n items (all for None) of the split shuffled by `seed`, prepared with seeded noise."""
-        return self.items(split, permutation(len(self._held(split)), seed, 0)[:n], seed=seed, device=device)
+        return self.items(
+            split, permutation(len(self._held(split)), seed, 0)[:n], seed=seed, device=device
+        )
 
     def items(self, split: str, index: Tensor, *, seed: int = 0, device: Device = "cpu") -> Batch:
         """Return the items of a split with the numbers in `index` (n,), prepared with seeded noise.
@@ -122,14 +140,18 @@ class Dataset:
         """
         size = len(self._held(split))
         if len(index) and not 0 <= index.min() <= index.max() < size:
-            raise UserError(f"the {split} split of {self.name} has the items 0 to {size - 1}, not {int(index.max())}")
+            raise UserError(
+                f"the {split} split of {self.name} has the items 0 to {size - 1}, not {int(index.max())}"
+            )
         return joined(list(self._chunks(split, index, seed, place(device))))
 
     def arrays(self, split: str) -> tuple[Tensor, Tensor | None]:
         """Return the raw items, uint8 (N, C, H, W) or float32 (N, D), and the labels (N,) or None, on the CPU."""
         return self._on(split, torch.device("cpu"))
 
-    def mapped(self, split: str, function: Callable[[Tensor], Tensor], *, device: Any = None) -> Made:
+    def mapped(
+        self, split: str, function: Callable[[Tensor], Tensor], *, device: Any = None
+    ) -> Made:
         """Return a set of function(x) (N, …) of a split's prepared items, in memory, with their labels.
 
         Of a set that mirrors half of its training items, each is there as it is, and mirrored in a second half (2N, …).
@@ -142,7 +164,11 @@ class Dataset:
         if split == "train" and self.mirrors:
             ways.append(lambda x: function(x.flip(-1)))
         with torch.no_grad():
-            parts = [way(ready(batch).x).float().cpu() for way in ways for batch in self.batches(split, CHUNK, shuffle=False)]
+            parts = [
+                way(ready(batch).x).float().cpu()
+                for way in ways
+                for batch in self.batches(split, CHUNK, shuffle=False)
+            ]
         return Made(self, split, torch.cat(parts), None if y is None else y.repeat(len(ways)))
 
     def coupled(self, split: str, pairs: Tensor, y: Tensor | None = None) -> Made:
@@ -160,7 +186,9 @@ class Dataset:
 
     # --- how it is done ---------------------------------------------------------------------------------------------
 
-    def made(self, x: Tensor, y: Tensor | None, generator: torch.Generator, *, augment: bool) -> Batch:
+    def made(
+        self, x: Tensor, y: Tensor | None, generator: torch.Generator, *, augment: bool
+    ) -> Batch:
         """Return the batch of raw items x (B, …) with labels y (B,): a set with sources overrides it, to make `cond` too.
 
         All that is random comes from `generator`, seeded for this shard of this batch; `augment`: in training only.
@@ -177,12 +205,23 @@ class Dataset:
         if (split, device) not in self._placed:
             held = self._held(split)
             if not isinstance(held.x, Tensor):
-                raise UserError(f"{self.name} streams from its files; set dataset.resident=true to hold it in memory")
-            self._placed[split, device] = held.x.to(device), None if held.y is None else held.y.to(device)
+                raise UserError(
+                    f"{self.name} streams from its files; set dataset.resident=true to hold it in memory"
+                )
+            self._placed[split, device] = (
+                held.x.to(device),
+                None if held.y is None else held.y.to(device),
+            )
         return self._placed[split, device]
 
     def _batches(
-        self, split: str, addresses: Iterator[Address], seed: int, device: torch.device, *, augment: bool
+        self,
+        split: str,
+        addresses: Iterator[Address],
+        seed: int,
+        device: torch.device,
+        *,
+        augment: bool,
     ) -> Iterator[Batch]:
         """Yield the prepared batch of each address."""
         generator = torch.Generator(device)
@@ -198,13 +237,22 @@ class Dataset:
         if isinstance(held.x, Tensor):
             x, y = self._on(split, device)
             for k, shard, index in addresses:  # index_select is several times as fast as x[index]
-                yield k, shard, x.index_select(0, index), None if y is None else y.index_select(0, index)
+                yield (
+                    k,
+                    shard,
+                    x.index_select(0, index),
+                    None if y is None else y.index_select(0, index),
+                )
             return
-        for k, shard, index, x in held.x.stream(addresses, workers=self.workers, pin=device.type == "cuda"):
+        for k, shard, index, x in held.x.stream(
+            addresses, workers=self.workers, pin=device.type == "cuda"
+        ):
             y = None if held.y is None else held.y[index].to(device, non_blocking=True)
             yield k, shard, x.to(device, non_blocking=True), y
 
-    def _chunks(self, split: str, order: Tensor, seed: int, device: torch.device, *, first: int = 0) -> Iterator[Batch]:
+    def _chunks(
+        self, split: str, order: Tensor, seed: int, device: torch.device, *, first: int = 0
+    ) -> Iterator[Batch]:
         """Yield the items of `order` in chunks with a seed each, so that the noise does not follow the batch size."""
         order = order.to(device) if isinstance(self.splits[split].x, Tensor) else order
         addresses = (Address(k, -1, index) for k, index in enumerate(order.split(CHUNK), first))
@@ -227,7 +275,9 @@ class Dataset:
         pool: list[Batch] = []
         for chunk in self._chunks(split, torch.arange(first * CHUNK, n), seed, device, first=first):
             pool.append(chunk)
-            while (have := sum(map(len, pool)) - skip) >= batch_size or (have > 0 and done + have >= n):
+            while (have := sum(map(len, pool)) - skip) >= batch_size or (
+                have > 0 and done + have >= n
+            ):
                 whole = joined(pool)
                 batch = piece(whole, skip, skip + batch_size)
                 pool, skip = [piece(whole, skip + batch_size, len(whole))], 0
@@ -241,11 +291,15 @@ class Dataset:
 class Made(Dataset):
     """One split, made of another set: items (N, …), or coupled with their sources (N, 2, …)."""
 
-    def __init__(self, of: Dataset, split: str, x: Tensor, y: Tensor | None, *, coupled: bool = False) -> None:
+    def __init__(
+        self, of: Dataset, split: str, x: Tensor, y: Tensor | None, *, coupled: bool = False
+    ) -> None:
         self.name, self.sourced = of.name, coupled
         self.hold(of.spec, {split: Split(x, y)})
 
-    def made(self, x: Tensor, y: Tensor | None, generator: torch.Generator, *, augment: bool) -> Batch:
+    def made(
+        self, x: Tensor, y: Tensor | None, generator: torch.Generator, *, augment: bool
+    ) -> Batch:
         return Batch(x[:, 0], y, x[:, 1]) if self.sourced else Batch(x, y)
 
 

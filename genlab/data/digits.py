@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import torch
 
 from genlab.data.dataset import Split
-from genlab.data.images import Images, resized
-from genlab.data.order import cut
+from genlab.data.image_dataset import Images, resized
+from genlab.data.shuffling import cut
 from genlab.spec import Fraction
 
 
@@ -29,13 +29,19 @@ class Digits(Images):
         from sklearn.datasets import load_digits  # takes a second to import: only where it is used
 
         source = load_digits()
-        x = torch.from_numpy(source.images).to(torch.uint8).unsqueeze(1)  # (N, 1, 8, 8), levels 0 … 16
+        x = (
+            torch.from_numpy(source.images).to(torch.uint8).unsqueeze(1)
+        )  # (N, 1, 8, 8), levels 0 … 16
         y = torch.from_numpy(source.target).to(torch.int64)
         levels = 17
         if self.side not in (None, 8):
             x, levels = resized(x.float().mul(255 / 16).round().to(torch.uint8), self.side), 256
         sizes = [round(share * len(x)) for share in (self.test, self.validation)]
-        parts = dict(zip(("test", "validation", "train"), cut(len(x), sizes, self.split_seed), strict=True))
+        parts = dict(
+            zip(("test", "validation", "train"), cut(len(x), sizes, self.split_seed), strict=True)
+        )
         splits = {name: Split(x[index], y[index]) for name, index in parts.items()}
-        missing = dict.fromkeys(parts, f"dataset.validation={self.validation:g}, dataset.test={self.test:g}")
+        missing = dict.fromkeys(
+            parts, f"dataset.validation={self.validation:g}, dataset.test={self.test:g}"
+        )
         self.hold_images(splits, shape=x.shape[1:], classes=10, levels=levels, missing=missing)

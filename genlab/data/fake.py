@@ -7,9 +7,9 @@ import torch
 from annotated_types import Interval
 
 from genlab.data.dataset import Split
-from genlab.data.images import Images
+from genlab.data.image_dataset import Images
 from genlab.errors import UserError
-from genlab.seeds import mix
+from genlab.seeding import mix
 from genlab.spec import Count, Positive
 
 
@@ -32,7 +32,9 @@ class Fake(Images):
     def __post_init__(self) -> None:
         super().__post_init__()
         if len(self.shape) != 3 or min(self.shape) < 1:
-            raise UserError(f"dataset.shape={list(self.shape)} is not the shape [channels, height, width] of an image")
+            raise UserError(
+                f"dataset.shape={list(self.shape)} is not the shape [channels, height, width] of an image"
+            )
         shape = (self.shape[0], self.side, self.side) if self.side else tuple(self.shape)
         splits = {}
         for i, name in enumerate(("train", "validation", "test")):

@@ -21,7 +21,9 @@ def fingerprint(dataset: Dataset) -> dict[str, Any]:
     whole = hashlib.sha256()
     around = Path(os.path.commonpath([file.parent for file in files])) if files else Path()
     for file in sorted(files):
-        whole.update(f"{file.relative_to(around)} {file.stat().st_size}\0".encode("utf-8", "surrogateescape"))
+        whole.update(
+            f"{file.relative_to(around)} {file.stat().st_size}\0".encode("utf-8", "surrogateescape")
+        )
         if len(files) <= FEW:
             with open(file, "rb") as f:
                 whole.update(hashlib.file_digest(f, "sha256").digest())
@@ -32,9 +34,15 @@ def fingerprint(dataset: Dataset) -> dict[str, Any]:
 def whereabouts(dataset: Any) -> str:
     """Return a set's name, and of data from files where they lie."""
     files = sources(dataset)
-    return f"{dataset.name} in {files[0] if len(files) == 1 else files[0].parent}" if files else dataset.name
+    return (
+        f"{dataset.name} in {files[0] if len(files) == 1 else files[0].parent}"
+        if files
+        else dataset.name
+    )
 
 
 def sources(dataset: Any) -> list[Path]:
     """Return the files that a set was read from, or the one that it is made of."""
-    return list(getattr(dataset, "sources", ())) or (sources(dataset.of) if hasattr(dataset, "of") else [])
+    return list(getattr(dataset, "sources", ())) or (
+        sources(dataset.of) if hasattr(dataset, "of") else []
+    )

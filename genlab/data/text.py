@@ -13,8 +13,8 @@ from annotated_types import Ge
 from torch import Tensor
 
 from genlab.data.dataset import Dataset, Split
-from genlab.data.downloads import ensure
-from genlab.data.order import Address
+from genlab.data.shuffling import Address
+from genlab.data.torchvision_sets import ensure
 from genlab.errors import UserError
 from genlab.spec import Fraction, Spec
 
@@ -55,8 +55,15 @@ class Text(Dataset):
 
     def __post_init__(self) -> None:
         raw = self.read()
-        tokens, spec = as_bytes(raw, self.length) if self.unit == "bytes" else as_characters(self.text(raw), self.length)
-        ends = [int(len(tokens) * (1 - self.validation - (self.test or 0))), int(len(tokens) * (1 - (self.test or 0)))]
+        tokens, spec = (
+            as_bytes(raw, self.length)
+            if self.unit == "bytes"
+            else as_characters(self.text(raw), self.length)
+        )
+        ends = [
+            int(len(tokens) * (1 - self.validation - (self.test or 0))),
+            int(len(tokens) * (1 - (self.test or 0))),
+        ]
         if ends[0] < self.length:
             raise UserError(
                 f"{self.name} has {max(0, ends[0]):,} {self.unit} to train on, and a window takes {self.length}; "
@@ -64,11 +71,16 @@ class Text(Dataset):
             )
         train, validation, test = tokens.tensor_split(ends)
         splits = {"train": Windows(train, length=self.length)}
-        for split, part in {"validation": validation, "test": validation if self.test is None else test}.items():
+        for split, part in {
+            "validation": validation,
+            "test": validation if self.test is None else test,
+        }.items():
             splits[split] = Windows(part, length=self.length, stride=self.length - 1)
         short = f"dataset.validation={self.validation:g} and dataset.test={self.test} leave it less than dataset.length"
         self.hold(spec, splits, missing=dict.fromkeys(("validation", "test"), short))
-        self.lines.append(f"{len(tokens):,} {self.unit}, {spec.vocab} different; {self.length} in an item")
+        self.lines.append(
+            f"{len(tokens):,} {self.unit}, {spec.vocab} different; {self.length} in an item"
+        )
         if self.test is None and self.validation:
             self.lines.append("the validation text is the test text too (dataset.test=null)")
 
@@ -80,7 +92,9 @@ class Text(Dataset):
             return "\n".join(topics[name] for name in sorted(topics)).encode()
         file = Path(self.path).expanduser()
         if not file.is_file():
-            raise UserError(f"dataset.path={self.path}: there is no such file (looked for {file.resolve()})")
+            raise UserError(
+                f"dataset.path={self.path}: there is no such file (looked for {file.resolve()})"
+            )
         self.sources = [file]
         return file.read_bytes()
 
@@ -88,14 +102,18 @@ class Text(Dataset):
         try:
             return raw.decode()
         except UnicodeDecodeError as error:
-            raise UserError(f"dataset.path={self.path} is no text in UTF-8 ({error.reason}); set dataset.unit=bytes") from error
+            raise UserError(
+                f"dataset.path={self.path} is no text in UTF-8 ({error.reason}); set dataset.unit=bytes"
+            ) from error
 
     def arrays(self, split: str) -> tuple[Tensor, None]:
         """Return the raw items, all windows (N, length) of the split, on the CPU."""
         windows = self._held(split)
         return windows.x.unfold(0, windows.length, windows.stride), None
 
-    def _raw(self, split: str, addresses: Iterator[Address], device: torch.device) -> Iterator[tuple[int, int, Tensor, None]]:
+    def _raw(
+        self, split: str, addresses: Iterator[Address], device: torch.device
+    ) -> Iterator[tuple[int, int, Tensor, None]]:
         windows = self.splits[split]
         text, _ = self._on(split, device)
         offsets = torch.arange(windows.length, device=device)
@@ -105,7 +123,11 @@ class Text(Dataset):
 
 def as_bytes(raw: bytes, length: int) -> tuple[Tensor, Spec]:
     """Return the bytes as tokens uint8 (N,), and the Spec of windows of them."""
-    tokens = torch.frombuffer(bytearray(raw), dtype=torch.uint8) if raw else torch.empty(0, dtype=torch.uint8)
+    tokens = (
+        torch.frombuffer(bytearray(raw), dtype=torch.uint8)
+        if raw
+        else torch.empty(0, dtype=torch.uint8)
+    )
     return tokens, Spec(shape=(length,), kind="tokens", levels=0, vocab=256)
 
 
@@ -116,7 +138,9 @@ def as_characters(text: str, length: int) -> tuple[Tensor, Spec]:
     return torch.tensor(spec.to_tokens(text), dtype=torch.int32), spec
 
 
-SHAKESPEARE = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
+SHAKESPEARE = (
+    "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
+)
 SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
 
 
@@ -137,7 +161,9 @@ class Shakespeare(Text):
         """Return the bytes of the plays, downloaded where they are not there yet."""
         file = Path(self.root) / "tinyshakespeare" / "input.txt"
         fetch = (lambda: download(SHAKESPEARE, SHAKESPEARE_SHA256, file)) if self.download else None
-        ensure(self.name, Path(self.root), [file], fetch, f"the file {SHAKESPEARE} into {file.parent}")
+        ensure(
+            self.name, Path(self.root), [file], fetch, f"the file {SHAKESPEARE} into {file.parent}"
+        )
         self.sources = [file]
         return file.read_bytes()
 

@@ -15,7 +15,7 @@ from genlab.abilities import ABILITIES, need
 from genlab.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:
-    from genlab.metrics.subject import Subject
+    from genlab.metrics.context import Subject
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,15 +41,25 @@ class Row:
     unit: str
     tag: str = "exact"  # exact | bound | estimate
     error: float | None = None  # standard error, where one exists
-    floor: float | None = None  # the same number of one held-out half against the other: what no model is asked to beat
+    floor: float | None = (
+        None  # the same number of one held-out half against the other: what no model is asked to beat
+    )
     better: Literal["lower", "higher", "neither"] = "lower"
-    conditions: dict[str, Any] = field(default_factory=dict)  # feature space, sample count, split, seed
-    parts: dict[str, float] = field(default_factory=dict)  # what the value is the sum of: logged, not shown in tables
+    conditions: dict[str, Any] = field(
+        default_factory=dict
+    )  # feature space, sample count, split, seed
+    parts: dict[str, float] = field(
+        default_factory=dict
+    )  # what the value is the sum of: logged, not shown in tables
     note: str = ""  # in words, what a person should be told
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values; a number that is not finite, which JSON has no word for, becomes None."""
-        numbers = {k: v for k in ("value", "error", "floor") if (v := getattr(self, k)) is not None and math.isfinite(v)}
+        numbers = {
+            k: v
+            for k in ("value", "error", "floor")
+            if (v := getattr(self, k)) is not None and math.isfinite(v)
+        }
         return {**asdict(self), "value": None, "error": None, "floor": None, **numbers}
 
 
@@ -60,7 +70,9 @@ class Metric:
     rows: Callable[[Subject], list[str]]
     measure: Callable[[Subject], list[Row]]
     needs: tuple[str, ...]  # the abilities of which the model must have one
-    when: Literal["training", "evaluation", "asked"] = "evaluation"  # from when on it is part of "all that fit"
+    when: Literal["training", "evaluation", "asked"] = (
+        "evaluation"  # from when on it is part of "all that fit"
+    )
 
 
 WHEN = ("training", "evaluation", "asked")
@@ -69,58 +81,81 @@ WHEN = ("training", "evaluation", "asked")
 def registry() -> dict[str, Metric]:
     """Return every measure by name."""
     from genlab.metrics import (
-        classes,
-        classification,
-        cost,
+        active_units,
+        classification_error,
+        classifier_metrics,
+        cluster_purity,
         disentanglement,
+        efficiency,
         energy_distance,
         frechet,
         inception_score,
-        kernel,
-        latent_use,
+        kid_mmd,
         likelihood,
-        manifold,
-        memorisation,
-        modes,
-        purity,
+        memorization,
+        mode_coverage,
+        paired_translation,
+        precision_recall,
         reconstruction,
-        sliced,
-        translation,
-        unpaired,
+        sliced_wasserstein,
+        unpaired_translation,
     )
 
     densities, sample = ("log_prob", "log_partition", "iwae", "elbo"), ("sample",)
     return {
         "likelihood": Metric(likelihood.rows, likelihood.measure, densities, "training"),
         "ode_likelihood": Metric(likelihood.ode_rows, likelihood.ode, ("ode_log_prob",), "asked"),
-        "classification": Metric(classification.rows, classification.measure, ("classify",), "training"),
-        "latent_use": Metric(latent_use.rows, latent_use.measure, ("posterior",), "training"),
-        "modes": Metric(modes.rows, modes.measure, sample, "training"),
+        "classification": Metric(
+            classification_error.rows, classification_error.measure, ("classify",), "training"
+        ),
+        "latent_use": Metric(active_units.rows, active_units.measure, ("posterior",), "training"),
+        "modes": Metric(mode_coverage.rows, mode_coverage.measure, sample, "training"),
         "frechet": Metric(frechet.rows, frechet.measure, sample),
-        "kernel_distance": Metric(kernel.kid_rows, kernel.kid_measure, sample),
-        "mmd": Metric(kernel.mmd_rows, kernel.mmd_measure, sample),
-        "sliced_wasserstein": Metric(sliced.rows, sliced.measure, sample),
-        "energy_distance": Metric(energy_distance.rows, energy_distance.measure, sample, "training"),
-        "manifold": Metric(manifold.rows, manifold.measure, sample),
+        "kernel_distance": Metric(kid_mmd.kid_rows, kid_mmd.kid_measure, sample),
+        "mmd": Metric(kid_mmd.mmd_rows, kid_mmd.mmd_measure, sample),
+        "sliced_wasserstein": Metric(sliced_wasserstein.rows, sliced_wasserstein.measure, sample),
+        "energy_distance": Metric(
+            energy_distance.rows, energy_distance.measure, sample, "training"
+        ),
+        "manifold": Metric(precision_recall.rows, precision_recall.measure, sample),
         "inception_score": Metric(inception_score.rows, inception_score.measure, sample),
-        "class_modes": Metric(classes.class_modes_rows, classes.class_modes, sample),
-        "class_accuracy": Metric(classes.class_accuracy_rows, classes.class_accuracy, sample),
-        "prompt_accuracy": Metric(classes.prompt_accuracy_rows, classes.prompt_accuracy, sample),
-        "train_on_generated": Metric(classes.train_on_generated_rows, classes.train_on_generated, sample, "asked"),
-        "memorisation": Metric(memorisation.rows, memorisation.measure, sample),
+        "class_modes": Metric(
+            classifier_metrics.class_modes_rows, classifier_metrics.class_modes, sample
+        ),
+        "class_accuracy": Metric(
+            classifier_metrics.class_accuracy_rows, classifier_metrics.class_accuracy, sample
+        ),
+        "prompt_accuracy": Metric(
+            classifier_metrics.prompt_accuracy_rows, classifier_metrics.prompt_accuracy, sample
+        ),
+        "train_on_generated": Metric(
+            classifier_metrics.train_on_generated_rows,
+            classifier_metrics.train_on_generated,
+            sample,
+            "asked",
+        ),
+        "memorisation": Metric(memorization.rows, memorization.measure, sample),
         "reconstruction": Metric(reconstruction.rows, reconstruction.measure, ("decode",)),
-        "translation": Metric(translation.rows, translation.measure, ("translate",), "training"),
-        "unpaired_translation": Metric(unpaired.rows, unpaired.measure, ("translate",), "training"),
+        "translation": Metric(
+            paired_translation.rows, paired_translation.measure, ("translate",), "training"
+        ),
+        "unpaired_translation": Metric(
+            unpaired_translation.rows, unpaired_translation.measure, ("translate",), "training"
+        ),
         "disentanglement": Metric(disentanglement.rows, disentanglement.measure, ("encode",)),
-        "purity": Metric(purity.rows, purity.measure, ("encode",)),
-        "cost": Metric(cost.rows, cost.measure, tuple(ABILITIES)),
+        "purity": Metric(cluster_purity.rows, cluster_purity.measure, ("encode",)),
+        "cost": Metric(efficiency.rows, efficiency.measure, tuple(ABILITIES)),
     }
 
 
 def metrics_for(subject: Subject, when: str = "evaluation") -> dict[str, Metric]:
     """Return the measures that fit a subject and are taken without being named: in training only the quick ones."""
     taken = WHEN[: WHEN.index(when) + 1]
-    return {name: metric for name, metric in registry().items() if metric.when in taken and metric.rows(subject)}
+    return {
+        name: metric
+        for name, metric in registry().items()
+        if metric.when in taken and metric.rows(subject)
+    }
 
 
 def chosen(
@@ -146,7 +181,9 @@ def chosen(
             need(subject.model, name, partial(able, name))
             raise UserError(f"metrics: {name} is an ability; the metrics are {', '.join(known)}")
         if name not in known:
-            raise UserError(f"metrics: there is no '{name}'{did_you_mean(name, known)}; there are {', '.join(known)}")
+            raise UserError(
+                f"metrics: there is no '{name}'{did_you_mean(name, known)}; there are {', '.join(known)}"
+            )
         if not known[name].rows(subject):
             raise UserError(f"metrics: {name} does not fit: {why_not(known[name], subject, able)}")
     return {name: known[name] for name in metrics}
@@ -160,14 +197,21 @@ def measure(
     able: Callable[[str], list[str]] = lambda verb: [],
 ) -> dict[str, list[Row]]:
     """Measure a subject by all measures that fit or by those named (see `chosen`); return measure -> its rows."""
-    return {name: metric.measure(subject) for name, metric in chosen(subject, metrics, when=when, able=able).items()}
+    return {
+        name: metric.measure(subject)
+        for name, metric in chosen(subject, metrics, when=when, able=able).items()
+    }
 
 
-def why_not(metric: Metric, subject: Subject, able: Callable[[str], list[str]] = lambda verb: []) -> str:
+def why_not(
+    metric: Metric, subject: Subject, able: Callable[[str], list[str]] = lambda verb: []
+) -> str:
     """Return why a measure does not fit a subject."""
     if subject.abilities & set(metric.needs):
         return f"{subject.dataset.name} is not data that it can judge"
     if subject.model is None:
         return f"it needs a model with {' or '.join(metric.needs)}, not samples alone"
     others = sorted({name for verb in metric.needs for name in able(verb)})
-    return f"{subject.name} has no {' or '.join(metric.needs)}" + (f"; models that can: {', '.join(others)}" if others else "")
+    return f"{subject.name} has no {' or '.join(metric.needs)}" + (
+        f"; models that can: {', '.join(others)}" if others else ""
+    )

@@ -37,11 +37,17 @@ def cached(kind: str, key: str, make: Callable[[], dict[str, Any]]) -> dict[str,
     if path.exists():
         try:
             return torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:  # whatever a file cut short makes the reader raise: it can be made again
-            print(f"{path} is unreadable ({type(error).__name__}) and is made anew", file=sys.stderr)
+        except (
+            Exception
+        ) as error:  # whatever a file cut short makes the reader raise: it can be made again
+            print(
+                f"{path} is unreadable ({type(error).__name__}) and is made anew", file=sys.stderr
+            )
     made = make()
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")  # several jobs of a sweep may make it at once
+    part = path.with_name(
+        f"{path.name}.{os.getpid()}.part"
+    )  # several jobs of a sweep may make it at once
     torch.save(made, part)
     os.replace(part, path)
     return made

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from genlab.errors import UserError
 from genlab.metrics import Row
-from genlab.metrics.subject import Subject
+from genlab.metrics.context import Subject
 
 BINS = 20
 GROUPS = 10  # of the jackknife; GROUPS_DCI for forests, which cost most
@@ -58,8 +58,15 @@ def mutual_information(a: Tensor, b: Tensor) -> Tensor:
     """Return I(a_l; b) (L,) in nats of the empirical joint law of whole numbers a (N, L) from 0 on and b (N,) from 0 on."""
     n, width = a.shape
     height, columns = int(a.max()) + 1, int(b.max()) + 1
-    cell = (torch.arange(width) * height + a) * columns + b.unsqueeze(1)  # (N, L): each code has a table of its own
-    joint = torch.bincount(cell.flatten(), minlength=width * height * columns).view(width, height, columns).double() / n
+    cell = (torch.arange(width) * height + a) * columns + b.unsqueeze(
+        1
+    )  # (N, L): each code has a table of its own
+    joint = (
+        torch.bincount(cell.flatten(), minlength=width * height * columns)
+        .view(width, height, columns)
+        .double()
+        / n
+    )
     product = joint.sum(2, keepdim=True) * joint.sum(1, keepdim=True)
     return torch.where(joint > 0, joint * (joint / product).log(), 0).sum((1, 2))
 
@@ -91,7 +98,9 @@ def dci(z: Tensor, v: Tensor, *, seed: int = 0) -> tuple[float, float, float]:
     test, train = order[: len(z) // 4], order[len(z) // 4 :]
     columns, right = [], []
     for j in range(v.shape[1]):
-        forest = RandomForestClassifier(TREES, min_samples_leaf=LEAF, max_features=min(TRIED, z.shape[1]), random_state=seed)
+        forest = RandomForestClassifier(
+            TREES, min_samples_leaf=LEAF, max_features=min(TRIED, z.shape[1]), random_state=seed
+        )
         forest.fit(z[train].numpy(), v[train, j].numpy())
         columns.append(torch.from_numpy(forest.feature_importances_))
         right.append(forest.score(z[test].numpy(), v[test, j].numpy()))
@@ -131,7 +140,9 @@ def sap(z: Tensor, v: Tensor, *, categorical: Sequence[int] = ()) -> float:
     spread = centred.square().sum(0)[:, None] * target.square().sum(0)  # (L, K)
     # numbers that differ by rounding alone are one constant: it predicts nothing
     live = (centred.square().mean(0) > (1e-12 * z.abs().amax(0)).square())[:, None]
-    score = torch.where(live, (centred.T @ target).square() / torch.where(live, spread, 1), 0)  # (L, K)
+    score = torch.where(
+        live, (centred.T @ target).square() / torch.where(live, spread, 1), 0
+    )  # (L, K)
     for j in categorical:
         score[:, j] = threshold_accuracy(z, v[:, j])
     gaps = [first - second for first, second in map(two_largest, score.unbind(1))]
@@ -147,7 +158,9 @@ def threshold_accuracy(z: Tensor, y: Tensor) -> Tensor:
         distance = (z - mean).abs()
         best = torch.where(distance < nearest, c, best)
         nearest = torch.minimum(nearest, distance)
-    return torch.stack([(best[y == c] == i).double().mean(0) for i, c in enumerate(classes)]).mean(0)
+    return torch.stack([(best[y == c] == i).double().mean(0) for i, c in enumerate(classes)]).mean(
+        0
+    )
 
 
 # --- what they share --------------------------------------------------------------------------------------------------
@@ -156,13 +169,17 @@ def threshold_accuracy(z: Tensor, y: Tensor) -> Tensor:
 def checked(z: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     """Return the codes as float64 (N, L) and the factors numbered from 0 on (N, K), on the CPU."""
     if z.dim() != 2 or v.dim() != 2 or len(z) != len(v):
-        raise UserError(f"codes {tuple(z.shape)} and factors {tuple(v.shape)} must be (N, L) and (N, K)")
+        raise UserError(
+            f"codes {tuple(z.shape)} and factors {tuple(v.shape)} must be (N, L) and (N, K)"
+        )
     if not z.isfinite().all():
         raise UserError("the codes hold values that are not finite numbers")
     numbered = [k.unique(return_inverse=True)[1] for k in v.cpu().unbind(1)]
     for k, column in enumerate(numbered):
         if not column.any():
-            raise UserError(f"factor {k} has a single value among {len(v)} items, of which no code can tell anything")
+            raise UserError(
+                f"factor {k} has a single value among {len(v)} items, of which no code can tell anything"
+            )
     return z.detach().cpu().double(), torch.stack(numbered, 1)
 
 
@@ -179,7 +196,9 @@ def jackknife(statistic: Callable[[Tensor], Tensor], n: int, groups: int, seed: 
         statistic: of the indices of the items that it sees, (…,) float64.
     """
     parts = torch.randperm(n, generator=torch.Generator().manual_seed(seed)).tensor_split(groups)
-    left = torch.stack([statistic(torch.cat(parts[:g] + parts[g + 1 :])) for g in range(groups)])  # (G, …)
+    left = torch.stack(
+        [statistic(torch.cat(parts[:g] + parts[g + 1 :])) for g in range(groups)]
+    )  # (G, …)
     return ((groups - 1) * (left - left.mean(0)).square().mean(0)).sqrt()
 
 
@@ -190,7 +209,9 @@ def codes(subject: Subject, n: int) -> Tensor:
     x = subject.dataset.take(s.split, n, seed=s.seed, device=subject.device).x
     x = x.to(next((p.dtype for p in model.parameters()), x.dtype))
     torch.manual_seed(s.seed)  # of a model whose code is drawn
-    return torch.cat([model.encode(part).flatten(1).double().cpu() for part in x.split(s.batch_size)])
+    return torch.cat(
+        [model.encode(part).flatten(1).double().cpu() for part in x.split(s.batch_size)]
+    )
 
 
 def measure(subject: Subject) -> list[Row]:
@@ -204,7 +225,11 @@ def measure(subject: Subject) -> list[Row]:
     categorical = getattr(dataset, "categorical", ())
     bins, m = binned(z), min(len(v), MOST)
 
-    def cheap(i: Tensor) -> Tensor:  # with the bins of all items: edges that move with the extremes are no error of the gap
+    def cheap(
+        i: Tensor,
+    ) -> (
+        Tensor
+    ):  # with the bins of all items: edges that move with the extremes are no error of the gap
         gap = information_gap(bins[i], v[i])
         return torch.tensor([gap, sap(z[i], v[i], categorical=categorical)], dtype=torch.float64)
 
@@ -212,7 +237,10 @@ def measure(subject: Subject) -> list[Row]:
         return torch.tensor(dci(z[i], v[i], seed=s.seed), dtype=torch.float64)
 
     every, some = torch.arange(len(v)), torch.arange(m)
-    (gap, separated), (gap_error, separated_error) = cheap(every), jackknife(cheap, len(v), GROUPS, s.seed)
+    (gap, separated), (gap_error, separated_error) = (
+        cheap(every),
+        jackknife(cheap, len(v), GROUPS, s.seed),
+    )
     told, told_error = forests(some), jackknife(forests, m, GROUPS_DCI, s.seed)
     common = {"split": s.split, "seed": s.seed, "codes": z.shape[1]}
     binning = common | {"n": len(v), "bins": BINS}

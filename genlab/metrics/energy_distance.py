@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from genlab.metrics import Row
+from genlab.metrics.context import Subject
 from genlab.metrics.features import named
-from genlab.metrics.subject import Subject
 
 BOOTSTRAPS = 200
 MOST = 2000  # items of each kind: the cost grows with their square
@@ -33,13 +33,21 @@ def energy_distance(x: Tensor, y: Tensor, *, seed: int = 0) -> tuple[float, floa
     """
     n, m = len(x), len(y)
     both = torch.cat([x, y]).double()
-    distance = torch.cdist(both, both, compute_mode="donot_use_mm_for_euclid_dist")  # (N + M, N + M)
+    distance = torch.cdist(
+        both, both, compute_mode="donot_use_mm_for_euclid_dist"
+    )  # (N + M, N + M)
 
-    def statistic(a: Tensor, b: Tensor) -> Tensor:  # weights (…, N) and (…, M), which count how often each is drawn
+    def statistic(
+        a: Tensor, b: Tensor
+    ) -> Tensor:  # weights (…, N) and (…, M), which count how often each is drawn
         # Pairs of an item with itself, also of its bootstrap copies, are no pairs: their distance is 0 and they are not counted.
         cross = torch.einsum("...i,ij,...j->...", a, distance[:n, n:], b) / (n * m)
-        within_x = torch.einsum("...i,ij,...j->...", a, distance[:n, :n], a) / (n * n - (a * a).sum(-1))
-        within_y = torch.einsum("...i,ij,...j->...", b, distance[n:, n:], b) / (m * m - (b * b).sum(-1))
+        within_x = torch.einsum("...i,ij,...j->...", a, distance[:n, :n], a) / (
+            n * n - (a * a).sum(-1)
+        )
+        within_y = torch.einsum("...i,ij,...j->...", b, distance[n:, n:], b) / (
+            m * m - (b * b).sum(-1)
+        )
         return 2 * cross - within_x - within_y
 
     generator = torch.Generator().manual_seed(seed)
@@ -52,7 +60,9 @@ def energy_distance(x: Tensor, y: Tensor, *, seed: int = 0) -> tuple[float, floa
 def resampled(n: int, generator: torch.Generator) -> Tensor:
     """Return how often each of n items is drawn in each bootstrap (BOOTSTRAPS, n)."""
     drawn = torch.randint(n, (BOOTSTRAPS, n), generator=generator)
-    return torch.zeros(BOOTSTRAPS, n, dtype=torch.float64).scatter_add_(1, drawn, torch.ones(1).double().expand_as(drawn))
+    return torch.zeros(BOOTSTRAPS, n, dtype=torch.float64).scatter_add_(
+        1, drawn, torch.ones(1).double().expand_as(drawn)
+    )
 
 
 def measure(subject: Subject) -> list[Row]:
@@ -65,5 +75,16 @@ def measure(subject: Subject) -> list[Row]:
         floor, _ = energy_distance(one, other, seed=subject.settings.seed)
         more = {"n": f"{len(drawn)} against {len(real)}"} if len(drawn) < len(subject.drawn) else {}
         name = named("energy_distance", space)
-        found.append(Row(name, value, "distance", "estimate", error, floor, "lower", subject.conditions(space, **more)))
+        found.append(
+            Row(
+                name,
+                value,
+                "distance",
+                "estimate",
+                error,
+                floor,
+                "lower",
+                subject.conditions(space, **more),
+            )
+        )
     return found

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from genlab.errors import UserError
 from genlab.metrics import Row
+from genlab.metrics.context import Subject
 from genlab.metrics.features import named
-from genlab.metrics.subject import Subject
 
 
 def rows(subject: Subject) -> list[str]:
@@ -32,7 +32,9 @@ def frechet_distance(x: Tensor, y: Tensor) -> tuple[float, float]:
         UserError: there are fewer than two items of a kind.
     """
     if min(len(x), len(y)) < 2:
-        raise UserError(f"a Fréchet distance needs two items of each kind or more; there are {len(x)} and {len(y)}")
+        raise UserError(
+            f"a Fréchet distance needs two items of each kind or more; there are {len(x)} and {len(y)}"
+        )
     x, y = x.double(), y.double()
     if not (x.isfinite().all() and y.isfinite().all()):
         return math.nan, math.nan
@@ -72,8 +74,14 @@ def measure(subject: Subject) -> list[Row]:
     """Return the distance of n samples to n held-out items in each feature space, with its floor."""
     found = []
     for space in subject.spaces:
-        value, error = frechet_distance(subject.features(space, "drawn"), subject.features(space, "real"))
-        floor, _ = frechet_distance(subject.features(space, "half"), subject.features(space, "other_half"))
+        value, error = frechet_distance(
+            subject.features(space, "drawn"), subject.features(space, "real")
+        )
+        floor, _ = frechet_distance(
+            subject.features(space, "half"), subject.features(space, "other_half")
+        )
         conditions = subject.conditions(space)
-        found.append(Row(named("frechet", space), value, "", "estimate", error, floor, "lower", conditions))
+        found.append(
+            Row(named("frechet", space), value, "", "estimate", error, floor, "lower", conditions)
+        )
     return found

@@ -8,12 +8,14 @@ from torch import Tensor
 
 from genlab.errors import UserError
 from genlab.metrics import Row
+from genlab.metrics.context import Subject
 from genlab.metrics.features import named
-from genlab.metrics.subject import Subject
 
 SPLITS = 10
 TELL_CLASSES = ("classifier", "inception")
-ORDER = 2020  # the seed of the order of the items: torch-fidelity's, so that the splits are the same
+ORDER = (
+    2020  # the seed of the order of the items: torch-fidelity's, so that the splits are the same
+)
 
 
 def spaces(subject: Subject) -> list[str]:
@@ -69,6 +71,19 @@ def measure(subject: Subject) -> list[Row]:
         splits = min(SPLITS, max(2, len(drawn) // 2))
         value, error = inception_score(drawn, splits=splits)
         floor, _ = inception_score(real, splits=max(2, round(len(real) * splits / len(drawn))))
-        conditions = subject.conditions(space, n=len(drawn), splits=splits, floor=f"{len(real)} held-out items")
-        found.append(Row(named("inception_score", space), value, "", "estimate", error, floor, "higher", conditions))
+        conditions = subject.conditions(
+            space, n=len(drawn), splits=splits, floor=f"{len(real)} held-out items"
+        )
+        found.append(
+            Row(
+                named("inception_score", space),
+                value,
+                "",
+                "estimate",
+                error,
+                floor,
+                "higher",
+                conditions,
+            )
+        )
     return found

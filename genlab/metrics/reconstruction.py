@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from genlab.metrics import Row
-from genlab.metrics.subject import Subject
+from genlab.metrics.context import Subject
 from genlab.spec import Spec
 
 

@@ -30,7 +30,11 @@ class SelfAttention2d(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         B, C, H, W = x.shape
-        qkv = self.qkv(self.norm(x)).permute(0, 2, 3, 1).reshape(B, H * W, 3, self.heads, C // self.heads)
+        qkv = (
+            self.qkv(self.norm(x))
+            .permute(0, 2, 3, 1)
+            .reshape(B, H * W, 3, self.heads, C // self.heads)
+        )
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # (B, heads, HW, C/heads)
         h = F.scaled_dot_product_attention(q, k, v)
         h = h.transpose(1, 2).reshape(B, H, W, C).permute(0, 3, 1, 2)
@@ -59,7 +63,11 @@ class CrossAttention2d(nn.Module):
             there: which vectors of the context say something, bool (B, L).
         """
         B, C, H, W = x.shape
-        q = self.q(self.norm(x)).reshape(B, self.heads, C // self.heads, H * W).transpose(2, 3)  # (B, heads, HW, C/heads)
-        k, v = self.kv(context).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)  # (B, heads, L, C/heads) each
+        q = (
+            self.q(self.norm(x)).reshape(B, self.heads, C // self.heads, H * W).transpose(2, 3)
+        )  # (B, heads, HW, C/heads)
+        k, v = (
+            self.kv(context).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        )  # (B, heads, L, C/heads) each
         h = F.scaled_dot_product_attention(q, k, v, attn_mask=there[:, None, None])
         return x + self.out(h.transpose(2, 3).reshape(B, C, H, W))

@@ -44,13 +44,25 @@ class ConvEncoder(nn.Sequential):
         c, *size = shape
         layers: list[nn.Module] = []
         for width in channels:
-            conv = nn.Conv2d(c, width, 5, padding=2) if pool else nn.Conv2d(c, width, 4, stride=2, padding=1)
-            layers += [conv, ACTIVATIONS[activation](), *([nn.MaxPool2d(2)] if pool else [])]  # (B, width, H//2, W//2)
+            conv = (
+                nn.Conv2d(c, width, 5, padding=2)
+                if pool
+                else nn.Conv2d(c, width, 4, stride=2, padding=1)
+            )
+            layers += [
+                conv,
+                ACTIVATIONS[activation](),
+                *([nn.MaxPool2d(2)] if pool else []),
+            ]  # (B, width, H//2, W//2)
             c = width
         h, w = halved(size, len(channels))[-1]
         if dropout:
             layers.append(nn.Dropout(dropout))
-        super().__init__(*layers, nn.Flatten(), *MLP(c * h * w, dense, outputs, activation=activation, dropout=dropout))
+        super().__init__(
+            *layers,
+            nn.Flatten(),
+            *MLP(c * h * w, dense, outputs, activation=activation, dropout=dropout),
+        )
 
 
 class ConvDecoder(nn.Sequential):
@@ -68,7 +80,10 @@ class ConvDecoder(nn.Sequential):
         c, *size = shape
         sizes = halved(size, len(channels))[::-1]
         start = (channels[0], *sizes[0])
-        layers: list[nn.Module] = [*MLP(inputs, dense, math.prod(start), activation=activation), nn.Unflatten(1, start)]
+        layers: list[nn.Module] = [
+            *MLP(inputs, dense, math.prod(start), activation=activation),
+            nn.Unflatten(1, start),
+        ]
         for width, out, to in zip(channels, (*channels[1:], c), sizes[1:], strict=True):
             odd = (to[0] % 2, to[1] % 2)  # the row and column that halving dropped
             layers += [
@@ -87,7 +102,9 @@ def doubled(x: Tensor) -> Tensor:
 # weights, which are added once. 16 multiplications a pixel of x and pair of maps instead of 36, and no doubled maps in memory.
 def conv_of_doubled(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Return the convolution of `doubled(x)` (B, out, 2H, 2W) by weights (out, C, 3, 3), padded by one: a transposed one of x."""
-    sums = F.avg_pool2d(F.pad(weight.flip(2, 3), (1, 1, 1, 1)), 2, stride=1, divisor_override=1)  # (out, C, 4, 4)
+    sums = F.avg_pool2d(
+        F.pad(weight.flip(2, 3), (1, 1, 1, 1)), 2, stride=1, divisor_override=1
+    )  # (out, C, 4, 4)
     return F.conv_transpose2d(x, sums.transpose(0, 1), bias, stride=2, padding=1)
 
 

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from genlab.nn.embed import TimeEmbedding, sinusoidal
+from genlab.nn.embeddings import TimeEmbedding, sinusoidal
 
 
 class DiTBlock(nn.Module):
@@ -18,16 +18,22 @@ class DiTBlock(nn.Module):
         self.norm1 = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
         self.norm2 = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
         self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
-        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU("tanh"), nn.Linear(4 * width, width))
+        self.mlp = nn.Sequential(
+            nn.Linear(width, 4 * width), nn.GELU("tanh"), nn.Linear(4 * width, width)
+        )
         self.modulation = nn.Linear(width, 6 * width)
 
     def forward(self, x: Tensor, e: Tensor) -> Tensor:
-        shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(F.silu(e))[:, None].chunk(6, -1)  # (B, 1, D) each
+        shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(F.silu(e))[:, None].chunk(
+            6, -1
+        )  # (B, 1, D) each
         x = x + gate1 * self.attention(self.norm1(x) * (1 + scale1) + shift1)
         return x + gate2 * self.mlp(self.norm2(x) * (1 + scale2) + shift2)
 
     def attention(self, x: Tensor) -> Tensor:
-        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # (B, heads, N, D/heads) each
+        q, k, v = (
+            self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        )  # (B, heads, N, D/heads) each
         h = F.scaled_dot_product_attention(q, k, v)
         return self.out(h.transpose(1, 2).flatten(2))
 
@@ -55,7 +61,11 @@ class DiT(nn.Module):
     ) -> None:
         super().__init__()
         inputs, height, wide = shape
-        self.patch, self.outputs, self.places = patch, outputs or inputs, (height // patch, wide // patch)
+        self.patch, self.outputs, self.places = (
+            patch,
+            outputs or inputs,
+            (height // patch, wide // patch),
+        )
         self.embed = TimeEmbedding(256, width, classes=classes)
         self.first = nn.Conv2d(inputs, width, patch, stride=patch)
         self.register_buffer("position", grid(*self.places, width), persistent=False)  # (1, N, D)

@@ -53,14 +53,21 @@ class MaskedMLP(nn.Module):
         self.outputs, self.residual = outputs, residual
         order = torch.arange(dim) if order is None else order
         self.register_buffer("order", order, persistent=False)
-        degrees = [order + 1, *(torch.arange(width) % max(1, dim - 1) + 1 for width in hidden)]  # section 4.1
+        degrees = [
+            order + 1,
+            *(torch.arange(width) % max(1, dim - 1) + 1 for width in hidden),
+        ]  # section 4.1
         masks = [after[:, None] >= before for before, after in pairwise(degrees)]  # equation 12
-        masks.append((degrees[0][:, None] > degrees[-1]).repeat_interleave(outputs, 0))  # equation 13
+        masks.append(
+            (degrees[0][:, None] > degrees[-1]).repeat_interleave(outputs, 0)
+        )  # equation 13
         self.layers = nn.ModuleList(map(MaskedLinear, masks))
         self.activation = ACTIVATIONS[activation]()
 
     def forward(self, x: Tensor) -> Tensor:
-        first, *middle, last = self.layers if len(self.layers) > 1 else (nn.Identity(), *self.layers)
+        first, *middle, last = (
+            self.layers if len(self.layers) > 1 else (nn.Identity(), *self.layers)
+        )
         h = first(x)
         for layer in middle:
             step = layer(self.activation(h))

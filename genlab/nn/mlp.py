@@ -37,6 +37,8 @@ class MLP(nn.Sequential):
     ) -> None:
         layers: list[nn.Module] = []
         for width in hidden:
-            layers += [nn.Linear(inputs, width), ACTIVATIONS[activation]()] + ([nn.Dropout(dropout)] if dropout else [])
+            layers += [nn.Linear(inputs, width), ACTIVATIONS[activation]()] + (
+                [nn.Dropout(dropout)] if dropout else []
+            )
             inputs = width
         super().__init__(*layers, nn.Linear(inputs, outputs))

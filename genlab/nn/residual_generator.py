@@ -23,7 +23,11 @@ class ResidualGenerator(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, *, width: int = 64, blocks: int = 9) -> None:
         super().__init__()
-        layers: list[nn.Module] = [nn.ReflectionPad2d(3), nn.Conv2d(inputs, width, 7, bias=False), *normed(width)]
+        layers: list[nn.Module] = [
+            nn.ReflectionPad2d(3),
+            nn.Conv2d(inputs, width, 7, bias=False),
+            *normed(width),
+        ]
         for w in (width, 2 * width):
             layers += [nn.Conv2d(w, 2 * w, 3, stride=2, padding=1, bias=False), *normed(2 * w)]
         layers += [ReflectedBlock(4 * width) for _ in range(blocks)]

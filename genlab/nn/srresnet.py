@@ -34,11 +34,15 @@ class SRResNet(nn.Module):
         super().__init__()
         self.factor, self.bicubic = factor, bicubic
         self.head = nn.Sequential(nn.Conv2d(inputs, width, kernel, padding=kernel // 2), nn.PReLU())
-        self.body = nn.Sequential(*(PReLUBlock(width, norm) for _ in range(blocks)), *conv(width, norm))
+        self.body = nn.Sequential(
+            *(PReLUBlock(width, norm) for _ in range(blocks)), *conv(width, norm)
+        )
         tail: list[nn.Module] = []
         for f in prime_factors(factor) if stages else ():
             tail += [nn.Conv2d(width, width * f * f, 3, padding=1), nn.PixelShuffle(f), nn.PReLU()]
-        last = nn.Conv2d(width, outputs if stages else outputs * factor**2, kernel, padding=kernel // 2)
+        last = nn.Conv2d(
+            width, outputs if stages else outputs * factor**2, kernel, padding=kernel // 2
+        )
         if bicubic:
             nn.init.zeros_(last.weight)
             nn.init.zeros_(last.bias)

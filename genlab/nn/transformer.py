@@ -17,7 +17,9 @@ class Cache:
 
     def __init__(self, places: int) -> None:
         self.places, self.at = places, 0
-        self.held: dict[int, tuple[Tensor, Tensor]] = {}  # layer -> keys and values (B, heads, places, width / heads)
+        self.held: dict[
+            int, tuple[Tensor, Tensor]
+        ] = {}  # layer -> keys and values (B, heads, places, width / heads)
 
     def add(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Take keys and values (B, heads, T, d) of the next T places; return those of all places so far."""
@@ -56,14 +58,18 @@ class CausalAttention(nn.Module):
         self.qkv = nn.Linear(width, 3 * width, bias=bias)
         self.out = nn.Linear(width, width, bias=bias)
 
-    def forward(self, x: Tensor, rotation: Tensor | None = None, cache: Cache | None = None, layer: int = 0) -> Tensor:
+    def forward(
+        self, x: Tensor, rotation: Tensor | None = None, cache: Cache | None = None, layer: int = 0
+    ) -> Tensor:
         """Return (B, T, width); with a cache, x are the next T places, of which there is one unless the cache is empty.
 
         Args:
             rotation: of the T places (2, T, width / heads / 2); None: queries and keys stay as they are.
         """
         B, T, C = x.shape
-        q, k, v = self.qkv(x).view(B, T, 3, self.heads, C // self.heads).permute(2, 0, 3, 1, 4)  # (B, heads, T, d) each
+        q, k, v = (
+            self.qkv(x).view(B, T, 3, self.heads, C // self.heads).permute(2, 0, 3, 1, 4)
+        )  # (B, heads, T, d) each
         if rotation is not None:
             q, k = rotated(q, rotation), rotated(k, rotation)
         if cache is not None:
@@ -81,10 +87,15 @@ class Block(nn.Module):
         self.norm1 = nn.LayerNorm(width, bias=bias)
         self.attention = CausalAttention(width, heads=heads, dropout=dropout, bias=bias)
         self.norm2 = nn.LayerNorm(width, bias=bias)
-        self.widen, self.narrow = nn.Linear(width, 4 * width, bias=bias), nn.Linear(4 * width, width, bias=bias)
+        self.widen, self.narrow = (
+            nn.Linear(width, 4 * width, bias=bias),
+            nn.Linear(4 * width, width, bias=bias),
+        )
         self.drop = nn.Dropout(dropout)
 
-    def forward(self, x: Tensor, rotation: Tensor | None = None, cache: Cache | None = None, layer: int = 0) -> Tensor:
+    def forward(
+        self, x: Tensor, rotation: Tensor | None = None, cache: Cache | None = None, layer: int = 0
+    ) -> Tensor:
         x = x + self.drop(self.attention(self.norm1(x), rotation, cache, layer))
         return x + self.drop(self.narrow(F.gelu(self.widen(self.norm2(x)))))
 
@@ -111,9 +122,13 @@ class Transformer(nn.Module):
     ) -> None:
         super().__init__()
         self.places = None if rotary else nn.Parameter(0.02 * torch.randn(places, width))
-        self.register_buffer("rotation", rotations(places, width // heads) if rotary else None, persistent=False)
+        self.register_buffer(
+            "rotation", rotations(places, width // heads) if rotary else None, persistent=False
+        )
         self.drop = nn.Dropout(dropout)
-        self.blocks = nn.ModuleList(Block(width, heads=heads, dropout=dropout, bias=bias) for _ in range(layers))
+        self.blocks = nn.ModuleList(
+            Block(width, heads=heads, dropout=dropout, bias=bias) for _ in range(layers)
+        )
         self.norm = nn.LayerNorm(width, bias=bias)
         for name, p in self.blocks.named_parameters():
             if name.endswith("weight") and p.ndim == 2:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from genlab.nn.attention import CrossAttention2d, SelfAttention2d, group_norm
 from genlab.nn.conv import UpConv2d
-from genlab.nn.embed import TimeEmbedding
+from genlab.nn.embeddings import TimeEmbedding
 
 
 def sides(shape: tuple[int, int, int], levels: int) -> tuple[int, ...]:
@@ -24,7 +24,10 @@ class ResBlock(nn.Module):
     def __init__(self, inputs: int, outputs: int, embed: int, dropout: float) -> None:
         super().__init__()
         self.norm1, self.norm2 = group_norm(inputs), group_norm(outputs)
-        self.conv1, self.conv2 = nn.Conv2d(inputs, outputs, 3, padding=1), nn.Conv2d(outputs, outputs, 3, padding=1)
+        self.conv1, self.conv2 = (
+            nn.Conv2d(inputs, outputs, 3, padding=1),
+            nn.Conv2d(outputs, outputs, 3, padding=1),
+        )
         self.embed = nn.Linear(embed, outputs)
         self.dropout = nn.Dropout(dropout)
         self.skip = nn.Conv2d(inputs, outputs, 1) if inputs != outputs else nn.Identity()
@@ -39,11 +42,15 @@ class ResBlock(nn.Module):
 class Stage(nn.Module):
     """A residual block, then, where the level has heads, attention to the other places and to the context, if there is one."""
 
-    def __init__(self, inputs: int, outputs: int, embed: int, dropout: float, heads: int, context: int) -> None:
+    def __init__(
+        self, inputs: int, outputs: int, embed: int, dropout: float, heads: int, context: int
+    ) -> None:
         super().__init__()
         self.block = ResBlock(inputs, outputs, embed, dropout)
         self.attention = SelfAttention2d(outputs, heads=heads) if heads else nn.Identity()
-        self.reading = CrossAttention2d(outputs, context, heads=heads) if heads and context else None
+        self.reading = (
+            CrossAttention2d(outputs, context, heads=heads) if heads and context else None
+        )
 
     def forward(self, x: Tensor, e: Tensor, context: tuple[Tensor, Tensor] | None) -> Tensor:
         x = self.attention(self.block(x, e))
@@ -83,10 +90,14 @@ class UNet(nn.Module):
         inputs = shape[0]
         self.factor = 2 ** (len(multipliers) - 1)
         widths = [channels * m for m in multipliers]
-        embed = max(4 * channels, 64)  # the paper's 4 · channels, but a narrow net still tells its times apart
+        embed = max(
+            4 * channels, 64
+        )  # the paper's 4 · channels, but a narrow net still tells its times apart
         attends = [heads * (side in attention) for side in sides(shape, len(widths))]
         self.embed = TimeEmbedding(max(channels, 32), embed, classes=classes)
-        self.summary = nn.Linear(context, embed) if context else None  # what the whole context says goes with the time
+        self.summary = (
+            nn.Linear(context, embed) if context else None
+        )  # what the whole context says goes with the time
         self.first = nn.Conv2d(inputs, channels, 3, padding=1)
 
         self.down, self.shrink = nn.ModuleList(), nn.ModuleList()
@@ -101,7 +112,9 @@ class UNet(nn.Module):
                 self.shrink.append(nn.Conv2d(now, now, 3, stride=2, padding=1))
                 skips.append(now)
 
-        self.middle = nn.ModuleList([Stage(now, now, embed, dropout, heads, context), Stage(now, now, embed, dropout, 0, 0)])
+        self.middle = nn.ModuleList(
+            [Stage(now, now, embed, dropout, heads, context), Stage(now, now, embed, dropout, 0, 0)]
+        )
 
         self.up, self.grow = nn.ModuleList(), nn.ModuleList()
         for i, w in reversed(list(enumerate(widths))):
@@ -119,14 +132,21 @@ class UNet(nn.Module):
     def initialise(self) -> None:
         """Draw weights as the authors' code does; what ends a branch starts at zero: blocks start as identities."""
         ends = {m.conv2 for m in self.modules() if isinstance(m, ResBlock)}
-        ends |= {m.out for m in self.modules() if isinstance(m, SelfAttention2d | CrossAttention2d)} | {self.last}
+        ends |= {
+            m.out for m in self.modules() if isinstance(m, SelfAttention2d | CrossAttention2d)
+        } | {self.last}
         for m in self.modules():
             if isinstance(m, nn.Conv2d | nn.Linear):
                 nn.init.zeros_(m.weight) if m in ends else nn.init.xavier_uniform_(m.weight)
                 nn.init.zeros_(m.bias)
 
     def forward(
-        self, x: Tensor, t: Tensor, y: Tensor | None = None, *, context: tuple[Tensor, Tensor] | None = None
+        self,
+        x: Tensor,
+        t: Tensor,
+        y: Tensor | None = None,
+        *,
+        context: tuple[Tensor, Tensor] | None = None,
     ) -> Tensor:
         """Return (B, outputs, H, W).
 

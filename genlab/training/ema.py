@@ -20,13 +20,18 @@ class EMA:
     def __init__(self, model: nn.Module, decay: float, start: nn.Module | None = None) -> None:
         self.decay = decay
         self.model = (copy.deepcopy(model) if start is None else start).eval().requires_grad_(False)
-        self.means, self.weights = list(self.model.parameters()), list(model.parameters())  # walking a model takes a while
+        self.means, self.weights = (
+            list(self.model.parameters()),
+            list(model.parameters()),
+        )  # walking a model takes a while
 
     @torch.no_grad()
     def update(self, model: nn.Module, at: int) -> None:
         """Move the mean toward the weights after update number `at`, counted from 0."""
         decay = min(self.decay, (1 + at) / (10 + at))
-        torch._foreach_lerp_([own(p) for p in self.means], [own(p) for p in self.weights], 1 - decay)
+        torch._foreach_lerp_(
+            [own(p) for p in self.means], [own(p) for p in self.weights], 1 - decay
+        )
         if buffers := list(model.buffers()):
             torch._foreach_copy_(list(self.model.buffers()), buffers)
 

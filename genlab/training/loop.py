@@ -11,14 +11,14 @@ import torch
 from torch import nn
 
 from genlab.abilities import Estimate
+from genlab.signals import Signals
 from genlab.spec import Batch
-from genlab.training.log import Diverged, Log
-from genlab.training.signals import Signals
+from genlab.training.logger import Diverged, Log
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from genlab.training.run import RunFolder
+    from genlab.runs.run_folder import RunFolder
     from genlab.training.trainer import Data, Trainer
 
 Measures = dict[str, tuple[Estimate, bool]]  # name -> (the number, whether higher is better)
@@ -47,7 +47,12 @@ class Loop:
     ) -> None:
         self.trainer, self.options = trainer, trainer.options
         self.folder, self.run = run, run if trainer.ranks.first else None
-        self.preview, self.evaluate, self.verdict, self.config = preview, evaluate, verdict, config or {}
+        self.preview, self.evaluate, self.verdict, self.config = (
+            preview,
+            evaluate,
+            verdict,
+            config or {},
+        )
         self.ruled: str | None = None  # what the verdict was
 
     def fit(self, data: Data) -> str:
@@ -61,9 +66,13 @@ class Loop:
         if left and self.late():  # by an earlier start
             return "time"
         batches = t.stream(data)
-        if left:  # what is made before the first batch may take minutes, and a signal ends it at once
+        if (
+            left
+        ):  # what is made before the first batch may take minutes, and a signal ends it at once
             batches = chain([next(batches)], batches)
-        self.log = Log(self.run, start=t.at, steps=self.options.steps, pending=t.pending, ranks=t.ranks)
+        self.log = Log(
+            self.run, start=t.at, steps=self.options.steps, pending=t.pending, ranks=t.ranks
+        )
         try:
             ended = self.steps(batches)
         finally:
@@ -87,13 +96,17 @@ class Loop:
                 now = time.monotonic()
                 t.seconds, clock = t.seconds + now - clock, now
                 if self.due(o.log_every) or t.at == o.steps:
-                    means = self.log.write(t.at, self.vitals((t.at - rate_at) / (now - rate_from)), self.hint())
+                    means = self.log.write(
+                        t.at, self.vitals((t.at - rate_at) / (now - rate_from)), self.hint()
+                    )
                     for note in t.diagnose(means):
                         self.log.note(t.at, note)
                     rate_from, rate_at = time.monotonic(), t.at
 
                 # pictures and measures, whose time is not training's
-                if (self.preview and self.due(o.preview_every)) or (self.evaluate and self.due(o.evaluate_every)):
+                if (self.preview and self.due(o.preview_every)) or (
+                    self.evaluate and self.due(o.evaluate_every)
+                ):
                     self.look()
                     rate_from += time.monotonic() - now
 
@@ -121,7 +134,9 @@ class Loop:
         if o.max_time:
             left = min(left, max(0.0, o.max_time * 60 - t.seconds))
         return {
-            **{f"lr/{name}": float(opt.param_groups[0]["lr"]) for name, opt in t.optimizers.items()},
+            **{
+                f"lr/{name}": float(opt.param_groups[0]["lr"]) for name, opt in t.optimizers.items()
+            },
             "seconds": t.seconds,
             "seconds_left": left,
             "items_per_s": rate * t.items_a_step,
@@ -143,7 +158,13 @@ class Loop:
         t, monitor = self.trainer, self.options.monitor
         notes = [estimate.note for estimate, _ in measures.values() if estimate.note]
         said = {"notes": notes} if notes else {}
-        self.log.line({"step": t.at, "evaluation": {name: e.value for name, (e, _) in measures.items()}, **said})
+        self.log.line(
+            {
+                "step": t.at,
+                "evaluation": {name: e.value for name, (e, _) in measures.items()},
+                **said,
+            }
+        )
         for note in notes:
             self.log.tell(f"step {t.at:,}: {note}")
         for name, (estimate, _) in measures.items():
@@ -175,7 +196,9 @@ class Loop:
     def hint(self) -> str:
         """Return what to do after a divergence."""
         saved = self.folder.steps() if self.folder else []
-        where = f"the last good checkpoint is {saved[-1]}" if saved else "there is no checkpoint yet"
+        where = (
+            f"the last good checkpoint is {saved[-1]}" if saved else "there is no checkpoint yet"
+        )
         return f"{where}; try a lower optimizer.lr, or trainer.clip=1"
 
     def save(self, *, best: bool = False) -> None:
@@ -188,7 +211,9 @@ class Loop:
         t.pending = self.log.settle(t.at, self.hint())
         broken = [n for n, p in t.model.named_parameters() if not torch.isfinite(p).all()]
         if broken:
-            raise Diverged(f"step {t.at}: {', '.join(broken[:3])} hold values that are not finite; {self.hint()}")
+            raise Diverged(
+                f"step {t.at}: {', '.join(broken[:3])} hold values that are not finite; {self.hint()}"
+            )
         state = t.state()
         if self.run:
             self.run.save(state, keep=self.options.keep, best=best)

@@ -14,7 +14,7 @@ TRAINERS = {
     "classical": "genlab.models.classical.trainer.ClassicalTrainer",  # closed forms and EM: no optimizer
     "rbm": "genlab.models.boltzmann.trainer.CDTrainer",  # contrastive divergence
     "greedy": "genlab.models.boltzmann.trainer.GreedyTrainer",  # … of one machine of a deep model after another
-    "m2": "genlab.models.vae.semi_trainer.SemiSupervisedTrainer",  # a bound, with few labels
-    "vq_vae": "genlab.models.vae.codebook_trainer.CodebookTrainer",  # one descent, and a codebook of running means
+    "m2": "genlab.models.vae.m2_trainer.SemiSupervisedTrainer",  # a bound, with few labels
+    "vq_vae": "genlab.models.vae.vq_vae_trainer.CodebookTrainer",  # one descent, and a codebook of running means
     "debias_vae": "genlab.models.vae.debias_trainer.DebiasTrainer",  # a bound, on items that the model chooses
 }

@@ -10,20 +10,20 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from genlab.distributed.device import Device
+from genlab.distributed.gradient_buckets import Buckets
+from genlab.distributed.process_group import Ranks
+from genlab.distributed.shard_buffers import ShardBuffers
 from genlab.errors import UserError
-from genlab.seeds import mix
+from genlab.seeding import mix
 from genlab.spec import Batch
-from genlab.training.buckets import Buckets
-from genlab.training.device import Device
 from genlab.training.ema import EMA
 from genlab.training.loop import Loop
 from genlab.training.options import Options
-from genlab.training.ranks import Ranks
-from genlab.training.shards import ShardBuffers
 
 if TYPE_CHECKING:
-    from genlab.training.fsdp import FSDP
-    from genlab.training.run import RunFolder
+    from genlab.distributed.fsdp import FSDP
+    from genlab.runs.run_folder import RunFolder
 
 Losses = dict[str, Tensor]
 
@@ -62,7 +62,9 @@ class Trainer:
         ranks: Ranks | None = None,
     ) -> None:
         if options.batch_size == "auto":
-            raise UserError("trainer.batch_size=auto: a trainer needs a number; genlab.training.batch_size.settle finds it")
+            raise UserError(
+                "trainer.batch_size=auto: a trainer needs a number; genlab.training.auto_batch_size.settle finds it"
+            )
         self.device = device or Device(name="cpu")
         self.ranks = ranks or Ranks()
         self.optimizer = optimizer
@@ -75,13 +77,17 @@ class Trainer:
         self.draws = 0  # random draws begun within this step
         self.items_a_step = options.batch_size
         self.seconds = 0.0  # of training, resumes counted in
-        self.best: dict[str, float] | None = None  # of the monitored metric: its value, the step, evaluations since
+        self.best: dict[str, float] | None = (
+            None  # of the monitored metric: its value, the step, evaluations since
+        )
         self.pending: list[dict[str, float]] = []  # losses since the last logged step
         self.optimizers: dict[str, torch.optim.Optimizer] = {}
         self.buckets: dict[str, Buckets] = {}  # by optimizer
         self.configure()
         self.scaler = self.device.scaler()
-        self.ema = EMA(self.model, options.ema, self.fsdp and self.fsdp.mean) if options.ema else None
+        self.ema = (
+            EMA(self.model, options.ema, self.fsdp and self.fsdp.mean) if options.ema else None
+        )
         self.buffers = ShardBuffers(self.model, local=options.accumulate, ranks=self.ranks)
         for optimizer_ in self.optimizers.values():
             for group in optimizer_.param_groups:
@@ -93,13 +99,19 @@ class Trainer:
         Raises:
             UserError: this rule, or this way to compute, needs the whole model.
         """
-        from genlab.training.fsdp import FSDP  # takes a while to import
+        from genlab.distributed.fsdp import FSDP  # takes a while to import
 
         if not vars(type(self)).get("divisible"):
-            raise UserError(f"device.fsdp: {type(self).__name__} needs the whole model; set device.fsdp=false")
+            raise UserError(
+                f"device.fsdp: {type(self).__name__} needs the whole model; set device.fsdp=false"
+            )
         if self.device.precision == "fp16" or self.device.compile:
-            raise UserError("device.fsdp goes with device.precision=bf16, fp32 or fp64, and without device.compile")
-        return FSDP(self.device.place(model, fsdp=True), self.device, self.ranks, mean=self.options.ema > 0)
+            raise UserError(
+                "device.fsdp goes with device.precision=bf16, fp32 or fp64, and without device.compile"
+            )
+        return FSDP(
+            self.device.place(model, fsdp=True), self.device, self.ranks, mean=self.options.ema > 0
+        )
 
     # --- what a family may override -----------------------------------------------------------------------------------
 
@@ -138,22 +150,35 @@ class Trainer:
         Only that optimizer's parameters receive gradients: the opponent in a game stays as it is.
         """
         optimizer = self.optimizers[name]
-        parameters = [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
+        parameters = [
+            p for group in optimizer.param_groups for p in group["params"] if p.requires_grad
+        ]
         optimizer.zero_grad(set_to_none=True)
         parts: list[Losses] = []
         for _, batch in self.draw(shards):
-            with self.device.autocast(), self.fsdp.calling(self.model) if self.fsdp else nullcontext():
+            with (
+                self.device.autocast(),
+                self.fsdp.calling(self.model) if self.fsdp else nullcontext(),
+            ):
                 losses = loss(batch)
             parts.append({k: v.detach() for k, v in losses.items()})
             scaled = self.scaler.scale(losses["loss"])
             with self.averaging(name, parameters) if len(parts) == len(shards) else nullcontext():
-                (scaled if len(shards) == 1 else scaled / len(shards)).backward(inputs=None if self.fsdp else parameters)
+                (scaled if len(shards) == 1 else scaled / len(shards)).backward(
+                    inputs=None if self.fsdp else parameters
+                )
         grads = [p.grad for p in parameters if p.grad is not None]
         self.scaler.unscale_(optimizer)
-        logs = parts[0] if len(parts) == 1 else {k: torch.stack([p[k] for p in parts]).mean(0) for k in parts[0]}
+        logs = (
+            parts[0]
+            if len(parts) == 1
+            else {k: torch.stack([p[k] for p in parts]).mean(0) for k in parts[0]}
+        )
         if self.options.clip:
             norm = nn.utils.clip_grad_norm_(parameters, self.options.clip)
-        elif (self.at + 1) % self.options.log_every == 0:  # costs a pass over the gradients: only where it is shown
+        elif (
+            self.at + 1
+        ) % self.options.log_every == 0:  # costs a pass over the gradients: only where it is shown
             norm = nn.utils.get_total_norm(grads)
         else:
             norm = None
@@ -196,7 +221,9 @@ class Trainer:
         local, all_ = self.options.accumulate, self.options.accumulate * self.ranks.size
         mine = range(self.ranks.rank * local, (self.ranks.rank + 1) * local)
         how = {"batch_size": self.options.batch_size, "seed": self.seed} | how
-        return data.batches("train", start=self.pulled, shard=mine, shards=all_, device=self.device.torch, **how)
+        return data.batches(
+            "train", start=self.pulled, shard=mine, shards=all_, device=self.device.torch, **how
+        )
 
     def sampler(self) -> nn.Module:
         """Return the model to be asked: the running mean where there is one, in evaluation mode.
@@ -219,7 +246,11 @@ class Trainer:
     def progress(self) -> float:
         """Return the share of the schedule that lies behind, 0 … 1."""
         start, end = self.span()
-        return min(1.0, max(0, self.at - start - self.options.warmup) / max(1, end - start - self.options.warmup))
+        return min(
+            1.0,
+            max(0, self.at - start - self.options.warmup)
+            / max(1, end - start - self.options.warmup),
+        )
 
     def set_rates(self) -> None:
         """Set the learning rates of this step: a linear warm-up, then the schedule down to 0 at the last step, and the drops."""
@@ -228,7 +259,11 @@ class Trainer:
             return
         factor = min(1.0, (since + 1) / o.warmup) if o.warmup else 1.0
         share = self.progress()
-        factor *= {"constant": 1.0, "linear": 1 - share, "cosine": (1 + math.cos(math.pi * share)) / 2}[o.schedule]
+        factor *= {
+            "constant": 1.0,
+            "linear": 1 - share,
+            "cosine": (1 + math.cos(math.pi * share)) / 2,
+        }[o.schedule]
         factor *= 0.1 ** sum(step <= self.at for step in o.drops)
         for optimizer in self.optimizers.values():
             for group in optimizer.param_groups:

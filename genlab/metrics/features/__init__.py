@@ -38,7 +38,9 @@ class Pixels:
         self.conditions = {"features": self.name}
 
     def __call__(self, x: Tensor) -> tuple[Tensor, None]:
-        return (x.flatten(1).float() / 255 if x.dtype == torch.uint8 else x.flatten(1).float()), None
+        return (
+            x.flatten(1).float() / 255 if x.dtype == torch.uint8 else x.flatten(1).float()
+        ), None
 
 
 def spaces() -> dict[str, Callable[[Any, torch.device], Extractor]]:
@@ -46,7 +48,12 @@ def spaces() -> dict[str, Callable[[Any, torch.device], Extractor]]:
     from genlab.metrics.features.classifier import Classifier
     from genlab.metrics.features.inception import Inception
 
-    return {"classifier": Classifier.of, "pixels": Pixels, "coordinates": Pixels, "inception": Inception}
+    return {
+        "classifier": Classifier.of,
+        "pixels": Pixels,
+        "coordinates": Pixels,
+        "inception": Inception,
+    }
 
 
 def default(dataset: Any) -> str:
@@ -65,16 +72,28 @@ def check(name: str, dataset: Any) -> str:
     """
     known = list(spaces())
     if name not in known:
-        raise UserError(f"features={name}: no such space{did_you_mean(name, known)}; there are {', '.join(known)}")
+        raise UserError(
+            f"features={name}: no such space{did_you_mean(name, known)}; there are {', '.join(known)}"
+        )
     if (dataset.spec.kind == "image") == (name == "coordinates"):
-        raise UserError(f"features={name} does not suit {dataset.name}, whose items are {dataset.spec.kind}s")
+        raise UserError(
+            f"features={name} does not suit {dataset.name}, whose items are {dataset.spec.kind}s"
+        )
     if name == "classifier" and getattr(dataset, "stacked", False):
-        raise UserError(f"features=classifier sees one channel, and {dataset.name} has several; try features=pixels or inception")
+        raise UserError(
+            f"features=classifier sees one channel, and {dataset.name} has several; try features=pixels or inception"
+        )
     if name == "classifier" and dataset.spec.classes < 2:
-        raise UserError(f"features=classifier needs labels, and {dataset.name} has none; try features=pixels or inception")
+        raise UserError(
+            f"features=classifier needs labels, and {dataset.name} has none; try features=pixels or inception"
+        )
     return name
 
 
 def named(metric: str, space: str) -> str:
     """Return the name of a metric's number in a feature space: another space is another number."""
-    return OWN_NAMES.get(metric, f"{metric}_inception") if space == "inception" else f"{metric}_{space}"
+    return (
+        OWN_NAMES.get(metric, f"{metric}_inception")
+        if space == "inception"
+        else f"{metric}_{space}"
+    )

@@ -39,14 +39,21 @@ class Network(nn.Module):
         return features, self.head(features)
 
 
-def trained(x: Tensor, y: Tensor, classes: int, *, images: int = IMAGES, device: torch.device | str = "cpu") -> Network:
+def trained(
+    x: Tensor, y: Tensor, classes: int, *, images: int = IMAGES, device: torch.device | str = "cpu"
+) -> Network:
     """Return a network trained on images x uint8 (N, C, H, W) with labels y (N,), from a fixed seed.
 
     AdamW with a rate that rises and falls once; the global random state is left as it was.
     """
-    with torch.random.fork_rng(devices=[device] if torch.device(device).type == "cuda" else []), torch.enable_grad():
+    with (
+        torch.random.fork_rng(devices=[device] if torch.device(device).type == "cuda" else []),
+        torch.enable_grad(),
+    ):
         torch.manual_seed(0)
-        network = Network(x.shape[1:], classes).to(device, memory_format=torch.channels_last).train()
+        network = (
+            Network(x.shape[1:], classes).to(device, memory_format=torch.channels_last).train()
+        )
         steps = max(1, min(images, EPOCHS * len(x)) // BATCH)
         optimizer = torch.optim.AdamW(network.parameters(), weight_decay=1e-2)
         rate = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=4e-3, total_steps=steps + 1)
@@ -67,9 +74,14 @@ def unit(x: Tensor, device: torch.device | str) -> Tensor:
 
 
 @torch.no_grad()
-def accuracy(network: Network, x: Tensor, y: Tensor, *, device: torch.device | str = "cpu") -> float:
+def accuracy(
+    network: Network, x: Tensor, y: Tensor, *, device: torch.device | str = "cpu"
+) -> float:
     """Return the share of images x uint8 (N, C, H, W) whose label y (N,) the network gives."""
-    right = [network(unit(a, device))[1].argmax(1).cpu() == b for a, b in zip(x.split(500), y.split(500), strict=True)]
+    right = [
+        network(unit(a, device))[1].argmax(1).cpu() == b
+        for a, b in zip(x.split(500), y.split(500), strict=True)
+    ]
     return torch.cat(right).double().mean().item()
 
 
@@ -88,7 +100,9 @@ class Classifier:
 
     name = "classifier"
 
-    def __init__(self, network: Network, scale: float, accuracy: float, where: str, device: torch.device) -> None:
+    def __init__(
+        self, network: Network, scale: float, accuracy: float, where: str, device: torch.device
+    ) -> None:
         self.network = network.to(device).eval()
         self.scale = scale
         self.device = device
@@ -104,7 +118,9 @@ class Classifier:
         for validation does not change the space that it is measured in.
         """
         dataset = getattr(dataset, "single", dataset)
-        parts = [dataset.shown(split, MOST) for split in ("train", "validation") if dataset.size(split)]
+        parts = [
+            dataset.shown(split, MOST) for split in ("train", "validation") if dataset.size(split)
+        ]
         x, y = torch.cat([p.x for p in parts]), torch.cat([p.y for p in parts])
         names = [digest(image, str(int(label))) for image, label in zip(x, y, strict=True)]
         order = torch.tensor(sorted(range(len(x)), key=names.__getitem__))[:MOST]
@@ -113,11 +129,18 @@ class Classifier:
 
         def make() -> dict[str, Any]:
             began = time.monotonic()
-            print(f"training the classifier of {dataset.name} {tuple(x.shape[1:])}, once", file=sys.stderr)
+            print(
+                f"training the classifier of {dataset.name} {tuple(x.shape[1:])}, once",
+                file=sys.stderr,
+            )
             network = trained(x[order], y[order], dataset.spec.classes, device=device)
             right = accuracy(network, test.x, test.y, device=device)
             print(f"{right:.2%} of {split}, {time.monotonic() - began:.0f} s", file=sys.stderr)
-            return {"network": network.cpu().state_dict(), "accuracy": right, "scale": size(network.cpu(), x[order][:SIZED])}
+            return {
+                "network": network.cpu().state_dict(),
+                "accuracy": right,
+                "scale": size(network.cpu(), x[order][:SIZED]),
+            }
 
         made = cached("classifier", digest("2", *sorted(names), str(IMAGES)), make)
         with torch.device("meta"):  # draws no weights, and so leaves the random state

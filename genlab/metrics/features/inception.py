@@ -16,7 +16,10 @@ if TYPE_CHECKING:
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
 BATCH = 50  # images of 299 × 299 at once: 0.6 GB
-LAYERS = ["2048", "logits_unbiased"]  # torch-fidelity's own of FID and KID, and of the Inception score
+LAYERS = [
+    "2048",
+    "logits_unbiased",
+]  # torch-fidelity's own of FID and KID, and of the Inception score
 
 
 class Inception:
@@ -46,7 +49,9 @@ class Inception:
     @torch.no_grad()
     def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return features (B, 2048) and logits without their bias (B, 1008) of images uint8 (B, 1 or 3, H, W)."""
-        parts = [self.network(part.to(self.device).expand(-1, 3, -1, -1)) for part in x.split(BATCH)]
+        parts = [
+            self.network(part.to(self.device).expand(-1, 3, -1, -1)) for part in x.split(BATCH)
+        ]
         features, logits = (torch.cat(layer).cpu() for layer in zip(*parts, strict=True))
         return features, logits
 
@@ -82,8 +87,14 @@ def load(path: Path) -> FeatureExtractorInceptionV3:
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
     try:
-        torch.load(path, map_location="cpu", weights_only=True)  # torch-fidelity itself would run what a file holds
-        return FeatureExtractorInceptionV3("inception", LAYERS, feature_extractor_weights_path=str(path))
+        torch.load(
+            path, map_location="cpu", weights_only=True
+        )  # torch-fidelity itself would run what a file holds
+        return FeatureExtractorInceptionV3(
+            "inception", LAYERS, feature_extractor_weights_path=str(path)
+        )
     except Exception as error:  # whatever a file cut short makes the readers raise
         said = f"{path} does not hold torch-fidelity's Inception weights ({type(error).__name__})"
-        raise UserError(f"features=inception: {said}; delete it, and it is downloaded anew") from None
+        raise UserError(
+            f"features=inception: {said}; delete it, and it is downloaded anew"
+        ) from None

@@ -18,9 +18,13 @@ def check(spec: Spec, network: str, hidden: tuple[int, ...], output: str) -> Non
     if spec.kind not in ("image", "points"):
         raise UserError(f"ae takes images or points, and this is {name}")
     if spec.kind == "image" and tuple(spec.range) != (0, 1):
-        raise UserError(f"ae measures pixels in [0, 1], and this data is in {list(spec.range)}; set dataset.range=[0,1]")
+        raise UserError(
+            f"ae measures pixels in [0, 1], and this data is in {list(spec.range)}; set dataset.range=[0,1]"
+        )
     if spec.kind == "points" and output == "logistic":
-        raise UserError("ae's logistic output lies between 0 and 1 and points do not; set model.output=linear")
+        raise UserError(
+            "ae's logistic output lies between 0 and 1 and points do not; set model.output=linear"
+        )
     if network == "conv" and not (hidden and halves(spec.shape, len(hidden))):
         raise UserError(
             f"ae's network conv halves an image {len(hidden)} times (once for each of model.hidden, at least one), "
@@ -56,7 +60,9 @@ class Autoencoder(nn.Module):
         check(spec, network, hidden, output)
         self.spec, self.output = spec, output
         if network == "mlp":
-            self.encoder = nn.Sequential(nn.Flatten(), *MLP(spec.dim, hidden, latent, activation=activation))
+            self.encoder = nn.Sequential(
+                nn.Flatten(), *MLP(spec.dim, hidden, latent, activation=activation)
+            )
             self.decoder = MLP(latent, hidden[::-1], spec.dim, activation=activation)
         else:
             self.encoder = ConvEncoder(spec.shape, hidden, latent, activation=activation)

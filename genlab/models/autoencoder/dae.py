@@ -35,9 +35,13 @@ class DenoisingAutoencoder(Autoencoder):
     ) -> None:
         super().__init__(spec, **options)
         if noise != "gaussian" and level > 1:
-            raise UserError(f"model.noise={noise} destroys a share of the values, and model.level={level} is above 1")
+            raise UserError(
+                f"model.noise={noise} destroys a share of the values, and model.level={level} is above 1"
+            )
         if noise == "salt_and_pepper" and spec.kind != "image":
-            raise UserError("salt and pepper are the ends of a range, which points have none of; set model.noise=gaussian")
+            raise UserError(
+                "salt and pepper are the ends of a range, which points have none of; set model.noise=gaussian"
+            )
         self.noise, self.level = noise, level
 
     # section 3.3 of the 2010 paper
@@ -52,7 +56,9 @@ class DenoisingAutoencoder(Autoencoder):
     # eq. 5 of the 2008 paper with squared error
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """Return the squared error of the clean item's reconstruction from a corrupted one, averaged over the batch."""
-        return {"loss": squared_error(batch.x, self.reconstruction(self.encode(self.corrupt(batch.x))))}
+        return {
+            "loss": squared_error(batch.x, self.reconstruction(self.encode(self.corrupt(batch.x))))
+        }
 
     def denoise(self, x: Tensor) -> Tensor:
         """Return the clean item (B, *shape) that the noisy x (B, *shape) most likely came from."""

@@ -38,7 +38,9 @@ class SparseAutoencoder(Autoencoder):
     ) -> None:
         super().__init__(spec, **options)
         if target in (0, 1):
-            raise UserError(f"model.target={target}: no logistic unit is always off or always on; give a share between")
+            raise UserError(
+                f"model.target={target}: no logistic unit is always off or always on; give a share between"
+            )
         self.sparsity, self.weight, self.target = sparsity, weight, target
 
     def encode(self, x: Tensor) -> Tensor:
@@ -50,7 +52,11 @@ class SparseAutoencoder(Autoencoder):
         """Return squared error + weight · the sparsity's cost, averaged over the batch."""
         z = self.encode(batch.x)
         error = squared_error(batch.x, self.reconstruction(z))
-        cost = bernoulli_kl(self.target, z.mean(0)).sum() if self.sparsity == "kl" else z.abs().sum(1).mean()
+        cost = (
+            bernoulli_kl(self.target, z.mean(0)).sum()
+            if self.sparsity == "kl"
+            else z.abs().sum(1).mean()
+        )
         return {"loss": error + self.weight * cost, "error": error, "sparsity": cost}
 
 

@@ -23,7 +23,9 @@ class Autoregressive(nn.Module, ABC):
     def __init__(self, spec: Spec, likelihood: Likelihood, *, conditional: bool = False) -> None:
         super().__init__()
         if conditional and not spec.classes:
-            raise UserError("model.conditional=true needs labels, which this data has not; set model.conditional=false")
+            raise UserError(
+                "model.conditional=true needs labels, which this data has not; set model.conditional=false"
+            )
         self.spec, self.likelihood, self.conditional = spec, likelihood, conditional
 
     @abstractmethod
@@ -50,7 +52,10 @@ class Autoregressive(nn.Module, ABC):
         self.check(y)
         if y is not None or not self.conditional:
             return self.score(x, y)
-        each = [self.score(x, torch.full((len(x),), k, device=x.device)) for k in range(self.spec.classes)]
+        each = [
+            self.score(x, torch.full((len(x),), k, device=x.device))
+            for k in range(self.spec.classes)
+        ]
         return torch.stack(each).logsumexp(0) - math.log(self.spec.classes)
 
     def sample(self, n: int, y: Tensor | None = None) -> Tensor:
@@ -78,7 +83,9 @@ class Autoregressive(nn.Module, ABC):
                 for c in [slice(None)] if self.likelihood.joint else range(channels):
                     if known[:, c, i, j].all():
                         continue
-                    out = self.outputs(x[:, :, : i + 1], y)  # the rows below say nothing about this one
+                    out = self.outputs(
+                        x[:, :, : i + 1], y
+                    )  # the rows below say nothing about this one
                     out = out[:, :, i, j] if self.likelihood.joint else out[:, :, c, i, j]
                     x[:, c, i, j] = self.likelihood.complete(out, x[:, c, i, j], known[:, c, i, j])
         return x
@@ -86,4 +93,6 @@ class Autoregressive(nn.Module, ABC):
     def check(self, y: Tensor | None) -> None:
         """Refuse labels where there is no p(x|y)."""
         if y is not None and not self.conditional:
-            raise UserError("this model knows no classes, and classes were given; train it with model.conditional=true")
+            raise UserError(
+                "this model knows no classes, and classes were given; train it with model.conditional=true"
+            )

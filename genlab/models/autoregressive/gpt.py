@@ -43,13 +43,23 @@ class Decoder(nn.Module):
     ) -> None:
         super().__init__()
         if width % heads:
-            raise UserError(f"model.width={width} cannot be cut into model.heads={heads} equal parts")
+            raise UserError(
+                f"model.width={width} cannot be cut into model.heads={heads} equal parts"
+            )
         if rotary and width // heads % 2:
-            raise UserError(f"model.rotary=true turns pairs, and model.width / model.heads = {width // heads} is odd")
+            raise UserError(
+                f"model.rotary=true turns pairs, and model.width / model.heads = {width // heads} is odd"
+            )
         self.vocab, self.context = vocab, context
         self.start, self.tokens = nn.Embedding(starts, width), nn.Embedding(vocab, width)
         self.transformer = Transformer(
-            width, layers=layers, heads=heads, places=context, dropout=dropout, bias=bias, rotary=rotary
+            width,
+            layers=layers,
+            heads=heads,
+            places=context,
+            dropout=dropout,
+            bias=bias,
+            rotary=rotary,
         )
         self.scores = None if tied else nn.Linear(width, vocab, bias=False)
         for embedding in (self.start, self.tokens):
@@ -68,10 +78,21 @@ class Decoder(nn.Module):
 
     def log_probs(self, x: Tensor, start: Tensor) -> Tensor:
         """Return log p of each token of x (B, T) given those before it: (B, T), in nats."""
-        return -F.cross_entropy(self(x, start).flatten(0, 1), x.flatten(), reduction="none").view_as(x)
+        return -F.cross_entropy(
+            self(x, start).flatten(0, 1), x.flatten(), reduction="none"
+        ).view_as(x)
 
     @torch.no_grad()
-    def extend(self, x: Tensor, n: int, start: Tensor, pick: Pick, *, forced: Tensor | None = None, cache: bool = True) -> Tensor:
+    def extend(
+        self,
+        x: Tensor,
+        n: int,
+        start: Tensor,
+        pick: Pick,
+        *,
+        forced: Tensor | None = None,
+        cache: bool = True,
+    ) -> Tensor:
         """Return x (B, T) with n more tokens (B, T + n), each picked given those before it.
 
         Past the context the window slides by halves: when it is full, the start token and the newest half of a context
@@ -83,28 +104,44 @@ class Decoder(nn.Module):
         """
         T, half = x.shape[1], max(1, self.context // 2)
         out = torch.cat([x, x.new_zeros(len(x), n)], 1)
-        first = max(0, T + 1 - self.context)  # the window: the start token in the place before token `first`
+        first = max(
+            0, T + 1 - self.context
+        )  # the window: the start token in the place before token `first`
         held = Cache(self.context)
         for t in range(T, T + n):
             if t - first + 1 > self.context:
                 first, held = t - half + 1, Cache(self.context)
-            seen = first + held.at - 1  # tokens that the cache holds, the start token being one more
+            seen = (
+                first + held.at - 1
+            )  # tokens that the cache holds, the start token being one more
             new = self.tokens(out[:, max(first, seen) : t])
             if not held.at:
                 new = torch.cat([self.start(start)[:, None], new], 1)
             h = self.transformer(new, held if cache else None)[:, -1]  # (B, width)
             token = pick(self.logits(h))
-            out[:, t] = token if forced is None else torch.where(forced[:, t] < 0, token, forced[:, t])
+            out[:, t] = (
+                token if forced is None else torch.where(forced[:, t] < 0, token, forced[:, t])
+            )
         return out
 
     def parameter_groups(self) -> list[dict]:
         """Return the matrices, which weight decay draws to 0, and the vectors (scales and biases), which it leaves."""
         matrices = [p for p in self.parameters() if p.ndim >= 2]
         vectors = [p for p in self.parameters() if p.ndim < 2]
-        return [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}] if vectors else [{"params": matrices}]
+        return (
+            [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}]
+            if vectors
+            else [{"params": matrices}]
+        )
 
 
-def sharpened(logits: Tensor, *, temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None) -> Tensor:
+def sharpened(
+    logits: Tensor,
+    *,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+) -> Tensor:
     """Return the logits (B, V) of what is drawn from: others are −∞.
 
     Args:
@@ -122,7 +159,9 @@ def sharpened(logits: Tensor, *, temperature: float = 1.0, top_k: int | None = N
         logits[:, top_k:] = -torch.inf
     if top_p is not None:
         p = logits.softmax(-1)
-        logits = logits.masked_fill(p.cumsum(-1) - p >= top_p, -torch.inf)  # what came before is enough
+        logits = logits.masked_fill(
+            p.cumsum(-1) - p >= top_p, -torch.inf
+        )  # what came before is enough
     return torch.empty_like(logits).scatter_(-1, order, logits)
 
 

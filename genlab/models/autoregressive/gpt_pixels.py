@@ -57,11 +57,17 @@ class GPTPixels(nn.Module):
     def start(self, n: int, y: Tensor | None) -> Tensor:
         """Return the start tokens (n,): of the classes y; without them, of classes drawn evenly."""
         if y is not None and not self.conditional:
-            raise UserError("this gpt_pixels knows no classes, and classes were given; train it with model.conditional=true")
+            raise UserError(
+                "this gpt_pixels knows no classes, and classes were given; train it with model.conditional=true"
+            )
         starts, device = self.decoder.start.num_embeddings, self.decoder.start.weight.device
         if y is not None:
             return y.to(device)
-        return torch.randint(starts, (n,), device=device) if self.conditional else torch.zeros(n, dtype=torch.long, device=device)
+        return (
+            torch.randint(starts, (n,), device=device)
+            if self.conditional
+            else torch.zeros(n, dtype=torch.long, device=device)
+        )
 
     def parameter_groups(self) -> list[dict]:
         """Return the parameters with and without weight decay."""
@@ -104,8 +110,14 @@ class GPTPixels(nn.Module):
 def check(spec: Spec, conditional: bool) -> None:
     """Refuse what is no image of discrete levels, and classes where the data has none."""
     if spec.kind != "image":
-        raise UserError(f"gpt_pixels takes images, and this is {spec.kind} data of shape {spec.shape}")
+        raise UserError(
+            f"gpt_pixels takes images, and this is {spec.kind} data of shape {spec.shape}"
+        )
     if not spec.discrete:
-        raise UserError("gpt_pixels gives probabilities of levels and this data is continuous; set dataset.dequantise=false")
+        raise UserError(
+            "gpt_pixels gives probabilities of levels and this data is continuous; set dataset.dequantise=false"
+        )
     if conditional and not spec.classes:
-        raise UserError("model.conditional=true needs classes, and this data has none; set model.conditional=false")
+        raise UserError(
+            "model.conditional=true needs classes, and this data has none; set model.conditional=false"
+        )

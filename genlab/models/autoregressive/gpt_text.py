@@ -42,7 +42,9 @@ class GPTText(nn.Module):
     ) -> None:
         super().__init__()
         if spec.kind != "tokens":
-            raise UserError(f"gpt_text takes tokens, and this is {spec.kind} data; set dataset=text dataset.path=<file>")
+            raise UserError(
+                f"gpt_text takes tokens, and this is {spec.kind} data; set dataset=text dataset.path=<file>"
+            )
         self.spec = spec
         self.decoder = Decoder(
             spec.vocab, context=spec.dim, starts=1, layers=layers, heads=heads, width=width, dropout=dropout, bias=bias,
@@ -73,7 +75,9 @@ class GPTText(nn.Module):
         cache: bool = True,
     ) -> Tensor:  # fmt: skip
         """Return the sequences x (B, T) with n more tokens (B, T + n); see `sharpened` and `Decoder.extend`."""
-        pick = lambda logits: drawn(sharpened(logits, temperature=temperature, top_k=top_k, top_p=top_p))  # noqa: E731
+        pick = lambda logits: drawn(
+            sharpened(logits, temperature=temperature, top_k=top_k, top_p=top_p)
+        )  # noqa: E731
         return self.decoder.extend(x, n, self.start(len(x)), pick, cache=cache)
 
     def sample(self, n: Count, y: Tensor | None = None, *, cache: bool = True) -> Tensor:

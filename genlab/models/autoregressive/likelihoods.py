@@ -116,17 +116,25 @@ class MixtureOfLogistics(Likelihood):
         # log(σ(a) − σ(b)) = log σ(a) + log σ(−b) + log(1 − e^(b − a)), with a = ∞ at the top and b = −∞ at the bottom
         upper = torch.where(top, 0.0, F.logsigmoid(above))
         lower = torch.where(bottom, 0.0, F.logsigmoid(-below))
-        return upper + lower + torch.where(top | bottom, 0.0, (-torch.expm1(-2 * half * inverse)).log())
+        return (
+            upper
+            + lower
+            + torch.where(top | bottom, 0.0, (-torch.expm1(-2 * half * inverse)).log())
+        )
 
     def scaled(self, x: Tensor) -> Tensor:
         """Return the levels of x on [−1, 1], in x's type."""
         return self.index(x).to(x.dtype) * (2 / (self.levels - 1)) - 1
 
     def log_prob(self, out: Tensor, x: Tensor) -> Tensor:
-        weights, means, log_scales, coefficients = self.parts(out.to(x.dtype))  # bf16 is too coarse for tails
+        weights, means, log_scales, coefficients = self.parts(
+            out.to(x.dtype)
+        )  # bf16 is too coarse for tails
         u = list(self.scaled(x).unbind(1))
         for c in range(self.channels):
-            weights = weights + self.log_level(u[c], self.mean(means, coefficients, u[:c]), log_scales[:, c])
+            weights = weights + self.log_level(
+                u[c], self.mean(means, coefficients, u[:c]), log_scales[:, c]
+            )
         return total(weights.logsumexp(1))
 
     def sample(self, out: Tensor) -> Tensor:
@@ -167,9 +175,13 @@ def make(name: Name, spec: Spec, *, components: int = 10) -> Likelihood:
         UserError: the data is no picture of discrete levels, or not of two where two are needed.
     """
     if spec.kind != "image":
-        raise UserError(f"autoregressive pixel models take images, and this is {spec.kind} data of shape {spec.shape}")
+        raise UserError(
+            f"autoregressive pixel models take images, and this is {spec.kind} data of shape {spec.shape}"
+        )
     if not spec.discrete:
-        raise UserError("autoregressive pixel models need discrete levels; set prepare.dequantise=false")
+        raise UserError(
+            "autoregressive pixel models need discrete levels; set prepare.dequantise=false"
+        )
     if name == "bernoulli" and spec.levels != 2:
         raise UserError(
             f"the Bernoulli likelihood needs binary data, and this has {spec.levels} levels; set prepare.binarize=dynamic, "

@@ -59,15 +59,24 @@ class MADE(Autoregressive):
         self.direct = None
         if direct and hidden:
             self.direct = nn.Linear(spec.dim, sizes[-1], bias=False)  # A
-            nn.init.zeros_(self.direct.weight)  # hundreds of values reach an output: small random weights drown the first steps
+            nn.init.zeros_(
+                self.direct.weight
+            )  # hundreds of values reach an output: small random weights drown the first steps
         self.activation = ACTIVATIONS[activation]()
         self.classes = nn.Embedding(spec.classes, sizes[1]) if conditional else None
         # m⁰: the place of each value in the order, 1 … D, and m¹ …: how many values a hidden unit may see (section 4.1)
-        orders = [torch.randperm(spec.dim) if order_agnostic else torch.arange(spec.dim) for _ in range(masks)]
-        degrees = [draw_degrees(spec.dim, hidden) for _ in range(masks if connectivity_agnostic else 1)]
+        orders = [
+            torch.randperm(spec.dim) if order_agnostic else torch.arange(spec.dim)
+            for _ in range(masks)
+        ]
+        degrees = [
+            draw_degrees(spec.dim, hidden) for _ in range(masks if connectivity_agnostic else 1)
+        ]
         self.register_buffer("degrees_0", torch.stack(orders) + 1)  # (masks, D)
         for i, layer in enumerate(zip(*degrees, strict=True), 1):
-            self.register_buffer(f"degrees_{i}", torch.stack(layer).expand(masks, -1).clone())  # (masks, hidden)
+            self.register_buffer(
+                f"degrees_{i}", torch.stack(layer).expand(masks, -1).clone()
+            )  # (masks, hidden)
 
     def scaled(self, x: Tensor) -> Tensor:
         """Return x mapped from the data's range onto [0, 1], where a picture's ground is 0 and asks nothing of the weights."""

@@ -46,14 +46,23 @@ class PixelCNN(Autoregressive):
     ) -> None:
         super().__init__(spec, make(likelihood, spec), conditional=conditional)
         if kernel % 2 == 0 or first_kernel % 2 == 0:
-            raise UserError(f"a kernel has a middle: set model.kernel={kernel | 1} model.first_kernel={first_kernel | 1}")
+            raise UserError(
+                f"a kernel has a middle: set model.kernel={kernel | 1} model.first_kernel={first_kernel | 1}"
+            )
         groups = spec.shape[0]
         if channels % groups or hidden % groups:
-            raise UserError(f"a picture of {groups} channels needs model.channels and model.hidden divisible by {groups}")
+            raise UserError(
+                f"a picture of {groups} channels needs model.channels and model.hidden divisible by {groups}"
+            )
         classes = spec.classes if conditional else 0
-        self.first = GatedLayer(groups, channels, first_kernel, groups=groups, classes=classes, first=True)
+        self.first = GatedLayer(
+            groups, channels, first_kernel, groups=groups, classes=classes, first=True
+        )
         self.layers = nn.ModuleList(
-            GatedLayer(channels, channels, kernel, groups=groups, classes=classes, last=i == layers - 1) for i in range(layers)
+            GatedLayer(
+                channels, channels, kernel, groups=groups, classes=classes, last=i == layers - 1
+            )
+            for i in range(layers)
         )
         self.head = nn.Sequential(
             nn.ReLU(),
@@ -93,7 +102,9 @@ class GatedLayer(nn.Module):
         half = kernel // 2
         self.half, self.first, self.last = half, first, last
         self.vertical = nn.Conv2d(inputs, 2 * channels, (half + 1, kernel), padding=half)
-        self.horizontal = Grouped(inputs, 2 * channels, half + 1, groups=groups, halves=2, strict=first)
+        self.horizontal = Grouped(
+            inputs, 2 * channels, half + 1, groups=groups, halves=2, strict=first
+        )
         self.across = nn.Conv2d(2 * channels, 2 * channels, 1)
         self.out = Grouped(channels, channels, 1, groups=groups)
         self.classes = nn.Embedding(classes, 2 * channels) if classes else None
@@ -102,18 +113,29 @@ class GatedLayer(nn.Module):
     def initialise(self) -> None:
         """Draw weights that give the two inputs of a gate unit variance: deviations as they are lose two thirds in each gate."""
         half = 0.5**0.5  # the horizontal gate's input is a sum of two
-        scales = {self.vertical: 1.0 if self.first else 1 / GATED, self.horizontal: half, self.across: half, self.out: 1.0}
+        scales = {
+            self.vertical: 1.0 if self.first else 1 / GATED,
+            self.horizontal: half,
+            self.across: half,
+            self.out: 1.0,
+        }
         with torch.no_grad():
             for conv, scale in scales.items():
                 seen = conv.mask if isinstance(conv, Grouped) else torch.ones_like(conv.weight)
-                fan_in = seen.sum((1, 2, 3), keepdim=True).clamp_min(1)  # of red before all others: nothing
+                fan_in = seen.sum((1, 2, 3), keepdim=True).clamp_min(
+                    1
+                )  # of red before all others: nothing
                 conv.weight.normal_().mul_(scale / fan_in.sqrt())
                 conv.bias.zero_()
 
     def forward(self, v: Tensor, h: Tensor, y: Tensor | None) -> tuple[Tensor, Tensor]:
-        above = self.vertical(v)[:, :, : v.shape[2]]  # (B, 2F, H, W): a row and the half kernel above it
+        above = self.vertical(v)[
+            :, :, : v.shape[2]
+        ]  # (B, 2F, H, W): a row and the half kernel above it
         if self.classes is not None:
-            above = above + self.classes(y)[:, :, None, None]  # equation 4: by way of `across` in both gates
+            above = (
+                above + self.classes(y)[:, :, None, None]
+            )  # equation 4: by way of `across` in both gates
         out = self.out(gate(self.horizontal(h) + self.across(above)))
         return v if self.last else gate(above), out if self.first else h + out
 
@@ -125,10 +147,21 @@ class Grouped(nn.Conv2d):
     Each of `halves` equal parts of the outputs has all groups, as a gate needs it.
     """
 
-    def __init__(self, inputs: int, outputs: int, k: int, *, groups: int, halves: int = 1, strict: bool = False) -> None:
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        k: int,
+        *,
+        groups: int,
+        halves: int = 1,
+        strict: bool = False,
+    ) -> None:
         super().__init__(inputs, outputs, (1, k), padding=(0, k - 1))
         mask = torch.ones_like(self.weight)  # (out, in, 1, k)
-        to, of = (torch.arange(n) * groups // n for n in (outputs // halves, inputs))  # each feature's group
+        to, of = (
+            torch.arange(n) * groups // n for n in (outputs // halves, inputs)
+        )  # each feature's group
         to = to.repeat(halves)
         mask[..., 0, -1] = (to[:, None] > of if strict else to[:, None] >= of).to(mask)
         self.register_buffer("mask", mask, persistent=False)

@@ -10,7 +10,9 @@ from genlab.models.autoregressive.base import Autoregressive
 from genlab.models.autoregressive.likelihoods import make
 from genlab.spec import Fraction, Positive, Spec
 
-State = tuple[Tensor, Tensor]  # what is known at each pixel (B, F, H, W): of the rows above it, and of all before it
+State = tuple[
+    Tensor, Tensor
+]  # what is known at each pixel (B, F, H, W): of the rows above it, and of all before it
 
 
 class PixelCNNpp(Autoregressive):
@@ -41,7 +43,9 @@ class PixelCNNpp(Autoregressive):
         dropout: Fraction = 0.5,
         conditional: bool = False,
     ) -> None:
-        super().__init__(spec, make("mixture", spec, components=components), conditional=conditional)
+        super().__init__(
+            spec, make("mixture", spec, components=components), conditional=conditional
+        )
         c = spec.shape[0] + 1  # a plane of ones tells the picture from the padding around it
         self.above = nn.Conv2d(c, channels, (2, 3))
         self.above_row, self.left = nn.Conv2d(c, channels, (1, 3)), nn.Conv2d(c, channels, (2, 1))
@@ -98,7 +102,9 @@ class Pair(nn.Module):
 class GatedBlock(nn.Module):
     """x + a ⊙ σ(b), of two causal convolutions; `side` features of a shortcut (B, side, H, W) come in between."""
 
-    def __init__(self, channels: int, *, side: int, row: bool, dropout: float, classes: int) -> None:
+    def __init__(
+        self, channels: int, *, side: int, row: bool, dropout: float, classes: int
+    ) -> None:
         super().__init__()
         self.first = causal(2 * channels, channels, row=row)
         self.side = nn.Conv2d(2 * side, channels, 1) if side else None

@@ -45,7 +45,9 @@ def enumerated(W: Tensor, b: Tensor, c: Tensor) -> float:
 
 
 @torch.no_grad()
-def ais(W: Tensor, b: Tensor, c: Tensor, *, b_base: Tensor, chains: int, temperatures: int) -> Estimate:
+def ais(
+    W: Tensor, b: Tensor, c: Tensor, *, b_base: Tensor, chains: int, temperatures: int
+) -> Estimate:
     """Return an estimate of log Z in nats of the RBM (W (H, D), b (D,), c (H,)), with its standard error.
 
     The chains go from a base model with no weights and visible biases `b_base` (D,) to the RBM through
@@ -54,7 +56,9 @@ def ais(W: Tensor, b: Tensor, c: Tensor, *, b_base: Tensor, chains: int, tempera
     """
     betas = schedule(temperatures)
     log_w = torch.zeros(chains, dtype=torch.float64, device=W.device)
-    v = (torch.rand_like(p := b_base.sigmoid().expand(chains, -1)) < p).to(W)  # (M, D) from the base model
+    v = (torch.rand_like(p := b_base.sigmoid().expand(chains, -1)) < p).to(
+        W
+    )  # (M, D) from the base model
     for low, high in pairwise(betas):
         a = linear(v, W, c)  # (M, H)
         # w ← w p*_high(v) / p*_low(v)

@@ -10,7 +10,7 @@ from torch.nn.functional import softplus
 
 from genlab.abilities import Estimate
 from genlab.models.boltzmann.ais import estimate, kept, schedule
-from genlab.models.boltzmann.binary import ENUMERABLE, check, flip, refuse_classes, states
+from genlab.models.boltzmann.binary_units import ENUMERABLE, check, flip, refuse_classes, states
 from genlab.spec import Batch, Count, Positive, Spec
 
 SUM_AT_ONCE = 2**20  # terms of a sum over hidden states that are in memory together
@@ -48,10 +48,14 @@ class BM(nn.Module):
         self.spec, self.hidden, self.sweeps, self.temperatures = spec, hidden, sweeps, temperatures
         units = spec.dim + hidden
         self.exact = units <= ENUMERABLE
-        self.register_buffer("pairs", torch.triu_indices(units, units, 1), persistent=False)  # (2, units (units − 1) / 2)
+        self.register_buffer(
+            "pairs", torch.triu_indices(units, units, 1), persistent=False
+        )  # (2, units (units − 1) / 2)
         self.J = nn.Parameter(scale * torch.randn(self.pairs.shape[1]))
         self.b = nn.Parameter(torch.zeros(units))
-        self.register_buffer("chains", torch.randint(2, (0 if self.exact else chains, units)).to(self.b))
+        self.register_buffer(
+            "chains", torch.randint(2, (0 if self.exact else chains, units)).to(self.b)
+        )
         if hidden > ENUMERABLE:
             self.energy = None  # a sum over too many hidden states
         if not self.exact:
@@ -75,7 +79,10 @@ class BM(nn.Module):
         J, d = self.couplings(), self.spec.dim
         h = states(self.hidden, self.b)  # (2^H, H)
         own = 0.5 * ((h @ J[d:, d:]) * h).sum(1) + h @ self.b[d:]  # (2^H,)
-        sums = [(part @ J[:d, d:] @ h.T + own).logsumexp(1) for part in v.split(max(1, SUM_AT_ONCE >> self.hidden))]
+        sums = [
+            (part @ J[:d, d:] @ h.T + own).logsumexp(1)
+            for part in v.split(max(1, SUM_AT_ONCE >> self.hidden))
+        ]
         return -0.5 * ((v @ J[:d, :d]) * v).sum(1) - v @ self.b[:d] - torch.cat(sums)
 
     def log_z(self) -> Tensor:
@@ -89,12 +96,16 @@ class BM(nn.Module):
         Of each item only the units that are True in `free` (N,) or (B, N) are drawn; None: all.
         """
         s, J = s.clone(), beta * self.couplings()
-        turn = range(s.shape[1]) if free is None else free.expand_as(s).any(0).nonzero()[:, 0].tolist()
+        turn = (
+            range(s.shape[1]) if free is None else free.expand_as(s).any(0).nonzero()[:, 0].tolist()
+        )
         for _ in range(k):
             for i in turn:
                 # Ackley et al., eq. 2: p(s_i = 1 | the others) = σ(Σ_j J_ij s_j + b_i)
                 new = flip((s @ J[i] + self.b[i]).sigmoid())
-                s[:, i] = new if free is None else torch.where(free.expand_as(s)[:, i], new, s[:, i])
+                s[:, i] = (
+                    new if free is None else torch.where(free.expand_as(s)[:, i], new, s[:, i])
+                )
         return s
 
     # The likelihood's gradient is ⟨s_i s_j⟩ with v clamped to the data minus ⟨s_i s_j⟩ running free (Ackley et al., eq. 6).
@@ -114,7 +125,9 @@ class BM(nn.Module):
         """Draw the hidden units of x (B, *shape) by Gibbs sweeps with v clamped; return all units (B, N)."""
         v = x.flatten(1)
         s = torch.cat([v, flip(v.new_full((len(v), self.hidden), 0.5))], 1)
-        return self.gibbs(s, self.sweeps, free=torch.arange(s.shape[1], device=s.device) >= v.shape[1])
+        return self.gibbs(
+            s, self.sweeps, free=torch.arange(s.shape[1], device=s.device) >= v.shape[1]
+        )
 
     def statistics(self, x: Tensor) -> Tensor:
         """Return what `watch` wants to know of x (B, *shape): the units' means (D,)."""
@@ -173,8 +186,12 @@ class BM(nn.Module):
         v, keep = x.flatten(1), known.expand_as(x).flatten(1).bool()
         if self.exact:
             table = states(self.spec.dim, self.b)  # (2^D, D)
-            differ = (keep * v).sum(1, keepdim=True) + (keep * (1 - 2 * v)) @ table.T  # (B, 2^D) known values that differ
-            log_p = (-self.free_energy(table)).expand_as(differ).masked_fill(differ > 0.5, -torch.inf)
+            differ = (keep * v).sum(1, keepdim=True) + (
+                keep * (1 - 2 * v)
+            ) @ table.T  # (B, 2^D) known values that differ
+            log_p = (
+                (-self.free_energy(table)).expand_as(differ).masked_fill(differ > 0.5, -torch.inf)
+            )
             v = table[log_p.softmax(1).multinomial(1)[:, 0]]
         else:
             coins = flip(self.b.new_full((len(v), len(self.b)), 0.5))

@@ -8,8 +8,8 @@ from torch.nn.functional import linear, softplus
 
 from genlab.abilities import Estimate
 from genlab.models.boltzmann.ais import ais, enumerated, kept
-from genlab.models.boltzmann.binary import ENUMERABLE, check, flip, refuse
-from genlab.models.boltzmann.bound import entropy, importance_weighted, log_bernoulli
+from genlab.models.boltzmann.binary_units import ENUMERABLE, check, flip, refuse
+from genlab.models.boltzmann.bounds import entropy, importance_weighted, log_bernoulli
 from genlab.models.boltzmann.rbm import RBM
 from genlab.spec import Batch, Positive, Spec
 
@@ -119,7 +119,9 @@ class DBM(nn.Module):
     def begin(self, stage: int) -> None:
         """Start the whole machine from the first RBM's chains, with g idle."""
         if stage == 1:
-            self.first.c -= 0.5 * self.U.sum(0)  # an idle unit is on half of the time: take its push back
+            self.first.c -= 0.5 * self.U.sum(
+                0
+            )  # an idle unit is on half of the time: take its push back
             idle = self.a.new_full((len(self.chains), len(self.a)), 0.5)
             self.chains.copy_(torch.cat([self.first.chains, flip(idle)], 1))
 
@@ -175,13 +177,21 @@ class DBM(nn.Module):
     def ais(self, *, chains: int = 100, temperatures: int | None = None) -> Estimate:
         """Return log Z in nats, estimated by annealed importance sampling from the data's base rates and idle g."""
         W, b, c = self.joined()
-        b_base = torch.cat([self.first.base_rate.clamp(0.01, 0.99).logit(), torch.zeros_like(self.a)])
-        return ais(W, b, c, b_base=b_base, chains=chains, temperatures=temperatures or self.temperatures)
+        b_base = torch.cat(
+            [self.first.base_rate.clamp(0.01, 0.99).logit(), torch.zeros_like(self.a)]
+        )
+        return ais(
+            W, b, c, b_base=b_base, chains=chains, temperatures=temperatures or self.temperatures
+        )
 
     @torch.no_grad()
     def joined(self) -> tuple[Tensor, Tensor, Tensor]:
         """Return the weights (H, D + G) and biases (D + G,), (H,) of the RBM of (v, g) and h."""
-        return torch.cat([self.first.W, self.U.T], 1), torch.cat([self.first.b, self.a]), self.first.c
+        return (
+            torch.cat([self.first.W, self.U.T], 1),
+            torch.cat([self.first.b, self.a]),
+            self.first.c,
+        )
 
     # --- the other abilities --------------------------------------------------------------------------------------------
 
@@ -206,7 +216,14 @@ class DBM(nn.Module):
         return self.decode(flip(self.logits(*self.split(s)).sigmoid()))
 
     @torch.no_grad()
-    def sample(self, n: int, y: Tensor | None = None, *, sampler: str = "gibbs", steps: Positive | None = None) -> Tensor:
+    def sample(
+        self,
+        n: int,
+        y: Tensor | None = None,
+        *,
+        sampler: str = "gibbs",
+        steps: Positive | None = None,
+    ) -> Tensor:
         """Return the means of p(x | h) (n, *shape) at the end of n Gibbs chains of `steps` steps (1,000 if None).
 
         Raises:

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from genlab.abilities import Estimate
-from genlab.models.boltzmann.binary import check, flip, refuse
-from genlab.models.boltzmann.bound import importance_weighted, log_bernoulli
+from genlab.models.boltzmann.binary_units import check, flip, refuse
+from genlab.models.boltzmann.bounds import importance_weighted, log_bernoulli
 from genlab.models.boltzmann.rbm import RBM
 from genlab.spec import Batch, Positive, Spec
 
@@ -47,7 +47,8 @@ class DBN(nn.Module):
         self.spec = spec
         units = [Spec((n,), kind="points", levels=2, range=(0.0, 1.0)) for n in (spec.dim, *hidden)]
         self.layers = nn.ModuleList(
-            RBM(below, hidden=above.dim, chains=chains, temperatures=temperatures) for below, above in pairwise(units)
+            RBM(below, hidden=above.dim, chains=chains, temperatures=temperatures)
+            for below, above in pairwise(units)
         )
 
     # --- the greedy stages --------------------------------------------------------------------------------------------
@@ -77,7 +78,9 @@ class DBN(nn.Module):
         n = len(below.b)
         if len(layer.c) >= n:
             layer.W[:n], layer.c[:n] = below.W.T, below.b
-            layer.b.copy_(below.c - 0.5 * layer.W[n:].sum(0))  # an idle unit is on half of the time: take its push back
+            layer.b.copy_(
+                below.c - 0.5 * layer.W[n:].sum(0)
+            )  # an idle unit is on half of the time: take its push back
             layer.chains.copy_(flip(below.p_hidden(below.chains)))
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
@@ -139,7 +142,14 @@ class DBN(nn.Module):
         return h.unflatten(1, self.spec.shape)
 
     @torch.no_grad()
-    def sample(self, n: int, y: Tensor | None = None, *, sampler: str = "gibbs", steps: Positive | None = None) -> Tensor:
+    def sample(
+        self,
+        n: int,
+        y: Tensor | None = None,
+        *,
+        sampler: str = "gibbs",
+        steps: Positive | None = None,
+    ) -> Tensor:
         """Return the means of p(x | h) (n, *shape) below the ends of n Gibbs chains of the top RBM (1,000 steps if None).
 
         Raises:

@@ -15,7 +15,7 @@ from torch.nn.functional import linear, softplus
 from genlab.abilities import Estimate
 from genlab.errors import UserError
 from genlab.models.boltzmann.ais import estimate, kept, schedule
-from genlab.models.boltzmann.binary import ENUMERABLE, flip, states
+from genlab.models.boltzmann.binary_units import ENUMERABLE, flip, states
 from genlab.models.boltzmann.rbm import RBM
 from genlab.spec import Positive, PositiveFloat, Spec
 
@@ -47,7 +47,9 @@ class GRBM(RBM):
         super().__init__(spec, hidden=hidden, chains=chains, temperatures=temperatures)
         self.sigma_min = sigma_min
         self.z = nn.Parameter(torch.zeros(spec.dim))  # σ² = sigma_min² + e^z, with Cho's z
-        self.register_buffer("base_var", torch.ones(spec.dim))  # the data's variance, as the trainer has seen it
+        self.register_buffer(
+            "base_var", torch.ones(spec.dim)
+        )  # the data's variance, as the trainer has seen it
 
     def check(self, spec: Spec) -> None:
         if spec.kind not in ("image", "points") or spec.discrete:
@@ -64,7 +66,9 @@ class GRBM(RBM):
     # Cho et al., eqs. 1–3, with the hidden units summed over
     def free_energy(self, v: Tensor) -> Tensor:
         """Return F(v) = Σ_i (v_i − b_i)² / 2σ_i² − Σ_j log(1 + exp(c_j + W_j (v / σ²))) (B,) in nats of v (B, D)."""
-        return ((v - self.b).square() / (2 * self.var)).sum(1) - softplus(linear(v / self.var, self.W, self.c)).sum(1)
+        return ((v - self.b).square() / (2 * self.var)).sum(1) - softplus(
+            linear(v / self.var, self.W, self.c)
+        ).sum(1)
 
     def p_hidden(self, v: Tensor) -> Tensor:
         """Return p(h_j = 1 | v) = σ(c_j + W_j (v / σ²)) (B, H)."""
@@ -136,10 +140,14 @@ class GRBM(RBM):
         for low, high in pairwise(schedule(temperatures or self.temperatures)):
             a = linear(v * own, self.W, self.c)  # (M, H)
             squares = precision * (v - mean).square() - own * (v - self.b).square()
-            log_w += (high - low) * 0.5 * squares.sum(1) + (softplus(high * a) - softplus(low * a)).sum(1)
+            log_w += (high - low) * 0.5 * squares.sum(1) + (
+                softplus(high * a) - softplus(low * a)
+            ).sum(1)
             h = flip((high * a).sigmoid())
             both = torch.lerp(precision, own, high)  # precisions add up
             centre = ((1 - high) * precision * mean + high * own * self.mean_visible(h)) / both
             v = centre + torch.randn_like(centre) / both.sqrt()
-        log_z_base = 0.5 * (2 * math.pi * self.base_var.double()).log().sum().item() + len(self.c) * math.log(2)
+        log_z_base = 0.5 * (2 * math.pi * self.base_var.double()).log().sum().item() + len(
+            self.c
+        ) * math.log(2)
         return estimate(log_w, log_z_base)

@@ -8,7 +8,7 @@ from torch.nn.functional import linear, softplus
 
 from genlab.abilities import Estimate
 from genlab.models.boltzmann.ais import ais, enumerated, kept
-from genlab.models.boltzmann.binary import ENUMERABLE, check, flip, refuse
+from genlab.models.boltzmann.binary_units import ENUMERABLE, check, flip, refuse
 from genlab.spec import Batch, Positive, Spec
 
 
@@ -26,7 +26,14 @@ class RBM(nn.Module):
 
     samplers = ("gibbs",)
 
-    def __init__(self, spec: Spec, *, hidden: Positive = 500, chains: Positive = 100, temperatures: Positive = 14_500) -> None:
+    def __init__(
+        self,
+        spec: Spec,
+        *,
+        hidden: Positive = 500,
+        chains: Positive = 100,
+        temperatures: Positive = 14_500,
+    ) -> None:
         super().__init__()
         self.check(spec)
         self.spec, self.temperatures = spec, temperatures
@@ -34,7 +41,9 @@ class RBM(nn.Module):
         self.W = nn.Parameter(0.01 * torch.randn(hidden, spec.dim))
         self.b = nn.Parameter(torch.zeros(spec.dim))
         self.c = nn.Parameter(torch.zeros(hidden))
-        self.register_buffer("base_rate", torch.full((spec.dim,), 0.5))  # the data's mean, as the trainer has seen it
+        self.register_buffer(
+            "base_rate", torch.full((spec.dim,), 0.5)
+        )  # the data's mean, as the trainer has seen it
         self.register_buffer("chains", torch.randint(2, (chains, spec.dim)).to(self.W))
 
     def check(self, spec: Spec) -> None:
@@ -119,7 +128,14 @@ class RBM(nn.Module):
         return self.decode(self.encode(x))
 
     @torch.no_grad()
-    def sample(self, n: int, y: Tensor | None = None, *, sampler: str = "gibbs", steps: Positive | None = None) -> Tensor:
+    def sample(
+        self,
+        n: int,
+        y: Tensor | None = None,
+        *,
+        sampler: str = "gibbs",
+        steps: Positive | None = None,
+    ) -> Tensor:
         """Return the means of p(x | h) (n, *shape) at the end of n Gibbs chains of `steps` steps (1,000 if None).
 
         Each chain starts from pixels drawn independently at the data's base rates, so that samples are independent.
@@ -158,7 +174,14 @@ class RBM(nn.Module):
     def ais(self, *, chains: int = 100, temperatures: int | None = None) -> Estimate:
         """Return log Z in nats, estimated by annealed importance sampling from the data's base rates."""
         b_base = self.base_rate.clamp(0.01, 0.99).logit()
-        return ais(self.W, self.b, self.c, b_base=b_base, chains=chains, temperatures=temperatures or self.temperatures)
+        return ais(
+            self.W,
+            self.b,
+            self.c,
+            b_base=b_base,
+            chains=chains,
+            temperatures=temperatures or self.temperatures,
+        )
 
     def enumerate_log_partition(self, *, over: str | None = None) -> float:
         """Return log Z in nats by a sum over all states of one side, "hidden" or "visible"; the smaller one if None."""

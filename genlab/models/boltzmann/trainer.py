@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from genlab.errors import UserError
-from genlab.seeds import mix
+from genlab.seeding import mix
 from genlab.spec import Batch, Count, Positive, PositiveFloat
 from genlab.training.trainer import Trainer
 
@@ -35,7 +35,10 @@ class CDTrainer(Trainer):
 
     def configure(self) -> None:
         super().configure()
-        self.machine, self.began = self.model, 0  # what is trained now, and the step at which that began
+        self.machine, self.began = (
+            self.model,
+            0,
+        )  # what is trained now, and the step at which that began
         self.cut(self.model)
 
     def cut(self, machine: nn.Module) -> None:
@@ -86,8 +89,12 @@ class GreedyTrainer(CDTrainer):
 
     @dataclass(kw_only=True)
     class Options(CDTrainer.Options):
-        starts: tuple[Count, ...] = (0,)  # the step at which each stage begins; the last ends with the run
-        rates: tuple[PositiveFloat, ...] = ()  # each stage's learning rate, in parts of optimizer.lr; (): 1 for all
+        starts: tuple[Count, ...] = (
+            0,
+        )  # the step at which each stage begins; the last ends with the run
+        rates: tuple[
+            PositiveFloat, ...
+        ] = ()  # each stage's learning rate, in parts of optimizer.lr; (): 1 for all
 
     def configure(self) -> None:
         machines, starts = self.model.machines, self.options.starts
@@ -95,8 +102,12 @@ class GreedyTrainer(CDTrainer):
             raise UserError(f"trainer.starts={list(starts)}: the stages {', '.join(machines)} need one step each, "
                             "rising from 0")  # fmt: skip
         if self.options.rates and len(self.options.rates) != len(machines):
-            raise UserError(f"trainer.rates={list(self.options.rates)}: the stages {', '.join(machines)} need one each")
-        for (name, machine), rate in zip(machines.items(), self.options.rates or [1.0] * len(machines), strict=True):
+            raise UserError(
+                f"trainer.rates={list(self.options.rates)}: the stages {', '.join(machines)} need one each"
+            )
+        for (name, machine), rate in zip(
+            machines.items(), self.options.rates or [1.0] * len(machines), strict=True
+        ):
             self.optimizers[name] = self.optimizer(machine.parameters())
             for group in self.optimizers[name].param_groups:
                 group["lr"] = group["lr"] * rate
@@ -116,12 +127,16 @@ class GreedyTrainer(CDTrainer):
         name, self.machine = list(self.model.machines.items())[stage]
         self.began = self.options.starts[stage]
         with torch.no_grad():
-            shards = [Batch(self.model.rise(batch.x, stage)) for _, batch in self.draw(self.pull(batches))]
+            shards = [
+                Batch(self.model.rise(batch.x, stage)) for _, batch in self.draw(self.pull(batches))
+            ]
         return self.contrast(name, shards)
 
     @torch.no_grad()
     def watch(self, shards: list[Batch]) -> None:
         super().watch(shards)
-        if self.at == self.began:  # after the machine has had its biases from the data: a deep model may know better ones
+        if (
+            self.at == self.began
+        ):  # after the machine has had its biases from the data: a deep model may know better ones
             self.device.seed(mix(self.seed, self.at))
             self.model.begin(self.stage)

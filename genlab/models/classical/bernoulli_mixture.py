@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from genlab.errors import UserError
+from genlab.models.classical.class_conditional import refuse
 from genlab.models.classical.covariance import frozen
-from genlab.models.classical.groups import refuse
 from genlab.models.classical.mixture import Mixture
 from genlab.spec import Positive, PositiveFloat, Spec
 
@@ -26,7 +26,12 @@ class BernoulliMixture(Mixture):
     """
 
     def __init__(
-        self, spec: Spec, *, components: Positive = 100, smoothing: PositiveFloat = 0.1, conditional: bool = False
+        self,
+        spec: Spec,
+        *,
+        components: Positive = 100,
+        smoothing: PositiveFloat = 0.1,
+        conditional: bool = False,
     ) -> None:
         refuse("bernoulli_mixture", spec, conditional=conditional, density=False)
         if spec.levels != 2 or tuple(spec.range) != (0, 1) or spec.dequantised:

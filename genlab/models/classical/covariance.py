@@ -38,12 +38,17 @@ class Diagonal(nn.Module):
     def log_prob(self, x: Tensor, i: int) -> Tensor:
         """Return log N(x; 0, Σ_i) (B,) in nats of x (B, D)."""
         variance = self.variance[i]
-        return -0.5 * (x.square() @ variance.reciprocal() + variance.log().sum() + x.shape[1] * TWO_PI)
+        return -0.5 * (
+            x.square() @ variance.reciprocal() + variance.log().sum() + x.shape[1] * TWO_PI
+        )
 
     def sample(self, n: int, i: int) -> Tensor:
         """Draw n items (n, D) from N(0, Σ_i)."""
         variance = self.variance[i]
-        return torch.randn(n, len(variance), dtype=variance.dtype, device=variance.device) * variance.sqrt()
+        return (
+            torch.randn(n, len(variance), dtype=variance.dtype, device=variance.device)
+            * variance.sqrt()
+        )
 
     def fit(self, second: Tensor, i: int, *, floor: float) -> None:
         """Take the most likely Σ_i for the second moment (D,), with `floor` added to each variance."""
@@ -57,23 +62,31 @@ class Full(nn.Module):
 
     def __init__(self, n: int, dim: int) -> None:
         super().__init__()
-        self.triangle = nn.Parameter(torch.eye(dim).repeat(n, 1, 1), requires_grad=False)  # (n, D, D)
+        self.triangle = nn.Parameter(
+            torch.eye(dim).repeat(n, 1, 1), requires_grad=False
+        )  # (n, D, D)
 
     def log_prob(self, x: Tensor, i: int) -> Tensor:
         """Return log N(x; 0, Σ_i) (B,) in nats of x (B, D)."""
         triangle = self.triangle[i]
         white = torch.linalg.solve_triangular(triangle, x.T, upper=False)  # (D, B)
-        return -0.5 * (white.square().sum(0) + x.shape[1] * TWO_PI) - triangle.diagonal().log().sum()
+        return (
+            -0.5 * (white.square().sum(0) + x.shape[1] * TWO_PI) - triangle.diagonal().log().sum()
+        )
 
     def sample(self, n: int, i: int) -> Tensor:
         """Draw n items (n, D) from N(0, Σ_i)."""
         triangle = self.triangle[i]
-        return torch.randn(n, len(triangle), dtype=triangle.dtype, device=triangle.device) @ triangle.T
+        return (
+            torch.randn(n, len(triangle), dtype=triangle.dtype, device=triangle.device) @ triangle.T
+        )
 
     def fit(self, second: Tensor, i: int, *, floor: float) -> None:
         """Take the most likely Σ_i for the second moment (D, D), with `floor` added to each variance."""
         second = second.double()
-        self.triangle[i] = torch.linalg.cholesky(second + floor * torch.eye(len(second)).to(second)).to(self.triangle)
+        self.triangle[i] = torch.linalg.cholesky(
+            second + floor * torch.eye(len(second)).to(second)
+        ).to(self.triangle)
 
 
 class LowRank(nn.Module):
@@ -86,7 +99,9 @@ class LowRank(nn.Module):
 
     def __init__(self, n: int, dim: int, *, rank: int) -> None:
         super().__init__()
-        self.axes = nn.Parameter(torch.eye(rank, dim).repeat(n, 1, 1), requires_grad=False)  # U, (n, q, D)
+        self.axes = nn.Parameter(
+            torch.eye(rank, dim).repeat(n, 1, 1), requires_grad=False
+        )  # U, (n, q, D)
         self.spread = frozen(n, rank, value=2.0)  # λ, the variance along each axis
         self.noise = frozen(n, value=1.0)  # σ²
 
@@ -106,7 +121,10 @@ class LowRank(nn.Module):
 
     def sample(self, n: int, i: int) -> Tensor:
         """Draw n items (n, D) from N(0, Σ_i): W z + σ ε."""
-        z, eps = (torch.randn(n, d, dtype=self.axes.dtype, device=self.axes.device) for d in self.axes.shape[1:])
+        z, eps = (
+            torch.randn(n, d, dtype=self.axes.dtype, device=self.axes.device)
+            for d in self.axes.shape[1:]
+        )
         return (z * self.scale[i]) @ self.axes[i] + self.noise[i].sqrt() * eps
 
     def fit(self, second: Tensor, i: int, *, floor: float) -> None:
@@ -118,4 +136,8 @@ class LowRank(nn.Module):
 
     def take(self, axes: Tensor, spread: Tensor, noise: Tensor, i: int) -> None:
         """Take eigenvectors (q, D), their eigenvalues (q,) and σ² () as Σ_i's own."""
-        self.axes[i], self.spread[i], self.noise[i] = axes.to(self.axes), spread.to(self.spread), noise.to(self.noise)
+        self.axes[i], self.spread[i], self.noise[i] = (
+            axes.to(self.axes),
+            spread.to(self.spread),
+            noise.to(self.noise),
+        )

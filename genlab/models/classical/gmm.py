@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from genlab.errors import UserError
+from genlab.models.classical.class_conditional import refuse
 from genlab.models.classical.covariance import Diagonal, Full, LowRank, frozen, second_moment
-from genlab.models.classical.groups import refuse
 from genlab.models.classical.mixture import Mixture
 from genlab.spec import NonNegative, Positive, Spec
 
@@ -41,9 +41,13 @@ class GMM(Mixture):
     ) -> None:
         refuse("gmm", spec, conditional=conditional, density=True)
         if (rank is not None) != (covariance == "low_rank"):
-            raise UserError("model.rank belongs to model.covariance=low_rank, which needs it: set both or neither")
+            raise UserError(
+                "model.rank belongs to model.covariance=low_rank, which needs it: set both or neither"
+            )
         if rank is not None and rank >= spec.dim:
-            raise UserError(f"model.rank={rank} must be below the {spec.dim} values of an item: the rest is noise")
+            raise UserError(
+                f"model.rank={rank} must be below the {spec.dim} values of an item: the rest is noise"
+            )
         super().__init__(spec, components=components, conditional=conditional)
         self.floor = floor
         n = self.groups * components
@@ -62,7 +66,9 @@ class GMM(Mixture):
 
     def log_parts(self, x: Tensor, group: int) -> Tensor:
         """Return log N(x; μ_k, Σ_k) (B, K) in nats of flat x (B, D)."""
-        return torch.stack([self.covariance.log_prob(x - self.mean[i], i) for i in self.numbers(group)], 1)
+        return torch.stack(
+            [self.covariance.log_prob(x - self.mean[i], i) for i in self.numbers(group)], 1
+        )
 
     def draw_part(self, n: int, group: int, k: int) -> Tensor:
         """Draw n flat items (n, D) of component k."""
@@ -86,7 +92,9 @@ class GMM(Mixture):
     # N_k = Σ r_k; μ_k ← μ_k + δ with δ = Σ r_k (x − μ_k) / N_k; Σ_k ← Σ r_k (x − μ_k)(x − μ_k)ᵀ / N_k − δ δᵀ
     def maximise(self, moments: dict[str, Tensor], group: int) -> None:
         """The M-step; a component that no item belongs to stays as it is."""
-        for i, n, first, second in zip(self.numbers(group), moments["n"], moments["first"], moments["second"], strict=True):
+        for i, n, first, second in zip(
+            self.numbers(group), moments["n"], moments["first"], moments["second"], strict=True
+        ):
             if n < 1e-3:
                 continue
             shift = first / n

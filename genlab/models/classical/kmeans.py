@@ -8,9 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from genlab.errors import UserError
+from genlab.models.classical.class_conditional import refuse
 from genlab.models.classical.covariance import frozen
-from genlab.models.classical.groups import refuse
-from genlab.models.classical.items import Items
+from genlab.models.classical.full_batch import Items
 from genlab.spec import Batch, Positive, Spec
 
 STILL = 1e-4  # the share of the centres' spread by which they still move in a pass of mini-batches when it ends
@@ -38,7 +38,10 @@ def centres(items: Items, group: int | None, k: int, *, seed: int, passes: int) 
                 refuse_few(seen, k, group)
                 fitted.partial_fit(x.cpu().numpy())
             now = fitted.cluster_centers_.copy()
-            if before is not None and np.square(now - before).sum() <= STILL * np.square(now - now.mean(0)).sum():
+            if (
+                before is not None
+                and np.square(now - before).sum() <= STILL * np.square(now - now.mean(0)).sum()
+            ):
                 break
             before = now
     return torch.from_numpy(fitted.cluster_centers_)
@@ -48,7 +51,9 @@ def refuse_few(n: int, k: int, group: int | None) -> None:
     """Refuse to find more centres than there are items."""
     if n < k:
         where = "the training split" if group is None else f"class {group}"
-        raise UserError(f"{where} has {n} items, too few for {k} parts; set a smaller model.components")
+        raise UserError(
+            f"{where} has {n} items, too few for {k} parts; set a smaller model.components"
+        )
 
 
 class KMeans(nn.Module):
@@ -70,12 +75,16 @@ class KMeans(nn.Module):
         refuse("kmeans", spec, conditional=False, density=False)
         self.spec, self.passes = spec, passes
         self.centres = frozen(components, spec.dim)
-        self.register_buffer("inertia", torch.tensor(torch.inf, dtype=torch.float64))  # of the best start so far
+        self.register_buffer(
+            "inertia", torch.tensor(torch.inf, dtype=torch.float64)
+        )  # of the best start so far
 
     @torch.no_grad()
     def improve(self, items: Items, *, step: int, seed: int) -> dict[str, Tensor]:
         """Make one start; return its inertia and the best so far: squared distances to the nearest centre, summed."""
-        found = centres(items, None, len(self.centres), seed=seed, passes=self.passes).to(self.centres)
+        found = centres(items, None, len(self.centres), seed=seed, passes=self.passes).to(
+            self.centres
+        )
         inertia = sum(squared_distances(x, found).double().sum() for x, _ in items)
         if inertia < self.inertia:
             self.centres.copy_(found)

@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from genlab.models.classical.class_conditional import Density
 from genlab.models.classical.covariance import frozen
-from genlab.models.classical.groups import Density
-from genlab.models.classical.items import Items
+from genlab.models.classical.full_batch import Items
 from genlab.models.classical.kmeans import centres
 from genlab.spec import Spec
 
@@ -74,7 +74,10 @@ class Mixture(Density):
                 log_joint = self.log_joint(inside, g)  # (B, K)
                 # the E-step: r_k = p(k|x)
                 r = log_joint.softmax(1) if starts is None else nearest(inside, starts[g])
-                parts = self.moments(inside, r, g) | {"n": r.double().sum(0), "log_prob": log_joint.logsumexp(1).double().sum()}
+                parts = self.moments(inside, r, g) | {
+                    "n": r.double().sum(0),
+                    "log_prob": log_joint.logsumexp(1).double().sum(),
+                }
                 for name, part in parts.items():
                     total[name] = total[name] + part if name in total else part
         counts = torch.stack([t["n"].sum() if t else torch.zeros(()).double() for t in totals])
@@ -90,7 +93,9 @@ class Mixture(Density):
         found = []
         for g in range(self.groups):
             group = g if self.conditional else None
-            found.append(centres(items, group, self.components, seed=seed, passes=START).to(self.share))
+            found.append(
+                centres(items, group, self.components, seed=seed, passes=START).to(self.share)
+            )
         self.em(items, found)
 
     # --- abilities ------------------------------------------------------------------------------------------------------
@@ -102,7 +107,11 @@ class Mixture(Density):
     def draw(self, n: int, group: int) -> Tensor:
         """Draw n flat items (n, D), each of a component drawn by the weights."""
         ks = torch.multinomial(self.weight[group], n, replacement=True)
-        return self.each(ks, self.weight.new_empty(n, self.spec.dim), lambda where, k: self.draw_part(int(where.sum()), group, k))
+        return self.each(
+            ks,
+            self.weight.new_empty(n, self.spec.dim),
+            lambda where, k: self.draw_part(int(where.sum()), group, k),
+        )
 
     @torch.no_grad()
     def encode(self, x: Tensor) -> Tensor:

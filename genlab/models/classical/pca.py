@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from genlab.errors import UserError
+from genlab.models.classical.class_conditional import Density, refuse
 from genlab.models.classical.covariance import LowRank, frozen
-from genlab.models.classical.groups import Density, refuse
-from genlab.models.classical.items import Items, array
+from genlab.models.classical.full_batch import Items, array
 from genlab.spec import Positive, Spec
 
 MORE = 5  # times as many items as components in a batch of the incremental fit
@@ -28,7 +28,9 @@ class PCA(Density):
     def __init__(self, spec: Spec, *, latent: Positive = 30, conditional: bool = False) -> None:
         refuse("pca", spec, conditional=conditional, density=True)
         if latent >= spec.dim:
-            raise UserError(f"model.latent={latent} must be below the {spec.dim} values of an item: the rest is noise")
+            raise UserError(
+                f"model.latent={latent} must be below the {spec.dim} values of an item: the rest is noise"
+            )
         super().__init__(spec, conditional=conditional)
         self.latent = latent
         self.mean = frozen(self.groups, spec.dim)  # μ
@@ -39,7 +41,9 @@ class PCA(Density):
         """Fit each class (one pass is all that it takes); return the mean −log p of the fit, in nats a sample."""
         counts = [self.fit_group(items, g, seed) for g in range(self.groups)]
         self.share.copy_(torch.tensor(counts) / sum(counts))
-        total = sum(self.log_prob(x, y if self.conditional else None).double().sum() for x, y in items)
+        total = sum(
+            self.log_prob(x, y if self.conditional else None).double().sum() for x, y in items
+        )
         return {"loss": -total / sum(counts)}
 
     # Equations 7 and 8: U and Λ from the sample covariance (with 1/N), σ² the mean of the eigenvalues that are left out.
@@ -66,13 +70,17 @@ class PCA(Density):
         noise = (total - spread.sum()) / (self.spec.dim - self.latent)
         most_likely = (n - 1) / n  # scikit-learn divides by N − 1
         self.mean[g] = torch.from_numpy(fitted.mean_).to(self.mean)
-        self.covariance.take(torch.from_numpy(fitted.components_), spread * most_likely, noise * most_likely, g)
+        self.covariance.take(
+            torch.from_numpy(fitted.components_), spread * most_likely, noise * most_likely, g
+        )
         return n
 
     def refuse_few(self, n: int, group: int | None) -> None:
         if n <= self.latent + 1:
             where = "the training split" if group is None else f"class {group}"
-            raise UserError(f"{where} has {n} items, too few for {self.latent} components; set a smaller model.latent")
+            raise UserError(
+                f"{where} has {n} items, too few for {self.latent} components; set a smaller model.latent"
+            )
 
     # --- abilities --------------------------------------------------------------------------------------------------
 
@@ -93,16 +101,26 @@ class PCA(Density):
         """
         x = x.flatten(1)
         groups = self.group_of(x)
-        project = lambda where, g: (x[where] - self.mean[g]) @ self.covariance.axes[g].T / self.covariance.scale[g]  # noqa: E731
+        project = lambda where, g: (
+            (x[where] - self.mean[g]) @ self.covariance.axes[g].T / self.covariance.scale[g]
+        )  # noqa: E731
         z = self.each(groups, x.new_empty(len(x), self.latent), project)
         return torch.cat([z, groups[:, None].to(z)], 1) if self.conditional else z
 
     def decode(self, z: Tensor) -> Tensor:
         """Return W z + μ (B, *shape) of codes as `encode` gives them; an image's values are not cut to its range."""
-        groups = z[:, -1].round().long() if self.conditional else torch.zeros(len(z), dtype=torch.long, device=z.device)
+        groups = (
+            z[:, -1].round().long()
+            if self.conditional
+            else torch.zeros(len(z), dtype=torch.long, device=z.device)
+        )
         z = z[:, : self.latent]
-        back = lambda where, g: (z[where] * self.covariance.scale[g]) @ self.covariance.axes[g] + self.mean[g]  # noqa: E731
-        return self.each(groups, z.new_empty(len(z), self.spec.dim), back).unflatten(1, self.spec.shape)
+        back = lambda where, g: (
+            (z[where] * self.covariance.scale[g]) @ self.covariance.axes[g] + self.mean[g]
+        )  # noqa: E731
+        return self.each(groups, z.new_empty(len(z), self.spec.dim), back).unflatten(
+            1, self.spec.shape
+        )
 
     def prior(self, n: int) -> Tensor:
         """Draw n codes from N(0, I), of classes drawn by their shares where there are classes."""
@@ -113,4 +131,6 @@ class PCA(Density):
 
     def group_of(self, x: Tensor) -> Tensor:
         """Return the most probable class (B,) of flat x (B, D)."""
-        return torch.stack([p.log() + self.log_density(x, g) for g, p in enumerate(self.share)], 1).argmax(1)
+        return torch.stack(
+            [p.log() + self.log_density(x, g) for g, p in enumerate(self.share)], 1
+        ).argmax(1)

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from genlab.models.classical.items import Items
-from genlab.seeds import mix
+from genlab.models.classical.full_batch import Items
+from genlab.seeding import mix
 from genlab.spec import Batch
 from genlab.training.trainer import Data, Losses, Trainer
 
@@ -23,7 +23,9 @@ class ClassicalTrainer(Trainer):
 
     @dataclass(kw_only=True)
     class Options(Trainer.Options):
-        whole: bool | None = None  # fit the set as one; false: batch by batch; null: whole where it fits in memory
+        whole: bool | None = (
+            None  # fit the set as one; false: batch by batch; null: whole where it fits in memory
+        )
 
     def configure(self) -> None:
         """Nothing descends."""
@@ -35,7 +37,8 @@ class ClassicalTrainer(Trainer):
             whole = data.size("train") * self.model.spec.dim * 8 <= WHOLE
         size = self.options.batch_size
         one_pass = lambda: map(  # noqa: E731
-            self.device.ready, data.batches("train", size, seed=self.seed, device=self.device.torch, shuffle=False)
+            self.device.ready,
+            data.batches("train", size, seed=self.seed, device=self.device.torch, shuffle=False),
         )
         self.items = Items(one_pass, whole=whole)
         self.items_a_step = data.size("train")

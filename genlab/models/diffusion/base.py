@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from genlab.errors import UserError, did_you_mean
+from genlab.models.diffusion.inverse_problems import Restoring
 from genlab.models.diffusion.likelihood import Judging
-from genlab.models.diffusion.restore import Restoring
 from genlab.models.diffusion.samplers import SAMPLERS, Interval, heun, inside
 from genlab.models.diffusion.schedule import Level, Spacing, Variance
 from genlab.spec import Batch, Fraction, NonNegative, Positive, PositiveFloat, Spec
@@ -32,21 +32,38 @@ class Diffusion(Judging, Restoring, nn.Module, ABC):
     differentiable = False  # `decode` follows the ODE without keeping what a gradient needs
     prompted = False  # whether its conditions are captions as bytes (B, L), and no classes
     prior_std = 1.0  # of the noise from which sampling starts
-    between_codes: Literal["linear", "spherical"] = "spherical"  # the way between two noises: DDIM (2010.02502), appendix D.5
+    between_codes: Literal["linear", "spherical"] = (
+        "spherical"  # the way between two noises: DDIM (2010.02502), appendix D.5
+    )
     variance: Variance = "beta"  # σ² of an ancestral step
-    watch: Callable[[Sequence[Level]], Iterable[Level]] = iter  # what a sampler goes through its levels with; may show how far
+    watch: Callable[[Sequence[Level]], Iterable[Level]] = (
+        iter  # what a sampler goes through its levels with; may show how far
+    )
 
     def __init__(
-        self, spec: Spec, *, conditional: bool, drop_label: float, guidance: float, clip: bool | None, name: str
+        self,
+        spec: Spec,
+        *,
+        conditional: bool,
+        drop_label: float,
+        guidance: float,
+        clip: bool | None,
+        name: str,
     ) -> None:
         super().__init__()
         if spec.kind not in ("image", "points"):
-            raise UserError(f"{name} models images and points, not {spec.kind}; choose another dataset")
+            raise UserError(
+                f"{name} models images and points, not {spec.kind}; choose another dataset"
+            )
         free = (-math.inf, math.inf)  # an autoencoder's codes
         if spec.kind == "image" and tuple(spec.range) not in ((-1, 1), free):
-            raise UserError(f"{name} needs images in [-1, 1], not {list(spec.range)}; set dataset.range=[-1,1]")
+            raise UserError(
+                f"{name} needs images in [-1, 1], not {list(spec.range)}; set dataset.range=[-1,1]"
+            )
         if conditional and not spec.classes:
-            raise UserError("model.conditional=true needs labels, which this data has not; set model.conditional=false")
+            raise UserError(
+                "model.conditional=true needs labels, which this data has not; set model.conditional=false"
+            )
         self.spec, self.name = spec, name
         self.conditional, self.drop_label, self.guidance = conditional, drop_label, guidance
         self.clip = spec.kind == "image" if clip is None else clip
@@ -54,7 +71,9 @@ class Diffusion(Judging, Restoring, nn.Module, ABC):
     # --- what a subclass has ------------------------------------------------------------------------------------------
 
     @abstractmethod
-    def levels(self, steps: int, sampler: str = "ddim", spacing: Spacing = "uniform") -> list[Level]:
+    def levels(
+        self, steps: int, sampler: str = "ddim", spacing: Spacing = "uniform"
+    ) -> list[Level]:
         """Return the noise levels of a sampler's steps, from the noisiest to the clean one; `spacing` is that of ddim's times."""
 
     @abstractmethod
@@ -132,7 +151,9 @@ class Diffusion(Judging, Restoring, nn.Module, ABC):
                 into [−1, 1] (dynamic thresholding: Saharia et al. 2022, https://arxiv.org/abs/2205.11487); None: the plain clip.
         """
         g = self.guidance if guidance is None else guidance
-        if threshold is not None and (self.spec.kind != "image" or tuple(self.spec.range) != (-1, 1)):
+        if threshold is not None and (
+            self.spec.kind != "image" or tuple(self.spec.range) != (-1, 1)
+        ):
             raise UserError(f"sampler.threshold squeezes guesses into [-1, 1], and the data of this {self.name} lies elsewhere; "
                             "leave it out")  # fmt: skip
         bounded = self.clipped if threshold is None else lambda x0: thresholded(x0, threshold)
@@ -191,19 +212,25 @@ class Diffusion(Judging, Restoring, nn.Module, ABC):
         """
         for key, between in (("interval", interval), ("noise_interval", noise_interval)):
             if between is not None and between[0] >= between[1]:
-                raise UserError(f"sampler.{key}={list(between)} holds nothing; give the lower noise level first")
+                raise UserError(
+                    f"sampler.{key}={list(between)} holds nothing; give the lower noise level first"
+                )
         if noise_interval is not None and not (eta or churn):
             raise UserError("sampler.noise_interval says where noise is added, and none is; set sampler.eta or sampler.churn, "
                             "whichever the sampler has")  # fmt: skip
         y = self.asked(n, y, guidance)
-        start = self.prior_std * torch.randn(n, *self.spec.shape, device=self.weight.device, dtype=self.weight.dtype)
+        start = self.prior_std * torch.randn(
+            n, *self.spec.shape, device=self.weight.device, dtype=self.weight.dtype
+        )
         sampler = sampler or self.samplers[0]
         if spacing is not None and sampler != "ddim":
             raise UserError(f"sampler.spacing belongs to sampler=ddim, not to sampler={sampler}")
         noisy = {"eta": eta, "churn": churn, "noise_interval": noise_interval}
         follow = self.sampler(sampler, **noisy, variance=variance, shift=shift)
         learned = sampler == "ancestral" and (variance or self.variance) == "learned"
-        denoise = self.denoiser(y, guidance, interval=interval, threshold=threshold, learned=learned)
+        denoise = self.denoiser(
+            y, guidance, interval=interval, threshold=threshold, learned=learned
+        )
         levels = self.levels(steps or self.steps, sampler, spacing or "uniform")
         return self.within(follow(denoise, start, self.watch(levels)))
 
@@ -215,12 +242,16 @@ class Diffusion(Judging, Restoring, nn.Module, ABC):
         """
         if name not in self.samplers:
             known = ", ".join(self.samplers)
-            raise UserError(f"{self.name} has no sampler {name!r}{did_you_mean(name, self.samplers)}; it has {known}")
+            raise UserError(
+                f"{self.name} has no sampler {name!r}{did_you_mean(name, self.samplers)}; it has {known}"
+            )
         takes = signature(SAMPLERS[name]).parameters
         options = {key: value for key, value in options.items() if value is not None}
         for key in options:
             if key not in takes:
-                whose = ", ".join(other for other in self.samplers if key in signature(SAMPLERS[other]).parameters)
+                whose = ", ".join(
+                    other for other in self.samplers if key in signature(SAMPLERS[other]).parameters
+                )
                 raise UserError(f"sampler.{key} belongs to sampler={whose}, not to sampler={name}")
         if "straight" in takes:
             options["straight"] = self.straight
@@ -238,9 +269,17 @@ class Diffusion(Judging, Restoring, nn.Module, ABC):
         """
         g = self.guidance if guidance is None else guidance
         if self.prompted:
-            return torch.zeros(n, *self.spec.source.shape, dtype=torch.int64, device=self.weight.device) if y is None else y
+            return (
+                torch.zeros(
+                    n, *self.spec.source.shape, dtype=torch.int64, device=self.weight.device
+                )
+                if y is None
+                else y
+            )
         if not self.conditional and (y is not None or g not in (0, 1)):
-            raise UserError(f"this {self.name} was trained without labels; train it with model.conditional=true")
+            raise UserError(
+                f"this {self.name} was trained without labels; train it with model.conditional=true"
+            )
         if g != 1:
             self.need_unconditional()
         if self.conditional and y is None:
@@ -254,7 +293,9 @@ class Diffusion(Judging, Restoring, nn.Module, ABC):
             UserError: the model is conditional, and none of its labels was withheld.
         """
         if self.conditional and not self.drop_label:
-            raise UserError(f"this {self.name} has no unconditional half; train it with model.drop_label=0.1")
+            raise UserError(
+                f"this {self.name} has no unconditional half; train it with model.drop_label=0.1"
+            )
 
     @property
     def weight(self) -> nn.Parameter:

@@ -14,10 +14,10 @@ from torch import Tensor
 
 from genlab.errors import UserError
 from genlab.models.diffusion.base import Diffusion
-from genlab.models.diffusion.bound import step_nats
 from genlab.models.diffusion.networks import denoising_network
 from genlab.models.diffusion.samplers import apart, karras, quadratic, spread, strided
 from genlab.models.diffusion.schedule import Level, Schedule, Spacing
+from genlab.models.diffusion.vlb import step_nats
 from genlab.spec import Batch, Fraction, NonNegative, Positive, PositiveFloat, Spec
 
 
@@ -63,9 +63,18 @@ class DDPM(Diffusion):
         drop_label: Fraction = 0.1,
         guidance: NonNegative = 1.0,
     ) -> None:
-        super().__init__(spec, conditional=conditional, drop_label=drop_label, guidance=guidance, clip=clip, name="ddpm")
+        super().__init__(
+            spec,
+            conditional=conditional,
+            drop_label=drop_label,
+            guidance=guidance,
+            clip=clip,
+            name="ddpm",
+        )
         if zero_snr and objective == "eps":
-            raise UserError("model.zero_snr=true leaves no signal at T, where ε says nothing of x_0; set model.objective=v")
+            raise UserError(
+                "model.zero_snr=true leaves no signal at T, where ε says nothing of x_0; set model.objective=v"
+            )
         if zero_snr and min_snr is not None:
             raise UserError("model.min_snr gives an error at T no weight where model.zero_snr=true, and sampling starts there: "
                             "leave one out")  # fmt: skip
@@ -73,7 +82,9 @@ class DDPM(Diffusion):
         self.schedule = Schedule(schedule, timesteps, zero_snr=zero_snr)
         self.steps = self.most = timesteps
         outputs = spec.shape[0] * (2 if variance == "learned" else 1)
-        self.network = denoising_network(spec, backbone, outputs=outputs, classes=spec.classes if conditional else 0)
+        self.network = denoising_network(
+            spec, backbone, outputs=outputs, classes=spec.classes if conditional else 0
+        )
 
     # --- the objective ----------------------------------------------------------------------------------------------
 
@@ -84,14 +95,26 @@ class DDPM(Diffusion):
         eps = torch.randn_like(x0)
         xt = self.schedule.q_sample(x0, t, eps)
         prediction, v = self.predict(xt, t, y)
-        error = (prediction - self.schedule.target(self.objective, x0, eps, t)).square().flatten(1).mean(1)
+        error = (
+            (prediction - self.schedule.target(self.objective, x0, eps, t))
+            .square()
+            .flatten(1)
+            .mean(1)
+        )
         simple = (self.weigh(t) * error).mean()
         if v is None:
             return {"loss": simple}
         # eq. 16: the variance alone learns from the bound, whose terms are T at a time's; in bits a dimension
         guess = self.clipped(self.schedule.to_x0(self.objective, prediction.detach(), xt, t))
         weight, beta_tilde = (self.schedule.at(key, t, x0) for key in ("mean_x0", "beta_tilde"))
-        nats = step_nats(x0, guess, weight, beta_tilde, self.schedule.log_variance(v, t).exp(), levels=self.levels_of_data)
+        nats = step_nats(
+            x0,
+            guess,
+            weight,
+            beta_tilde,
+            self.schedule.log_variance(v, t).exp(),
+            levels=self.levels_of_data,
+        )
         vlb = self.schedule.T * nats.mean() / (self.spec.dim * math.log(2))
         return {"loss": simple + 0.001 * vlb, "simple": simple, "vlb": vlb}
 
@@ -113,10 +136,14 @@ class DDPM(Diffusion):
 
     # --- the path and the denoiser ----------------------------------------------------------------------------------
 
-    def levels(self, steps: int, sampler: str = "ddim", spacing: Spacing = "uniform") -> list[Level]:
+    def levels(
+        self, steps: int, sampler: str = "ddim", spacing: Spacing = "uniform"
+    ) -> list[Level]:
         T = self.schedule.T
         if not 1 <= steps <= T:
-            raise UserError(f"sampler.steps={steps} is outside 1…{T}, the steps that the model was trained on")
+            raise UserError(
+                f"sampler.steps={steps} is outside 1…{T}, the steps that the model was trained on"
+            )
         if spacing == "quadratic":
             return self.schedule.levels(quadratic(T, steps))
         if sampler == "ddim" and self.schedule.exact["alphas_bar"][-1] > 0:
@@ -138,7 +165,12 @@ class DDPM(Diffusion):
     def nearest(self, noise: float) -> int:
         """Return the time whose σ/α is nearest to `noise`, in its logarithm."""
         ab = self.schedule.exact["alphas_bar"]
-        return ((1 - ab).sqrt().log() - ab.sqrt().log() - math.log(max(noise, 1e-9))).abs().argmin().item()
+        return (
+            ((1 - ab).sqrt().log() - ab.sqrt().log() - math.log(max(noise, 1e-9)))
+            .abs()
+            .argmin()
+            .item()
+        )
 
     def level(self, noise: float) -> Level:
         return self.schedule.levels([self.nearest(noise)])[0]

@@ -51,13 +51,22 @@ class EDM(Diffusion):
         drop_label: Fraction = 0.1,
         guidance: NonNegative = 1.0,
     ) -> None:
-        super().__init__(spec, conditional=conditional, drop_label=drop_label, guidance=guidance, clip=bool(clip), name="edm")
+        super().__init__(
+            spec,
+            conditional=conditional,
+            drop_label=drop_label,
+            guidance=guidance,
+            clip=bool(clip),
+            name="edm",
+        )
         if sigma_min >= sigma_max:
             raise UserError(f"model.sigma_min={sigma_min} is not below model.sigma_max={sigma_max}")
         self.sigma_data, self.p_mean, self.p_std = sigma_data, p_mean, p_std
         self.sigma_min, self.sigma_max, self.rho, self.steps = sigma_min, sigma_max, rho, steps
         self.prior_std = sigma_max
-        self.network = denoising_network(spec, backbone, outputs=spec.shape[0], classes=spec.classes if conditional else 0)
+        self.network = denoising_network(
+            spec, backbone, outputs=spec.shape[0], classes=spec.classes if conditional else 0
+        )
 
     # --- the objective ----------------------------------------------------------------------------------------------
 
@@ -65,7 +74,9 @@ class EDM(Diffusion):
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """Return the mean squared error of F's target, one noise level an item: ln σ ~ N(p_mean, p_std²)."""
         x0, y = batch.x, self.dropped(self.told(batch))
-        sigma = (self.p_mean + self.p_std * torch.randn(len(x0), dtype=x0.dtype, device=x0.device)).exp()
+        sigma = (
+            self.p_mean + self.p_std * torch.randn(len(x0), dtype=x0.dtype, device=x0.device)
+        ).exp()
         x = x0 + wide(sigma, x0) * torch.randn_like(x0)
         c_skip, c_out, c_in, c_noise = self.preconditioning(sigma, x0)
         F = self.network(c_in * x, c_noise, y)
@@ -82,7 +93,9 @@ class EDM(Diffusion):
 
     # --- the path and the denoiser ----------------------------------------------------------------------------------
 
-    def levels(self, steps: int, sampler: str = "heun", spacing: Spacing = "uniform") -> list[Level]:
+    def levels(
+        self, steps: int, sampler: str = "heun", spacing: Spacing = "uniform"
+    ) -> list[Level]:
         if spacing != "uniform":
             raise UserError(f"sampler.spacing={spacing} is for paths of even times, and edm's levels are even in their roots: "
                             "set model.rho")  # fmt: skip

@@ -49,9 +49,18 @@ class FlowMatching(Diffusion):
         guidance: NonNegative = 1.0,
     ) -> None:
         name = "flow_matching"
-        super().__init__(spec, conditional=conditional, drop_label=drop_label, guidance=guidance, clip=bool(clip), name=name)
+        super().__init__(
+            spec,
+            conditional=conditional,
+            drop_label=drop_label,
+            guidance=guidance,
+            clip=bool(clip),
+            name=name,
+        )
         self.times, self.steps = times, steps
-        self.network = denoising_network(spec, backbone, outputs=spec.shape[0], classes=spec.classes if conditional else 0)
+        self.network = denoising_network(
+            spec, backbone, outputs=spec.shape[0], classes=spec.classes if conditional else 0
+        )
 
     # eq. 23 of Lipman et al. (eq. 1 of Liu et al.): E ‖v(x_t, t) − (ε − x_0)‖²
     def loss(self, batch: Batch) -> dict[str, Tensor]:
@@ -68,9 +77,18 @@ class FlowMatching(Diffusion):
         """Return the noise (B, …) at the other end of each item's path: drawn independently of it."""
         return torch.randn_like(batch.x)
 
-    def levels(self, steps: int, sampler: str = "euler", spacing: Spacing = "uniform") -> list[Level]:
-        if sampler in ("heun", "dpm_solver"):  # of even times the last steps are too wide for what is thin; EDM's levels are not
-            return [Level(1.0, 0.0, 1.0), *map(self.level, karras(self.highest, LOWEST, steps)[1:]), CLEAN]
+    def levels(
+        self, steps: int, sampler: str = "euler", spacing: Spacing = "uniform"
+    ) -> list[Level]:
+        if sampler in (
+            "heun",
+            "dpm_solver",
+        ):  # of even times the last steps are too wide for what is thin; EDM's levels are not
+            return [
+                Level(1.0, 0.0, 1.0),
+                *map(self.level, karras(self.highest, LOWEST, steps)[1:]),
+                CLEAN,
+            ]
         times = [(1 - i / steps) ** (2 if spacing == "quadratic" else 1) for i in range(steps)]
         return [*(Level(t, 1 - t, t) for t in times), CLEAN]
 

@@ -16,7 +16,9 @@ class LatentTrainer(Trainer):
 
     def configure(self) -> None:
         self.optimizers["model"] = self.optimizer(self.model.inner.parameters())
-        self.codes: Any = None  # made when a stream is first asked for, by whoever checks it before the training
+        self.codes: Any = (
+            None  # made when a stream is first asked for, by whoever checks it before the training
+        )
 
     def stream(self, data: Any, **how: Any) -> Iterator[Batch]:
         if self.codes is None:

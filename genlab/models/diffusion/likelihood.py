@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from genlab.models.diffusion.bound import bound, noise_error
-from genlab.models.diffusion.ode import log_prob
+from genlab.models.diffusion.ode_likelihood import log_prob
 from genlab.models.diffusion.schedule import Level
+from genlab.models.diffusion.vlb import bound, noise_error
 
 BOUND_STEPS = 1000  # of the bound of a path of any number of steps
 
@@ -27,7 +27,9 @@ class Judging:
         """
         if y is None:
             self.need_unconditional()
-        return self.asked(len(x), y, 0 if y is None else 1) if self.prompted or y is not None else None
+        return (
+            self.asked(len(x), y, 0 if y is None else 1) if self.prompted or y is not None else None
+        )
 
     @property
     def levels_of_data(self) -> int:
@@ -49,10 +51,17 @@ class Judging:
             x0, v = self.answer(xt, t, None if y is None else y[row])
             return self.clipped(x0), v
 
-        how = {"variance": self.variance, "levels": self.levels_of_data, "terms": terms, "prior_std": self.prior_std}
+        how = {
+            "variance": self.variance,
+            "levels": self.levels_of_data,
+            "terms": terms,
+            "prior_std": self.prior_std,
+        }
         return bound(denoise, x, self.path, **how)
 
-    def noise_error(self, x: Tensor, y: Tensor | None = None, *, terms: int | None = None) -> Tensor:
+    def noise_error(
+        self, x: Tensor, y: Tensor | None = None, *, terms: int | None = None
+    ) -> Tensor:
         """Return a draw (B,) of the squared error of ε, over all noise levels alike, by which classes are told apart.
 
         The bound counts the nearly clean levels most, where no class shows (Li et al. 2023, https://arxiv.org/abs/2303.16203).
@@ -61,9 +70,16 @@ class Judging:
             terms: how many levels are asked, at random; None: all, of a path of any number of steps 1,000.
         """
         y = self.given(x, y)
-        return noise_error(lambda xt, t, row: self.answer(xt, t, None if y is None else y[row])[0], x, self.path, terms=terms)
+        return noise_error(
+            lambda xt, t, row: self.answer(xt, t, None if y is None else y[row])[0],
+            x,
+            self.path,
+            terms=terms,
+        )
 
-    def ode_log_prob(self, x: Tensor, y: Tensor | None = None, *, steps: int = 100, probes: int = 1) -> Tensor:
+    def ode_log_prob(
+        self, x: Tensor, y: Tensor | None = None, *, steps: int = 100, probes: int = 1
+    ) -> Tensor:
         """Return an estimate (B,) of log p(x), or of log p(x | y), in nats, by the probability-flow ODE; see `ode.log_prob`."""
         self.asked(len(x), y, 0.0 if y is None else 1.0)
         denoise = self.denoiser(y, 0.0 if y is None and self.conditional else 1.0)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from genlab.errors import UserError
 from genlab.nn.dit import DiT
-from genlab.nn.embed import TimeEmbedding, waves
+from genlab.nn.embeddings import TimeEmbedding, waves
 from genlab.nn.unet import UNet, sides
 from genlab.spec import Decay, Positive, Spec
 
@@ -56,7 +56,13 @@ def unet(
                             f"{shape[1]}×{shape[2]} with {len(there)} model.backbone.multipliers they have the sides "
                             f"{', '.join(map(str, there))}")  # fmt: skip
     found = tuple(max(s for s in there if s <= side) for side in attention)
-    how = {"multipliers": multipliers, "blocks": blocks, "attention": found, "heads": heads, "dropout": dropout}
+    how = {
+        "multipliers": multipliers,
+        "blocks": blocks,
+        "attention": found,
+        "heads": heads,
+        "dropout": dropout,
+    }
     return UNet(shape, channels=channels, **how, outputs=outputs, classes=classes, context=context)
 
 
@@ -80,10 +86,20 @@ def dit(
         UserError: the sides are no multiple of the patch, or the width none of the heads.
     """
     if any(side % patch for side in shape[1:]):
-        raise UserError(f"patches of {patch}×{patch} do not fill images of {shape[1]}×{shape[2]}; change model.backbone.patch")
+        raise UserError(
+            f"patches of {patch}×{patch} do not fill images of {shape[1]}×{shape[2]}; change model.backbone.patch"
+        )
     if width % (4 * heads):
         raise UserError(f"model.backbone.width={width} must be a multiple of 4·heads={4 * heads}")
-    return DiT(shape, patch=patch, width=width, layers=layers, heads=heads, outputs=outputs, classes=classes)
+    return DiT(
+        shape,
+        patch=patch,
+        width=width,
+        layers=layers,
+        heads=heads,
+        outputs=outputs,
+        classes=classes,
+    )
 
 
 def mlp(
@@ -98,15 +114,19 @@ def mlp(
 
     Args:
         hidden: widths of the layers.
-        frequencies: of the sines and cosines that tell where a point lies; 0: its coordinates alone. See `genlab.nn.embed.waves`.
+        frequencies: of the sines and cosines that tell where a point lies; 0: its coordinates alone. See `genlab.nn.embeddings.waves`.
     """
-    return PointDenoiser(shape[0], hidden, frequencies=frequencies, outputs=outputs or shape[0], classes=classes)
+    return PointDenoiser(
+        shape[0], hidden, frequencies=frequencies, outputs=outputs or shape[0], classes=classes
+    )
 
 
 KINDS: dict[Any, str] = {unet: "image", dit: "image", mlp: "points"}  # what our own are for
 
 
-def denoising_network(spec: Spec, backbone: Callable[..., Any] | None, *, outputs: int, classes: int) -> nn.Module:
+def denoising_network(
+    spec: Spec, backbone: Callable[..., Any] | None, *, outputs: int, classes: int
+) -> nn.Module:
     """Return the network of the data: the one asked for, else a U-Net or an MLP by its kind.
 
     Raises:
@@ -118,19 +138,28 @@ def denoising_network(spec: Spec, backbone: Callable[..., Any] | None, *, output
         maker = maker.func
     if KINDS.get(maker, spec.kind) != spec.kind:
         fit = ", ".join(f.__name__ for f, kind in KINDS.items() if kind == spec.kind)
-        raise UserError(f"backbone={maker.__name__} is for {KINDS[maker]}, and the data is {spec.kind}; choose backbone={fit}")
+        raise UserError(
+            f"backbone={maker.__name__} is for {KINDS[maker]}, and the data is {spec.kind}; choose backbone={fit}"
+        )
     return backbone(spec.shape, outputs=outputs, classes=classes)
 
 
 def of_codes(
-    shape: Shape, *, maps: Callable[..., Any], vectors: Callable[..., Any], outputs: int | None = None, classes: int = 0
+    shape: Shape,
+    *,
+    maps: Callable[..., Any],
+    vectors: Callable[..., Any],
+    outputs: int | None = None,
+    classes: int = 0,
 ) -> nn.Module:
     """Return the network of an autoencoder's codes: `maps` of codes (C, H, W), `vectors` of codes (D,).
 
     Raises:
         UserError: it is for the other kind.
     """
-    spec, network = (Spec(shape), maps) if len(shape) == 3 else (Spec(shape, kind="points"), vectors)
+    spec, network = (
+        (Spec(shape), maps) if len(shape) == 3 else (Spec(shape, kind="points"), vectors)
+    )
     return denoising_network(spec, network, outputs=outputs or shape[0], classes=classes)
 
 
@@ -145,7 +174,9 @@ class PointDenoiser(nn.Module):
     goes to the output, which is nearly all of it where x_0 is asked for and little noise is on the point.
     """
 
-    def __init__(self, dim: int, hidden: tuple[int, ...], *, frequencies: int, outputs: int, classes: int = 0) -> None:
+    def __init__(
+        self, dim: int, hidden: tuple[int, ...], *, frequencies: int, outputs: int, classes: int = 0
+    ) -> None:
         super().__init__()
         self.frequencies = frequencies
         self.embed = TimeEmbedding(TIME, TIME, classes=classes)
@@ -165,4 +196,6 @@ class PointDenoiser(nn.Module):
             h = h + found if h.shape == found.shape else found
         skip = self.skip(e) * x
         out = self.last(h)
-        return out + F.pad(skip, (0, out.shape[-1] - skip.shape[-1]))  # beside them may be the logarithms of variances
+        return out + F.pad(
+            skip, (0, out.shape[-1] - skip.shape[-1])
+        )  # beside them may be the logarithms of variances

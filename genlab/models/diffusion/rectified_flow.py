@@ -38,14 +38,23 @@ class RectifiedFlow(FlowMatching):
         steps: Positive = 10,
     ) -> None:
         if teacher is None:
-            raise UserError("rectified_flow needs a trained teacher: give teacher.run=<run folder> of a flow_matching run")
+            raise UserError(
+                "rectified_flow needs a trained teacher: give teacher.run=<run folder> of a flow_matching run"
+            )
         made = teacher(spec)
         if not isinstance(made, FlowMatching):
-            raise UserError(f"{type(made).__name__}'s paths are no straight lines; choose a run of flow_matching as teacher.run")
+            raise UserError(
+                f"{type(made).__name__}'s paths are no straight lines; choose a run of flow_matching as teacher.run"
+            )
         if solver not in made.samplers or solver == "ancestral":
             ways = ", ".join(name for name in made.samplers if name != "ancestral")
-            raise UserError(f"model.solver={solver} makes no pairs of noise and data; choose one of {ways}")
-        how = {name: getattr(made, name) for name in ("times", "clip", "conditional", "drop_label", "guidance")}
+            raise UserError(
+                f"model.solver={solver} makes no pairs of noise and data; choose one of {ways}"
+            )
+        how = {
+            name: getattr(made, name)
+            for name in ("times", "clip", "conditional", "drop_label", "guidance")
+        }
         super().__init__(spec, backbone=lambda *_, **__: deepcopy(made.network), steps=steps, **how)
         self.name = "rectified_flow"
         self.teacher = made.requires_grad_(False).eval()
@@ -65,9 +74,16 @@ class RectifiedFlow(FlowMatching):
     @torch.no_grad()
     def led(self, noise: Tensor, y: Tensor | None = None) -> Tensor:
         """Return the items (B, *shape) to which the teacher's ODE leads from the noise (B, *shape), of the classes y (B,)."""
-        follow, levels = self.teacher.sampler(self.solver), self.teacher.levels(self.solver_steps, self.solver)
+        follow, levels = (
+            self.teacher.sampler(self.solver),
+            self.teacher.levels(self.solver_steps, self.solver),
+        )
         return follow(self.teacher.denoiser(y if self.conditional else None, 1.0), noise, levels)
 
     def noise(self, batch: Batch) -> Tensor:
         """Return the noise (B, …) that each item's ODE began at; of an item that no teacher made, where its ODE leads back to."""
-        return self.teacher.encode(batch.x, steps=self.solver_steps) if batch.cond is None else batch.cond
+        return (
+            self.teacher.encode(batch.x, steps=self.solver_steps)
+            if batch.cond is None
+            else batch.cond
+        )

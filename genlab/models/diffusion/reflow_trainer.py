@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from genlab.seeds import mix
+from genlab.seeding import mix
 from genlab.spec import Batch, Positive
 from genlab.training.trainer import Trainer
 
@@ -44,9 +44,13 @@ class ReflowTrainer(Trainer):
         n = self.options.pairs
         y = None if labels is None else labels[torch.arange(n) % len(labels)]
         found = torch.empty(n, 2, *self.model.spec.shape)
-        for at in tqdm(range(0, n, CHUNK), desc=f"{n:,} pairs of the teacher", leave=False, disable=None):
+        for at in tqdm(
+            range(0, n, CHUNK), desc=f"{n:,} pairs of the teacher", leave=False, disable=None
+        ):
             some = slice(at, min(at + CHUNK, n))
-            noise = torch.randn(found[some, 1].shape, generator=torch.Generator().manual_seed(mix(self.seed, at)))
+            noise = torch.randn(
+                found[some, 1].shape, generator=torch.Generator().manual_seed(mix(self.seed, at))
+            )
             told = None if y is None else y[some].to(self.device.torch)
             with self.device.autocast():
                 found[some, 0] = self.model.led(noise.to(self.device.torch), told).float().cpu()

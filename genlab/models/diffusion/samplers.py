@@ -117,7 +117,9 @@ def ddim(
     for now, then in pairwise(levels):
         x0 = denoise(x, now.t)
         eps = (x - now.alpha * x0) / now.sigma
-        sigma = eta * spreads(now, then)[2] ** 0.5 if eta and inside(now.noise, noise_interval) else 0.0  # eq. 16
+        sigma = (
+            eta * spreads(now, then)[2] ** 0.5 if eta and inside(now.noise, noise_interval) else 0.0
+        )  # eq. 16
         x = then.alpha * x0 + max(then.sigma**2 - sigma**2, 0.0) ** 0.5 * eps  # eq. 12
         if sigma:
             x = x + sigma * noise(x)
@@ -182,7 +184,9 @@ def heun(
     return x
 
 
-def shifted(levels: Iterable[Level], shift: float, level: Callable[[float], Level]) -> Iterator[Level]:
+def shifted(
+    levels: Iterable[Level], shift: float, level: Callable[[float], Level]
+) -> Iterator[Level]:
     """Yield levels with σ/α so many times as high, but none above the first, which stays (Esser et al. 2024, 2403.03206, eq. 23).
 
     On straight paths the time t becomes shift·t / (1 + (shift − 1) t).
@@ -247,8 +251,13 @@ def dpm_solver(
             r = h_before / h
             guess = x0 + (x0 - before) / (2 * r)
         share = eta if inside(now.noise, noise_interval) else 0.0
-        forgotten = math.exp(-share * h) if share else 1.0  # what the noise of the SDE takes the place of
-        x = then.sigma / now.sigma * forgotten * x - then.alpha * math.expm1(-(1 + share) * h) * guess
+        forgotten = (
+            math.exp(-share * h) if share else 1.0
+        )  # what the noise of the SDE takes the place of
+        x = (
+            then.sigma / now.sigma * forgotten * x
+            - then.alpha * math.expm1(-(1 + share) * h) * guess
+        )
         if share and then.sigma:
             x = x + then.sigma * (-math.expm1(-2 * share * h)) ** 0.5 * noise(x)
         before, h_before = x0, h
@@ -262,4 +271,10 @@ def half_log_snr(level: Level) -> float:
     return math.log(level.alpha / level.sigma)
 
 
-SAMPLERS = {"ancestral": ancestral, "ddim": ddim, "euler": euler, "heun": heun, "dpm_solver": dpm_solver}
+SAMPLERS = {
+    "ancestral": ancestral,
+    "ddim": ddim,
+    "euler": euler,
+    "heun": heun,
+    "dpm_solver": dpm_solver,
+}

@@ -100,7 +100,10 @@ class Schedule(nn.Module):
 
     def _apply(self, fn, recurse=True):
         super()._apply(fn, recurse)
-        for key, value in self.exact.items():  # a change of precision starts from the float64 values
+        for (
+            key,
+            value,
+        ) in self.exact.items():  # a change of precision starts from the float64 values
             getattr(self, key).copy_(value)
         return self
 
@@ -115,7 +118,9 @@ class Schedule(nn.Module):
 
     def log_variance(self, v: Tensor, t: Tensor) -> Tensor:
         """Return log σ_t² (B, …) of p(x_{t−1} | x_t) from v (B, …): log β at 1, log β̃ at 0 (Nichol & Dhariwal 2021, eq. 15)."""
-        return v * self.at("betas", t, v).log() + (1 - v) * self.at("beta_tilde_clipped", t, v).log()
+        return (
+            v * self.at("betas", t, v).log() + (1 - v) * self.at("beta_tilde_clipped", t, v).log()
+        )
 
     def q_sample(self, x0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
         """Return x_t = √ᾱ_t x_0 + √(1 − ᾱ_t) ε (eq. 4)."""

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from genlab.errors import UserError
 from genlab.models.diffusion.ddpm import DDPM
-from genlab.models.diffusion.frozen_text import FrozenEncoder
 from genlab.models.diffusion.networks import unet
-from genlab.nn.text import TextEncoder
+from genlab.models.diffusion.pretrained_text_encoder import FrozenEncoder
+from genlab.nn.text_encoder import TextEncoder
 from genlab.spec import Batch, Positive, Spec
 
 
@@ -48,15 +48,23 @@ class Text2Image(DDPM):
         **options: Any,
     ) -> None:
         if spec.source is None or spec.source.kind != "tokens":
-            raise UserError("text2image needs images with captions: dataset=captions, or dataset=captioned_folder dataset.path=…")
+            raise UserError(
+                "text2image needs images with captions: dataset=captions, or dataset=captioned_folder dataset.path=…"
+            )
         if options.get("conditional"):
-            raise UserError("text2image is told captions, and no classes: set model.conditional=false")
+            raise UserError(
+                "text2image is told captions, and no classes: set model.conditional=false"
+            )
         if text_width % text_heads:
-            raise UserError(f"model.text_width={text_width} must be a multiple of model.text_heads={text_heads}")
+            raise UserError(
+                f"model.text_width={text_width} must be a multiple of model.text_heads={text_heads}"
+            )
         backbone = backbone or unet
         maker = backbone.func if isinstance(backbone, partial) else backbone
         if maker is not unet:
-            raise UserError(f"backbone={maker.__name__} reads no text; choose backbone=unet or unet_small")
+            raise UserError(
+                f"backbone={maker.__name__} reads no text; choose backbone=unet or unet_small"
+            )
         own = {"width": text_width, "layers": text_layers, "heads": text_heads}
         reads = FrozenEncoder(encoder) if encoder else TextEncoder(spec.source.shape[0], **own)
         super().__init__(spec, backbone=partial(backbone, context=reads.width), **options)

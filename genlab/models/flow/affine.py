@@ -24,4 +24,9 @@ class AffineFlow(Flow):
 
     def __init__(self, spec: Spec, *, alpha: Alpha = 1e-6, conditional: bool = False) -> None:
         check("affine", spec, conditional=conditional, least=1)
-        super().__init__(spec, Chain(Flatten(spec.shape), Triangular(spec.dim)), alpha=alpha, conditional=conditional)
+        super().__init__(
+            spec,
+            Chain(Flatten(spec.shape), Triangular(spec.dim)),
+            alpha=alpha,
+            conditional=conditional,
+        )

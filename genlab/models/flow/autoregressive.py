@@ -29,6 +29,8 @@ class Autoregressive(Transform):
 
     def inverse(self, z: Tensor) -> Tensor:
         x = torch.zeros_like(z)
-        for place in range(z.shape[1]):  # pass number i gets the value of place i right, those after it stay 0
+        for place in range(
+            z.shape[1]
+        ):  # pass number i gets the value of place i right, those after it stay 0
             x = torch.where(self.net.order <= place, self.map.inverse(z, self.net(x)), 0)
         return x

@@ -20,7 +20,9 @@ class Coupling(Transform):
         second: keep the second half, not the first.
     """
 
-    def __init__(self, size: int, net: nn.Sequential, map: Elementwise, *, second: bool = False) -> None:
+    def __init__(
+        self, size: int, net: nn.Sequential, map: Elementwise, *, second: bool = False
+    ) -> None:
         super().__init__()
         self.net, self.map, self.second = net, map, second
         self.cut = list(halves_of(size))
@@ -73,7 +75,9 @@ class AffineCoupling(Transform):
         nn.init.zeros_(net[-1].bias)
         self.register_buffer("mask", mask, persistent=False)
         channels = net[-1].bias.numel() // 2
-        self.bound = nn.Parameter(torch.ones(channels, *[1] * (mask.dim() - 1)))  # s lies within ±bound, per channel
+        self.bound = nn.Parameter(
+            torch.ones(channels, *[1] * (mask.dim() - 1))
+        )  # s lies within ±bound, per channel
 
     def scale_shift(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return s and t (B, C, …), 0 where the mask keeps a value."""

@@ -72,30 +72,47 @@ class Spline(Elementwise):
         k, box = self.bins, 2 * self.bound
         sizes, slopes = p.split([2 * k, k - 1], -1)
         shares = sizes.unflatten(-1, (2, k)).softmax(-1)  # (…, 2, K): of widths, of heights
-        ends = shares.cumsum(-1)  # right ends, and tops, as parts of the box; with each bin's least share, below
+        ends = shares.cumsum(
+            -1
+        )  # right ends, and tops, as parts of the box; with each bin's least share, below
         least = LEAST * torch.arange(1, k + 1, dtype=p.dtype, device=p.device)
-        edges = torch.add(least, ends.detach()[..., int(inverse), :], alpha=1 - LEAST * k)[..., :-1].contiguous()
-        at = torch.searchsorted(edges, (v.detach()[..., None] + self.bound) / box, right=True)  # (…, 1) in 0 … K − 1
+        edges = torch.add(least, ends.detach()[..., int(inverse), :], alpha=1 - LEAST * k)[
+            ..., :-1
+        ].contiguous()
+        at = torch.searchsorted(
+            edges, (v.detach()[..., None] + self.bound) / box, right=True
+        )  # (…, 1) in 0 … K − 1
         both = at[..., None, :].expand(*at.shape[:-1], 2, 1)
         size = box * (LEAST + (1 - LEAST * k) * shares.gather(-1, both).squeeze(-1))
-        end = box * (LEAST * (at + 1) + (1 - LEAST * k) * ends.gather(-1, both).squeeze(-1)) - self.bound
+        end = (
+            box * (LEAST * (at + 1) + (1 - LEAST * k) * ends.gather(-1, both).squeeze(-1))
+            - self.bound
+        )
         (width, height), (right, top) = size.unbind(-1), end.unbind(-1)
-        slopes = F.pad(slopes, (1, 1)).gather(-1, torch.cat([at, at + 1], -1))  # 0, slope 1, at the box's ends
+        slopes = F.pad(slopes, (1, 1)).gather(
+            -1, torch.cat([at, at + 1], -1)
+        )  # 0, slope 1, at the box's ends
         left_slope, right_slope = (LARGEST * (slopes / LARGEST).tanh()).exp().unbind(-1)
         return right - width, width, top - height, height, left_slope, right_slope
 
     def forward(self, x: Tensor, p: Tensor) -> tuple[Tensor, Tensor]:
-        left, width, bottom, height, d0, d1 = self.bin(x.clamp(-self.bound, self.bound), p, inverse=False)
+        left, width, bottom, height, d0, d1 = self.bin(
+            x.clamp(-self.bound, self.bound), p, inverse=False
+        )
         inside = x.abs() < self.bound
         t = (torch.where(inside, x, left) - left) / width  # ξ
         s, ends = height / width, t * (1 - t)
         below = s + (d0 + d1 - 2 * s) * ends
         z = bottom + height * (s * t.square() + d0 * ends) / below  # equation 4
-        slope = s.square() * (d1 * t.square() + 2 * s * ends + d0 * (1 - t).square()) / below.square()  # equation 5
+        slope = (
+            s.square() * (d1 * t.square() + 2 * s * ends + d0 * (1 - t).square()) / below.square()
+        )  # equation 5
         return torch.where(inside, z, x), torch.where(inside, slope, 1).log()
 
     def inverse(self, z: Tensor, p: Tensor) -> Tensor:
-        left, width, bottom, height, d0, d1 = self.bin(z.clamp(-self.bound, self.bound), p, inverse=True)
+        left, width, bottom, height, d0, d1 = self.bin(
+            z.clamp(-self.bound, self.bound), p, inverse=True
+        )
         inside = z.abs() < self.bound
         y, s = torch.where(inside, z, bottom) - bottom, height / width
         bend = y * (d0 + d1 - 2 * s)

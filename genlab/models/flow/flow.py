@@ -9,7 +9,7 @@ from annotated_types import Interval
 from torch import Tensor, nn
 
 from genlab.errors import UserError
-from genlab.models.flow.base import Base, Normal
+from genlab.models.flow.base_distribution import Base, Normal
 from genlab.models.flow.transforms import Chain, Logit, Starts, Transform
 from genlab.spec import Batch, Spec
 
@@ -59,7 +59,9 @@ class Flow(nn.Module):
         """Set the layers that start from data by x (B, *shape), each by what the layers before make of it."""
         layers = [m for m in self.transform.modules() if isinstance(m, Starts)]
         hooks = [m.register_forward_pre_hook(lambda m, given: m.start(given[0])) for m in layers]
-        self.transform.forward(x)  # not its call, which may be compiled, and a compiled call keeps its hooks
+        self.transform.forward(
+            x
+        )  # not its call, which may be compiled, and a compiled call keeps its hooks
         for hook in hooks:
             hook.remove()
 
@@ -99,7 +101,9 @@ class Flow(nn.Module):
     def refuse_classes(self, y: Tensor | None) -> None:
         """Refuse labels where there is no p(x|y)."""
         if y is not None and not self.conditional:
-            raise UserError(f"{name_of(self)} knows no classes, and classes were given; train it with model.conditional=true")
+            raise UserError(
+                f"{name_of(self)} knows no classes, and classes were given; train it with model.conditional=true"
+            )
 
 
 def name_of(flow: Flow | type[Flow]) -> str:
@@ -113,11 +117,19 @@ def check(name: str, spec: Spec, *, conditional: bool, least: int = 2) -> None:
         UserError: says what would be right.
     """
     if spec.kind not in ("image", "points"):
-        raise UserError(f"{name} takes images or points, and this is {spec.kind} data of shape {spec.shape}")
+        raise UserError(
+            f"{name} takes images or points, and this is {spec.kind} data of shape {spec.shape}"
+        )
     if spec.discrete:
         also = " dataset.binarize=none" if spec.levels == 2 else ""
-        raise UserError(f"{name} is a density and this data is discrete; set dataset.dequantise=true{also}")
+        raise UserError(
+            f"{name} is a density and this data is discrete; set dataset.dequantise=true{also}"
+        )
     if spec.dim < least:
-        raise UserError(f"{name}'s layers need at least two values an item, and this data has {spec.dim}")
+        raise UserError(
+            f"{name}'s layers need at least two values an item, and this data has {spec.dim}"
+        )
     if conditional and not spec.classes:
-        raise UserError("model.conditional=true needs labels, which this data has not; set model.conditional=false")
+        raise UserError(
+            "model.conditional=true needs labels, which this data has not; set model.conditional=false"
+        )

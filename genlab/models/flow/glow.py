@@ -53,8 +53,12 @@ class Glow(Flow):
             transform = image_transform("glow", spec.shape, steps, scales, net, Affine())
         else:
             net = lambda inputs, outputs: MLP(inputs, hidden, outputs)  # noqa: E731
-            transform = Chain(*(step(spec.dim, net, Affine(), second=bool(i % 2)) for i in range(steps)))
-        super().__init__(spec, Chain(transform, ActNorm(spec.dim)), alpha=alpha, conditional=conditional)
+            transform = Chain(
+                *(step(spec.dim, net, Affine(), second=bool(i % 2)) for i in range(steps))
+            )
+        super().__init__(
+            spec, Chain(transform, ActNorm(spec.dim)), alpha=alpha, conditional=conditional
+        )
 
 
 def step(size: int, net: Net, map: Elementwise, *, second: bool = False) -> Transform:
@@ -67,7 +71,9 @@ def coupling(size: int, net: Net, map: Elementwise, *, second: bool = False) -> 
     return Coupling(size, net(kept, changed * map.outputs), map, second=second)
 
 
-def image_transform(name: str, shape: tuple[int, ...], steps: int, scales: int | None, net: Net, map: Elementwise) -> Transform:
+def image_transform(
+    name: str, shape: tuple[int, ...], steps: int, scales: int | None, net: Net, map: Elementwise
+) -> Transform:
     """Return figure 2b: at each scale a squeeze, the steps, and, but for the last, the Gaussian of the half that leaves.
 
     Raises:
@@ -78,7 +84,11 @@ def image_transform(name: str, shape: tuple[int, ...], steps: int, scales: int |
     if not 0 < scales <= most:
         raise UserError(
             f"{name} halves an image model.scales={scales or 1} times, and {shape} can be {most} times; "
-            + (f"set model.scales={most} or less, or another dataset.size" if most else "set an even dataset.size")
+            + (
+                f"set model.scales={most} or less, or another dataset.size"
+                if most
+                else "set an even dataset.size"
+            )
         )
     levels: list[Transform] = []
     c = shape[0]
@@ -86,7 +96,9 @@ def image_transform(name: str, shape: tuple[int, ...], steps: int, scales: int |
         c *= 4
         level = [Squeeze(), *(step(c, net, map) for _ in range(steps))]
         last = scale == scales - 1
-        levels.append(Chain(*level, Inverse(Squeeze()) if last else coupling(c, net, Affine(), second=True)))
+        levels.append(
+            Chain(*level, Inverse(Squeeze()) if last else coupling(c, net, Affine(), second=True))
+        )
         c //= 2
     return MultiScale(levels, shape)
 

@@ -44,4 +44,6 @@ class IAF(Flow):
         for i in range(layers):
             net = MaskedMLP(spec.dim, hidden, 2, order=in_turns(spec.dim, i), activation=activation)
             chain += [ActNorm(spec.dim), Inverse(Autoregressive(net, Affine()))]
-        super().__init__(spec, Chain(Flatten(spec.shape), *chain), alpha=alpha, conditional=conditional)
+        super().__init__(
+            spec, Chain(Flatten(spec.shape), *chain), alpha=alpha, conditional=conditional
+        )

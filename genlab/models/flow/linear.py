@@ -74,7 +74,10 @@ class Mixing(Transform):
     def weight(self) -> Tensor:
         """W (C, C)."""
         unit = torch.eye(len(self.log_s), dtype=self.log_s.dtype, device=self.log_s.device)
-        lower, upper = self.lower.tril(-1) + unit, self.upper.triu(1) + (self.sign * self.log_s.exp()).diag()
+        lower, upper = (
+            self.lower.tril(-1) + unit,
+            self.upper.triu(1) + (self.sign * self.log_s.exp()).diag(),
+        )
         return self.permutation @ lower @ upper
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -112,7 +115,11 @@ class Triangular(Starts):
         mean = x.double().mean(0)
         covariance = (x.double() - mean).T @ (x.double() - mean) / n
         share = (dim / (n + dim)) ** 2
-        covariance = (1 - share) * covariance + share * covariance.diagonal().diag() + 1e-6 * torch.eye(dim).to(covariance)
+        covariance = (
+            (1 - share) * covariance
+            + share * covariance.diagonal().diag()
+            + 1e-6 * torch.eye(dim).to(covariance)
+        )
         root = torch.linalg.cholesky(covariance)
         weight = torch.linalg.solve_triangular(root, torch.eye(dim).to(root), upper=False)
         self.log_diagonal.copy_(weight.diagonal().log())

@@ -44,7 +44,9 @@ class MAF(Flow):
         for i in range(layers):
             net = MaskedMLP(spec.dim, hidden, 2, order=in_turns(spec.dim, i), activation=activation)
             chain += [ActNorm(spec.dim), Autoregressive(net, Affine())]
-        super().__init__(spec, Chain(Flatten(spec.shape), *chain), alpha=alpha, conditional=conditional)
+        super().__init__(
+            spec, Chain(Flatten(spec.shape), *chain), alpha=alpha, conditional=conditional
+        )
 
 
 def in_turns(dim: int, i: int) -> torch.Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from genlab.models.flow.base import Logistic
+from genlab.models.flow.base_distribution import Logistic
 from genlab.models.flow.couplings import Coupling, coupled
 from genlab.models.flow.elementwise import Shift
 from genlab.models.flow.flow import Flow, check

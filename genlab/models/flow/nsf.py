@@ -53,20 +53,28 @@ class NSF(Flow):
     ) -> None:
         check("nsf", spec, conditional=conditional)
         if not 2 <= bins < 1 / LEAST:
-            raise UserError(f"model.bins={bins}: a spline has at least 2 bins and less than {1 / LEAST:,.0f}")
+            raise UserError(
+                f"model.bins={bins}: a spline has at least 2 bins and less than {1 / LEAST:,.0f}"
+            )
         map = Spline(bins, bound)
         if kind == "coupling" and spec.kind == "image":
             net = lambda inputs, outputs: ResidualNet(inputs, channels, blocks, outputs)  # noqa: E731
-            transform = Chain(image_transform("nsf", spec.shape, layers, scales, net, map), ActNorm(spec.dim))
+            transform = Chain(
+                image_transform("nsf", spec.shape, layers, scales, net, map), ActNorm(spec.dim)
+            )
         else:
             chain: list[Transform] = [Flatten(spec.shape)]
             for i in range(layers):
                 if kind == "coupling":
-                    net = lambda inputs, outputs: MLP(inputs, hidden, outputs, activation=activation)  # noqa: E731
+                    net = lambda inputs, outputs: MLP(
+                        inputs, hidden, outputs, activation=activation
+                    )  # noqa: E731
                     chain += [Mixing(spec.dim), coupling(spec.dim, net, map, second=bool(i % 2))]
                 else:
                     order = in_turns(spec.dim, i)
-                    net = MaskedMLP(spec.dim, hidden, map.outputs, order=order, activation=activation)
+                    net = MaskedMLP(
+                        spec.dim, hidden, map.outputs, order=order, activation=activation
+                    )
                     chain.append(Autoregressive(net, map))
             transform = Chain(*chain)
         super().__init__(spec, transform, alpha=alpha, conditional=conditional)

@@ -45,11 +45,15 @@ class RealNVP(Flow):
             transform = points_transform(spec.dim, couplings, hidden, activation)
         else:
             check_scales(spec.shape, scales)
-            transform = image_transform(spec.shape, channels, blocks, scales or most_scales(spec.shape))
+            transform = image_transform(
+                spec.shape, channels, blocks, scales or most_scales(spec.shape)
+            )
         super().__init__(spec, transform, alpha=alpha, conditional=conditional)
 
 
-def points_transform(dim: int, couplings: int, hidden: tuple[int, ...], activation: Activation) -> Transform:
+def points_transform(
+    dim: int, couplings: int, hidden: tuple[int, ...], activation: Activation
+) -> Transform:
     """Return couplings of a point (B, dim) whose masks take turns."""
     nets = (MLP(dim, hidden, 2 * dim, activation=activation) for _ in range(couplings))
     return Chain(*(AffineCoupling(net, alternating(dim, i % 2)) for i, net in enumerate(nets)))
@@ -69,7 +73,9 @@ def image_transform(shape: tuple[int, ...], channels: int, blocks: int, scales: 
     return MultiScale([*levels, Chain(*checkerboards((c, h, w), 4, channels, blocks))], shape)
 
 
-def checkerboards(shape: tuple[int, ...], n: int, channels: int, blocks: int) -> list[AffineCoupling]:
+def checkerboards(
+    shape: tuple[int, ...], n: int, channels: int, blocks: int
+) -> list[AffineCoupling]:
     """Return n couplings of images (B, C, H, W) whose checkerboard masks take turns."""
     nets = (ResidualNet(shape[0], channels, blocks, 2 * shape[0]) for _ in range(n))
     return [AffineCoupling(net, checkerboard(shape, i % 2)) for i, net in enumerate(nets)]

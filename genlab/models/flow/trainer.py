@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import torch
 
-from genlab.seeds import mix
+from genlab.seeding import mix
 from genlab.spec import Batch
 from genlab.training.trainer import Losses, Trainer
 

@@ -154,9 +154,13 @@ class MultiScale(Transform):
         return torch.cat([*left, x.flatten(1)], dim=1), total + ladj
 
     def inverse(self, z: Tensor) -> Tensor:
-        sizes = [math.prod(shape) for shape in self.shapes[1:]]  # what leaves is as large as what goes on
+        sizes = [
+            math.prod(shape) for shape in self.shapes[1:]
+        ]  # what leaves is as large as what goes on
         *left, x = z.split([*sizes, z.shape[1] - sum(sizes)], dim=1)
         x = self.scales[-1].inverse(x.unflatten(1, self.shapes[-1]))
-        for scale, out, shape in zip(self.scales[-2::-1], left[::-1], self.shapes[:0:-1], strict=True):
+        for scale, out, shape in zip(
+            self.scales[-2::-1], left[::-1], self.shapes[:0:-1], strict=True
+        ):
             x = scale.inverse(torch.cat([out.unflatten(1, shape), x], dim=1))
         return x

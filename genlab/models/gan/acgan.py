@@ -7,9 +7,9 @@ from itertools import pairwise
 from torch import nn
 
 from genlab.errors import UserError
-from genlab.models.gan.critic import Condition
+from genlab.models.gan.base import Game, ToRange
 from genlab.models.gan.dcgan import initialise
-from genlab.models.gan.game import Game, ToRange
+from genlab.models.gan.discriminator import Condition
 from genlab.spec import Decay, Positive, Spec
 
 
@@ -42,7 +42,9 @@ class ACGAN(Game):
             raise UserError("ACGAN needs images whose sides 8 divides, "
                             f"and this dataset gives {spec.kind}s of shape {spec.shape}; set prepare.size=32")  # fmt: skip
         if len(discriminator_maps) != 6:
-            raise UserError(f"model.discriminator_maps={list(discriminator_maps)}: D has six convolutions")
+            raise UserError(
+                f"model.discriminator_maps={list(discriminator_maps)}: D has six convolutions"
+            )
         super().__init__(spec, conditional=conditional, condition=condition, **options)
         size = (spec.shape[1] // 8, spec.shape[2] // 8)
         up = {"kernel_size": 5, "stride": 2, "padding": 2, "output_padding": 1}

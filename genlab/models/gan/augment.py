@@ -48,7 +48,9 @@ class DiffAugment(Augment):
         middle = lambda t, dims: t.mean(dims, keepdim=True)  # noqa: E731
         x = x + uniform(x, *like, low=-0.5, high=0.5)  # brightness
         x = middle(x, 1) + (x - middle(x, 1)) * uniform(x, *like, low=0, high=2)  # saturation
-        x = middle(x, (1, 2, 3)) + (x - middle(x, (1, 2, 3))) * uniform(x, *like, low=0.5, high=1.5)  # contrast
+        x = middle(x, (1, 2, 3)) + (x - middle(x, (1, 2, 3))) * uniform(
+            x, *like, low=0.5, high=1.5
+        )  # contrast
         x = moved(x, *(whole(x, -(side // 8), side // 8) for side in (height, width)))
         rows, columns = (hidden(x, side) for side in (height, width))
         return x * ~(rows[:, :, None] & columns[:, None])[:, None]
@@ -61,7 +63,13 @@ class AdaptiveAugment(Augment):
     0 to 1 in `speed` images. The pipeline is "bgc" of appendix B, with bilinear sampling in the place of its wavelet filter.
     """
 
-    def __init__(self, range: tuple[float, float] = (-1.0, 1.0), *, target: float = 0.6, speed: float = 500_000) -> None:
+    def __init__(
+        self,
+        range: tuple[float, float] = (-1.0, 1.0),
+        *,
+        target: float = 0.6,
+        speed: float = 500_000,
+    ) -> None:
         super().__init__(range)
         self.target, self.speed = target, speed
         self.register_buffer("running_p", torch.zeros(()))
@@ -69,11 +77,15 @@ class AdaptiveAugment(Augment):
     @torch.no_grad()
     def heed(self, real: Tensor) -> None:
         r_t = real.sign().mean()
-        seen = len(real) * self.shards  # all shards move p, and the mean of where they move it is kept
+        seen = (
+            len(real) * self.shards
+        )  # all shards move p, and the mean of where they move it is kept
         self.running_p.add_((r_t - self.target).sign() * seen / self.speed).clamp_(0, 1)
 
     def changed(self, x: Tensor) -> Tensor:
-        with torch.autocast(x.device.type, enabled=False):  # half precision would put pixels a tenth of a pixel astray
+        with torch.autocast(
+            x.device.type, enabled=False
+        ):  # half precision would put pixels a tenth of a pixel astray
             return self.coloured(self.bent(x.to(torch.promote_types(x.dtype, torch.float32))))
 
     # Appendix B: one affine map for each image, the product of those that its coins chose.
@@ -87,7 +99,9 @@ class AdaptiveAugment(Augment):
         maps = [
             scale(self.some(lambda: 1 - 2 * torch.randint_like(one, 2), one), one),  # mirror
             turn(self.some(lambda: torch.randint_like(one, 4) * (math.pi / 2), zero)),
-            shift(self.some(lambda: (uniform(x, b, 2, low=-1 / 8, high=1 / 8) * sides).round(), still)),
+            shift(
+                self.some(lambda: (uniform(x, b, 2, low=-1 / 8, high=1 / 8) * sides).round(), still)
+            ),
             scale(s := self.some(stretch, one), s),
             turn(self.some(half_circle, zero, p_turn)),
             scale(s := self.some(stretch, one), 1 / s),
@@ -174,7 +188,9 @@ def whole(x: Tensor, low: int, high: int) -> Tensor:
 def hidden(x: Tensor, side: int) -> Tensor:
     """Return which places (B, side) of a side lie in a hole half as long, whose middle is anywhere, its ends too."""
     length = (side + 1) // 2
-    first = whole(x, 0, side - length % 2)[:, None] - length // 2  # an even hole's middle lies between two places
+    first = (
+        whole(x, 0, side - length % 2)[:, None] - length // 2
+    )  # an even hole's middle lies between two places
     places = torch.arange(side, device=x.device)
     return (places >= first) & (places < first + length)
 
@@ -182,12 +198,20 @@ def hidden(x: Tensor, side: int) -> Tensor:
 def moved(x: Tensor, down: Tensor, right: Tensor) -> Tensor:
     """Return images (B, C, H, W) moved by whole pixels (B,) each, 0 coming in: of a range of [−1, 1] a middle grey."""
     b, c, height, width = x.shape
-    rows = torch.arange(height, device=x.device) - down[:, None]  # (B, H): where each row comes from
+    rows = (
+        torch.arange(height, device=x.device) - down[:, None]
+    )  # (B, H): where each row comes from
     columns = torch.arange(width, device=x.device) - right[:, None]
-    inside = ((rows >= 0) & (rows < height))[:, :, None] & ((columns >= 0) & (columns < width))[:, None]  # (B, H, W)
+    inside = ((rows >= 0) & (rows < height))[:, :, None] & ((columns >= 0) & (columns < width))[
+        :, None
+    ]  # (B, H, W)
     rows, columns = rows.clamp(0, height - 1), columns.clamp(0, width - 1)
     x = x.gather(2, rows[:, None, :, None].expand(b, c, height, width))
     return x.gather(3, columns[:, None, None].expand(b, c, height, width)) * inside[:, None]
 
 
-AUGMENTS: dict[str, type[Augment]] = {"none": Unchanged, "diffaugment": DiffAugment, "ada": AdaptiveAugment}
+AUGMENTS: dict[str, type[Augment]] = {
+    "none": Unchanged,
+    "diffaugment": DiffAugment,
+    "ada": AdaptiveAugment,
+}

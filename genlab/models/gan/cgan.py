@@ -7,8 +7,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from genlab.models.gan.critic import OneHot
-from genlab.models.gan.game import Game, Noise, ToRange
+from genlab.models.gan.base import Game, Noise, ToRange
+from genlab.models.gan.discriminator import OneHot
 from genlab.spec import Decay, Positive, Spec
 
 

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from genlab.errors import UserError
+from genlab.models.gan.base import ToRange, fixed, spread_of
 from genlab.models.gan.dcgan import initialise
-from genlab.models.gan.game import ToRange, fixed, spread_of
 from genlab.models.gan.losses import LOSSES, Name
-from genlab.models.gan.regularisers import Restrained
+from genlab.models.gan.regularizers import Restrained
 from genlab.models.gan.translation import same_size
-from genlab.nn.patch import PatchGAN, halvings
+from genlab.nn.patchgan import PatchGAN, halvings
 from genlab.nn.residual_generator import ResidualGenerator
 from genlab.spec import Batch, Count, NonNegative, Positive, Spec
 
@@ -67,9 +67,15 @@ class CycleGAN(Restrained):
             return nn.Sequential(net, ToRange(*to.range))
 
         patches = {"width": width, "halvings": halvings(target[1:])}
-        self.generator = nn.ModuleDict({"G": generator(spec.source, spec), "F": generator(spec, spec.source)})
-        self.discriminator = nn.ModuleDict({"source": PatchGAN(source[0], **patches), "target": PatchGAN(target[0], **patches)})
-        self.history = nn.ModuleDict({"source": History(history, source), "target": History(history, target)})
+        self.generator = nn.ModuleDict(
+            {"G": generator(spec.source, spec), "F": generator(spec, spec.source)}
+        )
+        self.discriminator = nn.ModuleDict(
+            {"source": PatchGAN(source[0], **patches), "target": PatchGAN(target[0], **patches)}
+        )
+        self.history = nn.ModuleDict(
+            {"source": History(history, source), "target": History(history, target)}
+        )
         self.apply(initialise)
         self.restrained(self.discriminator)
 
@@ -82,10 +88,17 @@ class CycleGAN(Restrained):
             penalty: the weight of the gradient penalties: 0 leaves them out.
         """
         with torch.no_grad(), fixed(self.generator):
-            made = {"target": self.generator["G"](batch.cond), "source": self.generator["F"](batch.x)}
+            made = {
+                "target": self.generator["G"](batch.cond),
+                "source": self.generator["F"](batch.x),
+            }
         losses, logs = [], {}
         for name, true in (("target", batch.x), ("source", batch.cond)):
-            D, x, shown = self.discriminator[name], self.sloped(true, penalty), self.history[name](made[name])
+            D, x, shown = (
+                self.discriminator[name],
+                self.sloped(true, penalty),
+                self.history[name](made[name]),
+            )
             real, fake = D(x), D(shown)  # (B, 1, h, w)
             loss = self.objective.discriminator(real, fake)
             paid, found = self.penalties(D, real, x, x, shown, penalty)
@@ -104,10 +117,19 @@ class CycleGAN(Restrained):
             with fixed(D):
                 with torch.no_grad():
                     real = D(true) if self.objective.paired else None
-                adversarial = adversarial + self.adversarial * self.objective.generator(D(fakes[name]), real)
+                adversarial = adversarial + self.adversarial * self.objective.generator(
+                    D(fakes[name]), real
+                )
         errors = self.errors(batch, fakes["target"], fakes["source"])
-        spread = spread_of(fakes["target"], batch.x, "/target") | spread_of(fakes["source"], batch.cond, "/source")
-        return {"loss": sum(errors.values(), adversarial), "adversarial": adversarial, **errors, **spread}
+        spread = spread_of(fakes["target"], batch.x, "/target") | spread_of(
+            fakes["source"], batch.cond, "/source"
+        )
+        return {
+            "loss": sum(errors.values(), adversarial),
+            "adversarial": adversarial,
+            **errors,
+            **spread,
+        }
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """Return what G and F minimise without an adversary."""
@@ -118,9 +140,14 @@ class CycleGAN(Restrained):
         """Return the weighted cycle loss of G's and F's images, and the identity loss, if there is one."""
         G, F = self.generator["G"], self.generator["F"]
         # eq. 2: L_cyc(G, F) = E‖F(G(x)) − x‖₁ + E‖G(F(y)) − y‖₁
-        errors = {"cycle": self.cycle * (distance(F(made_x), batch.cond) + distance(G(made_cond), batch.x))}
+        errors = {
+            "cycle": self.cycle
+            * (distance(F(made_x), batch.cond) + distance(G(made_cond), batch.x))
+        }
         if self.identity:  # section 5.2
-            errors["identity"] = self.identity * (distance(G(batch.x), batch.x) + distance(F(batch.cond), batch.cond))
+            errors["identity"] = self.identity * (
+                distance(G(batch.x), batch.x) + distance(F(batch.cond), batch.cond)
+            )
         return errors
 
     def wider(self) -> list[str]:

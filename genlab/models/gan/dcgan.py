@@ -7,7 +7,7 @@ from itertools import pairwise
 from torch import Tensor, nn
 
 from genlab.errors import UserError
-from genlab.models.gan.game import Game, Noise, ToRange
+from genlab.models.gan.base import Game, Noise, ToRange
 from genlab.spec import Positive, Spec
 
 
@@ -25,7 +25,9 @@ class DCGAN(Game):
         UserError: the items are no square images of such a side, or `conditional` and the data has no labels.
     """
 
-    def __init__(self, spec: Spec, *, width: Positive = 128, noise: Noise = "uniform", **options) -> None:
+    def __init__(
+        self, spec: Spec, *, width: Positive = 128, noise: Noise = "uniform", **options
+    ) -> None:
         side = spec.shape[-1]
         if spec.kind != "image" or spec.shape[-2] != side or side < 16 or side & (side - 1):
             mend = "choose a dataset of images, such as dataset=digits"
@@ -36,7 +38,9 @@ class DCGAN(Game):
         super().__init__(spec, noise=noise, **options)
         maps = [width << i for i in range(side.bit_length() - 3)]  # at sides S/2, S/4, …, 4
         self.generator = Generator(spec, self.code, maps[::-1]).apply(initialise)
-        self.discriminator = self.critic(Features(self.seen[0], maps), (maps[-1], 4, 4), initialise=initialise)
+        self.discriminator = self.critic(
+            Features(self.seen[0], maps), (maps[-1], 4, 4), initialise=initialise
+        )
 
 
 class Generator(nn.Module):
@@ -44,10 +48,16 @@ class Generator(nn.Module):
 
     def __init__(self, spec: Spec, code: int, maps: list[int]) -> None:
         super().__init__()
-        layers: list[nn.Module] = [nn.ConvTranspose2d(code, maps[0], 4, bias=False), *norm_relu(maps[0])]  # 4×4
+        layers: list[nn.Module] = [
+            nn.ConvTranspose2d(code, maps[0], 4, bias=False),
+            *norm_relu(maps[0]),
+        ]  # 4×4
         for i, o in pairwise(maps):
             layers += [nn.ConvTranspose2d(i, o, 4, stride=2, padding=1, bias=False), *norm_relu(o)]
-        layers += [nn.ConvTranspose2d(maps[-1], spec.shape[0], 4, stride=2, padding=1), ToRange(*spec.range)]
+        layers += [
+            nn.ConvTranspose2d(maps[-1], spec.shape[0], 4, stride=2, padding=1),
+            ToRange(*spec.range),
+        ]
         self.layers = nn.Sequential(*layers)
 
     def forward(self, z: Tensor) -> Tensor:
@@ -58,7 +68,10 @@ class Features(nn.Sequential):
     """D without its last layer: images (B, C, S, S) to maps (B, maps[-1], 4, 4)."""
 
     def __init__(self, channels: int, maps: list[int]) -> None:
-        layers: list[nn.Module] = [nn.Conv2d(channels, maps[0], 4, stride=2, padding=1), nn.LeakyReLU(0.2, inplace=True)]
+        layers: list[nn.Module] = [
+            nn.Conv2d(channels, maps[0], 4, stride=2, padding=1),
+            nn.LeakyReLU(0.2, inplace=True),
+        ]
         for i, o in pairwise(maps):
             layers += [nn.Conv2d(i, o, 4, stride=2, padding=1, bias=False), nn.BatchNorm2d(o)]
             layers += [nn.LeakyReLU(0.2, inplace=True)]

@@ -7,7 +7,7 @@ from itertools import pairwise
 
 from torch import nn
 
-from genlab.models.gan.game import Game, ToRange
+from genlab.models.gan.base import Game, ToRange
 from genlab.spec import Decay, NonNegative, Positive, Spec
 
 
@@ -42,5 +42,7 @@ class GAN(Game):
         widths = (math.prod(self.seen), *discriminator_hidden)
         layers: list[nn.Module] = [nn.Flatten()]
         for i, o in pairwise(widths):
-            layers += [nn.Linear(i, o), nn.LeakyReLU(slope)] + ([nn.Dropout(dropout)] if dropout else [])
+            layers += [nn.Linear(i, o), nn.LeakyReLU(slope)] + (
+                [nn.Dropout(dropout)] if dropout else []
+            )
         self.discriminator = self.critic(nn.Sequential(*layers), widths[-1:])

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, one_hot
 
 from genlab.errors import UserError
-from genlab.models.gan.critic import Condition
+from genlab.models.gan.base import Game, ToRange
 from genlab.models.gan.dcgan import initialise
-from genlab.models.gan.game import Game, ToRange
+from genlab.models.gan.discriminator import Condition
 from genlab.spec import Count, NonNegative, Positive, Spec
 
 SLOPE = 0.1  # of the leaky ReLU
@@ -50,10 +50,19 @@ class InfoGAN(Game):
         if spec.kind != "image" or any(side % 4 for side in spec.shape[1:]):
             raise UserError("InfoGAN needs images whose sides 4 divides, "
                             f"and this dataset gives {spec.kind}s of shape {spec.shape}; set prepare.size=32")  # fmt: skip
-        super().__init__(spec, latent=latent + categories + continuous, condition=condition, **options)
+        super().__init__(
+            spec, latent=latent + categories + continuous, condition=condition, **options
+        )
         if self.conditional and condition == "concat":
-            raise UserError("InfoGAN reads a code off an image without its class; set model.condition=projection")
-        self.sizes = (latent, categories, continuous, self.code - self.latent)  # of the code's parts
+            raise UserError(
+                "InfoGAN reads a code off an image without its class; set model.condition=projection"
+            )
+        self.sizes = (
+            latent,
+            categories,
+            continuous,
+            self.code - self.latent,
+        )  # of the code's parts
         self.categorical_weight, self.continuous_weight = categorical_weight, continuous_weight
         size = (spec.shape[1] // 4, spec.shape[2] // 4)
         units = 16 * width
@@ -80,7 +89,9 @@ class InfoGAN(Game):
     def recognised(self, h: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return Q(c|x) of D's features h: the categories' log-probabilities (B, K), means and log-variances (B, L)."""
         _, categories, continuous, _ = self.sizes
-        logits, mean, log_var = self.discriminator.recognition(h).split([categories, continuous, continuous], 1)
+        logits, mean, log_var = self.discriminator.recognition(h).split(
+            [categories, continuous, continuous], 1
+        )
         return logits.log_softmax(1), mean, log_var
 
     # eqs. 5 and 6: λ L_I = λ E[log Q(c|x)] + λ H(c) bounds λ I(c; G(z, c)); H(c) is constant, and G and Q maximise the rest
@@ -90,7 +101,9 @@ class InfoGAN(Game):
         log_q, mean, log_var = self.recognised(h)
         losses = {"categorical": self.categorical_weight * cross_entropy(log_q, category)}
         if c.shape[1]:
-            nats = 0.5 * ((c - mean).square() * (-log_var).exp() + log_var + math.log(2 * math.pi))  # (B, L)
+            nats = 0.5 * (
+                (c - mean).square() * (-log_var).exp() + log_var + math.log(2 * math.pi)
+            )  # (B, L)
             losses["continuous"] = self.continuous_weight * nats.sum(1).mean()
         return losses
 
@@ -116,7 +129,10 @@ class InfoGAN(Game):
         """Return the mean (B, code) of the code that x (B, *shape) stands for: Q's, and the prior's where Q tells nothing."""
         log_q, mean, _ = self.recognised(self.discriminator.seen(x))
         noise, _, _, classes = self.sizes
-        unknown = [x.new_full((len(x), size), value) for size, value in ((noise, 0.0), (classes, 1 / max(1, classes)))]
+        unknown = [
+            x.new_full((len(x), size), value)
+            for size, value in ((noise, 0.0), (classes, 1 / max(1, classes)))
+        ]
         return torch.cat([unknown[0], log_q.exp(), mean, unknown[1]], 1)
 
     def category(self, z: Tensor) -> Tensor:

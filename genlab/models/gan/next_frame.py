@@ -67,7 +67,12 @@ class NextFrame(Translation):
                             f"{spec.source.shape} and {spec.shape}; choose dataset=moving_mnist")  # fmt: skip
         if error == gradient_difference == adversarial == 0:
             raise UserError("NextFrame has nothing to minimise; set model.error=1")
-        self.p, self.alpha, self.error, self.gradient_difference = p, alpha, error, gradient_difference
+        self.p, self.alpha, self.error, self.gradient_difference = (
+            p,
+            alpha,
+            error,
+            gradient_difference,
+        )
         most = (min(size) // COARSEST).bit_length()
         width = width[:most]
         self.multiple = 2 ** (len(width) - 1)
@@ -99,7 +104,9 @@ class NextFrame(Translation):
 # eq. 6: L_gdl = Σ ||Y_{i,j} − Y_{i−1,j}| − |Ŷ_{i,j} − Ŷ_{i−1,j}||^α + ||Y_{i,j−1} − Y_{i,j}| − |Ŷ_{i,j−1} − Ŷ_{i,j}||^α
 def gradient_difference(y: Tensor, made: Tensor, alpha: int = 1) -> Tensor:
     """Return how far the steps between neighbouring pixels (B, C, H, W) differ in size, a mean over each direction."""
-    steps = ((y.diff(dim=d).abs() - made.diff(dim=d).abs()).abs().pow(alpha).mean() for d in (-2, -1))
+    steps = (
+        (y.diff(dim=d).abs() - made.diff(dim=d).abs()).abs().pow(alpha).mean() for d in (-2, -1)
+    )
     return sum(steps)
 
 
@@ -156,7 +163,9 @@ class Discriminator(nn.Module):
 
     def forward(self, cond: Tensor, frames: list[Tensor]) -> Tensor:
         past = pyramid(cond.flatten(1, -3), len(self.nets))
-        each = [net(torch.cat([x, y], 1)) for net, x, y in zip(self.nets, past, frames, strict=True)]
+        each = [
+            net(torch.cat([x, y], 1)) for net, x, y in zip(self.nets, past, frames, strict=True)
+        ]
         return torch.cat(each, 1)  # (B, scales)
 
 

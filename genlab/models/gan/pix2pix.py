@@ -5,12 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from genlab.models.gan.base import ToRange
 from genlab.models.gan.dcgan import initialise
-from genlab.models.gan.game import ToRange
 from genlab.models.gan.losses import Name
 from genlab.models.gan.translation import Translation, same_size
-from genlab.nn.patch import PatchGAN, halvings
-from genlab.nn.skip_unet import SkipUNet
+from genlab.nn.patchgan import PatchGAN, halvings
+from genlab.nn.pix2pix_unet import SkipUNet
 from genlab.spec import Decay, NonNegative, Positive, Spec
 
 LEVELS = 8  # halvings of the paper's generator: 256×256 pixels to one
@@ -47,11 +47,19 @@ class Pix2Pix(Translation):
         super().__init__(spec, loss=loss, adversarial=adversarial, **restraints)
         self.l1 = l1
         size, sources, targets = spec.shape[1:], spec.source.shape[0], spec.shape[0]
-        unet = SkipUNet(sources, targets, width=width, levels=min(LEVELS, min(size).bit_length() - 1), dropout=dropout)
+        unet = SkipUNet(
+            sources,
+            targets,
+            width=width,
+            levels=min(LEVELS, min(size).bit_length() - 1),
+            dropout=dropout,
+        )
         self.multiple = unet.multiple
         self.generator = nn.Sequential(unet, ToRange(*spec.range))
         if adversarial:
-            self.discriminator = Beside(PatchGAN(sources + targets, width=width, halvings=halvings(size)))
+            self.discriminator = Beside(
+                PatchGAN(sources + targets, width=width, halvings=halvings(size))
+            )
         self.apply(initialise)
         if adversarial:
             self.restrained(self.discriminator)

@@ -11,10 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from genlab.errors import UserError
-from genlab.models.gan.game import Game
+from genlab.models.gan.base import Game
 from genlab.nn.conv import doubled
-from genlab.nn.deviation import MinibatchDeviation
-from genlab.nn.style import EqualConv2d, EqualLinear, PixelNorm
+from genlab.nn.minibatch_stddev import MinibatchDeviation
+from genlab.nn.stylegan_layers import EqualConv2d, EqualLinear, PixelNorm
 from genlab.spec import Batch, NonNegative, Positive, Spec
 
 HE = math.sqrt(2)  # gain of a layer before a leaky ReLU
@@ -53,7 +53,9 @@ class ProGAN(Game):
         self.discriminator = equalised(self.critic(Features(widths, spec.shape[0]), (widths[0],)))
         loss = self.objective
         self.objective = loss._replace(
-            discriminator=lambda real, fake: loss.discriminator(real, fake) + drift * real.square().mean()
+            discriminator=lambda real, fake: (
+                loss.discriminator(real, fake) + drift * real.square().mean()
+            )
         )
         self.levels = len(sides) - 1
 
@@ -91,7 +93,9 @@ class Generator(nn.Module):
             PixelNorm(), EqualLinear(code, 16 * first, gain=HE / 4), nn.Unflatten(1, (first, 4, 4)),
             nn.LeakyReLU(0.2, inplace=True), PixelNorm(), *conv_norm(first, first),
         )  # fmt: skip
-        self.blocks = nn.ModuleList(nn.Sequential(*conv_norm(i, o, up=True), *conv_norm(o, o)) for i, o in pairwise(widths))
+        self.blocks = nn.ModuleList(
+            nn.Sequential(*conv_norm(i, o, up=True), *conv_norm(o, o)) for i, o in pairwise(widths)
+        )
         self.to_image = nn.ModuleList(EqualConv2d(w, spec.shape[0], 1) for w in widths)
         self.middle, self.half = sum(spec.range) / 2, (spec.range[1] - spec.range[0]) / 2
         self.register_buffer("level", torch.tensor(len(widths) - 1.0))
@@ -114,9 +118,12 @@ class Features(nn.Module):
         super().__init__()
         first = widths[0]
         self.from_image = nn.ModuleList(
-            nn.Sequential(EqualConv2d(channels, w, 1, gain=HE), nn.LeakyReLU(0.2, inplace=True)) for w in widths
+            nn.Sequential(EqualConv2d(channels, w, 1, gain=HE), nn.LeakyReLU(0.2, inplace=True))
+            for w in widths
         )
-        self.blocks = nn.ModuleList(nn.Sequential(*conv(o, o), *conv(o, i), nn.AvgPool2d(2)) for i, o in pairwise(widths))
+        self.blocks = nn.ModuleList(
+            nn.Sequential(*conv(o, o), *conv(o, i), nn.AvgPool2d(2)) for i, o in pairwise(widths)
+        )
         self.end = nn.Sequential(
             MinibatchDeviation(), *conv(first + 1, first),
             EqualConv2d(first, first, 4, gain=HE), nn.LeakyReLU(0.2, inplace=True), nn.Flatten(),
@@ -159,7 +166,12 @@ def powers(spec: Spec, name: str) -> list[int]:
         UserError: the data is no square image whose side is a power of two, of at least 8.
     """
     side = spec.shape[-1]
-    if spec.kind == "image" and spec.shape[1:] == (side, side) and side >= 8 and side & (side - 1) == 0:
+    if (
+        spec.kind == "image"
+        and spec.shape[1:] == (side, side)
+        and side >= 8
+        and side & (side - 1) == 0
+    ):
         return [1 << k for k in range(2, side.bit_length())]
     mend = "choose images, such as dataset=digits"
     if spec.kind == "image":
@@ -172,7 +184,9 @@ def equalised(critic: nn.Module) -> nn.Module:
     """Give a critic's linear heads an equalised learning rate, and its classes' directions a length of 1."""
     critic.head = EqualLinear(critic.head.in_features, 1)
     if critic.class_head is not None:
-        critic.class_head = EqualLinear(critic.class_head.in_features, critic.class_head.out_features)
+        critic.class_head = EqualLinear(
+            critic.class_head.in_features, critic.class_head.out_features
+        )
     if critic.embedding is not None:
         nn.init.normal_(critic.embedding.weight, std=critic.embedding.embedding_dim**-0.5)
     return critic

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, relu
 
 from genlab.errors import UserError
-from genlab.models.gan.critic import Condition, Critic
-from genlab.models.gan.game import Game, ToRange
+from genlab.models.gan.base import Game, ToRange
+from genlab.models.gan.discriminator import Condition, Critic
 from genlab.nn.conditional_norm import ConditionalBatchNorm
 from genlab.nn.conv import UpConv2d, doubled
 from genlab.spec import Count, Positive, Spec
@@ -53,10 +53,14 @@ class ResNetGAN(Game):
         self.discriminator = self.critic(features, (discriminator_maps[-1],), initialise=heads)
 
 
-def check(spec: Spec, maps: tuple[int, ...], discriminator_maps: tuple[int, ...], halvings: int) -> None:
+def check(
+    spec: Spec, maps: tuple[int, ...], discriminator_maps: tuple[int, ...], halvings: int
+) -> None:
     """Refuse items that the networks do not fit."""
     if spec.kind != "image":
-        raise UserError(f"ResNetGAN needs images, and this dataset has {spec.kind}; choose such as dataset=digits")
+        raise UserError(
+            f"ResNetGAN needs images, and this dataset has {spec.kind}; choose such as dataset=digits"
+        )
     if not maps or not discriminator_maps:
         raise UserError("model.maps and model.discriminator_maps need a number at least")
     side = 4 << (len(maps) - 1)
@@ -64,7 +68,9 @@ def check(spec: Spec, maps: tuple[int, ...], discriminator_maps: tuple[int, ...]
         raise UserError(f"ResNetGAN with {len(maps)} numbers in model.maps makes images of {side}×{side}, and this dataset "
                         f"gives {spec.shape}; set prepare.size={side}, or another model.maps")  # fmt: skip
     if halvings > len(discriminator_maps) or side >> halvings < 1:
-        raise UserError(f"model.halvings={halvings}: D has {len(discriminator_maps)} blocks for {side}×{side} images")
+        raise UserError(
+            f"model.halvings={halvings}: D has {len(discriminator_maps)} blocks for {side}×{side} images"
+        )
 
 
 class Generator(nn.Module):
@@ -73,10 +79,14 @@ class Generator(nn.Module):
     def __init__(self, spec: Spec, latent: int, maps: tuple[int, ...], classes: int) -> None:
         super().__init__()
         self.latent = latent
-        self.project = nn.Sequential(nn.Linear(latent, maps[0] * 16), nn.Unflatten(1, (maps[0], 4, 4)))
+        self.project = nn.Sequential(
+            nn.Linear(latent, maps[0] * 16), nn.Unflatten(1, (maps[0], 4, 4))
+        )
         self.blocks = nn.ModuleList(UpBlock(i, o, classes) for i, o in pairwise(maps))
         self.norm = nn.BatchNorm2d(maps[-1])
-        self.out = nn.Sequential(nn.Conv2d(maps[-1], spec.shape[0], 3, padding=1), ToRange(*spec.range))
+        self.out = nn.Sequential(
+            nn.Conv2d(maps[-1], spec.shape[0], 3, padding=1), ToRange(*spec.range)
+        )
         for linear in (self.project[0], self.out[0]):
             initialise(linear)
 
@@ -93,7 +103,10 @@ class UpBlock(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, classes: int) -> None:
         super().__init__()
-        self.norm1, self.norm2 = ConditionalBatchNorm(inputs, classes), ConditionalBatchNorm(outputs, classes)
+        self.norm1, self.norm2 = (
+            ConditionalBatchNorm(inputs, classes),
+            ConditionalBatchNorm(outputs, classes),
+        )
         self.conv1 = initialise(UpConv2d(inputs, outputs), gain=2**0.5)
         self.conv2 = initialise(nn.Conv2d(outputs, outputs, 3, padding=1), gain=2**0.5)
         self.shortcut = initialise(nn.Conv2d(inputs, outputs, 1))
@@ -110,7 +123,9 @@ class Features(nn.Module):
     def __init__(self, channels: int, maps: tuple[int, ...], halvings: int, pool: str) -> None:
         super().__init__()
         widths = pairwise((channels, *maps))
-        blocks = (DownBlock(i, o, halve=n < halvings, first=n == 0) for n, (i, o) in enumerate(widths))
+        blocks = (
+            DownBlock(i, o, halve=n < halvings, first=n == 0) for n, (i, o) in enumerate(widths)
+        )
         self.blocks = nn.Sequential(*blocks)
         self.pool = torch.sum if pool == "sum" else torch.mean
 

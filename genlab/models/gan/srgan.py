@@ -82,13 +82,25 @@ class Discriminator(nn.Module):
     def __init__(self, shape: tuple[int, ...], width: int) -> None:
         super().__init__()
         channels, h, w = shape
-        maps = [width << (i // 2) for i in range(8)]  # 64 64 128 128 256 256 512 512, each second layer halving
-        layers: list[nn.Module] = [nn.Conv2d(channels, maps[0], 3, padding=1), nn.LeakyReLU(0.2, inplace=True)]
+        maps = [
+            width << (i // 2) for i in range(8)
+        ]  # 64 64 128 128 256 256 512 512, each second layer halving
+        layers: list[nn.Module] = [
+            nn.Conv2d(channels, maps[0], 3, padding=1),
+            nn.LeakyReLU(0.2, inplace=True),
+        ]
         for n, (i, o) in enumerate(pairwise(maps), 1):
-            layers += [nn.Conv2d(i, o, 3, stride=1 + n % 2, padding=1, bias=False), nn.BatchNorm2d(o)]
+            layers += [
+                nn.Conv2d(i, o, 3, stride=1 + n % 2, padding=1, bias=False),
+                nn.BatchNorm2d(o),
+            ]
             layers += [nn.LeakyReLU(0.2, inplace=True)]
         values = maps[-1] * -(-h // 16) * -(-w // 16)  # halvings round up
-        dense = [nn.Linear(values, 16 * width), nn.LeakyReLU(0.2, inplace=True), nn.Linear(16 * width, 1)]
+        dense = [
+            nn.Linear(values, 16 * width),
+            nn.LeakyReLU(0.2, inplace=True),
+            nn.Linear(16 * width, 1),
+        ]
         self.layers = nn.Sequential(*layers, nn.Flatten(), *dense)
 
     def forward(self, cond: Tensor, x: Tensor) -> Tensor:

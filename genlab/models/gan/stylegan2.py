@@ -9,10 +9,10 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from genlab.models.gan.game import Game
+from genlab.models.gan.base import Game
 from genlab.models.gan.progan import clamped, equalised, powers
-from genlab.nn.deviation import MinibatchDeviation
-from genlab.nn.style import (
+from genlab.nn.minibatch_stddev import MinibatchDeviation
+from genlab.nn.stylegan_layers import (
     EqualConv2d,
     EqualLinear,
     ModulatedConv2d,
@@ -23,7 +23,9 @@ from genlab.nn.style import (
 )
 from genlab.spec import Batch, Decay, Fraction, NonNegative, Positive, Spec
 
-GAIN = math.sqrt(2)  # of the weights before a leaky ReLU, which keeps a signal's size (it could as well follow it)
+GAIN = math.sqrt(
+    2
+)  # of the weights before a leaky ReLU, which keeps a signal's size (it could as well follow it)
 
 
 class StyleGAN2(Game):
@@ -77,7 +79,9 @@ class StyleGAN2(Game):
             w = self.generator.mapping(self.prior(len(batch), y)).mean(0)  # (dim,)
             self.running_w.lerp_(w.to(self.running_w), 1 - self.w_decay)
         if self.path_length and penalty:
-            few = None if y is None else y[: (len(batch) + 1) // 2]  # half a batch is enough (appendix B)
+            few = (
+                None if y is None else y[: (len(batch) + 1) // 2]
+            )  # half a batch is enough (appendix B)
             losses["path_length"] = self.path_penalty(self.prior((len(batch) + 1) // 2, few))
             losses["loss"] = losses["loss"] + self.path_length * penalty * losses["path_length"]
         return losses
@@ -147,7 +151,9 @@ class Generator(nn.Module):
         if not (self.training and self.mixing):
             return w
         d = self.mapping.latent
-        other = self.mapping(torch.cat([torch.randn_like(z[:, :d]), z[:, d:]], 1))  # of the same class
+        other = self.mapping(
+            torch.cat([torch.randn_like(z[:, :d]), z[:, d:]], 1)
+        )  # of the same class
         first = torch.randint(1, layers, (len(z),), device=z.device)
         first = torch.where(torch.rand(len(z), device=z.device) < self.mixing, first, layers)
         return mixed(w, other[:, None].expand_as(w), first)
@@ -169,7 +175,11 @@ class Mapping(nn.Module):
         self.norm = PixelNorm()
         widths = [latent + latent * bool(classes), *[latent] * layers]
         self.layers = nn.Sequential(
-            *(part for i, o in pairwise(widths) for part in (EqualLinear(i, o, gain=GAIN, rate=rate), leaky()))
+            *(
+                part
+                for i, o in pairwise(widths)
+                for part in (EqualLinear(i, o, gain=GAIN, rate=rate), leaky())
+            )
         )
 
     def forward(self, z: Tensor) -> Tensor:
@@ -187,10 +197,14 @@ class Synthesis(nn.Module):
         self.start = nn.Parameter(torch.randn(1, widths[0], 4, 4))
         self.first = Layer(widths[0], widths[0], style, side=4)
         self.blocks = nn.ModuleList(
-            nn.ModuleList([Layer(i, o, style, side=8 << k, up=True), Layer(o, o, style, side=8 << k)])
+            nn.ModuleList(
+                [Layer(i, o, style, side=8 << k, up=True), Layer(o, o, style, side=8 << k)]
+            )
             for k, (i, o) in enumerate(pairwise(widths))
         )
-        self.to_image = nn.ModuleList(ModulatedConv2d(w, spec.shape[0], 1, style, demodulate=False) for w in widths)
+        self.to_image = nn.ModuleList(
+            ModulatedConv2d(w, spec.shape[0], 1, style, demodulate=False) for w in widths
+        )
         self.layers = 2 * len(widths)
         self.middle, self.half = sum(spec.range) / 2, (spec.range[1] - spec.range[0]) / 2
 
@@ -201,7 +215,9 @@ class Synthesis(nn.Module):
         x = self.to_image[0](h, w[1])
         for k, (up, conv) in enumerate(self.blocks, 1):
             h = conv(up(h, w[2 * k - 1], fixed), w[2 * k], fixed)
-            x = upsampled(x) + self.to_image[k](h, w[2 * k + 1])  # its style is the next block's first too
+            x = upsampled(x) + self.to_image[k](
+                h, w[2 * k + 1]
+            )  # its style is the next block's first too
         return self.middle + self.half * x
 
 

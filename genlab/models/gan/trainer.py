@@ -8,7 +8,7 @@ from functools import partial
 
 from torch import Tensor
 
-from genlab.models.gan.regularisers import Restrained
+from genlab.models.gan.regularizers import Restrained
 from genlab.spec import Batch, Positive, PositiveFloat
 from genlab.training.trainer import Trainer
 
@@ -29,14 +29,26 @@ class GANTrainer(Trainer):
         k: Positive = 1  # updates of D for each of G
         # steps between the gradient penalties, each then weighing as much more (Karras et al. 2020); two numbers: D's, and G's
         penalty_every: Positive | tuple[Positive, Positive] = 1
-        discriminator_rate: PositiveFloat = 1.0  # D's learning rate in parts of G's (two time scales; Heusel et al. 2017)
+        discriminator_rate: PositiveFloat = (
+            1.0  # D's learning rate in parts of G's (two time scales; Heusel et al. 2017)
+        )
 
     def configure(self) -> None:
         self.optimizers["discriminator"] = self.optimizer(self.model.discriminator.parameters())
         self.optimizers["generator"] = self.optimizer(self.model.generator.parameters())
         every = self.options.penalty_every
-        self.every = dict(zip(("discriminator", "generator"), every if isinstance(every, tuple) else (every, every), strict=True))
-        lazy = {"discriminator", "generator"} if getattr(self.model, "path_length", 0) else {"discriminator"}  # who has penalties
+        self.every = dict(
+            zip(
+                ("discriminator", "generator"),
+                every if isinstance(every, tuple) else (every, every),
+                strict=True,
+            )
+        )
+        lazy = (
+            {"discriminator", "generator"}
+            if getattr(self.model, "path_length", 0)
+            else {"discriminator"}
+        )  # who has penalties
         factors = {name: lazy_rate(k) if name in lazy else 1.0 for name, k in self.every.items()}
         factors["discriminator"] *= self.options.discriminator_rate
         for name, factor in factors.items():
@@ -51,11 +63,17 @@ class GANTrainer(Trainer):
         # (1) update D, k times: maximise log D(x) + log(1 − D(G(z)))
         for _ in range(self.options.k):
             shards = self.pull(batches)
-            d = self.descend("discriminator", partial(self.model.discriminator_loss, penalty=penalty["discriminator"]), shards)
+            d = self.descend(
+                "discriminator",
+                partial(self.model.discriminator_loss, penalty=penalty["discriminator"]),
+                shards,
+            )
             if constrain := getattr(self.model, "constrain", None):
                 constrain()
         # (2) update G: make D believe its samples
-        g = self.descend("generator", partial(self.model.generator_loss, penalty=penalty["generator"]), shards)
+        g = self.descend(
+            "generator", partial(self.model.generator_loss, penalty=penalty["generator"]), shards
+        )
         return {"loss/discriminator": d.pop("loss"), "loss/generator": g.pop("loss"), **d, **g}
 
     def diagnose(self, means: dict[str, float]) -> list[str]:
@@ -65,13 +83,17 @@ class GANTrainer(Trainer):
             self.since[ailment] = self.since.get(ailment, 0) + 1 if ill else 0
             if self.since[ailment] == WINDOWS:
                 *others, last = self.mends(ailment)
-                found.append(f"{ailment}; try {' or '.join([', '.join(others), last] if others else [last])}")
+                found.append(
+                    f"{ailment}; try {' or '.join([', '.join(others), last] if others else [last])}"
+                )
         return found
 
     def mends(self, ailment: str) -> list[str]:
         """Return what to try against an ailment: overrides that this model takes, none weaker than what it has."""
         slower = f"++trainer.discriminator_rate={self.options.discriminator_rate / 2:g}"
-        if not isinstance(self.model, Restrained):  # a game of somebody's own, whose options nobody here knows
+        if not isinstance(
+            self.model, Restrained
+        ):  # a game of somebody's own, whose options nobody here knows
             return [slower]
         firmer = self.model.firmer()
         if ailment == COLLAPSED:

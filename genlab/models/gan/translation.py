@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from genlab.errors import UserError
-from genlab.models.gan.game import fixed, spread_of
+from genlab.models.gan.base import fixed, spread_of
 from genlab.models.gan.losses import LOSSES, Name
-from genlab.models.gan.regularisers import Restrained, Shown, each
+from genlab.models.gan.regularizers import Restrained, Shown, each
 from genlab.spec import Batch, Spec
 
 
@@ -83,7 +83,12 @@ class Translation(Restrained, ABC):
         errors = self.game_errors(made, truth)
         adversarial = self.adversarial * self.objective.generator(fake, real)
         spread = spread_of(each(made)[-1], each(truth)[-1])
-        return {"loss": sum(errors.values(), adversarial), "adversarial": adversarial, **errors, **spread}
+        return {
+            "loss": sum(errors.values(), adversarial),
+            "adversarial": adversarial,
+            **errors,
+            **spread,
+        }
 
     def game_errors(self, made: Shown, truth: Shown) -> dict[str, Tensor]:
         """Return the weighted errors beside the adversarial loss: the same, unless a subclass says otherwise."""
@@ -108,7 +113,9 @@ def paired(spec: Spec, name: str) -> None:
         UserError: says what to choose.
     """
     if spec.source is None:
-        raise UserError(f"{name} needs pairs of a source and a target, and this dataset has no sources; choose dataset=pairs")
+        raise UserError(
+            f"{name} needs pairs of a source and a target, and this dataset has no sources; choose dataset=pairs"
+        )
 
 
 def same_size(spec: Spec, name: str) -> None:
@@ -119,7 +126,12 @@ def same_size(spec: Spec, name: str) -> None:
     """
     paired(spec, name)
     size = spec.shape[-2:]
-    if spec.kind != "image" or spec.source.kind != "image" or spec.source.shape[-2:] != size or min(size) < 8:
+    if (
+        spec.kind != "image"
+        or spec.source.kind != "image"
+        or spec.source.shape[-2:] != size
+        or min(size) < 8
+    ):
         raise UserError(
             f"{name} needs images of one size as sources and targets, of at least 8 pixels a side, and this dataset gives "
             f"{spec.source.kind} {spec.source.shape} and {spec.kind} {spec.shape}; to enlarge images choose model=srgan, "

@@ -21,13 +21,17 @@ class TranslationTrainer(GANTrainer):
 
     @dataclass(kw_only=True)
     class Options(GANTrainer.Options):
-        starts: tuple[Count, ...] = (0,)  # [0]: the game from the start; [0, n]: G alone for n steps
+        starts: tuple[Count, ...] = (
+            0,
+        )  # [0]: the game from the start; [0, n]: G alone for n steps
         hold: Decay = 0.0  # share of each stage before its rate begins to fall
 
     def configure(self) -> None:
         starts = self.options.starts
         if starts != (0,) and (len(starts) != 2 or starts[0] != 0 or starts[1] == 0):
-            raise UserError(f"trainer.starts={list(starts)}: give [0], or [0, the step at which the discriminator joins]")
+            raise UserError(
+                f"trainer.starts={list(starts)}: give [0], or [0, the step at which the discriminator joins]"
+            )
         self.joins = starts[-1]
         if hasattr(self.model, "discriminator"):
             super().configure()
@@ -37,7 +41,9 @@ class TranslationTrainer(GANTrainer):
             self.since = {}  # no game, no ailments
 
     def step(self, batches: Iterator[Batch]) -> dict[str, Tensor]:
-        if self.at == self.joins:  # what Adam knows of gradients is of others: steps by it could be thirty times too long
+        if (
+            self.at == self.joins
+        ):  # what Adam knows of gradients is of others: steps by it could be thirty times too long
             self.optimizers["generator"].state.clear()
         if self.at >= self.joins:
             return super().step(batches)

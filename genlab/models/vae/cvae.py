@@ -69,11 +69,16 @@ class CVAE(VAE):
         """Return the importance-weighted bound (B,) with k draws (of each class), in nats, of log p(x|y) or of log p(x)."""
         if y is not None:
             return self.weighted_bound(x, k, y)
-        return self.of_each(x, lambda x, y: self.weighted_bound(x, k, y)).logsumexp(1) - math.log(self.classes)
+        return self.of_each(x, lambda x, y: self.weighted_bound(x, k, y)).logsumexp(1) - math.log(
+            self.classes
+        )
 
     def of_each(self, x: Tensor, function: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
         """Return function(x, y) (B, classes) of every class y."""
-        return torch.stack([function(x, x.new_full((len(x),), c, dtype=torch.long)) for c in range(self.classes)], 1)
+        return torch.stack(
+            [function(x, x.new_full((len(x),), c, dtype=torch.long)) for c in range(self.classes)],
+            1,
+        )
 
     def encode(self, x: Tensor, y: Tensor | None = None) -> Tensor:
         """Return the posterior's mean with the class (B, latent + classes); without y the likeliest class."""

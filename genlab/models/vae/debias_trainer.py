@@ -11,7 +11,7 @@ from torch import Tensor
 
 from genlab.errors import UserError
 from genlab.models.vae.debias_vae import resampling
-from genlab.seeds import mix
+from genlab.seeding import mix
 from genlab.spec import Batch, Count, Positive, PositiveFloat
 from genlab.training.trainer import Trainer
 
@@ -51,7 +51,9 @@ class DebiasTrainer(Trainer):
         counts = self.labels.bincount()
         self.rarest = int(torch.where(counts > 0, counts, len(self.labels) + 1).argmin())
         if self.weights is None:
-            self.weights = torch.full((len(self.labels),), 1 / len(self.labels), dtype=torch.float64)
+            self.weights = torch.full(
+                (len(self.labels),), 1 / len(self.labels), dtype=torch.float64
+            )
         return super().stream(data, pick=self.pick, **how)
 
     def pick(self, k: int) -> Tensor:
@@ -64,9 +66,13 @@ class DebiasTrainer(Trainer):
             self.reweigh()
         shards = self.pull(batches)
         logs = self.descend("model", self.model.loss, shards)
-        shares = torch.zeros(int(self.labels.max()) + 1, dtype=torch.float64).index_add_(0, self.labels, self.weights)
+        shares = torch.zeros(int(self.labels.max()) + 1, dtype=torch.float64).index_add_(
+            0, self.labels, self.weights
+        )
         like = logs["loss"]  # a loss's device and type
-        logs["share/rarest"] = torch.stack([(b.y == self.rarest).to(like).mean() for b in shards]).mean()
+        logs["share/rarest"] = torch.stack(
+            [(b.y == self.rarest).to(like).mean() for b in shards]
+        ).mean()
         logs["classes/effective"] = torch.special.entr(shares).sum().exp().to(like)
         logs["items/effective"] = torch.special.entr(self.weights).sum().exp().to(like)
         return logs
@@ -74,9 +80,13 @@ class DebiasTrainer(Trainer):
     @torch.no_grad()
     def reweigh(self) -> None:
         """Set the weights from the codes that the training items have now."""
-        whole = self.data.batches("train", AT_ONCE, seed=self.seed, device=self.device.torch, shuffle=False)
+        whole = self.data.batches(
+            "train", AT_ONCE, seed=self.seed, device=self.device.torch, shuffle=False
+        )
         self.model.eval()
-        z = torch.cat([self.model.encode(batch.x) for batch in map(self.device.ready, whole)])  # (N, latent)
+        z = torch.cat(
+            [self.model.encode(batch.x) for batch in map(self.device.ready, whole)]
+        )  # (N, latent)
         self.model.train()
         self.weights = resampling(z, bins=self.options.bins, alpha=self.options.alpha).cpu()
         self.ranks.average([self.weights])  # every process draws from the same
@@ -91,4 +101,6 @@ class DebiasTrainer(Trainer):
 
 def draw(weights: Tensor, n: int, *, seed: int) -> Tensor:
     """Return n indices drawn with replacement with the weights (N,), from the seed."""
-    return torch.multinomial(weights, n, replacement=True, generator=torch.Generator().manual_seed(seed))
+    return torch.multinomial(
+        weights, n, replacement=True, generator=torch.Generator().manual_seed(seed)
+    )

@@ -43,9 +43,17 @@ class DebiasVAE(VAE):
         regularisation: NonNegative = 1.0,
     ) -> None:
         if not spec.classes:
-            raise UserError("debias_vae learns the classes beside the codes, and this data has none; use model=vae")
+            raise UserError(
+                "debias_vae learns the classes beside the codes, and this data has none; use model=vae"
+            )
         super().__init__(
-            spec, network=network, hidden=hidden, latent=latent, activation=activation, likelihood=likelihood, sigma=sigma
+            spec,
+            network=network,
+            hidden=hidden,
+            latent=latent,
+            activation=activation,
+            likelihood=likelihood,
+            sigma=sigma,
         )
         self.weights = (classification, reconstruction, regularisation)
         last = self.encoder[-1]
@@ -53,7 +61,9 @@ class DebiasVAE(VAE):
 
     def heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return mean and log-variance (B, latent) of q(z|x), and log p(y|x) (B, classes)."""
-        mean, log_var, logits = self.encoder(x).split([self.latent, self.latent, self.spec.classes], 1)
+        mean, log_var, logits = self.encoder(x).split(
+            [self.latent, self.latent, self.spec.classes], 1
+        )
         return mean, log_var, logits.log_softmax(1)
 
     # eq. 3: c1 · cross-entropy + c2 · reconstruction + c3 · KL; the likelihood takes the place of the paper's p-norm
@@ -89,6 +99,8 @@ def resampling(z: Tensor, *, bins: int, alpha: float) -> Tensor:
     low, high = z.amin(0), z.amax(0)  # (d,)
     width = ((high - low) / bins).clamp(min=torch.finfo(z.dtype).tiny)
     at = ((z - low) / width).long().clamp(0, bins - 1)  # (N, d)
-    count = torch.zeros(bins, z.shape[1], dtype=z.dtype, device=z.device).scatter_add_(0, at, torch.ones_like(z))
+    count = torch.zeros(bins, z.shape[1], dtype=z.dtype, device=z.device).scatter_add_(
+        0, at, torch.ones_like(z)
+    )
     density = count.gather(0, at) / (len(z) * width)  # (N, d)
     return (-(density + alpha).log().sum(1)).softmax(0)

@@ -40,7 +40,11 @@ class DIPVAE(VAE):
         variances = c.diagonal()
         off = c.square().sum() - variances.square().sum()
         on = (variances - 1).square().sum()
-        return penalty + self.off_diagonal * off + self.diagonal * on, {**parts, "off_diagonal": off, "diagonal": on}
+        return penalty + self.off_diagonal * off + self.diagonal * on, {
+            **parts,
+            "off_diagonal": off,
+            "diagonal": on,
+        }
 
     def covariance(self, mean: Tensor, log_var: Tensor) -> Tensor:
         """Return the covariance (latent, latent) over the batch that the form constrains: equation 5's second term, or both."""

@@ -26,7 +26,9 @@ class IWAE(VAE):
     def __init__(self, spec: Spec, *, k: Positive = 50, **options: Any) -> None:
         super().__init__(spec, **options)
         if self.beta != 1 or self.free_bits:
-            raise UserError("iwae's bound has no KL term to weigh; set model.beta=1 model.free_bits=0, or model=vae")
+            raise UserError(
+                "iwae's bound has no KL term to weigh; set model.beta=1 model.free_bits=0, or model=vae"
+            )
         self.k = k
 
     # eq. 8: L_k = E[log (1/k) Σ_i w_i]. Automatic differentiation of it is eq. 14: Σ_i w̃_i ∇ log w_i, w̃ = w / Σ w.

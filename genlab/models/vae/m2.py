@@ -49,7 +49,9 @@ class M2(nn.Module):
     ) -> None:
         super().__init__()
         if not spec.classes:
-            raise UserError("m2 learns from labels, and this data has none; model=vae learns without")
+            raise UserError(
+                "m2 learns from labels, and this data has none; model=vae learns without"
+            )
         if spec.levels != 2 or spec.dequantised or tuple(spec.range) != (0, 1):
             raise UserError("m2's Bernoulli likelihood needs the values 0 and 1; "
                             "set dataset.binarize=dynamic dataset.range=[0,1]")  # fmt: skip
@@ -63,14 +65,20 @@ class M2(nn.Module):
         self.spec, self.classes, self.latent, self.alpha = spec, spec.classes, latent, alpha
         to_class = {"activation": activation, "dropout": dropout}
         if channels:
-            self.classifier = ConvEncoder(spec.shape, channels, spec.classes, dense=hidden, pool=True, **to_class)
+            self.classifier = ConvEncoder(
+                spec.shape, channels, spec.classes, dense=hidden, pool=True, **to_class
+            )
         else:
-            self.classifier = nn.Sequential(nn.Flatten(), *MLP(spec.dim, hidden, spec.classes, **to_class))
+            self.classifier = nn.Sequential(
+                nn.Flatten(), *MLP(spec.dim, hidden, spec.classes, **to_class)
+            )
         # the encoder's first layer acts on (x, y): its two halves stand apart, so that x is seen once for all classes
         self.stem = nn.Linear(spec.dim, hidden[0])
         self.label = nn.Embedding(spec.classes, hidden[0])
         nn.init.normal_(self.label.weight, std=hidden[0] ** -0.5)
-        self.encoder = nn.Sequential(ACTIVATIONS[activation](), MLP(hidden[0], hidden[1:], 2 * latent, activation=activation))
+        self.encoder = nn.Sequential(
+            ACTIVATIONS[activation](), MLP(hidden[0], hidden[1:], 2 * latent, activation=activation)
+        )
         self.decoder = MLP(spec.classes + latent, hidden[::-1], spec.dim, activation=activation)
 
     # --- the objective ----------------------------------------------------------------------------------------------
@@ -91,14 +99,18 @@ class M2(nn.Module):
     def log_likelihood(self, x: Tensor, code: Tensor) -> Tensor:
         """Return log p(x|y,z) (…, B) in nats, of x (B, *shape) and codes (…, B, classes + latent)."""
         logits = self.decoder(code)  # (…, B, D)
-        return -F.binary_cross_entropy_with_logits(logits, x.flatten(1).expand_as(logits), reduction="none").sum(-1)
+        return -F.binary_cross_entropy_with_logits(
+            logits, x.flatten(1).expand_as(logits), reduction="none"
+        ).sum(-1)
 
     # eq. 6: log p(x,y) ≥ E_q(z|x,y)[log p(x|y,z) + log p(y) + log p(z) − log q(z|x,y)] = −L(x,y)
     def joint_bound(self, x: Tensor, y: Tensor) -> Tensor:
         """Return one draw of −L(x, y) (…, B), a lower bound of log p(x, y) in nats, of x (B, *shape) and y (…, B)."""
         mean, log_var = self.posterior(x, y)
         # the same noise for every class: what tells the classes apart is then not the luck of their draws
-        z = mean + (0.5 * log_var).exp() * torch.randn_like(mean[(0,) * (mean.ndim - 2)])  # (…, B, latent)
+        z = mean + (0.5 * log_var).exp() * torch.randn_like(
+            mean[(0,) * (mean.ndim - 2)]
+        )  # (…, B, latent)
         kl = dimension_kl(mean, log_var).sum(-1)
         return self.log_likelihood(x, self.code(y, z)) - math.log(self.classes) - kl
 
@@ -114,7 +126,9 @@ class M2(nn.Module):
         return torch.arange(self.classes, device=x.device)[:, None].expand(-1, len(x))
 
     # eqs. 8 and 9, an item: J^α / N = (N_l/N) E_l[L(x,y)] + (N_u/N) E_u[U(x)] + (α/N) E_l[−log q(y|x)]
-    def loss(self, batch: Batch, share: float | None = None, *, hold: bool = False) -> dict[str, Tensor]:
+    def loss(
+        self, batch: Batch, share: float | None = None, *, hold: bool = False
+    ) -> dict[str, Tensor]:
         """Return J^α / N in nats, of items of which those with y = −1 have no label.
 
         Args:
@@ -141,7 +155,9 @@ class M2(nn.Module):
 
     def elbo(self, x: Tensor, y: Tensor | None = None) -> Tensor:
         """Return a lower bound (B,) with one draw, in nats: of log p(x), or given classes y (B,) of log p(x|y)."""
-        return self.marginal_bound(x) if y is None else self.joint_bound(x, y) + math.log(self.classes)
+        return (
+            self.marginal_bound(x) if y is None else self.joint_bound(x, y) + math.log(self.classes)
+        )
 
     @torch.no_grad()
     def iwae(self, x: Tensor, k: int) -> Tensor:
@@ -154,11 +170,15 @@ class M2(nn.Module):
         at_once = max(1, VALUES_AT_ONCE // (x.numel() * self.classes))
         total = None
         for start in range(0, k, at_once):
-            eps = torch.randn(min(at_once, k - start), *mean.shape, dtype=mean.dtype, device=mean.device)
+            eps = torch.randn(
+                min(at_once, k - start), *mean.shape, dtype=mean.dtype, device=mean.device
+            )
             z = mean + (0.5 * log_var).exp() * eps  # (k, classes, B, latent)
             # log p(z) − log q(z|x,y): the constants of the two Gaussians cancel
             ratio = 0.5 * (eps.square() + log_var - z.square()).sum(-1)
-            weights = self.log_likelihood(x, self.code(y.expand(z.shape[:-1]), z)) + ratio  # (k, classes, B)
+            weights = (
+                self.log_likelihood(x, self.code(y.expand(z.shape[:-1]), z)) + ratio
+            )  # (k, classes, B)
             part = weights.flatten(0, 1).logsumexp(0)
             total = part if total is None else torch.logaddexp(total, part)
         return total - math.log(k * self.classes)

@@ -26,22 +26,36 @@ class TCVAE(VAE):
         UserError: free bits, which are those of another sum; or VAE's reasons.
     """
 
-    items: int | None = None  # training items N, which the trainer tells; None: the batch is all that there is
+    items: int | None = (
+        None  # training items N, which the trainer tells; None: the batch is all that there is
+    )
 
     def __init__(
-        self, spec: Spec, *, alpha: NonNegative = 1.0, beta: NonNegative = 6.0, gamma: NonNegative = 1.0, **options: Any
+        self,
+        spec: Spec,
+        *,
+        alpha: NonNegative = 1.0,
+        beta: NonNegative = 6.0,
+        gamma: NonNegative = 1.0,
+        **options: Any,
     ) -> None:
         super().__init__(spec, beta=beta, **options)
         if self.free_bits:
-            raise UserError("tc_vae's loss has no KL of each dimension to leave free; set model.free_bits=0, or model=vae")
+            raise UserError(
+                "tc_vae's loss has no KL of each dimension to leave free; set model.free_bits=0, or model=vae"
+            )
         self.alpha, self.gamma = alpha, gamma
 
     # eq. 2: KL(q(z|x) ‖ p(z)) = I_q(z; n) + KL(q(z) ‖ Π_j q(z_j)) + Σ_j KL(q(z_j) ‖ p(z_j)), in the mean over items n
-    def decomposition(self, mean: Tensor, log_var: Tensor, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def decomposition(
+        self, mean: Tensor, log_var: Tensor, z: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Return one draw of mutual information, total correlation and dimension-wise KL, each (B,), in nats."""
         log_q_zx = log_normal(z, mean, log_var).sum(1)  # (B,)
         log_p_z = log_normal(z, torch.zeros_like(z), torch.zeros_like(z)).sum(1)
-        pairs = log_normal(z[:, None], mean, log_var)  # (B, B, latent): log q(z_i|x_j) of each dimension
+        pairs = log_normal(
+            z[:, None], mean, log_var
+        )  # (B, B, latent): log q(z_i|x_j) of each dimension
         weights = self.log_shares(len(z), like=z)  # (B, B)
         log_q_z = (weights + pairs.sum(2)).logsumexp(1)
         log_q_zj = (weights[..., None] + pairs).logsumexp(1).sum(1)
@@ -58,9 +72,15 @@ class TCVAE(VAE):
 
     # eq. 4: the loss adds α I + β TC + γ Σ KL_j
     def penalty(self, mean: Tensor, log_var: Tensor, z: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        information, correlation, dimensions = (term.mean() for term in self.decomposition(mean, log_var, z))
+        information, correlation, dimensions = (
+            term.mean() for term in self.decomposition(mean, log_var, z)
+        )
         penalty = self.alpha * information + self.beta * correlation + self.gamma * dimensions
-        parts = {"information": information, "total_correlation": correlation, "dimension_kl": dimensions}
+        parts = {
+            "information": information,
+            "total_correlation": correlation,
+            "dimension_kl": dimensions,
+        }
         return penalty, {"rate": information + correlation + dimensions, **parts}
 
 

@@ -23,7 +23,9 @@ class VAETrainer(Trainer):
 
     @dataclass(kw_only=True)
     class Options(Trainer.Options):
-        kl_warmup: Count = 0  # steps over which the KL term's weight rises from 0; 0: none (Sønderby et al. 2016)
+        kl_warmup: Count = (
+            0  # steps over which the KL term's weight rises from 0; 0: none (Sønderby et al. 2016)
+        )
 
     def stream(self, data: Any, **how: Any) -> Iterator[Batch]:
         if hasattr(self.model, "items"):
@@ -32,5 +34,9 @@ class VAETrainer(Trainer):
 
     def step(self, batches: Iterator[Batch]) -> dict[str, Tensor]:
         o = self.options
-        loss = partial(self.model.loss, warmth=min(1.0, (self.at + 1) / o.kl_warmup)) if o.kl_warmup else self.model.loss
+        loss = (
+            partial(self.model.loss, warmth=min(1.0, (self.at + 1) / o.kl_warmup))
+            if o.kl_warmup
+            else self.model.loss
+        )
         return self.descend("model", loss, self.pull(batches))

@@ -17,14 +17,18 @@ from genlab.spec import Batch, NonNegative, Positive, PositiveFloat, Spec
 VALUES_AT_ONCE = 2**22  # decoded values that `iwae` holds in memory at a time
 
 
-def check(spec: Spec, network: str, hidden: tuple[int, ...], dense: tuple[int, ...], likelihood: str) -> None:
+def check(
+    spec: Spec, network: str, hidden: tuple[int, ...], dense: tuple[int, ...], likelihood: str
+) -> None:
     """Refuse data that p(x|z) is no likelihood of, or that the network cannot take."""
     name = f"{spec.kind} data of shape {spec.shape}"
     if spec.kind not in ("image", "points"):
         raise UserError(f"vae takes images or points, and this is {name}")
     if likelihood == "bernoulli" and spec.levels != 2:
         mend = "dataset.binarize=dynamic or " if spec.kind == "image" else ""
-        raise UserError(f"vae's Bernoulli likelihood needs binary data; set {mend}model.likelihood=gaussian")
+        raise UserError(
+            f"vae's Bernoulli likelihood needs binary data; set {mend}model.likelihood=gaussian"
+        )
     if likelihood == "bernoulli" and (spec.dequantised or tuple(spec.range) != (0, 1)):
         raise UserError(
             "vae's Bernoulli likelihood needs the values 0 and 1; set dataset.range=[0,1] dataset.dequantise=false"
@@ -40,7 +44,9 @@ def check(spec: Spec, network: str, hidden: tuple[int, ...], dense: tuple[int, .
             f"and this is {name}; set model.network=mlp or another model.hidden"
         )
     if network == "mlp" and dense:
-        raise UserError("vae's network mlp has fully connected layers alone: give them all in model.hidden, model.dense=[]")
+        raise UserError(
+            "vae's network mlp has fully connected layers alone: give them all in model.hidden, model.dense=[]"
+        )
 
 
 class VAE(nn.Module):
@@ -84,8 +90,12 @@ class VAE(nn.Module):
             self.encoder = nn.Sequential(nn.Flatten(), *encoder)
             self.decoder = MLP(self.code_size, hidden[::-1], spec.dim, activation=activation)
         else:
-            self.encoder = ConvEncoder(spec.shape, hidden, 2 * latent, dense=dense, activation=activation)
-            decoder = ConvDecoder(self.code_size, hidden[::-1], spec.shape, dense=dense[::-1], activation=activation)
+            self.encoder = ConvEncoder(
+                spec.shape, hidden, 2 * latent, dense=dense, activation=activation
+            )
+            decoder = ConvDecoder(
+                self.code_size, hidden[::-1], spec.shape, dense=dense[::-1], activation=activation
+            )
             self.decoder = nn.Sequential(*decoder, nn.Flatten())
         if likelihood == "gaussian" and sigma is None:
             self.log_sigma = nn.Parameter(torch.zeros(()))
@@ -106,9 +116,14 @@ class VAE(nn.Module):
 
     def log_likelihood(self, x: Tensor, z: Tensor, y: Tensor | None = None) -> Tensor:
         """Return log p(x|z) (…, B) in nats, of x (B, *shape) and z (…, B, latent)."""
-        x, out = x.flatten(1), self.decoder(z.flatten(0, -2)).unflatten(0, z.shape[:-1])  # (B, D), (…, B, D)
+        x, out = (
+            x.flatten(1),
+            self.decoder(z.flatten(0, -2)).unflatten(0, z.shape[:-1]),
+        )  # (B, D), (…, B, D)
         if self.likelihood == "bernoulli":
-            return -F.binary_cross_entropy_with_logits(out, x.expand_as(out), reduction="none").sum(-1)
+            return -F.binary_cross_entropy_with_logits(out, x.expand_as(out), reduction="none").sum(
+                -1
+            )
         squares = ((x - out) * (-self.log_sigma).exp()).square().sum(-1)
         return -0.5 * squares - self.spec.dim * (self.log_sigma + 0.5 * math.log(2 * math.pi))
 
@@ -143,7 +158,9 @@ class VAE(nn.Module):
         mean, log_var = self.posterior(x, y)
         return self.log_likelihood(x, draw(mean, log_var), y) - gaussian_kl(mean, log_var)
 
-    def log_weights(self, x: Tensor, k: int, y: Tensor | None = None, *, warmth: float = 1.0) -> Tensor:
+    def log_weights(
+        self, x: Tensor, k: int, y: Tensor | None = None, *, warmth: float = 1.0
+    ) -> Tensor:
         """Return k draws (k, B) of log p(x, z) − log q(z|x), in nats: Burda et al. 2016, equation 8.
 
         Args:
@@ -167,7 +184,9 @@ class VAE(nn.Module):
     def weighted_bound(self, x: Tensor, k: int, y: Tensor | None = None) -> Tensor:
         """Return log (1/k) Σ_i w_i (B,) of k weights, a part of them at a time."""
         at_once = max(1, VALUES_AT_ONCE // x.numel())
-        parts = [self.log_weights(x, min(at_once, k - i), y).logsumexp(0) for i in range(0, k, at_once)]
+        parts = [
+            self.log_weights(x, min(at_once, k - i), y).logsumexp(0) for i in range(0, k, at_once)
+        ]
         return torch.stack(parts).logsumexp(0) - math.log(k)
 
     def encode(self, x: Tensor) -> Tensor:

@@ -19,7 +19,10 @@ class Block(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.body = nn.Sequential(
-            nn.ReLU(), nn.Conv2d(channels, channels, 3, padding=1), nn.ReLU(), nn.Conv2d(channels, channels, 1)
+            nn.ReLU(),
+            nn.Conv2d(channels, channels, 3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(channels, channels, 1),
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -60,11 +63,21 @@ class VQVAE(nn.Module):
     ) -> None:
         super().__init__()
         if spec.kind != "image" or min(spec.shape[1:]) < 2**DOWN:
-            raise UserError(f"vq_vae halves an image {DOWN} times, and this is {spec.kind} data of shape {spec.shape}")
-        self.spec, self.beta, self.decay, self.dead, self.variance = spec, beta, decay, dead, variance
+            raise UserError(
+                f"vq_vae halves an image {DOWN} times, and this is {spec.kind} data of shape {spec.shape}"
+            )
+        self.spec, self.beta, self.decay, self.dead, self.variance = (
+            spec,
+            beta,
+            decay,
+            dead,
+            variance,
+        )
         c, *size = spec.shape
         full, half, quarter = halved(size, DOWN)
-        odd = [(a[0] % 2, a[1] % 2) for a in (half, full)]  # the row and column that halving dropped
+        odd = [
+            (a[0] % 2, a[1] % 2) for a in (half, full)
+        ]  # the row and column that halving dropped
         self.grid = quarter  # (h, w) of a code
         self.encoder = nn.Sequential(
             nn.Conv2d(c, channels, 4, stride=2, padding=1),
@@ -108,7 +121,11 @@ class VQVAE(nn.Module):
         commitment = F.mse_loss(z_e, z_q.detach())
         loss = reconstruction + self.beta * commitment
         vectors = z_e.detach().permute(0, 2, 3, 1).flatten(0, 2)
-        return {"loss": loss, "reconstruction": reconstruction, "commitment": commitment}, vectors, index.flatten()
+        return (
+            {"loss": loss, "reconstruction": reconstruction, "commitment": commitment},
+            vectors,
+            index.flatten(),
+        )
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """Return the reconstruction's mean squared error + beta · the commitment's."""
@@ -134,7 +151,9 @@ class VQVAE(nn.Module):
         dead = self.counts < least
         at = torch.randint(len(candidates), (len(n),), device=n.device)
         self.counts.copy_(torch.where(dead, 2 * least, self.counts))
-        self.sums.copy_(torch.where(dead[:, None], 2 * least * candidates[at].to(self.sums), self.sums))
+        self.sums.copy_(
+            torch.where(dead[:, None], 2 * least * candidates[at].to(self.sums), self.sums)
+        )
         self.codebook.copy_(self.sums / self.counts[:, None])
         return dead.sum()
 

@@ -1,0 +1,664 @@
+"""The command line: what is refused and how, what wins over what, how fast it answers, what it leaves behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import resource
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from genlab import commands
+
+ROOT = Path(__file__).resolve().parents[2]
+RECIPES = sorted(p.stem for p in (ROOT / "configs" / "model").glob("*.yaml"))
+TINY = (
+    "model.hidden=[4]",
+    "trainer.steps=1",
+    "trainer.batch_size=4",
+    "trainer.preview_every=0",
+    "device=cpu",
+)
+VAE = ("model=vae", "model.hidden=[4]", "model.latent=2")
+GAN = ("model=gan", "model.hidden=[4]", "model.discriminator_hidden=[4]", "model.latent=2")
+
+
+class Runs(dict):
+    """The folders of the small runs that a command line names, trained when it does: "{gan}"."""
+
+    def __init__(self, trained: Callable[..., Path]) -> None:
+        self.trained = trained
+
+    def __missing__(self, name: str) -> Path:
+        return self.trained(*{"vae": VAE, "gan": GAN}[name])
+
+
+def words(line: str, trained: Callable[..., Path]) -> list[str]:
+    """Return a command line as its words; a train command is one that would end soon if it were not refused."""
+    found = shlex.split(line.format_map(Runs(trained)))
+    if found[0] == "train" and "resume=" not in line and "trainer" not in line:
+        found.append("trainer.steps=1")
+    return found
+
+
+# --- what is refused --------------------------------------------------------------------------------------------------
+
+REFUSED: list[tuple[str, list[str]]] = [
+    ("train seed=1,2 hydra.mode=MULTIRUN", ["hydra.mode=MULTIRUN", "genlab train -m"]),
+    # unknown names, with the nearest known one
+    ("trian", ["'trian'", "did you mean 'train'", "genlab --help"]),
+    ("train modle=vae", ["'modle'", "did you mean 'model'"]),
+    ("train model=vea", ["model=vea", "did you mean 'vae'", "dcgan"]),
+    ("train dataset=mnst", ["dataset=mnst", "did you mean 'mnist'"]),
+    ("train optimizer=adm", ["optimizer=adm", "did you mean 'adam'"]),
+    ("train device=cud", ["device=cud", "did you mean 'cuda'"]),
+    ("train experiment=dcgan_mnst", ["experiment=dcgan_mnst", "did you mean 'dcgan_mnist'"]),
+    ("train trainer.stepz=3", ["'trainer.stepz'", "did you mean 'steps'"]),
+    ("train model.hiden=[3]", ["'model.hiden'", "did you mean 'hidden'"]),
+    ("train +model.hiden=[3] trainer.steps=1", ["'model.hiden'", "did you mean 'hidden'"]),
+    ("train +trainer.stepz=3", ["'trainer.stepz'", "did you mean 'steps'"]),
+    ("train trainer.name=gna", ["trainer.name=gna", "did you mean 'gan'", "rbm"]),
+    ("train model._target_=genlab.models.vae.vae.VEA", ["VEA", "did you mean 'VAE'"]),
+    ("train model._target_=nothere.Model", ["no module 'nothere'"]),
+    ("train --mulitrun", ["--mulitrun", "did you mean '--multirun'"]),
+    ("sample nn=3", ["'nn'", "did you mean 'n'"]),
+    ("sample sampler=ddmi", ["sampler=ddmi", "did you mean 'ddim'"]),
+    ("completion bahs", ["did you mean 'bash'"]),
+    # wrong types, numbers out of range
+    ("train trainer.steps=abc", ["trainer.steps=abc", "integer"]),
+    ("train trainer.steps=2.5", ["trainer.steps=2.5", "integer"]),
+    ("train trainer.steps=null", ["trainer.steps=null", "integer"]),
+    ("train trainer.steps=[1,2]", ["trainer.steps=[1, 2]", "integer"]),
+    ("train trainer.steps=-3", ["trainer.steps=-3", "greater than 0"]),
+    ("train trainer.ema=1", ["trainer.ema=1", "less than 1"]),
+    ("train model.beta=-1", ["model.beta=-1", "greater than or equal to 0"]),
+    ("train model.hidden=5", ["model.hidden=5", "tuple"]),
+    ("train model.hidden=[5,a]", ["model.hidden[1]=a", "integer"]),
+    ("train model.likelihood=poisson", ["model.likelihood=poisson", "'bernoulli'"]),
+    ("train dataset.validation=2", ["dataset.validation=2", "less than or equal to 1"]),
+    ("train optimizer.lr=-1", ["optimizer", "learning rate"]),
+    ("train optimizer.lr=fast", ["optimizer.lr=fast", "number"]),
+    ("train device.precision=fp8", ["device.precision=fp8", "'bf16'"]),
+    ("train seed=x", ["seed=x", "integer"]),
+    ("train seed=-1", ["seed=-1", "greater than or equal to 0"]),
+    ("train optimizer.betas=[0.9]", ["optimizer.betas=[0.9]"]),
+    ("train trainer=3", ["trainer"]),
+    ("train out=null", ["out"]),
+    ("train model.latent=1000000000", ["out of memory"]),
+    ("train model=null", ["must be a string"]),
+    ("sample run={vae} n=0", ["n=0", "greater than 0"]),
+    ("sample run={vae} seed=-1", ["seed=-1"]),
+    ("evaluate run={vae} split=tset", ["split=tset", "'test'"]),
+    # how a command line is written
+    ("train model.hidden=[500", ["'[500'", "key=value"]),
+    ("train model=vae=3", ["'='", "key=value"]),
+    ("train steps", ["steps"]),
+    ("train trainer.clip=${{nothing}} trainer.steps=1", ["nothing"]),
+    ("train --bogus", ["unknown flag '--bogus'"]),
+    ("train --cfg", ["--cfg", "job, hydra, all"]),
+    ("train --cfg jbo", ["--cfg", "job, hydra, all"]),
+    ("train --config-dir", ["--config-dir"]),
+    ("train --config-dir=nowhere", ["nowhere", "no such folder"]),
+    ("train --multirun=3", ["--multirun"]),
+    ("models all", ["models", "all"]),
+    ("datasets all", ["datasets", "all"]),
+    # data that is not there
+    ("train dataset=mnist dataset.root=empty dataset.download=false", ["mnist", "download", "empty/MNIST/raw"]),
+    ("train dataset=cifar10 dataset.root=empty dataset.download=false", ["cifar10", "empty/cifar-10-batches-py"]),
+    ("train dataset=celeba dataset.root=empty dataset.download=false", ["celeba", "empty/celeba"]),
+    ("train dataset=image_folder", ["image_folder", "dataset.path="]),
+    ("train dataset=image_folder dataset.path=nowhere", ["dataset.path=nowhere", "no such folder"]),
+    ("train dataset=table", ["table", "dataset.path="]),
+    # a model that does not fit the data
+    ("train model=dcgan prepare.size=null", ["power of two", "(1, 8, 8)", "dataset.size=16"]),
+    ("train model=dcgan dataset.size=28", ["power of two", "(1, 28, 28)", "dataset.size=32"]),
+    ("train model=vae dataset=points", ["ernoulli", "binary", "model.likelihood=gaussian"]),
+    ("train model=rbm prepare.binarize=none", ["RBM", "binary", "dataset.binarize"]),
+    ("train model=realnvp prepare.dequantise=false", ["realnvp", "discrete", "dataset.dequantise=true"]),
+    ("train model=gan dataset=fake model.conditional=true", ["GAN", "labels", "model.conditional=false"]),
+    # what names another thing than it should
+    ("train model._target_=os.system", ["os.system"]),
+    ("train optimizer._target_=os.system", ["os.system"]),
+    ("train dataset._target_=genlab.models.vae.vae.VAE", ["VAE", "no dataset"]),
+    ("train model._target_=genlab.spec.Spec", ["Spec", "torch.nn.Module"]),
+    # runs and what can be asked of them
+    ("sample", ["no run", "genlab train"]),
+    ("sample run=nowhere", ["run=nowhere", "no such folder"]),
+    ("tasks run=nowhere", ["run=nowhere", "no such folder"]),
+    ("tasks device=cpu", ["unknown option 'device'"]),
+    ("sample sampler.eta=1", ["sampler has name", "it is an option of sampler=ddim, dpm_solver"]),
+    ("train optimizer=adam optimizer.momentum=0.9", ["optimizer has lr", "it is an option of optimizer=rmsprop, sgd"]),
+    ("sample run=[1]", ["run=[1]"]),
+    ("evaluate run={vae} n=1 k=1 metrics=[energy_distance]", ["n=1"]),
+    ("train resume=nowhere", ["nowhere"]),
+    ("train resume=latest", ["no run"]),
+    ("train out={vae}", ["holds a run already", "resume="]),
+    ("train resume={vae} model.beta=2", ["model.beta=2", "model.beta=1.0"]),
+    ("train resume={vae} model=gan", ["model=gan", "model=vae"]),
+    ("train resume={vae} trainer.batch_size=3", ["trainer.batch_size=3", "trainer.steps"]),
+    ("sample run={vae} y=3", ["y=3", "classes"]),
+    ("sample run={vae} sampler=ddim", ["sampler", "ddim", "vae"]),
+    ("sample run={gan} sampler.steps=5", ["sampler.steps"]),
+    ("evaluate run={gan} metrics=[likelihood]", ["GAN", "models that can", "vae", "realnvp", "rbm"]),
+    ("evaluate run={gan} metrics=[log_prob]", ["GAN", "log_prob", "realnvp"]),
+    ("evaluate run={gan} metrics=[likelyhood]", ["did you mean 'likelihood'"]),
+    ("evaluate run={vae} metrics=[modes]", ["modes", "digits"]),
+    ("train trainer.monitor=nll_elbo trainer.evaluate_every=0 trainer.steps=1", ["trainer.evaluate_every"]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("line", "fragments"), REFUSED, ids=[line for line, _ in REFUSED])
+def test_refused_in_one_line(
+    line: str, fragments: list[str], genlab, trained, tmp_path: Path
+) -> None:
+    """Bad input: exit code 2, one line that says what is wrong, no traceback, and nothing left behind."""
+    result = genlab(*words(line, trained))
+    said = result.error
+    for fragment in fragments:
+        assert fragment in said
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_no_gpu(genlab, tmp_path: Path) -> None:
+    """A GPU that is not there is named, with what to do instead."""
+    said = genlab("train", "device=cuda", "trainer.steps=1").error
+    assert "device=cuda" in said and "device=cpu" in said
+    assert not list(tmp_path.iterdir())
+
+
+def test_out_that_cannot_be_written(genlab, tmp_path: Path) -> None:
+    """A run folder that cannot be made is named."""
+    (tmp_path / "file").write_text("")
+    assert "file" in genlab("train", *TINY, "out=file/run").error
+
+
+@pytest.mark.parametrize("how", ["debug=true", "HYDRA_FULL_ERROR"])
+def test_traceback_when_asked_for(how: str, genlab_process) -> None:
+    """debug=true and HYDRA_FULL_ERROR=1 show where an error comes from."""
+    result = genlab_process("train", "model=vea", "debug=true") if how == "debug=true" else genlab_process(
+        "train", "model=vea", HYDRA_FULL_ERROR="1"
+    )  # fmt: skip
+    assert result.code != 0 and "Traceback" in result.err
+
+
+# --- damaged and hostile runs -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def run(trained, tmp_path: Path) -> Path:
+    """A copy of a small run, to be damaged."""
+    return shutil.copytree(trained(*VAE), tmp_path / "run")
+
+
+COMMANDS = (("sample", "run=run", "n=1"), ("train", "resume=run", "trainer.steps=3"))
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=["sample", "resume"])
+@pytest.mark.parametrize("share", [0.0, 0.001, 0.5, 0.99, 0.9999])
+def test_truncated_checkpoint(share: float, command: tuple[str, ...], run: Path, genlab) -> None:
+    """A checkpoint cut short anywhere is named."""
+    [checkpoint] = (run / "checkpoints").glob("step_*.pt")
+    data = checkpoint.read_bytes()
+    checkpoint.write_bytes(data[: int(share * len(data))])
+    said = genlab(*command).error
+    assert checkpoint.name in said and "truncated or unreadable" in said
+
+
+class Payload:
+    """Makes a file when it is unpickled with trust."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple:
+        return open, (str(self.path), "w")
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=["sample", "resume"])
+def test_checkpoint_is_data(command: tuple[str, ...], run: Path, genlab, tmp_path: Path) -> None:
+    """A pickle that would run something is refused, and does not run."""
+    [checkpoint] = (run / "checkpoints").glob("step_*.pt")
+    torch.save({"model": Payload(tmp_path / "made"), "step": 1}, checkpoint)
+    assert "unreadable" in genlab(*command).error
+    assert not (tmp_path / "made").exists()
+
+
+HOSTILE = {"_target_": "os.system", "command": "touch made"}
+PLACES: dict[str, Callable[[dict], object]] = {
+    "model": lambda config: config.update(model=HOSTILE),
+    "dataset": lambda config: config.update(dataset=HOSTILE),
+    "list": lambda config: config["model"].update(hidden=[4, HOSTILE]),
+    "nested": lambda config: config["model"].update(beta={"a": [{"b": HOSTILE}]}),
+    "unknown": lambda config: config.update(more=HOSTILE),
+    "through torch": lambda config: config.update(
+        optimizer={**HOSTILE, "_target_": "torch.optim.os.system"}
+    ),
+    "through genlab": lambda config: config.update(
+        model={**HOSTILE, "_target_": "genlab.config.instantiate.os.system"}
+    ),
+}
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=["sample", "resume"])
+@pytest.mark.parametrize("place", PLACES)
+def test_foreign_classes_in_a_run(
+    place: str, command: tuple[str, ...], run: Path, genlab, tmp_path: Path
+) -> None:
+    """A run's config that names what is not genlab's is refused wherever it hides, and nothing of it runs."""
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    PLACES[place](config)
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    assert "system" in genlab(*command).error
+    assert not (tmp_path / "made").exists()
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=["sample", "resume"])
+@pytest.mark.parametrize(
+    ("file", "text"),
+    [
+        ("config.yaml", "model: [1,"),
+        ("config.yaml", "model: !!python/object/apply:os.system [touch made]"),
+        ("run.json", "{"),
+    ],
+    ids=["cut config", "tagged config", "cut run.json"],
+)
+def test_damaged_run_files(
+    file: str, text: str, command: tuple[str, ...], run: Path, genlab, tmp_path: Path
+) -> None:
+    """A config.yaml or run.json that cannot be read is named."""
+    (run / file).write_text(text)
+    assert file in genlab(*command).error
+    assert not (tmp_path / "made").exists()
+
+
+# --- what wins over what ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Path:
+    """A user's folder of group files."""
+    files = {
+        "model/mine.yaml": """
+            # @package _global_
+            defaults:
+              - override /optimizer: sgd
+              - _self_
+            model: {_target_: mine.Mine, width: 3}
+            optimizer: {lr: 0.5}
+            prepare: {range: [0, 1], size: 12}
+            trainer: {name: vae, steps: 77, batch_size: 11, warmup: 5}
+        """,
+        "experiment/exp.yaml": """
+            # @package _global_
+            defaults:
+              - override /model: mine
+              - override /dataset: fake
+              - override /optimizer: rmsprop
+              - _self_
+            dataset: {classes: 4}
+            model: {width: 4}
+            optimizer: {lr: 0.25}
+            prepare: {size: 10}
+            trainer: {steps: 88, batch_size: 22}
+        """,
+    }
+    for name, text in files.items():
+        path = tmp_path / "own" / name
+        path.parent.mkdir(parents=True)
+        lines = text.strip("\n").splitlines()
+        path.write_text("\n".join(line.removeprefix(" " * 12) for line in lines))
+    (tmp_path / "mine.py").write_text(
+        "import torch\n\n\nclass Mine(torch.nn.Module):\n"
+        "    def __init__(self, spec, *, width: int = 1) -> None:\n"
+        "        super().__init__()\n"
+        "        self.layer = torch.nn.Linear(spec.dim, width)\n\n"
+        "    def loss(self, batch):\n"
+        "        return {'loss': self.layer(batch.x.flatten(1)).square().mean()}\n"
+    )
+    return tmp_path / "own"
+
+
+def composed(result) -> dict:
+    """Return what `--cfg job` printed."""
+    assert result.code == 0, result.err
+    return yaml.safe_load(result.out)
+
+
+def test_experiment_wins_over_model_and_data(own: Path, genlab) -> None:
+    """The command line wins over the experiment, that over the model's recipe, that over the defaults."""
+    config = composed(
+        genlab(
+            "train", "--config-dir", own, "--cfg", "job", "experiment=exp", "trainer.batch_size=33"
+        )
+    )
+    assert config["trainer"]["batch_size"] == 33  # the command line
+    assert config["trainer"]["steps"] == 88 and config["optimizer"]["lr"] == 0.25  # the experiment
+    assert (
+        config["model"] == {"_target_": "mine.Mine", "width": 4} and config["prepare"]["size"] == 10
+    )
+    assert (
+        config["optimizer"]["_target_"] == "torch.optim.RMSprop"
+    )  # the experiment's choice over the model's
+    assert (
+        config["dataset"]["_target_"] == "genlab.data.fake.Fake"
+        and config["dataset"]["classes"] == 4
+    )
+    assert config["trainer"]["warmup"] == 5 and config["prepare"]["range"] == [
+        0,
+        1,
+    ]  # the model's recipe
+    assert config["trainer"]["keep"] == 3  # train.yaml
+
+
+def test_model_wins_over_defaults(own: Path, genlab) -> None:
+    """Without an experiment the recipe's values and choices hold, and a choice on the command line wins."""
+    config = composed(
+        genlab("train", "model=mine", "--config-dir", own, "dataset=mnist", "--cfg", "job")
+    )
+    assert (
+        config["trainer"]["steps"] == 77
+        and config["optimizer"] | {"lr": 0.5} == config["optimizer"]
+    )
+    assert config["optimizer"]["_target_"] == "torch.optim.SGD" and config["dataset"][
+        "_target_"
+    ].endswith("MNIST")
+    chosen = composed(
+        genlab("train", "--config-dir", own, "--cfg", "job", "model=mine", "optimizer=adamw")
+    )
+    assert (
+        chosen["optimizer"]["_target_"] == "torch.optim.AdamW" and chosen["optimizer"]["lr"] == 0.5
+    )
+
+
+def test_model_of_a_user(own: Path, genlab, tmp_path: Path) -> None:
+    """A class in a file beside the config trains; its run is opened only with `allow`."""
+    result = genlab(
+        "train", "--config-dir", own, "model=mine", "trainer.steps=1", "device=cpu", "out=run"
+    )
+    assert result.code == 0, result.err
+    assert (tmp_path / "run" / "checkpoints" / "step_000000001.pt").exists()
+    assert "allow=[" in genlab("tasks", "run=run").error
+    assert genlab("tasks", "run=run", "allow=[mine]").code == 0
+
+
+@pytest.mark.parametrize("name", ["model/vae.yaml", "experiment/gan_ring.yaml", "train.yaml"])
+def test_shipped_names_are_taken(name: str, own: Path, genlab) -> None:
+    """A user's file that Hydra would ignore for genlab's own is refused."""
+    (own / name).write_text("lr: 1\n")
+    assert name in genlab("train", f"--config-dir={own}", "model=mine").error
+
+
+# --- flags, sweeps, many starts ---------------------------------------------------------------------------------------
+
+
+def test_flags_between_overrides(genlab) -> None:
+    """Hydra's flags may stand anywhere after the command."""
+    config = composed(
+        genlab("train", "seed=3", "--cfg", "job", "model=gan", "--resolve", "trainer.steps=4")
+    )
+    assert (
+        config["seed"] == 3
+        and config["trainer"]["steps"] == 4
+        and config["out"].startswith("outputs/gan-digits/")
+    )
+    assert "train" in genlab("train", "seed=3", "--info", "defaults", "model=gan").out
+    assert genlab("train", "--info", "model=gan").code == 0
+    assert "trainer" in genlab("train", "--help").out
+
+
+def test_sweep(genlab, tmp_path: Path) -> None:
+    """Each job of a sweep has a run folder of its own; one that fails stops no other, and the sweep says so."""
+    result = genlab(
+        "train", "-m", *VAE, "device=cpu", "trainer.batch_size=4", "trainer.steps=1,-1,2"
+    )
+    assert (
+        result.code == 2 and result.err.count("genlab: ") == 1 and "trainer.steps=-1" in result.err
+    )
+    assert "Traceback" not in result.err
+    runs = sorted(tmp_path.glob("outputs/sweeps/*/*/run.json"))
+    steps = [
+        yaml.safe_load(path.with_name("config.yaml").read_text())["trainer"]["steps"]
+        for path in runs
+    ]
+    assert steps == [1, 2]
+
+
+def test_many_starts_in_one_second(tmp_path: Path) -> None:
+    """Runs that start together have folders of their own, each whole."""
+    command = [sys.executable, "-m", "genlab", "train", *TINY]
+    starts = [
+        subprocess.Popen(
+            command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+        for _ in range(3)
+    ]
+    for start in starts:
+        said, _ = start.communicate(timeout=300)
+        assert start.returncode == 0, said
+    folders = [path.parent for path in tmp_path.glob("outputs/vae-digits/*/run.json")]
+    assert len(folders) == 3
+    for folder in folders:
+        assert json.loads((folder / "run.json").read_text())["model"] == "vae"
+        assert (
+            torch.load(folder / "checkpoints" / "step_000000001.pt", weights_only=True)["step"] == 1
+        )
+
+
+# --- what there is ----------------------------------------------------------------------------------------------------
+
+
+def table(text: str, head: str) -> dict[str, list[str]]:
+    """Return the rows of the printed table whose first line has `head` in it, by their first cell ("" has the heads)."""
+    lines = text.splitlines()
+    at = next(i for i, line in enumerate(lines) if head in line)
+    columns = list(re.finditer(r"\S+( \S+)*", lines[at]))
+    spans = [
+        (one.start(), two.start() if two else None)
+        for one, two in zip(columns, [*columns[1:], None], strict=True)
+    ]
+    found = {"": [one.group() for one in columns]}
+    for line in lines[at + 2 :]:
+        if not line.strip():
+            break
+        first, *others = [line[start:end].strip() for start, end in spans]
+        found[first] = others
+    return found
+
+
+def test_models(genlab) -> None:
+    """Every recipe is listed with its paper, and with how exactly it can do what."""
+    said = genlab("models").out
+    matrix = table(said, "log_prob")
+    verbs = matrix.pop("")[1:]
+    assert list(matrix) == RECIPES
+    can = {name: dict(zip(verbs, cells, strict=True)) for name, cells in matrix.items()}
+    assert (
+        can["vae"]["elbo"] == "bound"
+        and can["vae"]["log_prob"] == ""
+        and can["vae"]["encode"] == "yes"
+    )
+    assert (
+        can["realnvp"]["log_prob"] == "exact"
+        and can["gan"]["log_prob"] == ""
+        and can["gan"]["sample"] == "yes"
+    )
+    assert can["rbm"]["log_partition"] == "estimate" and can["ddpm"]["elbo"] == "bound"
+    assert "Kingma & Welling 2014" in said and "Goodfellow" in said
+
+
+def test_datasets(genlab) -> None:
+    """Every data set is listed with what it is."""
+    listed = table(genlab("datasets").out, "what it is")
+    listed.pop("")
+    assert list(listed) == sorted(p.stem for p in (ROOT / "configs" / "dataset").glob("*.yaml"))
+    assert all(row[0] for row in listed.values())
+
+
+def test_tasks(genlab, trained) -> None:
+    """What can be asked of a run, as commands to type."""
+    run = trained(*VAE)
+    said = genlab("tasks", f"run={run}").out
+    rows = table(said, "ability")
+    assert rows["elbo"] == ["bound"] and rows["log_prob"] == ["none"]
+    assert f"genlab sample run={run}" in said and "metrics=[likelihood" in said
+
+
+def test_python_m(genlab_process, genlab) -> None:
+    """`python -m genlab` is `genlab`."""
+    process = genlab_process("--help")
+    assert process.code == 0 and process.out == genlab("--help").out == genlab().out
+    installed = shutil.which("genlab", path=str(Path(sys.executable).parent))
+    if installed:
+        assert (
+            subprocess.run([installed, "--help"], capture_output=True, text=True, check=True).stdout
+            == process.out
+        )
+
+
+# --- speed ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_command_composes_once(genlab, monkeypatch):
+    """Hydra composes a second time to look for a sweep that -m alone asks for here: a fifth of a second of each start."""
+    from hydra._internal.config_loader_impl import ConfigLoaderImpl
+
+    composed, load = [], ConfigLoaderImpl.load_configuration
+    counted = lambda *a, **k: composed.append(k["run_mode"].name) or load(*a, **k)  # noqa: E731
+    monkeypatch.setattr(ConfigLoaderImpl, "load_configuration", counted)
+    assert genlab("train", *VAE, *TINY).code == 0
+    assert composed == ["RUN"]
+
+
+@pytest.mark.parametrize(("command", "seconds"), [("--help", 0.4), ("train --cfg job", 0.8)])
+def test_answers_at_once(command: str, seconds: float, genlab_process) -> None:
+    """The best of 5 starts, in seconds of CPU: the clock on the wall would measure the tests beside this one."""
+    took = []
+    for _ in range(5):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        assert genlab_process(*command.split()).code == 0
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        took.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+    assert min(took) < seconds
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "--help",
+        "train --cfg job",
+        "train model=vea",
+        "datasets",
+        "completion bash",
+        "sweep status nowhere",
+    ],
+)
+def test_no_torch_until_there_is_work(command: str, tmp_path: Path) -> None:
+    """What needs no tensor imports no torch."""
+    code = (
+        "import sys, genlab.cli.main\n"
+        f"sys.argv = ['genlab', *{command.split()!r}]\n"
+        "try:\n    genlab.cli.main.main()\nexcept SystemExit:\n    pass\n"
+        "assert 'torch' not in sys.modules, 'torch was imported'"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert ended.returncode == 0, ended.stderr
+
+
+# --- completion -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("genlab ", {*commands.COMMANDS, *commands.LISTS}),
+        ("genlab ev", {"evaluate"}),
+        ("genlab train model=", set(RECIPES)),
+        ("genlab train model=real", {n for n in RECIPES if n.startswith("real")}),
+        ("genlab train mod", {"model=", "model."}),
+        ("genlab train seed=1 trainer.st", {"trainer.steps="}),
+        ("genlab sample sampler=dd", {"ddim"}),
+        ("genlab train hydra/launcher=slurm_", {"slurm_cpu", "slurm_node", "slurm_preemptible"}),
+        ("genlab sweep re", {"rerun", "resume"}),
+        ("genlab sweep status b", {"bin"}),
+    ],
+)
+def test_completion(line: str, expected: set[str], genlab, tmp_path: Path) -> None:
+    """Tab after a command line gives commands, groups, their choices and options."""
+    bin = tmp_path / "bin"
+    bin.mkdir()
+    (bin / "genlab").write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m genlab "$@"\n')
+    (bin / "genlab").chmod(0o755)
+    script = genlab("completion", "bash").out
+    typed = line.split(" ")
+    last = typed[-1].partition("=")
+    split = (
+        [*typed[:-1], *(part for part in last if part)] if last[1] else typed
+    )  # Bash splits words at = too
+    if last[1] and not last[2]:
+        split = [*typed[:-1], last[0], "=", ""]
+    code = (
+        f"{script}\nCOMP_LINE={shlex.quote(line)}; COMP_POINT={len(line)}; COMP_WORDS=({shlex.join(split)}); "
+        f"COMP_CWORD={len(split) - 1}; _genlab; printf '%s\\n' \"${{COMPREPLY[@]}}\""
+    )
+    env = os.environ | {"PATH": f"{bin}:{os.environ['PATH']}"}
+    said = subprocess.run(
+        ["bash", "-c", code], env=env, cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert set(said.stdout.split()) == expected, said.stderr
+
+
+def test_completion_of_zsh(genlab) -> None:
+    """zsh takes Bash's function through its own bashcompinit."""
+    bash, zsh = genlab("completion", "bash").out, genlab("completion", "zsh").out
+    assert zsh.endswith(bash) and "bashcompinit" in zsh
+    if shutil.which("zsh"):
+        subprocess.run(["zsh", "-n"], input=zsh, text=True, check=True)
+
+
+def test_a_resume_of_a_finished_run_is_no_error_and_changes_nothing(genlab, trained) -> None:
+    """A scheduler that starts a job again after its end must not see it fail."""
+    run = trained(*VAE)
+    before = {path: path.read_bytes() for path in [*sorted(run.rglob("*.pt")), run / "stats.jsonl"]}
+    result = genlab("train", f"resume={run}")
+    assert result.code == 0 and "is done: 2 steps" in result.out and "trainer.steps=" in result.out
+    assert before == {path: path.read_bytes() for path in before}
+
+
+def test_ctrl_c_before_the_first_step_is_one_line(genlab_process, tmp_path: Path) -> None:
+    """A model whose constructor sends the signal: the handlers of a training are not set then."""
+    (tmp_path / "slow.py").write_text(
+        "import signal\nfrom torch import nn\n\n\nclass Slow(nn.Module):\n"
+        "    def __init__(self, spec):\n        super().__init__()\n"
+        "        signal.signal(signal.SIGINT, signal.default_int_handler)  # who runs the tests may have it ignored\n"
+        "        signal.raise_signal(signal.SIGINT)\n"
+    )
+    (tmp_path / "confs" / "model").mkdir(parents=True)
+    (tmp_path / "confs" / "model" / "slow.yaml").write_text(
+        "# @package _global_\nmodel:\n  _target_: slow.Slow\ntrainer:\n  name: vae\nallow: [slow]\n"
+    )
+    result = genlab_process("train", "--config-dir", "confs", "model=slow", "out=run")
+    assert result.code == 130 and not (tmp_path / "run").exists()
+    assert result.err.splitlines() == [
+        "genlab: SIGINT: interrupted; what was saved before stays"
+    ], result.err
+
+
+def test_a_reader_that_has_seen_enough_is_no_error(repository) -> None:
+    """`genlab models | head -1`: the pipe is closed before the rest is written."""
+    line = f"set -o pipefail; {sys.executable} -m genlab models | head -n 1"
+    ended = subprocess.run(
+        ["bash", "-c", line], capture_output=True, text=True, cwd=repository, check=False
+    )
+    assert (ended.returncode, ended.stderr) == (0, ""), ended.stderr

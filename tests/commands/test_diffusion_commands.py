@@ -1,0 +1,201 @@
+"""What the commands ask of diffusion models that were trained to draw: restoration, editing, codes, classes, likelihood."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from genlab.builders import entrypoints
+from genlab.commands.classify import classify
+from genlab.commands.denoise import denoise
+from genlab.commands.evaluate import evaluate
+from genlab.commands.inpaint import inpaint
+from genlab.commands.interpolate import interpolate, spherical
+from genlab.commands.reconstruct import reconstruct
+from genlab.commands.sample import sample
+from genlab.commands.translate import colorize, superres, translate
+from genlab.errors import UserError
+
+SMALL = ("backbone=unet_small", "model.backbone.channels=8", "model.backbone.attention=[4]")
+RUNS = {
+    "ddpm": ("model=ddpm_small", *SMALL, "model.timesteps=20", "model.conditional=true"),
+    "edm": ("model=edm", *SMALL, "model.backbone.blocks=1", "model.conditional=true"),
+    "flow_matching": ("model=flow_matching", *SMALL, "model.conditional=true"),
+    "colour": ("model=flow_matching", *SMALL, "dataset=fake", "dataset.shape=[3,8,8]"),
+    "vae": ("model=vae",),
+    "codec": ("model=ae",),
+    "points": ("model=edm_points", "dataset.n=500", "model.backbone.hidden=[16]"),
+}
+each_image = pytest.mark.parametrize("name", ["ddpm", "edm", "flow_matching"])
+
+
+@cache
+def loaded(folder: Path):
+    return entrypoints.load_run({"run": str(folder), "device": {"name": "cpu"}})
+
+
+@pytest.fixture
+def run(trained):
+    def find(name: str):
+        if name == "latent":
+            return loaded(
+                trained(
+                    "model=ldm",
+                    f"codec.run={trained(*RUNS['codec'])}",
+                    "model.diffusion.conditional=true",
+                )
+            )
+        return loaded(trained(*RUNS[name]))
+
+    return find
+
+
+def arrays(folder: Path) -> dict[str, np.ndarray]:
+    (path,) = folder.glob("*.npz")
+    return dict(np.load(path))
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@each_image
+def test_sampling_shows_on_a_terminal_how_far_it_is(run, name, tmp_path, monkeypatch):
+    for stream, bar in ((io.StringIO(), False), (Terminal(), True)):
+        monkeypatch.setattr("sys.stderr", stream)
+        sample(run(name), n=3, batch_size=2, sampler={"steps": 4}, out=str(tmp_path))
+        assert ("items 3 to 3 of 3" in stream.getvalue()) == bar
+
+
+@pytest.mark.parametrize("name", ["ddpm", "points", "latent"])
+@pytest.mark.parametrize(("option", "bad"), [
+    ("steps", 0), ("steps", "many"), ("eta", -0.1), ("eta", "some"), ("eta", 1.5), ("churn", -1), ("shift", 0), ("shift", "far"),
+    ("spacing", "cubic"), ("variance", "none"), ("guidance", -2), ("interval", 3), ("interval", [1]), ("interval", [3, 0.2]),
+    ("noise_interval", 3), ("noise_interval", [3, 0.2]), ("noise_interval", [0.2, 3]),
+    ("threshold", 2),
+])  # fmt: skip
+def test_a_sampler_s_option_has_the_values_that_it_has(run, name, option, bad, tmp_path):
+    with pytest.raises(UserError, match=re.escape(f"sampler.{option}")):
+        sample(run(name), n=2, sampler={option: bad}, out=str(tmp_path))
+
+
+@each_image
+def test_super_resolution(run, name, tmp_path):
+    record = superres(run(name), n=4, factor=2, out=str(tmp_path))
+    found = arrays(tmp_path)
+    assert found["output"].shape == (4, 1, 8, 8) and np.isfinite(found["output"]).all()
+    assert record["task"] == "superres" and record["how"] == "restore"
+    assert "psnr_db_of_bicubic" in record
+    with pytest.raises(UserError, match=r"dataset.factor=3"):
+        superres(run(name), n=2, factor=3, out=str(tmp_path))
+    with pytest.raises(UserError, match="own data set"):
+        superres(run(name), folder=str(tmp_path))
+
+
+def test_colours_agree_with_the_grey_that_was_seen(run, tmp_path):
+    colorize(run("colour"), n=4, out=str(tmp_path))
+    found = arrays(tmp_path)
+    grey = (found["output"] * np.array([0.299, 0.587, 0.114])[None, :, None, None]).sum(
+        1, keepdims=True
+    )
+    assert found["output"].shape == (4, 3, 8, 8) and np.abs(grey - found["source"]).mean() < 0.15
+    with pytest.raises(UserError, match="colour images"):
+        colorize(run("ddpm"), n=2, out=str(tmp_path))
+
+
+@each_image
+def test_editing(run, name, tmp_path):
+    weak = translate(run(name), n=6, strength=0.0, out=str(tmp_path / "a"))
+    assert weak["squared_error_to_the_source"]["value"] < 1e-6
+    strong = translate(run(name), n=6, strength=1.0, y=3, out=str(tmp_path / "b"))
+    assert strong["squared_error_to_the_source"]["value"] > 1
+    with pytest.raises(UserError, match="classes 0 to 9"):
+        translate(run(name), n=2, y=10)
+
+
+@each_image
+def test_denoising_knows_how_strong_the_noise_is(run, name, tmp_path):
+    record = denoise(run(name), n=6, level=0.1, out=str(tmp_path))
+    assert record["level"] == 0.1 and np.isfinite(record["psnr_db_after"]["value"])
+    with pytest.raises(UserError, match="noise=gaussian"):
+        denoise(run(name), n=2, noise="masking", out=str(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["ddpm", "edm", "flow_matching", "points"])
+def test_codes_inpainting_and_likelihood(run, name, tmp_path):
+    of = run(name)
+    assert np.isfinite(reconstruct(of, n=4, out=str(tmp_path / "a"))["squared_error"]["value"])
+    inpaint(of, n=3, mask="half", side="left", draws=2, steps=5, out=str(tmp_path / "b"))
+    found = arrays(tmp_path / "b")
+    assert np.allclose(
+        np.where(found["hidden"][:, None], 0, found["filled"] - found["x"][:, None]), 0
+    )
+    found = evaluate(of, n=8, terms=3, metrics=["likelihood", "ode_likelihood"])
+    assert all(np.isfinite(found[key]) for key in ("nll_elbo", "nll_ode"))
+    assert ("bits_per_dim_ode" in found) == (name != "points") and ("nll_ode_gap" in found) == (
+        name == "points"
+    )
+    rows = [
+        row
+        for row in json.loads((of.folder.path / "metrics.json").read_text())["metrics"]
+        if "ode" in row["name"]
+    ]
+    schedule = getattr(of.model, "schedule", None)
+    sigma = schedule.snr(torch.tensor([0])).item() ** -0.5 if schedule else 0.002
+    said = (
+        f"{sigma:.2g}" if name == "points" else f"{sigma / (2 / 16):.2g} grey levels"
+    )  # of the digits' 17
+    assert (
+        all(row["conditions"]["start noise"] == said and row["tag"] == "estimate" for row in rows)
+        and len(rows) == 2
+    )
+
+
+WAYS = {"ddpm": "spherical", "points": "spherical", "latent": "spherical", "vae": "linear"}
+
+
+@pytest.mark.parametrize(("name", "own"), WAYS.items())
+def test_the_way_between_codes_is_the_models_own(run, name, own, tmp_path):
+    assert interpolate(run(name), n=2, frames=3, out=str(tmp_path / "a"))["how"] == own
+    found = arrays(tmp_path / "a")
+    a, b = (torch.from_numpy(found["z"][:, k]) for k in (0, -1))
+    middle = spherical(a, b, torch.tensor([0.5])) if own == "spherical" else (a + b)[:, None] / 2
+    torch.testing.assert_close(torch.from_numpy(found["z"][:, 1:2]), middle)
+    asked = interpolate(
+        run(name), n=2, frames=3, how="linear", between="prior", out=str(tmp_path / "b")
+    )
+    assert asked["how"] == "linear"
+
+
+def test_a_latent_model_is_asked_what_its_codes_can_answer(run, tmp_path):
+    of = run("latent")
+    assert np.isfinite(reconstruct(of, n=3, out=str(tmp_path / "a"))["squared_error"]["value"])
+    back = reconstruct(run("codec"), n=6, out=str(tmp_path / "b"))["squared_error"]["value"]
+    weak = translate(of, n=6, strength=0.0, out=str(tmp_path / "c"))["squared_error_to_the_source"][
+        "value"
+    ]
+    strong = translate(of, n=6, strength=1.0, y=3, out=str(tmp_path / "d"))[
+        "squared_error_to_the_source"
+    ]["value"]
+    assert weak == pytest.approx(back, rel=1e-4) and strong != weak  # the least that a codec leaves
+    first, again = (classify([of], n=8, terms=2) for _ in range(2))
+    assert first["nll_of_labels"] == again["nll_of_labels"] and "noise" in first["rule"]
+    for ask in (denoise, superres):  # noise on pixels is none of a known strength on codes
+        with pytest.raises(UserError, match="ldm has not"):
+            ask(of, n=2)
+
+
+@each_image
+def test_classes_are_told_by_the_same_noise(run, name):
+    of = run(name)
+    for by, said in ((None, "noise"), ("noise", "noise"), ("bound", "bound")):
+        first, again = (classify([of], n=8, terms=2, by=by) for _ in range(2))
+        assert first["nll_of_labels"] == again["nll_of_labels"] and said in first["rule"]

@@ -1,0 +1,214 @@
+"""What can be done with the codes of a style-based generator: mix, project, and the space w of the latent commands."""
+
+from __future__ import annotations
+
+import json
+from functools import cache, partial
+from importlib import import_module
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from genlab.builders import entrypoints
+from genlab.commands.mix import mixtures
+from genlab.commands.project import edits
+from genlab.inference import latent_search, queries
+
+STYLE = ("model=stylegan2", "model.maps=8", "model.latent=12", "model.layers=2")
+GAN = ("model=gan", "model.latent=8", "model.hidden=[16]")
+
+
+@cache
+def loaded(folder: Path):
+    return entrypoints.load_run({"run": str(folder), "device": {"name": "cpu"}})
+
+
+@pytest.fixture
+def ask(trained, tmp_path):
+    """`ask("mix", n=3)` asks a StyleGAN2 and returns what it wrote: the JSON and the .npz as one dict."""
+
+    def answer(command: str, *, of: tuple[str, ...] = STYLE, **options) -> dict:
+        out = tmp_path / "asked"
+        for old in out.glob("*"):
+            old.unlink()
+        record = getattr(import_module(f"genlab.commands.{command}"), command)(
+            loaded(trained(*of)), **options, out=str(out)
+        )
+        (file,), (arrays,) = out.glob("*.json"), out.glob("*.npz")
+        assert json.loads(file.read_text()) == json.loads(json.dumps(record)) and list(
+            out.glob("*.png")
+        )
+        with np.load(arrays) as held:
+            return {**record, "npz": arrays, **{key: torch.from_numpy(held[key]) for key in held}}
+
+    return answer
+
+
+# --- mix --------------------------------------------------------------------------------------------------------------
+
+
+def test_mixtures_are_loops_over_layers():
+    torch.manual_seed(0)
+    a, b = torch.randn(2, 5, 3), torch.randn(4, 5, 3)
+    found = mixtures(a, b, 1, 3)
+    assert found.shape == (2, 4, 5, 3)
+    for i in range(2):
+        for j in range(4):
+            assert torch.equal(found[i, j], torch.cat([a[i, :1], b[j, 1:3], a[i, 3:]]))
+    assert torch.equal(mixtures(a, b, 0, 5), b.expand(2, 4, 5, 3)) and torch.equal(
+        mixtures(a, b, 2, 2)[:, 0], a
+    )
+
+
+def test_mix_decodes_the_mixtures(ask, trained):
+    found = ask("mix", rows=2, columns=3)
+    model = loaded(trained(*STYLE)).model
+    assert (
+        found["layers"] == 4 and found["coarse_layers"] == [0, 0] and found["fine_layers"] == [3, 3]
+    )
+    for scale in ("coarse", "middle", "fine"):
+        start, end = found[f"{scale}_layers"]
+        w = mixtures(found["w_a"], found["w_b"], start, end + 1)
+        torch.testing.assert_close(
+            found[scale], model.synthesise(w.flatten(0, 1)).detach().unflatten(0, (2, 3))
+        )
+        off = (found[scale] - found["a"][:, None]).double().square().mean().item()
+        assert found[f"{scale}_of_b_distance_to_a"]["value"] == pytest.approx(off, rel=1e-5)
+    assert ask("mix", rows=2, columns=3, cuts=(1, 4)).keys() & {"coarse", "middle", "fine"} == {
+        "coarse",
+        "middle",
+    }
+    still = ask("mix", rows=2, columns=2, truncation=0.0)
+    assert (
+        torch.equal(still["a"][0], still["a"][1])
+        and still["coarse_of_b_distance_to_b"]["value"] == 0
+    )
+
+
+# --- w in the latent commands -----------------------------------------------------------------------------------------
+
+
+def test_w_is_the_style_of_the_prior(trained):
+    run = loaded(trained(*STYLE))
+    torch.manual_seed(0)
+    w = queries.draw(run, 3, space="w")
+    torch.manual_seed(0)
+    z = run.model.prior(3)
+    torch.testing.assert_close(queries.decoder(run, "w")(w), run.model.decode(z))
+    assert queries.reference(run, "test", 0, space="w").shape == (queries.DRAWS, 12)
+
+
+@pytest.mark.parametrize("space", ["z", "w"])
+def test_the_latent_commands_take_a_space(ask, trained, space):
+    run = loaded(trained(*STYLE))
+    decode = torch.no_grad()(queries.decoder(run, space))
+    torch.manual_seed(5)
+    codes = queries.draw(run, 9, space=space)
+    ways = ask("interpolate", n=2, frames=3, space=space, seed=5)
+    torch.testing.assert_close(ways["z"][:, 1], (ways["z"][:, 0] + ways["z"][:, 2]) / 2)
+    torch.testing.assert_close(ways["frames"].flatten(0, 1), decode(ways["z"].flatten(0, 1)))
+    sums = ask(
+        "arithmetic", by="draw", space=space, a=[0, 1, 2], b=[3, 4, 5], c=[6, 7, 8], n=9, seed=5
+    )
+    means = codes.unflatten(0, (3, 3)).mean(1)  # of three draws a term
+    torch.testing.assert_close(sums["z"], torch.cat([means, means[:1] - means[1:2] + means[2:]]))
+    torch.testing.assert_close(sums["direction"], means[2] - means[1])
+    moved = ask("traverse", n=2, frames=3, space=space)
+    assert moved["frames"].shape[:2] == (2, 3) and moved["start"].shape == (12,)
+
+
+# --- project ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_best_of_several_searches_comes_first():
+    torch.manual_seed(0)
+    double_well = lambda z: (z.square() - 1).square() + 0.3 * z  # noqa: E731 — its minimum at −1 is the lower one
+    usual = torch.randn(100, 1, dtype=torch.float64)
+    x = torch.full((2, 1), -0.31, dtype=torch.float64)
+    known = torch.ones_like(x, dtype=torch.bool)
+    first = torch.tensor([[1.2], [-1.2], [-1.2], [1.2]], dtype=torch.float64)
+    z = latent_search.searches(
+        double_well, x, known, tries=2, first=first, usual=usual, weight=0.0, steps=200
+    )
+    assert z.shape == (2, 2, 1)
+    left = (double_well(z) - x[:, None]).square().squeeze(2)
+    assert (left[:, 0] <= left[:, 1]).all() and (z[:, 0] < -0.8).all() and (z[:, 1] > 0.8).all()
+
+
+@pytest.mark.parametrize("space", ["z", "w"])
+def test_project_finds_an_item_of_its_own(ask, trained, tmp_path, space):
+    run = loaded(trained(*STYLE))
+    torch.manual_seed(7)
+    low, high = run.spec.range
+    mine = (
+        ((run.model.decode(run.model.prior(1)).detach()[0, 0] - low) / (high - low) * 255)
+        .round()
+        .byte()
+        .numpy()
+    )
+    Image.fromarray(mine).save(tmp_path / "mine.png")
+    found = ask(
+        "project", images=str(tmp_path / "mine.png"), space=space, steps=150, tries=2, weight=0.0
+    )
+    assert found["x"].shape == found["found"].shape == (1, *run.spec.shape)
+    np.testing.assert_array_equal(
+        ((found["x"][0, 0] - low) / (high - low) * 255).round().byte(), mine
+    )
+    torch.testing.assert_close(
+        found["found"], torch.no_grad()(queries.decoder(run, space))(found["z"])
+    )
+    error = (found["x"] - found["found"]).double().square().sum().item()
+    assert found["squared_error"]["value"] == pytest.approx(error)
+    assert error < 0.1 * found["squared_error_of_the_mean_item"]["value"]
+
+
+def test_edits_go_towards_the_next_or_along_a_direction(ask):
+    z = torch.randn(3, 4)
+    ways, names = edits(z, "interpolate", (0.0, 1.0))
+    torch.testing.assert_close(ways, torch.stack([z, z.roll(-1, 0)], 1))
+    assert names == ["+0", "+1"]
+    sums = ask("arithmetic", of=GAN, by="draw", a=0, b=1, c=2, n=3)
+    kept = Path(sums["npz"]).rename(sums["npz"].parent.parent / "direction.npz")
+    found = ask("project", of=GAN, n=2, steps=3, tries=1, edit=str(kept), strengths=(0.5, -1.0))
+    moved = found["z"][:, None] + torch.tensor([0.5, -1.0])[:, None] * sums["direction"]
+    torch.testing.assert_close(found["codes_of_edits"], moved)
+    assert found["edited"].shape[:2] == (2, 2)
+
+
+REFUSED = [
+    (GAN, "mix", ["genlab mix needs", "stylegan2"]),
+    (GAN, "project space=w", ["GAN has no synthesise", "stylegan2"]),
+    (GAN, "interpolate space=w", ["GAN has no styles", "stylegan2"]),
+    (STYLE, "mix cuts=[3,9]", ["cuts=[3, 9]", "0 to 3"]),
+    (STYLE, "interpolate space=w between=data", ["has no encode"]),
+    (STYLE, "traverse space=w item=3", ["space=z", "genlab project"]),
+    (STYLE, "arithmetic space=w a=3", ["by=draw"]),
+    (STYLE, "project edit=nothing.npz", ["edit=nothing.npz", "interpolate"]),
+    (STYLE, "project images=nothing.png", ["nothing.png", "cannot be read"]),
+    (GAN, "sample sampler.truncation=0.5", ["truncation"]),
+]
+
+
+@pytest.mark.parametrize(("of", "words", "said"), REFUSED, ids=[words for _, words, _ in REFUSED])
+def test_a_refusal_says_what_would_be_right(of, words, said, genlab, trained):
+    command, *options = words.split()
+    error = genlab(command, f"run={trained(*of)}", "device=cpu", *options).error
+    assert all(word in error for word in said), error
+
+
+COMMAND_LINES = [
+    ("mix", "rows=2", "columns=2", "truncation=0.7"),
+    ("project", "n=2", "steps=2", "tries=1", "space=w", "edit=interpolate"),
+    ("sample", "n=4", "sampler.truncation=0.5"),
+]
+
+
+@pytest.mark.parametrize("words", COMMAND_LINES, ids=lambda words: words[0])
+def test_the_command_line_takes_the_options(words, genlab, trained):
+    run = partial(genlab, words[0], f"run={trained(*STYLE)}", "device=cpu", "out=here", *words[1:])
+    result = run()
+    assert result.code == 0, result.err
+    assert ".png" in result.out and ".npz" in result.out

@@ -1,0 +1,724 @@
+"""Runs side by side: what becomes a column and a row, the three files that say it, and the page in a browser."""
+
+from __future__ import annotations
+
+import csv
+import html
+import json
+import re
+import shutil
+import subprocess
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+from genlab.commands.compare import Wanted, compare, find_runs
+from genlab.comparison import charts, html_report
+from genlab.comparison.run_records import Entry
+from genlab.comparison.table import compared, number
+from genlab.comparison.text_report import print_table, to_csv, to_markdown
+from genlab.errors import UserError
+from genlab.runs.run_folder import RunFolder
+from genlab.viz import image_grids
+
+REGULARISERS = ("none", "r1", "gradient_penalty", "spectral")
+NASTY = """<script>alert(1)</script>"'&$_{x}"""
+IN_A_NAME = NASTY.replace("/", "∕")  # a file's name holds anything else
+
+
+def row(name: str, value: float, metric: str = "frechet", **more: Any) -> dict[str, Any]:
+    """Return a row of a record."""
+    conditions = {
+        "features": "classifier ab12cd, 99.0% on digits test",
+        "n": 1000,
+        "split": "test",
+        "seed": 0,
+    }
+    plain = {
+        "unit": "",
+        "tag": "estimate",
+        "error": 0.1,
+        "floor": 0.5,
+        "better": "lower",
+        "conditions": conditions,
+    }
+    return {"metric": metric, "name": name, "value": value, **plain, **more}
+
+
+def cost(name: str, value: float, better: str = "lower") -> dict[str, Any]:
+    return row(
+        name,
+        value,
+        "cost",
+        unit="s",
+        tag="exact",
+        error=None,
+        floor=None,
+        better=better,
+        conditions={},
+    )
+
+
+Make = Callable[..., Path]
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Make:
+    """`make("vae", [row(…)], seed=1)`: a run folder, written by hand; its record names a picture outside of it."""
+    image_grids.save(np.zeros((20, 20, 3), np.uint8), tmp_path / "secret.png")
+
+    def write(
+        model: str, rows: list[dict] | None = None, *, name: str = "", seed: int = 0, absent: dict | None = None,
+        config: dict | None = None, settings: dict | None = None, dataset: str = "digits", step: int = 100,
+    ) -> Path:  # fmt: skip
+        folder = tmp_path / "runs" / (name or f"{model}-{seed}")
+        (folder / "samples").mkdir(parents=True)
+        spec = {
+            "shape": [1, 8, 8],
+            "kind": "image",
+            "classes": 10,
+            "levels": 2,
+            "range": [0, 1],
+            "dequantised": False,
+        }
+        info = {
+            "model": model,
+            "dataset": dataset,
+            "command": ["genlab", "train", model],
+            "seed": seed,
+            "spec": spec,
+        }
+        own = {
+            "seed": seed,
+            "out": str(folder),
+            "dataset": {"root": str(folder), "size": 8},
+            "model": {"latent": 2},
+        }
+        own |= config or {}
+        (folder / "run.json").write_text(json.dumps(info))
+        (folder / "config.yaml").write_text(yaml.safe_dump(own))
+        log = [
+            {"step": s, "loss": 10 / s + seed, "lr/model": 0.1, "seconds": s}
+            for s in range(1, 101, 5)
+        ]
+        log += [{"step": s, "evaluation": {"frechet_classifier": 100 / s}} for s in (50, 100)]
+        (folder / "stats.jsonl").write_text("\n".join(map(json.dumps, log)) + '\n{"step": 10')
+        for where in ("samples/step_000000100.png", "reals.png", "evaluation/nearest.png"):
+            image_grids.save(np.full((20, 20, 3), 30 * seed, np.uint8), folder / where)
+        if rows is not None:
+            asked = {
+                "split": "test",
+                "n": 1000,
+                "seed": 0,
+                "k": 100,
+                "terms": 20,
+                "features": None,
+                "sampler": {},
+            }
+            record = {
+                "model": model,
+                "dataset": dataset,
+                "seed": seed,
+                "step": step,
+                "settings": asked | (settings or {}),
+            }
+            record |= {"metrics": rows, "absent": absent or {}}
+            record["pictures"] = {"nearest": "evaluation/nearest.png", "secret": "../../secret.png"}
+            (folder / "metrics.json").write_text(json.dumps(record))
+        return folder
+
+    return write
+
+
+def never(where: str) -> Any:
+    raise AssertionError(f"{where} was loaded")
+
+
+def of(*folders: Path, labels: tuple[str, ...] = ()):
+    """Return the comparison of folders with their records as they are."""
+    records = [
+        json.loads((f / "metrics.json").read_text()) if (f / "metrics.json").exists() else None
+        for f in folders
+    ]
+    named = [*labels, *[None] * (len(folders) - len(labels))]
+    return compared([Entry(f, r, n) for f, r, n in zip(folders, records, named, strict=True)])
+
+
+# --- which runs -------------------------------------------------------------------------------------------------------
+
+
+def test_runs(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Folders, globs, folders of runs and checkpoints name runs, each once, in the order given."""
+    a, b = make("vae", name="sweep/2"), make("vae", name="sweep/10", seed=1)
+    checkpoint = b / "checkpoints" / "step_000000100.pt"
+    checkpoint.parent.mkdir()
+    checkpoint.touch()
+    (a.parent / "multirun.yaml").touch()
+    folders = lambda runs: [(w.run.path, w.checkpoint) for w in find_runs(runs)]  # noqa: E731
+    assert folders([str(b), str(a), f"{a}/"]) == [(b, None), (a, None)]
+    for whole in (str(a.parent), f"{a.parent}/*", f"{tmp_path}/**"):
+        assert folders(whole) == [(a, None), (b, None)], whole  # 2 before 10
+    assert folders([str(b), str(checkpoint)]) == [(b, None), (b, checkpoint)]
+    monkeypatch.chdir(a.parent)
+    assert folders([2, 10]) == [(Path("2"), None), (Path("10"), None)]
+    for wrong, said in (
+        (None, "give runs="),
+        ([], "give runs="),
+        ("nowhere", "no such run"),
+        (str(a / "samples"), "is no run"),
+    ):
+        with pytest.raises(UserError, match=said):
+            find_runs(wrong)
+
+
+# --- columns ----------------------------------------------------------------------------------------------------------
+
+
+def test_seeds_become_one_column(make: Make) -> None:
+    """Three seeds of one recipe: the mean 4 and the deviation 2 of 2, 4 and 6; another recipe stays apart."""
+    runs = [
+        make("vae", [row("frechet_classifier", v)], seed=s) for s, v in enumerate((2.0, 4.0, 6.0))
+    ]
+    other = make(
+        "vae", [row("frechet_classifier", 5.0)], name="other", config={"model": {"latent": 5}}
+    )
+    again = make("vae", [row("frechet_classifier", 7.0)], name="again", seed=2)
+    found = of(*runs, other, again)
+    assert [c.title for c in found.columns] == [
+        "vae latent=2 (3 seeds)",
+        "vae latent=5",
+        "vae latent=2 #2",
+    ]
+    first, second, third = found.row(0)
+    assert (first.value, first.spread, first.kind, first.seeds) == (4.0, 2.0, "s.d.", 3)
+    assert (second.value, second.spread, second.kind, second.best) == (5.0, 0.1, "s.e.", False)
+    assert first.best and third.value == 7.0  # a seed that is there twice is no further seed
+    assert first.text() == "4.0 ± 2.0"
+
+
+def test_a_sweep_is_labelled_by_what_was_typed_where_options_alone_do_not_tell_its_columns_apart(
+    make: Make,
+) -> None:
+    """Four options differ, and three of them leave two columns alike; the command that made them says it in two words."""
+    runs = []
+    for loss in ("hinge", "minimax"):
+        for i, regulariser in enumerate(REGULARISERS):
+            config = {
+                "model": {
+                    "loss": loss,
+                    "r1": 0.1 * (i == 1),
+                    "slope": 10.0 * (i == 2),
+                    "spectral": i == 3,
+                }
+            }
+            folder = make("gan", [row("frechet_classifier", i)], name=f"{loss}{i}", config=config)
+            info = json.loads((folder / "run.json").read_text())
+            info["command"] = [
+                "genlab",
+                "train",
+                f"model.loss={loss}",
+                f"+regulariser={regulariser}",
+                "seed=0",
+                f"out={folder}",
+            ]
+            (folder / "run.json").write_text(json.dumps(info))
+            runs.append(folder)
+    labels = [c.label for c in of(*runs).columns]
+    assert labels == [
+        f"gan loss={a}, regulariser={b}" for a in ("hinge", "minimax") for b in REGULARISERS
+    ]
+
+
+def test_what_runs_said_of_themselves_stands_below_the_numbers(
+    make: Make, capsys: pytest.CaptureFixture
+) -> None:
+    """Two of three seeds name an ailment, one of them again later; what is after the step of the numbers is not told."""
+    runs = [
+        make("gan", [row("frechet_classifier", v)], seed=s) for s, v in enumerate((2.0, 4.0, 6.0))
+    ]
+    for folder, steps in zip(runs, ((), (60, 90), (40, 300)), strict=True):
+        lines = [
+            json.dumps({"step": s, "notes": [f"mode collapse {NASTY}; try +regulariser=r1"]})
+            for s in steps
+        ]
+        (folder / "stats.jsonl").write_text("\n".join(lines))
+    found = of(*runs)
+    ((what, columns),) = found.notes().items()
+    assert what.startswith("mode collapse ") and "try" not in what
+    assert columns == {"gan": "2 of 3 seeds, from step 40"}
+    print_table(found)
+    for text in (capsys.readouterr().out, to_markdown(found), html_report.page(found)):
+        assert "mode collapse" in text and "2 of 3 seeds, from step 40" in text
+
+
+def test_many_models_go_down_in_markdown_too(make: Make) -> None:
+    runs = [
+        make(name, [row("frechet_classifier", i)]) for i, name in enumerate(("ae", "vae", "gan"))
+    ]
+    lines = to_markdown(of(*runs)).splitlines()
+    assert [line.split("|")[1].strip() for line in lines[2:6]] == ["unit", "ae", "vae", "gan"]
+
+
+def test_seeds_that_time_ended_are_one_column_at_whatever_steps(make: Make) -> None:
+    """Minutes are the recipe where `trainer.max_time` ends a run; where steps are, a run at fewer of them is another."""
+    rows = [row("frechet_classifier", 1.0)]
+    timed = {"trainer": {"max_time": 4}}
+    ended = [
+        make("vae", rows, seed=s, step=100 + s, config=timed, name=f"timed{s}") for s in (0, 1)
+    ]
+    assert [len(c.entries) for c in of(*ended).columns] == [2]
+    other = [make("vae", rows, seed=s, step=100 + s) for s in (0, 1)]
+    assert [len(c.entries) for c in of(*other).columns] == [1, 1]
+
+
+@pytest.mark.parametrize("better, best", [("lower", 0), ("higher", 1), ("neither", None)])
+def test_best(make: Make, better: str, best: int | None) -> None:
+    """The best of a row is marked by what its measure calls better; a number alone, or equal ones, are not."""
+    rows = lambda v: [row("a", v, better=better), row("same", 1, "same")]  # noqa: E731
+    found = of(make("vae", rows(1.0)), make("gan", [*rows(2.0), row("alone", 1, "alone")]))
+    assert [[c.best for c in found.row(i)] for i in range(3)] == [
+        [j == best for j in range(2)],
+        [False] * 2,
+        [False] * 2,
+    ]
+
+
+# --- rows -------------------------------------------------------------------------------------------------------------
+
+
+def test_other_conditions_are_other_rows(make: Make) -> None:
+    """A number of other items, another classifier or other data is never in one row with its namesake."""
+    here = row("frechet_classifier", 1.0)["conditions"]
+    others = [
+        make("gan", [row("frechet_classifier", 2.0, conditions=here | {"n": 500})]),
+        make(
+            "rbm",
+            [
+                row(
+                    "frechet_classifier",
+                    2.0,
+                    conditions=here | {"features": "classifier 999999, 98.0% on digits test"},
+                )
+            ],
+        ),
+        make("ddpm", [row("frechet_classifier", 2.0)], dataset="mnist"),
+    ]
+    base = make("vae", [row("frechet_classifier", 1.0)])
+    for other in others:
+        found = of(base, other)
+        assert len(found.measures) == 2 and not any(c.best for c in found.cells.values())
+        assert {c.reason for c in found.cells.values()} == {
+            "",
+            "measured under other conditions, in a place of its own",
+        }
+        assert len({m.label for m in found.measures}) == 2
+    same = make(
+        "realnvp",
+        [row("frechet_classifier", 3.0, conditions=here | {"seed": 5, "sampler": "steps=3"})],
+    )
+    assert (
+        len(of(base, same).measures) == 1
+    )  # neither the measurement's seed nor a model's sampler makes it another number
+    assert of(base, others[0]).measures[1].label == "frechet_classifier (n=500)"
+
+
+def test_likelihoods_of_other_data_are_apart(make: Make) -> None:
+    """The likelihood of binarised images is no number beside that of grey ones; their cost is."""
+    rows = [row("nll", 1.0, "likelihood", unit="nats"), cost("training_seconds", 3)]
+    grey = make("realnvp", rows, config={"dataset": {"binarize": "none"}})
+    binary = make("vae", rows, config={"dataset": {"binarize": "dynamic"}})
+    assert [m.label for m in of(grey, binary).measures] == [
+        "nll",
+        "nll (binarized=dynamic)",
+        "training_seconds",
+    ]
+
+
+def test_blanks_say_why(make: Make) -> None:
+    """A blank cell holds the record's reason, the numbers that a model gives instead, or why there is no record."""
+    gan = make(
+        "gan", [row("frechet_classifier", 1.0)], absent={"likelihood": "GAN has no log_prob"}
+    )
+    vae = make("vae", [row("nll_elbo", 1.0, "likelihood"), row("nll_iwae", 1.0, "likelihood")])
+    rbm = make("rbm", [row("nll", 1.0, "likelihood")])
+    found = of(gan, vae, rbm, make("ddpm"))
+    nll = next(i for i, m in enumerate(found.measures) if m.name == "nll")
+    assert [c.reason for c in found.row(nll)] == [
+        "GAN has no log_prob", "vae gives nll_elbo, nll_iwae instead", "", "it was not measured",
+    ]  # fmt: skip
+    assert all(c.reason for c in found.cells.values() if c.value is None)
+    listed = found.blanks()["GAN has no log_prob"]
+    assert list(listed) == ["gan"] and sorted(listed["gan"]) == ["nll", "nll_elbo", "nll_iwae"]
+
+
+@pytest.mark.parametrize(
+    "value, spread, shown",
+    [(97.9365, 0.2803, "97.94"), (1085.996, 12.3, "1,086"), (0.0121, 0.0008, "0.01210"), (3576704, None, "3,576,704"),
+     (0.21, None, "0.21"), (0.0, None, "0"), (float("nan"), None, "nan"), (1e-9, 1e-10, "1e-09")],
+)  # fmt: skip
+def test_digits(value: float, spread: float | None, shown: str) -> None:
+    """A number has as many digits as its spread bears."""
+    assert number(value, spread) == shown
+
+
+# --- the command ------------------------------------------------------------------------------------------------------
+
+
+def test_files_agree_with_the_records(
+    make: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """CSV holds the records' very numbers, Markdown and terminal the same ones rounded; no run is loaded for it."""
+    runs = [
+        make("vae", [row("frechet_classifier", v), cost("training_seconds", 9)], seed=s)
+        for s, v in enumerate((2.5, 3.5))
+    ]
+    runs.append(make("g|n", [row("frechet_classifier", 1.23456789)], absent={"cost": "no cost"}))
+    compare(never, find_runs([str(r) for r in runs]), out=str(tmp_path / "out"))
+    out = capsys.readouterr().out
+    lines = {
+        (line["model"], line["name"]): line
+        for line in csv.DictReader((tmp_path / "out" / "compare.csv").open())
+    }
+    vae, gan = lines["vae", "frechet_classifier"], lines["g|n", "frechet_classifier"]
+    assert (float(vae["value"]), float(vae["spread"]), vae["spread_is"], vae["seeds"]) == (
+        3.0,
+        0.5**0.5,
+        "s.d.",
+        "2",
+    )
+    assert (float(gan["value"]), float(gan["spread"]), float(gan["floor"]), gan["best"]) == (
+        1.23456789,
+        0.1,
+        0.5,
+        "1",
+    )
+    assert (
+        lines["g|n", "training_seconds"]["value"],
+        lines["g|n", "training_seconds"]["reason"],
+    ) == ("", "no cost")
+    markdown = (tmp_path / "out" / "compare.md").read_text()
+    table = [
+        re.split(r" *(?<!\\)\| *", line)[1:-1]
+        for line in markdown.splitlines()
+        if line.startswith("|")
+    ]
+    assert table[0] == ["", "unit", "vae (2 seeds)", r"g\|n", "floor"]
+    assert table[2] == [
+        "frechet_classifier ↓",
+        "",
+        "3.00 ± 0.71 estimate",
+        "**1.23 ± 0.10 estimate**",
+        "0.5",
+    ]
+    assert (
+        table[3][2:4] == ["9 ± 0 exact", "·"] and "- no cost: g\\|n (training_seconds)" in markdown
+    )
+    for shown in (
+        "3.00 ± 0.71 estimate",
+        "1.23 ± 0.10 estimate *",
+        "no cost: g|n (training_seconds)",
+        "compare.html",
+    ):
+        assert shown in out
+
+
+def test_asking_for_other_settings(make: Make, tmp_path: Path) -> None:
+    """A record made under other settings than asked, of another step, or of an old format does not count."""
+    run = make("vae", [row("frechet_classifier", 1.0)])
+
+    def reason(**asked: Any) -> str:
+        found = compare(
+            never, find_runs(str(run)), evaluate=False, out=str(tmp_path / "out"), **asked
+        )
+        return found.columns[0].entries[0].missing
+
+    assert reason(n=1000, seed=0, split="test") == ""
+    assert reason(n=500) == "it was measured with n=1000, and n=500 is asked for"
+    assert reason(features=["pixels"]).startswith("it was measured with features=None")
+    assert reason(metrics=["likelihood"]) == "its record has no likelihood"
+    assert reason(sampler={"name": "ddim", "steps": 5}).startswith("it was not measured with")
+    with pytest.raises(UserError, match="there is no 'likelyhood'.*did you mean"):
+        reason(metrics=["likelyhood"])
+    (run / "checkpoints").mkdir()
+    (run / "checkpoints" / "step_000000200.pt").touch()
+    assert reason() == "its numbers are of step 100, and it is at step 200"
+    (run / "metrics.json").write_text(json.dumps({"step": 200, "settings": {}, "metrics": []}))
+    assert reason() == "it was not measured"
+
+
+def test_the_record_of_another_sampler_serves_where_none_is_asked_for(
+    make: Make, tmp_path: Path
+) -> None:
+    """A run measured with DDIM alone is compared by that; a lecture's column of the model's own sampler is not."""
+    run = make(
+        "ddpm",
+        [row("frechet_classifier", 1.0)],
+        settings={"sampler": {"sampler": "ddim", "steps": 5}},
+    )
+    missing = lambda wanted: (
+        compare(never, wanted, evaluate=False, out=str(tmp_path / "out"))
+        .columns[0]
+        .entries[0]
+        .missing
+    )  # noqa: E731
+    assert missing(find_runs(str(run))) == ""
+    assert missing([Wanted(RunFolder(run), sampler={})]) == "it was not measured"
+
+
+def test_measuring(trained: Callable[..., Path], tmp_path: Path) -> None:
+    """Runs without a record are measured, as asked; a metric that does not fit one leaves a blank with its reason."""
+    from genlab.builders import entrypoints
+
+    loaded: list[str] = []
+
+    def load(where: str) -> Any:
+        loaded.append(where)
+        return entrypoints.load_run({"run": where})
+
+    options = ("dataset=digits",)
+    runs = [
+        str(shutil.copytree(trained(f"model={m}", *options), tmp_path / m)) for m in ("vae", "gan")
+    ]
+    asked = {"n": 8, "metrics": ["likelihood"], "out": str(tmp_path / "out")}
+    for _ in range(2):
+        found = compare(load, find_runs(runs), **asked)
+        assert loaded == runs  # the second time nothing is
+        assert {m.metric for m in found.measures} == {"likelihood"}
+        assert all(c.value is not None for (_, j), c in found.cells.items() if j == 0)
+        assert all("gan" in c.reason.lower() for (_, j), c in found.cells.items() if j == 1)
+    record = json.loads((tmp_path / "vae" / "metrics.json").read_text())
+    values = {m.name: found.cells[i, 0].value for i, m in enumerate(found.measures)}
+    assert (
+        values == {r["name"]: r["value"] for r in record["metrics"]}
+        and record["settings"]["n"] == 8
+    )
+    with pytest.raises(UserError, match="sampler=ddim is not for"):
+        compare(load, find_runs(runs), sampler={"name": "ddim"}, **asked)
+
+
+def test_command(genlab: Callable[..., Any], make: Make, tmp_path: Path) -> None:
+    """On the command line: globs in a list, a table, three files where outputs go; and one line where runs are missing."""
+    make("vae", [row("frechet_classifier", 1.0)])
+    make("gan", [row("frechet_classifier", 2.0)])
+    result = genlab("compare", "runs=[runs/gan-0,runs/v*]", "title=Two", "device=cpu")
+    assert result.code == 0, result.err
+    assert "1.00 ± 0.10 estimate *" in result.out and result.out.index("gan") < result.out.index(
+        "vae"
+    )
+    written = sorted(p.name for p in tmp_path.glob("outputs/compare/*/*"))
+    assert written == ["compare.csv", "compare.html", "compare.md"]
+    assert "give runs=" in genlab("compare").error
+    assert "no such run as nowhere" in genlab("compare", "runs=nowhere").error
+    assert "n=2" in genlab("compare", "runs=[runs/gan-0]", "n=2").error
+
+
+# --- the page ---------------------------------------------------------------------------------------------------------
+
+
+class Reader(HTMLParser):
+    """Collects tags, and the text outside of scripts and styles."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.inside = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        self.inside = tag
+
+    def handle_endtag(self, tag: str) -> None:
+        self.inside = ""
+
+    def handle_data(self, data: str) -> None:
+        if self.inside not in ("script", "style"):
+            self.text += data
+
+
+@pytest.fixture
+def nasty(make: Make, tmp_path: Path) -> Path:
+    """The page of five models whose names, values and reasons attack it."""
+    costs = lambda seconds: [cost("sampling_seconds", seconds), cost("network_evaluations", 3)]  # noqa: E731
+    odd = [
+        row("frechet_classifier", -2.0, tag=NASTY),
+        row(NASTY, 1.0, NASTY, unit=NASTY, conditions={NASTY: NASTY}),
+    ]
+    made = {
+        NASTY: make(
+            "vae",
+            [row("frechet_classifier", 10.0), *costs(0.5)],
+            name=IN_A_NAME,
+            config={"model": {"latent": NASTY, NASTY: 1}},
+        ),
+        "gan": make(
+            "gan", [row("frechet_classifier", 9.0), *costs(20)], absent={"likelihood": NASTY}
+        ),
+        "rbm": make(
+            "rbm", [row("frechet_classifier", 1e3), row("nll", 5.0, "likelihood"), *costs(3000)]
+        ),
+        "_ddpm_$x^2$": make("_ddpm_$x^2$", odd),
+        "realnvp": make("realnvp"),
+    }
+    record = lambda run: (
+        json.loads((run / "metrics.json").read_text()) if (run / "metrics.json").exists() else None
+    )  # noqa: E731
+    entries = [(label, run, record(run)) for label, run in made.items()]
+    return html_report.write_page(
+        entries, tmp_path / "pages" / f"{IN_A_NAME}.html", title=NASTY, text=f"One {NASTY}\n\nTwo"
+    )
+
+
+def test_page_escapes(nasty: Path, tmp_path: Path) -> None:
+    """Whatever a name or a value holds is text on the page; nothing on it is fetched; pictures stay in the run folder."""
+    text = nasty.read_text()
+    read = Reader(text)
+    assert [tag for tag, _ in read.tags].count("script") == 1
+    assert not any(name.startswith("on") for _, attrs in read.tags for name in attrs)
+    assert "alert(1)" in read.text and "<script>alert" not in text.replace(html.escape(NASTY), "")
+    sources = [attrs["src"] for tag, attrs in read.tags if tag == "img"]
+    assert sources and all(
+        s.startswith(("data:image/png;base64,", "data:image/svg+xml;base64,")) for s in sources
+    )
+    assert not re.search(r"\b(?:src|href)=\"(?!data:|#)", text)
+    policy = next(
+        a["content"] for tag, a in read.tags if a.get("http-equiv") == "Content-Security-Policy"
+    )
+    assert (
+        policy.startswith("default-src 'none'; img-src data:") and "script-src 'sha256-" in policy
+    )
+    assert "No such picture" in read.text and "Secret" not in read.text
+
+
+def test_labels_in_pictures(make: Make) -> None:
+    """A picture's labels stand as they are: no mathematics, nothing hidden, valid XML."""
+    import base64
+    from xml.etree import ElementTree
+
+    label = "_a_$x^2$ \\frac{1} <b>&\x00"
+    runs = [
+        make(m, [row("frechet_classifier", v), cost("sampling_seconds", v)])
+        for m, v in (("vae", 1.0), ("gan", 200.0))
+    ]
+    chart = charts.against_cost(of(*runs, labels=(label, "gan")))
+    svg = base64.b64decode(chart.source.partition(",")[2]).decode()
+    words = "".join(ElementTree.fromstring(svg).itertext())
+    assert (
+        "_a_$x^2$ \\frac{1} <b>&\N{REPLACEMENT CHARACTER}" in words and "sampling_seconds" in words
+    )
+    assert "frechet_classifier (lower is better) against sampling_seconds" in chart.caption
+
+
+def test_one_folder_with_two_records(make: Make, tmp_path: Path) -> None:
+    """A run may come with several records, as of several samplers: a column each, by its label."""
+    run = make("ddpm_small", [row("frechet_classifier", 1.0)])
+    record = json.loads((run / "metrics.json").read_text())
+    fast = record | {"settings": record["settings"] | {"sampler": {"sampler": "ddim", "steps": 5}}}
+    fast["metrics"] = [row("frechet_classifier", 2.0)]
+    out = html_report.write_page(
+        [("1,000 steps", run, record), ("5 steps", run, fast)],
+        tmp_path / "a.html",
+        title="Steps",
+        text="Look",
+    )
+    assert "<h1>Steps</h1>" in out.read_text() and "<p>Look</p>" in out.read_text()
+    plain = compared([Entry(run, record), Entry(run, fast)])
+    assert [c.label for c in plain.columns] == ["ddpm_small", "ddpm_small ddim 5"]
+    assert to_csv(plain).count("\n") == 3 and "ddim 5" in to_markdown(plain)
+
+
+PROBE = """
+;(() => {
+  const rows = table => [...table.tBodies[0].rows];
+  const order = () => rows(tables[0]).map(row => row.cells[1].textContent.trim());
+  const models = table => rows(table).map(row => row.dataset.model).join();
+  const all = () => new Set(tables.map(models)).size;
+  const header = tables[0].tHead.rows[0].cells[1];
+  const button = header.querySelector("button");
+  const seen = {before: order()};
+  button.focus();
+  seen.focused = document.activeElement === button;
+  button.click(); seen.first = order(); seen.up = header.getAttribute("aria-sort");
+  button.click(); seen.second = order(); seen.down = header.getAttribute("aria-sort"); seen.orders = all();
+  const name = tables[0].tHead.rows[0].cells[0];
+  name.querySelector("button").click();
+  seen.released = header.getAttribute("aria-sort"); seen.named = name.getAttribute("aria-sort");
+  seen.tables = tables.length;
+  addEventListener("load", () => {
+    seen.images = [...document.images].every(i => i.complete && i.naturalWidth > 0) && document.images.length;
+    seen.wide = document.documentElement.scrollWidth <= innerWidth;
+    seen.errors = errors;
+    const pre = document.createElement("pre");
+    pre.id = "probe";
+    pre.textContent = JSON.stringify(seen);
+    document.body.append(pre);
+  });
+})();
+"""
+WATCH = """
+const errors = [];
+addEventListener("error", e => errors.push(String(e.message)));
+addEventListener("securitypolicyviolation", e => errors.push(e.violatedDirective + " " + e.blockedURI));
+console.error = (...words) => errors.push(words.join(" "));
+"""
+
+
+def test_page_in_a_browser(nasty: Path, tmp_path: Path) -> None:
+    """In Chromium the page renders, sorts by value both ways with blanks last, and logs no error."""
+    browser = (
+        shutil.which("chromium")
+        or shutil.which("chromium-browser")
+        or shutil.which("google-chrome")
+    )
+    if browser is None:
+        pytest.skip("there is no chromium to open the page with")
+    text = (
+        nasty.read_text()
+        .replace('"use strict";', WATCH)
+        .replace("</script>\n</body>", PROBE + "</script>\n</body>")
+    )
+    text = re.sub(r"script-src 'sha256-[^']+'", "script-src 'unsafe-inline'", text)
+    copy = tmp_path / "probe.html"
+    copy.write_text(text)
+    command = [browser, "--headless=new", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}",
+               "--virtual-time-budget=3000", "--enable-logging=stderr", "--dump-dom"]  # fmt: skip
+
+    def dump(path: Path) -> tuple[str, str]:
+        ended = subprocess.run(
+            [*command, path.as_uri()], capture_output=True, text=True, timeout=120, check=False
+        )
+        return ended.stdout, "\n".join(
+            line for line in ended.stderr.splitlines() if "CONSOLE" in line
+        )
+
+    dom, said = dump(copy)
+    assert not said, said
+    seen = json.loads(
+        html.unescape(re.search(r'<pre id="probe">(.*?)</pre>', dom, re.DOTALL).group(1))
+    )
+    assert (
+        seen["errors"] == []
+        and seen["images"] > 8
+        and seen["wide"]
+        and seen["focused"]
+        and seen["tables"] == 3
+    )
+    values = lambda cells: [re.split("±", cell)[0] for cell in cells]  # noqa: E731
+    assert values(seen["before"]) == ["10.00", "9.00", "1,000.00", "-2.00", "·"]
+    assert (values(seen["first"]), seen["up"]) == (
+        ["-2.00", "9.00", "10.00", "1,000.00", "·"],
+        "ascending",
+    )
+    assert (values(seen["second"]), seen["down"]) == (
+        ["1,000.00", "10.00", "9.00", "-2.00", "·"],
+        "descending",
+    )
+    assert (seen["orders"], seen["released"], seen["named"]) == (1, "none", "ascending")
+    dom, said = dump(nasty)  # as it is, under its own policy
+    assert not said and 'aria-sort="none"' in dom

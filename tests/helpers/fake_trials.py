@@ -1,0 +1,41 @@
+"""Trials in place of trainings for the tests of searches; a process that is to be killed imports this alone, and no torch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+from genlab.errors import UserError
+from genlab.sweeps.sweep_folder import SweepFolder, run
+
+
+def launch_by(
+    work: Callable[[dict[str, str], int], dict[str, float]], batches: list[list[int]] | None = None
+) -> Callable:
+    """Return a launcher's `launch` whose jobs do `work(overrides, number)` where a training would be."""
+
+    def launch(self, job_overrides, initial_job_idx):
+        jobs = SweepFolder(Path(self.config.hydra.sweep.dir)).extend(
+            ["train"], initial_job_idx, job_overrides
+        )
+        if batches is not None:
+            batches.append([job.number for job in jobs])
+        for job in jobs:
+            try:
+                run(
+                    job.folder,
+                    lambda job=job: work(dict(o.split("=", 1) for o in job.overrides), job.number),
+                )
+            except UserError:
+                continue
+
+    return launch
+
+
+def bowl(overrides: dict[str, str], number: int) -> dict[str, float]:
+    """A loss with its least at a rate of 0.01; it diverges at more than 0.05."""
+    rate = float(overrides["optimizer.lr"])
+    if rate > 0.05:
+        raise UserError(f"step 7: loss is nan at {rate}")
+    return {"loss": 1 + math.log10(rate / 0.01) ** 2, "cost": rate}

@@ -1,0 +1,382 @@
+"""Diffusion against what is known exactly: Gaussian data, Bayes' rule, identities of samplers and predictions."""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+
+import pytest
+import torch
+
+from genlab.errors import UserError
+from genlab.models.diffusion.ddpm import DDPM
+from genlab.models.diffusion.networks import mlp, unet
+from genlab.models.diffusion.samplers import ancestral, ddim, quadratic, spread, strided
+from genlab.models.diffusion.schedule import Schedule
+from genlab.models.diffusion.vlb import bound, discretised, strata
+from genlab.nn.embeddings import waves
+from genlab.nn.unet import UNet
+from genlab.spec import Batch, Spec
+
+T = 1000
+POINTS = Spec((2,), kind="points", levels=0)
+LABELLED = Spec((2,), kind="points", levels=0, classes=3)
+NARROW = {"channels": 8, "multipliers": (1, 2), "blocks": 1, "attention": (), "dropout": 0.0}
+SMALL = {"backbone": partial(unet, **NARROW)}
+
+# schedule, s² of N(0, s²) -> floor of the ε-loss; bound with β; with β̃; variance / s² of ancestral sampling with β̃
+# and β and of DDIM in 10, 50, 100, 1000 steps
+TRUTH = {
+    ("linear", 1.0): (0.27551, 1.4189, 1.9975, (0.9911, 0.9999, 0.6917, 0.9294, 0.9640, 0.9963)),
+    ("linear", 0.25): (0.17305, 0.7269, 1.2957, (0.9845, 1.0030, 0.5599, 0.8928, 0.9447, 0.9940)),
+    ("linear", 0.0625): (0.09864, 0.0379, 0.5859, (0.9705, 1.0075, 0.3429, 0.8140, 0.9016, 0.9883)),
+    ("cosine", 1.0): (0.49558, 1.4189, 1.9534, (0.9951, 1.0000, 0.8010, 0.9530, 0.9759, 0.9975)),
+    ("cosine", 0.25): (0.32765, 0.7264, 1.2558, (0.9920, 1.0017, 0.7519, 0.9411, 0.9697, 0.9968)),
+}
+each_truth = pytest.mark.parametrize(("name", "s2"), TRUTH)
+
+
+pytestmark = pytest.mark.usefixtures("float64")
+
+
+def optimal(schedule: Schedule, s2: float):
+    """Return the best denoiser E[x_0 | x_t] of N(0, s²), at a time of all rows or at times (B,)."""
+
+    def denoise(x, t):
+        t = torch.as_tensor(t).expand(len(x))
+        ab = schedule.at("alphas_bar", t, x)
+        return ab.sqrt() * s2 / (ab * s2 + 1 - ab) * x
+
+    return denoise
+
+
+def for_bound(denoise):
+    """Return a denoiser as the bound asks it: with no variance of its own, and told the row."""
+    return lambda x, t, row: (denoise(x, t.long()), None)
+
+
+def variance(sampler, schedule: Schedule, s2: float, **options) -> float:
+    """Return the exact variance of a sampler's output in units of s².
+
+    With a linear denoiser each output is a sum of the random numbers drawn, so they go in as unit vectors.
+    """
+    drawn = iter(torch.eye(schedule.T + 1))
+    levels = schedule.levels(options.pop("times", range(schedule.T)))
+    x = sampler(
+        optimal(schedule, s2),
+        next(drawn)[None],
+        levels,
+        noise=lambda _: next(drawn)[None],
+        **options,
+    )
+    return (x**2).sum().item() / s2
+
+
+@each_truth
+def test_gaussian_samples(name, s2):
+    schedule, given = Schedule(name, T), TRUTH[name, s2][3]
+    found = [variance(ancestral, schedule, s2, variance=v) for v in ("beta_tilde", "beta")]
+    found += [variance(ddim, schedule, s2, times=strided(T, S)) for S in (10, 50, 100, 1000)]
+    assert found == pytest.approx(given, abs=5.1e-5)
+
+
+@each_truth
+def test_gaussian_loss_floor(name, s2):
+    schedule = Schedule(name, T)
+    ab = schedule.alphas_bar
+    assert (ab * s2 / (ab * s2 + 1 - ab)).mean().item() == pytest.approx(
+        TRUTH[name, s2][0], abs=5.1e-6
+    )
+    # The same floor from `q_sample` and `to_eps`: the exact squared error of the optimal ε over the signs of x_0 and ε.
+    t, denoise = torch.arange(T).repeat(4), optimal(schedule, s2)
+    x0, eps = (
+        torch.tensor([[1, 1], [1, -1], [-1, 1], [-1, -1]])
+        .double()
+        .repeat_interleave(T, 0)
+        .T[..., None]
+    )
+    x0 = x0 * math.sqrt(s2)
+    xt = schedule.q_sample(x0, t, eps)
+    error = schedule.to_eps(denoise(xt, t), xt, t) - eps
+    assert (error**2).mean().item() == pytest.approx(TRUTH[name, s2][0], abs=5.1e-6)
+
+
+@each_truth
+@pytest.mark.parametrize("kind", ["beta", "beta_tilde"])
+def test_gaussian_bound(name, s2, kind):
+    schedule = Schedule(name, T)
+    s, entropy = math.sqrt(s2), 0.5 * math.log(2 * math.pi * math.e * s2)
+    # The bound is quadratic in (x_0, ε): its mean over their signs is the mean over the Gaussians.
+    x0 = torch.tensor([[s, s, -s, -s]])
+    noise = lambda x: torch.tensor([1.0, -1, 1, -1]).expand_as(x)  # noqa: E731
+    nats = (
+        -bound(
+            for_bound(optimal(schedule, s2)),
+            x0,
+            schedule.levels(range(T)),
+            variance=kind,
+            noise=noise,
+        ).item()
+        / 4
+    )
+    assert nats == pytest.approx(TRUTH[name, s2][1 if kind == "beta" else 2], abs=5.1e-5)
+    assert nats > entropy - 1e-9  # at s² = 1 with β the bound is tight
+
+
+@pytest.mark.parametrize("name", ["linear", "cosine"])
+def test_posterior_is_bayes_rule(name):
+    """q(x_{t−1} | x_t, x_0) ∝ q(x_t | x_{t−1}) q(x_{t−1} | x_0), as densities on a grid."""
+    schedule = Schedule(name, 50)
+    beta, ab = schedule.exact["betas"], schedule.exact["alphas_bar"]
+    x0, xt = 0.7, -0.4
+    for t in (1, 20, 49):
+        mean, var = schedule.q_posterior(
+            torch.tensor([[x0]]), torch.tensor([[xt]]), torch.tensor([t])
+        )
+        grid = torch.linspace(-1, 1, 4001) * 12 * var.sqrt().item() + mean.item()
+        log_p = -((xt - (1 - beta[t]).sqrt() * grid) ** 2) / (2 * beta[t])
+        log_p = log_p - (grid - ab[t - 1].sqrt() * x0) ** 2 / (2 * (1 - ab[t - 1]))
+        p = (log_p - log_p.max()).exp()
+        p = p / p.sum()
+        assert (p * grid).sum().item() == pytest.approx(mean.item(), abs=1e-10)
+        assert (p * (grid - mean.item()) ** 2).sum().item() == pytest.approx(var.item(), rel=1e-8)
+
+
+@pytest.mark.parametrize("objective", ["eps", "x0", "v"])
+@pytest.mark.parametrize("name", ["linear", "cosine"])
+def test_predictions_agree(name, objective):
+    schedule, t = Schedule(name, T), torch.tensor([0, 10, 500, 990])
+    x0, eps = torch.randn(2, 4, 3)
+    xt = schedule.q_sample(x0, t, eps)
+    found = schedule.to_x0(objective, schedule.target(objective, x0, eps, t), xt, t)
+    torch.testing.assert_close(found, x0, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(schedule.to_eps(x0, xt, t), eps, rtol=1e-9, atol=1e-9)
+
+
+def test_precision_comes_from_float64():
+    schedule = Schedule("linear", T).float()
+    assert schedule.alphas_bar.dtype == torch.float32
+    assert torch.equal(schedule.double().alphas_bar, schedule.exact["alphas_bar"])
+
+
+@pytest.mark.parametrize("times", [range(T), spread(T, 37), strided(T, 37), quadratic(T, 37)])
+def test_ddim_with_noise_is_ancestral(times):
+    schedule, start = Schedule("linear", T), torch.randn(5, 3)
+    denoise = lambda x, t: torch.tanh(3 * x + t / T)  # noqa: E731
+    found = []
+    for sampler, options in ((ddim, {"eta": 1.0}), (ancestral, {"variance": "beta_tilde"})):
+        torch.manual_seed(1)
+        found.append(sampler(denoise, start, schedule.levels(times), **options))
+    torch.testing.assert_close(*found, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("steps", [1, 7, 50, T])
+def test_times(steps):
+    for times in (strided(T, steps), spread(T, steps), quadratic(T, steps)):
+        assert (
+            len(set(times)) == steps and times == sorted(times) and times[0] >= 0 and times[-1] < T
+        )
+    assert strided(T, steps)[0] == 0 and spread(T, steps)[-1] == quadratic(T, steps)[-1] == T - 1
+    borders = strata(T, steps)
+    assert (
+        borders[0] == 1
+        and borders[-1] == T
+        and borders.diff().min() >= 1
+        and len(borders) == min(steps, T - 1) + 1
+    )
+
+
+@pytest.mark.parametrize("levels", [2, 256])
+@pytest.mark.parametrize(("mean", "std"), [(0.0, 0.5), (0.97, 0.007), (-3.0, 0.01), (0.1, 20.0)])
+def test_decoder_of_levels_sums_to_one(levels, mean, std):
+    x = torch.linspace(-1, 1, levels, requires_grad=True)
+    log_p = discretised(x, torch.tensor(mean), torch.tensor(std**2), levels)
+    assert log_p.exp().sum().item() == pytest.approx(1, abs=1e-9)
+    assert log_p.isfinite().all() and torch.autograd.grad(log_p.sum(), x)[0].isfinite().all()
+
+
+@pytest.mark.parametrize("terms", [1, 10])
+def test_bound_from_few_terms_is_unbiased(terms):
+    schedule = Schedule("linear", 100)
+    x0 = torch.full((40_000, 1), 0.6)
+    denoise = for_bound(optimal(schedule, 0.25))
+    path = schedule.levels(range(100))
+    full = bound(denoise, x0[:4000], path)
+    few = bound(denoise, x0, path, terms=terms)
+    error = (full.var() / len(full) + few.var() / len(few)).sqrt()
+    assert abs(few.mean() - full.mean()) < 4 * error
+
+
+@pytest.mark.parametrize(
+    "spec", [Spec((1, 5, 5), levels=2), Spec((1, 5, 5), dequantised=True), POINTS]
+)
+def test_elbo_of_a_model(spec):
+    model = DDPM(spec, timesteps=20, **(SMALL if spec.kind == "image" else {})).eval()
+    x = torch.rand(3, *spec.shape).round() * 2 - 1
+    x.requires_grad_(not spec.discrete)
+    nats = model.elbo(x)
+    assert nats.shape == (3,) and nats.isfinite().all()
+    if spec.discrete:
+        assert (nats < 0).all()  # the log of a probability
+    assert model.elbo(x, terms=4).shape == (3,)
+    assert (
+        torch.autograd.grad(nats.sum(), next(model.network.parameters()), allow_unused=True)[0]
+        is not None
+    )
+
+
+@pytest.mark.parametrize("shape", [(1, 28, 28), (3, 7, 13), (1, 8, 8), (2, 1, 5)])
+@pytest.mark.parametrize("classes", [0, 3])
+def test_unet_shapes(shape, classes):
+    net = UNet(
+        shape, channels=8, multipliers=(1, 2, 2), blocks=1, attention=(7, 4), classes=classes
+    )
+    x, t = torch.randn(2, *shape), torch.tensor([0, 999])
+    y = torch.tensor([0, 2]) if classes else None
+    assert net(x, t, y).abs().max() == 0  # the last convolution starts at zero
+    torch.nn.init.normal_(net.last.weight)
+    net.eval()
+    out = net(x, t, y)
+    assert out.shape == x.shape
+    torch.testing.assert_close(
+        net(x[1:], t[1:], y[1:] if classes else None), out[1:]
+    )  # items are independent
+    layout = net.to(memory_format=torch.channels_last)(
+        x.to(memory_format=torch.channels_last), t, y
+    )
+    torch.testing.assert_close(layout, out)
+
+
+@pytest.mark.parametrize(
+    ("side", "asked", "found"),
+    [
+        (28, [7], [7]),
+        (32, [16, 8], [16, 8]),
+        (32, [31], [16]),
+        (30, [8], [8]),
+        (8, [16, 8], [8]),
+        (32, [7], None),
+    ],
+)
+def test_attention_is_where_it_is_asked_for_or_at_the_next_smaller_maps(side, asked, found):
+    shape, small_net = (1, side, side), {"channels": 8, "multipliers": (1, 2, 2), "blocks": 1}
+    if found is None:
+        with pytest.raises(UserError, match=r"attention=\[7\].*sides 32, 16, 8"):
+            unet(shape, **small_net, attention=asked)
+        return
+    net, seen = unet(shape, **small_net, attention=asked), []
+    for stages in net.down:
+        for stage in stages:
+            stage.attention.register_forward_hook(
+                lambda m, x, _: seen.append((type(m).__name__, x[0].shape[-1]))
+            )
+    net(torch.zeros(1, *shape), torch.tensor([0]))
+    assert [size for name, size in seen if name == "SelfAttention2d"] == found
+
+
+def test_paper_size():
+    assert sum(p.numel() for p in DDPM(Spec((3, 32, 32))).parameters()) == 35_746_307
+
+
+@pytest.mark.parametrize(("count", "angles"), [(0, []), (3, [0.5, 1.0, 2.0, -0.25, -0.5, -1.0])])
+def test_a_point_beside_its_sines_and_cosines(count, angles):
+    x = torch.tensor([[0.5, -0.25]], dtype=torch.float64)
+    there = torch.tensor(
+        [[0.5, -0.25, *map(math.sin, angles), *map(math.cos, angles)]], dtype=torch.float64
+    )
+    torch.testing.assert_close(waves(x, count), there, rtol=0, atol=1e-15)
+    network = mlp((2,), hidden=(8,), frequencies=count)
+    assert network.layers[0].in_features == there.shape[1]
+
+
+def test_training_reaches_every_parameter():
+    spec = Spec((1, 6, 6), classes=3)
+    model = DDPM(
+        spec, timesteps=20, conditional=True, backbone=partial(unet, **NARROW | {"attention": (6,)})
+    )
+    for p in model.parameters():
+        torch.nn.init.normal_(p, std=0.2)
+    losses = model.loss(Batch(torch.randn(64, 1, 6, 6), torch.arange(64) % 3))
+    losses["loss"].backward()
+    assert losses["loss"].shape == ()
+    assert all(p.grad.abs().max() > 0 for p in model.parameters())
+
+
+@pytest.mark.parametrize("objective", ["eps", "x0", "v"])
+def test_loss_of_a_network_at_zero(objective):
+    """A network that answers 0 has the loss E[target²]: 1, E[x_0²], or ᾱ + (1 − ᾱ) E[x_0²] averaged over t."""
+    model = DDPM(POINTS, objective=objective, backbone=partial(mlp, hidden=(4,)))
+    torch.nn.init.zeros_(model.network.last.weight), torch.nn.init.zeros_(model.network.last.bias)
+    ab = model.schedule.alphas_bar.mean().item()
+    expected = {"eps": 1.0, "x0": 0.25, "v": ab + (1 - ab) * 0.25}[objective]
+    with torch.no_grad():
+        found = model.loss(Batch(torch.full((200_000, 2), 0.5)))["loss"].item()
+    assert found == pytest.approx(expected, rel=0.01)
+
+
+def test_guidance():
+    model = DDPM(LABELLED, timesteps=10, conditional=True, backbone=partial(mlp, hidden=(16, 16)))
+    x, t, y = torch.randn(4, 2), torch.tensor([6]), torch.tensor([0, 1, 2, 2])
+    at = {g: model.denoiser(y, g)(x, 6) for g in (0.0, 0.5, 1.0, 3.0)}
+    torch.testing.assert_close(at[1.0], model.guess(x, t, y))
+    torch.testing.assert_close(at[0.0], model.guess(x, t, None))
+    assert not torch.allclose(at[0.0], at[1.0])
+    for g in (0.5, 3.0):  # a prediction is linear in the guided ε
+        torch.testing.assert_close(at[g], at[0.0] + g * (at[1.0] - at[0.0]))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"steps": 3}, {"sampler": "ddim", "steps": 4, "eta": 0.5}, {"variance": "beta_tilde"}],
+)
+@pytest.mark.parametrize("conditional", [False, True])
+def test_sample(options, conditional):
+    spec = Spec((1, 5, 5), classes=3)
+    model = DDPM(spec, timesteps=8, conditional=conditional, **SMALL)
+    if conditional:
+        options = options | {"guidance": 2.0}
+        assert model.sample(2, torch.tensor([0, 2]), **options).shape == (2, 1, 5, 5)
+    x = model.sample(3, **options)
+    assert (
+        x.shape == (3, 1, 5, 5)
+        and x.dtype == torch.float64
+        and x.abs().max() <= 1
+        and not x.requires_grad
+    )
+
+
+@pytest.mark.parametrize(
+    ("act", "words"),
+    [
+        (lambda: DDPM(Spec((1, 8, 8), range=(0, 1))), r"dataset.range=\[-1,1\]"),
+        (lambda: DDPM(Spec((9,), kind="tokens", vocab=5)), "not tokens"),
+        (lambda: DDPM(POINTS, conditional=True), "conditional=false"),
+        (lambda: DDPM(POINTS).sample(2, torch.tensor([0, 1])), "conditional=true"),
+        (lambda: DDPM(POINTS).sample(2, guidance=2.0), "conditional=true"),
+        (
+            lambda: DDPM(LABELLED, conditional=True, drop_label=0.0).sample(2, guidance=2.0),
+            "drop_label",
+        ),
+        (
+            lambda: DDPM(LABELLED, conditional=True, drop_label=0.0).elbo(torch.zeros(2, 2)),
+            "drop_label",
+        ),
+        (
+            lambda: DDPM(LABELLED, conditional=True, drop_label=0.0).noise_error(torch.zeros(2, 2)),
+            "drop_label",
+        ),
+        (
+            lambda: DDPM(LABELLED, conditional=True, drop_label=0.0).encode(torch.zeros(2, 2)),
+            "drop_label",
+        ),
+        (lambda: DDPM(POINTS).sample(2, threshold=0.9), "sampler.threshold"),
+        (lambda: DDPM(POINTS, objective="v", zero_snr=True, min_snr=5.0), "model.min_snr"),
+        (lambda: DDPM(POINTS).sample(2, sampler="dimm"), "did you mean 'ddim'"),
+        (lambda: DDPM(POINTS).sample(2, steps=1001), "1…1000"),
+        (lambda: DDPM(POINTS).sample(2, eta=1.0), "sampler=ddim"),
+        (lambda: DDPM(POINTS).sample(2, sampler="ddim", variance="beta"), "sampler=ancestral"),
+    ],
+)
+def test_refusals(act, words):
+    with pytest.raises(UserError, match=words):
+        act()

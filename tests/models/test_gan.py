@@ -1,0 +1,1019 @@
+"""GANs: the losses against their formulas, the game's rules, the networks' shapes."""
+
+import math
+import re
+from functools import partial
+from typing import get_args
+
+import pytest
+import torch
+from helpers.recipes import CONFIGS, RECIPES, composed
+
+from genlab.abilities import choices
+from genlab.builders.factory import make_device, make_model, make_trainer
+from genlab.distributed.device import Device
+from genlab.errors import UserError
+from genlab.models.gan import augment
+from genlab.models.gan.augment import (
+    AUGMENTS,
+    AdaptiveAugment,
+    DiffAugment,
+    Unchanged,
+    hue_turned,
+    luma,
+    luma_flipped,
+    moved,
+    saturated,
+)
+from genlab.models.gan.base import fixed
+from genlab.models.gan.dcgan import DCGAN
+from genlab.models.gan.discriminator import Condition
+from genlab.models.gan.gan import GAN
+from genlab.models.gan.losses import LOSSES, Name
+from genlab.models.gan.regularizers import (
+    clip_weights,
+    gradient_penalty,
+    r1_penalty,
+    spectrally_normalised,
+)
+from genlab.models.gan.trainer import WINDOWS, GANTrainer
+from genlab.nn.minibatch_stddev import MinibatchDeviation
+from genlab.spec import Batch, Spec
+
+POINTS = Spec((2,), kind="points", levels=0, classes=3)
+IMAGES = Spec((1, 16, 16), classes=3, range=(0.0, 1.0))
+
+
+def small(name: str, **options):
+    if name == "gan":
+        return GAN(POINTS, latent=4, hidden=(8,), discriminator_hidden=(8,), dropout=0.2, **options)
+    return DCGAN(IMAGES, latent=4, width=4, **options)
+
+
+def batch_of(model, n: int = 6) -> Batch:
+    dtype = next(model.parameters()).dtype
+    return Batch(torch.rand(n, *model.spec.shape, dtype=dtype), torch.arange(n) % 3)
+
+
+def trainer_of(model, **options) -> GANTrainer:
+    adam = partial(torch.optim.Adam, lr=1e-2)
+    return GANTrainer(
+        model,
+        adam,
+        GANTrainer.Options(**options),
+        seed=0,
+        device=Device(name="cpu", precision="fp64"),
+    )
+
+
+def test_every_loss_has_a_name():
+    assert set(get_args(Name)) == set(LOSSES)
+
+
+FORMULAS = {  # name -> what D minimises and what G minimises, of D's logits a (real) and b (fake)
+    "minimax": (
+        lambda a, b: -(a.sigmoid().log() + (1 - b.sigmoid()).log()),
+        lambda a, b: (1 - b.sigmoid()).log(),
+    ),
+    "non_saturating": (
+        lambda a, b: -(a.sigmoid().log() + (1 - b.sigmoid()).log()),
+        lambda a, b: -b.sigmoid().log(),
+    ),
+    "least_squares": (
+        lambda a, b: 0.5 * (a - 1) ** 2 + 0.5 * b**2,
+        lambda a, b: 0.5 * (b - 1) ** 2,
+    ),
+    "hinge": (lambda a, b: (1 - a).clamp(min=0) + (1 + b).clamp(min=0), lambda a, b: -b),
+    "wasserstein": (lambda a, b: b - a, lambda a, b: -b),
+    "relativistic": (lambda a, b: -(a - b).sigmoid().log(), lambda a, b: -(b - a).sigmoid().log()),
+}
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_losses_are_their_formulas(name):
+    torch.manual_seed(0)
+    real, fake = torch.randn(2, 50, dtype=torch.float64)
+    d, g = FORMULAS[name]
+    loss, zero = LOSSES[name], torch.zeros(5, dtype=torch.float64)
+    torch.testing.assert_close(loss.discriminator(real, fake), d(real, fake).mean())
+    torch.testing.assert_close(loss.generator(fake, real), g(real, fake).mean())
+    if not loss.paired:
+        assert loss.generator(fake, None) == loss.generator(fake, real)
+    assert loss.discriminator(zero, zero).item() == pytest.approx(loss.par, abs=1e-15)
+
+
+# of p and q at a place, D's best logit and the value that its loss then has there
+OPTIMA = {
+    "minimax": lambda p, q: (p / q).log(),  # D = p/(p + q)
+    "non_saturating": lambda p, q: (p / q).log(),
+    "least_squares": lambda p, q: p / (p + q),  # Mao et al. 2017, eq. 5
+    "hinge": lambda p, q: (p - q).sign(),  # Lim & Ye 2017, lemma 1
+}
+
+
+@pytest.mark.parametrize("name", OPTIMA)
+def test_the_best_discriminator_of_two_gaussians_cannot_be_bettered(name):
+    x = torch.linspace(-6, 6, 301, dtype=torch.float64)
+    p, q = (torch.exp(-((x - m) ** 2) / 2) for m in (-0.5, 0.5))
+    p, q = p / p.sum(), q / q.sum()
+    best = OPTIMA[name](p, q)
+    d = FORMULAS[name][0]
+
+    def value(
+        logit,
+    ):  # E_p and E_q on the grid: the loss of one real and one fake item is a sum of a part of each
+        zero = torch.zeros_like(logit)
+        return (
+            p * (d(logit, zero) - d(zero, zero)) + q * (d(zero, logit) - d(zero, zero))
+        ).sum() + d(zero[0], zero[0])
+
+    torch.manual_seed(0)
+    least = value(best)
+    for scale in (1e-3, 1e-1, 1.0):
+        assert value(best + scale * torch.randn_like(best)) > least
+    if name == "hinge":  # 2 − 2 TV(p, q) (Lim & Ye 2017)
+        assert least.item() == pytest.approx(2 - (p - q).abs().sum().item(), abs=1e-12)
+    if name == "least_squares":  # ½ Σ pq/(p + q)
+        assert least.item() == pytest.approx((p * q / (p + q)).sum().item() / 2, abs=1e-12)
+
+
+def test_the_best_relativistic_discriminator_is_the_log_ratio_up_to_a_constant():
+    """Of pairs (x, y) from p ⊗ q against the same turned round, from q ⊗ p, the best logit is that of two equally likely classes.
+
+    So C(x) − C(y) = log p(x)q(y) / q(x)p(y): C = log p/q + any constant, and the least loss is log 2 − JSD(p ⊗ q ‖ q ⊗ p).
+    """
+    x = torch.linspace(-3, 3, 25, dtype=torch.float64)
+    p, q = ((15 * torch.exp(-((x - m) ** 2) / 2)).round().long() + 1 for m in (-0.5, 0.5))
+    assert p.sum() == q.sum()
+    real, fake = (
+        torch.arange(25).repeat_interleave(n) for n in (p, q)
+    )  # so that the empirical distributions are exact
+    pairs = torch.cartesian_prod(real, fake)
+    value = lambda C: LOSSES["relativistic"].discriminator(C[pairs[:, 0]], C[pairs[:, 1]])  # noqa: E731
+    best = (p.double() / q).log().requires_grad_()
+    least = value(best)
+    (slope,) = torch.autograd.grad(least, best)
+    torch.testing.assert_close(slope, torch.zeros_like(slope), atol=1e-13, rtol=0)
+    assert value(best + 3).item() == pytest.approx(least.item(), abs=1e-13)
+    torch.manual_seed(0)
+    for scale in (1e-3, 1e-1, 1.0):
+        assert value(best + scale * torch.randn_like(best)) > least
+    P = torch.outer(p.double() / p.sum(), q.double() / q.sum())
+    jsd = (P * (2 * P / (P + P.T)).log()).sum()  # the other half of it is the same, turned round
+    assert least.item() == pytest.approx(math.log(2) - jsd.item(), abs=1e-12)
+
+
+def test_the_best_critic_of_two_shifted_sets_is_their_wasserstein_distance():
+    torch.manual_seed(0)
+    x = torch.randn(1000, dtype=torch.float64)
+    # W1 of a set and its copy moved by 0.7 is 0.7; D(x) = −x has slope 1 and reaches it
+    value = -LOSSES["wasserstein"].discriminator(-x, -(x + 0.7))
+    assert value.item() == pytest.approx(0.7, abs=1e-12)
+    for slope in torch.linspace(
+        -1, 1, 9, dtype=torch.float64
+    ):  # no linear critic of slope ≤ 1 does better
+        assert -LOSSES["wasserstein"].discriminator(slope * x, slope * (x + 0.7)) <= value + 1e-12
+
+
+def test_the_best_discriminator_is_p_over_p_plus_q():
+    # two Gaussians on a grid, as counts: the empirical distributions then are exact
+    x = torch.linspace(-3, 3, 41, dtype=torch.float64)
+    p, q = ((1e4 * torch.exp(-((x - m) ** 2) / 2)).round().long() + 1 for m in (-0.5, 0.5))
+    assert p.sum() == q.sum()
+    real, fake = (torch.arange(41).repeat_interleave(n) for n in (p, q))
+    logit = (p.double() / q).log().requires_grad_()  # σ(log p/q) = p/(p + q)
+    loss = LOSSES["minimax"].discriminator(logit[real], logit[fake])
+    (gradient,) = torch.autograd.grad(loss, logit)
+    torch.testing.assert_close(gradient, torch.zeros_like(gradient), atol=1e-13, rtol=0)
+    # V(D*, G) = −log 4 + 2 JSD(p‖q) (theorem 1)
+    P, Q = p.double() / p.sum(), q.double() / q.sum()
+    jsd = ((P * (2 * P / (P + Q)).log()).sum() + (Q * (2 * Q / (P + Q)).log()).sum()) / 2
+    assert -loss.item() == pytest.approx(-math.log(4) + 2 * jsd.item(), abs=1e-12)
+
+
+def test_the_value_at_the_equilibrium_is_minus_log_4():
+    logit = torch.zeros(7, dtype=torch.float64)  # p = q, so D* = 1/2
+    assert -LOSSES["minimax"].discriminator(logit, logit).item() == pytest.approx(
+        -math.log(4), abs=1e-15
+    )
+
+
+def test_r1_is_the_squared_gradient_on_data():
+    torch.manual_seed(0)
+    A = torch.randn(3, 3, dtype=torch.float64)
+    A = A + A.T
+    x = torch.randn(20, 3, dtype=torch.float64, requires_grad=True)
+    real = (x @ A * x).sum(1) / 2  # ∇D = A x
+    torch.testing.assert_close(r1_penalty(real, x), (x @ A).square().sum(1).mean())
+
+
+@pytest.mark.parametrize("slope", [0.5, 1.0, 3.0])
+def test_the_gradient_penalty_of_a_linear_critic_is_its_slopes(slope):
+    torch.manual_seed(0)
+    w = torch.randn(12, dtype=torch.float64)
+    w = (slope * w / w.norm()).requires_grad_()
+    x, fake_x = torch.randn(2, 7, 3, 2, 2, dtype=torch.float64)
+    value = gradient_penalty(lambda t: t.flatten(1) @ w, x, fake_x)
+    assert value.item() == pytest.approx((slope - 1) ** 2, abs=1e-12)
+    (by_w,) = torch.autograd.grad(
+        value, w
+    )  # it can be descended: ∂(|w| − 1)²/∂w = 2(|w| − 1) w/|w|
+    torch.testing.assert_close(by_w, 2 * (slope - 1) * w / slope)
+
+
+def test_the_gradient_penalty_looks_between_data_and_samples():
+    x, fake_x = torch.zeros(500, 2, dtype=torch.float64), torch.ones(500, 2, dtype=torch.float64)
+    seen = []
+    torch.manual_seed(0)
+    gradient_penalty(lambda t: (seen.append(t), t.sum(1))[1], x, fake_x)
+    (t,) = seen
+    assert torch.equal(t[:, 0], t[:, 1]) and 0 <= t.min() < 0.05 and 0.95 < t.max() <= 1
+    assert t.mean().item() == pytest.approx(0.5, abs=0.04)
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        lambda: torch.nn.Linear(7, 5),
+        lambda: torch.nn.Conv2d(3, 4, 3),
+        lambda: torch.nn.Embedding(6, 4),
+    ],
+)
+def test_spectral_normalisation_divides_by_the_largest_singular_value(layer):
+    torch.manual_seed(0)
+    net = layer().double()
+    plain = net.weight.detach().clone().flatten(1)
+    net = spectrally_normalised(net).train()
+    for _ in range(200):
+        weight = net.weight  # each look is a step of the power iteration
+    torch.testing.assert_close(weight.detach().flatten(1), plain / torch.linalg.svdvals(plain)[0])
+
+
+def test_clipping_keeps_every_weight_within_its_bounds():
+    torch.manual_seed(0)
+    model = small("dcgan", loss="wasserstein", clip=0.01)
+    trainer_of(model).step(iter([batch_of(model.double())]))
+    weights = torch.cat([p.detach().flatten() for p in model.discriminator.parameters()])
+    assert weights.abs().max() <= 0.01 and (weights.abs() == 0.01).float().mean() > 0.1
+    layer = torch.nn.Linear(9, 9)
+    before = layer.weight.detach().clone()
+    clip_weights(layer, 0.05)
+    torch.testing.assert_close(layer.weight.detach(), before.clamp(-0.05, 0.05))
+
+
+PENALTIES = {
+    "r1": 0.5,
+    "gradient_penalty": 1.0,
+}  # name -> the share of its weight that enters the loss
+
+
+@pytest.mark.parametrize("name", ["gan", "dcgan"])
+@pytest.mark.parametrize("penalty", PENALTIES)
+@pytest.mark.parametrize("weight", [0, 1, 4])
+def test_penalties_enter_the_loss_with_their_weight(name, penalty, weight):
+    losses = []
+    for strength in (0.0, 3.0):
+        torch.manual_seed(0)
+        model = small(name, **{penalty: strength}).double().eval()
+        torch.manual_seed(1)
+        losses.append(model.discriminator_loss(batch_of(model), penalty=weight))
+    part = PENALTIES[penalty] * 3 * weight * losses[1].get(penalty, 0)
+    torch.testing.assert_close(losses[1]["loss"], losses[0]["loss"] + part)
+    assert (penalty in losses[1]) == (weight > 0)
+
+
+REGULARISERS = [
+    {}, {"r1": 1.0}, {"gradient_penalty": 10.0}, {"spectral": True}, {"clip": 0.05}, {"deviation": True},
+    {"augment": "diffaugment"}, {"augment": "ada"},
+]  # fmt: skip
+WAYS = [{}, *({"conditional": True, "condition": way} for way in get_args(Condition))]
+
+
+@pytest.mark.parametrize("name", ["gan", "dcgan"])
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("regulariser", REGULARISERS, ids=str)
+def test_every_loss_goes_with_every_regulariser_and_network(name, loss, regulariser):
+    if "augment" in regulariser and name == "gan":
+        with pytest.raises(UserError, match=r"model\.augment=none"):
+            small(name, **regulariser)
+        return
+    if regulariser == {"augment": "ada"} and loss in ("wasserstein", "relativistic"):
+        with pytest.raises(UserError, match="minimax, non_saturating, least_squares or hinge"):
+            small(name, loss=loss, **regulariser)
+        return
+    for way in WAYS:
+        torch.manual_seed(0)
+        trainer = trainer_of(small(name, loss=loss, **regulariser, **way))
+        logs = trainer.advance(iter([batch_of(trainer.model)]))
+        assert all(torch.isfinite(v) for v in logs.values())
+        for optimizer in trainer.optimizers.values():
+            assert all(
+                p.grad is not None for group in optimizer.param_groups for p in group["params"]
+            )
+
+
+def test_penalties_are_computed_every_so_many_steps_and_weigh_as_much_more(monkeypatch):
+    trainer = trainer_of(small("gan", r1=2.0), penalty_every=3)
+    asked = []
+    method = trainer.model.discriminator_loss
+    monkeypatch.setattr(
+        trainer.model,
+        "discriminator_loss",
+        lambda b, penalty: (asked.append(penalty), method(b, penalty))[1],
+    )
+    logs = [trainer.advance(iter([batch_of(trainer.model)])) for _ in range(7)]
+    assert asked == [3, 0, 0, 3, 0, 0, 3]
+    assert [i for i, log in enumerate(logs) if "r1" in log] == [0, 3, 6]
+
+
+@pytest.mark.parametrize("schedule", ["constant", "linear"])
+def test_two_time_scales(schedule):
+    trainer = trainer_of(small("gan"), discriminator_rate=4.0, schedule=schedule, steps=4)
+    for _ in range(3):
+        trainer.advance(iter([batch_of(trainer.model)]))
+        d, g = (o.param_groups[0]["lr"] for o in trainer.optimizers.values())
+        assert d == pytest.approx(4 * g)
+
+
+@pytest.mark.parametrize(
+    ("means", "says"),
+    [
+        ({"advantage": 0.995, "spread": 1.0}, "the discriminator has won"),
+        ({"advantage/source": 0.5, "advantage/target": 0.995}, "the discriminator has won"),
+        ({"advantage": 0.3, "spread": 0.05}, "mode collapse"),
+        ({"advantage": 0.5, "spread": 0.9}, None),
+    ],
+)
+def test_ailments_are_named_once_when_they_have_lasted(means, says):
+    trainer = trainer_of(small("gan"))
+    said = [trainer.diagnose(means) for _ in range(3 * WINDOWS)]
+    named = [i for i, notes in enumerate(said) if notes]
+    assert named == ([WINDOWS - 1] if says else [])
+    assert not says or (says in said[WINDOWS - 1][0] and "try +" in said[WINDOWS - 1][0])
+    trainer.diagnose({"advantage": 0.0, "spread": 1.0})  # well again: from then on it counts anew
+    assert any(trainer.diagnose(means) for _ in range(WINDOWS)) == bool(says)
+
+
+def test_what_the_ailments_are_read_from():
+    torch.manual_seed(0)
+    model = small("gan").double()
+    batch = batch_of(model, 64)
+    torch.nn.init.zeros_(model.generator[-2].weight)  # every sample is the same point
+    assert model.generator_loss(batch)["spread"] == 0
+    model.decode = model.generator = torch.nn.Sequential(torch.nn.Linear(4, 2).double())
+    torch.testing.assert_close(
+        model.discriminator_loss(batch)["advantage"],
+        1 - (model.discriminator_loss(batch)["loss"].detach() / math.log(4)),
+        atol=0.05, rtol=0,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("augment", ["diffaugment", "ada"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_augmented_images_can_be_descended_and_keep_their_shape(augment, channels):
+    torch.manual_seed(0)
+    change = AUGMENTS[augment]()
+    if augment == "ada":
+        change.running_p.fill_(0.8)
+    x = torch.rand(16, channels, 12, 16, requires_grad=True)
+    y = change(x)
+    assert y.shape == x.shape and not torch.equal(y, x)
+    (slope,) = torch.autograd.grad(y.square().sum(), x)
+    assert torch.isfinite(slope).all() and slope.abs().sum() > 0
+    torch.manual_seed(1)
+    first = change(x)
+    torch.manual_seed(1)
+    assert torch.equal(first, change(x))
+
+
+def test_moved_is_what_rolling_does_inside():
+    torch.manual_seed(0)
+    x = torch.rand(3, 2, 6, 7)
+    down, right = torch.tensor([0, 2, -1]), torch.tensor([0, -3, 2])
+    y = moved(x, down, right)
+    assert torch.equal(y[0], x[0])
+    for i in (1, 2):
+        d, r = int(down[i]), int(right[i])
+        rows, columns = slice(max(d, 0), 6 + min(d, 0)), slice(max(r, 0), 7 + min(r, 0))
+        kept = torch.zeros_like(y[i])
+        kept[:, rows, columns] = x[i].roll((d, r), (1, 2))[:, rows, columns]
+        assert torch.equal(y[i], kept)
+
+
+@pytest.mark.parametrize(("height", "width"), [(32, 32), (28, 20), (9, 13)])
+def test_the_hole_is_half_the_side_wherever_it_lies(height, width):
+    torch.manual_seed(0)
+    x = DiffAugment()(
+        torch.full((2000, 1, height, width), 100.0)
+    )  # so bright that nothing else makes a zero
+    hole = x[:, 0] == 0
+    inside = hole[
+        :, height // 8 : -(height // 8), width // 8 : -(width // 8)
+    ]  # where translation brings nothing in
+    rows, columns = inside.any(2).sum(1), inside.any(1).sum(1)
+    assert (
+        rows.max() == (height + 1) // 2 and columns.max() == (width + 1) // 2
+    )  # as the authors round it
+    assert (
+        hole[(rows == rows.max()) & (columns == columns.max())].flatten(1).sum(1).min()
+        >= rows.max() * columns.max()
+    )
+
+
+def test_a_hole_within_an_image_of_32_has_16_by_16_pixels(monkeypatch):
+    middles = {(-4, 4): 0, (0, 32): 16}  # no translation, the hole in the middle
+    monkeypatch.setattr(
+        augment, "whole", lambda x, low, high: torch.full((len(x),), middles[low, high])
+    )
+    x = DiffAugment()(torch.full((5, 3, 32, 32), 100.0))
+    assert ((x == 0).flatten(1).sum(1) == 3 * 16 * 16).all() and (x[:, :, 8:24, 8:24] == 0).all()
+
+
+class Scaled(Unchanged):
+    """Images made three times as large: an augmentation of known slope, which notes what it gave."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.given = []
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.given.append(3 * x)
+        return self.given[-1]
+
+
+def test_the_gradient_penalty_lies_between_what_d_is_shown(monkeypatch):
+    torch.manual_seed(0)
+    model = small("dcgan", gradient_penalty=1.0).double()
+    model.augment = Scaled()
+    asked = []
+    noted = lambda D, *ends: (asked.append(ends), ends[0].sum() * 0)[1]  # noqa: E731
+    monkeypatch.setattr("genlab.models.gan.regularizers.gradient_penalty", noted)
+    model.discriminator_loss(batch_of(model))
+    ((real, fake),) = asked
+    assert torch.equal(real, model.augment.given[0]) and torch.equal(fake, model.augment.given[1])
+
+
+def test_r1_is_taken_at_the_data_through_the_augmentation():
+    torch.manual_seed(0)
+    model = small("dcgan", r1=1.0).double().eval()
+    batch = batch_of(model)
+    model.augment = Scaled()
+    found = model.discriminator_loss(batch)["r1"]
+    seen = (3 * batch.x).requires_grad_()
+    torch.testing.assert_close(
+        found, 9 * r1_penalty(model.discriminator(seen), seen)
+    )  # the chain rule: ∇ D(3x) = 3 (∇D)(3x)
+
+
+@pytest.mark.parametrize("loss", ["minimax", "non_saturating", "least_squares", "hinge"])
+def test_a_discriminator_that_knows_nothing_is_not_sure_of_data(loss, monkeypatch):
+    """Of least squares, D is undecided at 1/2, not at 0."""
+    model = small("dcgan", loss=loss, augment="ada")
+    logits = torch.zeros(1, requires_grad=True)
+    descent = torch.optim.SGD([logits], lr=0.1)
+    for _ in range(500):  # real and fake that no D can tell apart
+        descent.zero_grad()
+        LOSSES[loss].discriminator(logits, logits).backward()
+        descent.step()
+    heard = []
+    monkeypatch.setattr(model.augment, "heed", heard.append)
+    monkeypatch.setattr(
+        model.discriminator, "judged", lambda h, y: logits.expand(len(h)) + 0 * h.flatten(1).sum(1)
+    )
+    model.discriminator_loss(batch_of(model))
+    assert heard[0].abs().max() < 1e-3
+
+
+def test_ada_does_nothing_at_p_0_and_follows_how_sure_d_is():
+    torch.manual_seed(0)
+    ada = AdaptiveAugment(target=0.6, speed=100)
+    x = torch.rand(8, 3, 9, 9)
+    torch.testing.assert_close(ada(x), x, atol=1e-5, rtol=0)
+    ada.heed(torch.ones(10))  # r_t = 1 > 0.6: more augmentation
+    assert ada.running_p.item() == pytest.approx(0.1)
+    ada.heed(torch.tensor([1.0, -1.0] * 5))  # r_t = 0
+    assert ada.running_p.item() == 0
+    ada.heed(torch.ones(1000))
+    assert ada.running_p.item() == 1
+
+
+def reflected(at: float, side: int) -> float:
+    """Return the place −0.5 ≤ at ≤ side − 0.5 where a place beyond an image's borders lies in the mirrors of these."""
+    at = (at + 0.5) % (2 * side)
+    return min(at, 2 * side - at) - 0.5
+
+
+def looked_up(image: torch.Tensor, row: float, column: float) -> torch.Tensor:
+    """Return the colour (C,) between the pixels of an image (C, H, W), pixel (i, j) lying at (i, j)."""
+    (_, height, width), value = image.shape, 0
+    row, column = reflected(row, height), reflected(column, width)
+    for i in (math.floor(row), math.floor(row) + 1):
+        for j in (math.floor(column), math.floor(column) + 1):
+            share = (1 - abs(row - i)) * (1 - abs(column - j))
+            value = value + share * image[:, min(max(i, 0), height - 1), min(max(j, 0), width - 1)]
+    return value
+
+
+DRAWN = [  # what ADA draws in turn, for each of two images, and what it does to a point (x, y)
+    (torch.tensor([1.0, -1.0]), lambda x, y, v: (x * v, y)),
+    (torch.tensor([0.0, math.pi / 2]), None),
+    (torch.tensor([[0.0, 0.0], [1.0, -1.0]]), lambda x, y, v: (x + v[0], y + v[1])),
+    (torch.tensor([1.0, 0.8]), lambda x, y, v: (x * v, y * v)),
+    (torch.tensor([0.0, 0.7]), None),
+    (torch.tensor([1.0, 1.3]), lambda x, y, v: (x * v, y / v)),
+    (torch.tensor([0.0, -1.9]), None),
+    (torch.tensor([[0.4, -2.3], [0.3, 1.7]]), lambda x, y, v: (x + v[0], y + v[1])),
+]
+
+
+def test_ada_moves_every_point_by_its_maps_one_after_another(monkeypatch):
+    """Each pixel is looked up where its maps, undone from the last to the first, put it: by loops over pixels."""
+    torch.manual_seed(0)
+    x = torch.rand(2, 3, 13, 9, dtype=torch.float64)
+    drawn = iter([values.double() for values, _ in DRAWN])
+    ada = AdaptiveAugment()
+    monkeypatch.setattr(ada, "some", lambda draw, default, p=None: next(drawn))
+    found = ada.bent(x)
+    turned = lambda x, y, v: (x * math.cos(v) - y * math.sin(v), x * math.sin(v) + y * math.cos(v))  # noqa: E731
+    for b in range(2):
+        for i in range(13):
+            for j in range(9):
+                point = (j - 4, i - 6)  # from the middle, in pixels
+                for values, by in reversed(
+                    DRAWN
+                ):  # x_in = T₁ T₂ … T₈ x_out: the laws of a map and of its inverse are one
+                    point = (by or turned)(*point, values[b].tolist())
+                torch.testing.assert_close(
+                    found[b, :, i, j], looked_up(x[b], point[1] + 6, point[0] + 4)
+                )
+
+
+def test_ada_flips_turns_by_quarters_and_moves_without_changing_a_pixel(monkeypatch):
+    torch.manual_seed(0)
+    x = torch.rand(1, 2, 8, 8, dtype=torch.float64)
+    plain = [values[:1] for values, _ in DRAWN[:-1]] + [torch.zeros(1, 2)]
+    for place, value, expected in (
+        (0, [-1.0], x.flip(3)),
+        (1, [math.pi / 2], x.rot90(1, (2, 3))),
+        (1, [math.pi], x.flip(2, 3)),
+        (
+            2,
+            [[0.0, 1.0]],
+            torch.cat([x[:, :, 1:], x[:, :, -1:]], 2),
+        ),  # the last row again: the mirror lies beside it
+    ):
+        ada, drawn = AdaptiveAugment(), [t.double() for t in plain]
+        drawn[place] = torch.tensor(value, dtype=torch.float64)
+        monkeypatch.setattr(ada, "some", lambda *how, drawn=drawn: drawn.pop(0))
+        torch.testing.assert_close(ada.bent(x), expected, atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("p", [0.0, 0.3, 1.0])
+def test_ada_draws_what_the_paper_draws_as_often_as_it_does(channels, p, monkeypatch):
+    """Appendix B: with probability p each, a draw may be what was there; of the two turns, one or more with probability p."""
+    torch.manual_seed(0)
+    ada = AdaptiveAugment().double()
+    ada.running_p.fill_(p)
+    some, drawn = ada.some, []
+    monkeypatch.setattr(
+        ada, "some", lambda *how: (drawn.append((some(*how), how[1])), drawn[-1][0])[1]
+    )
+    monkeypatch.setattr(
+        augment, "warped", lambda x, where: x[:, :, :1, :1]
+    )  # what it does there is not asked
+    ada.coloured(ada.bent(torch.zeros((), dtype=torch.float64).expand(20_000, channels, 16, 32)))
+    changed = [(value != default).view(20_000, -1).any(1) for value, default in drawn]
+    value = [v[c] if p else torch.ones(0) for (v, _), c in zip(drawn, changed, strict=True)]
+    moved = 1 - 0.5 / 2 * 0.5 / 4  # all but |t| < ½ of up to ±2 rows and of up to ±4 columns
+    turn = 1 - math.sqrt(1 - p)
+    share = [
+        p / 2,
+        3 * p / 4,
+        p * moved,
+        p,
+        turn,
+        p,
+        turn,
+        p,
+        p,
+        p,
+        p / 2,
+        *[p, p] * (channels == 3),
+    ]
+    assert len(drawn) == len(share)
+    for i, (each, expected) in enumerate(zip(changed, share, strict=True)):
+        assert each.double().mean().item() == pytest.approx(expected, abs=0.015), i
+    assert (changed[4] | changed[6]).double().mean().item() == pytest.approx(p, abs=0.015)
+    if not p:
+        return
+    whole, moves = value[2], value[7]
+    assert torch.equal(whole, whole.round()) and whole.abs().amax(0).tolist() == [
+        4,
+        2,
+    ]  # 1/8 of 32 columns and 16 rows
+    spreads = {  # of each draw's law: its standard deviation
+        "isotropic": (value[3].log2(), 0.2), "turn": (value[4], math.pi / math.sqrt(3)), "anisotropic": (value[5].log2(), 0.2),
+        "turn again": (value[6], math.pi / math.sqrt(3)), "columns": (moves[:, 0], 32 / 8), "rows": (moves[:, 1], 16 / 8),
+        "brightness": (value[8], 0.2), "contrast": (value[9].log2(), 0.5),
+    }  # fmt: skip
+    if channels == 3:
+        spreads |= {
+            "hue": (value[11], math.pi / math.sqrt(3)),
+            "saturation": (value[12].log2(), 1.0),
+        }
+    for name, (values, spread) in spreads.items():
+        assert values.std().item() == pytest.approx(spread, rel=0.05), name
+        assert values.mean().abs() < 5 * spread / len(values) ** 0.5, name
+
+
+def test_ada_colours_are_the_papers_matrices():
+    torch.manual_seed(0)
+    x = torch.randn(5, 3, 4, 6, dtype=torch.float64)
+    v = torch.full((3,), 3**-0.5, dtype=torch.float64)
+    P, K = (
+        torch.outer(v, v),
+        torch.linalg.cross(v.expand(3, 3), torch.eye(3, dtype=torch.float64)).T,
+    )  # vvᵀ, and v × as a matrix
+    apply = lambda matrix: torch.einsum("ij,bjhw->bihw", matrix, x)  # noqa: E731
+    eye, one = torch.eye(3, dtype=torch.float64), torch.ones((), dtype=torch.float64)
+    close = partial(torch.testing.assert_close, atol=1e-12, rtol=0)
+    close(luma_flipped(x, one), apply(eye - 2 * P))
+    close(luma_flipped(luma_flipped(x, one), one), x)
+    close(luma_flipped(x, one) - luma(luma_flipped(x, one)), x - luma(x))  # it keeps chroma
+    close(luma_flipped(x, 0 * one), x)
+    close(luma_flipped(x[:, :1], one), -x[:, :1])
+    for angle in (0.0, 0.4, -2.5, math.pi):
+        close(hue_turned(x, angle * one), apply(torch.linalg.matrix_exp(angle * K)))
+    close(hue_turned(x, 2 * math.pi * one), x)
+    close(hue_turned(x, 2 * math.pi / 3 * one), x.roll(1, 1))  # red to green, green to blue
+    close(saturated(x, 0.3 * one), apply(P + 0.3 * (eye - P)))
+    close(saturated(x, one), x)
+
+
+@pytest.mark.parametrize("name", ["diffaugment", "ada"])
+def test_images_of_any_range_are_changed_as_those_from_minus_1_to_1_are(name):
+    x, found = torch.rand(6, 3, 8, 8, dtype=torch.float64) * 2 - 1, []
+    for span in ((-1.0, 1.0), (0.0, 1.0), (0.0, 255.0)):
+        change = AUGMENTS[name](span).double()
+        if name == "ada":
+            change.running_p.fill_(1)
+        low, high = span
+        torch.manual_seed(0)
+        found.append((change(low + (x + 1) / 2 * (high - low)) - low) / (high - low) * 2 - 1)
+    torch.testing.assert_close(found[1], found[0])
+    torch.testing.assert_close(found[2], found[0])
+
+
+def test_r1_can_be_descended_through_ada():
+    ada = AdaptiveAugment().double()
+    ada.running_p.fill_(1)
+    x = torch.rand(2, 3, 5, 4, dtype=torch.float64, requires_grad=True)
+
+    def changed(x):
+        torch.manual_seed(0)
+        return ada(x).square()
+
+    assert torch.autograd.gradcheck(changed, x) and torch.autograd.gradgradcheck(changed, x)
+
+
+def test_ada_places_pixels_in_full_precision_under_autocast():
+    ada, found = AdaptiveAugment(), []
+    ada.running_p.fill_(1)
+    x = torch.rand(16, 1, 32, 32, generator=torch.Generator().manual_seed(0))
+    for half in (False, True):
+        torch.manual_seed(0)
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+            found.append(ada(x))
+    assert torch.equal(*found)
+
+
+@pytest.mark.parametrize("name", ["gan", "dcgan"])
+def test_projection_adds_the_classes_product_and_auxiliary_names_the_class(name):
+    torch.manual_seed(0)
+    model = small(name, conditional=True, condition="projection").double().eval()
+    batch, D = batch_of(model), model.discriminator
+    h = D.seen(batch.x)
+    v = D.embedding.weight[batch.y]
+    torch.testing.assert_close(
+        D(batch.x, batch.y), D.head(h.flatten(1)).squeeze(1) + (v * h.flatten(1)).sum(1)
+    )
+    model = small(name, conditional=True, condition="auxiliary").double().eval()
+    D = model.discriminator
+    logits = D.named(D.seen(batch.x))
+    assert logits.shape == (6, 3)
+    expected = -logits.log_softmax(1)[range(6), batch.y].mean()
+    torch.testing.assert_close(model.discriminator_loss(batch)["classification"], expected)
+
+
+@pytest.mark.parametrize("name", ["gan", "dcgan"])
+@pytest.mark.parametrize("conditional", [False, True])
+@pytest.mark.parametrize(
+    ("player", "opponent"), [("discriminator", "generator"), ("generator", "discriminator")]
+)
+def test_an_update_leaves_the_opponent_as_it_was(name, conditional, player, opponent):
+    torch.manual_seed(0)
+    trainer = trainer_of(small(name, conditional=conditional, r1=0.1))
+    model = trainer.model.train()
+    state = lambda who: {k: v.clone() for k, v in getattr(model, who).state_dict().items()}  # noqa: E731
+    mine, theirs = state(player), state(opponent)
+    trainer.descend(player, getattr(model, f"{player}_loss"), [batch_of(model)])
+    assert all(torch.equal(v, theirs[k]) for k, v in state(opponent).items())
+    moved = {k for k, v in state(player).items() if not torch.equal(v, mine[k])}
+    assert moved >= {
+        k for k, _ in getattr(model, player).named_parameters() if "embedding" not in k
+    }
+    assert all(p.grad is None for p in getattr(model, opponent).parameters())
+
+
+def test_fixed_normalises_by_the_batch_and_records_nothing():
+    norm = torch.nn.BatchNorm2d(2).double().train()
+    x = torch.randn(5, 2, 3, 3, dtype=torch.float64) + 4
+    with fixed(norm):
+        y = norm(x)
+    assert norm.num_batches_tracked == 0 and torch.equal(
+        norm.running_mean, torch.zeros(2, dtype=torch.float64)
+    )
+    torch.testing.assert_close(norm(x), y)
+    assert norm.num_batches_tracked == 1
+
+
+@pytest.mark.parametrize("k", [1, 3])
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_k_updates_of_d_with_fresh_batches_then_one_of_g(k, accumulate, monkeypatch):
+    torch.manual_seed(0)
+    trainer = trainer_of(small("gan"), k=k, accumulate=accumulate)
+    batches = [batch_of(trainer.model) for _ in range(20)]
+    seen = {"discriminator": [], "generator": []}
+    for who, log in seen.items():
+        method = getattr(trainer.model, f"{who}_loss")
+        monkeypatch.setattr(
+            trainer.model,
+            f"{who}_loss",
+            lambda b, m=method, log=log, **how: (log.append(b.y), m(b, **how))[1],
+        )
+    logs = trainer.step(iter(batches))
+    assert len(seen["discriminator"]) == k * accumulate and len(seen["generator"]) == accumulate
+    assert trainer.pulled == k
+    assert [o.state_dict()["state"][0]["step"].item() for o in trainer.optimizers.values()] == [
+        k,
+        1,
+    ]
+    assert {"loss/discriminator", "loss/generator", "D(x)", "D(G(z))"} <= set(
+        logs
+    ) and "loss" not in logs
+
+
+@pytest.mark.parametrize("side", [16, 32, 64, 128])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_dcgan_shapes(side, channels):
+    spec = Spec((channels, side, side), range=(0.0, 1.0))
+    model = DCGAN(spec, width=2)
+    maps = [
+        m.out_channels for m in model.generator.layers if isinstance(m, torch.nn.ConvTranspose2d)
+    ]
+    assert maps == [2 * side // 8 >> i for i in range(len(maps) - 1)] + [channels]
+    x = model.eval().sample(3)
+    assert x.shape == (3, channels, side, side) and x.min() >= 0 and x.max() <= 1
+    assert model.discriminator(x).shape == (3,)
+    four = model.generator.layers[0](torch.zeros(1, 100, 1, 1))
+    assert four.shape[2:] == (4, 4)
+
+
+def test_dcgan_has_the_papers_sizes():
+    model = DCGAN(Spec((3, 64, 64)))
+    maps = [
+        m.out_channels for m in model.generator.layers if isinstance(m, torch.nn.ConvTranspose2d)
+    ]
+    assert maps == [1024, 512, 256, 128, 3] and model.latent == 100
+    weight = model.discriminator.features[2].weight
+    assert weight.mean().item() == pytest.approx(
+        0, abs=1e-3
+    ) and weight.std().item() == pytest.approx(0.02, rel=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("model", "spec", "options", "says"),
+    [
+        (DCGAN, Spec((1, 28, 28)), {}, r"dataset\.size=32"),
+        (DCGAN, Spec((1, 8, 8)), {}, r"dataset\.size=16"),
+        (DCGAN, Spec((3, 64, 48)), {}, r"dataset\.size=64"),
+        (DCGAN, Spec((2,), kind="points"), {}, "images"),
+        (GAN, Spec((64,), kind="tokens", vocab=65), {}, "tokens"),
+        (GAN, Spec((2,), kind="points"), {"conditional": True}, r"model\.conditional=false"),
+    ],
+)
+def test_refuses_what_does_not_fit(model, spec, options, says):
+    with pytest.raises(UserError, match=says):
+        model(spec, **options)
+
+
+@pytest.mark.parametrize("name", ["gan", "dcgan"])
+@pytest.mark.parametrize("noise", ["normal", "uniform"])
+def test_samples_are_decoded_codes(name, noise):
+    model = small(name, conditional=True, noise=noise).double().eval()
+    y = torch.tensor([0, 1, 2, 1])
+    torch.manual_seed(0)
+    x = model.sample(4, y)
+    torch.manual_seed(0)
+    z = model.prior(4, y)
+    assert torch.equal(x, model.decode(z)) and x.dtype == torch.float64
+    assert torch.equal(z[:, 4:].argmax(1), y) and (noise == "normal" or z[:, :4].abs().max() <= 1)
+    other = model.decode(torch.cat([z[:, :4], z[:, 4:].roll(1, 1)], 1))
+    assert not torch.allclose(x, other)  # the class matters to G …
+    assert not torch.allclose(
+        model.discriminator(x, y), model.discriminator(x, (y + 1) % 3)
+    )  # … and to D
+    drawn = model.prior(3000)[:, 4:].mean(0)
+    torch.testing.assert_close(drawn, torch.full_like(drawn, 1 / 3), atol=0.04, rtol=0)
+    with pytest.raises(UserError, match=r"model\.conditional=true"):
+        small(name).sample(4, y)
+
+
+def game(*overrides: str) -> GANTrainer:
+    """Return the trainer of `genlab train <overrides>`, with fewer maps, on images of 32 by 32."""
+    config = composed(*overrides, "out=unused", "device=cpu")
+    few = lambda maps: min(maps, 8) if isinstance(maps, int) else [few(m) for m in maps]  # noqa: E731
+    names = ("maps", "discriminator_maps", "width", "discriminator_width")
+    config["model"] |= {
+        name: few(config["model"][name]) for name in names if name in config["model"]
+    }
+    model = make_model(config, Spec((3, 32, 32), classes=10, range=(-1.0, 1.0)))
+    return make_trainer(config, model, make_device(config["device"], seed=0))
+
+
+def advice(trainer: GANTrainer) -> list[str]:
+    """Return what is said of a game that has every ailment."""
+    return [
+        note for _ in range(WINDOWS) for note in trainer.diagnose({"advantage": 1.0, "spread": 0.0})
+    ]
+
+
+PLAYED = [
+    r
+    for r in RECIPES
+    if re.search(r"^  name: (gan|progressive)$", (CONFIGS / f"model/{r}.yaml").read_text(), re.M)
+]
+GAMES = [f"model={recipe}" for recipe in PLAYED] + [
+    f"experiment={path.stem}"
+    for path in sorted((CONFIGS / "experiment").glob("*.yaml"))
+    if re.search(rf"override /model: ({'|'.join(PLAYED)})$", path.read_text(), re.M)
+]
+RESTRAINED = [
+    *((name,) for name in GAMES),
+    *(
+        ("model=dcgan", f"+regulariser={name}")
+        for name in ("r1", "gradient_penalty", "spectral", "clip", "deviation")
+    ),
+    (
+        "model=dcgan",
+        "+regulariser=[r1,deviation]",
+        "model.loss=hinge",
+        "++trainer.discriminator_rate=0.1",
+    ),
+    ("model=stylegan2", "model.r1=0", "model.augment=ada"),
+    ("model=progan", "++model.gradient_penalty=0", "++model.r1=0"),
+    ("model=wgan_gp", "model.loss=hinge"),
+]
+
+
+@pytest.mark.parametrize("typed", RESTRAINED, ids=" ".join)
+def test_what_an_ailment_says_to_try_builds_and_weakens_nothing(typed):
+    trainer = game(*typed)
+    held = lambda model: [model.r1, model.gradient_penalty, -model.clip if model.clip else -math.inf, model.spectral,  # noqa: E731
+                          model.deviation, type(model.augment) is not AUGMENTS["none"]]  # fmt: skip
+    said = advice(trainer)
+    assert len(said) == 2
+    for note in said:
+        what, _, tries = note.partition("; try ")
+        assert what.startswith(("the discriminator has won", "mode collapse")) and tries, note
+        for override in re.findall(r"[+]+[\w.]+=[\w.]+", tries):
+            stronger = game(*typed, override)
+            now, then = held(trainer.model), held(stronger.model)
+            assert all(b >= a for a, b in zip(now, then, strict=True)), (override, now, then)
+            slower = stronger.options.discriminator_rate < trainer.options.discriminator_rate
+            assert now != then or slower, f"{override} changes nothing"
+        assert "has won" not in what or "discriminator_rate=" in tries
+
+
+def narrow(recipe: str, **options):
+    """Return a recipe's model with other options, every number of maps, units and dimensions at most 8, on images of 32 by 32."""
+    config = composed(f"model={recipe}", "out=unused", "device=cpu")
+    few = lambda v: (
+        [few(m) for m in v] if isinstance(v, list) else min(v, 8) if type(v) is int else v
+    )  # noqa: E731
+    config["model"] = {
+        name: v if name == "base" else few(v) for name, v in config["model"].items()
+    } | options
+    torch.manual_seed(0)
+    return make_model(config, Spec((1, 32, 32), classes=3, range=(-1.0, 1.0))).double()
+
+
+def shows(model, regulariser: str) -> bool:
+    """Whether a regulariser is in a model's D, or in the loss of it: this much more, to the last digit."""
+    if regulariser in PENALTIES:
+        losses = []
+        for penalty in (0, 3):
+            torch.manual_seed(1)
+            losses.append(model.eval().discriminator_loss(batch_of(model, 4), penalty=penalty))
+        added = [
+            PENALTIES[name] * 3 * getattr(model, name) * losses[1][name]
+            for name in PENALTIES
+            if getattr(model, name)
+        ]
+        torch.testing.assert_close(losses[1]["loss"], losses[0]["loss"] + sum(added))
+        return losses[1][regulariser] > 0
+    if regulariser == "spectral":
+        D = model.discriminator  # but for what reads codes off its features, which judges nothing
+        parts = [part for name, part in D.named_children() if name != "recognition"]
+        layers = [
+            m
+            for part in parts
+            for m in part.modules()
+            if isinstance(m, torch.nn.Linear | torch.nn.Conv2d)
+        ]
+        return bool(layers) and all(hasattr(m, "parametrizations") for m in layers)
+    if regulariser == "clip":
+        return max(p.abs().max().item() for p in model.discriminator.parameters()) <= model.clip
+    if regulariser == "deviation":
+        return any(isinstance(m, MinibatchDeviation) for m in model.discriminator.modules())
+    if regulariser == "augment":
+        x = batch_of(model).x
+        getattr(model.augment, "running_p", torch.zeros(())).fill_(1)
+        return (model.augment(x) - x).abs().mean() > 0.1
+    raise AssertionError(regulariser)
+
+
+@pytest.mark.parametrize("recipe", PLAYED)
+def test_every_recipe_of_a_game_takes_every_loss_and_every_regulariser(recipe):
+    """A step each: with every loss, under R1, and with every regulariser, under the recipe's own loss."""
+    for options in [*({"loss": loss, "r1": 0.5} for loss in LOSSES), *REGULARISERS]:
+        loss = LOSSES[
+            options.get(
+                "loss", composed(f"model={recipe}", "out=unused", "device=cpu")["model"]["loss"]
+            )
+        ]
+        if options.get("augment") == "ada" and not loss.absolute:
+            with pytest.raises(UserError, match="augment=diffaugment"):
+                narrow(recipe, **options)
+            continue
+        if "spectral" in options and recipe in ("progan", "stylegan2"):
+            with pytest.raises(UserError, match="equalised"):
+                narrow(recipe, **options)
+            continue
+        trainer = trainer_of(narrow(recipe, **options))
+        model, D = trainer.model, trainer.model.discriminator
+        before = {name: p.detach().clone() for name, p in D.named_parameters()}
+        logs = trainer.advance(iter([batch_of(model, 4)]))
+        assert all(torch.isfinite(v) for v in logs.values()), options
+        changed = {name for name, p in D.named_parameters() if not torch.equal(p, before[name])}
+        assert (
+            any(name.startswith("head.") for name in changed) and len(changed) > len(before) / 2
+        ), options
+        assert all(shows(model, name) for name in options if name != "loss"), options
+
+
+def test_the_recipes_of_games_are_all_asked():
+    assert len(PLAYED) > 10 and {"experiment=dcgan_mnist", "experiment=stylegan2_faces"} <= set(
+        GAMES
+    )
+
+
+@pytest.mark.parametrize("conditional", [False, True])
+@pytest.mark.parametrize("recipe", PLAYED)
+def test_a_model_names_all_parts_of_its_codes_that_are_one_hot(recipe, conditional):
+    model = game(f"model={recipe}", *["++model.conditional=true"] * conditional).model
+    conditional = model.conditional  # a few are so by their recipe
+    z, named = model.prior(300), torch.zeros(model.code, dtype=torch.bool)
+    for part in choices(model).values():
+        assert torch.equal(z[:, part].sum(1), torch.ones(300)) and not named[part].any()
+        named[part] = True
+    assert torch.equal(named, ((z == 0) | (z == 1)).all(0))
+    assert ("class" in choices(model)) == conditional and (recipe == "infogan") == (
+        "category" in choices(model)
+    )
+    if conditional:
+        y = torch.arange(300) % 10
+        assert torch.equal(model.prior(300, y)[:, choices(model)["class"]].argmax(1), y)
+
+
+@pytest.mark.parametrize(
+    ("typed", "won", "collapsed"),
+    [
+        (
+            ("model=dcgan",),
+            ["++model.r1=0.1", "++model.spectral=true"],
+            ["++model.r1=0.1", "++model.spectral=true", "++model.deviation=true"],
+        ),
+        (("experiment=dcgan_mnist",), ["++model.r1=2"], ["++model.r1=2", "++model.deviation=true"]),
+        (("model=stylegan2",), ["++model.r1=20"], ["++model.r1=20"]),
+        (("model=wgan_gp",), ["++model.augment=diffaugment"], ["++model.deviation=true"]),
+        (("model=progan",), ["++model.augment=diffaugment"], []),
+        (("model=sngan",), ["++model.r1=0.1"], ["++model.r1=0.1", "++model.deviation=true"]),
+    ],
+)
+def test_the_advice_follows_what_restrains_the_discriminator(typed, won, collapsed):
+    trainer = game(*typed)
+    half = f"++trainer.discriminator_rate={trainer.options.discriminator_rate / 2:g}"
+    found = [re.findall(r"[+]+[\w.]+=[\w.]+", note) for note in advice(trainer)]
+    assert found == [[*won, half], collapsed]
