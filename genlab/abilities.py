@@ -1,12 +1,19 @@
-"""The verbs that a model may have. A task needs one of them; it never asks for a family.
+"""Abilities: one Protocol per verb that a model may implement.
 
-A Protocol check sees names only: a class has an ability when it has the method. So a submodule is named by a noun
-(`encoder`), an ability by a verb (`encode`). Likelihoods are nats a sample, shape (B,), of the data as the dataset gives it.
+Commands require abilities, not families.
+
+The check is by name: a class has an ability when it has the method. So submodules are named by
+nouns (`encoder`) and abilities by verbs (`encode`). Likelihoods are in nats per sample, shape (B,),
+of the data as the dataset provides it.
+
+Every model accepts the arguments shown here. A model that does not need one ignores it: y in an
+unconditional model, `steps` and `num_terms` in a model that computes the result exactly or in one
+pass.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 from genlab.errors import UserError
 
@@ -17,9 +24,9 @@ if TYPE_CHECKING:
 
 
 class Estimate(NamedTuple):
-    """A number with how it was had: `tag` is "exact", "bound" or "estimate"; `error` its standard error, if it has one.
+    """A number, its standard error if it has one, and its tag: "exact", "bound" or "estimate".
 
-    `note` says in words what the number means where a person should be told.
+    `note` is a caveat for the reader, in words.
     """
 
     value: float
@@ -28,51 +35,67 @@ class Estimate(NamedTuple):
     note: str = ""
 
 
+# --- the abilities that a command or a metric uses ------------------------------------------------
+
+
 @runtime_checkable
 class Samples(Protocol):
-    def sample(self, n: int, y: Tensor | None = None) -> Tensor:
-        """Draw n items (n, *shape), of the classes y (n,) if given, with the global random state."""
+    def sample(self, n: int, y: Tensor | None = None, **sampler: Any) -> Tensor:
+        """Draw n samples (n, *shape) with the global random state.
+
+        Args:
+            y: classes (n,), or the tokens (n, T) of prompts; None draws them too, or samples
+                unconditionally.
+            sampler: options of the model's sampler, such as `steps` and `guidance`.
+        """
 
 
 @runtime_checkable
 class Encodes(Protocol):
-    def encode(self, x: Tensor) -> Tensor:
-        """Return the code z (B, …) of x (B, *shape), without noise (a posterior's mean)."""
+    def encode(self, x: Tensor, *, steps: int | None = None) -> Tensor:
+        """Return the code z (B, …) of x (B, *shape), without noise (a posterior's mean).
+
+        Args:
+            steps: of the solver or chain; None takes the model's default.
+        """
 
 
 @runtime_checkable
 class Decodes(Protocol):
     def decode(self, z: Tensor) -> Tensor:
-        """Return the item (B, *shape) that the code z (B, …) stands for, without noise (a likelihood's mean).
+        """Return the item (B, *shape) of the code z (B, …), without noise (a likelihood's mean).
 
-        A model whose items have no gradient in z says `differentiable = False`.
+        A model without a gradient with respect to z sets `differentiable = False`.
         """
 
 
 @runtime_checkable
 class HasStyles(Protocol):
     def styles(self, z: Tensor, *, truncation: float = 1.0) -> Tensor:
-        """Return the styles w (B, layers, dim) of codes z (B, …): what each layer of the decoder is told, coarse to fine.
+        """Return the styles w (B, layers, dim) of codes z (B, …), from coarse to fine layers.
 
-        A truncation below 1 draws them to their mean.
+        A truncation below 1 moves them toward their mean.
         """
 
 
 @runtime_checkable
-class Synthesises(Protocol):
-    def synthesise(self, w: Tensor) -> Tensor:
-        """Return the item (B, *shape) of styles w (B, layers, dim), or of one style for all layers (B, 1, dim), without noise."""
+class Synthesizes(Protocol):
+    def synthesize(self, w: Tensor) -> Tensor:
+        """Return the item (B, *shape) of styles w, without noise.
+
+        w is (B, layers, dim), or (B, 1, dim) for one style in all layers.
+        """
 
 
 @runtime_checkable
 class HasPosterior(Protocol):
     def posterior(self, x: Tensor, y: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Return mean and log-variance (B, latent) of the Gaussian q(z|x), or of q(z|x,y) of a conditional model."""
+        """Return mean and log-variance (B, latent) of the Gaussian q(z|x), or q(z|x,y)."""
 
 
 @runtime_checkable
 class HasPrior(Protocol):
-    def prior(self, n: int) -> Tensor:
+    def prior(self, n: int, y: Tensor | None = None) -> Tensor:
         """Draw n codes z from the prior, such that `decode(prior(n))` are samples."""
 
 
@@ -84,20 +107,30 @@ class HasDensity(Protocol):
 
 @runtime_checkable
 class BoundsDensity(Protocol):
-    def elbo(self, x: Tensor, y: Tensor | None = None) -> Tensor:
-        """Return a random lower bound (B,) of log p(x) in nats."""
+    def elbo(self, x: Tensor, y: Tensor | None = None, *, num_terms: int | None = None) -> Tensor:
+        """Return a random lower bound (B,) of log p(x) in nats.
+
+        Args:
+            num_terms: timesteps drawn for a diffusion bound; None sums all of them.
+        """
 
 
 @runtime_checkable
-class ForetellsNoise(Protocol):
-    def noise_error(self, x: Tensor, y: Tensor | None = None) -> Tensor:
-        """Return a random estimate (B,) of the squared error with which the noise on x is foretold, over all noise levels."""
+class PredictsNoise(Protocol):
+    def eps_mse(
+        self, x: Tensor, y: Tensor | None = None, *, num_terms: int | None = None
+    ) -> Tensor:
+        """Return a random estimate (B,) of the noise prediction error, over all noise levels.
+
+        Args:
+            num_terms: timesteps drawn; None uses all of them.
+        """
 
 
 @runtime_checkable
-class TightensBound(Protocol):
-    def iwae(self, x: Tensor, k: int) -> Tensor:
-        """Return the importance-weighted bound (B,) of log p(x) with k draws, in nats."""
+class HasIWAE(Protocol):
+    def iwae(self, x: Tensor, num_samples: int, y: Tensor | None = None) -> Tensor:
+        """Return the importance-weighted bound (B,) of log p(x) in nats."""
 
 
 @runtime_checkable
@@ -109,25 +142,35 @@ class HasEnergy(Protocol):
 @runtime_checkable
 class HasPartition(Protocol):
     def log_partition(self) -> Estimate:
-        """Return log Z in nats, exact where it can be enumerated, else an estimate with its standard error."""
+        """Return log Z in nats: exact if enumerable, else an estimate with its standard error."""
 
 
 @runtime_checkable
-class Completes(Protocol):
-    def complete(self, x: Tensor, known: Tensor) -> Tensor:
-        """Return x (B, *shape) with the values where `known` is False drawn anew, given the others."""
+class Inpaints(Protocol):
+    def inpaint(
+        self, x: Tensor, known: Tensor, y: Tensor | None = None, *, steps: int | None = None
+    ) -> Tensor:
+        """Return x (B, *shape) with the values where `known` is False drawn given the others.
+
+        Args:
+            steps: of the chain or sampler; None takes the model's default.
+        """
 
 
 @runtime_checkable
-class Extends(Protocol):
+class ContinuesSequence(Protocol):
     def extend(self, x: Tensor, n: int) -> Tensor:
-        """Return the sequences x (B, T) with n more tokens (B, T + n), drawn one after another given all before."""
+        """Return sequences x (B, T) with n more tokens (B, T + n), drawn autoregressively."""
 
 
 @runtime_checkable
 class Denoises(Protocol):
-    def denoise(self, x: Tensor) -> Tensor:
-        """Return the clean item (B, *shape) that the noisy x (B, *shape) most likely came from."""
+    def denoise(self, x: Tensor, *, sigma: float | None = None) -> Tensor:
+        """Return the most likely clean item (B, *shape) of the noisy x (B, *shape).
+
+        Args:
+            sigma: standard deviation of the noise on x, if it is known.
+        """
 
 
 @runtime_checkable
@@ -138,45 +181,88 @@ class Classifies(Protocol):
 
 @runtime_checkable
 class Restores(Protocol):
-    def restore(self, y: Tensor, operator: Callable[[Tensor], Tensor]) -> Tensor:
-        """Return x such that operator(x) is y, drawn from the model."""
+    def restore(
+        self, y: Tensor, operator: Callable[[Tensor], Tensor], *, steps: int | None = None
+    ) -> Tensor:
+        """Return a draw x from the model such that operator(x) = y.
+
+        Args:
+            steps: of the sampler; None takes the model's default.
+        """
 
 
 @runtime_checkable
 class Edits(Protocol):
-    def edit(self, x: Tensor, strength: float, y: Tensor | None = None) -> Tensor:
-        """Return items like x (B, *shape), drawn from the share `strength` of the way to noise, of the classes y if given."""
+    def edit(self, x: Tensor, strength: float, y: Tensor | None = None, **sampler: Any) -> Tensor:
+        """Return variations of x (B, *shape), resampled from part of the way to noise.
+
+        Args:
+            strength: the share of the way, 0 … 1.
+            y: classes (B,) of the results.
+        """
 
 
 @runtime_checkable
-class EstimatesDensity(Protocol):
+class HasODELikelihood(Protocol):
     def ode_log_prob(self, x: Tensor, y: Tensor | None = None) -> Tensor:
-        """Return an estimate (B,) of log p(x) in nats, by following an ODE to a law whose density is known."""
+        """Return an estimate (B,) of log p(x) in nats, by the probability flow ODE."""
 
 
 @runtime_checkable
 class Translates(Protocol):
-    def translate(self, cond: Tensor) -> Tensor:
-        """Return the target item (B, …) of each source in cond (B, …)."""
+    def translate(self, cond: Tensor, *, backward: bool = False) -> Tensor:
+        """Return the target item (B, …) of each source in cond (B, …).
+
+        Args:
+            backward: translate targets to sources; for models with `translates_backward`.
+        """
 
 
-ABILITIES: dict[str, type] = {  # verb -> its Protocol, in the order in which tables show them
+# --- optional methods without a command ---------------------------------------------------------
+
+
+@runtime_checkable
+class HasFilters(Protocol):
+    def filters(self) -> Tensor:
+        """Return the weights (n, *shape) between the data and each unit of the first layer."""
+
+
+@runtime_checkable
+class AssignsCategories(Protocol):
+    def category(self, z: Tensor) -> Tensor:
+        """Return the category (B,) of codes z (B, …) that the model learned without labels."""
+
+
+@runtime_checkable
+class HasODENoise(Protocol):
+    def ode_noise_std(self) -> float:
+        """Return the standard deviation of the noise at the ODE's first level, in data units."""
+
+
+@runtime_checkable
+class HasGibbsChain(Protocol):
+    def gibbs_chain(self, x: Tensor, num_steps: int) -> Tensor:
+        """Return the state (B, *shape) of Gibbs chains from x, after num_steps steps."""
+
+
+# verb -> its Protocol, in the order in which tables show them
+ABILITIES: dict[str, type] = {
     "sample": Samples,
     "encode": Encodes,
     "decode": Decodes,
     "prior": HasPrior,
     "styles": HasStyles,
-    "synthesise": Synthesises,
+    "synthesize": Synthesizes,
     "posterior": HasPosterior,
     "log_prob": HasDensity,
-    "ode_log_prob": EstimatesDensity,
+    "ode_log_prob": HasODELikelihood,
     "elbo": BoundsDensity,
-    "noise_error": ForetellsNoise,
-    "iwae": TightensBound,
+    "eps_mse": PredictsNoise,
+    "iwae": HasIWAE,
     "energy": HasEnergy,
     "log_partition": HasPartition,
-    "complete": Completes,
-    "extend": Extends,
+    "inpaint": Inpaints,
+    "extend": ContinuesSequence,
     "denoise": Denoises,
     "classify": Classifies,
     "restore": Restores,
@@ -186,28 +272,33 @@ ABILITIES: dict[str, type] = {  # verb -> its Protocol, in the order in which ta
 
 
 def abilities(model: object) -> set[str]:
-    """Return the verbs that a model, or a model class, has."""
+    """Return the verbs that a model, or a model class, implements.
+
+    An instance may withdraw one with `self.log_prob = None`, as a model whose size makes it
+    intractable does.
+    """
     return {verb for verb in ABILITIES if callable(getattr(model, verb, None))}
 
 
-def choices(model: object) -> dict[str, slice]:
-    """Return the parts of a model's codes (B, d) that are one-hot choices, by name, as its `choices` says; none without one."""
-    return getattr(model, "choices", {})
-
-
-def need(model: object, verb: str, able: Callable[[], Iterable[str]] = tuple) -> None:
-    """Refuse a request that `model` has no verb for.
+def require(
+    model: object, verb: str, list_models: Callable[[], Iterable[str]] | None = None
+) -> None:
+    """Refuse a request that needs an ability which the model does not have.
 
     Args:
-        able: gives the names of the models that have the verb; asked only when the request is refused.
+        list_models: returns the names of the models that have it; called only if the request is
+            refused.
 
     Raises:
-        UserError: the model has no such verb; the message names the models that do.
+        UserError: the model does not have the ability; the message names models that do.
     """
     if verb in abilities(model):
         return
-    names = ", ".join(able())
-    raise UserError(
-        f"{type(model).__name__} has no {verb}"
-        + (f"; models that have it: {names}" if names else "")
-    )
+    names = ", ".join(list_models()) if list_models else ""
+    alternatives = f"; models that do: {names}" if names else ""
+    raise UserError(f"{type(model).__name__} does not support `{verb}`{alternatives}")
+
+
+def choices(model: object) -> dict[str, slice]:  # goes when models derive from GenerativeModel
+    """Return the parts of a model's codes (B, d) that are one-hot categories, by name."""
+    return getattr(model, "code_choices", getattr(model, "choices", {}))

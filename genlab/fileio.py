@@ -1,4 +1,4 @@
-"""Files written whole or not at all, and read in bounded time and memory, whoever made them."""
+"""Atomic writing of files, and reading in bounded time and memory, also of untrusted files."""
 
 from __future__ import annotations
 
@@ -12,16 +12,23 @@ from typing import IO, Any
 
 from genlab.errors import UserError
 
-MOST_YAML = 2**18  # bytes of a config; they have a few thousand
-MOST_JSON = 2**24
+MAX_YAML_BYTES = 2**18  # a config has a few thousand
+MAX_JSON_BYTES = 2**24
+
+
+# --- writing --------------------------------------------------------------------------------------
 
 
 @contextmanager
-def whole(path: Path) -> Iterator[IO[bytes]]:
-    """Give a file to write, such that a reader of `path` sees the old content or the new, never a part, even if the power fails.
+def atomic_open(path: Path) -> Iterator[IO[bytes]]:
+    """Open a file for atomic writing.
+
+    Readers of `path` see the old or the new content, never a partial write, even after a power
+    failure.
 
     Raises:
-        OSError: it cannot be written (no space, no permission); names the path, where the old content stays.
+        OSError: writing failed (no space, no permission); names the path, which keeps its old
+            content.
     """
     part = path.with_name(path.name + ".part")
     try:
@@ -31,16 +38,25 @@ def whole(path: Path) -> Iterator[IO[bytes]]:
             os.fsync(f.fileno())
         os.replace(part, path)
     except BaseException as error:
-        with suppress(OSError):  # a part would go on filling a full disk
+        with suppress(OSError):  # the partial file would keep filling a full disk
             part.unlink()
-        if failed := cause(error):
-            raise OSError(failed.errno, failed.strerror, str(path)) from error
+        if os_error := os_error_in(error):
+            raise OSError(os_error.errno, os_error.strerror, str(path)) from error
         raise
     sync_folder(path.parent)
 
 
-def cause(error: BaseException | None) -> OSError | None:
-    """Return what the system refused, also where a library (torch.save) reports the failed write as an error of its own."""
+def atomic_write(path: Path, data: bytes) -> None:
+    """Write a file atomically; see `atomic_open`."""
+    with atomic_open(path) as f:
+        f.write(data)
+
+
+def os_error_in(error: BaseException | None) -> OSError | None:
+    """Return the system's error in a chain of causes, or None.
+
+    A library such as torch.save reports a failed write as its own error type.
+    """
     while error is not None:
         if isinstance(error, OSError) and error.errno:
             return error
@@ -49,8 +65,8 @@ def cause(error: BaseException | None) -> OSError | None:
 
 
 @contextmanager
-def naming(path: Path) -> Iterator[None]:
-    """Let an error of writing in the block name the file, which a failed write itself does not.
+def with_filename(path: Path) -> Iterator[None]:
+    """Context that adds the path to an OSError that names no file, such as a failed write.
 
     Raises:
         OSError: what the block raised, with the path.
@@ -63,64 +79,65 @@ def naming(path: Path) -> Iterator[None]:
         raise OSError(error.errno, error.strerror, str(path)) from error
 
 
-def write_whole(path: Path, data: bytes) -> None:
-    """Write a file so that a reader sees the old content or the new, never a part, even if the power fails."""
-    with whole(path) as f:
-        f.write(data)
-
-
 def sync_folder(folder: Path) -> None:
-    """Make a rename in `folder` survive a power failure."""
+    """Flush a folder to disk, so that a rename in it survives a power failure."""
     handle = os.open(folder, os.O_RDONLY)
     os.fsync(handle)
     os.close(handle)
 
 
-def lockable(path: Path) -> IO[str]:
-    """Open a file, made where it is missing, whose lock is all that matters: what it holds stays, and no link is followed."""
-    return os.fdopen(
-        os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666), "r+"
-    )
+def open_lock_file(path: Path) -> IO[str]:
+    """Open a file to be locked, and create it if it is missing.
+
+    Its content is kept, and a symbolic link is not followed.
+    """
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+    return os.fdopen(os.open(path, flags, 0o666), "r+")
 
 
-# --- reading ----------------------------------------------------------------------------------------------------------
+# --- reading --------------------------------------------------------------------------------------
 
 
-def refuse_links(folder: Path, what: str, but: re.Pattern[str] | None = None) -> None:
-    """Refuse a folder with a link out of it, through which a stranger's would have other files read and written.
+def refuse_links(folder: Path, kind: str, allowed: re.Pattern[str] | None = None) -> None:
+    """Refuse a folder with symbolic links that point out of it.
+
+    An untrusted folder could use them to have other files read or overwritten.
 
     Args:
-        what: the folder is, such as "run".
-        but: paths in it, whole, of links that nothing is read or written through.
+        kind: what the folder is, such as "run", for the message.
+        allowed: full relative paths of links that nothing is read or written through.
 
     Raises:
         UserError: names the link.
     """
     inside = folder.resolve()
-    for here, folders, files in os.walk(folder):
-        for path in (Path(here, name) for name in (*folders, *files)):
-            out = path.is_symlink() and not path.resolve().is_relative_to(inside)
-            if out and not (but and but.fullmatch(str(path.relative_to(folder)))):
-                raise UserError(
-                    f"{path} is a link out of the {what}, to {os.readlink(path)}; put there what it stands for"
-                )
+    for parent, folders, files in os.walk(folder):
+        for path in (Path(parent, name) for name in (*folders, *files)):
+            if not path.is_symlink() or path.resolve().is_relative_to(inside):
+                continue
+            if allowed and allowed.fullmatch(str(path.relative_to(folder))):
+                continue
+            raise UserError(
+                f"{path} is a link out of the {kind}, to {os.readlink(path)}; "
+                "replace it with the file or folder that it points to"
+            )
 
 
-def read_text(path: Path, most: int) -> str:
-    """Return a text file of at most `most` bytes.
+def read_text(path: Path, max_bytes: int) -> str:
+    """Return a text file of up to `max_bytes` bytes.
 
     Raises:
-        UserError: it is longer, or no text.
+        UserError: it is longer, or not UTF-8.
     """
     with open(path, "rb") as f:
-        data = f.read(most + 1)
-    if len(data) > most:
-        raise UserError(f"{path} is unreadable: it has more than {most:,} bytes")
+        data = f.read(max_bytes + 1)
+    if len(data) > max_bytes:
+        raise UserError(f"{path} is unreadable: it has more than {max_bytes:,} bytes")
     try:
         return data.decode()
     except UnicodeDecodeError as error:
         raise UserError(
-            f"{path} is unreadable: it is no text in UTF-8 ({error.reason} at byte {error.start})"
+            f"{path} is unreadable: it is not UTF-8 text ({error.reason} at byte {error.start})"
         ) from error
 
 
@@ -128,26 +145,27 @@ def read_json(path: Path) -> dict[str, Any]:
     """Return the object in a JSON file.
 
     Raises:
-        UserError: it holds none.
+        UserError: it does not contain one.
     """
     try:
-        found = json.loads(read_text(path, MOST_JSON))
+        content = json.loads(read_text(path, MAX_JSON_BYTES))
     except (ValueError, RecursionError) as error:
         if isinstance(error, UserError):
             raise
         raise UserError(f"{path} is unreadable: {error}") from error
-    if not isinstance(found, dict):
-        raise UserError(f"{path} is unreadable: it holds no JSON object")
-    return found
+    if not isinstance(content, dict):
+        raise UserError(f"{path} is unreadable: it does not contain a JSON object")
+    return content
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """Return the mapping in a YAML file as plain values: no tag is obeyed, and nothing in it refers to anything else.
+    """Return the mapping in a YAML file as plain values.
 
-    What looks like an interpolation of OmegaConf stays the text that it is.
+    Tags are not obeyed, and what looks like an OmegaConf interpolation stays text.
 
     Raises:
-        UserError: it holds none, or has aliases, by which a few lines stand for any number of values.
+        UserError: it does not contain a mapping, or has aliases, which expand a few lines to any
+            number of values.
     """
     import yaml
 
@@ -155,21 +173,17 @@ def read_yaml(path: Path) -> dict[str, Any]:
         def compose_node(self, parent: Any, index: Any) -> Any:
             if self.check_event(yaml.events.AliasEvent):
                 raise UserError(
-                    f"{path} is unreadable: it has a YAML alias, which no config that genlab wrote has"
+                    f"{path} is unreadable: it has a YAML alias, which genlab never writes"
                 )
             return super().compose_node(parent, index)
 
     try:
-        found = yaml.load(read_text(path, MOST_YAML), Loader)
-    except yaml.YAMLError as error:
+        content = yaml.load(read_text(path, MAX_YAML_BYTES), Loader)
+    except UserError:
+        raise
+    # ValueError: a date such as 2020-99-99, a number of 5,000 digits
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
         raise UserError(f"{path} is unreadable: {' '.join(str(error).split())}") from error
-    except (
-        RecursionError,
-        ValueError,
-    ) as error:  # a ValueError: a date such as 2020-99-99, a number of 5,000 digits
-        if isinstance(error, UserError):
-            raise
-        raise UserError(f"{path} is unreadable: {' '.join(str(error).split())}") from error
-    if not isinstance(found, dict):
-        raise UserError(f"{path} is unreadable: it holds no mapping of options")
-    return found
+    if not isinstance(content, dict):
+        raise UserError(f"{path} is unreadable: it does not contain a mapping of options")
+    return content

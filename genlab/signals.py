@@ -1,55 +1,69 @@
-"""Signals that ask a run to save and end: Ctrl-C, a terminal's or scheduler's SIGTERM, a cluster's SIGUSR2."""
+"""Signals that ask a run to save and exit: Ctrl-C, SIGTERM, and a cluster's SIGUSR2."""
 
 from __future__ import annotations
 
 import signal
 import threading
-from types import FrameType
+from types import FrameType, TracebackType
+from typing import Any
 
 from genlab.errors import UserError
 
-ASKS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
 
 
-class Stopped(UserError):
-    """A signal ended the work, with everything saved; the exit code is the shell's own for that signal."""
+class TrainingInterrupted(UserError):
+    """A signal ended the work, with everything saved.
+
+    The exit code is the shell's own for that signal, 128 + its number.
+    """
 
     def __init__(self, message: str, name: str) -> None:
         super().__init__(message)
         self.exit_code = 128 + signal.Signals[name]
 
 
-class Signals:
-    """While entered, remembers which of `ASKS` came, and `name` is the first; a second Ctrl-C interrupts at once.
+class SignalCatcher:
+    """Context that records stop signals instead of acting on them; a second Ctrl-C interrupts.
 
-    A handler that was set before, such as a job launcher's that has the scheduler start the job again and exits, hears of
-    its signal on leaving: by then the run is saved. An error on the way is not covered up by it.
+    On leaving, a handler that was installed before, such as a job launcher's that requeues the job
+    and exits, is called for each recorded signal: by then the run is saved. After an error it is
+    not called, so that it cannot hide the error.
     """
 
     def __init__(self) -> None:
-        self.heard: list[int] = []
+        self.received: list[int] = []
+        self.previous_handlers: dict[int, Any] = {}
 
     @property
     def name(self) -> str | None:
-        return signal.Signals(self.heard[0]).name if self.heard else None
+        """The name of the first signal received, or None."""
+        return signal.Signals(self.received[0]).name if self.received else None
 
-    def __enter__(self) -> Signals:
+    def __enter__(self) -> SignalCatcher:
+        # Only the main thread may set handlers; a run in another thread is ended by its caller.
         if threading.current_thread() is threading.main_thread():
-            self.before = {s: signal.signal(s, self.receive) for s in ASKS}
-        else:  # only the main thread may set handlers; a run in another thread is ended by its caller
-            self.before = {}
+            self.previous_handlers = {s: signal.signal(s, self.record) for s in STOP_SIGNALS}
         return self
 
-    def __exit__(self, *error: object) -> None:
-        for s, handler in self.before.items():
-            signal.signal(s, handler)
-        for number in self.heard if error[0] is None else ():
-            handler = self.before[number]
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        for number, handler in self.previous_handlers.items():
+            signal.signal(number, handler)
+        if error is not None:
+            return
+        for number in self.received:
+            handler = self.previous_handlers[number]
             if callable(handler) and handler is not signal.default_int_handler:
                 handler(number, None)
 
-    def receive(self, number: int, frame: FrameType | None) -> None:
-        if number == signal.SIGINT and number in self.heard:
+    def record(self, number: int, frame: FrameType | None) -> None:
+        """Handle a signal by recording it."""
+        if number == signal.SIGINT and number in self.received:
             raise KeyboardInterrupt
-        if number not in self.heard:
-            self.heard.append(number)
+        if number not in self.received:
+            self.received.append(number)

@@ -1,11 +1,13 @@
-"""Train every objective of diffusion on laws whose best denoiser is known, and write what each reaches beside what is best.
+"""Compare every diffusion objective with the optimal denoiser of known distributions.
 
-    python scripts/check_diffusion.py [--objectives ε v …] [--laws ring …] [--scale 1] [--runs FOLDER]
+    python scripts/check_diffusion.py [--objectives ε v …] [--distributions ring …] [--runs FOLDER]
 
-For each: its loss over that of the best denoiser on the same draws, the samples of DDIM and of Heun's method under the true
-density, and the exact density less the model's, by its bound and by its ODE. Seven minutes a row of the ring. What is
-measured replaces what docs/diffusion.json had of the same law and objective, and the page beside it, diffusion.md, shows the
-whole file. With --runs the trained runs stay in that folder, and one that is there is measured again and not trained.
+For each trained model it measures three things: the loss divided by the loss of the optimal
+denoiser on the same draws; the samples of DDIM and of Heun's method under the true density; and the
+exact log-density minus the model's, by its variational bound and by its ODE. The ring takes about
+seven minutes per objective. Results replace those of the same distribution and objective in
+docs/diffusion.json, and docs/diffusion.md shows the whole file. With --runs, runs are kept in that
+folder, and runs that are there already are measured without training.
 """
 
 from __future__ import annotations
@@ -18,15 +20,20 @@ import re
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from genlab.builders.entrypoints import load_run
+from genlab.data.toy_distributions import GaussianMixture
 from genlab.models.diffusion.base import Diffusion
 from genlab.models.diffusion.ddpm import DDPM
-from genlab.models.diffusion.edm import EDM, wide
+from genlab.models.diffusion.edm import EDM
+from genlab.nn.broadcast import expand_like
 from genlab.runs.run_folder import RunFolder
 from genlab.spec import Batch
 
@@ -34,10 +41,14 @@ OUT = Path(__file__).resolve().parent.parent / "docs" / "diffusion.json"
 OBJECTIVES = {
     "ε": ["model=ddpm_points"],
     "x₀": ["model=ddpm_points", "model.objective=x0"],
-    "x₀, min-SNR": ["model=ddpm_points", "model.objective=x0", "model.min_snr=5"],
+    "x₀, min-SNR": ["model=ddpm_points", "model.objective=x0", "model.min_snr_gamma=5"],
     "v": ["model=ddpm_points", "model.objective=v"],
-    "v, min-SNR": ["model=ddpm_points", "model.objective=v", "model.min_snr=5"],
-    "v, zero terminal SNR": ["model=ddpm_points", "model.objective=v", "model.zero_snr=true"],
+    "v, min-SNR": ["model=ddpm_points", "model.objective=v", "model.min_snr_gamma=5"],
+    "v, zero terminal SNR": [
+        "model=ddpm_points",
+        "model.objective=v",
+        "model.zero_terminal_snr=true",
+    ],
     "ε, learned variance": ["model=ddpm_points", "model.variance=learned"],
     "EDM": ["model=edm_points"],
     "flow matching": ["model=flow_points"],
@@ -46,192 +57,231 @@ STEPS = {"ring": 10_000, "gaussian": 3_000}
 GAUSSIAN = [
     "dataset=points",
     "dataset.name=grid",
-    "dataset.side=1",
+    "dataset.grid_size=1",
     "dataset.n=1000000",
     "trainer.batch_size=1024",
 ]
-LAWS = {"ring": ["dataset=ring"]} | {
+DISTRIBUTIONS = {"ring": ["dataset=ring"]} | {
     f"N(0, {s}²)": [*GAUSSIAN, f"dataset.std={s}"] for s in (1, 0.5, 0.25)
 }
 SAMPLERS = {
     "DDIM, 100 steps": {"sampler": "ddim", "steps": 100},
-    "DDIM, 100 steps at quadratic times": {"sampler": "ddim", "steps": 100, "spacing": "quadratic"},
+    "DDIM, 100 steps at quadratic times": {
+        "sampler": "ddim",
+        "steps": 100,
+        "timestep_spacing": "quadratic",
+    },
     "Heun, 18 steps": {"sampler": "heun", "steps": 18},
 }
-ROWS = 10_000  # samples
-POINTS = 2_500  # whose density is asked for
-DRAWS = 50  # of ROWS points each, on which losses are compared
+NUM_SAMPLES = 10_000
+NUM_DENSITY_POINTS = 2_500  # points whose log-density is compared
+NUM_LOSS_BATCHES = 50  # of NUM_SAMPLES points each
+
+Row = dict[str, Any]  # one trained model: distribution, objective, command, seconds, results
 
 
-class Best(nn.Module):
-    """The network that a model would have if its denoiser were the best one of a mixture of round Gaussians."""
+class OptimalNetwork(nn.Module):
+    """The network whose denoiser is optimal for a mixture of isotropic Gaussians.
+
+    It has the interface of the network of `model`, and replaces it.
+    """
 
     def __init__(self, model: Diffusion, centers: Tensor, std: float) -> None:
         super().__init__()
-        self.trained = model.network  # whose parameters tell the model its precision
-        self.model, self.centers, self.std = (
-            [model],
-            centers.double(),
-            std,
-        )  # in a list, which makes it no part of this one
+        self.trained = model.network  # the model takes its precision from these parameters
+        self.model = [model]  # in a list, so that it is not a submodule
+        self.centers, self.std = centers.double(), std
 
-    def denoised(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+    def denoise(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
         """Return E[x_0 | x] (B, 2) of x = α x_0 + σ ε (B, 2), with α and σ (B, 1)."""
         var = (alpha * self.std) ** 2 + sigma**2
-        apart = x[:, None] - alpha[:, None] * self.centers  # (B, M, 2)
-        share = (-apart.square().sum(2) / (2 * var)).softmax(1)  # of each mode
-        return (
-            share[..., None] * (self.centers + alpha[:, None] * self.std**2 / var[:, None] * apart)
-        ).sum(1)
+        difference = x[:, None] - alpha[:, None] * self.centers  # (B, M, 2)
+        posterior = (-difference.square().sum(2) / (2 * var)).softmax(1)  # p(mode | x), (B, M)
+        gain = alpha[:, None] * self.std**2 / var[:, None]
+        return (posterior[..., None] * (self.centers + gain * difference)).sum(1)
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
         (model,) = self.model
         if isinstance(model, DDPM):
             schedule = model.schedule
-            x0 = self.denoised(x, schedule.at("sqrt_ab", t, x), schedule.at("sqrt_1_ab", t, x))
-            best = schedule.target(model.objective, x0, schedule.to_eps(x0, x, t), t)
-            return (
-                torch.cat([best, torch.zeros_like(x)], 1) if model.variance == "learned" else best
+            x0 = self.denoise(
+                x, schedule.lookup("sqrt_ab", t, x), schedule.lookup("sqrt_1_ab", t, x)
             )
+            target = schedule.training_target(
+                model.objective, x0, schedule.eps_from_x0(x0, x, t), t
+            )
+            if model.variance == "learned":
+                return torch.cat([target, torch.zeros_like(x)], 1)
+            return target
         if isinstance(model, EDM):
             sigma = (4 * t / 1000).exp()
             c_skip, c_out, c_in, _ = model.preconditioning(sigma, x)
             x = x / c_in
-            return (self.denoised(x, torch.ones_like(c_in), wide(sigma, x)) - c_skip * x) / c_out
-        at = wide(t / 1000, x)
-        return (x - self.denoised(x, 1 - at, at)) / at
+            x0 = self.denoise(x, torch.ones_like(c_in), expand_like(sigma, x))
+            return (x0 - c_skip * x) / c_out
+        sigma = expand_like(t / 1000, x)
+        return (x - self.denoise(x, 1 - sigma, sigma)) / sigma
 
 
-@torch.no_grad()
-def excess(model: Diffusion, law) -> float:
-    """Return a model's loss over the least one, on the same draws."""
-    total = {}
-    for kind, network in (("own", model.network), ("best", Best(model, law.centers, law.std))):
-        own, model.network = model.network, network
-        generator = torch.Generator().manual_seed(1)
-        torch.manual_seed(4)  # another: by the same seed the noise would be the items' own
-        losses = [model.loss(Batch(law.sample(ROWS, generator)[0])) for _ in range(DRAWS)]
-        total[kind] = sum(found.get("simple", found["loss"]).item() for found in losses)
+@contextmanager
+def replaced_network(model: Diffusion, network: nn.Module) -> Iterator[None]:
+    """Use another network in a model for a while."""
+    own, model.network = model.network, network
+    try:
+        yield
+    finally:
         model.network = own
-    return total["own"] / total["best"]
 
 
 @torch.no_grad()
-def drawn(model: Diffusion, law) -> dict[str, float]:
-    """Return how many nats a model's samples lie over the law's entropy, and on how many modes they are."""
-    found = {}
+def total_loss(model: Diffusion, distribution: GaussianMixture) -> float:
+    """Return the loss of a model, summed over batches that are the same for every network."""
+    generator = torch.Generator().manual_seed(1)
+    torch.manual_seed(4)  # not 1: with the same seed the noise would equal the points
+    losses = [
+        model.loss(Batch(distribution.sample(NUM_SAMPLES, generator)[0]))
+        for _ in range(NUM_LOSS_BATCHES)
+    ]
+    return sum(loss.get("simple", loss["loss"]).item() for loss in losses)
+
+
+@torch.no_grad()
+def measure_samples(model: Diffusion, distribution: GaussianMixture) -> dict[str, float]:
+    """Return how far samples are from the entropy in nats, and how many modes they cover."""
+    found: dict[str, float] = {}
     torch.manual_seed(2)
-    for name, how in SAMPLERS.items():
-        if "spacing" in how and isinstance(model, EDM):
-            continue  # its levels are no even times
-        x = model.sample(ROWS, **how)
-        found[f"{name} nats"] = -law.log_prob(x).mean().item() - law.entropy
-        nearest = torch.cdist(x, law.centers.double()).argmin(1)
+    for name, options in SAMPLERS.items():
+        if "timestep_spacing" in options and isinstance(model, EDM):
+            continue  # its noise levels are not evenly spaced timesteps
+        x = model.sample(NUM_SAMPLES, **options)
+        found[f"{name} nats"] = -distribution.log_prob(x).mean().item() - distribution.entropy
+        nearest = torch.cdist(x, distribution.centers.double()).argmin(1)
         found[f"{name} modes"] = len(nearest.unique())
     return found
 
 
 @torch.no_grad()
-def measured(model: Diffusion, law) -> dict[str, float]:
-    """Return what the page says of a trained model: the loss, and in nats how far samples and densities are off."""
+def measure_model(model: Diffusion, distribution: GaussianMixture) -> dict[str, float]:
+    """Return the results of a trained model: relative loss, samples, and errors of densities."""
     model.double().eval()
-    found = {"loss": excess(model, law)}
-    own = model.network
-    found |= drawn(model, law)
-    model.network = Best(model, law.centers, law.std)
-    found |= {f"best {name}": value for name, value in drawn(model, law).items()}
-    model.network = own
-    x = law.sample(POINTS, torch.Generator().manual_seed(3))[0]
-    exact = law.log_prob(x).mean().item()
-    found["bound"] = (
-        exact - torch.cat([model.elbo(part, terms=100) for part in x.split(500)]).mean().item()
-    )
-    found["ode"] = exact - model.ode_log_prob(x, steps=200, probes=2).mean().item()
+    optimal = OptimalNetwork(model, distribution.centers, distribution.std)
+    loss = total_loss(model, distribution)
+    found = measure_samples(model, distribution)
+    with replaced_network(model, optimal):
+        found = {"loss": loss / total_loss(model, distribution)} | found
+        best = measure_samples(model, distribution)
+    found |= {f"best {name}": value for name, value in best.items()}
+    x = distribution.sample(NUM_DENSITY_POINTS, torch.Generator().manual_seed(3))[0]
+    exact = distribution.log_prob(x).mean().item()
+    bound = torch.cat([model.elbo(part, num_terms=100) for part in x.split(500)])
+    found["bound"] = exact - bound.mean().item()
+    found["ode"] = exact - model.ode_log_prob(x, steps=200, num_probes=2).mean().item()
     return found
 
 
-def trained(command: list[str], folder: Path) -> RunFolder:
-    """Return the run that a command of genlab's trains in a folder, or the rest of one that it began there before."""
-    how = [f"resume={folder}"] if folder.exists() else [*command, f"out={folder}"]
-    subprocess.run(
-        [sys.executable, "-m", "genlab", "train", *how], check=True, stdout=subprocess.DEVNULL
-    )
+def train_run(command: list[str], folder: Path) -> RunFolder:
+    """Train a run in a folder, or resume the one that is there."""
+    words = [f"resume={folder}"] if folder.exists() else [*command, f"out={folder}"]
+    genlab = [sys.executable, "-m", "genlab", "train"]
+    subprocess.run([*genlab, *words], check=True, stdout=subprocess.DEVNULL)
     return RunFolder(folder)
 
 
-def page(rows: list[dict]) -> str:
-    """Return the page of what was found."""
-    heads = ["law", "objective", "trained by", "seconds", "loss / least"]
+INTRODUCTION = f"""\
+# Diffusion objectives compared with the optimal denoiser
+
+Written by `python scripts/check_diffusion.py` from diffusion.json; no number is typed by hand.
+
+Each objective is trained by its recipe on a distribution whose optimal denoiser is known. The loss
+is divided by the loss of the optimal denoiser on the same draws. Samples ({NUM_SAMPLES:,}) are
+measured by the true density: the mean −log p minus the entropy, beside the value that the optimal
+denoiser reaches in the same number of steps, whose error is only that of the steps. The model's
+density of {NUM_DENSITY_POINTS:,} true points is compared with the exact one, by the variational
+bound and by the probability-flow ODE.
+"""
+
+
+def format_page(rows: list[Row]) -> str:
+    """Return docs/diffusion.md."""
+    head = ["distribution", "objective", "trained by", "seconds", "loss / optimal loss"]
     for name in SAMPLERS:
-        heads += [f"{name}: modes", "nats over the entropy", "by the best denoiser"]
-    heads += ["exact − bound, nats", "exact − ODE, nats"]
-    lines = [
-        "# Objectives of diffusion against the best denoiser",
-        "",
-        "Written by `python scripts/check_diffusion.py` from diffusion.json: no number here is typed by hand. Each objective is "
-        "trained by its recipe on a law whose best denoiser is known; its loss is divided by the best denoiser's on the same "
-        f"draws. Samples are judged by the true density ({ROWS:,} of them; their mean −log p less the entropy), beside what "
-        "the best denoiser gives by the same steps, which is off by the steps alone. The model's density of "
-        f"{POINTS:,} true points is compared with theirs, by the variational bound and by the probability-flow ODE.",
-        "",
-        "| " + " | ".join(heads) + " |",
-        "| " + " | ".join("---" for _ in heads) + " |",
+        head += [f"{name}: modes", "nats above the entropy", "with the optimal denoiser"]
+    head += ["exact − bound, nats", "exact − ODE, nats"]
+    table = [head, ["---"] * len(head), *map(format_row, rows)]
+    return "\n".join([INTRODUCTION, *(f"| {' | '.join(cells)} |" for cells in table)]) + "\n"
+
+
+def format_row(row: Row) -> list[str]:
+    """Return the cells of a row of docs/diffusion.md."""
+    found = row["results"]
+    cells = [
+        row["distribution"],
+        row["objective"],
+        f"`genlab train {' '.join(row['command'])}`",
+        f"{row['seconds']:.0f}",
+        f"{found['loss']:.4f}",
     ]
-    for row in rows:
-        f = row["found"]
-        cells = [row["law"], row["objective"], f"`genlab train {' '.join(row['command'])}`", f"{row['seconds']:.0f}",
-                 f"{f['loss']:.4f}"]  # fmt: skip
-        for name in SAMPLERS:
-            if f"{name} nats" in f:
-                modes = f"{f[f'{name} modes']} of {row['modes']}"
-                cells += [modes, f"{f[f'{name} nats']:+.4f}", f"{f[f'best {name} nats']:+.4f}"]
-            else:
-                cells += ["—"] * 3
-        cells += [f"{f['bound']:+.4f}", f"{f['ode']:+.4f}"]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+    for name in SAMPLERS:
+        if f"{name} nats" in found:
+            cells += [
+                f"{found[f'{name} modes']} of {row['modes']}",
+                f"{found[f'{name} nats']:+.4f}",
+                f"{found[f'best {name} nats']:+.4f}",
+            ]
+        else:
+            cells += ["—"] * 3
+    return [*cells, f"{found['bound']:+.4f}", f"{found['ode']:+.4f}"]
+
+
+def check_objective(distribution: str, objective: str, scale: float, runs: Path) -> Row:
+    """Train one objective on one distribution and measure it."""
+    steps = math.ceil(scale * STEPS["ring" if distribution == "ring" else "gaussian"])
+    command = [*OBJECTIVES[objective], *DISTRIBUTIONS[distribution], f"trainer.steps={steps}"]
+    if objective == "EDM" and distribution != "ring":
+        command.append("model.sigma_data=${dataset.std}")
+    folder = runs / "-".join(re.findall(r"\w+", " ".join(command)))
+    machine_options = ["device=cpu", "device.threads=1", "trainer.preview_every=0"]
+    seconds = train_run([*command, *machine_options], folder).read_log()[-1]["seconds"]
+    run = load_run({"run": str(folder)})
+    return {
+        "distribution": distribution,
+        "objective": objective,
+        "command": command,
+        "seconds": seconds,
+        "modes": len(run.dataset.distribution.centers),
+        "results": measure_model(run.model, run.dataset.distribution),
+    }
+
+
+def row_order(row: Row) -> tuple[int, int]:
+    """Return the sort key of a row: the order of DISTRIBUTIONS and OBJECTIVES."""
+    distributions, objectives = list(DISTRIBUTIONS), list(OBJECTIVES)
+    return distributions.index(row["distribution"]), objectives.index(row["objective"])
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--objectives", nargs="+", default=list(OBJECTIVES), choices=OBJECTIVES)
-    parser.add_argument("--laws", nargs="+", default=list(LAWS), choices=LAWS)
-    parser.add_argument("--scale", type=float, default=1.0, help="share of the training steps")
-    parser.add_argument(
-        "--runs", type=Path, help="folder in which the runs stay; those there are not trained again"
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("--objectives", nargs="+", default=list(OBJECTIVES), choices=OBJECTIVES)
+    parser.add_argument(
+        "--distributions", nargs="+", default=list(DISTRIBUTIONS), choices=DISTRIBUTIONS
+    )
+    parser.add_argument("--scale", type=float, default=1.0, help="fraction of the training steps")
+    parser.add_argument("--runs", type=Path, help="folder of the runs; existing ones are reused")
     parser.add_argument("--out", type=Path, default=OUT)
-    args = parser.parse_args()
+    arguments = parser.parse_args()
     torch.set_num_threads(1)
-    rows = json.loads(args.out.read_text()) if args.out.exists() else []
-    with tempfile.TemporaryDirectory() as here:
-        for law, objective in itertools.product(args.laws, args.objectives):
-            steps = math.ceil(args.scale * STEPS["ring" if law == "ring" else "gaussian"])
-            command = [*OBJECTIVES[objective], *LAWS[law], f"trainer.steps={steps}"]
-            fixed = ["device=cpu", "device.threads=1", "trainer.preview_every=0"]
-            if objective == "EDM" and law != "ring":
-                command.append("model.sigma_data=${dataset.std}")
-            folder = (args.runs or Path(here)) / "-".join(re.findall(r"\w+", " ".join(command)))
-            seconds = trained([*command, *fixed], folder).history()[-1]["seconds"]
-            run = load_run({"run": str(folder)})
-            found = measured(run.model, run.dataset.law)
-            rows = [row for row in rows if (row["law"], row["objective"]) != (law, objective)]
-            rows.append({"law": law, "objective": objective, "command": command, "seconds": seconds,
-                         "modes": len(run.dataset.law.centers), "found": found})  # fmt: skip
-            rows.sort(
-                key=lambda row: (
-                    list(LAWS).index(row["law"]),
-                    list(OBJECTIVES).index(row["objective"]),
-                )
-            )
-            print(
-                law,
-                objective,
-                json.dumps({k: round(v, 4) for k, v in found.items()}, ensure_ascii=False),
-                flush=True,
-            )
-            args.out.write_text(json.dumps(rows, indent=1, ensure_ascii=False) + "\n")
-            args.out.with_suffix(".md").write_text(page(rows))
+    rows = json.loads(arguments.out.read_text()) if arguments.out.exists() else []
+    with tempfile.TemporaryDirectory() as temporary:
+        runs = arguments.runs or Path(temporary)
+        for pair in itertools.product(arguments.distributions, arguments.objectives):
+            new = check_objective(*pair, arguments.scale, runs)
+            rows = [row for row in rows if (row["distribution"], row["objective"]) != pair]
+            rows = sorted([*rows, new], key=row_order)
+            print(*pair, json.dumps(new["results"], ensure_ascii=False), flush=True)
+            arguments.out.write_text(json.dumps(rows, indent=1, ensure_ascii=False) + "\n")
+            arguments.out.with_suffix(".md").write_text(format_page(rows))
 
 
 if __name__ == "__main__":

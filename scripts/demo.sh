@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# From nothing to a trained GAN: installs genlab, trains a DCGAN on real digits, samples and measures it.
+# Installs genlab, trains a DCGAN on real digits, samples from it, evaluates it, and prints where the pictures are.
 set -euo pipefail
 . "$(dirname "$0")/setup.sh"
 set -x
@@ -9,6 +9,6 @@ genlab evaluate
 set +x
 run="$(dirname "$(ls -t outputs/dcgan-digits/*/run.json | head -n 1)")"
 echo
-echo "real digits:   $run/reals.png"
-echo "drawn digits:  $(ls -t "$run"/samples/sample_*.png | head -n 1)"
-echo "curves:        tensorboard --logdir $run/tensorboard"
+echo "real digits:       $run/reals.png"
+echo "generated digits:  $(ls -t "$run"/samples/sample_*.png | head -n 1)"
+echo "training curves:   tensorboard --logdir $run/tensorboard"

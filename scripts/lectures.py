@@ -1,8 +1,9 @@
-"""Make every page of configs/experiment/lecture/ from nothing, and keep the seconds that each took in docs/lectures.json.
+"""Make the page of every comparison in configs/experiment/lecture/, and time it.
 
     python scripts/lectures.py [names]
 
-The pages are outputs/lectures/<name>/compare.html; runs that are there already are trained again elsewhere, to be timed.
+The pages are outputs/lectures/<name>/compare.html. Each is made in an empty folder, so that all of
+its runs are trained. The seconds of each are written to docs/lectures.json.
 """
 
 from __future__ import annotations
@@ -16,31 +17,30 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-TIMES = ROOT / "docs" / "lectures.json"
+TIMES_FILE = ROOT / "docs" / "lectures.json"
 
 
 def main(names: list[str]) -> None:
-    found = json.loads(TIMES.read_text()) if TIMES.exists() else {}
-    for name in names or sorted(
-        path.stem for path in (ROOT / "configs" / "experiment" / "lecture").glob("*.yaml")
-    ):
-        out = ROOT / "outputs" / "lectures" / name
-        with tempfile.TemporaryDirectory() as here:  # where no run is that could be used again
-            began = time.monotonic()
-            command = (
-                sys.executable,
-                "-m",
-                "genlab",
-                "compare",
-                f"experiment=lecture/{name}",
-                f"out={out}",
-            )
-            subprocess.run(command, cwd=here, check=True)
-        found[name] = {
-            "seconds": round(time.monotonic() - began),
+    """Make the pages of some comparisons, or of all."""
+    times = json.loads(TIMES_FILE.read_text()) if TIMES_FILE.exists() else {}
+    shipped = (ROOT / "configs" / "experiment" / "lecture").glob("*.yaml")
+    for name in names or sorted(path.stem for path in shipped):
+        times[name] = {
+            "seconds": round(time_comparison(name)),
             "cores": len(os.sched_getaffinity(0)),
         }
-        TIMES.write_text(json.dumps(found, indent=1) + "\n")
+        TIMES_FILE.write_text(json.dumps(times, indent=1) + "\n")
+
+
+def time_comparison(name: str) -> float:
+    """Make the page of one comparison, and return the seconds that it took."""
+    out = ROOT / "outputs" / "lectures" / name
+    options = (f"experiment=lecture/{name}", f"out={out}")
+    with tempfile.TemporaryDirectory() as folder:
+        start = time.monotonic()
+        command = (sys.executable, "-m", "genlab", "compare", *options)
+        subprocess.run(command, cwd=folder, check=True)
+        return time.monotonic() - start
 
 
 if __name__ == "__main__":

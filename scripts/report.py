@@ -1,74 +1,122 @@
-"""Fill the README's tables from measurements, so that no number is typed by hand.
+"""Write the tables of README.md and docs/ from measurements.
 
-    python scripts/report.py [run folders]
+    python scripts/report.py [--check] [run folders]
 
-Each run folder, evaluated before by `genlab evaluate` (or asked by another command that leaves its numbers there), adds
-its numbers to docs/results.json; then the tables between the README's markers are written anew from docs/results.json,
-docs/benchmarks/*.json and the headers of configs/model/, docs/results.md from docs/results.json and
-docs/benchmarks/README.md from docs/benchmarks/*.json.
+Each run folder adds its numbers to docs/results.json. They come from `genlab evaluate`, or from
+another command that writes numbers into the run folder. Then all tables are written:
+
+    README.md                   the table of families, between its markers
+    docs/models.md              the recipes, with the best number of each
+    docs/lectures.md            the comparisons of configs/experiment/lecture/
+    docs/speed.md               the pairs of docs/benchmarks/*.json that have a bar
+    docs/results.md             every number of docs/results.json
+    docs/benchmarks/README.md   every number of docs/benchmarks/*.json
+
+With --check nothing is written; the exit code is 1 if a page differs from what would be written.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
 import re
 import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import yaml
+from report_benchmarks import benchmark_page, markdown_table, speed_table
 
-from genlab.config.recipes import group, header
+from genlab.config.recipes import Recipe, group_files, list_recipes
+from genlab.runs.migrations import migrate_overrides
 from genlab.runs.run_folder import RunFolder
 
 ROOT = Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "docs" / "results.json"
-BENCHMARKS = ROOT / "docs" / "benchmarks"
-README = ROOT / "README.md"
+DOCS = ROOT / "docs"
+RESULTS = DOCS / "results.json"
+
+Result = dict[str, Any]  # one entry of docs/results.json
+Number = dict[str, Any]  # one measured number of an entry
 
 
-def read(path: Path) -> dict:
+@dataclass(frozen=True)
+class Family:
+    """A family of models: a row of the README's table and a section of docs/models.md."""
+
+    title: str
+    packages: tuple[str, ...]  # modules or packages of genlab.models
+    headline: tuple[str, str, str]  # recipe, number and dataset that stand for the family
+
+    @property
+    def anchor(self) -> str:
+        """The anchor of the section in docs/models.md, as GitHub derives it from the title."""
+        return re.sub(r"[^\w-]", "", self.title.lower().replace(" ", "-"))
+
+
+TRANSLATION = ("gan.pix2pix", "gan.cyclegan", "gan.srgan", "gan.next_frame")
+FAMILIES = (
+    Family("Classical", ("classical",), ("gmm", "accuracy", "mnist")),
+    Family("Autoencoders", ("autoencoder",), ("ae", "reconstruction", "mnist")),
+    Family("VAEs", ("vae",), ("vae_iwae", "nll_iwae", "mnist")),
+    Family("Normalizing flows", ("flow",), ("nsf", "kl_to_truth", "ring")),
+    Family("Autoregressive", ("autoregressive",), ("pixelcnn", "nll", "mnist")),
+    Family("Boltzmann machines", ("boltzmann",), ("dbn", "nll_iwae", "mnist")),
+    Family("Image translation", TRANSLATION, ("srresnet", "psnr_y", "superres")),
+    Family("GANs", ("gan",), ("sngan", "frechet_classifier", "mnist")),
+    Family("Diffusion", ("diffusion",), ("ddpm_small", "frechet_classifier", "mnist")),
+)
+
+
+# --- collecting results ---------------------------------------------------------------------------
+
+
+def read_json(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text()) if path.exists() else {}
 
 
-def collect(folder: Path, record: Path) -> dict:
-    """Return what docs/results.json keeps of a run and one of its records, metrics.json or that of a sampler."""
-    measured = json.loads(record.read_text())
-    return row(
-        [RunFolder(folder)], evaluated(measured), measured["metrics"], steps=measured["step"]
-    )
-
-
-def row(runs: list[RunFolder], how: str, metrics: list[dict], *, steps: int | None = None) -> dict:
-    """Return one row of docs/results.json: what trained the runs, how they were asked, and what was found.
+def result_entry(
+    runs: list[RunFolder], evaluated: str, metrics: list[Number], *, step: int | None = None
+) -> Result:
+    """Return one entry of docs/results.json.
 
     Args:
-        steps: at which they were asked; None: at the end of the first.
+        runs: one run, or the runs of a sweep.
+        evaluated: the command that measured the numbers.
+        step: the step that was measured; by default the last of the first run.
     """
-    infos = [run.info() for run in runs]
-    last = [[line for line in run.history() if "seconds" in line][-1] for run in runs]
+    infos = [run.metadata() for run in runs]
+    last = [[line for line in run.read_log() if "seconds" in line][-1] for run in runs]
+    command = training_command(
+        [
+            [*info["command"][:2], *migrate_overrides(info["command"][2:], info.get("format", 1))]
+            for info in infos
+        ]
+    )
     return {
         "model": infos[0]["model"],
         "dataset": infos[0]["dataset"],
-        "command": trained_by([info["command"] for info in infos]) + gone_on(runs[0], last[0]),
-        "evaluated": how,
+        "command": command + resume_command(runs[0], last[0]),
+        "evaluated": evaluated,
         "seed": infos[0]["seed"],
-        "steps": last[0]["step"] if steps is None else steps,
+        "steps": last[0]["step"] if step is None else step,
         "train_seconds": round(sum(line["seconds"] for line in last)),
         "device": infos[0]["device"],
         "metrics": metrics,
     }
 
 
-def trained_by(commands: list[list[str]]) -> str:
+MACHINE_OPTIONS = ("out=", "hydra.", "device.threads=")  # they do not describe the experiment
+
+
+def training_command(commands: list[list[str]]) -> str:
     """Return the command that trained one run, or the sweep that trained several."""
-    beside = (
-        "out=",
-        "hydra.",
-        "device.threads=",
-    )  # what is of one machine; of a file's path its name is enough
     kept = [
-        [re.sub(r"=/\S*/", "=", w) for w in words if not w.startswith(beside)] for words in commands
+        # the name of a file is enough, without its folder
+        [re.sub(r"=/\S*/", "=", word) for word in words if not word.startswith(MACHINE_OPTIONS)]
+        for words in commands
     ]
     if len(kept) == 1:
         return " ".join(kept[0])
@@ -76,452 +124,416 @@ def trained_by(commands: list[list[str]]) -> str:
     for words in kept:
         for key, _, value in (word.partition("=") for word in words[2:]):
             values.setdefault(key, []).append(value)
-    once = {key: list(dict.fromkeys(of)) for key, of in values.items()}
-    return " ".join([*kept[0][:2], "-m", *(f"{key}={','.join(of)}" for key, of in once.items())])
+    swept = [f"{key}={','.join(dict.fromkeys(of_key))}" for key, of_key in values.items()]
+    return " ".join([*kept[0][:2], "-m", *swept])
 
 
-def gone_on(run: RunFolder, last: dict) -> str:
-    """Return the resume by which a run came further than its config says, "" if it did not."""
-    planned = run.options("trainer")["trainer"]
+def resume_command(run: RunFolder, last: dict[str, Any]) -> str:
+    """Return the resume that took a run beyond the steps of its config, or ""."""
+    planned = run.read_config("trainer")["trainer"]
     if last["step"] <= planned["steps"]:
         return ""
-    longer = planned.get("max_time") and last["seconds"] > 60 * planned["max_time"]
-    time = f" trainer.max_time={math.ceil(last['seconds'] / 60)}" if longer else ""
-    return f" && genlab train resume=latest trainer.steps={last['step']}{time}"
+    command = f" && genlab train resume=latest trainer.steps={last['step']}"
+    minutes = planned.get("max_minutes")
+    if minutes and last["seconds"] > 60 * minutes:
+        command += f" trainer.max_minutes={math.ceil(last['seconds'] / 60)}"
+    return command
 
 
-def answers(folder: Path) -> list[dict]:
-    """Return what docs/results.json keeps of `genlab classify` and `genlab anomaly` in a run's folder, or in a sweep's."""
-    found = []
-    for path in [*folder.glob("classify/*.json"), *folder.glob("anomaly/mean.json")]:
+def evaluate_entry(folder: Path, record: Path) -> Result:
+    """Return the entry of a record of `genlab evaluate`, metrics[-<sampler>].json."""
+    measured = json.loads(record.read_text())
+    command = evaluate_command(measured)
+    return result_entry([RunFolder(folder)], command, measured["metrics"], step=measured["step"])
+
+
+def evaluate_command(measured: dict[str, Any]) -> str:
+    """Return the `genlab evaluate` command that wrote a record."""
+    settings = measured["settings"]
+    words = [f"genlab evaluate n={settings['n']}"]
+    if settings["split"] != "test":
+        words.append(f"split={settings['split']}")
+    if any("iwae_samples" in number["conditions"] for number in measured["metrics"]):
+        words.append(f"iwae_samples={settings['iwae_samples']}")
+    if settings.get("features"):
+        words.append(f"features=[{','.join(settings['features'])}]")
+    sampler = dict(settings.get("sampler") or {})
+    if name := sampler.pop("name", None) or sampler.pop("sampler", None):
+        words.append(f"sampler={name}")
+    words += [
+        f"sampler.{key}={value}".replace(", ", ",")
+        for key, value in sampler.items()
+        if value is not None
+    ]
+    return " ".join(words)
+
+
+def classify_entries(folder: Path) -> list[Result]:
+    """Return the entries of `genlab classify` and `genlab anomaly` in a run or sweep folder."""
+    entries = []
+    for path in folder.glob("classify/*.json"):
         record = json.loads(path.read_text())
-        if path.parent.name == "classify":
-            where, unit, n = record["runs"], "share", record["n"]
-            rows = [("accuracy", record["accuracy"], record["standard_error"])]
-            terms = (
-                f" terms={record['terms']}"
-                if record.get("terms") and re.search("noise|bound", record["rule"])
-                else ""
-            )
-            how = f"genlab classify n={n}{terms}: {record['rule']}"
-        else:
-            where, unit, n = [run["folder"] for run in record["runs"]], "share", None
-            rows = [(name, value, None) for name, value in record["mean"].items()]
-            how = f"genlab anomaly: mean of {len(where)} runs, {record['runs'][0]['score']}"
-        metrics = [{"name": name, "value": value, "unit": unit, "tag": "exact", "error": error,
-                    "conditions": {"n": n} if n else {}} for name, value, error in rows]  # fmt: skip
-        found.append(row([RunFolder(Path(run)) for run in where], how, metrics))
-    return found
+        n, rule = record["n"], record["rule"]
+        command = f"genlab classify n={n}"
+        if record.get("elbo_timesteps") and re.search("noise|bound", rule):
+            command += f" elbo_timesteps={record['elbo_timesteps']}"
+        numbers = [("accuracy", record["accuracy"], record["standard_error"])]
+        runs = [RunFolder(Path(run)) for run in record["runs"]]
+        entries.append(result_entry(runs, f"{command}: {rule}", exact_numbers(numbers, {"n": n})))
+    for path in folder.glob("anomaly/mean.json"):
+        record = json.loads(path.read_text())
+        runs = [RunFolder(Path(run["folder"])) for run in record["runs"]]
+        evaluated = f"genlab anomaly: mean of {len(runs)} runs, {record['runs'][0]['score']}"
+        numbers = [(name, value, None) for name, value in record["mean"].items()]
+        entries.append(result_entry(runs, evaluated, exact_numbers(numbers, {})))
+    return entries
 
 
-ASKING = (
-    "translate",
-    "colorize",
-    "superres",
-    "forecast",
-    "denoise",
-    "inpaint",
-)  # commands whose records are numbers with errors
-ASKED = (
-    "in",
-    "back",
-    "down",
+def exact_numbers(
+    numbers: Iterable[tuple[str, float, float | None]], conditions: dict[str, Any]
+) -> list[Number]:
+    """Return shares (name, value, standard error) as numbers of an entry."""
+    return [
+        {
+            "name": name,
+            "value": value,
+            "unit": "share",
+            "tag": "exact",
+            "error": error,
+            "conditions": conditions,
+        }
+        for name, value, error in numbers
+    ]
+
+
+# Commands that write records of numbers with errors into samples/, and the options in them.
+SAMPLE_COMMANDS = ("translate", "colorize", "superres", "forecast", "denoise", "inpaint")
+RECORD_OPTIONS = (
+    "input_dir",
+    "backward",
+    "downsample",
     "n",
-    "films",
+    "videos",
     "mask",
-    "side",
+    "half",
     "noise",
     "strength",
     "draws",
     "steps",
-    "judge",
-)  # options in records
-PAIR = {"value", "error"}  # of such a number
+    "classify_fills",
+)
 
 
-def askings(folder: Path) -> list[dict]:
-    """Return what docs/results.json keeps of the records that such commands left in a run's samples/."""
-    found, run = [], RunFolder(folder)
+def sample_command_entries(folder: Path) -> list[Result]:
+    """Return the entries of the records that SAMPLE_COMMANDS left in a run's samples/."""
+    entries, run = [], RunFolder(folder)
     for path in sorted([*run.samples.glob("*.json"), *run.samples.glob("*/*.json")]):
-        command = re.match("[a-z]+", path.stem).group()
-        if command not in ASKING:
+        command = path.stem.partition("_")[0]
+        if command not in SAMPLE_COMMANDS:
             continue
         record = json.loads(path.read_text())
-        kept = [key for key in ASKED if record.get(key)]
-        say = {"in": lambda path: Path(path).name} | dict.fromkeys(
-            ("back", "down", "judge"), lambda yes: str(yes).lower()
-        )
-        said = [f"{key}={say.get(key, str)(record[key])}" for key in kept]
-        metrics = [{"name": name, "unit": "dB" if "_db" in name else "", "tag": "exact", "conditions": {}, **value}
-                   for name, value in record.items() if isinstance(value, dict) and value.keys() == PAIR]  # fmt: skip
-        found.append(
-            row([run], " ".join([f"genlab {command}", *said]), metrics, steps=record["step"])
-        )
+        words = [f"{key}={format_option(record[key])}" for key in RECORD_OPTIONS if record.get(key)]
+        metrics = [
+            {
+                "name": name,
+                "unit": "dB" if name.startswith("psnr") else "",
+                "tag": "exact",
+                "conditions": {},
+                **value,
+            }
+            for name, value in record.items()
+            if isinstance(value, dict) and value.keys() == {"value", "error"}
+        ]
+        evaluated = " ".join([f"genlab {command}", *words])
+        entries.append(result_entry([run], evaluated, metrics, step=record["step"]))
+    return entries
+
+
+def format_option(value: Any) -> str:
+    """Return the value of an option as it is typed; the name of a path without its folder."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return Path(value).name if isinstance(value, str) else str(value)
+
+
+def collect_results(folder: Path) -> dict[str, Result]:
+    """Return the entries of a run folder by their keys in docs/results.json."""
+    found = {}
+    for record in sorted(folder.glob("metrics*.json")):
+        entry = evaluate_entry(folder, record)
+        sampler = record.stem.removeprefix("metrics").removeprefix("-")
+        key = f"{entry['command']} (seed {entry['seed']})"
+        found[f"{key} by {sampler}" if sampler else key] = entry
+    for entry in [*classify_entries(folder), *sample_command_entries(folder)]:
+        found[f"{entry['command']} (seed {entry['seed']}): {entry['evaluated']}"] = entry
     return found
 
 
-def evaluated(measured: dict) -> str:
-    """Return the command that gave a record."""
-    settings = measured["settings"]
-    command = f"genlab evaluate n={settings['n']}" + (
-        f" split={settings['split']}" if settings["split"] != "test" else ""
-    )
-    if any("K" in row["conditions"] for row in measured["metrics"]):
-        command += f" k={settings['k']}"
-    if settings.get("features"):
-        command += f" features=[{','.join(settings['features'])}]"
-    sampler = dict(settings.get("sampler") or {})
-    if name := sampler.pop("name", None) or sampler.pop("sampler", None):
-        command += f" sampler={name}"
-    options = (
-        f" sampler.{key}={value}".replace(", ", ",")
-        for key, value in sampler.items()
-        if value is not None
-    )
-    return command + "".join(options)
+# --- choosing numbers -----------------------------------------------------------------------------
+
+# The numbers that represent a recipe in docs/models.md, the most informative first.
+HEADLINE_NUMBERS = (
+    "kl_to_truth",
+    "nll_logit",
+    "nats_per_token",
+    "nll",
+    "nll_iwae",
+    "nll_elbo",
+    "reconstruction",
+    "classification_error",
+    "accuracy",
+    "class_accuracy",
+    "class_kept",
+    "code_purity",
+    "psnr_y",
+    "psnr_y_bicubic",
+    "auroc",
+    "mode_count",
+    "fid",
+    "frechet_classifier",
+    "energy_distance",
+)
+NUMBERS_PER_RESULT = 2
 
 
-def number(row: dict) -> str:
-    """Return one measured number with its tag: "nll_elbo 97.8 ± 0.2 nats (bound)", and the floor where it has one."""
-    error = f" ± {row['error']:.2g}" if row["error"] is not None else ""
-    floor = f"; floor {row['floor']:.2g}" if row.get("floor") is not None else ""
-    return f"{row['name']} {row['value']:.5g}{error} {row['unit']} ({row['tag']}{floor})"
+def real_vs_real(number: Number) -> float | None:
+    """Return the value of a metric between two halves of the real data, if it was measured."""
+    return number.get("real_vs_real", number.get("floor"))
 
 
-def shown(row: dict) -> bool:
-    """Whether the README shows a number: what it cost is in a column of its own, and floors are beside their numbers."""
-    return row.get("metric") != "cost" and not row["name"].endswith("_floor")
-
-
-# The rows that stand for a recipe in the README, the most telling first; docs/results.md has all of them.
-TELLING = ("nll_gap", "nll_logit", "nats_per_token", "nll", "nll_iwae", "nll_elbo", "reconstruction",
-           "classification_error", "accuracy", "class_accuracy", "class_kept", "code_purity", "psnr_luminance_db",
-           "psnr_luminance_db_of_bicubic", "auroc", "modes", "fid", "frechet_classifier", "energy_distance")  # fmt: skip
-TOLD = 2  # of them, at most
-
-
-def telling(row: dict) -> int:
-    return TELLING.index(row["name"]) if row["name"] in TELLING else len(TELLING)
-
-
-def told(result: dict) -> list[dict]:
-    """Return a result's most telling numbers."""
-    return sorted(filter(shown, result["metrics"]), key=telling)[:TOLD]
-
-
-def worth(result: dict) -> tuple[int, float]:
-    """Return what of two results of one training is greater where the README shows it: more items, then the better number."""
-    number = told(result)[0]
-    higher = number.get("better") == "higher" or number.get("higher_is_better")
-    if "better" not in number and "higher_is_better" not in number:  # of a command's record
-        higher = not re.match("nll|squared_error|energy", number["name"])
-    n = number["conditions"].get("n", 0)
-    return n if isinstance(n, int) else 0, number["value"] if higher else -number["value"]
-
-
-def best(results: list[dict]) -> list[dict]:
-    """Return of each training and kind of number the result that stands for it, in the order in which they came."""
-    kinds: dict[tuple, dict] = {}
-    for result in results:
-        kind = (result["command"], *(number["name"] for number in told(result)))
-        kinds[kind] = max(kinds.get(kind, result), result, key=worth)
-    return list(kinds.values())
-
-
-def models_table(results: dict) -> str:
-    """Return a row a recipe: its paper, its command, and of each of its trainings the most telling numbers."""
-    lines = []
-    for path in group("model"):
-        text = header(path)
-        paper = re.search(r"[:(]\s*([^:()]*?\b(?:19|20)\d\d)[a-z]?,\s*(https?://[^\s,);]+)", text)
-        command = re.search(r"genlab train (?:\S+=\S+ ?)+", text)
-        measured = []
-        for result in best([r for r in results.values() if r["model"] == path.stem]):
-            took = f" ({result['train_seconds']:,} s)" if result["train_seconds"] else ""
-            measured.append(f"{'; '.join(map(number, told(result)))}: `{result['command']}`{took}")
-        cite = f"[{paper[1]}]({paper[2].rstrip('.:')})" if paper else text.split(".")[0]
-        lines.append(
-            (f"`{path.stem}`", cite, f"`{command[0].strip()}`", "<br>".join(measured) or "·")
+def format_number(number: Number) -> str:
+    """Return a number with error, unit and tag: "nll_elbo 97.8 ± 0.2 nats (bound)"."""
+    text = f"{number['name']} {number['value']:.5g}"
+    if number["error"] is not None:
+        text += f" ± {number['error']:.2g}"
+    if number["unit"]:
+        text += f" {number['unit']}"
+    tag = number["tag"]
+    if (reference := real_vs_real(number)) is not None:
+        tag += (
+            f"; real vs real {reference:,.0f}"
+            if reference >= 100
+            else f"; real vs real {reference:.2g}"
         )
-    return table(("recipe", "paper", "command", "measured"), lines)
+    return f"{text} ({tag})"
 
 
-def results_page(results: dict) -> str:
-    """Return docs/results.md: every measured run with the command that trained it, the one that asked it, and all numbers."""
-    parts = ["# Results", "", "Written by `scripts/report.py` from results.json: no number here is typed by hand. Test items, "
-             "unless a number says otherwise; seconds are of training, on the device named."]  # fmt: skip
-    for path in group("model"):
-        own = [r for r in results.values() if r["model"] == path.stem]
-        if not own:
-            continue
-        rows = [
-            (f"`{r['command']}`", f"{r['train_seconds']:,} s, {r['device']}", f"`{r['evaluated']}`",
-             "<br>".join(number(m) for m in r["metrics"] if shown(m)))
-            for r in own
-        ]  # fmt: skip
-        parts += [
-            "",
-            f"## {path.stem}",
-            "",
-            table(("trained by", "took", "asked by", "numbers"), rows),
-        ]
-    return "\n".join(parts) + "\n"
+def measures_quality(number: Number) -> bool:
+    """Return whether a number measures quality, not cost, and is not a reference value."""
+    is_cost = number.get("metric") in ("cost", "efficiency")
+    return not is_cost and not number["name"].endswith(("_floor", "_real_vs_real"))
 
 
-# --- the benchmarks ---------------------------------------------------------------------------------------------------
+def headline_rank(number: Number) -> int:
+    """Return the place of a number in HEADLINE_NUMBERS."""
+    names = HEADLINE_NUMBERS
+    return names.index(number["name"]) if number["name"] in names else len(names)
 
 
-def pairs(found: dict, kind: str) -> list[dict]:
-    """Return the measured rows of docs/benchmarks/cpu.json: "loop", "sample", or "other" for what else one would take."""
-    kinds = {name: "sample" if name.startswith("sample_") else "loop" if name.endswith("_loop") else "other"
-             for name in found.get("pairs", {})}  # fmt: skip
-    return [
-        row
-        for name, row in found.get("pairs", {}).items()
-        if kinds[name] == kind and "skipped" not in row
+def headline_numbers(result: Result) -> list[Number]:
+    """Return the most informative numbers of a result."""
+    numbers = filter(measures_quality, result["metrics"])
+    return sorted(numbers, key=headline_rank)[:NUMBERS_PER_RESULT]
+
+
+def higher_is_better(number: Number) -> bool:
+    if "better" in number:
+        return number["better"] == "higher"
+    if "higher_is_better" in number:
+        return bool(number["higher_is_better"])
+    return not re.match("nll|squared_error|energy|frechet|kl_", number["name"])
+
+
+def quality_key(result: Result) -> tuple[int, float]:
+    """Return a sort key for results of one kind: more items first, then the better number."""
+    number = headline_numbers(result)[0]
+    n = number["conditions"].get("n", 0)
+    value = number["value"] if higher_is_better(number) else -number["value"]
+    return n if isinstance(n, int) else 0, value
+
+
+def best_results(results: Iterable[Result]) -> list[Result]:
+    """Return the best result for each dataset and kind of number, in order of appearance."""
+    best: dict[tuple[str, ...], Result] = {}
+    for result in results:
+        names = [number["name"] for number in headline_numbers(result)]
+        kind = (result["dataset"], *names)
+        best[kind] = max(best.get(kind, result), result, key=quality_key)
+    return list(best.values())
+
+
+# --- tables ---------------------------------------------------------------------------------------
+
+
+def family_of(recipe: Recipe) -> Family:
+    """Return the family of a recipe, by the module of its model."""
+    for family in FAMILIES:
+        packages = tuple(f"genlab.models.{package}." for package in family.packages)
+        if recipe.target.startswith(packages):
+            return family
+    raise ValueError(f"add the package of {recipe.target} to FAMILIES in scripts/report.py")
+
+
+def recipes_of(family: Family) -> list[Recipe]:
+    """Return the recipes of a family, by name."""
+    return [recipe for recipe in list_recipes() if family_of(recipe) is family]
+
+
+def headline_cell(family: Family, results: list[Result]) -> str:
+    """Return the best number that stands for a family, with its recipe and dataset."""
+    recipe, name, dataset = family.headline
+    numbers = [
+        number
+        for result in results
+        if result["model"] == recipe and result["dataset"] == dataset
+        for number in result["metrics"]
+        if number["name"] == name
     ]
+    if not numbers:
+        return "·"
+    sign = 1 if higher_is_better(numbers[0]) else -1
+    best = max(numbers, key=lambda number: sign * number["value"])
+    text = f"{name} {best['value']:.4g}"
+    if error := best["error"]:
+        decimals = max(0, 1 - math.floor(math.log10(error)))  # two digits of the error
+        text = f"{name} {best['value']:.{decimals}f} ± {error:.{decimals}f}"
+    if best["unit"] not in ("", "share"):
+        text += f" {best['unit']}"
+    return f"{text} ({best['tag']}): {recipe}, {dataset}"
 
 
-def span(row: dict) -> str:
-    """Return the ratio of a pair: the turns' median, and their quartiles."""
-    low, high = row["quartiles"]
-    digits = 2 if low >= 0.1 else 3
-    return f"{row['median_ratio']:.{digits}f} ({low:.{digits}f}–{high:.{digits}f})"
+# Recipes that repeat another one for other data or at another size; the README does not list them.
+VARIANTS = ("_points", "_small", "_conv")
 
 
-def bar(row: dict) -> str:
-    return f"≤ {row['bar']:.3g}: {'met' if row['met'] else 'missed'}" if "bar" in row else ""
+def families_table(results: list[Result]) -> str:
+    """Return one row for each family: link, recipes and best number."""
+    rows = []
+    for family in FAMILIES:
+        names = ", ".join(
+            recipe.name for recipe in recipes_of(family) if not recipe.name.endswith(VARIANTS)
+        )
+        link = f"[{family.title}](docs/models.md#{family.anchor})"
+        rows.append((link, names, headline_cell(family, results)))
+    return markdown_table(("family", "models", "best measured"), rows)
 
 
-def what(row: dict) -> str:
-    """Return what a pair measures, with the threads that it had."""
-    return f"{row['what']}; {row['threads']} thread{'s'[: row['threads'] > 1]}"
+def models_tables(results: list[Result]) -> str:
+    """Return a section for each family: the paper, command and best numbers of each recipe."""
+    parts = []
+    for family in FAMILIES:
+        rows = [recipe_row(recipe, results) for recipe in recipes_of(family)]
+        table = markdown_table(("recipe", "paper", "command", "best measured"), rows)
+        parts += [f"## {family.title}", "", table, ""]
+    return "\n".join(parts)
 
 
-def table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
-    lines = [head, ("---",) * len(head), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def machine(found: dict) -> str:
-    versions = found["versions"]
-    numbers = sorted({row["threads"] for row in found["pairs"].values() if "threads" in row})
-    threads = f"{' or '.join(map(str, numbers))} thread{'s'[: numbers != [1]]}"
-    return f"{found['machine']}, {threads}, torch {versions['torch']}, Python {versions['python']}"
-
-
-def trials(found: dict) -> str:
-    """Return the warning that numbers were not measured at full length, where they were not."""
-    if found["share"] == 1 and found["data"] == "mnist":
-        return ""
-    return (
-        f"**A trial, not a measurement: {found['share']:g} of the steps, data: {found['data']}.**"
-    )
-
-
-def mib(value: float | None) -> str:
-    return f"{value:,.0f}" if value is not None else ""
+def recipe_row(recipe: Recipe, results: list[Result]) -> tuple[str, ...]:
+    """Return the paper, command and best numbers of a recipe."""
+    text = recipe.header
+    paper = re.search(r"[:(]\s*([^:()]*?\b(?:19|20)\d\d)[a-z]?,\s*(https?://[^\s,);]+)", text)
+    command = re.search(r"genlab train (?:\S+=\S+ ?)+", text)
+    if command is None:
+        raise ValueError(
+            f"configs/model/{recipe.name}.yaml: its first comment shows no `genlab train` command"
+        )
+    cite = f"[{paper[1]}]({paper[2].rstrip('.:')})" if paper else text.split(".")[0]
+    lines = [
+        f"{result['dataset']}: {'; '.join(map(format_number, headline_numbers(result)))}"
+        for result in best_results(r for r in results if r["model"] == recipe.name)
+    ]
+    if lines:
+        lines.append(f"[all numbers](results.md#{recipe.name})")
+    return f"`{recipe.name}`", cite, f"`{command[0].strip()}`", "<br>".join(lines) or "·"
 
 
 def lectures_table() -> str:
-    """Return what each lecture shows, with its command and the time that it took."""
-    rows, took = [], read(ROOT / "docs" / "lectures.json")
-    for path in group("experiment/lecture"):
+    """Return what each lecture comparison shows, with its command and its duration."""
+    rows, durations = [], read_json(DOCS / "lectures.json")
+    for path in group_files("experiment/lecture"):
         config = yaml.safe_load(path.read_text())
-        about = ", ".join(config["train"])
-        time = took.get(path.stem)
-        seconds = f"{time['seconds']} s on {time['cores']} cores" if time else "·"
-        rows.append(
-            (config["title"], f"`genlab compare experiment=lecture/{path.stem}`", about, seconds)
-        )
-    return table(("figure", "command", "trains", "took"), rows)
+        time = durations.get(path.stem)
+        duration = f"{time['seconds']} s on {time['cores']} cores" if time else "·"
+        command = f"`genlab compare experiment=lecture/{path.stem}`"
+        rows.append((config["title"], command, ", ".join(config["train"]), duration))
+    return markdown_table(("figure", "command", "trains", "duration"), rows)
 
 
-def speed_table(found: dict, gpu: dict) -> str:
-    """Return the README's table: the pairs that have a bar, and the fastest mode of each network on the GPU."""
-    if not found.get("pairs"):
-        return "Not measured yet: `python scripts/bench.py`."
-    head = ("what", "against", "genlab's time over the other's", "bar")
-    judged = [
-        row for kind in ("loop", "other", "sample") for row in pairs(found, kind) if "bar" in row
-    ]
-    lines = [table(head, [(what(row), row["against"], span(row), bar(row)) for row in judged]), ""]
-    rows = [row for row in gpu.get("rows", {}).values() if "skipped" not in row]
-    best = {row["case"]: row for row in sorted(rows, key=lambda row: row["genlab_items_s"])}
-    if best:
-        cells = [
-            (row["what"], row["mode"], f"{row['genlab_items_s']:,.0f}", f"{row['median_ratio']:.2f}",
-             f"{row['share_of_peak']:.1%}")
-            for row in best.values()
-        ]  # fmt: skip
-        head = (
-            f"on one {gpu['device']}",
-            "fastest mode",
-            "items/s",
-            "time over the bare loop's",
-            "share of the peak",
-        )
-        lines += [table(head, cells), ""]
-    if trial := trials(found):
-        lines += [trial, ""]
-    how = f"Medians over turns in one run, with quartiles: `{found['command']}` ({machine(found)})."
-    return "\n".join([*lines, f"{how} All of it: [docs/benchmarks](docs/benchmarks/README.md)."])
-
-
-def benchmark_page(found: dict, gpu: dict) -> str:
-    """Return docs/benchmarks/README.md."""
+def results_page(results: list[Result]) -> str:
+    """Return docs/results.md: every measured run with its commands and all its numbers."""
     parts = [
-        "# Benchmarks",
+        "# Results",
         "",
-        "Written by `scripts/report.py` from cpu.json and gpu.json: no number here is typed by hand.",
+        "Written by `scripts/report.py` from results.json; no number is typed by hand. Numbers are "
+        "measured on test items unless the command says otherwise. Seconds are of training, on the "
+        "device named.",
     ]
-    if found.get("pairs"):
-        parts += cpu_parts(found)
-    if gpu.get("rows"):
-        parts += gpu_parts(gpu)
+    head = ("trained by", "duration", "measured by", "numbers")
+    for recipe in list_recipes():
+        rows = [result_cells(result) for result in results if result["model"] == recipe.name]
+        if rows:
+            parts += ["", f"## {recipe.name}", "", markdown_table(head, rows)]
     return "\n".join(parts) + "\n"
 
 
-def cpu_parts(found: dict) -> list[str]:
-    packages = ", ".join(f"{name} {version}" for name, version in found["versions"].items())
-    parts = [
-        "", "## On a processor", "",
-        f"`{found['command']}` on {machine(found)}. genlab's own training loop and the other take turns in one run, the first "
-        "turn of each uncounted; a ratio is genlab's time over the other's, the median of all turns and their quartiles.",
-        "", f"Versions: {packages}.",
-    ]  # fmt: skip
-    if trial := trials(found):
-        parts += ["", trial]
-    both = lambda row: (f"{row['genlab_us'] / 1e3:.2f}", f"{row['other_us'] / 1e3:.2f}")  # noqa: E731
-    rows = [
-        (
-            what(r),
-            *both(r),
-            f"{r['overhead_us']:,.0f}",
-            span(r),
-            bar(r),
-            f"{r['turns']} × {r['block']}",
-        )
-        for r in pairs(found, "loop")
-    ]
-    head = (
-        "what",
-        "genlab, ms a step",
-        "by hand, ms",
-        "difference, µs a step",
-        "ratio",
-        "bar",
-        "turns × steps",
+def result_cells(result: Result) -> tuple[str, ...]:
+    return (
+        f"`{result['command']}`",
+        f"{result['train_seconds']:,} s, {result['device']}",
+        f"`{result['evaluated']}`",
+        "<br>".join(map(format_number, filter(measures_quality, result["metrics"]))),
     )
-    about = "The same network, batch and optimizer, and nothing else."
-    parts += ["", "### Against the loop by hand", "", about, "", table(head, rows)]
-    rows = [
-        (what(r), r["against"], *both(r), span(r), bar(r), f"{r['turns']} × {r['block']}",
-         f"{r['parameters']:,}" + (f" / {r['other_parameters']:,}" if "other_parameters" in r else ""))
-        for r in pairs(found, "other")
-    ]  # fmt: skip
-    head = (
-        "what",
-        "against",
-        "genlab, ms a step",
-        "other, ms",
-        "ratio",
-        "bar",
-        "turns × steps",
-        "parameters",
-    )
-    about = "Parameters: genlab's / the other's, where they differ."
-    parts += ["", "### Against what one would take instead", "", about, "", table(head, rows)]
-    rate = lambda us: f"{1e6 / us:,.0f}" if us < 1e5 else f"{1e6 / us:.2g}"  # noqa: E731
-    rows = [
-        (what(r), r["against"], rate(r["genlab_us"]), rate(r["other_us"]), span(r), bar(r))
-        for r in pairs(found, "sample")
-    ]
-    head = ("what", "against", "genlab, items/s", "other, items/s", "ratio of times", "bar")
-    parts += ["", "### Sampling", "", table(head, rows)]
-    absent = [
-        (r["what"], r["against"], r["skipped"]) for r in found["pairs"].values() if "skipped" in r
-    ]
-    if absent:
-        parts += ["", "### Not measured", "", table(("what", "against", "why"), absent)]
-    if "start_up" in found:
-        rows = [
-            (f"`{k}`", f"{v['median']:.2f}", f"{v['least']:.2f}–{v['most']:.2f}")
-            for k, v in found["start_up"].items()
-        ]
-        parts += ["", "### Start-up", "", table(("process", "median, s", "least–most, s"), rows)]
-    if "memory" in found:
-        rows = [
-            (k if " -c " not in k else f"`{k}`", f"{v:,.0f}") for k, v in found["memory"].items()
-        ]
-        about = "Of a process that trains the same VAE on MNIST for as many steps."
-        parts += ["", "### Peak memory", "", about, "", table(("process", "MiB"), rows)]
-    return parts
 
 
-def gpu_parts(gpu: dict) -> list[str]:
-    packages = ", ".join(f"{name} {version}" for name, version in gpu["versions"].items())
-    parts = [
-        "", f"## On one {gpu['device']}", "",
-        f"`{gpu['command']}`: genlab's updates (`Trainer.advance`) and the loop by hand of the same network in the same mode "
-        "take turns; the data are random bytes on the device. FLOP are counted by torch.utils.flop_counter.",
-        "", f"Versions: {packages}.", "",
-    ]  # fmt: skip
-    if gpu["small"]:
-        parts += ["**A trial with tiny networks, not a measurement.**", ""]
-    peaks = [
-        (k, f"{v['tflops']:,.1f}", v["source"], f"{v['matmul_tflops']:,.1f}")
-        for k, v in gpu["peaks"].items()
-    ]
-    parts += [
-        table(("arithmetic", "peak, TFLOP/s", "by", "a large matrix product, TFLOP/s"), peaks),
-        "",
-    ]
-    rows = [
-        (r["what"], r["mode"], f"{r['genlab_items_s']:,.0f}", f"{r['other_items_s']:,.0f}", f"{r['median_ratio']:.3f}",
-         f"{r['tflops']:,.1f}", f"{r['share_of_peak']:.1%}", f"{mib(r['memory_mib'])} / {mib(r['other_memory_mib'])}")
-        if "skipped" not in r else (r["what"], r["mode"], "not measured", r["skipped"], "", "", "", "")
-        for r in gpu["rows"].values()
-    ]  # fmt: skip
-    head = ("what", "mode", "genlab, items/s", "by hand, items/s", "ratio of times", "TFLOP/s", "share of the peak",
-            "peak memory, MiB")  # fmt: skip
-    return [*parts, table(head, rows)]
+# --- pages ----------------------------------------------------------------------------------------
 
 
-def filled(text: str, tables: dict[str, str]) -> str:
-    """Return the README with each table put between its markers."""
-    for name, table in tables.items():
-        start, end = f"<!-- {name}: written by scripts/report.py -->", f"<!-- end of {name} -->"
-        before, _, rest = text.partition(start)
-        text = f"{before}{start}\n{table}\n{end}{rest.partition(end)[2]}"
-    return text
+def fill_block(text: str, name: str, content: str) -> str:
+    """Replace what is between the markers of a block."""
+    start, end = f"<!-- {name}: written by scripts/report.py -->", f"<!-- end of {name} -->"
+    if start not in text or end not in text:
+        raise ValueError(f"the block {name!r} is missing: add {start} and {end}")
+    before, _, rest = text.partition(start)
+    return f"{before}{start}\n{content}\n{end}{rest.partition(end)[2]}"
 
 
-def main(folders: list[str]) -> None:
-    results = read(RESULTS)
-    for folder in folders:
-        for record in sorted(Path(folder).glob("metrics*.json")):
-            found = collect(Path(folder), record)
-            by = record.stem.removeprefix("metrics").removeprefix(
-                "-"
-            )  # the sampler, if it is not the model's own
-            results[found["command"] + f" (seed {found['seed']})" + (f" by {by}" if by else "")] = (
-                found
-            )
-        for found in [*answers(Path(folder)), *askings(Path(folder))]:
-            results[f"{found['command']} (seed {found['seed']}): {found['evaluated']}"] = found
-    if folders:
-        RESULTS.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n")
-    cpu, gpu = read(BENCHMARKS / "cpu.json"), read(BENCHMARKS / "gpu.json")
-    tables = {
-        "lectures": lectures_table(),
-        "models": models_table(results),
-        "speed": speed_table(cpu, gpu),
+def build_pages() -> dict[Path, str]:
+    """Return the text of every page that has tables."""
+    results = list(read_json(RESULTS).values())
+    cpu, gpu = (read_json(DOCS / "benchmarks" / f"{name}.json") for name in ("cpu", "gpu"))
+    blocks = {
+        ROOT / "README.md": ("families", families_table(results)),
+        DOCS / "models.md": ("models", models_tables(results)),
+        DOCS / "lectures.md": ("lectures", lectures_table()),
+        DOCS / "speed.md": ("speed", speed_table(cpu, gpu)),
     }
-    README.write_text(filled(README.read_text(), tables))
-    (BENCHMARKS / "README.md").write_text(benchmark_page(cpu, gpu))
-    (ROOT / "docs" / "results.md").write_text(results_page(results))
+    return {path: fill_block(path.read_text(), *block) for path, block in blocks.items()} | {
+        DOCS / "results.md": results_page(results),
+        DOCS / "benchmarks" / "README.md": benchmark_page(cpu, gpu),
+    }
+
+
+def main(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("folders", nargs="*", type=Path, help="run folders to add")
+    parser.add_argument("--check", action="store_true", help="write nothing, compare the pages")
+    options = parser.parse_args(arguments)
+    if options.folders and not options.check:
+        results = read_json(RESULTS)
+        for folder in options.folders:
+            results |= collect_results(folder)
+        RESULTS.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n")
+    changed = [path for path, text in build_pages().items() if path.read_text() != text]
+    if options.check:
+        for path in changed:
+            print(f"{path.relative_to(ROOT)} is out of date: run python scripts/report.py")
+        return int(bool(changed))
+    for path, text in build_pages().items():
+        path.write_text(text)
+    return 0
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    sys.exit(main(sys.argv[1:]))

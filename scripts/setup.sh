@@ -1,4 +1,4 @@
-# Sourced by demo.sh and test.sh: makes .venv with genlab in it, from Python 3.11 to 3.13 and nothing else.
+# Sourced by the other scripts: creates .venv with genlab and its test tools. Needs Python 3.11, 3.12 or 3.13 and nothing else.
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 if [ ! -x .venv/bin/python ]; then
     for python in python3.13 python3.12 python3.11 python3; do
@@ -6,13 +6,13 @@ if [ ! -x .venv/bin/python ]; then
         python=
     done
     if [ -z "$python" ]; then
-        echo "genlab needs Python 3.11, 3.12 or 3.13, and none of them is on the PATH" >&2
+        echo "genlab needs Python 3.11, 3.12 or 3.13; none of them is on the PATH" >&2
         exit 1
     fi
     "$python" -m venv .venv
 fi
 if ! cmp -s pyproject.toml .venv/installed.toml; then
-    echo "installing genlab and what it needs into .venv (PyTorch is large: some minutes)"
+    echo "installing genlab and its dependencies into .venv (PyTorch is large: this takes some minutes)"
     .venv/bin/python -m pip install --quiet --editable '.[dev]'
     cp pyproject.toml .venv/installed.toml
 fi

@@ -1,8 +1,14 @@
 #!/usr/bin/env bash
-# Installs genlab with its test tools and runs the tests; arguments go to pytest (the slow ones: scripts/test.sh -m slow).
-# Tests that need data sets read them from the folder that GENLAB_DATA names, and are skipped where it is not set.
+# Installs genlab with its test tools and runs the tests. Arguments go to pytest: scripts/test.sh -m slow runs the slow tests.
+# --cov as the first argument also measures the coverage of genlab/ and prints it at the end.
+# Tests that need datasets read them from the folder GENLAB_DATA and are skipped if it is not set.
 set -euo pipefail
 . "$(dirname "$0")/setup.sh"
-export OMP_NUM_THREADS=1 # one thread a test process: they share the cores
+export OMP_NUM_THREADS=1 # one thread per test process, because the processes share the cores
+coverage=()
+if [ "${1:-}" = --cov ]; then
+    coverage=(--cov=genlab --cov-report=term:skip-covered)
+    shift
+fi
 [ $# -gt 0 ] || set -- -m "not slow and not gpu"
-exec python -m pytest --numprocesses 2 --dist loadgroup "$@"
+exec python -m pytest --numprocesses 2 --dist loadgroup ${coverage[@]+"${coverage[@]}"} "$@"

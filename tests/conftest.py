@@ -33,7 +33,7 @@ def hasty_classifier() -> Iterator[None]:
     from genlab.metrics.features import classifier
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(classifier, "EPOCHS", classifier.EPOCHS // 10)
+        patch.setattr(classifier, "MAX_EPOCHS", classifier.MAX_EPOCHS // 10)
         yield
 
 

@@ -11,20 +11,23 @@ ROOT = Path(__file__).resolve().parent.parent / "genlab"
 FILES = sorted(ROOT.rglob("*.py"))
 # Each module imports only modules of lower levels or of its own package.
 LEVELS = {
-    "__main__": 9,
-    "cli": 8,
-    "builders": 7,
-    "commands": 6, "models": 6,
-    "inference": 5, "training": 5, "comparison": 5, "sweeps": 5,
-    "runs": 4, "metrics": 4,
-    "config": 3, "distributed": 3, "data": 3, "viz": 3,
-    "spec": 2, "abilities": 2, "fileio": 2, "signals": 2,
-    "errors": 1, "seeding": 1, "console": 1, "nn": 1,
+    "__main__": 10,
+    "cli": 9,
+    "builders": 8,
+    "commands": 7, "models": 7,
+    "inference": 6, "training": 6, "comparison": 6, "sweeps": 6,
+    "runs": 5, "metrics": 5,
+    "config": 4, "distributed": 4, "data": 4, "viz": 4,
+    "abilities": 3, "batching": 3, "fileio": 3, "model": 3, "signals": 3,
+    "spec": 2,
+    "console": 1, "errors": 1, "nn": 1, "seeding": 1,
     "__version__": 0,
 }  # fmt: skip  # one level a line
 HYDRA_PACKAGES = ("hydra", "hydra_plugins", "omegaconf")
-# Modules that may import Hydra: the command line, the builders, and what Hydra itself loads in a sweep.
-HYDRA_MODULES = ("genlab.sweeps.hydra_launchers", "genlab.sweeps.optuna_sweeper", "genlab.sweeps.search_space")
+# Modules outside the command line and the builders that Hydra itself loads in a sweep.
+HYDRA_MODULES = tuple(
+    f"genlab.sweeps.{name}" for name in ("hydra_launchers", "optuna_sweeper", "search_space")
+)
 # Modules that must start fast, because the command line needs them before there is work.
 TORCH_FREE = ("spec", "errors", "abilities", "seeding", "signals", "fileio", "cli", "config", "commands/__init__",
               "distributed/supervisor", "distributed/environment")  # fmt: skip

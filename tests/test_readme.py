@@ -1,50 +1,186 @@
-"""Every command that the README and the recipes show works as it stands there."""
+"""The commands of README.md, of docs/ and of the recipes work as they are printed."""
 
 from __future__ import annotations
 
-import importlib
 import re
 import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import torch
 from helpers.cli_runner import REPOSITORY, run_here
 from helpers.recipes import CONFIGS
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from PIL import Image
 
-from genlab.commands.translate import of_folder
+from genlab.commands import COMMANDS
+from genlab.metrics.registry import registry
 from genlab.models.boltzmann import rbm
-from genlab.spec import Spec
 
-README = (REPOSITORY / "README.md").read_text()
-BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", README, re.S | re.M)
-COMMANDS = [
-    line.split("#")[0].strip() for kind, text in BLOCKS if not kind for line in text.splitlines()
-]
-TRAINS = [
-    c for c in COMMANDS if c.startswith("genlab train") and "--help" not in c and "resume=" not in c
-]
-HEADERS = sorted(
-    {
+MAX_README_LINES = 200
+MAX_README_COLUMNS = 200
+README = REPOSITORY / "README.md"
+PAGES = [README, REPOSITORY / "CONTRIBUTING.md", *sorted((REPOSITORY / "docs").rglob("*.md"))]
+
+
+def fenced_blocks(page: Path) -> list[tuple[str, str]]:
+    """Return (language, text) of each fenced block of a page."""
+    return re.findall(r"^```(\w*)\n(.*?)^```$", page.read_text(), re.S | re.M)
+
+
+def fenced_commands(page: Path) -> list[str]:
+    """Return the shell commands in the blocks of a page without a language, in order."""
+    lines = [line for kind, text in fenced_blocks(page) if not kind for line in text.splitlines()]
+    return [command for line in lines if (command := line.partition("#")[0].strip())]
+
+
+def inline_commands(page: Path) -> list[str]:
+    """Return the complete `genlab …` commands in the text and tables of a page."""
+    found = re.findall(r"`(genlab \w+ [^`…<:]*=[^`…<:]*)`", page.read_text())
+    return [part for command in found for part in command.split(" && ")]
+
+
+def recipe_commands() -> list[str]:
+    """Return the `genlab train` commands in the comments of the recipes."""
+    return [
         match.group().strip()
         for path in CONFIGS.rglob("*.yaml")
         for line in path.read_text().splitlines()
         if "…" not in line  # stands for a folder of the reader's
         for match in re.finditer(r"(?<=# )genlab train (?:[\w/.=\[\],@+-]+ ?)+", line)
-    }
-    | {
-        part
-        for row in re.findall(r"`(genlab train [^`…<]*=[^`…<]*)`", README)
-        for part in row.split(" && ")
-    }
+    ]
+
+
+def is_complete(command: str) -> bool:
+    """Whether a command is a genlab command without a placeholder."""
+    return bool(re.match(r"(genlab|torchrun\b.* genlab) ", command)) and "<" not in command
+
+
+def distinct(commands: Iterable[str]) -> list[str]:
+    """Return the commands without those that differ from another one only in numbers."""
+    numbers = re.compile(r"(?<==)[\d.,e\[\]+-]+(?=\s|$)")
+    return sorted({numbers.sub("0", command): command for command in commands}.values())
+
+
+README_COMMANDS = fenced_commands(README)
+PAGE_COMMANDS = [
+    command
+    for page in PAGES
+    for command in [*fenced_commands(page), *inline_commands(page)]
+    if is_complete(command)
+]
+ALL_COMMANDS = distinct([*PAGE_COMMANDS, *recipe_commands()])
+
+
+def words_of(command: str) -> list[str]:
+    """Return the words of a command after `genlab`, without `device=cuda`."""
+    words = shlex.split(command)
+    return [word for word in words[words.index("genlab") + 1 :] if word != "device=cuda"]
+
+
+def first_job(words: list[str]) -> list[str]:
+    """Return the words of the first job of a sweep; other words are returned as they are."""
+    if "-m" not in words:
+        return words
+    overrides = [w for w in words[1:] if "=" in w and not re.match(r"hydra[./]", w)]
+    parsed = OverridesParser.create().parse_overrides(overrides)
+    first = [
+        f"{o.get_key_element()}={next(o.sweep_string_iterator())}"
+        if o.is_discrete_sweep()
+        else o.input_line
+        for o in parsed
+        if o.is_discrete_sweep() or not o.is_sweep_override()
+    ]
+    return [words[0], *first]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """A reader's folder with the model of the README's last section, and with samples."""
+    here = tmp_path_factory.mktemp("readme")
+    model, recipe = [text for kind, text in fenced_blocks(README) if kind in ("python", "yaml")]
+    (here / "my_model.py").write_text(model)
+    (here / "my_configs" / "model").mkdir(parents=True)
+    (here / "my_configs" / "model" / "gaussian.yaml").write_text(recipe)
+    noise = np.random.default_rng(0)
+    x = noise.integers(0, 256, (200, 8, 8, 1), dtype=np.uint8)
+    np.savez(here / "generated.npz", x=x)
+    for name in ("restored", "originals"):
+        (here / name).mkdir()
+        image = Image.fromarray(noise.integers(0, 256, (32, 32, 3), dtype=np.uint8))
+        image.save(here / name / "a.png")
+    return here
+
+
+# --- the README -----------------------------------------------------------------------------------
+
+
+def test_readme_is_short():
+    lines = README.read_text().splitlines()
+    assert len(lines) <= MAX_README_LINES
+    assert max(map(len, lines)) <= MAX_README_COLUMNS
+
+
+def test_readme_starts_with_two_commands():
+    assert [c.split()[0] for c in README_COMMANDS[:2]] == ["scripts/demo.sh", "scripts/test.sh"]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(REPOSITORY)))
+def test_links_lead_to_files(page):
+    for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
+        if target.startswith("http"):
+            continue
+        path, _, anchor = target.partition("#")
+        linked = (page.parent / path).resolve() if path else page
+        assert linked.exists(), target
+        if anchor:
+            titles = re.findall(r"^#+ (.*)$", linked.read_text(), re.M)
+            anchors = {re.sub(r"[^\w-]", "", t.lower().replace(" ", "-")) for t in titles}
+            assert anchor in anchors, target
+
+
+@pytest.mark.parametrize(
+    "script",
+    sorted(
+        {s for page in PAGES for s in re.findall(r"scripts/[\w/]+\.(?:sh|py)", page.read_text())}
+    ),
 )
-# So that minutes become seconds; what the command says still wins over the recipe's own values in the same way.
+def test_scripts_named_by_pages_exist_and_parse(script):
+    path = REPOSITORY / script
+    if path.suffix == ".sh":
+        subprocess.run(["bash", "-n", path], check=True)
+        assert path.stat().st_mode & 0o100, f"{script} is not executable"
+    else:
+        compile(path.read_text(), str(path), "exec")
+
+
+def test_metrics_page_names_every_metric():
+    page = (REPOSITORY / "docs" / "metrics.md").read_text()
+    assert not [name for name in registry() if f"`{name}`" not in page]
+
+
+# --- the commands ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("command", ALL_COMMANDS)
+def test_command_composes(command, folder):
+    """Each printed command names existing options; `--cfg job` composes it without running it."""
+    words = first_job(words_of(command))
+    name = words[0]
+    assert name in COMMANDS, command
+    if "--help" in words or not COMMANDS[name].composed:
+        return
+    if name == "compare":
+        words = [word for word in words if "=" in word or word == name]  # without its folders
+    result = run_here(*words, "--cfg", "job", cwd=folder)
+    assert result.code == 0, result.err
+
+
+# So that minutes become seconds.
 SMALL = (
     "trainer.steps=2",
     "trainer.batch_size=8",
@@ -52,188 +188,72 @@ SMALL = (
     "device=cpu",
     "device.compile=false",
 )
-# What a command says and what is as good for a test, where the number alone makes it long.
-LESS = {
+# Numbers that make a command long, and shorter ones for the test.
+SHORTER = {
     "trainer.steps=30000": "trainer.steps=4",
-    "trainer.pairs=2000": "trainer.pairs=16",
+    "trainer.num_pairs=2000": "trainer.num_pairs=16",
     "n=20": "n=4",
 }
+DATA_SETS = ("mnist", "celeba", "cifar10")  # they have to be downloaded
+# These need a cluster or take long; tests/sweeps and tests/distributed run commands like them.
+NOT_RUN = ("hydra/launcher=slurm", "torchrun", "optuna", "vae_search")
 
 
-def words(command: str) -> list[str]:
-    return [
-        w for w in shlex.split(command)[1:] if w != "device=cuda"
-    ]  # machines without a GPU test this too
+def small_words(command: str) -> list[str]:
+    """Return the words of a command with settings that let it end within seconds."""
+    words = [SHORTER.get(word, word) for word in words_of(command)]
+    if words[0] in ("train", "plan") and "resume=" not in command:
+        keys = [word.partition("=")[0] for word in words]
+        words += [w for w in SMALL if w.partition("=")[0] not in keys or "trainer.steps" in w]
+    if words[0] in ("evaluate", "compare") and not re.search(r"\bn=", command):
+        words.append("n=50")
+    if words[0] in ("evaluate", "compare") and "elbo_timesteps=" not in command:
+        words.append("elbo_timesteps=5")
+    return words
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
-    """A newcomer's folder: the model of the README's last section lies in it."""
-    here = tmp_path_factory.mktemp("readme")
-    model, recipe = [text for kind, text in BLOCKS if kind in ("python", "yaml")]
-    (here / "mine.py").write_text(model)
-    (here / "confs" / "model").mkdir(parents=True)
-    (here / "confs" / "model" / "mine.yaml").write_text(recipe)
-    noise = np.random.default_rng(0)
-    np.savez(
-        here / "elsewhere.npz", x=noise.integers(0, 256, (200, 8, 8, 1), dtype=np.uint8)
-    )  # drawn by other programs
-    for name in ("restored", "originals"):
-        (here / name).mkdir()
-        Image.fromarray(noise.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(
-            here / name / "a.png"
-        )
-    return here
-
-
-def test_the_readme_opens_with_the_two_commands():
-    assert [c.split()[0] for c in COMMANDS[:2]] == ["scripts/demo.sh", "scripts/test.sh"]
-
-
-@pytest.mark.parametrize(
-    "command", [c for c in dict.fromkeys([*TRAINS, *HEADERS]) if " -m " not in c]
-)
-def test_every_training_command_composes(command, folder):
-    result = run_here(*words(command), "--cfg", "job", cwd=folder)
-    assert result.code == 0, result.err
-
-
-@pytest.mark.xdist_group("readme")
-def test_the_commands_run_in_the_order_of_the_readme(folder, monkeypatch):
-    fine = rbm.ais
-    monkeypatch.setattr(
-        rbm, "ais", lambda *given, **options: fine(*given, **options | {"temperatures": 50})
-    )
-    for command in COMMANDS[2:]:
-        if command.startswith("torchrun"):
-            done = subprocess.run(
-                [sys.executable, "-m", "torch.distributed.run", *shlex.split(command)[1:], *SMALL],
-                cwd=folder, capture_output=True, text=True, timeout=300, check=False,
-            )  # fmt: skip
-            assert done.returncode == 0, f"{command}\n{done.stderr[-2000:]}"
+def run_commands(commands: list[str], folder: Path) -> None:
+    """Run commands in order, without those that need a download and those of NOT_RUN."""
+    for command in commands:
+        needs_data = any(name in command for name in DATA_SETS)
+        if not is_complete(command) or needs_data or any(word in command for word in NOT_RUN):
             continue
-        if (
-            not command
-            or not command.startswith("genlab")
-            or needs_data(command)
-            or "hydra/launcher=slurm" in command
-        ):
-            continue  # what wants a cluster is composed in test_sweeps.py, and run in test_slurm.py
-        arguments = words(command)
-        if command in TRAINS:
-            arguments += [
-                word
-                for word in SMALL
-                if word.split("=")[0] not in command or "trainer.steps" in word
-            ]
-        if words(command)[0] in ("evaluate", "compare") and not re.search(r"\bn=", command):
-            arguments += ["n=50"] if "terms=" in command else ["n=50", "terms=5"]
-        if "ddpm_small" in command:  # the section before trains no such run
-            assert (
-                run_here("train", "model=ddpm_small", "model.timesteps=50", *SMALL, cwd=folder).code
-                == 0
-            )
-        result = run_here(*(LESS.get(a, a) for a in arguments), cwd=folder)
+        result = run_here(*small_words(command), cwd=folder)
         assert result.code == 0, f"{command}\n{result.err}"
 
 
-def needs_data(command: str) -> bool:
-    """Whether a command's data set has to be downloaded: it is composed above, and its recipe trained on other data."""
-    return any(name in command for name in ("mnist", "celeba", "cifar10"))
+def readme_section(title: str) -> list[str]:
+    """Return the commands of one section of the README."""
+    section = README.read_text().partition(f"\n## {title}\n")[2].partition("\n## ")[0]
+    blocks = re.findall(r"^```\n(.*?)^```$", section, re.S | re.M)
+    return [line.partition("#")[0].strip() for text in blocks for line in text.splitlines()]
 
 
-def test_the_shell_line_of_the_readme_gives_completion():
-    (line,) = [c for c in COMMANDS if c.startswith("eval")]
-    bash = shutil.which("bash")
+@pytest.mark.xdist_group("readme")
+@pytest.mark.parametrize("title", ["Five commands to try", "Add your own model"])
+def test_readme_commands_run_in_order(title, folder):
+    commands = readme_section(title)
+    assert len(commands) >= 2
+    run_commands(commands, folder)
+
+
+@pytest.mark.slow
+def test_documented_commands_run_in_order(folder, monkeypatch):
+    """Every command of docs/commands.md runs, on the runs that the commands before it made."""
+    exact = rbm.ais_log_partition
+    few = {"num_temperatures": 50}
+    monkeypatch.setattr(rbm, "ais_log_partition", lambda *a, **options: exact(*a, **options | few))
+    run_commands(fenced_commands(REPOSITORY / "docs" / "commands.md"), folder)
+    run_commands(fenced_commands(REPOSITORY / "docs" / "metrics.md"), folder)
+
+
+def test_completion_command_works_in_bash():
+    (line,) = [c for page in PAGES for c in fenced_commands(page) if c.startswith("eval")]
     script = line.replace("genlab completion", f"{sys.executable} -m genlab completion")
-    done = subprocess.run(
-        [bash, "-c", f"{script}; complete -p genlab"], capture_output=True, text=True, check=False
+    completed = subprocess.run(
+        [shutil.which("bash"), "-c", f"{script}; complete -p genlab"],
+        capture_output=True,
+        text=True,
+        check=False,
     )
-    assert "_genlab" in done.stdout, done.stderr
-
-
-def test_the_tables_are_those_that_the_script_writes(tmp_path):
-    for name in ("README.md", "docs", "scripts"):
-        source = REPOSITORY / name
-        (shutil.copytree if source.is_dir() else shutil.copy)(source, tmp_path / name)
-    subprocess.run([sys.executable, tmp_path / "scripts" / "report.py"], check=True, cwd=tmp_path)
-    assert (tmp_path / "README.md").read_text() == README
-
-
-def test_a_folder_made_smaller_is_reported_as_it_was_asked(tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(REPOSITORY / "scripts")
-    report = importlib.import_module("report")
-    noise = np.random.default_rng(0)
-    (tmp_path / "Five").mkdir()
-    Image.fromarray(noise.integers(0, 256, (32, 32), dtype=np.uint8)).save(
-        tmp_path / "Five" / "a.png"
-    )
-    spec = Spec(
-        (1, 16, 16), range=(-1.0, 1.0), source=Spec((1, 8, 8), range=(-1.0, 1.0)), task="superres"
-    )
-    model = torch.nn.Linear(1, 1)  # where its weights lie is asked
-    model.translate = lambda cond: torch.nn.functional.interpolate(cond, scale_factor=2)
-    folder = SimpleNamespace(samples=tmp_path / "run" / "samples")
-    place = SimpleNamespace(torch=torch.device("cpu"))
-    info = {"dataset": "superres"}
-    run = SimpleNamespace(
-        model=model, spec=spec, folder=folder, step=7, name="twice", device=place, info=info
-    )
-    monkeypatch.setattr(report, "row", lambda runs, how, metrics, steps: how)
-    for down, command in (
-        (False, "genlab superres in=Five n=1"),
-        (True, "genlab superres in=Five down=true n=1"),
-    ):
-        of_folder(run, "superres", tmp_path / "Five", seed=0, out=None, down=down)
-        monkeypatch.setattr(report, "RunFolder", lambda path: folder)
-        assert report.askings(tmp_path / "run") == [command]
-
-
-@pytest.mark.parametrize(("step", "seconds", "more"), [
-    (10, 60.0, ""),
-    (9, 120.0, ""),
-    (20, 90.0, " && genlab train resume=latest trainer.steps=20"),
-    (20, 150.0, " && genlab train resume=latest trainer.steps=20 trainer.max_time=3"),
-])  # fmt: skip
-def test_a_run_that_was_trained_on_is_reported_with_its_resume(
-    tmp_path, monkeypatch, step, seconds, more
-):
-    monkeypatch.syspath_prepend(REPOSITORY / "scripts")
-    report = importlib.import_module("report")
-    (tmp_path / "config.yaml").write_text("trainer: {steps: 10, max_time: 2}\n")
-    assert report.gone_on(report.RunFolder(tmp_path), {"step": step, "seconds": seconds}) == more
-
-
-def test_of_each_training_the_best_of_the_most_items_is_shown(monkeypatch):
-    monkeypatch.syspath_prepend(REPOSITORY / "scripts")
-    report = importlib.import_module("report")
-
-    def result(command: str, name: str, value: float, n: int, **kind: str) -> dict:
-        metrics = [{"name": "sampling_seconds", "value": 1.0, "metric": "cost"},
-                   {"name": name, "value": value, "conditions": {"n": n}, **kind}]  # fmt: skip
-        return {"command": command, "metrics": metrics}
-
-    few, worse, better = (
-        result("a", "frechet_classifier", value, n, better="lower")
-        for value, n in ((1, 5), (4, 9), (3, 9))
-    )
-    kept = [result("a", "class_kept", value, 9) for value in (0.8, 0.9, 0.7)]
-    older = [result("b", "modes", value, 9, higher_is_better=True) for value in (7, 8)]
-    off = [result("b", "squared_error_of_a_draw", value, 9) for value in (2, 1)]
-    assert report.best([few, worse, *kept, better, *older, *off]) == [
-        better,
-        kept[1],
-        older[1],
-        off[1],
-    ]
-
-
-@pytest.mark.parametrize("script", sorted(set(re.findall(r"scripts/\w+\.(?:sh|py)", README))))
-def test_the_scripts_that_it_names_stand_and_parse(script):
-    path = REPOSITORY / script
-    check = (
-        ["bash", "-n", path] if path.suffix == ".sh" else [sys.executable, "-m", "py_compile", path]
-    )
-    done = subprocess.run(check, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert path.suffix == ".py" or path.stat().st_mode & 0o100, f"{script} cannot be executed"
+    assert "_genlab" in completed.stdout, completed.stderr

@@ -1,68 +1,77 @@
-"""That all processes of a training begin at the same step of the same one."""
+"""Check that all ranks start from the same config, data and checkpoint."""
 
 from __future__ import annotations
 
 import socket
-from collections.abc import Collection
 from typing import Any
 
-from genlab.commands.train import flat
-from genlab.config.instantiate import shown
+from genlab.config.instantiate import to_cli
+from genlab.config.keys import DATA_PATH_KEYS, RUNTIME_KEYS, root_key
+from genlab.config.nested import flatten
 from genlab.data.dataset import SPLITS
-from genlab.data.fingerprint import fingerprint, whereabouts
-from genlab.distributed.process_group import Ranks
+from genlab.data.fingerprint import data_location, fingerprint
+from genlab.distributed.process_group import ProcessGroup
 from genlab.errors import UserError
 from genlab.runs.checkpoint_io import checksum
 
 Plain = dict[str, Any]
-DEVICE = ("fsdp", "precision")  # of the device, what the messages between processes depend on
+# Options of the device that change what the ranks send to each other.
+SHARED_DEVICE_OPTIONS = ("fsdp", "precision")
+MAX_SHOWN_DIFFERENCES = 3
 
 
-def refuse_unlike(
-    ranks: Ranks,
+def check_ranks_agree(
+    group: ProcessGroup,
     config: Plain,
     dataset: Any,
     *,
-    but: Collection[str],
     state: Plain | None,
-    part: Plain | None,
+    part_weights: Plain | None,
 ) -> None:
-    """Refuse processes that do not stand at the same step of the same training, as where one reads a disk of its own.
+    """Refuse ranks that would not train the same, as when one reads another disk.
 
     Args:
-        but: options, or groups of them, in which they may differ.
-        state: what this process goes on from; None: it begins.
-        part: the weights of another run's model that a new one is built around; None: there is none.
+        state: the checkpoint that this rank continues from; None for a new run.
+        part_weights: the weights of another run's model that a new one is built around.
 
     Raises:
-        UserError: names the first process that differs from rank 0, and in what.
+        UserError: names the first rank that differs from rank 0, and the differences.
     """
-    if ranks.size == 1:
+    if group.size == 1:
         return
-    device = {f"device.{key}": config["device"].get(key) for key in DEVICE}
-    options = {
-        key: value
-        for key, value in flat(config).items()
-        if not {key, key.partition(".")[0]} & set(but)
-    } | device
-    data = fingerprint(dataset)
-    mine = {
-        "step": f"{state['step']:,}" if state else "0 without a checkpoint",
-        **{key: shown(value) for key, value in options.items()},
-        **{f"{split} items": f"{data[split]:,}" for split in SPLITS},
-        "sum of the data": data["digest"],
-        "sum of the checkpoint": checksum(state["model"]) if state else "none",
-        "sum of the part": checksum(part) if part else "none",
-    }
-    (host, _, first), *others = ranks.all((socket.gethostname(), whereabouts(dataset), mine))
-    for rank, (there, where, theirs) in enumerate(others, 1):
-        keys = [key for key in first | theirs if first.get(key) != theirs.get(key)]
+    summary = summarize(config, dataset, state, part_weights)
+    everyone = group.all_gather((socket.gethostname(), data_location(dataset), summary))
+    (main_host, _, main_summary), *others = everyone
+    for rank, (host, place, theirs) in enumerate(others, 1):
+        keys = [k for k in main_summary | theirs if main_summary.get(k) != theirs.get(k)]
         if keys:
-            differ = ", ".join(
-                f"{key} {theirs.get(key, 'missing')} instead of {first.get(key, 'missing')}"
-                for key in keys[:3]
+            differences = ", ".join(
+                f"{key} {theirs.get(key, 'missing')} instead of {main_summary.get(key, 'missing')}"
+                for key in keys[:MAX_SHOWN_DIFFERENCES]
             )
             raise UserError(
-                f"rank {rank} on {there}, which reads {where}, would not train what rank 0 on {host} does: {differ}; give all "
-                "processes the same run folder, data and recipes"
+                f"rank {rank} on {host}, which reads {place}, would not train the same as rank 0 "
+                f"on {main_host}: {differences}; give all processes the same run folder, data and "
+                "recipes"
             )
+
+
+def summarize(
+    config: Plain, dataset: Any, state: Plain | None, part_weights: Plain | None
+) -> dict[str, str]:
+    """Return what must be equal on all ranks, as short texts by name."""
+    options = {
+        key: value
+        for key, value in flatten(config).items()
+        if key not in DATA_PATH_KEYS and root_key(key) not in RUNTIME_KEYS
+    }
+    options |= {f"device.{key}": config["device"].get(key) for key in SHARED_DEVICE_OPTIONS}
+    data = fingerprint(dataset)
+    return {
+        "step": f"{state['step']:,}" if state else "0 without a checkpoint",
+        **{key: to_cli(value) for key, value in options.items()},
+        **{f"{split} items": f"{data[split]:,}" for split in SPLITS},
+        "checksum of the data": data["digest"],
+        "checksum of the checkpoint": checksum(state["model"]) if state else "none",
+        "checksum of the codec or teacher": checksum(part_weights) if part_weights else "none",
+    }

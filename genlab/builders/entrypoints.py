@@ -1,359 +1,230 @@
-"""From a composed config to the work, a function a command. With `cli.py` the only importer of hydra and omegaconf."""
+"""From a composed config to a command: load the run that it names, check its options, call it.
+
+Together with genlab.cli and genlab.builders.train, the only place that imports Hydra.
+"""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from functools import partial
 from inspect import signature
-from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from genlab.builders.factory import Plain, assemble, make_dataset, make_device, make_model
-from genlab.builders.resume import NAMES_DATA, check_general, resumed, same
-from genlab.config.instantiate import arguments, construct, locate, refuse_targets
+from genlab.builders.factory import Plain, make_dataset, make_device, make_model
+from genlab.builders.train import plan_run, to_plain, train_run
+from genlab.commands import COMMANDS
+from genlab.config.instantiate import refuse_targets, validate_kwargs
+from genlab.config.keys import root_key
 from genlab.errors import UserError
+from genlab.runs.loaded_run import LoadedRun
 from genlab.runs.run_folder import RunFolder
 
-
-def plain(config: DictConfig) -> Plain:
-    """Return a config as plain containers, every interpolation resolved."""
-    return OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+# Options of every command that asks a run: they say which run, and how to load it.
+LOADING_KEYS = frozenset({"run", "runs", "device", "trusted_packages", "debug"})
 
 
-def trusted(*, allow: list[str]) -> tuple[str, ...]:
-    """Return the packages besides genlab whose classes a run's config may name."""
-    return tuple(allow)
+def run_composed(command: str, config: DictConfig) -> Any:
+    """Run a command with its composed config; return what it returns."""
+    special: dict[str, Callable[[DictConfig], Any]] = {
+        "train": train_run,
+        "plan": plan_run,
+        "evaluate": evaluate,
+        "anomaly": anomaly,
+        "classify": classify,
+        "compare": compare,
+    }
+    if command in special:
+        return special[command](config)
+    return call_with_run(COMMANDS[command].load(), to_plain(config))
 
 
-def load_run(config: Plain):
-    """Return the run that `config["run"]` names, its model rebuilt from its own config alone.
+# --- loading runs ---------------------------------------------------------------------------------
+
+
+def load_run(config: Plain) -> LoadedRun:
+    """Return the run that `config["run"]` names, with its model rebuilt from its own config.
 
     Raises:
-        UserError: no such run, a config that names foreign classes, an unreadable checkpoint.
+        UserError: the run does not exist, its config names classes that are not trusted, or its
+            checkpoint is unreadable.
     """
-    from genlab.runs.loaded_run import Run
-    from genlab.runs.safe_load import agreeing, bounded
+    from genlab.runs.safe_load import explain_mismatch, limit_allocation
 
     folder, checkpoint = RunFolder.find(config["run"])
-    own = folder.options("model", "dataset")
-    allowed = trusted(**arguments(trusted, {"allow": config.get("allow") or []}, ""))
-    refuse_targets(own, allowed=allowed, where=str(folder.path / "config.yaml"))
-    info = folder.info()
+    where = str(folder.path / "config.yaml")
+    run_config = folder.read_config("model", "dataset")
+    trusted = config.get("trusted_packages") or []
+    refuse_targets(run_config, allowed=check_trusted_packages(trusted), where=where)
+    metadata = folder.metadata()
     device = make_device(config.get("device") or {"name": "cpu"})
-    state = folder.load(checkpoint)
+    state = folder.load_checkpoint(checkpoint)
     spec = folder.spec()
     weights = state["ema"] or state["model"]
-    with agreeing(str(folder.path / "config.yaml")):
-        with bounded(weights):
-            model = make_model(own, spec)
+    with explain_mismatch(where):
+        with limit_allocation(weights):
+            model = make_model(run_config, spec)
         model.load_state_dict(weights)
-    return Run(
+    return LoadedRun(
         folder,
-        own,
-        info,
-        device.place(model).eval(),
+        run_config,
+        metadata,
+        device.move_model(model).eval(),
         spec,
         device,
         state["step"],
-        partial(make_dataset, own),
+        partial(make_dataset, run_config),
     )
 
 
-# --- the commands -----------------------------------------------------------------------------------------------------
+def check_trusted_packages(packages: Any) -> tuple[str, ...]:
+    """Return the packages besides genlab whose classes a run's config may name.
 
-
-def train(config: DictConfig) -> dict[str, float] | None:
-    """Train a model, or go on with a run; return its final numbers."""
-    from genlab.distributed.process_group import Ranks
-
-    given = plain(config)
-    if "train" in given:
-        name = HydraConfig.get().runtime.choices["experiment"]
-        raise UserError(
-            f"experiment={name} compares several runs: genlab compare experiment={name}"
-        )
-    check_general(given)
-    ranks = Ranks()
-    hydra = HydraConfig.get()
-    job = hydra.mode is RunMode.MULTIRUN
-    if job and config.resume is not None:
-        raise UserError("a sweep takes no resume=: the same command goes on with it")
-    if job:
-        given["out"] = hydra.runtime.output_dir
-    if config.resume is not None:
-        folder, checkpoint = RunFolder.find(config.resume)
-        own = resumed(given, folder, list(hydra.overrides.task))
-    elif job and ranks.share(
-        (Path(given["out"]) / "run.json").exists()
-    ):  # it was begun before, and goes on
-        folder, checkpoint = RunFolder(Path(given["out"])), None
-        own = same(given, folder)
-    else:
-        folder, checkpoint, own = None, None, given
-    with ranks:
-        try:
-            if folder and ranks.first:
-                folder.lock()  # before the state is read: who trains here now may be about to save a later one
-            begun = folder is not None and bool(
-                checkpoint or folder.steps()
-            )  # or killed before its first checkpoint
-            state = folder.load(checkpoint) if begun else None
-            return _train(own, folder, state, ranks, list(hydra.overrides.task))
-        finally:
-            if folder and folder.held:
-                folder.held.close()
-
-
-def _train(
-    own: Plain, folder: RunFolder | None, state: Plain | None, ranks, overrides: list[str]
-) -> dict[str, float] | None:
-    from genlab.commands.train import numbers, train
-    from genlab.distributed.shard_buffers import share
-    from genlab.runs.provenance import know_again, origin
-
-    new = folder is None
-    if new:
-        folder = RunFolder(Path(str(own["out"])))
-        if ranks.first:
-            folder.refuse_if_there()
-    else:
-        options, said = share(
-            own["trainer"], processes=folder.info().get("processes", 1), size=ranks.size
-        )
-        own = {**own, "trainer": options}
-        if said and ranks.first:
-            print(said, file=sys.stderr)
-    own, dataset, trainer = assemble(
-        own, overrides, state=state, where="" if new else str(folder.path / "config.yaml")
-    )
-    if state:
-        if trainer.at >= trainer.options.steps:
-            if ranks.first:  # no error: a scheduler that starts a job again must not see it fail
-                print(
-                    f"{folder.path} is done: {trainer.at:,} steps; give a larger trainer.steps= to go on"
-                )
-            return numbers(trainer, folder)
-        named = bool(
-            NAMES_DATA & {override.lstrip("+~").partition("=")[0] for override in overrides}
-        )
-        if (line := know_again(dataset, folder.info(), named=named)) and ranks.first:
-            print(f"data: {line}", file=sys.stderr)
-    elif new and ranks.first:
-        info = origin(
-            own, dataset, trainer.device, dict(HydraConfig.get().runtime.choices), overrides
-        )
-        RunFolder.create(
-            folder.path, config=OmegaConf.to_yaml(own), info=info | {"processes": ranks.size}
-        )
-    return train(
-        trainer, dataset, folder, config=own, verdict=verdict(own) if ranks.first else None
-    )
-
-
-def verdict(own: Plain) -> Callable | None:
-    """Return what a trial of a search asks after each evaluation; None where trials are not pruned, or this is none."""
-    hydra = HydraConfig.get()
-    sweeper = OmegaConf.to_container(hydra.sweeper, resolve=True)
-    if hydra.mode is not RunMode.MULTIRUN or not sweeper["_target_"].endswith(".OptunaSweeper"):
-        return None
-    from genlab.sweeps.optuna_study import Search, verdict
-
-    search, o = construct(Search, sweeper, "hydra.sweeper"), own["trainer"]
-    if not search.prunes:
-        return None
-    goal = search.goal(o["monitor"], o["evaluate_every"])
-    rungs = (o["evaluate_every"], o["steps"])
-    return verdict(Path(str(own["out"])).parent, hydra.job.num, goal, search=search, rungs=rungs)
-
-
-def plan(config: DictConfig) -> dict[str, float]:
-    """Say what a training would take; return the numbers."""
-    from genlab.commands.plan import plan
-
-    own = plain(config)
-    check_general(own)
-    if own["resume"] is not None:
-        raise UserError(
-            "genlab plan is for a new run: give it what `genlab train` would take, and no resume="
-        )
-    own, dataset, trainer = assemble(own, list(HydraConfig.get().overrides.task))
-    return plan(trainer, dataset, config=own)
-
-
-def sample(config: DictConfig) -> None:
-    """Draw from a run's model."""
-    from genlab.commands.sample import sample
-
-    ask(sample, plain(config))
-
-
-def complete(config: DictConfig) -> None:
-    """Go on with a text from a prompt."""
-    from genlab.commands.complete import complete
-
-    ask(complete, plain(config))
-
-
-def asking(command: str, module: str | None = None) -> Callable[[DictConfig], dict[str, Any]]:
-    """Return the command that asks one run what the function of the same name in genlab.commands does.
-
-    A command's `in`, which Python has taken, is that function's `folder`.
+    Raises:
+        UserError: they are not a list of names.
     """
-    target = {"_target_": f"genlab.commands.{module or command}.{command}"}
-    named = lambda own: {"folder" if key == "in" else key: value for key, value in own.items()}  # noqa: E731
-    return lambda config: ask(locate(target, command), named(plain(config)))
+
+    def declare(*, trusted_packages: list[str]) -> None: ...
+
+    return tuple(validate_kwargs(declare, {"trusted_packages": packages}, "")["trusted_packages"])
 
 
-reconstruct, encode, interpolate, traverse = map(
-    asking, ("reconstruct", "encode", "interpolate", "traverse")
-)
-arithmetic, inpaint, denoise, likelihood = map(
-    asking, ("arithmetic", "inpaint", "denoise", "likelihood")
-)
-mix, project = map(asking, ("mix", "project"))
-translate, forecast = map(asking, ("translate", "forecast"))
-colorize, superres = asking("colorize", "translate"), asking("superres", "translate")
+def call_with_run(command: Callable[..., Any], config: Plain) -> Any:
+    """Check the options of a command against its signature, load the run, and call it."""
+    options = {key: value for key, value in config.items() if key not in LOADING_KEYS}
+    options = validate_kwargs(command, options, "", skip=1)
+    return command(load_run(config), **options)
+
+
+def call_with_runs(command: Callable[..., Any], config: Plain, *args: Any) -> Any:
+    """Call a command with the list of runs that `run=` or `runs=` names, and further arguments."""
+    from genlab.commands.compare import find_runs
+
+    options = {key: value for key, value in config.items() if key not in LOADING_KEYS}
+    options = validate_kwargs(command, options, "", skip=1 + len(args))
+    if config["runs"] is None:
+        return command([load_run(config)], *args, **options)
+    if config["run"] is not None:
+        raise UserError("give run= or runs=, not both")
+    places = [str(found.checkpoint or found.run.path) for found in find_runs(config["runs"])]
+    return command([load_run({**config, "run": place}) for place in places], *args, **options)
+
+
+# --- commands that need more than one loaded run --------------------------------------------------
 
 
 def evaluate(config: DictConfig) -> dict[str, float]:
-    """Measure a run, or samples that were drawn elsewhere."""
-    from genlab.commands import evaluate
+    """Measure a run, or samples that another program drew."""
+    from genlab.commands.evaluate import evaluate, evaluate_pairs, evaluate_samples
 
-    given = plain(config)
-    elsewhere = ("samples", "truth", "crop", "dataset", "prepare", "out")
-    own = {key: given.pop(key, None) for key in elsewhere}
-    if given["n"] is None:
-        del given["n"]
-    if own["samples"] is None:
-        for key in ("dataset", "truth", "out"):
-            if own[key] is not None:
+    options = to_plain(config)
+    of_samples = ("samples", "truth", "crop", "dataset", "preprocess", "output_file")
+    sample_options = {key: options.pop(key, None) for key in of_samples}
+    samples = sample_options["samples"]
+    if options["n"] is None:
+        del options["n"]
+    if samples is None:
+        for key in ("dataset", "truth", "output_file"):
+            if sample_options[key] is not None:
                 raise UserError(
-                    f"{key}= goes with samples=; a run is measured on its own data set, into its own folder"
+                    f"{key}= requires samples=; a run is measured on its own data set, "
+                    "and its numbers are written to its own folder"
                 )
-        return ask(evaluate.evaluate, given)
-    if given["run"] is not None:
+        return call_with_run(evaluate, options)
+    if options["run"] is not None:
         raise UserError("give run= or samples=, not both")
-    if own["truth"] is not None:
-        options = {key: own[key] for key in ("truth", "crop", "out")}
-        return evaluate.evaluate_pairs(
-            own["samples"], **arguments(evaluate.evaluate_pairs, options, "", skip=1)
-        )
-    if own["dataset"] is None:
+    if sample_options["truth"] is not None:
+        pair_options = {key: sample_options[key] for key in ("truth", "crop", "output_file")}
+        return evaluate_pairs(samples, **validate_kwargs(evaluate_pairs, pair_options, "", skip=1))
+    if sample_options["dataset"] is None:
         raise UserError(
-            "samples= needs dataset=, the set that they are held against (or truth=, a folder of images)"
+            "samples= requires dataset=, the data set to compare them with, or truth=, a folder "
+            "with the true image of each"
         )
-    known = signature(evaluate.evaluate_samples).parameters
-    options = {
-        key: value
-        for key, value in (given | own).items()
-        if key in known and key not in ("samples", "dataset")
-    }
-    options = arguments(evaluate.evaluate_samples, options, "", skip=2)
-    return evaluate.evaluate_samples(own["samples"], make_dataset(own), **options)
+    accepted = signature(evaluate_samples).parameters
+    given = {k: v for k, v in (options | sample_options).items() if k in accepted}
+    given = {k: v for k, v in given.items() if k not in ("samples", "dataset")}
+    return evaluate_samples(
+        samples,
+        make_dataset(sample_options),
+        **validate_kwargs(evaluate_samples, given, "", skip=2),
+    )
 
 
 def anomaly(config: DictConfig) -> list[dict[str, Any]]:
-    """Tell items that runs know from classes or sets that they never saw."""
+    """Score items that the runs' models know and items of other classes or data sets."""
     from genlab.commands.anomaly import anomaly
 
-    elsewhere = None if config.get("dataset") is None else partial(alike, config)
-    options = {
-        key: value for key, value in plain(config).items() if key not in ("dataset", "prepare")
-    }
-    return ask_runs(anomaly, options, elsewhere)
+    options = to_plain(config)
+    has_dataset = options.pop("dataset", None) is not None
+    options.pop("preprocess", None)
+    make_other = partial(make_dataset_like, config) if has_dataset else None
+    return call_with_runs(anomaly, options, make_other)
 
 
 def classify(config: DictConfig) -> dict[str, Any]:
-    """Tell the classes of a run's held-out items, by one run or by one a class."""
+    """Classify a run's held-out items, by one run or by one run per class."""
     from genlab.commands.classify import classify
 
-    return ask_runs(classify, plain(config))
+    return call_with_runs(classify, to_plain(config))
 
 
-def alike(config: DictConfig, run):
-    """Return the dataset of `config` prepared as the run's own is."""
-    own = run.folder.options("dataset")["dataset"]
-    prepare = {key: own.get(key, value) for key, value in config.prepare.items()}
-    return make_dataset(plain(OmegaConf.create({"dataset": config.dataset, "prepare": prepare})))
+def make_dataset_like(config: DictConfig, run: LoadedRun) -> Any:
+    """Return the dataset of `config`, preprocessed as the run's own dataset is."""
+    own = run.folder.read_config("dataset")["dataset"]
+    preprocess = {key: own.get(key, value) for key, value in config.preprocess.items()}
+    sections = {"dataset": config.dataset, "preprocess": preprocess}
+    return make_dataset(to_plain(OmegaConf.create(sections)))
 
 
 def compare(config: DictConfig) -> None:
-    """Put runs side by side, those of a lecture after training them; a run is loaded only where it has to be measured."""
-    from genlab.commands import compare
-    from genlab.sweeps import train_missing
+    """Compare runs; those that `train` lists are trained first if they do not exist."""
+    from genlab.commands.compare import compare, find_runs
 
-    own = plain(config)
-    runs, lectured = (
-        own.pop("runs"),
-        {key: value for key in ("train", "sample", "common") if (value := own.pop(key))},
-    )
-    options = {key: value for key, value in own.items() if key not in ("device", "allow", "debug")}
-    options = arguments(compare.compare, options, "", skip=2)
+    options = to_plain(config)
+    runs = options.pop("runs")
+    training = {k: v for k in ("train", "sample", "common") if (v := options.pop(k))}
+    loading = {key: value for key, value in options.items() if key in LOADING_KEYS}
+    options = {key: value for key, value in options.items() if key not in LOADING_KEYS}
+    options = validate_kwargs(compare, options, "", skip=2)
     failed: dict[str, str] = {}
-    if not lectured:
-        wanted = compare.find_runs(**arguments(compare.find_runs, {"runs": runs}, ""))
+    if not training:
+        requests = find_runs(**validate_kwargs(find_runs, {"runs": runs}, ""))
     elif runs is not None:
         raise UserError(
-            "a comparison that trains its own runs (experiment=lecture/…) takes no runs="
+            "a comparison that trains its own runs (experiment=lecture/…) does not take runs="
         )
     else:
-        hydra = HydraConfig.get()
-        device = [
-            override
-            for override in hydra.overrides.task
-            if override.partition("=")[0].split(".")[0] == "device"
-        ]
-        lectured["common"] = [*(lectured.get("common") or []), *device]
-        own_recipes = [
-            source.path
-            for source in hydra.runtime.config_sources
-            if source.provider == "command-line"
-        ]
-        flags = ["--config-dir", own_recipes[0]] if own_recipes else []
-        shown, failed = train_missing.prepare(
-            **arguments(train_missing.prepare, lectured, ""), flags=flags
-        )
-        wanted = [compare.Wanted(RunFolder(s.run), label=s.label, sampler=s.sampler) for s in shown]
-        lines = [
-            options["text"] or "",
-            *(f"{label} could not be trained: {why}" for label, why in failed.items()),
-        ]
-        options["text"] = "\n\n".join(lines)
-    compare.compare(lambda where: load_run({**own, "run": where}), wanted, **options)
+        requests, failed = train_compared_runs(training)
+        reasons = [f"{label} could not be trained: {why}" for label, why in failed.items()]
+        options["text"] = "\n\n".join([options["text"] or "", *reasons])
+    compare(lambda place: load_run({**loading, "run": place}), requests, **options)
     if failed:
         raise UserError(
-            f"{len(failed)} of the runs could not be trained: {', '.join(failed)}; the page shows the others"
+            f"{len(failed)} of the runs could not be trained: {', '.join(failed)}; "
+            "the page shows the others"
         )
 
 
-def tasks(config: DictConfig) -> None:
-    """Print what can be asked of a run."""
-    from genlab.commands.info import tasks
+def train_compared_runs(training: Plain) -> tuple[list[Any], dict[str, str]]:
+    """Train the missing runs of a comparison; return its runs, and why others failed."""
+    from genlab.commands.compare import RunRequest
+    from genlab.sweeps.train_missing import train_missing_runs
 
-    ask(tasks, plain(config))
-
-
-def ask(task, config: Plain):
-    """Check a task's options against its signature, load the run, and do it."""
-    own = {k: v for k, v in config.items() if k not in ("run", "device", "allow", "debug")}
-    options = arguments(task, own, "", skip=1)
-    return task(load_run(config), **options)
-
-
-def ask_runs(task, config: Plain, *given):
-    """Check the options of a task that takes one run or several (`runs=`), load them, and do it."""
-    from genlab.commands.compare import find_runs
-
-    own = {k: v for k, v in config.items() if k not in ("run", "runs", "device", "allow", "debug")}
-    options = arguments(task, own, "", skip=1 + len(given))
-    if config["runs"] is None:
-        return task([load_run(config)], *given, **options)
-    if config["run"] is not None:
-        raise UserError("give run= or runs=, not both")
-    wanted = [str(found.checkpoint or found.run.path) for found in find_runs(config["runs"])]
-    return task([load_run({**config, "run": where}) for where in wanted], *given, **options)
+    hydra = HydraConfig.get()
+    device = [override for override in hydra.overrides.task if root_key(override) == "device"]
+    training = {**training, "common": [*(training.get("common") or []), *device]}
+    own_recipes = [
+        source.path for source in hydra.runtime.config_sources if source.provider == "command-line"
+    ]
+    flags = ["--config-dir", own_recipes[0]] if own_recipes else []
+    columns, failed = train_missing_runs(
+        **validate_kwargs(train_missing_runs, training, ""), flags=flags
+    )
+    requests = [
+        RunRequest(RunFolder(column.run), label=column.label, sampler=column.sampler)
+        for column in columns
+    ]
+    return requests, failed

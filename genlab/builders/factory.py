@@ -1,99 +1,115 @@
-"""The objects of a run, from its config as plain values: dataset, model, optimizer, trainer."""
+"""Build the objects of a run from its config: dataset, model, optimizer and trainer."""
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from genlab.config.instantiate import arguments, construct, locate
+from genlab.config.instantiate import import_target, instantiate, validate_kwargs
 from genlab.errors import UserError, did_you_mean
-from genlab.spec import Spec
+from genlab.spec import DataSpec
 from genlab.training.registry import TRAINERS
 
+if TYPE_CHECKING:
+    from torch.optim import Optimizer
+
+    from genlab.distributed.device import Device
+    from genlab.distributed.process_group import ProcessGroup
+    from genlab.model import GenerativeModel
+    from genlab.training.trainer import Trainer
+
 Plain = dict[str, Any]
+OptimizerFactory = Callable[..., "Optimizer"]
 
 
-def make_device(config: Plain, *, seed: int = 0):
-    """Return the prepared device, with the global random state seeded for building a model."""
+def make_device(config: Plain, *, seed: int = 0) -> Device:
+    """Return the prepared device, and seed the global random state for building a model."""
     import torch
 
     from genlab.distributed.device import Device
 
-    device = construct(Device, config, "device").prepare()
+    device = instantiate(Device, config, "device").configure_torch()
     torch.manual_seed(seed)
     return device
 
 
-def make_dataset(config: Plain):
+def make_dataset(config: Plain) -> Any:
     """Return the dataset that `config["dataset"]` names."""
-    target = locate(config["dataset"], "dataset")
+    target = import_target(config["dataset"], "dataset")
     if not callable(getattr(target, "batches", None)):
-        raise UserError(
-            f"dataset._target_={config['dataset']['_target_']} is no dataset: it has no batches()"
-        )
-    return construct(target, config["dataset"], "dataset")
+        name = config["dataset"]["_target_"]
+        raise UserError(f"dataset._target_={name} is not a data set: it lacks the method batches()")
+    return instantiate(target, config["dataset"], "dataset")
 
 
-def make_model(config: Plain, spec: Spec):
+def make_model(config: Plain, spec: DataSpec) -> GenerativeModel:
     """Return the model that `config["model"]` names, for data of `spec`."""
     from torch import nn
 
-    target = locate(config["model"], "model")
+    from genlab.model import GenerativeModel
+
+    target = import_target(config["model"], "model")
     if not (isinstance(target, type) and issubclass(target, nn.Module)):
-        raise UserError(f"model._target_={config['model']['_target_']} is no torch.nn.Module")
-    return construct(target, config["model"], "model", spec)
+        name = config["model"]["_target_"]
+        raise UserError(f"model._target_={name} is not a subclass of genlab.model.GenerativeModel")
+    if not issubclass(target, GenerativeModel):
+        # A user's plain nn.Module gets the defaults of the model contract.
+        bases = (target, GenerativeModel)
+        target = type(target.__name__, bases, {"__module__": target.__module__})
+    return instantiate(target, config["model"], "model", spec)
 
 
-def make_optimizer(config: Plain, device):
-    """Return what makes an optimizer of parameters; fused into one kernel where PyTorch can."""
-    import inspect
-
+def make_optimizer(config: Plain, device: Device) -> OptimizerFactory:
+    """Return a function that makes the optimizer of some parameters, fused where PyTorch can."""
     import torch
 
     if config.get("optimizer") is None:
-        return no_optimizer
-    target = locate(config["optimizer"], "optimizer")
+        return refuse_optimizer
+    target = import_target(config["optimizer"], "optimizer")
     if not (isinstance(target, type) and issubclass(target, torch.optim.Optimizer)):
-        raise UserError(
-            f"optimizer._target_={config['optimizer']['_target_']} is no torch.optim.Optimizer"
-        )
-    options = arguments(target, config["optimizer"], "optimizer", skip=1)
+        name = config["optimizer"]["_target_"]
+        raise UserError(f"optimizer._target_={name} is not a torch.optim.Optimizer")
+    options = validate_kwargs(target, config["optimizer"], "optimizer", skip=1)
     if "fused" in inspect.signature(target).parameters and device.name in ("cpu", "cuda"):
         options.setdefault("fused", True)
-    try:
+    try:  # PyTorch checks ranges in the constructor: report them before the data is read
         target([torch.nn.Parameter(torch.zeros(1, device=device.torch))], **options)
-    except (
-        ValueError
-    ) as error:  # PyTorch checks ranges when it makes one: say so before the data is read
+    except ValueError as error:
         raise UserError(f"optimizer: {error}") from error
     return partial(target, **options)
 
 
-def no_optimizer(parameters):
-    """Refuse to descend without an optimizer.
+def refuse_optimizer(*args: Any, **kwargs: Any) -> Optimizer:
+    """Stand in for an optimizer where none is configured.
 
     Raises:
-        UserError: always; a trainer that needs none never calls it.
+        UserError: always; a trainer that needs no optimizer never calls it.
     """
-    raise UserError("this trainer descends, and there is no optimizer; set optimizer=adam")
+    raise UserError("this trainer needs an optimizer, but optimizer=null; set optimizer=adam")
 
 
-def trainer_class(config: Plain):
+def trainer_class(config: Plain) -> tuple[type[Trainer], Any]:
     """Return the class that `trainer.name` names in the registry, and its options."""
     options = dict(config["trainer"])
     name = options.pop("name", None)
     if name not in TRAINERS:
         near = did_you_mean(str(name), TRAINERS)
-        raise UserError(
-            f"trainer.name={name}: no such trainer{near}; there are {', '.join(TRAINERS)}"
-        )
-    target = locate({"_target_": TRAINERS[name]}, "trainer")
-    return target, construct(target.Options, options, "trainer")
+        raise UserError(f"trainer.name={name} does not exist{near}; choose {', '.join(TRAINERS)}")
+    target = import_target({"_target_": TRAINERS[name]}, "trainer")
+    return target, instantiate(target.Options, options, "trainer")
 
 
-def make_trainer(config: Plain, model, device, ranks=None):
-    """Return the trainer that `trainer.name` names, of these processes or of all that there are."""
+def make_trainer(
+    config: Plain, model: GenerativeModel, device: Device, group: ProcessGroup | None = None
+) -> Trainer:
+    """Return the trainer that `trainer.name` names.
+
+    Args:
+        group: the processes that train together; None for all that there are.
+    """
     target, options = trainer_class(config)
     return target(
         model,
@@ -101,61 +117,70 @@ def make_trainer(config: Plain, model, device, ranks=None):
         options,
         seed=config["seed"],
         device=device,
-        ranks=ranks,
+        group=group,
     )
 
 
-def settled(config: Plain, dataset, device) -> Plain:
-    """Return the config with a number for `trainer.batch_size=auto`, found by trials that leave nothing behind."""
-    from genlab.training.auto_batch_size import settle
+def resolve_batch_size(config: Plain, dataset: Any, device: Device) -> Plain:
+    """Return the config with the number that trials find for `trainer.batch_size=auto`."""
+    from genlab.training.auto_batch_size import find_batch_size
 
     options = trainer_class(config)[1]
     if options.batch_size != "auto":
         return config
-    with_size = lambda n: {**config, "trainer": {**config["trainer"], "batch_size": n}}  # noqa: E731
-    make = lambda n, ranks: make_trainer(
-        with_size(n), make_model(config, dataset.spec), device, ranks
-    )  # noqa: E731
-    return with_size(settle(make, dataset, device=device, accumulate=options.accumulate))
+
+    def with_batch_size(size: int) -> Plain:
+        return {**config, "trainer": {**config["trainer"], "batch_size": size}}
+
+    def make_trial(size: int, group: ProcessGroup) -> Trainer:
+        model = make_model(config, dataset.spec)
+        return make_trainer(with_batch_size(size), model, device, group)
+
+    found = find_batch_size(
+        make_trial, dataset, device=device, grad_accum_steps=options.grad_accum_steps
+    )
+    return with_batch_size(found)
 
 
-def assemble(
+def build_training(
     config: Plain,
     overrides: list[str] | None = None,
     *,
     state: Plain | None = None,
     where: str = "",
-):
-    """Return the config with every number settled, its dataset, and its trainer, checked against each other.
+) -> tuple[Plain, Any, Trainer]:
+    """Return the config with every number resolved, its dataset and its trainer.
 
     Args:
-        overrides: of the command, for a part that has to be trained first.
-        state: of a run that goes on, for the trainer to take over; `where` names that run's config.
+        overrides: of the command, for a codec or teacher that has to be trained first.
+        state: the checkpoint of a run that continues, loaded into the trainer.
+        where: the config file of that run, for messages.
 
     Raises:
-        UserError: an option is wrong, the state is not that of the config's trainer, or the processes differ in any of it.
+        UserError: an option is wrong, the state does not fit the config, or the ranks differ.
     """
-    from genlab.builders.consistency import refuse_unlike
-    from genlab.builders.pretrained import with_part
-    from genlab.builders.resume import HOW, NAMES_DATA
-    from genlab.commands.train import check
-    from genlab.distributed.process_group import Ranks
-    from genlab.runs.safe_load import agreeing, bounded
+    from genlab.builders.consistency import check_ranks_agree
+    from genlab.builders.pretrained import resolve_pretrained_part
+    from genlab.commands.train import check_training
+    from genlab.distributed.process_group import ProcessGroup
+    from genlab.runs.safe_load import explain_mismatch, limit_allocation
 
     device = make_device(config["device"], seed=config["seed"])
-    config, part = with_part(config, overrides or [], begun=state is not None)
+    config, part = resolve_pretrained_part(
+        config, overrides or [], has_checkpoint=state is not None
+    )
     dataset = make_dataset(config)
-    weights = part and part.fit(dataset.spec)
-    # before a message between processes has the size of what differs
-    refuse_unlike(Ranks(), config, dataset, but={*HOW, *NAMES_DATA}, state=state, part=weights)
-    config = settled(config, dataset, device)
-    with bounded(state["model"]) if state else nullcontext():
+    weights = part.weights_for(dataset.spec) if part else None
+    # Before the first message whose size depends on what may differ between the ranks.
+    check_ranks_agree(ProcessGroup(), config, dataset, state=state, part_weights=weights)
+    config = resolve_batch_size(config, dataset, device)
+    with limit_allocation(state["model"]) if state else nullcontext():
         model = make_model(config, dataset.spec)
-    if weights is not None:
-        getattr(model, part.name).load_state_dict(weights)
+    if part and weights is not None:
+        model.get_submodule(part.name).load_state_dict(weights)
     trainer = make_trainer(config, model, device)
-    check(trainer, dataset, config)
+    check_training(trainer, dataset, config)
     if state:
-        with agreeing(where):
-            trainer.load(state)
+        with explain_mismatch(where):
+            trainer.load_state_dict(state)
     return config, dataset, trainer

@@ -1,4 +1,8 @@
-"""Another run's model that a model is built around: by its folder, or one that is trained first."""
+"""Load the model of another run that a model is built around: a codec or a teacher.
+
+A latent diffusion model works on the codes of an autoencoder (`codec`); reflow straightens the
+paths of another flow (`teacher`). Either names a run, or is trained first.
+"""
 
 from __future__ import annotations
 
@@ -7,118 +11,138 @@ from pathlib import Path
 from typing import Any
 
 from genlab.config.instantiate import refuse_targets
-from genlab.distributed.process_group import Ranks
+from genlab.config.keys import root_key
+from genlab.distributed.process_group import ProcessGroup
 from genlab.errors import UserError
 from genlab.runs.run_folder import RunFolder
-from genlab.spec import Spec
-from genlab.sweeps import train_missing
+from genlab.spec import DataSpec
+from genlab.sweeps.train_missing import train_missing_runs
 
-# A recipe's root key, and the attribute of its model: an autoencoder in whose codes it works, a flow whose paths it straightens
-PARTS = ("codec", "teacher")
-FOLDER = Path("outputs/parts")
-SHARED = ("dataset", "prepare", "device", "seed")  # overrides that a part's own training takes over
-PREPARED = ("size", "range", "binarize", "dequantise")  # of the data, what a part knows it by
+# A root key of the recipe, and the attribute of its model.
+PART_NAMES = ("codec", "teacher")
+PART_RUNS_FOLDER = Path("outputs/parts")
+# Sections whose overrides apply to the training of the part too.
+SHARED_SECTIONS = ("dataset", "preprocess", "device", "seed")
+# Options of the data that must be those of the part, and that it sets where they are left open.
+SHARED_DATA_OPTIONS = ("size", "range", "binarize", "dequantize")
 
 
 @dataclass(frozen=True)
-class Part:
-    """A run whose model is a part of another: the part's name, the run's folder, what its data was, and its weights."""
+class PretrainedPart:
+    """The model of another run, to be a submodule of this one.
+
+    Attributes:
+        name: of the submodule.
+        path: of the other run's folder.
+        spec: of the data that it was trained on.
+        weights: its state_dict.
+    """
 
     name: str
     path: Path
-    spec: Spec
+    spec: DataSpec
     weights: dict[str, Any]
 
-    def fit(self, spec: Spec) -> dict[str, Any]:
-        """Return the weights, if the data is of the form that the part was trained on.
+    def weights_for(self, spec: DataSpec) -> dict[str, Any]:
+        """Return the weights.
 
         Raises:
-            UserError: it is of another; says of which.
+            UserError: the data of `spec` has another format than the data of the part.
         """
-        if form(self.spec) != form(spec):
-            raise UserError(f"{self.path} knows {form(self.spec)}, and this data is {form(spec)}; leave prepare= out, and the "
-                            "data is prepared as it was there, or choose its dataset=")  # fmt: skip
+        theirs, ours = describe_format(self.spec), describe_format(spec)
+        if theirs != ours:
+            raise UserError(
+                f"{self.path} was trained on {theirs}, but this data is {ours}; leave preprocess= "
+                "out to preprocess the data as it was there, or choose its dataset="
+            )
         return self.weights
 
 
-def form(spec: Spec) -> str:
-    """Return in words what must be the same of the data of a part and of the model around it."""
-    said = f"{spec.kind} of shape {list(spec.shape)}"
+def describe_format(spec: DataSpec) -> str:
+    """Return in words the data format that a part and the model around it must share."""
+    text = f"{spec.kind} of shape {list(spec.shape)}"
     if spec.kind != "image":
-        return said
-    levels = ", binary" if spec.levels == 2 else ", dequantised" if spec.dequantised else ""
-    return f"{said} in [{spec.range[0]:g}, {spec.range[1]:g}]{levels}"
+        return text
+    levels = ", binary" if spec.levels == 2 else ", dequantized" if spec.dequantized else ""
+    return f"{text} in [{spec.range[0]:g}, {spec.range[1]:g}]{levels}"
 
 
-def part_of(config: dict[str, Any]) -> str | None:
-    """Return the name of the part that another run brings; None: the model has none."""
-    return next((name for name in PARTS if config.get(name)), None)
+def pretrained_part_name(config: dict[str, Any]) -> str | None:
+    """Return the name of the part that comes from another run, or None."""
+    return next((name for name in PART_NAMES if config.get(name)), None)
 
 
-def with_part(
-    config: dict[str, Any], overrides: list[str], *, begun: bool = False
-) -> tuple[dict[str, Any], Part | None]:
-    """Return the config with the part's architecture in `model.<part>`, and the part, if the config asks for one.
+def resolve_pretrained_part(
+    config: dict[str, Any], overrides: list[str], *, has_checkpoint: bool = False
+) -> tuple[dict[str, Any], PretrainedPart | None]:
+    """Return the config with the part's architecture in `model.<part>`, and the part.
 
-    `<part>.run` names a run. Without it `<part>.train`, overrides of `genlab train`, trains one, or finds it trained already.
-    A run that goes on has its part's architecture in its own config, and the weights in its checkpoints.
+    `<part>.run` names a run. If it is null, a run is trained by `<part>.train`, overrides of
+    `genlab train`, or found if it is trained already. A run that resumes from a checkpoint needs
+    neither: its own config has the part's architecture and its checkpoint the weights.
 
     Args:
-        overrides: of this command; those of the data go to the part's training too.
-        begun: whether the run goes on from a checkpoint.
+        overrides: of this command; those of the data apply to the part's training too.
+        has_checkpoint: whether the run resumes from a checkpoint.
+
+    Returns:
+        The config and the part; the config as it is and None if there is no part to load.
 
     Raises:
-        UserError: the part could not be trained, or is no run.
+        UserError: the part could not be trained, or is not a run.
     """
-    name = part_of(config)
-    if name is None or begun:
+    name = pretrained_part_name(config)
+    if name is None or has_checkpoint:
         return config, None
-    asked = config[name]
-    where = asked["run"]
-    if (
-        where is None and name in config["model"]
-    ):  # a run without a checkpoint, whose config is not as genlab writes it
+    options = config[name]
+    where = options["run"]
+    if where is None and name in config["model"]:
+        # The config of a run without a checkpoint, which genlab itself does not write like this.
         raise UserError(
-            f"model.{name} is that of a run, and {name}.run names none; give {name}.run=<run folder>"
+            f"model.{name} was taken from a run, but {name}.run does not name it; "
+            f"give {name}.run=<run folder>"
         )
     if where is None:
-        shared = [
-            o
-            for o in overrides
-            if o.lstrip("+~").split("=")[0].split(".")[0].split("@")[0] in SHARED
-        ]
-        if (ranks := Ranks()).first:
-            columns, _ = train_missing.prepare(
-                train={name: [*asked["train"], *shared]}, folder=FOLDER
-            )
-            where = columns[0].run
-        where = ranks.share(where)
+        shared = [override for override in overrides if root_key(override) in SHARED_SECTIONS]
+        group = ProcessGroup()
+        if group.is_main:
+            train = {name: [*options["train"], *shared]}
+            columns, _ = train_missing_runs(train=train, folder=PART_RUNS_FOLDER)
+            where = str(columns[0].run)
+        where = group.broadcast(where)
     folder, checkpoint = RunFolder.find(where)
-    own = folder.options("model", "dataset", "prepare")
+    part_config = folder.read_config("model", "dataset", "preprocess")
     refuse_targets(
-        own, allowed=tuple(config.get("allow") or ()), where=str(folder.path / "config.yaml")
+        part_config,
+        allowed=tuple(config.get("trusted_packages") or ()),
+        where=str(folder.path / "config.yaml"),
     )
-    state = folder.load(checkpoint)
-    config = {**built_around(config, own, name), name: {**asked, "run": str(folder.path)}}
-    return config, Part(name, folder.path, folder.spec(), state["ema"] or state["model"])
+    state = folder.load_checkpoint(checkpoint)
+    config = insert_part_config(config, part_config, name)
+    config[name] = {**options, "run": str(folder.path)}
+    weights = state["ema"] or state["model"]
+    return config, PretrainedPart(name, folder.path, folder.spec(), weights)
 
 
-def built_around(config: dict[str, Any], own: dict[str, Any], name: str) -> dict[str, Any]:
-    """Return a config with the model of `own`, a part's, in `model.<name>`, and what it leaves open of `prepare` as there."""
-    there = {
-        key: value for key, value in {**own["prepare"], **own["dataset"]}.items() if key in PREPARED
-    }
+def insert_part_config(
+    config: dict[str, Any], part_config: dict[str, Any], name: str
+) -> dict[str, Any]:
+    """Return a config with the part's model in `model.<name>` and the part's data options.
 
-    def filled(options: dict[str, Any]) -> dict[str, Any]:
-        left = {key: there[key] for key in options.keys() & there if options[key] is None}
-        inside = {
-            key: filled(value) for key, value in options.items() if isinstance(value, dict)
-        }  # a data set of another
-        return options | left | inside
+    Data options that are set in `config` keep their values.
+    """
+    data_options = {**part_config["preprocess"], **part_config["dataset"]}
+    defaults = {key: data_options[key] for key in SHARED_DATA_OPTIONS if key in data_options}
 
-    data = {key: filled(config[key]) for key in ("dataset", "prepare")}
-    return {
-        **config,
-        **data,
-        "model": {**config["model"], name: {**own["model"], "_partial_": True}},
-    }
+    def fill_open_options(options: dict[str, Any]) -> dict[str, Any]:
+        filled: dict[str, Any] = {}
+        for key, value in options.items():
+            if isinstance(value, dict):  # a dataset inside of a dataset
+                filled[key] = fill_open_options(value)
+            else:
+                filled[key] = defaults[key] if value is None and key in defaults else value
+        return filled
+
+    data = {key: fill_open_options(config[key]) for key in ("dataset", "preprocess")}
+    model = {**config["model"], name: {**part_config["model"], "_partial_": True}}
+    return {**config, **data, "model": model}

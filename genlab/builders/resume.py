@@ -1,128 +1,118 @@
-"""The config that a run goes on with: its own, with what may change meanwhile."""
+"""The config that a run continues with: its own, with the options that a resume may change."""
 
 from __future__ import annotations
 
 from inspect import signature
 from typing import Any
 
-from genlab.builders.factory import Plain
-from genlab.config.instantiate import arguments, refuse_targets, shown
+from genlab.builders.pretrained import pretrained_part_name
+from genlab.config.instantiate import refuse_targets, to_cli, validate_kwargs
+from genlab.config.keys import RESUMABLE_KEYS, RUNTIME_KEYS, override_key
+from genlab.config.nested import flatten, get_option, set_option
 from genlab.errors import UserError
 from genlab.runs.run_folder import RunFolder
 from genlab.spec import Count
 
-# What may differ when a run goes on: how long and where, never what is trained.
-MAY_CHANGE = {"trainer.steps", "trainer.max_time", "trainer.save_every", "trainer.keep"}
-NAMES_DATA = {"dataset.root", "dataset.path", "dataset.of.root", "dataset.of.path"}
-MAY_CHANGE |= NAMES_DATA
-HOW = ("out", "resume", "device", "debug", "allow")  # what says where and how a run is trained
+Plain = dict[str, Any]
+
+SECTIONS = ("model", "dataset", "trainer", "device")  # that every run's config.yaml has
 
 
-def general(
+def declare_run_options(
     *,
     seed: Count,
     out: str | int,
     resume: str | int | None,
-    allow: list[str],
+    trusted_packages: list[str],
     trainer: dict[str, Any],
 ) -> None:
-    """The types of the options that belong to no object."""
+    """Declare the types of the options of a training that no object takes."""
 
 
-def check_general(config: Plain) -> None:
-    """Check the options of a training that belong to no object.
-
-    Raises:
-        UserError: one is not of its type.
-    """
-    arguments(general, {key: config.get(key) for key in signature(general).parameters}, "")
-
-
-def same(given: Plain, folder: RunFolder) -> Plain:
-    """Return the config of a job that was begun before, on the device of now.
+def check_run_options(config: Plain) -> None:
+    """Check the options of a training that no object takes.
 
     Raises:
-        UserError: it is not what is composed now: a recipe was edited in between.
+        UserError: one has the wrong type.
     """
-    from genlab.builders.pretrained import part_of
-    from genlab.commands.train import flat
+    names = signature(declare_run_options).parameters
+    validate_kwargs(declare_run_options, {name: config.get(name) for name in names}, "")
 
-    own, part = folder.options("model", "dataset", "trainer", "device"), part_of(given)
-    if given["trainer"]["batch_size"] == "auto":  # the run holds the number that it was settled at
+
+def config_for_restart(given: Plain, folder: RunFolder) -> Plain:
+    """Return the config of a sweep's job that was started before, on the device given now.
+
+    Raises:
+        UserError: the job's config is not the one composed now, as when a recipe was edited.
+    """
+    own = folder.read_config(*SECTIONS)
+    part = pretrained_part_name(given)
+    if given["trainer"]["batch_size"] == "auto":  # the run's config has the size that was found
         given["trainer"]["batch_size"] = own["trainer"]["batch_size"]
     before, now = (
-        flat({key: value for key, value in config.items() if key not in HOW})
+        flatten({key: value for key, value in config.items() if key not in RUNTIME_KEYS})
         for config in (own, given)
     )
     for key in sorted(before.keys() | now.keys()):
-        left_open = (
-            key.startswith(("dataset.", "prepare.")) and now.get(key) is None
-        )  # the part's run has it
-        settled = part and (key == f"{part}.run" or key.startswith(f"model.{part}.") or left_open)
-        if before.get(key) != now.get(key) and not settled:
-            raise UserError(
-                f"{folder.path} was begun with {key}={shown(before.get(key))}, and now it is {shown(now.get(key))}; "
-                "give another hydra.sweep.dir=, or remove that folder"
-            )
-    # Without a checkpoint it begins anew: another run's model, whose weights lie in them, is had as at first.
-    return {**own, **{key: given[key] for key in HOW}} if folder.steps() else given
+        if before.get(key) == now.get(key):
+            continue
+        # The run's config also has what a codec's or teacher's run brought with it.
+        is_unset_data_option = key.startswith(("dataset.", "preprocess.")) and now.get(key) is None
+        if part and (key == f"{part}.run" or key.startswith(f"model.{part}.")):
+            continue
+        if part and is_unset_data_option:
+            continue
+        raise UserError(
+            f"{folder.path} was started with {key}={to_cli(before.get(key))}, but now it is "
+            f"{to_cli(now.get(key))}; give another hydra.sweep.dir=, or remove that folder"
+        )
+    if not folder.checkpoint_files():
+        # It starts again from step 0, and loads the weights of its codec or teacher again.
+        return given
+    return {**own, **{key: given[key] for key in RUNTIME_KEYS}}
 
 
-def resumed(given: Plain, folder: RunFolder, overrides: list[str]) -> Plain:
-    """Return a run's own config, with the overrides that a resume may give.
+def config_for_resume(given: Plain, folder: RunFolder, overrides: list[str]) -> Plain:
+    """Return a run's own config, changed by the overrides that a resume may give.
+
+    Args:
+        given: the config composed from this command line.
+        overrides: of this command line.
 
     Raises:
-        UserError: an override would change what is trained, or the config names what only its user may allow.
+        UserError: an override would change what is trained, or the run's config names classes
+            that are not trusted.
     """
-    from genlab.builders.pretrained import part_of
-
-    own, where = (
-        folder.options("model", "dataset", "trainer", "device"),
-        folder.path / "config.yaml",
-    )
-    refuse_targets(own, allowed=tuple(given["allow"]), where=str(where))
-    if (part := part_of(own)) and part not in own["model"]:
-        raise UserError(
-            f"{where} is unreadable: its model has no {part}, which a run that goes on has"
-        )
-    own["allow"] = given["allow"]  # what the run's own config would allow counts for nothing
-    check_general(own)
-    choices = folder.info()["choices"]
+    own = folder.read_config(*SECTIONS)
+    where = folder.path / "config.yaml"
+    refuse_targets(own, allowed=tuple(given["trusted_packages"]), where=str(where))
+    if (part := pretrained_part_name(own)) and part not in own["model"]:
+        raise UserError(f"{where} is unreadable: its model lacks the {part} that the run has")
+    # A run's own config does not decide which packages its user trusts.
+    own["trusted_packages"] = given["trusted_packages"]
+    check_run_options(own)
+    choices = folder.metadata()["choices"]
     for override in overrides:
-        key, _, value = override.lstrip("+~").partition("=")
-        if key in ("resume", "debug", "allow") or (key, value) == ("trainer.batch_size", "auto"):
-            continue  # the run holds the number that auto was settled at
+        key, value = override_key(override), override.partition("=")[2]
+        if key in ("resume", "debug", "trusted_packages"):
+            continue
+        if (key, value) == ("trainer.batch_size", "auto"):
+            continue  # the run's config has the size that was found
         if key == "out":
-            raise UserError("out= is for a new run: a resume goes on in the run's own folder")
+            raise UserError("out= is for a new run: a resume continues in the run's own folder")
         if key == "device":
             own["device"] = given["device"]
-        elif key in MAY_CHANGE or key.startswith("device."):
-            put(own, key, at(given, key))
+        elif key in RESUMABLE_KEYS or key.startswith("device."):
+            set_option(own, key, get_option(given, key))
         elif key in choices:
             if value != str(choices[key]):
-                own_way = (
-                    f"the run's {key}={choices[key]}; a resume goes on with the run's own config"
+                raise UserError(
+                    f"{key}={value} differs from the run's {key}={choices[key]}; "
+                    "a resume continues with the run's own config"
                 )
-                raise UserError(f"{key}={value} differs from {own_way}")
-        elif at(given, key) != at(own, key):
+        elif get_option(given, key) != get_option(own, key):
             raise UserError(
-                f"{override} differs from the run's {key}={at(own, key)}; a resume may only change "
-                f"{', '.join(sorted(MAY_CHANGE))} and device"
+                f"{override} differs from the run's {key}={get_option(own, key)}; a resume may "
+                f"change only {', '.join(sorted(RESUMABLE_KEYS))} and device"
             )
     return own
-
-
-def at(config: Plain, key: str) -> Any:
-    """Return the value of a dotted key, None where there is none."""
-    found: Any = config
-    for part in key.split("."):
-        found = found.get(part) if isinstance(found, dict) else None
-    return found
-
-
-def put(config: Plain, key: str, value: Any) -> None:
-    """Set the value of a dotted key."""
-    *above, last = key.split(".")
-    for part in above:
-        config = config.setdefault(part, {})
-    config[last] = value

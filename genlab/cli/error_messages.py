@@ -1,100 +1,118 @@
-"""What a user did wrong, in one line: genlab's own errors, Hydra's, the system's."""
+"""Explain errors of genlab, Hydra and the operating system in one line."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from traceback import walk_tb
 
 from genlab.config.config_dir import config_folder
-from genlab.errors import UserError, did_you_mean
+from genlab.errors import UserError, did_you_mean, is_out_of_memory
+from genlab.runs.migrations import renamed_option
 
-OUT_OF_MEMORY = re.compile("allocate memory|out of memory")
+HYDRA_PACKAGES = {"hydra", "omegaconf", "antlr4"}
+RECURSION_TAIL = 100  # frames at the end of a RecursionError's traceback that show whose it is
 
 
-def explain(error: Exception) -> str | None:
-    """Return one line for what a user did wrong, or None for an error of genlab's own."""
-    seen: BaseException | None = error
-    while seen is not None and not isinstance(seen, UserError):
-        seen = seen.__cause__ or seen.__context__
-    if isinstance(seen, UserError):
-        return " ".join(str(seen).splitlines())
-    if isinstance(error, OSError) and error.errno:  # a folder that cannot be written, a full disk
-        return f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror)
-    if isinstance(error, MemoryError) or (
-        isinstance(error, RuntimeError) and OUT_OF_MEMORY.search(str(error))
-    ):
-        return "out of memory; try a smaller trainer.batch_size or n, a smaller model, or trainer.accumulate=2"
-    raised = [frame.f_globals.get("__name__", "") for frame, _ in walk_tb(error.__traceback__)]
-    hydras = lambda modules: (
-        {module.split(".")[0] for module in modules} & {"hydra", "omegaconf", "antlr4"}
-    )  # noqa: E731
-    if isinstance(error, RecursionError) and hydras(raised[-100:]):
+def explain(error: Exception, command: str = "train") -> str | None:
+    """Return one line for a user's mistake, or None for an error of genlab's own.
+
+    Args:
+        command: the command that was run, for the names of renamed options.
+    """
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, UserError):
+        cause = cause.__cause__ or cause.__context__
+    if isinstance(cause, UserError):
+        return " ".join(str(cause).splitlines())
+    if isinstance(error, OSError) and error.errno:  # a read-only folder, a full disk
+        reason = error.strerror or type(error).__name__
+        return f"{error.filename}: {reason}" if error.filename else reason
+    if is_out_of_memory(error):
+        return (
+            "out of memory; try a smaller trainer.batch_size or n, a smaller model, "
+            "or trainer.grad_accum_steps=2"
+        )
+    frames = [frame.f_globals.get("__name__", "") for frame, _ in walk_tb(error.__traceback__)]
+    if isinstance(error, RecursionError) and has_hydra(frames[-RECURSION_TAIL:]):
         return "an option is nested too deeply, in brackets or in names"
-    if not hydras(
-        [kind.__module__ for kind in type(error).__mro__] + raised[-1:]
-    ):  # Hydra has ValueErrors of its own
+    # Hydra raises ValueErrors too, so the last frame counts as well as the class.
+    if not has_hydra([kind.__module__ for kind in type(error).__mro__] + frames[-1:]):
         return None
-    return explain_hydra(error)
+    return explain_hydra(error, command)
 
 
-def explain_hydra(error: Exception) -> str:
+def has_hydra(modules: Iterable[str]) -> bool:
+    """Whether one of the modules belongs to Hydra."""
+    return any(module.split(".")[0] in HYDRA_PACKAGES for module in modules)
+
+
+def explain_hydra(error: Exception, command: str) -> str:
     """Return Hydra's message as one line, with the nearest known name."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     first = lines[0] if lines else type(error).__name__
     if found := re.search(r"Could not find '(.+?)/([^/']+)'", first):
         group, choice = found.groups()
-        known = options_of(group, lines)
-        return f"{group}={choice}: there is no such {group}{did_you_mean(choice, known)}; there are {', '.join(known)}"
+        known = listed_choices(group, lines)
+        return (
+            f"{group}={choice} does not exist{did_you_mean(choice, known)}; "
+            f"choose {', '.join(known)}"
+        )
     if found := re.search(r"Could not override '([^']+)'", first):
-        key = found.group(1)
-        cause: BaseException | None = error
-        while cause is not None and getattr(cause, "parent_node", None) is None:
-            cause = cause.__cause__
-        parent = getattr(cause, "parent_node", None)
-        known = (
-            [str(k) for k in parent] if parent is not None and hasattr(parent, "keys") else groups()
+        return explain_unknown_option(found[1], error, command)
+    is_syntax_error = any(
+        sign in str(error).lower() for sign in ("mismatched input", "no viable alternative")
+    )
+    if is_syntax_error or "parsing" in first.lower():
+        return (
+            f"{first}; an option is written key=value, and a value with spaces or special "
+            "characters in quotes: 'key=\"a b\"'"
         )
-        where, _, last = key.rpartition(".")
-        listed = (
-            f"; {where or 'the command'} has {', '.join(k for k in known if not k.startswith('_'))}"
-        )
-        if not where:
-            known, listed = [k for k in (*known, *groups()) if k != key], ""
-        others = having(where, last)
-        elsewhere = f"; it is an option of {where}={', '.join(others)}" if others else ""
-        return f"unknown option '{key}'{did_you_mean(last, known)}{listed}{elsewhere}"
-    if (
-        "mismatched input" in str(error)
-        or "parsing" in first.lower()
-        or "no viable alternative" in str(error)
-    ):
-        return f"{first}; an option is written key=value, and a value with spaces or special characters in quotes: 'key=\"a b\"'"
     return " ".join(lines[:2])
 
 
-def options_of(group: str, lines: list[str]) -> list[str]:
-    """Return the names in a config group as Hydra listed them, a user's own among them."""
-    start = next(
-        (i for i, line in enumerate(lines) if line.startswith("Available options")), len(lines)
-    )
-    end = next(
-        (i for i, line in enumerate(lines) if line.startswith("Config search path")), len(lines)
-    )
-    return lines[start + 1 : end] or sorted(
-        p.stem for p in (config_folder() / group).glob("*.yaml")
-    )
+def explain_unknown_option(key: str, error: Exception, command: str) -> str:
+    """Return the line for an option that does not exist: its new name, or the nearest one."""
+    if new_names := renamed_option(key, command):
+        return f"{key} was renamed to {' or '.join(new_names)}"
+    cause: BaseException | None = error
+    while cause is not None and getattr(cause, "parent_node", None) is None:
+        cause = cause.__cause__
+    parent = getattr(cause, "parent_node", None)
+    known = config_groups() if parent is None else [str(k) for k in parent]
+    section, _, name = key.rpartition(".")
+    message = f"unknown option '{key}'"
+    if section:
+        options = [k for k in known if not k.startswith("_")]
+        message += f"{did_you_mean(name, known)}; {section} has {', '.join(options)}"
+    else:
+        others = [k for k in (*known, *config_groups()) if k != key]
+        message += did_you_mean(name, others)
+    if choices := choices_with_option(section, name):
+        message += f"; it is an option of {section}={', '.join(choices)}"
+    return message
 
 
-def having(group: str, option: str) -> list[str]:
-    """Return the choices of a shipped config group that have the option; none where there is no such group."""
-    files = sorted((config_folder() / group).glob("*.yaml")) if group in groups() else []
-    return [
-        p.stem for p in files if re.search(rf"^{re.escape(option)}:", p.read_text(), re.MULTILINE)
-    ]
+def listed_choices(group: str, lines: list[str]) -> list[str]:
+    """Return the files of a config group as Hydra's message lists them, a user's own included."""
+
+    def index_of(start: str) -> int:
+        return next((i for i, line in enumerate(lines) if line.startswith(start)), len(lines))
+
+    listed = lines[index_of("Available options") + 1 : index_of("Config search path")]
+    return listed or sorted(p.stem for p in (config_folder() / group).glob("*.yaml"))
 
 
-def groups() -> list[str]:
+def choices_with_option(group: str, option: str) -> list[str]:
+    """Return the files of a shipped config group that have an option."""
+    if group not in config_groups():
+        return []
+    pattern = re.compile(rf"^{re.escape(option)}:", re.MULTILINE)
+    files = sorted((config_folder() / group).glob("*.yaml"))
+    return [path.stem for path in files if pattern.search(path.read_text())]
+
+
+def config_groups() -> list[str]:
     """Return the names of the shipped config groups."""
-    return sorted(
-        p.name for p in config_folder().iterdir() if p.is_dir() and not p.name.startswith("_")
-    )
+    folders = (p.name for p in config_folder().iterdir() if p.is_dir())
+    return sorted(name for name in folders if not name.startswith("_"))

@@ -1,6 +1,8 @@
-"""The command line: argv[1] is the command, the rest goes to Hydra; what a user did wrong is one line and exit code 2.
+"""The command line: argv[1] is the command, the rest goes to Hydra; a user's mistake is one line.
 
-Imports no torch: `genlab --help` answers at once, and `genlab train --cfg job` as fast as Hydra composes.
+This module imports no torch, so `genlab --help` answers at once and `genlab train --cfg job` as
+fast as Hydra composes. Exit codes: 0 done, 1 an error of genlab, 2 a user's mistake, 128 + n ended
+by signal n.
 """
 
 from __future__ import annotations
@@ -9,202 +11,244 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import cache
+from typing import NoReturn
 
 from genlab.cli.error_messages import explain
-from genlab.cli.hydra_args import flags_first, folders_as_runs, refuse_shadows, sweep_name
-from genlab.commands import COMMANDS, LISTS
-from genlab.distributed.environment import world
-from genlab.distributed.supervisor import Said, farewell
+from genlab.cli.hydra_args import (
+    folders_as_runs,
+    is_sweep,
+    put_flags_first,
+    refuse_shadowed_files,
+    refuse_unsupported_overrides,
+    sweep_name,
+)
+from genlab.commands import COMMANDS, RENAMED_COMMANDS
+from genlab.distributed.environment import read_environment
+from genlab.distributed.supervisor import AlreadyReportedError, coordinate_exit
 from genlab.errors import UserError, did_you_mean, printable
 
 
 def main() -> None:
     """Run the command in sys.argv."""
-    name, arguments = (sys.argv[1] if len(sys.argv) > 1 else "--help"), sys.argv[2:]
-    full = "HYDRA_FULL_ERROR" in os.environ or any(a.lower() == "debug=true" for a in arguments)
+    name = sys.argv[1] if len(sys.argv) > 1 else "--help"
+    arguments = sys.argv[2:]
+    show_traceback = wants_traceback(arguments)
     try:
-        if name in ("--help", "-h", "help"):
-            print(usage())
-        elif name == "--version":
-            from genlab import __version__
-
-            print(f"genlab {__version__}")
-        elif name in COMMANDS:
-            compose_and_run(name, arguments)
-        elif name == "sweep":
-            from genlab.commands import sweep
-
-            if again := sweep.sweep(arguments):
-                os.chdir(again.cwd)
-                compose_and_run("train", again.arguments)
-        elif name in LISTS:
-            from genlab.commands import listing
-
-            getattr(listing, name)(arguments)
-        else:
-            raise UserError(
-                f"unknown command '{name}'{did_you_mean(name, [*COMMANDS, *LISTS])}; see genlab --help"
-            )
+        run_command(name, arguments)
         sys.stdout.flush()
-    except BrokenPipeError:  # who reads the output has seen enough: `genlab models | head`
+    except BrokenPipeError:  # the reader of the output has closed it: `genlab models | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
-    except (
-        KeyboardInterrupt
-    ):  # before a training listens for it, in a task that saves at its end, or a second one
-        if full:
+    except KeyboardInterrupt:  # before a training handles signals, or a second Ctrl-C
+        if show_traceback:
             raise
-        print("genlab: SIGINT: interrupted; what was saved before stays", file=sys.stderr)
-        leave(128 + signal.SIGINT)
+        print("genlab: SIGINT: interrupted; what was saved before is kept", file=sys.stderr)
+        hard_exit(128 + signal.SIGINT)
     except Exception as error:
-        end = parted(error)
-        line = explain(end)
-        if full or line is None:
-            if not several():
-                raise
-            traceback.print_exception(end)
-        elif not isinstance(end, Said):
-            print(f"genlab: {printable(line)}", file=sys.stderr)
-        leave(1 if line is None else getattr(end, "exit_code", 2))
+        report_error(error_to_raise(error), name, show_traceback=show_traceback)
 
 
-def several() -> bool:
-    """Return whether this is one of several processes, as far as the environment makes sense."""
+def run_command(name: str, arguments: list[str]) -> None:
+    """Run one command.
+
+    Raises:
+        UserError: the command does not exist.
+    """
+    if name in ("--help", "-h", "help"):
+        print(usage())
+    elif name == "--version":
+        from genlab import __version__
+
+        print(f"genlab {__version__}")
+    elif name not in COMMANDS:
+        if name in RENAMED_COMMANDS:
+            raise UserError(f"`genlab {name}` was renamed to `genlab {RENAMED_COMMANDS[name]}`")
+        near = did_you_mean(name, COMMANDS)
+        raise UserError(f"unknown command '{name}'{near}; see genlab --help")
+    elif name == "sweep":
+        from genlab.commands.sweep import sweep
+
+        if again := sweep(arguments):
+            os.chdir(again.cwd)
+            compose_and_run("train", again.arguments)
+    elif not COMMANDS[name].composed:
+        COMMANDS[name].load()(arguments)
+    elif {"--help", "-h"} & set(arguments):
+        from genlab.cli.help import command_help
+
+        print(command_help(name, arguments))
+    else:
+        compose_and_run(name, arguments)
+
+
+def usage() -> str:
+    """Return the text of `genlab --help`."""
+    rows = "\n".join(f"  {name:<13}{command.help}" for name, command in COMMANDS.items())
+    return (
+        "genlab <command> [option=value ...]\n\n"
+        f"{rows}\n\n"
+        "Without options, `genlab train` trains a VAE on scikit-learn's digits.\n"
+        "`genlab <command> --help` lists the options, `--cfg job` prints their values; -m runs a\n"
+        "sweep; --config-dir adds a folder of your own group files. debug=true shows tracebacks."
+    )
+
+
+# --- how a command ends ---------------------------------------------------------------------------
+
+
+def wants_traceback(arguments: list[str]) -> bool:
+    """Whether the user asked for tracebacks of errors."""
+    return "HYDRA_FULL_ERROR" in os.environ or any(a.lower() == "debug=true" for a in arguments)
+
+
+def report_error(error: Exception, command: str, *, show_traceback: bool) -> NoReturn:
+    """Print an error, a user's mistake as one line, and exit.
+
+    Raises:
+        Exception: the error itself, if it is genlab's own and this process is the only one.
+    """
+    line = explain(error, command)
+    if show_traceback or line is None:
+        if not is_distributed():
+            raise error
+        traceback.print_exception(error)
+    elif not isinstance(error, AlreadyReportedError):
+        print(f"genlab: {printable(line)}", file=sys.stderr)
+    hard_exit(1 if line is None else getattr(error, "exit_code", 2))
+
+
+def is_distributed() -> bool:
+    """Whether this is one of several processes, as far as the environment makes sense."""
     try:
-        return world().size > 1
+        return read_environment().size > 1
     except UserError:
         return False
 
 
-def parted(error: Exception) -> Exception:
-    """Return what this process ends with, after an error that all the others have heard of."""
-    return farewell(error, explain(error)) if several() else error
+def error_to_raise(error: Exception) -> Exception:
+    """Return the error that this process ends with, once the other ranks know of it."""
+    return coordinate_exit(error, explain(error)) if is_distributed() else error
 
 
-def leave(code: int) -> None:
-    """Exit; one of several processes without Python's clearing up, which could wait for messages of those that are gone."""
-    if several():
+def hard_exit(code: int) -> NoReturn:
+    """Exit; one of several ranks skips Python's cleanup, which could wait for lost ranks."""
+    if is_distributed():
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
     sys.exit(code)
 
 
-def usage() -> str:
-    """Return the text of `genlab --help`."""
-    rows = "\n".join(f"  {name:<13}{what}" for name, what in (COMMANDS | LISTS).items())
-    return (
-        "genlab <command> [key=value ...]\n\n"
-        f"{rows}\n\n"
-        "With no options, `genlab train` trains a VAE on scikit-learn's digits. `genlab train --help` shows every option\n"
-        "and `--cfg job` the composed values; -m runs a sweep; --config-dir adds a folder of your own group files.\n"
-        "HYDRA_FULL_ERROR=1 or debug=true shows the traceback of an error."
-    )
+# --- composing a config ---------------------------------------------------------------------------
 
 
 @cache
 def stamp() -> str:
-    """Return this start's date, time and a unique id: the same one in every process of a training.
+    """Return this start's date, time and a unique id: the same in every process of a training.
 
     Raises:
-        UserError: the processes were not given the same options.
+        UserError: the processes were given different options.
     """
     import secrets
     from datetime import datetime
 
     own = f"{datetime.now():%Y-%m-%d_%H-%M-%S}-{secrets.token_hex(4)}"
-    if world().size > 1:
-        from genlab.distributed.process_group import Ranks
+    if read_environment().size == 1:
+        return own
+    from genlab.distributed.process_group import ProcessGroup
 
-        mine = [argument for argument in sys.argv[1:] if not argument.startswith("device.")]
-        own, theirs = Ranks().share((own, mine))
-        if differ := sorted(set(mine) ^ set(theirs)):
-            raise UserError(
-                f"the processes of one training were given different options ({', '.join(differ)}); for a training each, "
-                "start them with RANK=0 WORLD_SIZE=1 in their environment"
-            )
-    return own
+    arguments = [argument for argument in sys.argv[1:] if not argument.startswith("device.")]
+    first_stamp, first_arguments = ProcessGroup().broadcast((own, arguments))
+    if differing := sorted(set(arguments) ^ set(first_arguments)):
+        raise UserError(
+            "the processes of one training were given different options "
+            f"({', '.join(differing)}); to train a run in each, start them with RANK=0 WORLD_SIZE=1"
+        )
+    return first_stamp
+
+
+def register_resolvers(arguments: list[str]) -> None:
+    """Register the functions that the YAML files use as ${genlab.…}."""
+    from omegaconf import OmegaConf
+
+    resolvers: dict[str, Callable[..., str]] = {
+        "genlab.stamp": stamp,
+        "genlab.folder": lambda model, dataset: f"outputs/{model}-{dataset}/{stamp()}",
+        "genlab.sweep": lambda: sweep_name(arguments),
+    }
+    for name, resolve in resolvers.items():
+        OmegaConf.register_new_resolver(name, resolve, replace=True)
 
 
 def compose_and_run(command: str, arguments: list[str]) -> None:
-    """Let Hydra read the arguments and compose the config, then run `genlab.builders.entrypoints.<command>`."""
-    if command == "train" and world().size > 1:
-        stamp()  # every process must join in agreeing on it, whatever its config asks for
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands errors to `main` instead of printing them
+    """Let Hydra compose the config of a command, then run the command with it.
+
+    Raises:
+        Exception: the last error, after every job of a sweep has run; earlier ones are printed.
+    """
+    if command == "train" and read_environment().size > 1:
+        stamp()  # a collective call: every process must make it, whatever its config
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra passes errors on instead of printing them
     import hydra
-    from omegaconf import DictConfig, OmegaConf
+    from omegaconf import DictConfig
 
-    OmegaConf.register_new_resolver("genlab.stamp", stamp, replace=True)
-    OmegaConf.register_new_resolver(
-        "genlab.folder", lambda m, d: f"outputs/{m}-{d}/{stamp()}", replace=True
-    )
-
-    arguments = flags_first(folders_as_runs(arguments) if command == "compare" else arguments)
-    refuse_shadows(arguments)
-    for word in arguments:
-        if word.startswith("~") and "." not in word.partition("=")[0]:
-            raise UserError(
-                f"{word}: an option of the command cannot be taken away; set it to another value, or to null"
-            )
-        if word.lstrip("+").startswith("hydra.mode="):
-            raise UserError(f"{word}: `genlab train -m` asks for a sweep, and nothing else does")
-    OmegaConf.register_new_resolver("genlab.sweep", lambda: sweep_name(arguments), replace=True)
-    failed: list[Exception] = []
-    sweeps = command == "train" and bool({"-m", "--multirun"} & set(arguments))
+    if command == "compare":
+        arguments = folders_as_runs(arguments)
+    arguments = put_flags_first(arguments)
+    refuse_shadowed_files(arguments)
+    refuse_unsupported_overrides(arguments)
+    register_resolvers(arguments)
+    errors: list[Exception] = []
+    sweeps = command == "train" and is_sweep(arguments)
     if sweeps:
-        if world().size > 1:
-            raise UserError(
-                "a sweep starts its own processes: give `genlab train -m` to one, with hydra/launcher=slurm_node"
-            )
-        from genlab.sweeps import hydra_launchers, optuna_sweeper
+        register_sweep_plugins(errors)
 
-        hydra_launchers.register(failed)
-        optuna_sweeper.register(failed)
-
-    def task(config: DictConfig) -> object:
-        from genlab.builders import entrypoints
+    def run(config: DictConfig) -> object:
+        from genlab.builders.entrypoints import run_composed
 
         try:
-            return getattr(entrypoints, command)(config)
+            return run_composed(command, config)
         except Exception as error:
-            end = parted(error)
+            end = error_to_raise(error)
             if end is error:
                 raise
             raise end from error
 
-    def kept(config: DictConfig) -> object:
+    def run_and_collect(config: DictConfig) -> object:
         try:
-            return task(config)
-        except Exception as error:  # from Hydra, which would print it its own way
-            return failed.append(error)
+            return run(config)
+        except Exception as error:  # collected, since Hydra would print it in its own way
+            errors.append(error)
+            return None
 
     sys.argv = [sys.argv[0], *arguments]
-    main = hydra.main(version_base="1.3", config_path="pkg://genlab.configs", config_name=command)
-    if sweeps:
-        main(task)()
-    else:
-        with composed_once():
-            main(kept)()
-    for error in failed[:-1]:
+    as_hydra_main = hydra.main(
+        version_base="1.3", config_path="pkg://genlab.configs", config_name=command
+    )
+    as_hydra_main(run if sweeps else run_and_collect)()
+    for error in errors[:-1]:
         print(f"genlab: {printable(explain(error) or repr(error))}", file=sys.stderr)
-    if failed:  # of several jobs, all were run
-        raise failed[-1]
+    if errors:
+        raise errors[-1]
 
 
-@contextmanager
-def composed_once() -> Iterator[None]:
-    """Spare the composition of everything by which Hydra looks beforehand whether `hydra.mode` asks for a sweep."""
-    from hydra._internal.hydra import Hydra
+def register_sweep_plugins(errors: list[Exception]) -> None:
+    """Register genlab's launchers and sweeper with Hydra; they collect the jobs' errors.
 
-    known = Hydra.get_mode
-    Hydra.get_mode = lambda *_, **__: None  # as where nothing asks: then it goes by -m
-    try:
-        yield
-    finally:
-        Hydra.get_mode = known
+    Raises:
+        UserError: this is one of several processes of one training.
+    """
+    if read_environment().size > 1:
+        raise UserError(
+            "a sweep starts its own processes: run `genlab train -m` once, "
+            "with hydra/launcher=slurm_node for several GPUs per job"
+        )
+    from genlab.sweeps import hydra_launchers, optuna_sweeper
+
+    hydra_launchers.register(errors)
+    optuna_sweeper.register(errors)
 
 
 if __name__ == "__main__":

@@ -1,33 +1,139 @@
-"""The commands, a file each, and what `genlab --help` says of them."""
+"""The commands: one file each in this package, listed here with what `genlab --help` says."""
 
-COMMANDS = {  # what Hydra composes: configs/<command>.yaml, then genlab.builders.entrypoints.<command>
-    "train": "train a model: genlab train model=dcgan dataset=mnist; go on with resume=latest",
-    "plan": "what a training would take, with nothing trained: genlab plan model=ddpm dataset=cifar10",
-    "sample": "draw from a run's model: genlab sample run=<folder> n=64 y=3 seed=0",
-    "complete": "text from a prompt: genlab complete run=<folder> prompt=ROMEO temperature=0.8",
-    "reconstruct": "held-out items and what comes back from their codes: genlab reconstruct run=<folder>",
-    "encode": "codes as .npz and as a picture: genlab encode run=<folder> split=train",
-    "interpolate": "between two codes: genlab interpolate run=<folder> how=spherical between=prior",
-    "traverse": "one dimension of the code at a time: genlab traverse run=<folder> span=3",
-    "arithmetic": "a − b + c on codes, or an attribute's direction: genlab arithmetic run=<folder> a=7 b=1 c=0",
-    "mix": "coarse styles of one draw, fine of another: genlab mix run=<folder> truncation=0.7",
-    "project": "the code of a given item, and edits of it: genlab project run=<folder> images=me.png edit=interpolate",
-    "inpaint": "hidden parts filled in: genlab inpaint run=<folder> mask=half side=bottom",
-    "denoise": "noise put on and taken off: genlab denoise run=<folder> noise=masking level=0.5",
-    "translate": "sources to targets, of held-out pairs or a folder: genlab translate run=<folder> in=photos out=made",
-    "colorize": "colour for grey images: genlab colorize run=<folder> in=old out=coloured",
-    "superres": "larger images: genlab superres run=<folder> in=small out=large; in=Set5 down=true measures it",
-    "forecast": "a film's next n frames, as a GIF: genlab forecast run=<folder> n=20",
-    "evaluate": "measure a run on held-out data: genlab evaluate run=<folder>",
-    "likelihood": "log p of each item, as numbers and a histogram: genlab likelihood run=<folder> split=test",
-    "anomaly": "what a run never saw against what it knows: genlab anomaly run=<folder> dataset=fashion_mnist",
-    "classify": "classes by Bayes' rule or the model's own p(y|x): genlab classify run=<folder>",
-    "compare": "runs side by side, as a table and a page to look at: genlab compare runs=[a,b,c]",
-    "tasks": "what can be asked of a run: genlab tasks run=<folder>",
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command of genlab: where its function is, and its line of help with an example."""
+
+    target: str  # "module:function"
+    help: str
+    composed: bool = True  # Hydra composes configs/<command>.yaml; otherwise it gets plain words
+
+    def load(self) -> Callable[..., Any]:
+        """Import and return the command's function."""
+        module, _, function = self.target.partition(":")
+        return getattr(import_module(module), function)
+
+
+COMMANDS = {
+    "train": Command(
+        "genlab.commands.train:train",
+        "train a model: genlab train model=dcgan dataset=mnist; resume with resume=latest",
+    ),
+    "plan": Command(
+        "genlab.commands.plan:plan",
+        "predict time and memory of a training: genlab plan model=ddpm dataset=cifar10",
+    ),
+    "sample": Command(
+        "genlab.commands.sample:sample",
+        "draw samples from a run's model: genlab sample run=<folder> n=64 label=3 seed=0",
+    ),
+    "complete": Command(
+        "genlab.commands.complete:complete",
+        "continue a text: genlab complete run=<folder> prompt=ROMEO temperature=0.8",
+    ),
+    "reconstruct": Command(
+        "genlab.commands.reconstruct:reconstruct",
+        "decode the codes of held-out items: genlab reconstruct run=<folder>",
+    ),
+    "encode": Command(
+        "genlab.commands.encode:encode",
+        "write codes as .npz and as a picture: genlab encode run=<folder> split=train",
+    ),
+    "interpolate": Command(
+        "genlab.commands.interpolate:interpolate",
+        "walk between two codes: genlab interpolate run=<folder> method=spherical",
+    ),
+    "traverse": Command(
+        "genlab.commands.traverse:traverse",
+        "vary one code dimension at a time: genlab traverse run=<folder> range_sigma=3",
+    ),
+    "arithmetic": Command(
+        "genlab.commands.arithmetic:arithmetic",
+        "compute a − b + c on codes: genlab arithmetic run=<folder> a=7 b=1 c=0",
+    ),
+    "mix": Command(
+        "genlab.commands.mix:mix",
+        "mix coarse and fine styles of two samples: genlab mix run=<folder> truncation=0.7",
+    ),
+    "project": Command(
+        "genlab.commands.project:project",
+        "find the code of an image and edit it: genlab project run=<folder> images=me.png",
+    ),
+    "inpaint": Command(
+        "genlab.commands.inpaint:inpaint",
+        "fill in hidden parts: genlab inpaint run=<folder> mask=half half=bottom",
+    ),
+    "denoise": Command(
+        "genlab.commands.denoise:denoise",
+        "add noise and remove it: genlab denoise run=<folder> noise=masking level=0.5",
+    ),
+    "translate": Command(
+        "genlab.commands.translate:translate",
+        "map source images to targets: genlab translate run=<folder> input_dir=photos",
+    ),
+    "colorize": Command(
+        "genlab.commands.colorize:colorize",
+        "add color to gray images: genlab colorize run=<folder> input_dir=old",
+    ),
+    "superres": Command(
+        "genlab.commands.superres:superres",
+        "enlarge images: genlab superres run=<folder> input_dir=small output_dir=large",
+    ),
+    "forecast": Command(
+        "genlab.commands.forecast:forecast",
+        "predict the next frames of a video: genlab forecast run=<folder> n=20",
+    ),
+    "evaluate": Command(
+        "genlab.commands.evaluate:evaluate",
+        "measure a run on held-out data: genlab evaluate run=<folder>",
+    ),
+    "likelihood": Command(
+        "genlab.commands.likelihood:likelihood",
+        "log p of each item, with a histogram: genlab likelihood run=<folder> split=test",
+    ),
+    "anomaly": Command(
+        "genlab.commands.anomaly:anomaly",
+        "detect unfamiliar items: genlab anomaly run=<folder> dataset=fashion_mnist",
+    ),
+    "classify": Command(
+        "genlab.commands.classify:classify",
+        "classify by Bayes' rule or by the model's p(y|x): genlab classify run=<folder>",
+    ),
+    "compare": Command(
+        "genlab.commands.compare:compare",
+        "compare runs in a table and an HTML page: genlab compare runs=[a,b,c]",
+    ),
+    "info": Command(
+        "genlab.commands.info:info",
+        "list the commands that a run supports: genlab info run=<folder>",
+    ),
+    "sweep": Command(
+        "genlab.commands.sweep:sweep",
+        "manage a sweep: genlab sweep status|best|rerun|resume <folder>",
+        composed=False,
+    ),
+    "models": Command(
+        "genlab.commands.models:models",
+        "list the recipes with their abilities: exact, bound or estimate",
+        composed=False,
+    ),
+    "datasets": Command(
+        "genlab.commands.datasets:datasets",
+        "list the data sets",
+        composed=False,
+    ),
+    "completion": Command(
+        "genlab.commands.completion:completion",
+        'print shell completion: eval "$(genlab completion bash)" (or zsh)',
+        composed=False,
+    ),
 }
-LISTS = {  # what is no config of Hydra's: genlab.commands.listing, genlab.commands.sweep
-    "sweep": "a sweep's jobs: genlab sweep status|best|rerun|resume <folder>",
-    "models": "the recipes, and what each can do: exact, bound or estimate",
-    "datasets": "the data sets",
-    "completion": 'shell completion: eval "$(genlab completion bash)" (or zsh)',
-}
+RENAMED_COMMANDS = {"tasks": "info"}

@@ -1,7 +1,9 @@
-"""genlab anomaly: how well a model tells items of a class that it never saw, or of another set, from those that it knows."""
+"""genlab anomaly: detect items of a class left out of training, or of another dataset."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,228 +11,305 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from genlab.console import show
+from genlab.console import print_table
 from genlab.errors import UserError
 from genlab.inference.likelihood_scores import (
     SCORES,
-    Kind,
     Score,
-    figure,
-    folder_of,
-    histogram,
-    save,
-    score_of,
-    scores,
+    ScoreKind,
+    find_score,
+    score_items,
 )
-from genlab.inference.results import write_record
-from genlab.runs.loaded_run import Run
+from genlab.inference.results import common_output_folder, describe_run, write_record
+from genlab.runs.loaded_run import LoadedRun
 from genlab.spec import Batch, Count, Positive
 from genlab.viz import image_grids
+from genlab.viz.plots import make_figure, plot_histograms, save_figure
 
-TRAIN = 5000  # training items, at most, whose mean score is that of a typical item
-COLUMNS = 12  # images in a row of the picture
+MAX_TRAIN_ITEMS = 5000  # training items whose mean score is that of a typical item
+MAX_COLUMNS = 12  # images in a row of the picture
+METRICS = ("auroc", "average_precision", "auroc_typicality", "average_precision_typicality")
+
+
+@dataclass(frozen=True)
+class EvaluationItems:
+    """Held-out items that are normal, and anomalies."""
+
+    normal: Batch
+    anomalies: Batch
+    # The classes, or the name of the dataset, that each are of.
+    normal_source: list[int] | str
+    anomaly_source: list[int] | str
+
+
+@dataclass(frozen=True)
+class ItemScores:
+    """The scores (N,) of training items, normal items and anomalies."""
+
+    train: Tensor
+    normal: Tensor
+    anomalies: Tensor
+
+    def rankings(self) -> dict[str, np.ndarray]:
+        """Return how anomalous each of the normal items and anomalies (N,) is, by two criteria.
+
+        "" is the negative score, and "_typicality" its distance from the mean over training items.
+        """
+        scores = torch.cat([self.normal, self.anomalies])
+        distance = (scores - self.train.mean()).abs()
+        return {"": -scores.numpy(), "_typicality": distance.numpy()}
+
+    def truth(self) -> np.ndarray:
+        """Return whether each of the normal items and anomalies (N,) is an anomaly."""
+        return np.r_[np.zeros(len(self.normal)), np.ones(len(self.anomalies))]
 
 
 def anomaly(
-    runs: list[Run],
-    elsewhere: Any = None,
+    runs: list[LoadedRun],
+    open_other: Callable[[LoadedRun], Any] | None = None,
     *,
     classes: Count | list[Count] | None = None,
-    score: Kind | None = None,
+    score: ScoreKind | None = None,
     n: Positive | None = None,
-    k: Positive = 100,
-    terms: Positive | None = 20,
+    iwae_samples: Positive = 100,
+    elbo_timesteps: Positive | None = 20,
     seed: Count = 0,
     batch_size: Positive = 250,
-    out: str | None = None,
+    output_dir: str | None = None,
 ) -> list[dict[str, Any]]:
-    """Say how well each run's model tells anomalies from held-out items of what it was trained on; return a record a run.
+    """Measure how well each run's model separates anomalies from normal items.
 
-    An anomaly is an item of a class that was left out of training (or of `classes`), or of another set. Two scores are
-    judged: the model's own, by which the least likely items are anomalies; and its distance from the mean over training
-    items, the typicality of Nalisnick et al. 2019 (https://arxiv.org/abs/1906.02994) for single items, since raw likelihood
-    can be higher on another set than on its own.
+    An anomaly is an item of a class that was left out of training (or of `classes`), or of another
+    dataset. Two criteria are measured: the score itself, under which the least likely items are
+    anomalies; and its distance from the mean over training items, the typicality of Nalisnick et
+    al. 2019 (https://arxiv.org/abs/1906.02994) for single items, since the raw likelihood can be
+    higher on another dataset than on the model's own.
 
     Args:
-        elsewhere: opens another dataset in the run's own form, for each run; None: anomalies are of the run's own set.
-        score: the kind of score; None: the first that the model has of density, bound, energy and reconstruction.
-        n: items of each kind, at most; None: all of the test split.
+        open_other: opens another dataset in the form of the run's own; None takes the anomalies
+            from the run's own dataset.
+        score: the kind of score; None is the first that the model supports of density, bound,
+            energy and reconstruction.
+        n: maximum number of items of each kind; None is all of the test split.
 
     Raises:
-        UserError: the model has no such score, or nothing is anomalous.
+        UserError: the model does not support the score, or nothing is anomalous.
     """
     records = []
     for run in runs:
-        ways = {score: SCORES[score]} if score else SCORES
-        found = score_of(
-            run, ways, k=k, terms=terms, task=f"score of the kind {score}" if score else "score"
-        )
-        other = elsewhere(run) if elsewhere else None
-        normal, odd, said = parts(run, other, classes, n=n, seed=seed)
-        torch.manual_seed(seed)
-        train = run.dataset.take("train", min(TRAIN, run.dataset.size("train")), seed=seed)
-        of = {name: scores(run, found, batch, batch_size=batch_size)
-              for name, batch in {"train": train, "normal": normal, "odd": odd}.items()}  # fmt: skip
-        record = {
-            "model": run.name, "dataset": run.info["dataset"], "step": run.step, "seed": seed, "score": str(found),
-            **said, "n_normal": len(normal), "n_anomalies": len(odd), **judged(of),
-        }  # fmt: skip
-        record["folder"] = str(run.folder.path)
-        own = str(Path(out) / run.folder.path.name) if out and runs[1:] else out
-        where = folder_of([run], "anomaly", own)
-        against = (
-            other.name
-            if other
-            else "unseen"
-            if classes is None
-            else "class" + "-".join(map(str, said["anomalies"]))
-        )
-        draw(
+        found = find_score(
             run,
-            found,
-            of,
-            normal,
-            odd,
-            record,
-            where / f"{against}_{found.kind}_step{run.step}_seed{seed}",
+            {score: SCORES[score]} if score else SCORES,
+            iwae_samples=iwae_samples,
+            elbo_timesteps=elbo_timesteps,
+            purpose=f"score of the kind {score}" if score else "score",
         )
+        other = open_other(run) if open_other else None
+        if other is not None:
+            items = take_from_other(run, other, n=n, seed=seed)
+            name = other.name
+        else:
+            items = take_from_classes(run, classes, n=n, seed=seed)
+            name = "unseen"
+            if classes is not None:
+                name = "class" + "-".join(map(str, items.anomaly_source))
+        torch.manual_seed(seed)
+        scores = score_test_items(run, found, items, batch_size=batch_size, seed=seed)
+        record = describe_run(run, seed) | {
+            "score": str(found),
+            "normal": items.normal_source,
+            "anomalies": items.anomaly_source,
+            "n_normal": len(items.normal),
+            "n_anomalies": len(items.anomalies),
+            **measure_detection(scores),
+            "folder": str(run.folder.path),
+        }
+        run_output = output_dir
+        if output_dir and len(runs) > 1:
+            run_output = str(Path(output_dir) / run.folder.path.name)
+        folder = common_output_folder([run], "anomaly", run_output)
+        stem = f"{name}_{found.kind}_step{run.step}_seed{seed}"
+        plot_detection(found, scores, record, folder / f"{stem}_roc.png")
+        if run.spec.kind == "image":
+            write_extreme_images(run, items, scores, folder / f"{stem}_images.png")
+        write_record(record, folder / f"{stem}.json")
         records.append(record)
-    summary(records, runs, out)
+    write_summary(records, runs, output_dir)
     return records
 
 
-def parts(
-    run: Run, other: Any, classes: int | list[int] | None, *, n: int | None, seed: int
-) -> tuple[Batch, Batch, dict]:
-    """Return the held-out items that are normal, the anomalies, and what makes them so."""
-    held = run.dataset.take("test", seed=seed)
-    trained, left_out = known(run)
-    if other is not None:
-        if other.spec.shape != run.spec.shape:
-            raise UserError(f"{other.name} has items of shape {other.spec.shape}, and the model takes {run.spec.shape}; "
-                            "set dataset.size to its side, and choose a set with as many channels")  # fmt: skip
-        normal = of_classes(held, trained) if left_out else held
-        return (
-            cut(normal, n),
-            other.take("test", n, seed=seed),
-            {"normal": run.info["dataset"], "anomalies": other.name},
-        )
-    odd = left_out if classes is None else classes if isinstance(classes, list) else [classes]
-    usual = [c for c in trained if c not in odd]
-    if bad := [c for c in odd if c >= run.spec.classes]:
+# --- normal items and anomalies -------------------------------------------------------------------
+
+
+def take_from_other(run: LoadedRun, other: Any, *, n: int | None, seed: int) -> EvaluationItems:
+    """Return the run's held-out items, and the items of another dataset as anomalies.
+
+    Raises:
+        UserError: the items of the other dataset have another shape.
+    """
+    if other.spec.shape != run.spec.shape:
         raise UserError(
-            f"classes={bad[0]}: {run.info['dataset']} has the classes 0 to {run.spec.classes - 1}"
+            f"{other.name} has items of shape {other.spec.shape}, but the model takes "
+            f"{run.spec.shape}; set dataset.size to its side, and choose a dataset with as many "
+            "channels"
         )
-    if not odd or not usual:
-        raise UserError("nothing is anomalous: train with dataset.only=<class> or dataset.keep={<class>:0}, name classes=, "
-                        "or give dataset=<another set>")  # fmt: skip
-    return (
-        cut(of_classes(held, usual), n),
-        cut(of_classes(held, odd), n),
-        {"normal": usual, "anomalies": odd},
+    normal = run.dataset.head("test", seed=seed)
+    trained, left_out = split_classes(run)
+    if left_out:
+        normal = select_classes(normal, trained)
+    return EvaluationItems(
+        take_first(normal, n), other.head("test", n, seed=seed), run.dataset_name, other.name
     )
 
 
-def known(run: Run) -> tuple[list[int], list[int]]:
+def take_from_classes(
+    run: LoadedRun, classes: int | list[int] | None, *, n: int | None, seed: int
+) -> EvaluationItems:
+    """Return held-out items of some classes as anomalies, and of the other trained classes.
+
+    Args:
+        classes: the anomalous classes; None is those without training items.
+
+    Raises:
+        UserError: a class does not exist, or nothing is anomalous or normal.
+    """
+    batch = run.dataset.head("test", seed=seed)
+    trained, anomalous = split_classes(run)
+    if classes is not None:
+        anomalous = classes if isinstance(classes, list) else [classes]
+    normal = [k for k in trained if k not in anomalous]
+    if unknown := [k for k in anomalous if k >= run.spec.num_classes]:
+        raise UserError(
+            f"classes={unknown[0]}: {run.dataset_name} has the classes 0 to "
+            f"{run.spec.num_classes - 1}"
+        )
+    if not anomalous or not normal:
+        raise UserError(
+            "nothing is anomalous: train with dataset.classes=<class> or "
+            "dataset.class_fraction={<class>:0}, give classes=, or dataset=<another dataset>"
+        )
+    return EvaluationItems(
+        take_first(select_classes(batch, normal), n),
+        take_first(select_classes(batch, anomalous), n),
+        normal,
+        anomalous,
+    )
+
+
+def split_classes(run: LoadedRun) -> tuple[list[int], list[int]]:
     """Return the classes with training items, and those without."""
     y = run.dataset.splits["train"].y
     if y is None:
         return [], []
-    counts = y.bincount(minlength=run.spec.classes).tolist()
-    return [c for c, m in enumerate(counts) if m], [c for c, m in enumerate(counts) if not m]
+    counts = y.bincount(minlength=run.spec.num_classes).tolist()
+    return [k for k, m in enumerate(counts) if m], [k for k, m in enumerate(counts) if not m]
 
 
-def of_classes(batch: Batch, classes: list[int]) -> Batch:
+def select_classes(batch: Batch, classes: list[int]) -> Batch:
+    """Return the items of a labeled batch that belong to one of the classes."""
+    if batch.y is None:
+        raise ValueError("cannot select classes from a batch without labels")
     keep = torch.isin(batch.y, torch.tensor(classes, device=batch.y.device))
     return Batch(batch.x[keep], batch.y[keep])
 
 
-def cut(batch: Batch, n: int | None) -> Batch:
+def take_first(batch: Batch, n: int | None) -> Batch:
+    """Return the first n items; None is all."""
     return Batch(batch.x[:n], None if batch.y is None else batch.y[:n])
 
 
-def judged(of: dict[str, Tensor]) -> dict[str, Any]:
-    """Return the area under the ROC curve and the average precision of finding the anomalies, by both scores."""
+# --- scores ---------------------------------------------------------------------------------------
+
+
+def score_test_items(
+    run: LoadedRun, score: Score, items: EvaluationItems, *, batch_size: int, seed: int
+) -> ItemScores:
+    """Return the scores of training items, normal items and anomalies."""
+    count = min(MAX_TRAIN_ITEMS, run.dataset.size("train"))
+    train = run.dataset.head("train", count, seed=seed)
+    return ItemScores(
+        *(
+            score_items(run, score, batch, batch_size=batch_size)
+            for batch in (train, items.normal, items.anomalies)
+        )
+    )
+
+
+def measure_detection(scores: ItemScores) -> dict[str, float]:
+    """Return the mean scores, and AUROC and average precision by both criteria."""
     from sklearn.metrics import average_precision_score, roc_auc_score
 
-    found: dict[str, Any] = {
-        f"mean_score_{name}": values.mean().item() for name, values in of.items()
+    found = {
+        "mean_score_train": scores.train.mean().item(),
+        "mean_score_normal": scores.normal.mean().item(),
+        "mean_score_anomalies": scores.anomalies.mean().item(),
     }
-    for name, strangeness in strange(of).items():
-        truth, value = strangeness
-        found[f"auroc{name}"] = float(roc_auc_score(truth, value))
-        found[f"average_precision{name}"] = float(average_precision_score(truth, value))
+    truth = scores.truth()
+    for suffix, ranking in scores.rankings().items():
+        found[f"auroc{suffix}"] = float(roc_auc_score(truth, ranking))
+        found[f"average_precision{suffix}"] = float(average_precision_score(truth, ranking))
     return found
 
 
-def strange(of: dict[str, Tensor]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Return (whether an item is an anomaly, how strange it is) by the score, "", and by its typicality, "_typicality"."""
-    truth = np.r_[np.zeros(len(of["normal"])), np.ones(len(of["odd"]))]
-    both = torch.cat([of["normal"], of["odd"]])
-    return {
-        "": (truth, -both.numpy()),
-        "_typicality": (truth, (both - of["train"].mean()).abs().numpy()),
-    }
+# --- output ---------------------------------------------------------------------------------------
 
 
-# --- what is shown ----------------------------------------------------------------------------------------------------
-
-
-def draw(
-    run: Run,
-    score: Score,
-    of: dict[str, Tensor],
-    normal: Batch,
-    odd: Batch,
-    record: dict[str, Any],
-    path: Path,
-) -> None:
-    """Write the ROC curves with the scores' histograms, the most and least likely images, and the record."""
+def plot_detection(score: Score, scores: ItemScores, record: dict[str, Any], path: Path) -> None:
+    """Plot the ROC curves and the histograms of the scores, and print the path."""
     from sklearn.metrics import roc_curve
 
-    canvas, (roc, bars) = figure(10, 4, 2)
-    for name, (truth, value) in strange(of).items():
-        wrong, right, _ = roc_curve(truth, value)
-        label = "typicality" if name else score.kind
-        roc.plot(wrong, right, label=f"{label}: AUROC {record[f'auroc{name}']:.4f}")
+    canvas, (roc, histogram) = make_figure(10, 4, 2)
+    for suffix, ranking in scores.rankings().items():
+        false_positives, true_positives, _ = roc_curve(scores.truth(), ranking)
+        label = "typicality" if suffix else score.kind
+        auroc = record[f"auroc{suffix}"]
+        roc.plot(false_positives, true_positives, label=f"{label}: AUROC {auroc:.4f}")
     roc.plot([0, 1], [0, 1], c="0.7", lw=1)
-    roc.set(xlabel="normal items called anomalies", ylabel="anomalies found", aspect="equal")
+    roc.set(xlabel="false positive rate", ylabel="true positive rate", aspect="equal")
     roc.legend(fontsize=8, loc="lower right")
-    histogram(bars, {"normal": of["normal"], "anomalies": of["odd"]}, str(score))
-    save(canvas, path.with_name(path.name + "_roc.png"))
-    if run.spec.kind == "image":
-        rows, words = [], []
-        for name, batch in (("normal", normal), ("odd", odd)):
-            order = of[name].argsort()
-            m = min(COLUMNS, len(order))
-            for what, index in (("least", order[:m]), ("most", order.flip(0)[:m])):
-                rows.append(batch.x[index.to(batch.x.device)].cpu())
-                words.append(f"{what} likely {'normal items' if name == 'normal' else 'anomalies'}")
-        width = min(map(len, rows))
-        sheet = image_grids.grid(
-            image_grids.to_bytes(torch.cat([row[:width] for row in rows]), run.spec), columns=width
-        )
-        print(
-            f"{image_grids.save(sheet, path.with_name(path.name + '_images.png'))} (rows: {', '.join(words)})"
-        )
-    write_record(record, path.with_name(path.name + ".json"))
+    values = {"normal": scores.normal, "anomalies": scores.anomalies}
+    plot_histograms(histogram, values, str(score))
+    print(save_figure(canvas, path))
 
 
-def summary(records: list[dict[str, Any]], runs: list[Run], out: str | None) -> None:
-    """Print the numbers as a table, with the mean over several runs, which is written beside them."""
-    names = ("auroc", "average_precision", "auroc_typicality", "average_precision_typicality")
+def write_extreme_images(
+    run: LoadedRun, items: EvaluationItems, scores: ItemScores, path: Path
+) -> None:
+    """Write the least and the most likely normal images and anomalies, one row each."""
+    rows, captions = [], []
+    for name, batch, values in (
+        ("normal items", items.normal, scores.normal),
+        ("anomalies", items.anomalies, scores.anomalies),
+    ):
+        order = values.argsort()
+        count = min(MAX_COLUMNS, len(order))
+        for which, index in (("least", order[:count]), ("most", order.flip(0)[:count])):
+            rows.append(batch.x[index.to(batch.x.device)].cpu())
+            captions.append(f"{which} likely {name}")
+    width = min(len(row) for row in rows)
+    pixels = image_grids.to_uint8_images(torch.cat([row[:width] for row in rows]), run.spec)
+    image_grids.save_png(image_grids.make_grid(pixels, columns=width), path)
+    print(f"{path} (rows: {', '.join(captions)})")
+
+
+def write_summary(
+    records: list[dict[str, Any]], runs: list[LoadedRun], output_dir: str | None
+) -> None:
+    """Print the numbers as a table; write and print the mean over several runs."""
     rows = [
         [
-            r["folder"],
-            r["score"],
-            str(r["normal"]),
-            str(r["anomalies"]),
-            *(f"{r[m]:.4f}" for m in names),
+            record["folder"],
+            record["score"],
+            str(record["normal"]),
+            str(record["anomalies"]),
+            *(f"{record[name]:.4f}" for name in METRICS),
         ]
-        for r in records
+        for record in records
     ]
     if len(records) > 1:
-        mean = {name: float(np.mean([r[name] for r in records])) for name in names}
-        rows.append([f"mean of {len(records)}", "", "", "", *(f"{mean[m]:.4f}" for m in names)])
-        write_record({"mean": mean, "runs": records}, folder_of(runs, "anomaly", out) / "mean.json")
-    show(["run", "score", "normal", "anomalies", *names], rows)
+        mean = {name: float(np.mean([record[name] for record in records])) for name in METRICS}
+        cells = [f"{mean[name]:.4f}" for name in METRICS]
+        rows.append([f"mean of {len(records)}", "", "", "", *cells])
+        folder = common_output_folder(runs, "anomaly", output_dir)
+        write_record({"mean": mean, "runs": records}, folder / "mean.json")
+    print_table(["run", "score", "normal", "anomalies", *METRICS], rows)

@@ -1,9 +1,9 @@
-"""genlab classify: the class of each held-out item, by Bayes' rule over densities or by the model's own p(y|x)."""
+"""genlab classify: classify held-out items, by Bayes' rule or the model's own p(y|x)."""
 
 from __future__ import annotations
 
-import inspect
 import math
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -11,212 +11,233 @@ import torch
 from torch import Tensor
 
 from genlab.abilities import abilities
-from genlab.commands.evaluate import Split
-from genlab.config.instantiate import locate
-from genlab.config.recipes import able, recipes
+from genlab.batching import map_batched
+from genlab.config.instantiate import accepted_parameters
+from genlab.config.recipes import list_recipes, models_with
 from genlab.errors import UserError
 from genlab.inference.likelihood_scores import (
     CLASS_SCORES,
     LIKELIHOODS,
-    Kind,
-    class_scores,
-    class_shares,
-    conditional,
-    figure,
-    folder_of,
-    over,
-    save,
-    score_of,
-    scores,
+    class_frequencies,
+    find_score,
+    score_classes,
+    score_items,
 )
-from genlab.inference.results import write_record
-from genlab.runs.loaded_run import Run
+from genlab.inference.queries import Split
+from genlab.inference.results import common_output_folder, write_record
+from genlab.runs.loaded_run import LoadedRun
 from genlab.spec import Batch, Count, Positive
+from genlab.viz.plots import make_figure, save_figure
+
+ClassScore = Literal["density", "noise", "bound"]
+CLASS_ABILITIES = {"log_prob", "eps_mse", "iwae", "elbo"}  # one of them gives log p(x|y)
+DENSITY_ABILITIES = {"log_prob", "elbo", "iwae", "log_partition"}
+MAX_LABELED_CLASSES = 20  # the counts of more classes would not be readable in a plot
 
 
 def classify(
-    runs: list[Run],
+    runs: list[LoadedRun],
     *,
     split: Split = "test",
     n: Positive | None = None,
-    k: Positive = 100,
-    terms: Positive | None = 20,
-    by: Literal["density", "noise", "bound"] | None = None,
+    iwae_samples: Positive = 100,
+    elbo_timesteps: Positive | None = 20,
+    score: ClassScore | None = None,
     seed: Count = 0,
     batch_size: Positive = 250,
-    out: str | None = None,
+    output_dir: str | None = None,
 ) -> dict[str, Any]:
-    """Classify n held-out items (None: all), by one run, or by several of which each was trained on one class alone.
+    """Classify n held-out items (None: all), by one run or by several with one class each.
 
-    Bayes' rule: p(y|x) ∝ p(y) p(x|y), with the classes' shares in training as p(y). A diffusion model takes for log p(x|y) minus
-    the squared error with which it foretells the noise (Li et al. 2023), or its bound where by=bound.
+    Bayes' rule: p(y|x) ∝ p(y) p(x|y), with the class frequencies in training as p(y). For a
+    diffusion model log p(x|y) is minus the squared error of the predicted noise (Li et al. 2023),
+    or the bound if score=bound.
 
     Args:
-        by: what one model's log p(x|y) is; None: its own p(y|x), or else the first of these that it has.
+        score: what stands for log p(x|y) of a single run; None is the model's own p(y|x), or else
+            the first of these that it supports.
 
     Raises:
-        UserError: the model cannot tell classes, or the runs are not one a class.
+        UserError: the model cannot classify, or the runs do not have one class each.
     """
     first = runs[0]
-    if not first.spec.classes:
-        raise UserError(f"{first.info['dataset']} has no classes to tell apart")
-    batch = first.dataset.take(split, n, seed=seed)
+    if not first.spec.num_classes:
+        raise UserError(f"{first.dataset_name} does not have classes")
+    batch = first.dataset.head(split, n, seed=seed)
     torch.manual_seed(seed)
-    how = {"k": k, "terms": terms, "batch_size": batch_size}
-    several = len(runs) > 1
-    if several and by:
-        raise UserError(
-            f"by={by} chooses among the scores of one run; several are told apart by their likelihood"
-        )
-    joint, said = (
-        one_a_class(runs, batch, **how)
-        if several
-        else by_one(first, batch, by=by, seed=seed, **how)
-    )  # (N, classes)
+    options: dict[str, Any] = {
+        "iwae_samples": iwae_samples,
+        "elbo_timesteps": elbo_timesteps,
+        "batch_size": batch_size,
+    }
+    if len(runs) > 1:
+        if score:
+            raise UserError(
+                f"score={score} selects a score of one run; several runs are compared by likelihood"
+            )
+        joint, rule = log_joint_of_runs(runs, batch, **options)  # (N, classes)
+        name = f"{split}_seed{seed}"
+    else:
+        joint, rule = log_joint_of_run(first, batch, score=score, seed=seed, **options)
+        name = f"{split}_step{first.step}_seed{seed}"
 
     log_p = joint - joint.logsumexp(1, keepdim=True)
     record = {
-        "runs": [str(run.folder.path) for run in runs], "models": [run.name for run in runs], "dataset": first.info["dataset"],
-        "step": [run.step for run in runs], "split": split, "n": len(batch), "terms": terms, "seed": seed, "rule": said,
-        **judged(log_p, batch.y.cpu()),
-    }  # fmt: skip
-    folder, name = (
-        folder_of(runs, "classify", out),
-        f"{split}_seed{seed}" if runs[1:] else f"{split}_step{first.step}_seed{seed}",
+        "runs": [str(run.folder.path) for run in runs],
+        "models": [run.name for run in runs],
+        "dataset": first.dataset_name,
+        "step": [run.step for run in runs],
+        "split": split,
+        "n": len(batch),
+        "elbo_timesteps": elbo_timesteps,
+        "seed": seed,
+        "rule": rule,
+        **classification_results(log_p, batch.y.cpu()),
+    }
+    folder = common_output_folder(runs, "classify", output_dir)
+    title = f"accuracy {record['accuracy']:.4f}"
+    print(
+        f"{rule}: {title} ± {record['standard_error']:.2g} on {len(batch):,} items of "
+        f"{first.dataset_name} {split}"
     )
-    print(f"{said}: accuracy {record['accuracy']:.4f} ± {record['standard_error']:.2g} on {len(batch):,} items of "
-          f"{first.info['dataset']} {split}")  # fmt: skip
-    draw(
-        np.array(record["confusion"]), f"accuracy {record['accuracy']:.4f}", folder / f"{name}.png"
-    )
+    plot_confusion(np.array(record["confusion"]), title, folder / f"{name}.png")
     write_record(record, folder / f"{name}.json")
     return record
 
 
-def by_one(
-    run: Run,
+def log_joint_of_run(
+    run: LoadedRun,
     batch: Batch,
     *,
-    k: int,
-    terms: int | None,
+    score: ClassScore | None,
+    iwae_samples: int,
+    elbo_timesteps: int | None,
     batch_size: int,
-    by: Kind | None = None,
-    seed: int = 0,
+    seed: int,
 ) -> tuple[Tensor, str]:
-    """Return log p(x, y), or log p(y|x) (N, classes), of one model, and which of the two it is."""
-    if by is None and "classify" in abilities(run.model):
-        with torch.no_grad():
-            return over(
-                run, batch, batch_size, lambda x, _: run.model.classify(x)
-            ), "the model's own p(y|x)"
-    if not conditional(run) or not abilities(run.model) & {
-        "log_prob",
-        "noise_error",
-        "iwae",
-        "elbo",
-    }:
-        mend = f"give runs=[…], one run a class (dataset.only=<class>), of {', '.join(able_by_bayes())}"
-        raise UserError(f"{run.name} tells no classes: train with model.conditional=true where the recipe has it "
-                        f"({', '.join(able_by_class())}), or {mend}; models with their own p(y|x): "
-                        f"{', '.join(able('classify')) or 'none'}")  # fmt: skip
-    score = score_of(
-        run, {by: CLASS_SCORES[by]} if by else CLASS_SCORES, k=k, terms=terms, task=by or "score"
-    )
-    joint = (
-        class_scores(run, score, batch, batch_size=batch_size, seed=seed) + class_shares(run).log()
-    )
-    return joint, f"Bayes' rule over {score}"
-
-
-def one_a_class(
-    runs: list[Run], batch: Batch, *, k: int, terms: int | None, batch_size: int
-) -> tuple[Tensor, str]:
-    """Return log p(x, y) (N, classes) of one model a class; a class without a model has −∞.
+    """Return log p(x, y) or log p(y|x) (N, classes) of one model, and which of the two it is.
 
     Raises:
-        UserError: a run was trained on several classes, or two on the same, or their data or scores differ.
+        UserError: the model does not classify; names the models that do.
     """
-    joint, said, total = (
-        torch.full((len(batch), runs[0].spec.classes), -math.inf).double(),
-        set(),
-        0,
+    available = abilities(run.model)
+    if score is None and "classify" in available:
+
+        def classify_batch(x: Tensor) -> Tensor:
+            return run.model.classify(run.device.to_device(Batch(x)).x).double().cpu()
+
+        log_p = map_batched(classify_batch, batch.x, batch_size=batch_size)
+        return log_p, "the model's own p(y|x)"
+    if not run.model.conditional or not available & CLASS_ABILITIES:
+        raise UserError(
+            f"{run.name} does not classify: train with model.conditional=true where the recipe has "
+            f"that option ({', '.join(conditional_models())}), or give runs=[…], one run per class "
+            f"(dataset.classes=<class>), of {', '.join(density_models())}; models with their own "
+            f"p(y|x): {', '.join(models_with('classify')) or 'none'}"
+        )
+    found = find_score(
+        run,
+        {score: CLASS_SCORES[score]} if score else CLASS_SCORES,
+        iwae_samples=iwae_samples,
+        elbo_timesteps=elbo_timesteps,
+        purpose=score or "score",
     )
+    log_p = score_classes(run, found, batch.x, batch_size=batch_size, seed=seed)
+    return log_p + class_frequencies(run).log(), f"Bayes' rule over {found}"
+
+
+def log_joint_of_runs(
+    runs: list[LoadedRun],
+    batch: Batch,
+    *,
+    iwae_samples: int,
+    elbo_timesteps: int | None,
+    batch_size: int,
+) -> tuple[Tensor, str]:
+    """Return log p(x, y) (N, classes) of one model per class; a class without a model has −∞.
+
+    Raises:
+        UserError: a run was trained on several classes, two runs on the same, or their data or
+            scores differ.
+    """
+    joint = torch.full((len(batch), runs[0].spec.num_classes), -math.inf, dtype=torch.float64)
+    scores, total = set(), 0
     for run in runs:
-        seen = run.dataset.splits["train"].y.unique().tolist()
-        if len(seen) != 1:
-            raise UserError(f"{run.folder.path} was trained on {len(seen)} classes; Bayes' rule over several runs takes one a "
-                            "class: train each with dataset.only=<class>")  # fmt: skip
-        if run.spec != runs[0].spec or run.info["dataset"] != runs[0].info["dataset"]:
+        classes = run.dataset.splits["train"].y.unique().tolist()
+        if len(classes) != 1:
             raise UserError(
-                f"{run.folder.path} and {runs[0].folder.path} were trained on data of different forms"
+                f"{run.folder.path} was trained on {len(classes)} classes; Bayes' rule over "
+                "several runs takes one a class: train each with dataset.classes=<class>"
             )
-        if joint[0, seen[0]] > -math.inf:
+        if run.spec != runs[0].spec or run.dataset_name != runs[0].dataset_name:
             raise UserError(
-                f"{run.folder.path}: another of the runs was trained on class {seen[0]} too"
+                f"{run.folder.path} and {runs[0].folder.path} were trained on different data"
             )
-        score = score_of(run, LIKELIHOODS, k=k, terms=terms, task="likelihood")
-        said.add(str(score))
+        (label,) = classes
+        if joint[0, label] > -math.inf:
+            raise UserError(
+                f"{run.folder.path}: another of the runs was also trained on class {label}"
+            )
+        score = find_score(
+            run,
+            LIKELIHOODS,
+            iwae_samples=iwae_samples,
+            elbo_timesteps=elbo_timesteps,
+            purpose="likelihood",
+        )
+        scores.add(str(score))
         n = run.dataset.size("train")
-        joint[:, seen[0]] = scores(
-            run, score, batch, batch_size=batch_size, labelled=True
-        ) + math.log(n)
+        log_prob = score_items(run, score, batch, batch_size=batch_size, use_labels=True)
+        joint[:, label] = log_prob + math.log(n)
         total += n
-    return joint - math.log(
-        total
-    ), f"Bayes' rule over {' and '.join(sorted(said))}, one run a class"
+    rule = f"Bayes' rule over {' and '.join(sorted(scores))}, one run per class"
+    return joint - math.log(total), rule
 
 
-def able_by_bayes() -> list[str]:
-    """Return the recipes whose model has a density or a bound of one."""
+def density_models() -> list[str]:
+    """Return the recipes whose models have a density or a bound of it."""
+    return [recipe.name for recipe in list_recipes() if recipe.abilities() & DENSITY_ABILITIES]
+
+
+def conditional_models() -> list[str]:
+    """Return the recipes of `density_models` that have the option model.conditional."""
     return [
-        r.name for r in recipes() if r.abilities() & {"log_prob", "elbo", "iwae", "log_partition"}
+        recipe.name
+        for recipe in list_recipes()
+        if recipe.abilities() & DENSITY_ABILITIES
+        and "conditional" in (p.name for p in accepted_parameters(recipe.model)[0])
     ]
 
 
-def able_by_class() -> list[str]:
-    """Return those of them that have a conditional form."""
-    targets = {r.name: locate({"_target_": r.target}, f"model={r.name}") for r in recipes()}
-    return [
-        name
-        for name in able_by_bayes()
-        if "conditional" in inspect.signature(targets[name]).parameters
-    ]
+def classification_results(log_p: Tensor, y: Tensor) -> dict[str, Any]:
+    """Return accuracy with its error and by class, mean −log p(y|x), and confusion matrix.
 
-
-def judged(log_p: Tensor, y: Tensor) -> dict[str, Any]:
-    """Return accuracy, its standard error, that of each class, the labels' mean −log p(y|x), and the counts [true][found]."""
+    The matrix has a row for each true class and a column for each predicted class.
+    """
     from sklearn.metrics import confusion_matrix
 
-    found = log_p.argmax(1)
-    accuracy = (found == y).double().mean().item()
-    counts = confusion_matrix(y, found, labels=range(log_p.shape[1]))
-    of_class = counts.diagonal() / counts.sum(1).clip(min=1)
+    predicted = log_p.argmax(1)
+    accuracy = (predicted == y).double().mean().item()
+    counts = confusion_matrix(y, predicted, labels=range(log_p.shape[1]))
+    class_accuracy = counts.diagonal() / counts.sum(1).clip(min=1)
     return {
-        "accuracy": accuracy, "standard_error": math.sqrt(accuracy * (1 - accuracy) / len(y)),
+        "accuracy": accuracy,
+        "standard_error": math.sqrt(accuracy * (1 - accuracy) / len(y)),
         "nll_of_labels": -log_p.gather(1, y[:, None]).mean().item(),
-        "accuracy_of_class": of_class.tolist(), "confusion": counts.tolist(),
-    }  # fmt: skip
+        "accuracy_of_class": class_accuracy.tolist(),
+        "confusion": counts.tolist(),
+    }
 
 
-def draw(counts: np.ndarray, title: str, path: Any) -> None:
-    """Write the confusion matrix as a picture: a row a true class, each cell with its count."""
-    canvas, (axes,) = figure(6, 6)
-    share = counts / counts.sum(1, keepdims=True).clip(min=1)
-    axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
-    classes = range(len(counts))
-    if len(counts) <= 20:  # more would not be readable
-        for i in classes:
-            for j in classes:
-                if counts[i, j]:
-                    axes.text(
-                        j,
-                        i,
-                        counts[i, j],
-                        ha="center",
-                        va="center",
-                        fontsize=8,
-                        c="w" if share[i, j] > 0.5 else "k",
-                    )
-        axes.set(xticks=classes, yticks=classes)
-    axes.set(xlabel="class found", ylabel="true class", title=title)
-    save(canvas, path)
+def plot_confusion(counts: np.ndarray, title: str, path: Path) -> None:
+    """Plot a confusion matrix: one row per true class, each cell with its count."""
+    canvas, (axes,) = make_figure(6, 6)
+    fraction = counts / counts.sum(1, keepdims=True).clip(min=1)
+    axes.imshow(fraction, cmap="Blues", vmin=0, vmax=1)
+    if len(counts) <= MAX_LABELED_CLASSES:
+        for i, j in zip(*counts.nonzero(), strict=True):
+            color = "w" if fraction[i, j] > 0.5 else "k"
+            axes.text(j, i, counts[i, j], ha="center", va="center", fontsize=8, c=color)
+        axes.set(xticks=range(len(counts)), yticks=range(len(counts)))
+    axes.set(xlabel="predicted class", ylabel="true class", title=title)
+    print(save_figure(canvas, path))

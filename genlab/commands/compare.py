@@ -1,4 +1,4 @@
-"""genlab compare: runs of any models side by side, as a table, as CSV and Markdown, and as a page to look at."""
+"""genlab compare: runs side by side, as a table, CSV, Markdown and an HTML page."""
 
 from __future__ import annotations
 
@@ -6,48 +6,92 @@ import glob
 import re
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from genlab.commands.evaluate import Items, Split, evaluate_run
+from genlab.commands.evaluate import ItemCount, Split, evaluate_run
 from genlab.commands.sample import sampler_options
 from genlab.comparison import html_report
-from genlab.comparison.run_records import Entry, Record, newest_step, records
-from genlab.comparison.table import Comparison, compared
-from genlab.comparison.text_report import print_table, to_csv, to_markdown
+from genlab.comparison.run_records import Record, RunRecord, newest_step, read_records
+from genlab.comparison.table import Comparison, make_comparison
+from genlab.comparison.text_report import print_comparison, to_csv, to_markdown
 from genlab.errors import UserError, did_you_mean
-from genlab.metrics import Settings, metrics_for, registry
-from genlab.metrics.context import Subject
-from genlab.runs.loaded_run import Run
-from genlab.runs.run_folder import RunFolder, write_whole
+from genlab.fileio import atomic_write
+from genlab.metrics.base import Settings
+from genlab.metrics.context import MetricContext
+from genlab.metrics.registry import applicable_metrics, registry
+from genlab.runs.loaded_run import LoadedRun
+from genlab.runs.run_folder import RunFolder
 from genlab.spec import Count, Positive
 
-Where = tuple[RunFolder, Path | None]  # a run, and its checkpoint where one was named
+RunPlace = tuple[RunFolder, Path | None]  # a run, and a checkpoint if one was named
+# How a record's reason starts for a metric that was not measured; the second one in old records.
+NOT_REQUESTED = ("not requested", "not asked for")
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """A run that is to be compared."""
+class RunRequest:
+    """A run to compare.
+
+    Attributes:
+        checkpoint: a file of the run; None for the newest.
+        label: None for one that distinguishes the runs.
+        sampler: its options, with its name as `name`; None for the sampler of the command.
+    """
 
     run: RunFolder
-    checkpoint: Path | None = None  # where one was named
-    label: str | None = None  # None: found from what tells the runs apart
-    sampler: dict[str, Any] | None = (
-        None  # with its name as `name`; None: the one that is asked for all
-    )
+    checkpoint: Path | None = None
+    label: str | None = None
+    sampler: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class MeasurementRequest:
+    """How runs are to be measured.
+
+    Attributes:
+        settings: those that were given, and no others.
+        metrics: None for all that fit.
+        sampler: its options as a record holds them; {} for the model's own sampler.
+        any_sampler: whether a record of another sampler will do if the model's own has none.
+    """
+
+    settings: dict[str, Any]
+    metrics: list[str] | None
+    sampler: dict[str, Any]
+    any_sampler: bool = False
+
+    def mismatch(self, record: Record, step: int | None) -> str:
+        """Return why a record is not what is requested, or "".
+
+        Args:
+            step: the run's present step.
+        """
+        if step is not None and record["step"] != step:
+            return f"its numbers are of step {record['step']:,}, but it is at step {step:,}"
+        for key, value in self.settings.items():
+            recorded = record["settings"].get(key)
+            if (tuple(recorded) if isinstance(recorded, list) else recorded) != value:
+                return f"it was measured with {key}={recorded}, but {key}={value} is requested"
+        present = {row["metric"] for row in record["metrics"]}
+        for name in self.metrics or ():
+            reason = record["absent"].get(name, NOT_REQUESTED[0])
+            if name not in present and reason.startswith(NOT_REQUESTED):
+                return f"its record does not contain {name}"
+        return ""
 
 
 def compare(
-    load: Callable[[str], Run],
-    wanted: list[Wanted],
+    load: Callable[[str], LoadedRun],
+    requests: list[RunRequest],
     *,
     evaluate: bool = True,
     metrics: list[str] | None = None,
     split: Split | None = None,
-    n: Items | None = None,
-    k: Positive | None = None,
-    terms: Positive | None = None,
+    n: ItemCount | None = None,
+    iwae_samples: Positive | None = None,
+    elbo_timesteps: Positive | None = None,
     seed: Count | None = None,
     batch_size: Positive | None = None,
     features: list[str] | None = None,
@@ -56,109 +100,129 @@ def compare(
     text: str | None = None,
     out: str = "outputs/compare",
 ) -> Comparison:
-    """Print runs side by side, write compare.csv, compare.md and compare.html into `out`, and return the comparison.
+    """Print runs side by side, and write compare.csv, compare.md and compare.html.
 
     Args:
-        load: returns the run of a folder or checkpoint; called only for a run that has to be measured.
-        evaluate: measure a run without a record, or whose record was made under other settings than are asked for.
+        load: returns the run of a folder or checkpoint; called only for runs to be measured.
+        requests: the runs.
+        evaluate: measure runs without a record, or with a record of other settings than requested.
+        out: the folder of the files.
 
     Raises:
-        UserError: no run could be measured as asked.
+        UserError: no run could be measured as requested.
     """
     for name in metrics or ():
         if name not in registry():
+            near = did_you_mean(name, registry())
             raise UserError(
-                f"metrics: there is no '{name}'{did_you_mean(name, registry())}; there are {', '.join(registry())}"
+                f"metrics: there is no '{name}'{near}; there are {', '.join(registry())}"
             )
     settings = {
-        "split": split, "n": n, "k": k, "terms": terms, "seed": seed, "batch_size": batch_size,
+        "split": split,
+        "n": n,
+        "iwae_samples": iwae_samples,
+        "elbo_timesteps": elbo_timesteps,
+        "seed": seed,
+        "batch_size": batch_size,
         "features": tuple(features) if features else None,
-    }  # fmt: skip
-    given = drawn_by(sampler)
-    asked = Asked(
+    }
+    recorded_sampler = to_recorded_sampler(sampler)
+    measurement = MeasurementRequest(
         {key: value for key, value in settings.items() if value is not None},
         metrics,
-        given,
-        any_sampler=not given,
+        recorded_sampler,
+        any_sampler=not recorded_sampler,
     )
-    entries = gather(wanted, asked, load if evaluate else None)
-    found = compared(entries, metrics)
-    print_table(found)
-    for path in write(found, Path(out), title=title or "", text=text or ""):
+    runs = collect_records(requests, measurement, load if evaluate else None)
+    comparison = make_comparison(runs, metrics)
+    print_comparison(comparison)
+    for path in write_reports(comparison, Path(out), title=title or "", text=text or ""):
         print(path)
-    return found
+    return comparison
 
 
-def write(found: Comparison, folder: Path, *, title: str = "", text: str = "") -> list[Path]:
+def write_reports(
+    comparison: Comparison, folder: Path, *, title: str = "", text: str = ""
+) -> list[Path]:
     """Write a comparison as compare.csv, compare.md and compare.html, and return their paths."""
     folder.mkdir(parents=True, exist_ok=True)
-    for name, content in (("compare.csv", to_csv(found)), ("compare.md", to_markdown(found))):
-        write_whole(folder / name, content.encode("utf-8", "replace"))
-    html_report.write(found, folder / "compare.html", title=title, text=text)
-    return [folder / f"compare.{end}" for end in ("csv", "md", "html")]
+    csv_path, markdown_path, html_path = (
+        folder / f"compare.{suffix}" for suffix in ("csv", "md", "html")
+    )
+    atomic_write(csv_path, to_csv(comparison).encode("utf-8", "replace"))
+    atomic_write(markdown_path, to_markdown(comparison).encode("utf-8", "replace"))
+    html_report.write_report(comparison, html_path, title=title, text=text)
+    return [csv_path, markdown_path, html_path]
 
 
-# --- the runs ---------------------------------------------------------------------------------------------------------
+# --- finding the runs -----------------------------------------------------------------------------
 
 
-def find_runs(runs: list[str | int] | str | int | None) -> list[Wanted]:
-    """Return the runs that are named, each once, in their order.
+def find_runs(runs: list[str | int] | str | int | None) -> list[RunRequest]:
+    """Return the named runs, each once, in their order.
 
     Raises:
-        UserError: none are given, or a name has no run.
+        UserError: no names are given, or a name matches no run.
     """
-    names = [str(r) for r in (runs if isinstance(runs, list) else [] if runs is None else [runs])]
-    if not names:
+    if not isinstance(runs, list):
+        runs = [] if runs is None else [runs]
+    if not runs:
         raise UserError(
-            "give runs=[a,b,…]: run folders, globs ('outputs/vae*'), sweep folders, checkpoints or latest:<model>"
+            "give runs=[a,b,…]: run folders, globs ('outputs/vae*'), sweep folders, checkpoints or "
+            "latest:<model>"
         )
-    found: dict[tuple[Path, Path | None], Wanted] = {}
-    for name in names:
-        for run, checkpoint in named(name):
-            found.setdefault(
-                (run.path.resolve(), checkpoint and checkpoint.resolve()), Wanted(run, checkpoint)
-            )
-    return list(found.values())
+    requests: dict[tuple[Path, Path | None], RunRequest] = {}
+    for name in map(str, runs):
+        for run, checkpoint in find_named_runs(name):
+            identity = (run.path.resolve(), checkpoint.resolve() if checkpoint else None)
+            requests.setdefault(identity, RunRequest(run, checkpoint))
+    return list(requests.values())
 
 
-def named(name: str) -> list[Where]:
-    """Return the runs that one name stands for."""
+def find_named_runs(name: str) -> list[RunPlace]:
+    """Return the runs that one name stands for.
+
+    Raises:
+        UserError: there are none.
+    """
     path = Path(name).expanduser()
     if name == "latest" or name.startswith("latest:"):
         return [RunFolder.find(name)]
     if path.exists():
-        if inside := below(path):
-            return inside
+        if places := find_runs_below(path):
+            return places
         raise UserError(
-            f"runs: {name} is no run, and there is none below it; give a folder that `genlab train` made"
+            f"runs: {name} is not a run and contains none; give a folder that `genlab train` made"
         )
-    matches = [Path(m) for m in sorted(glob.glob(str(path), recursive=True), key=natural)]
-    inside = [where for match in matches for where in below(match)]
-    whole = {run.path for run, checkpoint in inside if checkpoint is None}
-    if inside := [
+    matches = [Path(m) for m in sorted(glob.glob(str(path), recursive=True), key=natural_sort_key)]
+    places = [place for match in matches for place in find_runs_below(match)]
+    # `**` matches a run and the checkpoints in it: the run is meant.
+    whole_runs = {run.path for run, checkpoint in places if checkpoint is None}
+    places = [
         (run, checkpoint)
-        for run, checkpoint in inside
-        if checkpoint is None or run.path not in whole
-    ]:
-        return inside  # `**` matches a run and the checkpoints in it: the run is meant
-    raise UserError(
-        f"runs: there is no such run as {name}"
-        + (": what it matches holds no run" if matches else "")
-    )
+        for run, checkpoint in places
+        if checkpoint is None or run.path not in whole_runs
+    ]
+    if not places:
+        suffix = ": its matches contain no run" if matches else ""
+        raise UserError(f"runs: there is no such run as {name}{suffix}")
+    return places
 
 
-def below(path: Path) -> list[Where]:
+def find_runs_below(path: Path) -> list[RunPlace]:
     """Return the run at a path, the checkpoint, or all runs below it."""
     if path.is_file():
-        there = path.suffix == ".pt" and (path.parent.parent / "run.json").exists()
-        return [(RunFolder(path.parent.parent), path)] if there else []
+        run = path.parent.parent
+        is_checkpoint = path.suffix == ".pt" and (run / "run.json").exists()
+        return [(RunFolder(run), path)] if is_checkpoint else []
     if (path / "run.json").exists():
         return [(RunFolder(path), None)]
-    return [(RunFolder(p.parent), None) for p in sorted(path.rglob("run.json"), key=natural)]
+    found = sorted(path.rglob("run.json"), key=natural_sort_key)
+    return [(RunFolder(file.parent), None) for file in found]
 
 
-def natural(path: Path | str) -> list[tuple[int, int, str]]:
-    """Return a key that sorts numbers in names as numbers: a sweep's run 2 before its run 10."""
+def natural_sort_key(path: Path | str) -> list[tuple[int, int, str]]:
+    """Return a key that sorts numbers in names as numbers: run 2 of a sweep before its run 10."""
     return [
         (0, int(part), "") if part.isdigit() else (1, 0, part)
         for part in re.split(r"(\d+)", str(path))
@@ -166,116 +230,119 @@ def natural(path: Path | str) -> list[tuple[int, int, str]]:
     ]
 
 
-# --- their records ----------------------------------------------------------------------------------------------------
+# --- their records --------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Asked:
-    """What a measurement is to be: the settings that were given, and no others."""
-
-    settings: dict[str, Any]
-    metrics: list[str] | None
-    sampler: dict[str, Any]
-    any_sampler: bool = (
-        False  # whether a record of whatever sampler serves where the model's own has none
-    )
-
-    def unlike(self, record: Record, step: int | None) -> str:
-        """Return why a record is not what is asked for, or ""."""
-        if step is not None and record["step"] != step:
-            return f"its numbers are of step {record['step']:,}, and it is at step {step:,}"
-        for key, value in self.settings.items():
-            own = record["settings"].get(key)
-            if (tuple(own) if isinstance(own, list) else own) != value:
-                return f"it was measured with {key}={own}, and {key}={value} is asked for"
-        there = {row["metric"] for row in record["metrics"]}
-        for name in self.metrics or ():
-            if name not in there and record["absent"].get(name, "not asked for").startswith(
-                "not asked for"
-            ):
-                return f"its record has no {name}"
-        return ""
+def to_recorded_sampler(sampler: dict[str, Any] | None) -> dict[str, Any]:
+    """Return the options of a sampler as a record has them, without those that are null."""
+    options = {key: value for key, value in (sampler or {}).items() if value is not None}
+    if "name" in options:
+        options["sampler"] = options.pop("name")
+    return options
 
 
-def drawn_by(sampler: dict[str, Any] | None) -> dict[str, Any]:
-    """Return the options of a sampler as a record holds them: those that were given, its name as `sampler`."""
-    given = {key: value for key, value in (sampler or {}).items() if value is not None}
-    return given | ({"sampler": given.pop("name")} if "name" in given else {})
+def collect_records(
+    requests: list[RunRequest],
+    measurement: MeasurementRequest,
+    load: Callable[[str], LoadedRun] | None,
+) -> list[RunRecord]:
+    """Return every run with its record, measured now if necessary.
 
-
-def gather(runs: list[Wanted], every: Asked, load: Callable[[str], Run] | None) -> list[Entry]:
-    """Return every run with its record, measured now where that is wanted; a run that cannot be says why.
+    Args:
+        measurement: of all runs that do not name a sampler themselves.
+        load: as of `compare`; None measures nothing.
 
     Raises:
-        UserError: none of several, or the only one, could be measured; no run has the sampler.
+        UserError: no run could be measured, or no run has the requested sampler.
     """
-    entries, failed, samplerless = [], [], []
-    for i, wanted in enumerate(runs):
-        run, checkpoint = wanted.run, wanted.checkpoint
-        asked = (
-            every
-            if wanted.sampler is None
-            else replace(every, sampler=drawn_by(wanted.sampler), any_sampler=False)
-        )
-        step = run.load(checkpoint)["step"] if checkpoint else newest_step(run.path)
-        record, why = recorded(run.path, asked, step)
-        if why and load is not None:
-            print(f"measuring {run.path} ({i + 1} of {len(runs)}): {why}", file=sys.stderr)
+    runs: list[RunRecord] = []
+    failures: list[UserError] = []
+    refusals: list[UserError] = []  # of the sampler
+    for i, request in enumerate(requests):
+        folder, checkpoint = request.run, request.checkpoint
+        own = measurement
+        if request.sampler is not None:
+            sampler = to_recorded_sampler(request.sampler)
+            own = replace(measurement, sampler=sampler, any_sampler=False)
+        if checkpoint:
+            step = folder.load_checkpoint(checkpoint)["step"]
+        else:
+            step = newest_step(folder.path)
+        record, reason = find_record(folder.path, own, step)
+        if reason and load is not None:
+            print(
+                f"measuring {folder.path} ({i + 1} of {len(requests)}): {reason}", file=sys.stderr
+            )
             try:
-                record, why, refused = measured(load(str(checkpoint or run.path)), asked, step)
-                samplerless += [refused] if refused else []
+                run = load(str(checkpoint or folder.path))
+                record, reason, refusal = measure_run(run, own, step)
+                if refusal:
+                    refusals.append(refusal)
             except UserError as error:
-                failed.append(error)
-                record, why = None, " ".join(str(error).split())
-                print(f"{run.path}: {why}", file=sys.stderr)
-        entry = Entry(run.path, None if why else record, wanted.label, missing=why)
-        entry.pictures  # noqa: B018 read now: another checkpoint of this run may have its own drawn over them
-        entries.append(entry)
-    for errors in (failed, samplerless):
-        if len(errors) == len(runs):
+                failures.append(error)
+                record, reason = None, " ".join(str(error).split())
+                print(f"{folder.path}: {reason}", file=sys.stderr)
+        entry = RunRecord(folder.path, None if reason else record, request.label, reason)
+        # Read now: measuring another checkpoint of this run may overwrite the pictures.
+        entry.pictures  # noqa: B018
+        runs.append(entry)
+    for errors in (failures, refusals):
+        if len(errors) == len(requests):
             raise errors[0]
-    return entries
+    return runs
 
 
-def recorded(folder: Path, asked: Asked, step: int | None) -> tuple[Record | None, str]:
-    """Return the newest record with the sampler that is asked for, and why it is not what is asked for, or ""."""
-    every = records(folder)
-    own = [r for r in every if (r["settings"].get("sampler") or {}) == asked.sampler] or (
-        every if asked.any_sampler else []
-    )
-    if not own:
-        return None, "it was not measured" + (f" with {asked.sampler}" if asked.sampler else "")
-    fitting = [r for r in own if not asked.unlike(r, step)]
-    return (fitting or own)[-1], "" if fitting else asked.unlike(own[-1], step)
+def find_record(
+    folder: Path, request: MeasurementRequest, step: int | None
+) -> tuple[Record | None, str]:
+    """Return the newest record that fits the request, or else the newest with its sampler.
+
+    Returns:
+        The record, and why it is not what is requested, or "".
+    """
+    records = read_records(folder)
+    candidates = [r for r in records if (r["settings"].get("sampler") or {}) == request.sampler]
+    if not candidates and request.any_sampler:
+        candidates = records
+    if not candidates:
+        suffix = f" with {request.sampler}" if request.sampler else ""
+        return None, f"it was not measured{suffix}"
+    for record in reversed(candidates):
+        if not request.mismatch(record, step):
+            return record, ""
+    return candidates[-1], request.mismatch(candidates[-1], step)
 
 
-def measured(run: Run, asked: Asked, step: int | None) -> tuple[Record, str, UserError | None]:
-    """Return a run's record as asked for, "", and why the run is measured with its own sampler, where it is."""
-    refused = None
+def measure_run(
+    run: LoadedRun, request: MeasurementRequest, step: int | None
+) -> tuple[Record, str, UserError | None]:
+    """Measure a run as requested, or return its record if one fits.
+
+    A run without the requested sampler is measured with its own.
+
+    Returns:
+        The record, "", and the error of the sampler or None.
+    """
+    refusal = None
+    sampler = dict(request.sampler)
+    if "sampler" in sampler:
+        sampler["name"] = sampler.pop("sampler")
     try:
-        name = {"name": asked.sampler["sampler"]} if "sampler" in asked.sampler else {}
-        options = sampler_options(
-            run, {k: v for k, v in asked.sampler.items() if k != "sampler"} | name
-        )
+        sampler = sampler_options(run, sampler)
     except UserError as error:
-        options, refused, asked = {}, error, replace(asked, sampler={})
-    record, why = recorded(run.folder.path, asked, step)
-    if record is not None and not why:
-        return record, "", refused
-    before = {
-        k: v
-        for k, v in (record or {}).get("settings", {}).items()
-        if k in Settings.__dataclass_fields__
-    }
-    if before.get("features"):
-        before["features"] = tuple(before["features"])
-    settings = Settings(**(before | asked.settings | {"sampler": options}))
-    wanted = None
-    if (
-        asked.metrics is not None
-    ):  # those that do not fit leave blanks, with the reason that the record gives
-        fitting = metrics_for(
-            Subject(run.dataset, settings, model=run.model, training=run.training), "asked"
-        )
-        wanted = [name for name in asked.metrics if name in fitting]
-    return evaluate_run(run, settings, wanted), "", refused
+        sampler, refusal, request = {}, error, replace(request, sampler={})
+    record, reason = find_record(run.folder.path, request, step)
+    if record is not None and not reason:
+        return record, "", refusal
+    names = {field.name for field in fields(Settings)}
+    previous = {k: v for k, v in (record or {}).get("settings", {}).items() if k in names}
+    if previous.get("features"):
+        previous["features"] = tuple(previous["features"])
+    settings = Settings(**(previous | request.settings | {"sampler": sampler}))
+    metrics = None
+    if request.metrics is not None:
+        # Metrics that do not fit stay blank, with the reason that the record gives.
+        context = MetricContext(run.dataset, settings, model=run.model, training=run.training_cost)
+        fitting = applicable_metrics(context, "on_request")
+        metrics = [name for name in request.metrics if name in fitting]
+    return evaluate_run(run, settings, metrics), "", refusal

@@ -1,95 +1,126 @@
-"""genlab denoise: held-out items with noise put on them, and what the model takes off again."""
+"""genlab denoise: add noise to held-out items, and let the model remove it."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
-from inspect import signature
-from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from torch import Tensor
 
+from genlab.batching import map_batched
 from genlab.errors import UserError
-from genlab.inference import corruptions, queries
-from genlab.inference.image_to_image import of_folder
-from genlab.inference.requirements import ready
-from genlab.runs.loaded_run import Run
-from genlab.spec import Count, NonNegative, Positive, Spec
+from genlab.inference import queries
+from genlab.inference.corruptions import NoiseKind, add_noise, noise_unit
+from genlab.inference.image_to_image import translate_folder
+from genlab.inference.queries import ItemSelection, Split
+from genlab.inference.requirements import require_command
+from genlab.inference.results import Results, mean_with_error, write_results
+from genlab.runs.loaded_run import LoadedRun
+from genlab.spec import Count, DataSpec, NonNegative, Positive
 from genlab.viz import image_grids
 
-SHOWN = 10  # items in a picture
+MAX_SHOWN = 10  # items in a picture
+DEFAULT_LEVEL = 0.3  # of the noise, for models that were not trained at one level
 
 
 def denoise(
-    run: Run,
+    run: LoadedRun,
     *,
-    folder: str | None = None,
-    noise: corruptions.Noise = "gaussian",
+    input_dir: str | None = None,
+    noise: NoiseKind = "gaussian",
     level: NonNegative | None = None,
     n: Positive | None = 1000,
     items: list[Count] | None = None,
-    split: queries.Split = "test",
+    split: Split = "test",
     seed: Count = 0,
-    out: str | None = None,
+    output_dir: str | None = None,
 ) -> dict[str, Any]:
-    """Put noise on n items (None: all), or on those listed, let the model take it off, and measure both against the items.
+    """Add noise to n items (None: all), or those listed, denoise them, and measure both.
 
     Args:
-        folder: noisy images of any size; what a model that was trained to denoise makes of each is written under its name.
-        noise: "gaussian", of standard deviation `level` in ranges of the data; "masking", a share `level` of the values at
-            the lowest; "salt_and_pepper", a share at the lowest or highest.
-        level: None: the one that a translator was trained for, else 0.3.
+        input_dir: a folder of noisy images of any size, for models that were trained to denoise;
+            each result is written under the name of its image.
+        noise: "gaussian" with standard deviation `level` in ranges of the data; "masking" sets a
+            fraction `level` of the values to the lowest; "salt_and_pepper" to the lowest or
+            highest.
+        level: None is the level that a translator was trained for, else 0.3.
 
     Raises:
-        UserError: the model does not denoise, there is no such item, a share above 1, or noise for images that have theirs.
+        UserError: the model does not denoise, an item does not exist, the fraction is above 1, or
+            noise is requested for images that are already noisy.
     """
-    own = "denoise" in ready(run, "denoise")  # a way of its own, for items of its own data set
-    if folder is not None:
-        if own:
-            raise UserError(f"in= is for models trained with dataset=pairs dataset.operator=noise; {run.name} denoises items of "
-                            "its own data set")  # fmt: skip
-        if level is not None or noise != "gaussian":
-            raise UserError("in= holds images that are noisy already; leave noise= and level= out")
-        return of_folder(run, "denoise", Path(folder).expanduser(), seed=seed, out=out)
-    clear = run.model.denoise if own else run.model.translate
-    level = trained_level(run) if level is None else level
-    if "sigma" in signature(clear).parameters:  # a model that must know how strong the noise is
-        if noise != "gaussian":
+    has_ability = "denoise" in require_command(run, "denoise")
+    if input_dir is not None:
+        if has_ability:
             raise UserError(
-                f"noise={noise}: {run.name} takes off Gaussian noise alone; set noise=gaussian"
+                "input_dir= is for models trained with dataset=pairs dataset.operator=noise; "
+                f"{run.name} denoises items of its dataset"
             )
-        clear = partial(clear, sigma=level * span(run.spec))
+        if level is not None or noise != "gaussian":
+            raise UserError(
+                "the images of input_dir= are noisy already; leave noise= and level= out"
+            )
+        return translate_folder(run, "denoise", input_dir, seed=seed, output_dir=output_dir)
+    level = default_level(run) if level is None else level
     if noise != "gaussian" and level > 1:
-        raise UserError(f"level={level:g}: of {noise} it is a share of the values, at most 1")
-    held, index = queries.items(run, split, n, seed, items)
+        raise UserError(f"level={level:g}: for {noise} it is a fraction of the values, at most 1")
+    remove = denoiser(run, noise, level) if has_ability else run.model.translate
+    batch, index = queries.select_items(run, ItemSelection(n, items, split, seed))
     torch.manual_seed(seed)
-    x = held.x
-    dirty = corruptions.noisy(x, run.spec, noise, level)
-    clean = queries.through(clear, dirty)
-    before, after = queries.squared_error(x, dirty), queries.squared_error(x, clean)
+    x = batch.x
+    noisy = add_noise(x, run.spec, noise, level)
+    denoised = map_batched(remove, noisy)
     record = {
-        "noise": noise, "level": level, "split": split, "n": len(x),
-        "squared_error_before": queries.mean(before), "squared_error_after": queries.mean(after),
-    }  # fmt: skip
-    image = image_grids.picture(clean, run.spec, reals=x)
+        "noise": noise,
+        "level": level,
+        "split": split,
+        "n": len(x),
+        "squared_error_before": mean_with_error(queries.squared_error(x, noisy)),
+        "squared_error_after": mean_with_error(queries.squared_error(x, denoised)),
+    }
     if run.spec.kind == "image":
-        low, high = run.spec.range
-        record["psnr_db_before"] = queries.mean(queries.psnr(x, dirty, high - low))
-        record["psnr_db_after"] = queries.mean(queries.psnr(x, clean, high - low))
-        some = torch.cat([part[:SHOWN] for part in (x, dirty, clean)])
-        sheet = image_grids.grid(image_grids.to_bytes(some, run.spec), columns=min(SHOWN, len(x)))
-        image = image_grids.captioned(sheet, rows=["item", "with noise", "denoised"])
-    return queries.write(
-        run, f"denoise_{noise}{level:g}", seed=seed, out=out, record=record, images={"": image},
-        arrays={"index": index, "y": held.y, "x": x, "noisy": dirty, "denoised": clean},
-    )  # fmt: skip
+        data_range = queries.value_range(x, run)
+        record["psnr_db_before"] = mean_with_error(queries.psnr(x, noisy, data_range))
+        record["psnr_db_after"] = mean_with_error(queries.psnr(x, denoised, data_range))
+    results = Results(
+        f"denoise_{noise}{level:g}",
+        seed,
+        record,
+        images={"": render_denoising(x, noisy, denoised, run.spec)},
+        arrays={"index": index, "y": batch.y, "x": x, "noisy": noisy, "denoised": denoised},
+    )
+    return write_results(run, results, output_dir)
 
 
-def span(spec: Spec) -> float:
-    """Return the range of images, or 1 of points: what a level of noise is counted in."""
-    return spec.range[1] - spec.range[0] if spec.kind == "image" else 1.0
+def denoiser(run: LoadedRun, noise: NoiseKind, level: float) -> Callable[[Tensor], Tensor]:
+    """Return the model's `denoise` for a kind and a level of noise.
+
+    Raises:
+        UserError: the model removes Gaussian noise only.
+    """
+    if run.model.gaussian_noise_only and noise != "gaussian":
+        raise UserError(
+            f"noise={noise}: {run.name} removes Gaussian noise only; set noise=gaussian"
+        )
+    sigma = level * noise_unit(run.spec) if noise == "gaussian" else None
+    return partial(run.model.denoise, sigma=sigma)
 
 
-def trained_level(run: Run) -> float:
-    """Return the strength of the noise that the run's data puts on its sources, or 0.3."""
-    return run.config["dataset"]["sigma"] if run.spec.task == "denoise" else 0.3
+def default_level(run: LoadedRun) -> float:
+    """Return the level of the noise in the run's training data, or 0.3 without any."""
+    if run.spec.task != "denoise":
+        return DEFAULT_LEVEL
+    return float(run.config["dataset"]["sigma"])
+
+
+def render_denoising(x: Tensor, noisy: Tensor, denoised: Tensor, spec: DataSpec) -> np.ndarray:
+    """Return rows of items, noisy items and denoised items; points as a scatter plot."""
+    if spec.kind != "image":
+        return image_grids.render_items(denoised, spec, reals=x)
+    shown = torch.cat([part[:MAX_SHOWN] for part in (x, noisy, denoised)])
+    pixels = image_grids.to_uint8_images(shown, spec)
+    grid = image_grids.make_grid(pixels, columns=min(MAX_SHOWN, len(x)))
+    return image_grids.add_captions(grid, rows=["item", "with noise", "denoised"])

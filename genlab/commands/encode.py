@@ -1,43 +1,56 @@
-"""genlab encode: the codes of data as an .npz file for other programs, and where they lie as a picture."""
+"""genlab encode: write the codes of data as an .npz file, and plot them."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from genlab.inference import queries
-from genlab.inference.requirements import ready
-from genlab.runs.loaded_run import Run
+from genlab.batching import map_batched
+from genlab.inference.queries import ItemSelection, Split, select_items
+from genlab.inference.requirements import require_command
+from genlab.inference.results import Results, mean_with_error, write_results
+from genlab.runs.loaded_run import LoadedRun
 from genlab.spec import Count, Positive
-from genlab.viz.latents import latent_scatter
+from genlab.viz.latents import plot_codes
 
-SHOWN = 2000  # codes in the picture: more would hide each other
+MAX_PLOTTED_CODES = 2000  # more would hide each other
 
 
 def encode(
-    run: Run,
+    run: LoadedRun,
     *,
     n: Positive | None = None,
     items: list[Count] | None = None,
-    split: queries.Split = "test",
+    split: Split = "test",
     seed: Count = 0,
-    out: str | None = None,
+    output_dir: str | None = None,
 ) -> dict[str, Any]:
-    """Write the codes of n items (None: all), or of those listed, with their labels; return the numbers.
+    """Write the codes and labels of n items (None: all), or of those listed.
 
     Raises:
-        UserError: the model does not encode, or there is no such item.
+        UserError: the model does not encode, or an item does not exist.
     """
-    ready(run, "encode")
-    held, index = queries.items(run, split, n, seed, items)
-    z = queries.through(run.model.encode, held.x)  # (n, …)
+    require_command(run, "encode")
+    batch, index = select_items(run, ItemSelection(n, items, split, seed))
+    z = map_batched(run.model.encode, batch.x)  # (n, …)
     flat = z.flatten(1).double()
-    record = {
-        "split": split, "n": len(held), "code": list(z.shape[1:]), "norm": queries.mean(flat.norm(dim=1)),
-        "mean": flat.mean(0).tolist(), "std": flat.std(0, correction=0).tolist(),
-    }  # fmt: skip
-    labels = None if held.y is None else held.y.cpu().numpy()
-    image = latent_scatter(flat[:SHOWN].cpu().numpy(), None if labels is None else labels[:SHOWN])
-    arrays = {"z": z, "y": labels, "index": index}
-    return queries.write(
-        run, f"encode_{split}", seed=seed, out=out, record=record, images={"": image}, arrays=arrays
+    labels = None if batch.y is None else batch.y.cpu().numpy()
+    image = plot_codes(
+        flat[:MAX_PLOTTED_CODES].cpu().numpy(),
+        None if labels is None else labels[:MAX_PLOTTED_CODES],
     )
+    record = {
+        "split": split,
+        "n": len(batch),
+        "code": list(z.shape[1:]),
+        "norm": mean_with_error(flat.norm(dim=1)),
+        "mean": flat.mean(0).tolist(),
+        "std": flat.std(0, correction=0).tolist(),
+    }
+    results = Results(
+        f"encode_{split}",
+        seed,
+        record,
+        images={"": image},
+        arrays={"z": z, "y": labels, "index": index},
+    )
+    return write_results(run, results, output_dir)

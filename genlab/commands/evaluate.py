@@ -1,82 +1,111 @@
-"""genlab evaluate: every metric that fits, as a table, as metrics.json and as pictures; of a run or of anybody's samples."""
+"""genlab evaluate: measure a run, or samples of another program."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
+import numpy as np
 from annotated_types import Ge
 
 from genlab.commands.sample import sampler_options
-from genlab.commands.translate import translations
-from genlab.config.recipes import able
-from genlab.console import show
+from genlab.config.nested import flatten
+from genlab.config.recipes import models_with
+from genlab.console import print_table
 from genlab.data.external_samples import read_samples
 from genlab.errors import UserError
+from genlab.fileio import atomic_write
+from genlab.inference.image_to_image import preview_translations
+from genlab.inference.queries import Split
 from genlab.inference.results import write_record
-from genlab.metrics import Settings, measure, metrics_for, registry, why_not
-from genlab.metrics.context import Subject
-from genlab.runs.loaded_run import Run
-from genlab.runs.run_folder import write_whole
+from genlab.metrics.base import Settings
+from genlab.metrics.context import MetricContext
+from genlab.metrics.registry import (
+    applicable_metrics,
+    measure,
+    reason_not_applicable,
+    registry,
+)
+from genlab.runs.loaded_run import LoadedRun
+from genlab.runs.migrations import FORMAT
 from genlab.spec import Count, Positive
 from genlab.viz import image_grids
-from genlab.viz.latents import latent_pictures
-from genlab.viz.rbm import machine_pictures
+from genlab.viz.latents import plot_latent_space
+from genlab.viz.rbm import plot_rbm
 
-Split = Literal["test", "validation", "train"]
-Items = Annotated[int, Ge(4)]  # two halves of two: the fewest that have a spread
-SHOWN = 64  # samples in a picture
-PAIRS = 10  # samples shown beside their nearest training items
+# Two halves of two items are the fewest that have a standard deviation.
+ItemCount = Annotated[int, Ge(4)]
+MAX_SHOWN = 64  # samples in a picture
+NUM_NEIGHBORS_SHOWN = 10  # samples shown beside their nearest training items
+MIN_GROUPED = 1000  # integers from here on are shown with thousands separators
 
 
 def evaluate(
-    run: Run,
+    run: LoadedRun,
     *,
     metrics: list[str] | None = None,
     split: Split = "test",
-    n: Items = 1000,
-    k: Positive = 100,
-    terms: Positive | None = 20,
+    n: ItemCount = 1000,
+    iwae_samples: Positive = 100,
+    elbo_timesteps: Positive | None = 20,
     seed: Count = 0,
     batch_size: Positive = 250,
     features: list[str] | None = None,
     sampler: dict[str, Any] | None = None,
 ) -> dict[str, float]:
-    """Measure the run's model on n held-out items; print a table, write metrics.json and pictures, return name -> value.
+    """Measure the run's model on n held-out items; return the values by name.
+
+    Prints a table, and writes metrics.json and pictures into the run's folder.
+
+    Args:
+        metrics: names of metrics; None is all that fit and need not be requested by name.
+        features: feature spaces; None is the one that suits the data.
+        sampler: options of the model's `sample`.
 
     Raises:
-        UserError: a metric was named that does not exist or does not fit, or a feature space or sampler that is not there.
+        UserError: a metric, feature space or sampler does not exist or does not fit
+            sampler.
     """
     settings = Settings(
-        split=split, n=n, k=k, terms=terms, seed=seed, batch_size=batch_size,
-        features=tuple(features) if features else None, sampler=sampler_options(run, sampler or {}),
-    )  # fmt: skip
-    record = evaluate_run(run, settings, metrics)
-    print(f"{run.folder.path}: {run.name} on {run.info['dataset']}, step {run.step:,}")
-    table(record)
-    print(record_path(run.folder.path, settings.sampler))
-    to_tensorboard(run, values(record))
-    return values(record)
-
-
-def evaluate_run(run: Run, settings: Settings, metrics: list[str] | None = None) -> dict[str, Any]:
-    """Measure a run's model, write the record and its pictures, and return the record."""
-    subject = Subject(run.dataset, settings, model=run.model, training=run.training)
-    record = {
-        "model": run.name, "dataset": run.info["dataset"], "seed": run.info["seed"], "step": run.step,
-        **measured(subject, metrics),
-    }  # fmt: skip
-    prefix = f"{tag(settings.sampler)}-" if settings.sampler else ""
-    record["pictures"] = {}
-    for name, picture in drawn(subject, {row["metric"] for row in record["metrics"]}).items():
-        where = run.folder.path / "evaluation" / f"{prefix}{name}.png"
-        record["pictures"][name] = str(
-            image_grids.save(picture, where).relative_to(run.folder.path)
-        )
-    write_whole(
-        record_path(run.folder.path, settings.sampler), json.dumps(record, indent=2).encode()
+        split=split,
+        n=n,
+        iwae_samples=iwae_samples,
+        elbo_timesteps=elbo_timesteps,
+        seed=seed,
+        batch_size=batch_size,
+        features=tuple(features) if features else None,
+        sampler=sampler_options(run, sampler or {}),
     )
+    record = evaluate_run(run, settings, metrics)
+    print(f"{run.folder.path}: {run.name} on {run.dataset_name}, step {run.step:,}")
+    print_rows(record)
+    print(record_path(run.folder.path, settings.sampler))
+    write_hparams(run, finite_values(record))
+    return finite_values(record)
+
+
+def evaluate_run(
+    run: LoadedRun, settings: Settings, metrics: list[str] | None = None
+) -> dict[str, Any]:
+    """Measure a run's model, write the record and its pictures, and return the record."""
+    context = MetricContext(run.dataset, settings, model=run.model, training=run.training_cost)
+    record = {
+        "model": run.name,
+        "dataset": run.dataset_name,
+        "seed": run.metadata["seed"],
+        "step": run.step,
+        **measure_record(context, metrics),
+    }
+    prefix = f"{sampler_tag(settings.sampler)}-" if settings.sampler else ""
+    record["pictures"] = {}
+    pictures = render_pictures(context, {row["metric"] for row in record["metrics"]})
+    for name, picture in pictures.items():
+        path = run.folder.path / "evaluation" / f"{prefix}{name}.png"
+        image_grids.save_png(picture, path)
+        record["pictures"][name] = str(path.relative_to(run.folder.path))
+    path = record_path(run.folder.path, settings.sampler)
+    atomic_write(path, json.dumps(record, indent=2).encode())
     return record
 
 
@@ -86,22 +115,23 @@ def evaluate_samples(
     *,
     metrics: list[str] | None = None,
     split: Split = "test",
-    n: Items | None = None,
+    n: ItemCount | None = None,
     seed: Count = 0,
     batch_size: Positive = 250,
     features: list[str] | None = None,
-    out: str | None = None,
+    output_file: str | None = None,
 ) -> dict[str, float]:
-    """Measure samples drawn elsewhere against a dataset; print a table, write it as JSON to `out` if given.
+    """Measure samples that another program drew; print a table, and write it as JSON if asked.
 
     Raises:
-        UserError: the samples are not there, or are of another shape than the data; a metric that needs a model.
+        UserError: the samples do not exist, their shape is not that of the data, or a metric
+            needs a model.
     """
-    read = read_samples(Path(samples).expanduser(), dataset.spec)
-    n = len(read) if n is None else n
-    if not 4 <= n <= len(read):
+    given = read_samples(Path(samples).expanduser(), dataset.spec)
+    n = len(given) if n is None else n
+    if not 4 <= n <= len(given):
         raise UserError(
-            f"samples={samples} has {len(read):,} samples; n={n:,} cannot be measured (at least 4)"
+            f"samples={samples} has {len(given):,} samples; n={n:,} cannot be measured (at least 4)"
         )
     settings = Settings(
         split=split,
@@ -110,149 +140,157 @@ def evaluate_samples(
         batch_size=batch_size,
         features=tuple(features) if features else None,
     )
+    context = MetricContext(dataset, settings, samples=given)
     record = {
         "samples": samples,
         "dataset": dataset.name,
-        **measured(Subject(dataset, settings, samples=read), metrics),
+        **measure_record(context, metrics),
     }
     print(f"{samples}: {n:,} samples against {dataset.name}")
-    table(record)
-    if out:
-        write_record(record, Path(out))
-    return values(record)
+    print_rows(record)
+    if output_file:
+        write_record(record, Path(output_file))
+    return finite_values(record)
 
 
 def evaluate_pairs(
-    samples: str, truth: str, *, crop: Count = 0, out: str | None = None
+    samples: str, truth: str, *, crop: Count = 0, output_file: str | None = None
 ) -> dict[str, float]:
-    """Measure restored images against the true ones of the same names; print a table, write it to `out` if given.
+    """Compare restored images with the true images of the same names, by PSNR and SSIM.
+
+    Args:
+        crop: pixels cut off at each border.
 
     Raises:
-        UserError: an image has no partner, or one of another size.
+        UserError: an image lacks a partner, or it has another size.
     """
     from genlab.metrics.psnr_ssim import measure_folders
 
-    found = measure_folders(Path(samples).expanduser(), Path(truth).expanduser(), crop=crop)
+    rows = measure_folders(Path(samples).expanduser(), Path(truth).expanduser(), crop=crop)
     record = {
         "samples": samples,
         "truth": truth,
-        "metrics": [{"metric": "pairs", **row.to_json()} for row in found],
+        "metrics": [{"metric": "pairs", **row.to_json()} for row in rows],
     }
-    table(record)
-    if out:
-        write_record(record, Path(out))
-    return values(record)
+    print_rows(record)
+    if output_file:
+        write_record(record, Path(output_file))
+    return finite_values(record)
 
 
-def measured(subject: Subject, metrics: list[str] | None) -> dict[str, Any]:
-    """Return the part of a record that the measures give: their settings, numbers, and why others are not there."""
-    found = measure(subject, metrics, able=able)
-    fitting = metrics_for(subject, "asked")
+def measure_record(context: MetricContext, metrics: list[str] | None) -> dict[str, Any]:
+    """Return the settings, the rows of the metrics, and why other metrics are absent."""
+    measured = measure(context, metrics, list_models=models_with)
+    applicable = applicable_metrics(context, "on_request")
+    absent = {}
+    for name, metric in registry().items():
+        if name not in measured:
+            reason = f"not requested: metrics=[{name}]"
+            if name not in applicable:
+                reason = reason_not_applicable(metric, context)
+            absent[name] = reason
     return {
-        "settings": vars(subject.settings),
+        "format": FORMAT,
+        "settings": vars(context.settings),
         "metrics": [
-            {"metric": name, **row.to_json()} for name, rows in found.items() for row in rows
+            {"metric": name, **row.to_json()} for name, rows in measured.items() for row in rows
         ],
-        "absent": {
-            name: why_not(metric, subject)
-            if name not in fitting
-            else f"not asked for: metrics=[{name}]"
-            for name, metric in registry().items()
-            if name not in found
-        },
+        "absent": absent,
     }
 
 
-def drawn(subject: Subject, measured: set[str]) -> dict[str, Any]:
-    """Return the pictures (H, W, 3) of an evaluation by name: samples, real items, codes, filters, chains.
+def render_pictures(context: MetricContext, measured: set[str]) -> dict[str, np.ndarray]:
+    """Return the pictures (H, W, 3) of an evaluation by name: samples, real items, codes, ….
 
-    Neighbours are among them where they were measured.
+    Args:
+        measured: names of the metrics; pictures of some need what the metric computes.
     """
     from genlab.metrics import memorization
 
-    spec, seed = subject.spec, subject.settings.seed
-    found = {}
-    reals = subject.dataset.take(subject.settings.split, subject.settings.n, seed=seed).x
-    shown = len(reals) if spec.kind == "points" else SHOWN
-    if "sample" in subject.abilities:
-        found["samples"] = image_grids.picture(subject.shown(shown).x, spec, reals=reals)
-        if spec.kind == "image" and "memorisation" in measured:
-            x, near = memorization.pairs(subject, PAIRS)
-            found["nearest"] = image_grids.rows(x, near)
-    if measured & {"translation", "unpaired_translation"}:
-        found["translations"] = translations(
-            subject.model, subject.dataset, subject.settings.split, seed=seed
+    spec, settings = context.spec, context.settings
+    pictures = {}
+    reals = context.dataset.head(settings.split, settings.n, seed=settings.seed).x
+    shown = len(reals) if spec.kind == "points" else MAX_SHOWN
+    if "sample" in context.abilities:
+        samples = context.preview_samples(shown).x
+        pictures["samples"] = image_grids.render_items(samples, spec, reals=reals)
+        if spec.kind == "image" and "nn_memorization" in measured:
+            pairs = memorization.nearest_pairs(context, NUM_NEIGHBORS_SHOWN)
+            pictures["nearest"] = image_grids.make_row_grid(*pairs)
+    if measured & {"paired_translation", "unpaired_translation"}:
+        pictures["translations"] = preview_translations(
+            context.model, context.dataset, settings.split, seed=settings.seed
         )
-    found["reals"] = image_grids.picture(reals[:shown], spec)
-    if subject.model is not None:
-        found |= latent_pictures(
-            subject.model, subject.dataset, n=subject.settings.n, seed=seed, device=subject.device
-        )
-        found |= machine_pictures(subject.model, subject.dataset, seed=seed, device=subject.device)
-    return found
+    pictures["reals"] = image_grids.render_items(reals[:shown], spec)
+    if context.model is not None:
+        options: dict[str, Any] = {"seed": settings.seed, "device": context.device}
+        pictures |= plot_latent_space(context.model, context.dataset, n=settings.n, **options)
+        pictures |= plot_rbm(context.model, context.dataset, **options)
+    return pictures
 
 
-def tag(sampler: dict[str, Any]) -> str:
-    """Return a sampler's options as part of a file's name: "ddim-steps10"; nothing for the model's own."""
-    said = {key: word(value) for key, value in sampler.items()}
-    name = [said.pop("sampler")] if "sampler" in said else []
-    return "-".join(name + [f"{key}{value}" for key, value in said.items()])
-
-
-def word(value: Any) -> str:
-    """Return an option's value as one says it on the command line, a list without its brackets."""
-    if isinstance(value, list | tuple):
-        return ",".join(word(part) for part in value)
-    return f"{value:g}" if isinstance(value, float) else str(value)
+# --- records --------------------------------------------------------------------------------------
 
 
 def record_path(folder: Path, sampler: dict[str, Any]) -> Path:
-    """Return the file of a run's numbers with these options of its sampler."""
-    return folder / (f"metrics-{tag(sampler)}.json" if sampler else "metrics.json")
+    """Return the file in a run's folder for the numbers with these options of the sampler."""
+    return folder / (f"metrics-{sampler_tag(sampler)}.json" if sampler else "metrics.json")
 
 
-def table(record: dict[str, Any]) -> None:
-    """Print the numbers of a record."""
-    show(
-        ["metric", "value", "± s.e.", "floor", "unit", "", "conditions"],
-        [cells(row) for row in record["metrics"]],
-    )
+def sampler_tag(sampler: dict[str, Any]) -> str:
+    """Return a sampler's options as part of a file name, such as "ddim-steps10"."""
+    options = {key: format_option(value) for key, value in sampler.items()}
+    name = [options.pop("sampler")] if "sampler" in options else []
+    return "-".join(name + [f"{key}{value}" for key, value in options.items()])
+
+
+def format_option(value: Any) -> str:
+    """Return an option's value as it is typed, a list without its brackets."""
+    if isinstance(value, list | tuple):
+        return ",".join(format_option(part) for part in value)
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def print_rows(record: dict[str, Any]) -> None:
+    """Print the rows of a record as a table, and their notes."""
+    header = ["metric", "value", "± s.e.", "real_vs_real", "unit", "", "conditions"]
+    print_table(header, [format_row(row) for row in record["metrics"]])
     for row in record["metrics"]:
         if row["note"]:
             print(row["note"])
 
 
-def cells(row: dict[str, Any]) -> list[str]:
-    """Return a row of the table."""
-    conditions = ", ".join(f"{k}={v}" for k, v in row["conditions"].items())
+def format_row(row: dict[str, Any]) -> list[str]:
+    """Return the cells of a row in the table of metrics."""
+    conditions = ", ".join(f"{key}={value}" for key, value in row["conditions"].items())
     error = "" if row["error"] is None else f"{row['error']:.2g}"
-    floor = "" if row["floor"] is None else f"{row['floor']:.4g}"
-    return [row["name"], number(row["value"]), error, floor, row["unit"], row["tag"], conditions]
+    real_vs_real = "" if row["real_vs_real"] is None else f"{row['real_vs_real']:.4g}"
+    value = format_value(row["value"])
+    return [row["name"], value, error, real_vs_real, row["unit"], row["tag"], conditions]
 
 
-def number(value: float | None) -> str:
-    """Return a value as it is shown; None is one that was not finite."""
+def format_value(value: float | None) -> str:
+    """Return a metric's value as it is shown; None stands for a value that is not finite."""
     if value is None:
         return "not finite"
-    return f"{value:,.0f}" if value == int(value) and abs(value) >= 1000 else f"{value:.4f}"
+    if value == int(value) and abs(value) >= MIN_GROUPED:
+        return f"{value:,.0f}"
+    return f"{value:.4f}"
 
 
-def values(record: dict[str, Any]) -> dict[str, float]:
-    """Return the finite numbers of a record by name."""
+def finite_values(record: dict[str, Any]) -> dict[str, float]:
+    """Return the finite values of a record by name."""
     return {row["name"]: row["value"] for row in record["metrics"] if row["value"] is not None}
 
 
-def to_tensorboard(run: Run, values: dict[str, float]) -> None:
-    """Add the numbers to the run's table of hyperparameters."""
+def write_hparams(run: LoadedRun, values: dict[str, float]) -> None:
+    """Add the values to the run's hyperparameter table in TensorBoard."""
     from torch.utils.tensorboard import SummaryWriter
 
-    from genlab.commands.train import flat
-
     options = {
-        k: v if isinstance(v, int | float | str | bool) else str(v)
-        for k, v in flat(run.config).items()
+        key: value if isinstance(value, int | float | str | bool) else str(value)
+        for key, value in flatten(run.config).items()
     }
+    metrics = {f"test/{name}": value for name, value in values.items()}
     with SummaryWriter(run.folder.path / "tensorboard") as board:
-        board.add_hparams(
-            options, {f"test/{k}": v for k, v in values.items()}, run_name=".", global_step=run.step
-        )
+        board.add_hparams(options, metrics, run_name=".", global_step=run.step)

@@ -1,9 +1,8 @@
-"""genlab inpaint: hidden parts of held-out items, filled in by the model's own law or by a search among its codes."""
+"""genlab inpaint: fill in hidden parts of items, by the model or by a latent search."""
 
 from __future__ import annotations
 
-from dataclasses import replace
-from inspect import signature
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,242 +10,329 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from genlab.abilities import need
-from genlab.config.recipes import able
-from genlab.data.image_decoding import transparent
+from genlab.abilities import require
+from genlab.batching import map_batched
+from genlab.config.recipes import models_with
+from genlab.data.image_decoding import transparency_mask
 from genlab.errors import UserError
-from genlab.inference import corruptions, queries
-from genlab.inference.image_to_image import ranged, read, sized, way_of
-from genlab.inference.latent_search import searches
-from genlab.inference.requirements import ready
-from genlab.inference.results import write_record
+from genlab.inference import queries
+from genlab.inference.corruptions import Half, Mask, hidden_values
+from genlab.inference.image_to_image import (
+    find_direction,
+    read_image,
+    scale_to_range,
+    translate_padded,
+)
+from genlab.inference.latent_search import LatentSearch, optimize_with_restarts
+from genlab.inference.queries import ItemSelection, Split
+from genlab.inference.requirements import require_command
+from genlab.inference.results import (
+    Results,
+    describe_run,
+    mean_with_error,
+    write_record,
+    write_results,
+)
 from genlab.metrics import features, psnr_ssim
 from genlab.metrics.context import to_bytes
-from genlab.runs.loaded_run import Run
-from genlab.spec import Count, Fraction, Positive, PositiveFloat, Spec
+from genlab.runs.loaded_run import LoadedRun
+from genlab.spec import Count, DataSpec, Fraction, Positive, PositiveFloat
 from genlab.viz import image_grids
 
-SHOWN = 10  # items in a picture
-SEARCH = 500  # steps of a search
+MAX_SHOWN = 10  # items in a picture
+SEARCH_STEPS = 500
+DATASET_MASKS = ("box", "half", "random")
+
+Method = Literal["inpaint", "translate", "search"]
 
 
 def inpaint(
-    run: Run,
+    run: LoadedRun,
     *,
-    folder: str | None = None,
+    input_dir: str | None = None,
     mask: str = "box",
     box: tuple[Count, Count, Count, Count] | None = None,
-    side: corruptions.Side = "bottom",
-    share: Fraction = 0.5,
-    how: Literal["complete", "translate", "search"] | None = None,
+    half: Half = "bottom",
+    mask_ratio: Fraction = 0.5,
+    method: Method | None = None,
     draws: Positive = 3,
     steps: Positive | None = None,
-    weight: PositiveFloat = 0.01,
-    judge: bool = False,
+    prior_weight: PositiveFloat = 0.01,
+    classify_fills: bool = False,
     n: Positive = 10,
     items: list[Count] | None = None,
-    split: queries.Split = "test",
+    split: Split = "test",
     seed: Count = 0,
-    out: str | None = None,
+    output_dir: str | None = None,
 ) -> dict[str, Any]:
-    """Hide a part of each item, fill it in `draws` times, and measure the error there against the mean of training items.
+    """Hide a part of each item, fill it in `draws` times, and measure the error there.
+
+    The error is compared with that of filling in the mean of the training items.
 
     Args:
-        folder: images of any size; each is written as a model that was trained to fill in makes it, under its name.
-        mask: "box", "half", "random", or an image file whose white is hidden; of a folder's images also "transparent": where
-            they are.
-        box: top, left, height and width of what is hidden; None: in the middle, half of each side.
-        side: which half is hidden.
-        share: of pixels hidden at random.
-        how: "complete" draws from the model's own law, "translate" asks a model that was trained to fill in, "search" looks
-            for the best code; None: the first that the model can.
-        steps: of the chain or the search; None: the model's own, or 500 of a search.
-        weight: of the prior in a search: the variance of a value's noise, in squared ranges of the data.
-        judge: ask a classifier, trained once for the data, in what share of the draws it finds the item's class.
+        input_dir: a folder of images of any size, for models that were trained to fill in; each
+            result is written under the name of its image.
+        mask: "box", "half", "random", or an image file whose white pixels are hidden; for the
+            images of a folder also "transparent", which hides their transparent pixels.
+        box: top, left, height and width of the box; None is centered, with half of each side.
+        half: the hidden half.
+        mask_ratio: the fraction of pixels hidden at random.
+        method: "inpaint" draws from the model's conditional distribution, "translate" uses a model
+            that was trained to fill in, "search" finds the best code; None is the first that the
+            model supports.
+        steps: of the model's sampler or of the search; None is the model's default, or 500 of a
+            search.
+        prior_weight: weight of the prior in a search: the variance of the noise on a value, in
+            squared ranges of the data.
+        classify_fills: classify the results with a classifier trained once for the data, and report
+            how often it finds the item's class.
 
     Raises:
-        UserError: the model can do neither, or not what `how` asks for; the mask does not fit the data; `judge` without
-            labels; a folder, and the model was not trained to fill in.
+        UserError: the model does not support the method, the mask does not fit the data, there are
+            no labels to classify, or the model was not trained to fill in the images of a folder.
     """
-    has = ready(run, "inpaint")
-    trained = {"translate", "task=inpaint"} <= has
-    how = how or ("complete" if "complete" in has else "translate" if trained else "search")
-    verb = "decode" if how == "search" else how
-    need(run.model, verb, lambda: able(verb))
-    if how == "translate" and not trained:
-        raise UserError(
-            f"how=translate needs a model trained with dataset=pairs dataset.operator=mask, not {run.name}"
-        )
-    if folder is not None:
-        if how != "translate":
-            raise UserError("in= is for models trained with dataset=pairs dataset.operator=mask; "
-                            f"{run.name} fills in items of its own data set")  # fmt: skip
-        if judge:
+    method = choose_method(run, method)
+    mask_spec = Mask(mask, box, half, mask_ratio)
+    if input_dir is not None:
+        if method != "translate":
             raise UserError(
-                "judge=true is of the data set's own items, whose classes are known; leave it out, or in="
+                "input_dir= is for models trained with dataset=pairs dataset.operator=mask; "
+                f"{run.name} fills in items of its dataset"
             )
-        return own(run, Path(folder).expanduser(), mask, box, side, share, draws, seed, out)
-    if judge and features.default(run.dataset) != "classifier":
+        if classify_fills:
+            raise UserError(
+                "classify_fills=true is for items of the dataset, whose classes are known; leave "
+                "it out, or input_dir="
+            )
+        return inpaint_folder(run, input_dir, mask_spec, draws=draws, seed=seed, out=output_dir)
+    if classify_fills and features.default_space(run.dataset) != "classifier":
         raise UserError(
-            f"judge=true tells images of one class each, and {run.dataset.name} has no such; leave it out"
+            "classify_fills=true needs images with one class each, which "
+            f"{run.dataset.name} does not have; leave it out"
         )
-    held, index = queries.items(run, split, n, seed, items)
-    x = held.x
-    where = corruptions.hidden(
-        run.spec, mask, len(x), box=box, side=side, share=share, seed=seed
-    ).to(x.device)
-    many, known = (
-        x.repeat_interleave(draws, 0),
-        ~where.repeat_interleave(draws, 0),
-    )  # (n · draws, *shape)
-    usual = queries.reference(run, split, seed) if how == "search" else None
-    torch.manual_seed(seed)
-    if how == "complete":
-        filled = completed(run, many, known, steps).unflatten(0, (-1, draws))  # (n, draws, *shape)
-    elif how == "translate":
-        filled = translated(run, many, known).unflatten(0, (-1, draws))
-    else:
-        low, high = run.spec.range if run.spec.kind == "image" else (x.min().item(), x.max().item())
-        how_ = {"usual": usual, "weight": weight, "steps": steps or SEARCH, "span": high - low}
-        z = searches(
-            run.model.decode, x, ~where, tries=draws, **how_
-        )  # (n, draws, …), the best first
-        found = queries.through(run.model.decode, z.flatten(0, 1))
-        filled = torch.where(known, many, found).unflatten(0, (-1, draws))
-
-    usually = run.dataset.take("train", queries.DRAWS, seed=seed).x.to(x).mean(0)  # (*shape)
-    count = where.flatten(1).sum(1)
-    error = torch.stack(
-        [queries.squared_error(x, filled[:, k]) for k in range(draws)], 1
-    )  # (n, draws)
-    plain = queries.squared_error(x, torch.where(where, usually, x))
-    record = {
-        "how": how, "mask": mask, **({"side": side} if mask == "half" else {}),
-        "n": len(x), "draws": draws, "steps": steps, "judge": judge,
-        "hidden_share": where.float().mean().item(),
-        "squared_error_of_a_draw": queries.mean(error.mean(1)),
-        "squared_error_of_the_draws_mean": queries.mean(queries.squared_error(x, filled.mean(1))),
-        "squared_error_of_the_mean_fill": queries.mean(plain),
-        "squared_error_per_hidden_value": queries.mean(error.mean(1) / count.clamp_min(1)),
-    }  # fmt: skip
-    if judge:
-        record |= judged(run, x, filled, held.y)
-    name = mask if mask in ("box", "half", "random") else "image"
-    return queries.write(
-        run, f"inpaint_{name}_{how}", seed=seed, out=out, record=record,
-        images={"": picture(run, x, where, usually, filled)},
-        arrays={"index": index, "y": held.y, "x": x, "hidden": where, "filled": filled, "mean_fill": usually},
-    )  # fmt: skip
-
-
-def judged(run: Run, x: Tensor, filled: Tensor, y: Tensor) -> dict[str, Any]:
-    """Return the shares of the draws (n, draws, *shape), and of the items x (n, *shape), that are told to be of class y (n,)."""
-    judge = features.spaces()["classifier"](run.dataset, x.device)
-    one = lambda part: judge(to_bytes(part.float().cpu(), run.spec.range))[1].argmax(-1)  # noqa: E731
-    of_draws, of_items, y = (
-        queries.through(one, filled.flatten(0, 1)),
-        queries.through(one, x),
-        y.cpu(),
-    )
-    kept = of_draws.unflatten(0, filled.shape[:2]) == y[:, None]  # (n, draws)
-    return {"class_kept": queries.mean(kept.double().mean(1)),
-            "class_of_the_items_found": queries.mean((of_items == y).double()), **judge.conditions}  # fmt: skip
-
-
-def completed(run: Run, x: Tensor, known: Tensor, steps: int | None) -> Tensor:
-    """Return x (N, *shape) with unknown values drawn from the model, the known ones kept to the last bit."""
-    options = {} if steps is None else {"steps": steps}
-    if options and "steps" not in signature(run.model.complete).parameters:
+    batch, index = queries.select_items(run, ItemSelection(n, items, split, seed))
+    x = batch.x
+    hidden = hidden_values(mask_spec, run.spec, len(x), seed=seed).to(x.device)
+    if method == "inpaint" and steps is not None and not run.model.inpaints_in_steps:
         raise UserError(
-            f"steps={steps}: {run.name} completes value after value, in no given number of steps"
+            f"steps={steps}: {run.name} draws value after value, not in a given number of steps"
         )
-    parts = zip(x.split(queries.AT_ONCE), known.split(queries.AT_ONCE), strict=True)
-    with torch.no_grad():
-        return torch.cat(
-            [torch.where(k, part, run.model.complete(part, k, **options)) for part, k in parts]
-        )
+    filler = Filler(method, draws, steps, prior_weight, split, seed)
+    filled = filler.fill(run, x, ~hidden)  # (n, draws, *shape)
 
-
-def translated(run: Run, x: Tensor, known: Tensor) -> Tensor:
-    """Return x (N, *shape) with unknown values as a translator fills them in, the known ones kept to the last bit."""
-    return torch.where(known, x, queries.through(run.model.translate, marked(x, known, run.spec)))
-
-
-def marked(x: Tensor, known: Tensor, spec: Spec) -> Tensor:
-    """Return the sources (N, C + 1, H, W) of images x (N, C, H, W) with a known part, as `dataset.operator=mask` has them."""
-    low, high = spec.range
-    return torch.cat(
-        [torch.where(known, x, (low + high) / 2), torch.where(known[:, :1], low, high).to(x)], 1
+    mean_item = run.dataset.head("train", queries.REFERENCE_CODES, seed=seed).x.to(x).mean(0)
+    record: dict[str, Any] = {"method": method, "mask": mask}
+    record |= {"half": half} if mask == "half" else {}
+    record |= {"n": len(x), "draws": draws, "steps": steps, "classify_fills": classify_fills}
+    record |= measure_fills(x, hidden, filled, mean_item)
+    if classify_fills and batch.y is not None:
+        record |= classify_filled(run, x, filled, batch.y)
+    name = mask if mask in DATASET_MASKS else "image"
+    results = Results(
+        f"inpaint_{name}_{method}",
+        seed,
+        record,
+        images={"": render_fills(run, x, hidden, mean_item, filled)},
+        arrays={
+            "index": index,
+            "y": batch.y,
+            "x": x,
+            "hidden": hidden,
+            "filled": filled,
+            "mean_fill": mean_item,
+        },
     )
+    return write_results(run, results, output_dir)
 
 
-def own(
-    run: Run, folder: Path, mask: str, box: tuple[int, int, int, int] | None, side: corruptions.Side, share: float, draws: int,
-    seed: int, out: str | None,
-) -> dict[str, Any]:  # fmt: skip
-    """Write each image of a folder with its hidden part filled in, `draws` times, and the rest as it was, byte for byte.
+def choose_method(run: LoadedRun, method: Method | None) -> Method:
+    """Return the requested method, or the first that the model supports.
 
-    They are not measured: what is hidden of one's own images is what should not be there.
+    Raises:
+        UserError: the model does not support the method.
     """
-    way, channels = way_of(run), run.spec.shape[0]
+    available = require_command(run, "inpaint")
+    is_trained = {"translate", "task=inpaint"} <= available
+    if method is None:
+        method = "translate" if is_trained else "search"
+        if "inpaint" in available:
+            method = "inpaint"
+    verb = "decode" if method == "search" else method
+    require(run.model, verb, lambda: models_with(verb))
+    if method == "translate" and not is_trained:
+        raise UserError(
+            "method=translate needs a model trained with dataset=pairs dataset.operator=mask, not "
+            f"{run.name}"
+        )
+    return method
+
+
+# --- filling in -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Filler:
+    """How hidden values are filled in; see `inpaint` for the options."""
+
+    method: Method
+    draws: int
+    steps: int | None
+    prior_weight: float
+    split: Split
+    seed: int
+
+    def fill(self, run: LoadedRun, x: Tensor, known: Tensor) -> Tensor:
+        """Fill in the unknown values of x (n, *shape) several times: (n, draws, *shape).
+
+        The known values are kept to the last bit.
+        """
+        repeated = x.repeat_interleave(self.draws, 0)  # (n · draws, *shape)
+        known_repeated = known.repeat_interleave(self.draws, 0)
+        if self.method == "search":
+            filled = self.search(run, x, known)
+        elif self.method == "translate":
+            torch.manual_seed(self.seed)
+            source = mark_hidden(repeated, known_repeated, run.spec)
+            filled = map_batched(run.model.translate, source)
+        else:
+            torch.manual_seed(self.seed)
+            filled = map_batched(
+                lambda x, known: run.model.inpaint(x, known, steps=self.steps),
+                repeated,
+                known_repeated,
+            )
+        return torch.where(known_repeated, repeated, filled).unflatten(0, (-1, self.draws))
+
+    def search(self, run: LoadedRun, x: Tensor, known: Tensor) -> Tensor:
+        """Return the items (n · draws, *shape) of the codes that fit best, the best first."""
+        search = LatentSearch(
+            queries.reference_codes(run, split=self.split, seed=self.seed),
+            self.prior_weight,
+            self.steps or SEARCH_STEPS,
+            queries.value_range(x, run),
+        )
+        torch.manual_seed(self.seed)
+        z = optimize_with_restarts(run.model.decode, x, known, search, tries=self.draws)
+        return map_batched(run.model.decode, z.flatten(0, 1))
+
+
+def mark_hidden(x: Tensor, known: Tensor, spec: DataSpec) -> Tensor:
+    """Return the sources (N, C + 1, H, W) of a translator for images x (N, C, H, W).
+
+    As `dataset.operator=mask` makes them: hidden pixels are gray, and the last channel marks them.
+    """
+    low, high = spec.range
+    visible = torch.where(known, x, (low + high) / 2)
+    return torch.cat([visible, torch.where(known[:, :1], low, high).to(x)], 1)
+
+
+def measure_fills(x: Tensor, hidden: Tensor, filled: Tensor, mean_item: Tensor) -> dict[str, Any]:
+    """Return the squared errors of the fills (n, draws, *shape), and of the mean item."""
+    error = torch.stack([queries.squared_error(x, fill) for fill in filled.unbind(1)], 1)
+    mean_error = queries.squared_error(x, filled.mean(1))
+    plain_error = queries.squared_error(x, torch.where(hidden, mean_item, x))
+    count = hidden.flatten(1).sum(1).clamp_min(1)
+    return {
+        "hidden_fraction": hidden.float().mean().item(),
+        "squared_error_per_draw": mean_with_error(error.mean(1)),
+        "squared_error_of_mean_draw": mean_with_error(mean_error),
+        "squared_error_of_mean_fill": mean_with_error(plain_error),
+        "squared_error_per_hidden_value": mean_with_error(error.mean(1) / count),
+    }
+
+
+def classify_filled(run: LoadedRun, x: Tensor, filled: Tensor, labels: Tensor) -> dict[str, Any]:
+    """Return how often a classifier finds the labels (n,) in the fills, and in the items x."""
+    classifier = features.EXTRACTORS["classifier"](run.dataset, x.device)
+
+    def predict(x: Tensor) -> Tensor:
+        logits: Tensor = classifier(to_bytes(x.float().cpu(), run.spec.range))[1]
+        return logits.argmax(-1)
+
+    y = labels.cpu()
+    kept = map_batched(predict, filled.flatten(0, 1)).unflatten(0, filled.shape[:2]) == y[:, None]
+    found = map_batched(predict, x) == y
+    return {
+        "class_kept": mean_with_error(kept.double().mean(1)),
+        "class_found_in_items": mean_with_error(found.double()),
+        **classifier.conditions,
+    }
+
+
+def render_fills(
+    run: LoadedRun, x: Tensor, hidden: Tensor, mean_item: Tensor, filled: Tensor
+) -> np.ndarray:
+    """Return rows of items, their visible part, each fill and the mean fill."""
+    if run.spec.kind != "image":
+        return image_grids.render_items(filled[:, 0], run.spec, reals=x)
+    gray = sum(run.spec.range) / 2
+    sets = [x, torch.where(hidden, gray, x), *filled.unbind(1), torch.where(hidden, mean_item, x)]
+    fills = [f"filled in {k + 1}" for k in range(filled.shape[1])]
+    shown = torch.cat([images[:MAX_SHOWN] for images in sets])
+    pixels = image_grids.to_uint8_images(shown, run.spec)
+    grid = image_grids.make_grid(pixels, columns=min(MAX_SHOWN, len(x)))
+    return image_grids.add_captions(grid, rows=["item", "visible", *fills, "mean fill"])
+
+
+# --- folders --------------------------------------------------------------------------------------
+
+
+def inpaint_folder(
+    run: LoadedRun, input_dir: str, mask: Mask, *, draws: int, seed: int, out: str | None
+) -> dict[str, Any]:
+    """Fill in the hidden part of each image of a folder; keep the rest byte for byte.
+
+    The results are not measured, because the truth below the hidden part is unknown.
+    """
+    direction, channels = find_direction(run), run.spec.shape[0]
     if channels not in (1, 3):
         raise UserError(
-            f"in= is for models of grey or RGB images; {run.name} makes {run.spec.shape}"
+            f"input_dir= is for models of gray or RGB images; {run.name} makes {run.spec.shape}"
         )
-    where = Path(out) if out else run.folder.samples / f"inpaint_{folder.name}_step{run.step}"
-    files, shares = psnr_ssim.by_stem(folder), []
+    folder = Path(input_dir).expanduser()
+    output = Path(out) if out else run.folder.samples / f"inpaint_{folder.name}_step{run.step}"
+    files, fractions = psnr_ssim.images_by_stem(folder), []
     torch.manual_seed(seed)
     for i, (stem, path) in enumerate(files.items()):
-        image = read(path, channels)  # (1, C, H, W) uint8
-        one = replace(run.spec, shape=tuple(image.shape[1:]))
+        image = read_image(path, channels)  # (1, C, H, W) uint8
         try:
-            if mask == "transparent":
-                hidden = transparent(path).expand_as(image)
-            else:
-                hidden = corruptions.hidden(
-                    one, mask, 1, box=box, side=side, share=share, seed=seed + i
-                )
-            if not hidden.any():
-                raise UserError(f"mask={mask} hides nothing of it")
-            x = ranged(run, image, run.spec)
-            source = marked(x, ~hidden.to(x.device), run.spec)
-            made = torch.cat(
-                [to_bytes(sized(run, way, source), run.spec.range) for _ in range(draws)]
-            )
+            hidden = hidden_pixels(run, mask, path, image, seed=seed + i)
+            x = scale_to_range(run, image, run.spec)
+            source = mark_hidden(x, ~hidden.to(x.device), run.spec)
+            fills = [
+                to_bytes(translate_padded(run, direction, source), run.spec.range)
+                for _ in range(draws)
+            ]
         except UserError as error:
             raise UserError(f"{path}: {error}") from None
-        for k, filled in enumerate(torch.where(hidden, made, image), 1):
-            image_grids.save(
-                filled.permute(1, 2, 0).numpy(),
-                where / (f"{stem}_{k}.png" if draws > 1 else f"{stem}.png"),
-            )
-        shares.append(hidden.float().mean().item())
-    record = {
-        "model": run.name,
-        "dataset": run.info["dataset"],
-        "step": run.step,
-        "seed": seed,
-        "in": str(folder),
-    }
-    record |= {
-        "how": "translate",
-        "mask": mask,
+        for k, filled in enumerate(torch.where(hidden, torch.cat(fills), image), 1):
+            name = f"{stem}_{k}.png" if draws > 1 else f"{stem}.png"
+            image_grids.save_png(filled.permute(1, 2, 0).numpy(), output / name)
+        fractions.append(hidden.float().mean().item())
+    record = describe_run(run, seed) | {
+        "input_dir": str(folder),
+        "method": "translate",
+        "mask": mask.kind,
         "n": len(files),
         "draws": draws,
-        "hidden_share": sum(shares) / len(shares),
+        "hidden_fraction": sum(fractions) / len(fractions),
     }
-    write_record(record, where / "inpaint.json")
-    print(f"{len(files):,} images in {where}")
+    write_record(record, output / "inpaint.json")
+    print(f"{len(files):,} images in {output}")
     return record
 
 
-def picture(run: Run, x: Tensor, where: Tensor, usually: Tensor, filled: Tensor) -> np.ndarray:
-    """Return rows of images: items, what was seen of them (the rest in grey), each draw, the mean fill; points as a scatter."""
-    if run.spec.kind != "image":
-        return image_grids.picture(filled[:, 0], run.spec, reals=x)
-    middle = sum(run.spec.range) / 2
-    shown = [x, torch.where(where, middle, x), *filled.unbind(1), torch.where(where, usually, x)]
-    rows = ["item", "seen", *(f"filled in {k + 1}" for k in range(filled.shape[1])), "mean fill"]
-    some = torch.cat([part[:SHOWN] for part in shown])
-    sheet = image_grids.grid(image_grids.to_bytes(some, run.spec), columns=min(SHOWN, len(x)))
-    return image_grids.captioned(sheet, rows=rows)
+def hidden_pixels(run: LoadedRun, mask: Mask, path: Path, image: Tensor, *, seed: int) -> Tensor:
+    """Return the hidden pixels (1, C, H, W) of an image.
+
+    Raises:
+        UserError: the mask hides nothing.
+    """
+    if mask.kind == "transparent":
+        hidden = transparency_mask(path).expand_as(image)
+    else:
+        spec = replace(run.spec, shape=tuple(image.shape[1:]))
+        hidden = hidden_values(mask, spec, 1, seed=seed)
+    if not hidden.any():
+        raise UserError(f"mask={mask.kind} hides no pixel of it")
+    return hidden

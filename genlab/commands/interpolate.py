@@ -1,7 +1,8 @@
-"""genlab interpolate: what lies between two codes, on the straight line or on the sphere."""
+"""genlab interpolate: decode the codes between two codes, on a line or on a sphere."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -9,144 +10,201 @@ import torch
 from annotated_types import Ge
 from torch import Tensor
 
-from genlab.abilities import need
-from genlab.config.recipes import able
+from genlab.abilities import require
+from genlab.batching import map_batched
+from genlab.config.recipes import models_with
 from genlab.errors import UserError
 from genlab.inference import queries
-from genlab.inference.requirements import ready
-from genlab.runs.loaded_run import Run
-from genlab.spec import Count, Positive, Spec
+from genlab.inference.queries import ItemSelection, Space, Split
+from genlab.inference.requirements import require_command
+from genlab.inference.results import Results, mean_with_error, write_results
+from genlab.nn.broadcast import expand_like
+from genlab.runs.loaded_run import LoadedRun
+from genlab.spec import Count, DataSpec, Positive
 from genlab.viz import image_grids
-from genlab.viz.latents import lines
+from genlab.viz.latents import plot_paths
 
-How = Literal["linear", "spherical"]
+Method = Literal["linear", "spherical"]
+Endpoints = Literal["data", "prior"]
+Pairs = list[tuple[Count, Count]]
+MIN_SINE = 1e-4  # of the angle between two directions that are neither equal nor opposite
 
 
 def linear(a: Tensor, b: Tensor, t: Tensor) -> Tensor:
     """Return the codes (n, T, …) at t (T,) on the straight lines from a (n, …) to b (n, …)."""
-    t = t.view(1, -1, *[1] * (a.dim() - 1))
-    return (1 - t) * a[:, None] + t * b[:, None]
+    a, b = a[:, None], b[:, None]
+    t = expand_like(t[None], a)
+    return (1 - t) * a + t * b
 
 
-# Shoemake 1985, https://doi.org/10.1145/325334.325242: with Ω the angle between unit vectors p and q,
-# slerp(t) = (sin((1 − t)Ω) p + sin(tΩ) q) / sin Ω. A Gaussian's draws lie near a sphere, which the straight line leaves
-# (White 2016, https://arxiv.org/abs/1609.04468).
+# Shoemake 1985, https://doi.org/10.1145/325334.325242: with Ω the angle between unit vectors p and
+# q, slerp(t) = (sin((1 − t)Ω) p + sin(tΩ) q) / sin Ω. Draws of a Gaussian are near a sphere, which
+# the straight line leaves (White 2016, https://arxiv.org/abs/1609.04468).
 def spherical(a: Tensor, b: Tensor, t: Tensor) -> Tensor:
-    """Return the codes (n, T, …) at t (T,) whose directions turn evenly from a's to b's and whose norms change evenly.
+    """Return the codes (n, T, …) at t (T,) whose directions turn evenly from a to b.
 
-    Values that both ends share, such as a class both are of, stay as they are: the others turn.
+    Their norms change linearly. Values that a and b share, such as a common class, stay constant.
     """
     shape, (a, b) = a.shape[1:], (a.flatten(1), b.flatten(1))
     shared = a == b  # (n, d)
     p, q = a.masked_fill(shared, 0), b.masked_fill(shared, 0)
     norms = linear(p.norm(dim=1, keepdim=True), q.norm(dim=1, keepdim=True), t)  # (n, T, 1)
     p, q = torch.nn.functional.normalize(p), torch.nn.functional.normalize(q)
-    angle = (
-        2 * torch.atan2((p - q).norm(dim=1), (p + q).norm(dim=1))[:, None, None]
-    )  # (n, 1, 1): exact near 0 and π too
+    # (n, 1, 1), accurate near 0 and π too.
+    angle = 2 * torch.atan2((p - q).norm(dim=1), (p + q).norm(dim=1))[:, None, None]
     t = t.view(1, -1, 1)
     turned = ((1 - t) * angle).sin() * p[:, None] + (t * angle).sin() * q[:, None]
-    straight = linear(
-        p, q, t.flatten()
-    )  # where both directions are one there is nothing to turn, and where opposite no way
-    turned = torch.where(angle.sin().abs() > 1e-4, turned / angle.sin(), straight)
+    # Equal directions need not turn, and the path between opposite ones is not unique.
+    straight = linear(p, q, t.flatten())
+    turned = torch.where(angle.sin().abs() > MIN_SINE, turned / angle.sin(), straight)
     z = torch.where(shared[:, None], a[:, None], norms * turned)
-    z[:, t.flatten() == 0], z[:, t.flatten() == 1] = (
-        a[:, None],
-        b[:, None],
-    )  # the ends themselves, to the last bit
+    # The ends are exact, to the last bit.
+    z[:, t.flatten() == 0] = a[:, None]
+    z[:, t.flatten() == 1] = b[:, None]
     return z.unflatten(2, shape)
+
+
+@dataclass
+class CodePairs:
+    """Pairs of codes to interpolate between."""
+
+    start: Tensor  # (n, …)
+    end: Tensor  # (n, …)
+    items: tuple[Tensor, Tensor] | None = None  # the items that the codes are of
+    index: Tensor | None = None  # (n, 2), the indices of the items in their split
 
 
 @torch.no_grad()
 def interpolate(
-    run: Run,
+    run: LoadedRun,
     *,
-    how: How | None = None,
-    space: queries.Space = "z",
-    between: Literal["data", "prior"] | None = None,
-    pairs: list[tuple[Count, Count]] | None = None,
+    method: Method | None = None,
+    space: Space = "z",
+    endpoints: Endpoints | None = None,
+    pairs: Pairs | None = None,
     n: Positive = 8,
     frames: Annotated[int, Ge(2)] = 11,
-    y: Count | tuple[Count, Count] | None = None,
-    split: queries.Split = "test",
+    label: Count | tuple[Count, Count] | None = None,
+    split: Split = "test",
     seed: Count = 0,
-    out: str | None = None,
+    output_dir: str | None = None,
 ) -> dict[str, Any]:
-    """Decode `frames` codes on the way between n pairs; write them as rows of a picture and as arrays, return numbers.
+    """Decode `frames` codes between the ends of n pairs; write a row of images for each pair.
 
     Args:
-        how: None: as the model says of its codes by `between_codes`, which of a diffusion model's noise is spherical (DDIM, Song
-            et al. 2021, https://arxiv.org/abs/2010.02502, appendix D.5); else, and between styles, linear.
-        space: "w": between styles of draws of the prior.
-        between: codes of data (of those in `pairs`, or n drawn pairs) or draws of the prior; None: data where it encodes.
-        y: of draws of a conditional prior: their class, or the classes at the beginning and at the end.
+        method: None is the model's `latent_interpolation`, which for the noise of a diffusion
+            model is spherical (DDIM, Song et al. 2021, https://arxiv.org/abs/2010.02502, appendix
+            D.5), else linear; between styles it is linear.
+        space: "w" interpolates between the styles of draws from the prior.
+        endpoints: codes of data (of the items in `pairs`, or n random pairs) or draws from the
+            prior; None is data if the model encodes.
+        label: for draws from a conditional prior, their class, or the classes at start and end.
 
     Raises:
-        UserError: the model does not decode, or has no codes of that sort; there is no such item or class.
+        UserError: the model does not decode, or lacks such codes; an item or class does not exist.
     """
-    has = ready(run, "interpolate")
-    between = between or ("data" if "encode" in has and y is None and space == "z" else "prior")
-    verb = "encode" if between == "data" else "prior"
-    need(run.model, verb, lambda: able(verb))
-    if between == "data":
+    available = require_command(run, "interpolate")
+    if endpoints is None:
+        use_data = "encode" in available and label is None and space == "z"
+        endpoints = "data" if use_data else "prior"
+    verb = "encode" if endpoints == "data" else "prior"
+    require(run.model, verb, lambda: models_with(verb))
+    if endpoints == "data":
         if space == "w":
             raise UserError(
-                "space=w is for between=prior: items of the data have no styles; genlab project finds some"
+                "space=w is for endpoints=prior: items of the data lack styles; genlab project "
+                "finds some"
             )
-        if y is not None:
-            raise UserError("y= is for between=prior: items of the data have classes of their own")
-        listed = None if pairs is None else [k for end in zip(*pairs, strict=True) for k in end]
-        held, index = queries.items(run, split, 2 * n, seed, listed)
-        count = len(held) // 2  # a small split has fewer pairs
-        if not count:
+        if label is not None:
             raise UserError(
-                f"the {split} split of {run.info['dataset']} has one item; two are needed"
+                "label= is for endpoints=prior: items of the data have their own classes"
             )
-        ends = held.x[:count], held.x[count : 2 * count]
-        a, b = (queries.through(run.model.encode, x) for x in ends)
-        index = index[: 2 * count].view(2, count).T
+        ends = encode_pairs(run, pairs, n, split=split, seed=seed)
     else:
         if pairs is not None:
             raise UserError(
-                "pairs= is for between=data: draws of the prior have no numbers; choose others with seed="
+                "pairs= is for endpoints=data: draws from the prior are not numbered; choose "
+                "others with seed="
             )
-        torch.manual_seed(seed)
-        a, b = (
-            queries.draw(run, n, queries.one_class(run, k), space)
-            for k in (y if isinstance(y, tuple) else (y, y))
-        )
-        ends, index = None, None
+        ends = draw_pairs(run, n, label, space, seed=seed)
+    method = method or (run.model.latent_interpolation if space == "z" else "linear")
 
-    how = how or (getattr(run.model, "between_codes", "linear") if space == "z" else "linear")
-    t = torch.linspace(0, 1, frames, dtype=a.dtype, device=a.device)
-    z = (linear if how == "linear" else spherical)(a, b, t)  # (n, T, …)
-    decoded = queries.through(queries.decoder(run, space), z.flatten(0, 1)).unflatten(
-        0, z.shape[:2]
-    )  # (n, T, *shape)
-    steps = decoded.diff(dim=1).double().flatten(2).norm(dim=2)  # (n, T − 1)
-    return queries.write(
-        run, f"interpolate_{between}_{how}" + "_w" * (space == "w"), seed=seed, out=out,
-        record={
-            "between": between, "how": how, "space": space, "n": len(a), "frames": frames,
-            "distance": queries.mean(queries.squared_error(decoded[:, 0], decoded[:, -1]).sqrt()),
-            "length_of_the_way": queries.mean(steps.sum(1)),
-            "longest_step": queries.mean(steps.max(1).values),
-        },
-        images={"": picture(decoded, run.spec, ends)},
-        arrays={"frames": decoded, "z": z, "t": t, "index": index},
-    )  # fmt: skip
+    t = torch.linspace(0, 1, frames, dtype=ends.start.dtype, device=ends.start.device)
+    path = linear if method == "linear" else spherical
+    z = path(ends.start, ends.end, t)  # (n, T, …)
+    decoded = map_batched(queries.decoder_for(run, space), z.flatten(0, 1))
+    decoded = decoded.unflatten(0, z.shape[:2])  # (n, T, *shape)
 
-
-def picture(decoded: Tensor, spec: Spec, ends: tuple[Tensor, Tensor] | None) -> np.ndarray:
-    """Return a row of images for each way (n, T, C, H, W), between the items that its ends are codes of; points as curves."""
-    if spec.kind != "image":
-        return lines(decoded, None if ends is None else torch.cat(ends))
-    columns = [f"{i / (decoded.shape[1] - 1):.2g}" for i in range(decoded.shape[1])]
-    if ends is not None:
-        decoded = torch.cat([ends[0][:, None], decoded, ends[1][:, None]], 1)
-        columns = ["from", *columns, "to"]
-    sheet = image_grids.grid(
-        image_grids.to_bytes(decoded.flatten(0, 1), spec), columns=decoded.shape[1]
+    name = f"interpolate_{endpoints}_{method}" + ("_w" if space == "w" else "")
+    record = {
+        "endpoints": endpoints,
+        "method": method,
+        "space": space,
+        "n": len(z),
+        "frames": frames,
+        **measure_paths(decoded),
+    }
+    results = Results(
+        name,
+        seed,
+        record,
+        images={"": render_paths(decoded, run.spec, ends.items)},
+        arrays={"frames": decoded, "z": z, "t": t, "index": ends.index},
     )
-    return image_grids.captioned(sheet, columns=columns)
+    return write_results(run, results, output_dir)
+
+
+def encode_pairs(
+    run: LoadedRun, pairs: Pairs | None, n: int, *, split: Split, seed: int
+) -> CodePairs:
+    """Return the codes of the listed pairs of items, or of n random pairs."""
+    listed = None if pairs is None else [k for end in zip(*pairs, strict=True) for k in end]
+    batch, index = queries.select_items(run, ItemSelection(2 * n, listed, split, seed))
+    count = len(batch) // 2  # a small split has fewer pairs
+    if not count:
+        raise UserError(f"the {split} split of {run.dataset_name} has one item; two are needed")
+    items = batch.x[:count], batch.x[count : 2 * count]
+    start, end = (map_batched(run.model.encode, x) for x in items)
+    return CodePairs(start, end, items, index[: 2 * count].view(2, count).T)
+
+
+def draw_pairs(
+    run: LoadedRun, n: int, label: int | tuple[int, int] | None, space: Space, *, seed: int
+) -> CodePairs:
+    """Return n pairs of draws from the prior."""
+    torch.manual_seed(seed)
+    labels = label if isinstance(label, tuple) else (label, label)
+    start, end = (
+        queries.draw_prior_codes(run, n, queries.check_prior_label(run, k), space) for k in labels
+    )
+    return CodePairs(start, end)
+
+
+def measure_paths(decoded: Tensor) -> dict[str, Any]:
+    """Return the end distance, length and longest step of paths (n, T, *shape)."""
+    steps = decoded.diff(dim=1).double().flatten(2).norm(dim=2)  # (n, T − 1)
+    distance = queries.squared_error(decoded[:, 0], decoded[:, -1]).sqrt()
+    return {
+        "distance": mean_with_error(distance),
+        "path_length": mean_with_error(steps.sum(1)),
+        "longest_step": mean_with_error(steps.max(1).values),
+    }
+
+
+def render_paths(
+    decoded: Tensor, spec: DataSpec, items: tuple[Tensor, Tensor] | None
+) -> np.ndarray:
+    """Return a row of images for each path (n, T, C, H, W), or the curves of points.
+
+    Args:
+        items: the items at both ends, shown beside the images.
+    """
+    if spec.kind != "image":
+        return plot_paths(decoded, None if items is None else torch.cat(items))
+    columns = [f"{i / (decoded.shape[1] - 1):.2g}" for i in range(decoded.shape[1])]
+    if items is not None:
+        decoded = torch.cat([items[0][:, None], decoded, items[1][:, None]], 1)
+        columns = ["from", *columns, "to"]
+    images = image_grids.to_uint8_images(decoded.flatten(0, 1), spec)
+    grid = image_grids.make_grid(images, columns=decoded.shape[1])
+    return image_grids.add_captions(grid, columns=columns)

@@ -1,4 +1,4 @@
-"""genlab mix: items whose coarse styles come from one draw and whose fine styles come from another.
+"""genlab mix: combine the coarse styles of one sample with the fine styles of another.
 
 Karras et al. 2019, https://arxiv.org/abs/1812.04948, section 3.1 and figure 3.
 """
@@ -7,97 +7,119 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from genlab.batching import map_batched
 from genlab.errors import UserError
 from genlab.inference import queries
-from genlab.inference.requirements import ready
-from genlab.runs.loaded_run import Run
+from genlab.inference.requirements import require_command
+from genlab.inference.results import Results, mean_with_error, write_results
+from genlab.runs.loaded_run import LoadedRun
 from genlab.spec import Count, Fraction, Positive
 from genlab.viz import image_grids
 
 SCALES = ("coarse", "middle", "fine")
 
 
-def mixtures(w: Tensor, other: Tensor, start: int, end: int) -> Tensor:
-    """Return every w (A, L, D) with the layers from `start` to before `end` of every other (B, L, D): (A, B, L, D)."""
-    both = w[:, None].repeat(1, len(other), 1, 1)
-    both[:, :, start:end] = other[None, :, start:end]
-    return both
+def mix_styles(w: Tensor, other: Tensor, start: int, end: int) -> Tensor:
+    """Return every w (A, L, D) with the layers start … end − 1 of every other (B, L, D).
+
+    The result is (A, B, L, D).
+    """
+    mixed = w[:, None].repeat(1, len(other), 1, 1)
+    mixed[:, :, start:end] = other[None, :, start:end]
+    return mixed
 
 
 @torch.no_grad()
 def mix(
-    run: Run,
+    run: LoadedRun,
     *,
     rows: Positive = 4,
     columns: Positive = 5,
     cuts: tuple[Count, Count] | None = None,
     truncation: Fraction = 1.0,
-    y: Count | tuple[Count, Count] | None = None,
+    label: Count | tuple[Count, Count] | None = None,
     seed: Count = 0,
-    out: str | None = None,
+    output_dir: str | None = None,
 ) -> dict[str, Any]:
-    """Give each of `rows` draws A the coarse, the middle or the fine styles of each of `columns` draws B; write a grid each.
+    """Give each of `rows` samples A the styles of each of `columns` samples B.
 
-    The distances say what the layers are about: how far, in mean squared difference, the items are from A's and from B's.
+    The coarse, the middle and the fine styles are exchanged in turn. The distances show what the
+    layers control: the mean squared difference of the mixed items from A's and from B's.
 
     Args:
-        cuts: the first middle and the first fine layer; None: thirds.
-        truncation: below 1 the styles are drawn to their mean.
-        y: of a conditional model: the class of all, or of A and of B.
+        cuts: the first middle layer and the first fine layer; None cuts into thirds.
+        truncation: below 1, the styles are moved toward their mean.
+        label: for a conditional model, the class of all samples, or the classes of A and of B.
 
     Raises:
-        UserError: the model has no styles, or no such layers or classes.
+        UserError: the model lacks styles, or such layers or classes.
     """
-    ready(run, "mix")
+    require_command(run, "mix")
     torch.manual_seed(seed)
-    classes = [queries.one_class(run, k) for k in (y if isinstance(y, tuple) else (y, y))]
-    a, b = (
-        run.model.styles(queries.draw(run, n, k), truncation=truncation)
-        for n, k in zip((rows, columns), classes, strict=True)
+    labels = label if isinstance(label, tuple) else (label, label)
+    w_a, w_b = (
+        run.model.styles(
+            queries.draw_prior_codes(run, n, queries.check_prior_label(run, k)),
+            truncation=truncation,
+        )
+        for n, k in zip((rows, columns), labels, strict=True)
     )  # (A, L, D), (B, L, D)
-    layers = a.shape[1]
+    layers = w_a.shape[1]
     if cuts is None:
         cuts = round(layers / 3), round(2 * layers / 3)
     if not 0 < cuts[0] <= cuts[1] <= layers:
         raise UserError(
-            f"cuts={list(cuts)}: {run.name} has the layers 0 to {layers - 1}; give two of them, rising from 1"
+            f"cuts={list(cuts)}: {run.name} has the layers 0 to {layers - 1}; give two of them, "
+            "ascending from 1"
         )
 
-    from_a, from_b = (queries.through(run.model.synthesise, w) for w in (a, b))
+    a, b = (map_batched(run.model.synthesize, w) for w in (w_a, w_b))
     record: dict[str, Any] = {
         "rows": rows,
         "columns": columns,
         "layers": layers,
         "truncation": truncation,
     }
-    images, arrays = {}, {"a": from_a, "b": from_b, "w_a": a, "w_b": b}
+    images, arrays = {}, {"a": a, "b": b, "w_a": w_a, "w_b": w_b}
     for scale, start, end in zip(SCALES, (0, *cuts), (*cuts, layers), strict=True):
         if start == end:
             continue
-        x = queries.through(
-            run.model.synthesise, mixtures(a, b, start, end).flatten(0, 1)
-        )  # (A · B, *shape)
-        to_a = queries.squared_error(x, from_a.repeat_interleave(columns, 0)) / run.spec.dim
-        to_b = queries.squared_error(x, from_b.repeat(rows, *[1] * (x.dim() - 1))) / run.spec.dim
-        record |= {f"{scale}_layers": [start, end - 1]}
+        w = mix_styles(w_a, w_b, start, end).flatten(0, 1)
+        x = map_batched(run.model.synthesize, w).unflatten(0, (rows, columns))  # (A, B, *shape)
+        distance_to_a = queries.squared_error(x.flatten(0, 1), repeat_rows(a, columns))
+        distance_to_b = queries.squared_error(x.flatten(0, 1), repeat_columns(b, rows))
         record |= {
-            f"{scale}_of_b_distance_to_a": queries.mean(to_a),
-            f"{scale}_of_b_distance_to_b": queries.mean(to_b),
+            f"{scale}_layers": [start, end - 1],
+            f"{scale}_of_b_distance_to_a": mean_with_error(distance_to_a / run.spec.dim),
+            f"{scale}_of_b_distance_to_b": mean_with_error(distance_to_b / run.spec.dim),
         }
-        arrays[scale] = x.unflatten(0, (rows, columns))
-        corner = torch.full_like(from_a[:1], run.spec.range[1])
-        lines = torch.cat([from_a[:, None], arrays[scale]], 1).flatten(
-            0, 1
-        )  # A's own before its row, B's above their columns
-        sheet = image_grids.to_bytes(torch.cat([corner, from_b, lines]), run.spec)
-        images[scale] = image_grids.captioned(
-            image_grids.grid(sheet, columns=columns + 1),
-            rows=[f"{scale} of B", *(f"A{i + 1}" for i in range(rows))],
-            columns=["", *(f"B{i + 1}" for i in range(columns))],
-        )
-    return queries.write(
-        run, "mix", seed=seed, out=out, record=record, images=images, arrays=arrays
+        arrays[scale] = x
+        images[scale] = render_mixtures(run, a, b, x, f"{scale} of B")
+    return write_results(run, Results("mix", seed, record, images, arrays), output_dir)
+
+
+def repeat_rows(a: Tensor, columns: int) -> Tensor:
+    """Return the item A (A · B, *shape) of each cell of a grid."""
+    return a.repeat_interleave(columns, 0)
+
+
+def repeat_columns(b: Tensor, rows: int) -> Tensor:
+    """Return the item B (A · B, *shape) of each cell of a grid."""
+    return b[None].expand(rows, *b.shape).flatten(0, 1)
+
+
+def render_mixtures(run: LoadedRun, a: Tensor, b: Tensor, x: Tensor, corner: str) -> np.ndarray:
+    """Return mixed items x (A, B, C, H, W) as a grid, with A's at the left and B's at the top."""
+    rows, columns = x.shape[:2]
+    blank = torch.full_like(a[:1], run.spec.range[1])
+    lines = torch.cat([a[:, None], x], 1).flatten(0, 1)
+    pixels = image_grids.to_uint8_images(torch.cat([blank, b, lines]), run.spec)
+    return image_grids.add_captions(
+        image_grids.make_grid(pixels, columns=columns + 1),
+        rows=[corner, *(f"A{i + 1}" for i in range(rows))],
+        columns=["", *(f"B{i + 1}" for i in range(columns))],
     )

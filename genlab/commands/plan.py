@@ -1,8 +1,7 @@
-"""genlab plan: what a training would take, by a few measured steps of a trainer that is thrown away."""
+"""genlab plan: predict what a training takes by measuring a few steps."""
 
 from __future__ import annotations
 
-import inspect
 import io
 import shutil
 import signal
@@ -17,187 +16,194 @@ import torch
 from torch import Tensor, nn
 
 from genlab.abilities import abilities
-from genlab.commands.train import count, judge
-from genlab.console import show
+from genlab.commands.train import evaluate_model, num_preview_items
+from genlab.console import print_table
 from genlab.errors import UserError
-from genlab.training.auto_batch_size import Trial, held, timed
+from genlab.training.auto_batch_size import Trial, time_steps, used_memory
 from genlab.training.trainer import Trainer
 
 MB = 2**20
-STEPS_FOR = 5.0  # seconds of measured steps
-PATIENCE = 20.0  # seconds that one preview or evaluation is waited for
-FEW = 4  # steps of a sampler, to compare many samples at once with one
+MEASURED_SECONDS = 5.0  # of steps
+TIME_LIMIT_S = 20.0  # for a preview or an evaluation
+SHORT_SAMPLER_STEPS = 4  # to compare the time of many samples at once with that of one
 
-Row = tuple[str, str, str]  # what, how much, how it is known
+Row = tuple[str, str, str]  # quantity, value, how it was obtained
 
 
 def plan(trainer: Trainer, dataset: Any, *, config: dict[str, Any]) -> dict[str, float]:
-    """Print what training would take, and return the numbers: seconds, MB (2^20 bytes), counts.
+    """Print the time, memory and disk that training takes; return the numbers.
 
     Args:
-        trainer: as training would have it; it is used up.
+        trainer: as training would build it; it is trained for a few steps and must be discarded.
 
     Raises:
         UserError: there are several processes.
     """
-    if trainer.ranks.size > 1:
+    if trainer.group.size > 1:
         raise UserError("genlab plan measures one process: start it without torchrun")
-    before = held(trainer.device)
-    trial = timed(trainer, dataset, seconds=STEPS_FOR)
-    found: dict[str, float] = {}
-    table = [*data_rows(trainer, dataset), *model_rows(trainer.model, found)]
-    table += memory_rows(trainer, trial, before, found)
-    table += time_rows(trainer, dataset, trial, found)
-    disk, warning = disk_rows(trainer, Path(str(config["out"])), found)
-    table += disk
-    table += look_rows(trainer, dataset, config, found)
-    show(["what", "how much", "how it is known"], [list(row) for row in table])
+    memory_before = used_memory(trainer.device)
+    trial = time_steps(trainer, dataset, seconds=MEASURED_SECONDS)
+    numbers: dict[str, float] = {}
+    table = [*data_rows(trainer, dataset), *model_rows(trainer.model, numbers)]
+    table += memory_rows(trainer, trial, memory_before, numbers)
+    table += time_rows(trainer, dataset, trial, numbers)
+    rows, warning = disk_rows(trainer, Path(str(config["out"])), numbers)
+    table += rows
+    table += preview_rows(trainer, dataset, config, numbers)
+    print_table(["quantity", "value", "source"], [list(row) for row in table])
     if warning:
         print(f"warning: {warning}", file=sys.stderr)
-    return found
+    return numbers
 
 
-# --- data and model ---------------------------------------------------------------------------------------------------
+# --- data and model -------------------------------------------------------------------------------
 
 
 def data_rows(trainer: Trainer, dataset: Any) -> list[Row]:
-    """Return what the data is, and where it lives."""
+    """Return what the data is, and where it is stored."""
     spec = dataset.spec
-    items = ", ".join(
-        f"{dataset.size(split):,} {split}" for split in ("train", "validation", "test")
-    )
+    sizes = [f"{dataset.size(split):,} {split}" for split in ("train", "validation", "test")]
     parts = ["×".join(map(str, spec.shape)) + f" {spec.kind}"]
     if spec.kind == "image":
         parts.append(f"in [{spec.range[0]:g}, {spec.range[1]:g}]")
     if spec.kind == "tokens":
         parts.append(f"{spec.vocab} different")
+    elif spec.levels:
+        parts.append(f"{spec.levels} levels" + (", dequantized" if spec.dequantized else ""))
     else:
-        parts.append(
-            f"{spec.levels} levels" + (", dequantised" if spec.dequantised else "")
-            if spec.levels
-            else "real numbers"
-        )
-    parts.append(f"{spec.classes} classes" if spec.classes else "no classes")
-    rows = [("data", dataset.name, items), ("  an item", ", ".join(parts), "")]
-    split = getattr(dataset, "splits", {}).get("train")
-    if split is not None:
-        resident = isinstance(split.x, Tensor)
-        size = (
-            f" of {trainer.device.torch}, {mb(split.x.nbytes)} for the train split"
-            if resident
-            else ""
-        )
-        rows.append(
-            ("  where", f"held in the memory{size}" if resident else "streamed from its files", "")
-        )
-    return rows
+        parts.append("real numbers")
+    parts.append(f"{spec.num_classes} classes" if spec.num_classes else "no classes")
+    train_x = dataset.splits["train"].x
+    place = "streamed from files"
+    if isinstance(train_x, Tensor):
+        size = format_bytes(train_x.nbytes)
+        place = f"in the memory of {trainer.device.torch}, {size} for the train split"
+    return [
+        ("data", dataset.name, ", ".join(sizes)),
+        ("  item", ", ".join(parts), ""),
+        ("  storage", place, ""),
+    ]
 
 
-def model_rows(model: nn.Module, found: dict[str, float]) -> list[Row]:
-    """Return the parameters of the model and of its parts, each counted where it comes first."""
-    found["parameters"] = sum(p.numel() for p in model.parameters())
-    rows = [("model", type(model).__name__, f"{found['parameters']:,} parameters, exact")]
+def model_rows(model: nn.Module, numbers: dict[str, float]) -> list[Row]:
+    """Return the number of parameters of the model and its parts; shared ones count once."""
+    numbers["parameters"] = sum(p.numel() for p in model.parameters())
+    rows = [("model", type(model).__name__, f"{numbers['parameters']:,} parameters, exact")]
     parts = [(name, [p]) for name, p in model.named_parameters(recurse=False)]
     parts += [(name, list(child.parameters())) for name, child in model.named_children()]
-    seen: set[int] = set()
-    for name, own in parts:
-        n = sum(p.numel() for p in own if id(p) not in seen)
-        seen |= {id(p) for p in own}
+    counted: set[int] = set()
+    for name, parameters in parts:
+        n = sum(p.numel() for p in parameters if id(p) not in counted)
+        counted |= {id(p) for p in parameters}
         if n:
             rows.append((f"  {name}", f"{n:,} parameters", ""))
     return rows
 
 
-# --- memory and time --------------------------------------------------------------------------------------------------
+# --- memory and time ------------------------------------------------------------------------------
 
 
-def memory_rows(trainer: Trainer, trial: Trial, before: int, found: dict[str, float]) -> list[Row]:
-    """Return what the tensors of training hold, and the measured peak."""
+def memory_rows(
+    trainer: Trainer, trial: Trial, memory_before: int, numbers: dict[str, float]
+) -> list[Row]:
+    """Return the memory of the tensors of training, and the measured peak."""
     model = trainer.model
-    states = (
-        s
-        for opt in trainer.optimizers.values()
-        for state in opt.state.values()
-        for s in state.values()
-    )
-    tensors = {
+    states = [
+        value
+        for optimizer in trainer.optimizers.values()
+        for state in optimizer.state.values()
+        for value in state.values()
+    ]
+    tensors: dict[str, list[Tensor]] = {
         "weights": [*model.parameters(), *model.buffers()],
         "gradients": [p.grad for p in model.parameters() if p.grad is not None],
-        "optimizer": [s for s in states if isinstance(s, Tensor)],
-        "ema": [*trainer.ema.model.parameters(), *trainer.ema.model.buffers()]
-        if trainer.ema
-        else [],
+        "optimizer": [value for value in states if isinstance(value, Tensor)],
+        "ema": [],
     }
-    what = {
+    if trainer.ema:
+        tensors["ema"] = [*trainer.ema.model.parameters(), *trainer.ema.model.buffers()]
+    titles = {
         "weights": "weights and buffers",
-        "optimizer": "optimizer's state",
-        "ema": "running mean (ema)",
+        "optimizer": "optimizer state",
+        "ema": "averaged weights (EMA)",
     }
     rows: list[Row] = [("memory", "", "")]
-    for key, some in tensors.items():
-        found[f"{key}_mb"] = nbytes(some) / MB
-        if some:
-            rows.append((f"  {what.get(key, key)}", mb(nbytes(some)), "exact"))
-    found["peak_mb"] = trial.peak / MB
-    gpu = trainer.device.name == "cuda"
-    how = f"measured: {'GPU memory reserved' if gpu else 'of the whole process'}, {mb(before)} before the first step"
-    return [*rows, ("  at most", mb(trial.peak), how)]
+    for key, group in tensors.items():
+        size = total_bytes(group)
+        numbers[f"{key}_mb"] = size / MB
+        if group:
+            rows.append((f"  {titles.get(key, key)}", format_bytes(size), "exact"))
+    numbers["peak_mb"] = trial.peak_bytes / MB
+    is_gpu = trainer.device.name == "cuda"
+    source = (
+        f"measured: {'GPU memory reserved' if is_gpu else 'of the whole process'}, "
+        f"{format_bytes(memory_before)} before the first step"
+    )
+    return [*rows, ("  peak", format_bytes(trial.peak_bytes), source)]
 
 
-def nbytes(tensors: Iterable[Tensor]) -> int:
-    """Return the bytes of tensors, each counted once."""
+def total_bytes(tensors: Iterable[Tensor]) -> int:
+    """Return the size of tensors in bytes, each counted once."""
     return sum({id(t): t.numel() * t.element_size() for t in tensors}.values())
 
 
-def time_rows(trainer: Trainer, dataset: Any, trial: Trial, found: dict[str, float]) -> list[Row]:
-    """Return what a step, an epoch and all of training take, without pictures, measures and checkpoints."""
-    o, s = trainer.options, trial.seconds
-    batches = (
-        trainer.pulled / trainer.at
-    )  # that one step takes from the data; none: it goes over the data itself
-    items = batches * o.batch_size or trainer.items_a_step
-    found |= {
-        "batch_size": o.batch_size,
-        "step_seconds": s,
-        "items_per_s": trainer.items_a_step / s,
-        "epoch_seconds": s * dataset.size("train") / items,
+def time_rows(trainer: Trainer, dataset: Any, trial: Trial, numbers: dict[str, float]) -> list[Row]:
+    """Return the time of a step, an epoch and the training, without previews and checkpoints."""
+    options, step_seconds = trainer.options, trial.seconds
+    # Batches that a step takes from the data; 0 if the trainer goes over the data itself.
+    batches = trainer.batches_consumed / trainer.global_step
+    items = batches * options.batch_size or trainer.items_per_step
+    steps = options.steps
+    if options.max_minutes:
+        steps = min(steps, int(options.max_minutes * 60 / step_seconds))
+    numbers |= {
+        "batch_size": options.batch_size,
+        "step_seconds": step_seconds,
+        "items_per_s": trainer.items_per_step / step_seconds,
+        "epoch_seconds": step_seconds * dataset.size("train") / items,
+        "steps": steps,
+        "training_seconds": steps * step_seconds,
     }
-    steps = min(o.steps, int(o.max_time * 60 / s)) if o.max_time else o.steps
-    found |= {"steps": steps, "training_seconds": steps * s}
-    spread = f"{brief(min(trial.times))} to {brief(max(trial.times))}"
-    blocks = f"{len(trial.times)} times {trial.block} step{'s' * (trial.block > 1)}"
-    shards = f"in {o.accumulate} shards" if o.accumulate > 1 else ""
-    end = (
-        f"trainer.max_time ends it before {o.steps:,}"
-        if steps < o.steps
-        else "without what is below"
-    )
-    per = "" if batches in (0, 1) else f"; a step takes {batches:g} batches"
+    shards = f"in {options.grad_accum_steps} shards" if options.grad_accum_steps > 1 else ""
+    blocks = f"{len(trial.times)} blocks of {trial.steps_per_block} steps"
+    spread = f"{format_seconds(min(trial.times))} to {format_seconds(max(trial.times))}"
+    epoch = "" if batches in (0, 1) else f"; a step takes {batches:g} batches"
+    end = "without the previews and evaluations below"
+    if steps < options.steps:
+        end = f"trainer.max_minutes ends it before {options.steps:,}"
     return [
         ("time", trainer_name(trainer), str(trainer.device)),
-        ("  a batch", f"{o.batch_size:,} items", shards),
-        ("  a step", brief(s), f"measured: the median of {blocks}, {spread}"),
+        ("  batch", f"{options.batch_size:,} items", shards),
         (
-            "  items a second",
-            f"{found['items_per_s']:,.0f}",
-            f"as training's log counts them: {trainer.items_a_step:,} a step",
+            "  step",
+            format_seconds(step_seconds),
+            f"measured: the median of {blocks}, {spread}",
         ),
-        ("  an epoch", brief(found["epoch_seconds"]), f"estimate{per}"),
-        (f"  {steps:,} steps", brief(found["training_seconds"]), f"estimate, {end}"),
+        (
+            "  items per second",
+            f"{numbers['items_per_s']:,.0f}",
+            f"as in the training log: {trainer.items_per_step:,} per step",
+        ),
+        ("  epoch", format_seconds(numbers["epoch_seconds"]), f"estimate{epoch}"),
+        (
+            f"  {steps:,} steps",
+            format_seconds(numbers["training_seconds"]),
+            f"estimate, {end}",
+        ),
     ]
 
 
 def trainer_name(trainer: Trainer) -> str:
-    """Return the update rule and its optimizers."""
-    kinds = dict.fromkeys(type(opt).__name__ for opt in trainer.optimizers.values())
+    """Return the names of the trainer and of its optimizers."""
+    kinds = dict.fromkeys(type(optimizer).__name__ for optimizer in trainer.optimizers.values())
     return ", ".join([type(trainer).__name__, *kinds])
 
 
-# --- disk -------------------------------------------------------------------------------------------------------------
+# --- disk -----------------------------------------------------------------------------------------
 
 
-class Counted(io.RawIOBase):
-    """A file that counts what is written to it, and keeps nothing."""
+class ByteCounter(io.RawIOBase):
+    """A file that counts the bytes written to it and discards them."""
 
     size = 0
 
@@ -210,136 +216,144 @@ class Counted(io.RawIOBase):
         return n
 
 
-def disk_rows(trainer: Trainer, out: Path, found: dict[str, float]) -> tuple[list[Row], str]:
-    """Return what checkpoints take, and a warning where the disk has less."""
-    o = trainer.options
-    file = Counted()
-    torch.save(trainer.state(), file)
-    steps = found["steps"]
-    kept = min(o.keep, int(-(-steps // o.save_every)))
-    files = kept + 1 + bool(o.monitor)  # a new one is written before an old one is dropped
-    place = next(p for p in (out.absolute(), *out.absolute().parents) if p.exists())
+def disk_rows(trainer: Trainer, out: Path, numbers: dict[str, float]) -> tuple[list[Row], str]:
+    """Return the disk space of the checkpoints, and a warning if the disk has less."""
+    options = trainer.options
+    file: Any = ByteCounter()
+    torch.save(trainer.state_dict(), file)
+    saves = int(-(-numbers["steps"] // options.save_every))
+    kept = min(options.keep_checkpoints, saves)
+    # A new checkpoint is written before an old one is removed.
+    total = (kept + 1 + bool(options.monitor)) * file.size
+    place = next(path for path in (out.absolute(), *out.absolute().parents) if path.exists())
     free = shutil.disk_usage(place).free
-    found |= {
-        "checkpoint_mb": file.size / MB,
-        "disk_mb": files * file.size / MB,
-        "free_mb": free / MB,
-    }
-    best = " + best.pt" if o.monitor else ""
+    numbers |= {"checkpoint_mb": file.size / MB, "disk_mb": total / MB, "free_mb": free / MB}
+    best = " + best.pt" if options.monitor else ""
     rows = [
         ("disk", "", ""),
-        ("  a checkpoint", mb(file.size), f"measured; one every {o.save_every:,} steps"),
-        ("  checkpoints", mb(files * file.size), f"{kept} kept{best} + one while it is written"),
-        ("  free", mb(free), f"at {place}"),
+        (
+            "  checkpoint",
+            format_bytes(file.size),
+            f"measured; one every {options.save_every:,} steps",
+        ),
+        (
+            "  checkpoints",
+            format_bytes(total),
+            f"{kept} kept{best} + one while it is written",
+        ),
+        ("  free", format_bytes(free), f"at {place}"),
     ]
-    short = files * file.size > free
-    return (
-        rows,
-        f"the checkpoints need {mb(files * file.size)}, and {place} has {mb(free)} free"
-        if short
-        else "",
-    )
+    warning = ""
+    if total > free:
+        warning = (
+            f"the checkpoints need {format_bytes(total)}, but {place} has {format_bytes(free)} free"
+        )
+    return rows, warning
 
 
-# --- pictures and measures while it trains ----------------------------------------------------------------------------
+# --- previews and evaluations ---------------------------------------------------------------------
 
 
-class TimeUp(Exception):
-    """What was timed took longer than it may."""
+class TimeLimitError(Exception):
+    """A measurement took longer than its limit."""
 
 
-def lasts(what: Callable[[], object]) -> float | None:
-    """Return the seconds that something takes; None if it is more than `PATIENCE`, at which the main thread gives up."""
+def measure_seconds(function: Callable[[], object]) -> float | None:
+    """Return the seconds that a call takes; None if TIME_LIMIT_S interrupted it.
 
-    def ring(number: int, frame: object) -> None:
-        raise TimeUp
+    The call is interrupted in the main thread only.
+    """
 
-    main = threading.current_thread() is threading.main_thread()
-    handler = signal.signal(signal.SIGALRM, ring) if main else None
-    began = time.perf_counter()
+    def interrupt(number: int, frame: object) -> None:
+        raise TimeLimitError
+
+    is_main_thread = threading.current_thread() is threading.main_thread()
+    handler = signal.signal(signal.SIGALRM, interrupt) if is_main_thread else None
+    start = time.perf_counter()
     try:
-        if main:
-            signal.setitimer(signal.ITIMER_REAL, PATIENCE)
-        what()
-    except TimeUp:
+        if is_main_thread:
+            signal.setitimer(signal.ITIMER_REAL, TIME_LIMIT_S)
+        function()
+    except TimeLimitError:
         return None
     finally:
-        if main:
+        if is_main_thread:
             signal.setitimer(signal.ITIMER_REAL, 0)
             signal.signal(signal.SIGALRM, handler)
-    return time.perf_counter() - began
+    return time.perf_counter() - start
 
 
-def look_rows(
-    trainer: Trainer, dataset: Any, config: dict[str, Any], found: dict[str, float]
+def preview_rows(
+    trainer: Trainer, dataset: Any, config: dict[str, Any], numbers: dict[str, float]
 ) -> list[Row]:
-    """Return what previews and evaluations cost; numbers that are not known are not in `found`."""
-    o, model, steps = trainer.options, trainer.sampler(), found["steps"]
+    """Return the time of previews and evaluations; unknown numbers are left out of `numbers`."""
+    options, model, steps = trainer.options, trainer.eval_model(), numbers["steps"]
     rows: list[Row] = []
 
-    def add(name: str, every: int, seconds: float | None, how: str, times: int) -> None:
-        found[f"{name}s"] = times
-        if seconds is None:
-            total = f"more than {PATIENCE:g} s each"
-        else:
-            found[f"{name}_seconds"] = seconds
-            total = f"{brief(seconds)} each, {brief(times * seconds)} together"
-        rows.append(
-            (f"  {times:,} {name}{'s' * (times > 1)}", total, f"{how}; one every {every:,} steps")
-        )
+    def add(name: str, every: int, seconds: float | None, source: str, times: int) -> None:
+        numbers[f"{name}s"] = times
+        total = f"more than {TIME_LIMIT_S:g} s each"
+        if seconds is not None:
+            numbers[f"{name}_seconds"] = seconds
+            total = f"{format_seconds(seconds)} each, {format_seconds(times * seconds)} together"
+        title = f"  {times:,} {name}" + ("s" if times > 1 else "")
+        rows.append((title, total, f"{source}; one every {every:,} steps"))
 
-    if o.preview_every and "sample" in abilities(model):
-        n = count(dataset)
-        seconds, how = drawing(model, n)
-        add(
-            "preview", o.preview_every, seconds, how, -(-steps // o.preview_every)
-        )  # one more at the end
-    if o.evaluate_every and steps >= o.evaluate_every:
-        seconds = lasts(lambda: judge(dataset, config, model))
-        how = "measured" if seconds else "one was given up"
-        add("evaluation", o.evaluate_every, seconds, how, steps // o.evaluate_every)
-    return [("beside it", "", ""), *rows] if rows else []
+    if options.preview_every and "sample" in abilities(model):
+        seconds, source = measure_sampling(model, num_preview_items(dataset))
+        times = int(-(-steps // options.preview_every))  # includes one at the end
+        add("preview", options.preview_every, seconds, source, times)
+    if options.evaluate_every and steps >= options.evaluate_every:
+        seconds = measure_seconds(lambda: evaluate_model(dataset, config, model))
+        source = "measured" if seconds else "one was interrupted"
+        times = int(steps // options.evaluate_every)
+        add("evaluation", options.evaluate_every, seconds, source, times)
+    return [("previews and evaluations", "", ""), *rows] if rows else []
 
 
-def drawing(model: nn.Module, n: int) -> tuple[float | None, str]:
-    """Return the seconds that n samples at once take, or None if more than `PATIENCE`, and how that is known."""
+def measure_sampling(model: Any, n: int) -> tuple[float | None, str]:
+    """Return the seconds of drawing n samples, None above TIME_LIMIT_S; and the source.
+
+    For a model that samples in many steps, a few short samples predict whether n samples would
+    exceed the limit.
+    """
 
     @torch.no_grad()
-    def draw(m: int, **options: Any) -> float | None:
-        return lasts(lambda: model.sample(m, **options).cpu())
+    def time_samples(size: int, **options: Any) -> float | None:
+        return measure_seconds(lambda: model.sample(size, **options).cpu())
 
     torch.manual_seed(0)
-    stepwise = "steps" in inspect.signature(model.sample).parameters
-    if stepwise:
-        draw(1, steps=1)  # warm-up
-        one = draw(1)
+    if model.step_by_step:
+        time_samples(1, steps=1)  # warm-up
+        one = time_samples(1)
         if one is None:
-            return None, "a single sample was given up"
-        few, many = draw(1, steps=FEW), draw(n, steps=FEW)
-        if few and many and (guess := one * many / few) > PATIENCE / 2:
-            return (
-                guess,
-                f"estimate: one sample took {brief(one)}, and {n} in {FEW} steps {many / few:.1f} times one",
+            return None, "a single sample was interrupted"
+        short = time_samples(1, steps=SHORT_SAMPLER_STEPS)
+        short_batch = time_samples(n, steps=SHORT_SAMPLER_STEPS)
+        if short and short_batch and one * short_batch / short > TIME_LIMIT_S / 2:
+            return one * short_batch / short, (
+                f"estimate: one sample took {format_seconds(one)}, and {n} in "
+                f"{SHORT_SAMPLER_STEPS} steps {short_batch / short:.1f} times one"
             )
     else:
-        draw(1)
-    seconds = draw(n)
-    return seconds, f"measured, {n} samples" if seconds else f"{n} samples were given up"
+        time_samples(1)
+    seconds = time_samples(n)
+    return seconds, f"measured, {n} samples" if seconds else f"{n} samples were interrupted"
 
 
-# --- how it is shown --------------------------------------------------------------------------------------------------
+# --- formatting -----------------------------------------------------------------------------------
 
 
-def mb(size: float) -> str:
-    """Return bytes as MB, or many as GB."""
+def format_bytes(size: float) -> str:
+    """Return a number of bytes as MB, or as GB if there are many."""
     size = size / MB
     if size >= 10_000:
         return f"{size / 1024:,.0f} GB"
     return f"{size:,.0f} MB" if size >= 100 else f"{size:.3g} MB"
 
 
-def brief(seconds: float) -> str:
-    """Return a time in the unit that suits it."""
+def format_seconds(seconds: float) -> str:
+    """Return a duration in ms, s, min or h."""
     if seconds < 1:
         return f"{1000 * seconds:.3g} ms"
     if seconds < 120:

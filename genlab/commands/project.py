@@ -1,6 +1,7 @@
-"""genlab project: the code of a given item, found by descent, and what becomes of the item when the code is changed.
+"""genlab project: find the code of an item by gradient descent, and edit the item.
 
-Zhu et al. 2016, https://arxiv.org/abs/1609.03552, section 3; Karras et al. 2020, https://arxiv.org/abs/1912.04958, section 5.
+Zhu et al. 2016, https://arxiv.org/abs/1609.03552, section 3; Karras et al. 2020,
+https://arxiv.org/abs/1912.04958, section 5.
 """
 
 from __future__ import annotations
@@ -12,149 +13,194 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from genlab.data.image_decoding import BROKEN, Crop, Reader
+from genlab.batching import map_batched
+from genlab.data.image_decoding import DECODE_ERRORS, Crop, ImageDecoder
 from genlab.data.npy_files import read_arrays
-from genlab.data.preprocessing import Preparation
+from genlab.data.preprocessing import Preprocessor
 from genlab.errors import UserError
 from genlab.inference import queries
-from genlab.inference.latent_search import drawn, searches
-from genlab.inference.requirements import ready
-from genlab.runs.loaded_run import Run
-from genlab.spec import Count, NonNegative, Positive, Spec
+from genlab.inference.latent_search import LatentSearch, optimize_with_restarts, resample_codes
+from genlab.inference.queries import ItemSelection, Space, Split
+from genlab.inference.requirements import require_command
+from genlab.inference.results import Results, mean_with_error, write_results
+from genlab.nn.broadcast import expand_like
+from genlab.runs.loaded_run import LoadedRun
+from genlab.spec import Count, DataSpec, NonNegative, Positive
 from genlab.viz import image_grids
 
 
 def project(
-    run: Run,
+    run: LoadedRun,
     *,
-    space: queries.Space = "z",
+    space: Space = "z",
     images: list[str] | str | None = None,
     crop: Crop = "center",
     n: Positive = 6,
     items: list[Count] | None = None,
-    split: queries.Split = "test",
-    y: Count | None = None,
+    split: Split = "test",
+    label: Count | None = None,
     steps: Positive = 500,
     tries: Positive = 3,
-    weight: NonNegative = 0.001,
+    prior_weight: NonNegative = 0.001,
     edit: str | None = None,
     strengths: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0),
     seed: Count = 0,
-    out: str | None = None,
+    output_dir: str | None = None,
 ) -> dict[str, Any]:
-    """Search the code whose item has the least squared error to each given item; write both, and edits of the found one.
+    """Find the code with the smallest squared error for each item, and edit it.
 
-    The searches start at draws of the prior, the first in w at the mean style, and the best of `tries` is kept. The
-    error stands beside that of the training items' mean: what a code that says nothing would leave.
+    Each search starts at a draw from the prior (in w the first starts at the mean style), and the
+    best of `tries` is kept. The error of the training items' mean is given for comparison: that of
+    a code that says nothing about the item.
 
     Args:
-        space: "w": one style for all layers, as Karras et al. project.
-        images: image files, made square by `crop`; None: items of the split.
-        y: of a conditional prior: the class of all codes; None: the class is searched for too.
-        weight: of the prior: the variance of a value's noise, in squared ranges of the data.
-        edit: "interpolate" towards the next item's code, or an .npz of `genlab arithmetic`, whose direction is added.
-        strengths: how far, in lengths of the way or the direction.
+        space: "w" searches for one style for all layers, as Karras et al. do.
+        images: image files, made square by `crop`; None takes items of the split.
+        label: for a conditional prior, the class of all codes; None searches for the class too.
+        prior_weight: the variance of the noise on a value, in squared ranges of the data.
+        edit: "interpolate" moves toward the code of the next item; an .npz file of `genlab
+            arithmetic` adds its direction.
+        strengths: how far to move, in lengths of the path or the direction.
 
     Raises:
-        UserError: the model does not decode, there is no such item or file, or the direction is of another space.
+        UserError: the model does not decode, an item or file does not exist, or the direction
+            belongs to another space.
     """
-    ready(run, "project")
-    decode = queries.decoder(run, space)
+    require_command(run, "project")
+    decode = queries.decoder_for(run, space)
+    index = None
     if images:
-        x, index = given(run, images, crop), None
+        x = read_images(run, images, crop)
     else:
-        held, index = queries.items(run, split, n, seed, items)
-        x = held.x
-    usual = queries.reference(run, split, seed, queries.one_class(run, y), space)  # (N, …)
-    edits(usual[:1], edit, strengths)  # refuses now what it would refuse after the search
+        batch, index = queries.select_items(run, ItemSelection(n, items, split, seed))
+        x = batch.x
+    prior_label = queries.check_prior_label(run, label)
+    reference = queries.reference_codes(
+        run, split=split, seed=seed, label=prior_label, space=space
+    )  # (N, …)
+    apply_edit(reference[:1], edit, strengths)  # refuses a wrong edit before the search
     torch.manual_seed(seed)
-    first = drawn(usual, len(x) * tries)
+    start = resample_codes(reference, len(x) * tries)
     if space == "w":
-        first[::tries] = usual.mean(0)
-    low, high = run.spec.range if run.spec.kind == "image" else (x.min().item(), x.max().item())
-    everything = torch.ones_like(x, dtype=torch.bool)
-    how = {"usual": usual, "weight": weight, "steps": steps, "span": high - low, "first": first}
-    z = searches(decode, x, everything, tries=tries, **how)[:, 0]  # (n, …)
-    ways, names = edits(z, edit, strengths)  # (n, E, …)
-    found = queries.through(decode, z)
-    edited = (
-        queries.through(decode, ways.flatten(0, 1)).unflatten(0, ways.shape[:2]) if names else None
-    )
+        start[::tries] = reference.mean(0)
+    data_range = queries.value_range(x, run)
+    known = torch.ones_like(x, dtype=torch.bool)
+    search = LatentSearch(reference, prior_weight, steps, data_range)
+    z = optimize_with_restarts(decode, x, known, search, tries=tries, start=start)[:, 0]  # (n, …)
+    found = map_batched(decode, z)
+    edited_z, names = apply_edit(z, edit, strengths)  # (n, E, …)
+    edited = None
+    if names:
+        edited = map_batched(decode, edited_z.flatten(0, 1)).unflatten(0, edited_z.shape[:2])
 
-    usually = run.dataset.take("train", queries.DRAWS, seed=seed).x.to(x).mean(0)  # (*shape)
+    train = run.dataset.head("train", queries.REFERENCE_CODES, seed=seed).x
+    mean_item = train.to(x).mean(0).expand_as(x)
     record = {
-        "space": space, "n": len(x), "images": images, "steps": steps, "tries": tries, "weight": weight, "edit": edit,
-        "squared_error": queries.mean(queries.squared_error(x, found)),
-        "squared_error_of_the_mean_item": queries.mean(queries.squared_error(x, usually.expand_as(x))),
-        "psnr_db": queries.mean(queries.psnr(x, found, high - low)),
-    }  # fmt: skip
-    return queries.write(
-        run, "project" + "_w" * (space == "w"), seed=seed, out=out, record=record,
-        images={"": picture(x, found, edited, names, run.spec)},
-        arrays={"index": index, "x": x, "found": found, "z": z, "edited": edited, "codes_of_edits": ways if names else None},
-    )  # fmt: skip
+        "space": space,
+        "n": len(x),
+        "images": images,
+        "steps": steps,
+        "tries": tries,
+        "prior_weight": prior_weight,
+        "edit": edit,
+        "squared_error": mean_with_error(queries.squared_error(x, found)),
+        "squared_error_of_mean_item": mean_with_error(queries.squared_error(x, mean_item)),
+        "psnr_db": mean_with_error(queries.psnr(x, found, data_range)),
+    }
+    results = Results(
+        "project" + ("_w" if space == "w" else ""),
+        seed,
+        record,
+        images={"": render_projections(x, found, edited, names, run.spec)},
+        arrays={
+            "index": index,
+            "x": x,
+            "found": found,
+            "z": z,
+            "edited": edited,
+            "edited_z": edited_z if names else None,
+        },
+    )
+    return write_results(run, results, output_dir)
 
 
-def edits(z: Tensor, edit: str | None, strengths: tuple[float, ...]) -> tuple[Tensor, list[str]]:
-    """Return the changed codes (n, E, …) of codes z (n, …), and a name for each change."""
+def apply_edit(
+    z: Tensor, edit: str | None, strengths: tuple[float, ...]
+) -> tuple[Tensor, list[str]]:
+    """Return the edited codes (n, E, …) of codes z (n, …), and a name for each edit.
+
+    Raises:
+        UserError: the file of a direction is missing, or the direction has another shape.
+    """
     if edit is None:
         return z[:, None], []
     if edit == "interpolate":
-        direction = z.roll(-1, 0) - z
+        direction = (z.roll(-1, 0) - z)[:, None]
     else:
-        direction = direction_of(edit).to(z)
+        direction = read_direction(edit).to(z)
         if direction.shape != z.shape[1:]:
-            raise UserError(f"edit={edit}: its direction has the shape {tuple(direction.shape)}, and these codes have "
-                            f"{tuple(z.shape[1:])}; it must be of the same run and space")  # fmt: skip
-    s = torch.tensor(strengths, dtype=z.dtype, device=z.device).view(1, -1, *[1] * (z.dim() - 1))
-    return z[:, None] + s * (direction[:, None] if edit == "interpolate" else direction), [
-        f"{v:+g}" for v in strengths
-    ]
+            raise UserError(
+                f"edit={edit}: its direction has the shape {tuple(direction.shape)}, but these "
+                f"codes have {tuple(z.shape[1:])}; it must come from the same run and space"
+            )
+    start = z[:, None]
+    s = torch.tensor(strengths, dtype=z.dtype, device=z.device)
+    return start + expand_like(s[None], start) * direction, [f"{v:+g}" for v in strengths]
 
 
-def direction_of(path: str) -> Tensor:
-    """Return the direction in a file that `genlab arithmetic` wrote."""
+def read_direction(path: str) -> Tensor:
+    """Return the direction in a file that `genlab arithmetic` wrote.
+
+    Raises:
+        UserError: the file does not exist, or does not contain a direction.
+    """
     if not Path(path).is_file():
         raise UserError(
-            f"edit={path}: there is no such file; give interpolate, or an .npz of genlab arithmetic"
+            f"edit={path}: the file does not exist; give interpolate, or an .npz of "
+            "genlab arithmetic"
         )
-    held = read_arrays(Path(path), f"edit={path}")
-    if "direction" not in held:
+    arrays = read_arrays(Path(path), f"edit={path}")
+    if "direction" not in arrays:
         raise UserError(
-            f"edit={path} holds no direction; genlab arithmetic writes one, of b and c or of an attribute"
+            f"edit={path} contains no direction; genlab arithmetic writes one, of b and c or of an "
+            "attribute"
         )
-    return torch.from_numpy(held["direction"])
+    return torch.from_numpy(arrays["direction"])
 
 
-def given(run: Run, images: list[str] | str, crop: Crop) -> Tensor:
-    """Return image files as the model's data (n, *shape), on its device."""
+def read_images(run: LoadedRun, images: list[str] | str, crop: Crop) -> Tensor:
+    """Return image files as the model's data (n, *shape), on its device.
+
+    Raises:
+        UserError: the data is not images, or a file cannot be read.
+    """
     if run.spec.kind != "image":
         raise UserError(
-            f"images=: {run.info['dataset']} has {run.spec.kind}; give items= of a split"
+            f"images= is for images, but {run.dataset_name} has {run.spec.kind}; give items= of a "
+            "split"
         )
-    read = Reader(run.spec.shape[0], run.spec.shape[-1], crop)
+    read = ImageDecoder(run.spec.shape[0], run.spec.shape[-1], crop)
     parts = []
     for path in [images] if isinstance(images, str) else images:
         try:
             parts.append(read(Path(path)))
-        except BROKEN as error:
+        except DECODE_ERRORS as error:
             raise UserError(f"images={path}: it cannot be read as an image") from error
-    prepare = Preparation(
+    prepare = Preprocessor(
         range=run.spec.range, binarize="threshold" if run.spec.levels == 2 else "none"
     )
-    like = next(run.model.parameters())
-    return prepare(torch.stack(parts), torch.Generator()).to(like)
+    parameter = next(run.model.parameters())
+    return prepare(torch.stack(parts), torch.Generator()).to(parameter)
 
 
-def picture(
-    x: Tensor, found: Tensor, edited: Tensor | None, names: list[str], spec: Spec
+def render_projections(
+    x: Tensor, found: Tensor, edited: Tensor | None, names: list[str], spec: DataSpec
 ) -> np.ndarray:
-    """Return a row for each item: the item, what was found, and its changes; points as a scatter."""
+    """Return a row for each item: the item, what was found, and its edits."""
     if spec.kind != "image":
-        return image_grids.picture(found, spec, reals=x)
-    whole = [x[:, None], found[:, None]] + ([] if edited is None else [edited])
-    sheet = torch.cat(whole, 1)
-    sheet = image_grids.grid(
-        image_grids.to_bytes(sheet.flatten(0, 1), spec), columns=sheet.shape[1]
-    )
-    return image_grids.captioned(sheet, columns=["item", "found", *names])
+        return image_grids.render_items(found, spec, reals=x)
+    columns = [x[:, None], found[:, None]] + ([] if edited is None else [edited])
+    cells = torch.cat(columns, 1)
+    pixels = image_grids.to_uint8_images(cells.flatten(0, 1), spec)
+    grid = image_grids.make_grid(pixels, columns=cells.shape[1])
+    return image_grids.add_captions(grid, columns=["item", "found", *names])

@@ -1,4 +1,4 @@
-"""genlab sweep: what became of a sweep's jobs, which of them are best, and those that are not done once more."""
+"""genlab sweep: show a sweep's jobs, rank them by a number, and run unfinished ones again."""
 
 from __future__ import annotations
 
@@ -9,295 +9,315 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from genlab.comparison.run_records import well_formed
-from genlab.console import show
+from genlab.comparison.run_records import is_valid_record
+from genlab.console import print_table
 from genlab.errors import UserError, did_you_mean, printable
 from genlab.fileio import read_json
+from genlab.runs.migrations import migrate_record
 from genlab.runs.run_folder import RunFolder
-from genlab.sweeps import sweep_folder
-from genlab.sweeps.sweep_folder import Job, State, SweepFolder
-from genlab.sweeps.trust import check
+from genlab.sweeps.job_state import (
+    MAX_ERROR_LINES,
+    STATUSES,
+    Job,
+    JobState,
+    current_states,
+    log_tail,
+)
+from genlab.sweeps.sweep_folder import SweepFolder, distinguishing_overrides
+from genlab.sweeps.trust import refuse_untrusted_plan
 
 VERBS = {
-    "status": "what runs, waits, is done or failed, and why",
-    "best": "the jobs by a number: metric=… higher=true n=5",
-    "rerun": "the failed jobs once more",
-    "resume": "all jobs that are not done once more",
+    "status": "show the state of each job, and why it failed",
+    "best": "rank the jobs by a number: metric=… higher=true n=5",
+    "rerun": "run the failed jobs again",
+    "resume": "run all jobs again that are not done",
 }
-# Of numbers that are logged, what is no measure of a model.
-NO_MEASURE = re.compile(r"lr/|grad_norm/|seconds|items_per_s$|memory_mb$")
+BEST_OPTIONS = ("metric", "higher", "n")
+# Logged numbers that do not measure a model.
+NOT_A_MEASURE = re.compile(r"lr/|grad_norm/|seconds|items_per_s$|memory_mb$")
+MAX_STATUS_NUMBERS = 4  # shown of each job
 
 
 @dataclass(frozen=True)
-class Again:
-    """A sweep's own command, for some of its jobs, and the folder that it belongs to."""
+class RerunCommand:
+    """A sweep's own command, restricted to some of its jobs, and the folder to run it in."""
 
     cwd: Path
     arguments: list[str]
 
 
-def sweep(words: Sequence[str]) -> Again | None:
-    """Do `genlab sweep <verb> <folder> [key=value …]`; return the command that is to be run again, if one is.
+def sweep(words: Sequence[str]) -> RerunCommand | None:
+    """Run `genlab sweep <verb> <folder> [option=value …]`.
+
+    Returns:
+        the command to run again, if the verb asks for one.
 
     Raises:
-        UserError: an unknown verb or option, or no sweep.
+        UserError: an unknown verb or option, or a folder that is not a sweep.
     """
-    known = ", ".join(VERBS)
+    verbs = ", ".join(VERBS)
     if not words:
-        raise UserError(f"genlab sweep <verb> <folder>: which verb? {known}")
+        raise UserError(f"genlab sweep <verb> <folder>: the verb is missing; choose {verbs}")
     verb, *rest = words
     if verb not in VERBS:
+        near = did_you_mean(verb, VERBS)
+        raise UserError(f"genlab sweep {verb}: there is no such verb{near}; choose {verbs}")
+    folders = [word for word in rest if "=" not in word]
+    if len(folders) != 1:
         raise UserError(
-            f"genlab sweep {verb}: there is no such verb{did_you_mean(verb, VERBS)}; there are {known}"
+            f"genlab sweep {verb} takes one folder, which `genlab train -m` made, "
+            f"not {len(folders)}"
         )
-    where = [word for word in rest if "=" not in word]
-    if len(where) != 1:
-        raise UserError(
-            f"genlab sweep {verb} takes one folder, which `genlab train -m` made, not {len(where)}"
-        )
-    given = dict(word.split("=", 1) for word in rest if "=" in word)
-    for key in given if verb != "best" else given.keys() - {"metric", "higher", "n"}:
-        near = did_you_mean(key, ["metric", "higher", "n"]) if verb == "best" else ""
-        raise UserError(f"genlab sweep {verb}: unknown option '{key}'{near}; {VERBS[verb]}")
-    found = SweepFolder.find(where[0])
-    if verb == "status":
-        return status(found)
-    if verb == "best":
-        return best(found, **given)
-    return again(found, failed=verb == "rerun")
-
-
-# --- what became of the jobs --------------------------------------------------------------------------------------------
-
-
-def status(sweep: SweepFolder) -> None:
-    """Print each job with its own options, its state, its step and its last numbers; of a failed one why."""
-    jobs = sweep.jobs()
-    states = sweep_folder.standing(jobs)
-    rows = []
-    for job, state, own in zip(jobs, states, sweep_folder.own_options(jobs), strict=True):
-        done, of = steps(job)
-        since = state.since.replace("T", " ")[:19]
-        own, last = printable(" ".join(own)), printable(numbers(job, state))
-        rows.append(
-            [job.number, own, named(state), f"{done:,} of {of:,}" if of else "", since, last]
-        )
-    show(["job", "options", "state", "step", "since", "last numbers"], rows)
-    for job, state in zip(jobs, states, strict=True):
-        why = state.error.splitlines()[-sweep_folder.LINES :] or (
-            sweep_folder.last_words(job) if state.status == "lost" else []
-        )
-        if state.status in ("failed", "stopped", "lost") and why:
-            print(
-                f"job {job.number} {state.status}:",
-                *(f"  {indented(line)}" for line in why),
-                sep="\n",
+    options = dict(word.split("=", 1) for word in rest if "=" in word)
+    known = BEST_OPTIONS if verb == "best" else ()
+    for key in options:
+        if key not in known:
+            raise UserError(
+                f"genlab sweep {verb}: unknown option '{key}'{did_you_mean(key, known)}; "
+                f"{verb}: {VERBS[verb]}"
             )
-    every = [state.status for state in states]
-    counts = ", ".join(f"{every.count(s)} {s}" for s in sweep_folder.STATUSES if s in every)
+    folder = SweepFolder.find(folders[0])
+    if verb == "status":
+        print_status_table(folder)
+    elif verb == "best":
+        print_best_jobs(folder, **options)
+    else:
+        return rerun_command(folder, only_failed=verb == "rerun")
+    return None
+
+
+# --- status ---------------------------------------------------------------------------------------
+
+
+def print_status_table(sweep: SweepFolder) -> None:
+    """Print each job's options, state, step and last numbers, and the errors of failed jobs."""
+    jobs = sweep.jobs()
+    states = current_states(jobs)
+    rows = []
+    for job, state, options in zip(jobs, states, distinguishing_overrides(jobs), strict=True):
+        step, num_steps = read_progress(job)
+        rows.append(
+            [
+                str(job.number),
+                printable(" ".join(options)),
+                describe_state(state),
+                f"{step:,} of {num_steps:,}" if num_steps else "",
+                state.since.replace("T", " ")[:19],
+                printable(describe_last_numbers(job, state)),
+            ]
+        )
+    print_table(["job", "options", "state", "step", "since", "last numbers"], rows)
+    for job, state in zip(jobs, states, strict=True):
+        lines = state.error.splitlines()[-MAX_ERROR_LINES:]
+        if not lines and state.status == "lost":
+            lines = log_tail(job)
+        if state.status in ("failed", "stopped", "lost") and lines:
+            print(f"job {job.number} {state.status}:")
+            for line in lines:
+                print(f"  {printable_with_indent(line)}")
+    statuses = [state.status for state in states]
+    counts = ", ".join(f"{statuses.count(s)} {s}" for s in STATUSES if s in statuses)
     print(f"{len(jobs)} jobs: {counts}")
-    if "failed" in every:
-        print(f"the failed ones again: genlab sweep rerun {sweep.path}")
-    if set(every) - {"done", "failed"}:
-        print(f"all that is not done: genlab sweep resume {sweep.path}")
+    if "failed" in statuses:
+        print(f"to run the failed jobs again: genlab sweep rerun {sweep.path}")
+    if set(statuses) - {"done", "failed"}:
+        print(f"to run all jobs that are not done: genlab sweep resume {sweep.path}")
 
 
-def indented(line: str) -> str:
-    """Return a line without characters that a terminal would act on, as far in as it was: it may be of a traceback."""
+def printable_with_indent(line: str) -> str:
+    """Return a line of a traceback without control characters, with its indentation."""
     return " " * (len(line) - len(line.lstrip(" "))) + printable(line)
 
 
-def named(state: State) -> str:
+def describe_state(state: JobState) -> str:
     """Return a state in a word or two, with the scheduler's id."""
-    if (
-        isinstance(state.result, dict) and "pruned" in state.result
-    ):  # a trial of a search that was not worth its last steps
-        return f"{state.status}, pruned"
-    return (
-        f"{state.status} {state.slurm}".strip()
-        if state.status in ("waiting", "running")
-        else state.status
-    )
+    if isinstance(state.result, dict) and "pruned" in state.result:
+        return f"{state.status}, pruned"  # a trial of a search that was ended early
+    if state.status in ("waiting", "running"):
+        return f"{state.status} {state.slurm}".strip()
+    return state.status
 
 
-def steps(job: Job) -> tuple[int, int]:
-    """Return how many steps a job has logged, and of how many: 0 of 0 before it began.
+def read_progress(job: Job) -> tuple[int, int]:
+    """Return how many steps a job has logged, and how many it trains; (0, 0) before its start.
 
     Raises:
         UserError: its config.yaml or its stats.jsonl is damaged.
     """
     run = RunFolder(job.folder)
     try:
-        of = run.options("trainer")["trainer"].get("steps")
+        num_steps = run.read_config("trainer")["trainer"].get("steps")
     except FileNotFoundError:
         return 0, 0
-    if not isinstance(of, int):
-        raise UserError(
-            f"{run.path / 'config.yaml'} is unreadable: its trainer.steps is no whole number"
-        )
-    return max((line["step"] for line in lines(run)), default=0), of
+    if not isinstance(num_steps, int):
+        path = run.path / "config.yaml"
+        raise UserError(f"{path} is unreadable: its trainer.steps is not a whole number")
+    return max((line["step"] for line in read_log_lines(run)), default=0), num_steps
 
 
-def lines(run: RunFolder) -> list[dict[str, Any]]:
-    """Return what a run has logged so far: of one that is at work the last line may be half written.
+def read_log_lines(run: RunFolder) -> list[dict[str, Any]]:
+    """Return the log of a run, which may be in progress.
 
     Raises:
         UserError: it is damaged.
     """
-    found = run.history()
-    for line in found:
+    lines = run.read_log()
+    for line in lines:
         if not isinstance(line.get("evaluation", {}), dict):
             raise UserError(
-                f"{run.stats} is damaged: its evaluation at step {line['step']} holds no numbers by name"
+                f"{run.stats} is damaged: its evaluation at step {line['step']} is not a mapping "
+                "of names to numbers"
             )
-    return found
+    return lines
 
 
-def numbers(job: Job, state: State) -> str:
-    """Return a job's last numbers that measure its model: its last evaluation, else its losses."""
-    logged = lines(RunFolder(job.folder))
-    evaluated = [line["evaluation"] for line in logged if "evaluation" in line]
-    last = (
-        evaluated[-1]
-        if evaluated
-        else next((line for line in reversed(logged) if "seconds" in line), {})
-    )
+def describe_last_numbers(job: Job, state: JobState) -> str:
+    """Return a job's last numbers that measure its model: its last evaluation, or its losses."""
+    last: dict[str, Any] = {}
+    is_evaluation = False
+    for line in read_log_lines(RunFolder(job.folder)):
+        if "evaluation" in line:
+            last, is_evaluation = line["evaluation"], True
+        elif "seconds" in line and not is_evaluation:
+            last = line
     if not last:
         return "" if state.result is None else str(state.result)
     measures = {
         key: value
         for key, value in last.items()
-        if isinstance(value, float) and not NO_MEASURE.match(key)
+        if isinstance(value, float) and not NOT_A_MEASURE.match(key)
     }
-    return ", ".join(f"{key} {value:.4g}" for key, value in list(measures.items())[:4])
+    shown = list(measures.items())[:MAX_STATUS_NUMBERS]
+    return ", ".join(f"{key} {value:.4g}" for key, value in shown)
 
 
-# --- the best -----------------------------------------------------------------------------------------------------------
+# --- best -----------------------------------------------------------------------------------------
 
 
-def best(
+def print_best_jobs(
     sweep: SweepFolder, *, metric: str | None = None, higher: str | None = None, n: str = "10"
 ) -> None:
-    """Print the jobs by a number of theirs: of `genlab evaluate`'s record, an evaluation in training, or a loss.
+    """Print the jobs ranked by a number.
+
+    Args:
+        metric: a number of `genlab evaluate`'s record, of an evaluation in training, or a loss;
+            None for the loss.
+        higher: "true" or "false", whether higher is better; None for what the record says.
+        n: how many jobs to print.
 
     Raises:
-        UserError: no job has it, or a wrong option.
+        UserError: no job has the number, or a wrong option.
     """
     from rich.markup import escape
 
     if higher not in (None, "true", "false"):
-        raise UserError(f"higher={higher}: true or false")
+        raise UserError(f"higher={higher}: choose true or false")
     if not n.isdigit() or int(n) < 1:
         raise UserError(f"n={n}: it must be a whole number, 1 or more")
     jobs = sweep.jobs()
-    measured = [measures(job) for job in jobs]
-    known = sorted({name for found in measured for name in found})
+    measures_of_jobs = [read_measures(job) for job in jobs]
+    known = sorted({name for measures in measures_of_jobs for name in measures})
     if not known:
         raise UserError(f"{sweep.path}: no job has numbers yet")
     if metric is None:
         metric = "loss" if "loss" in known else known[0]
     if metric not in known:
+        near = did_you_mean(metric, known)
         raise UserError(
-            f"metric={metric}: no job has it{did_you_mean(metric, known)}; there are {', '.join(known)}"
+            f"metric={metric}: no job has this number{near}; there are {', '.join(known)}"
         )
-    upward = next(
-        (
-            found[metric][1]
-            for found in measured
-            if metric in found and found[metric][1] is not None
-        ),
-        False,
-    )
-    upward = upward if higher is None else higher == "true"
-    ranked = [(found[metric][0], job, own) for job, found, own in zip(jobs, measured, sweep_folder.own_options(jobs), strict=True)
-              if metric in found]  # fmt: skip
-    # No number is better or worse than NaN, which would leave the others in no order: it comes last.
-    ranked.sort(key=lambda row: (math.isnan(row[0]), -row[0] if upward else row[0]))
-    rows = [
-        [job.number, f"{value:.6g}", printable(" ".join(own)), job.folder]
-        for value, job, own in ranked[: int(n)]
+    directions = [m[metric][1] for m in measures_of_jobs if metric in m]
+    recorded = next((direction for direction in directions if direction is not None), False)
+    higher_is_better = recorded if higher is None else higher == "true"
+    options_of_jobs = distinguishing_overrides(jobs)
+    ranked = [
+        (measures[metric][0], job, options)
+        for job, measures, options in zip(jobs, measures_of_jobs, options_of_jobs, strict=True)
+        if metric in measures
     ]
-    show(
-        [
-            "job",
-            escape(f"{printable(metric)} ({'higher' if upward else 'lower'} is better)"),
-            "options",
-            "run",
-        ],
-        rows,
-    )
+    # NaN compares as neither better nor worse, which would break the order: it comes last.
+    ranked.sort(key=lambda row: (math.isnan(row[0]), -row[0] if higher_is_better else row[0]))
+    rows = [
+        [str(job.number), f"{value:.6g}", printable(" ".join(options)), str(job.folder)]
+        for value, job, options in ranked[: int(n)]
+    ]
+    direction = "higher" if higher_is_better else "lower"
+    header = escape(f"{printable(metric)} ({direction} is better)")
+    print_table(["job", header, "options", "run"], rows)
 
 
-def measures(job: Job) -> dict[str, tuple[float, bool | None]]:
-    """Return name -> (a job's final number, whether higher is better where that is known).
+def read_measures(job: Job) -> dict[str, tuple[float, bool | None]]:
+    """Return name -> (a job's final number, whether higher is better; None if unknown).
 
     Raises:
         UserError: its stats.jsonl or its metrics.json is damaged.
     """
     run = RunFolder(job.folder)
     found: dict[str, tuple[float, bool | None]] = {}
-    for line in lines(run):
-        row = line.get("evaluation", line if "seconds" in line else {})
-        measured = {
-            k: v
-            for k, v in row.items()
-            if isinstance(v, int | float) and k != "step" and not NO_MEASURE.match(k)
-        }
-        found |= {k: (number(v), None) for k, v in measured.items()}
+    for line in read_log_lines(run):
+        numbers = line.get("evaluation", line if "seconds" in line else {})
+        for key, value in numbers.items():
+            is_number = isinstance(value, int | float) and key != "step"
+            if is_number and not NOT_A_MEASURE.match(key):
+                found[key] = to_float(value), None
     path = run.path / "metrics.json"
-    record = (
-        read_json(path)
-        if path.exists()
-        else {"metrics": [], "absent": {}, "settings": {}, "step": 0}
-    )
-    if not well_formed(record):
+    if not path.exists():
+        return found
+    record = migrate_record(read_json(path))
+    if not is_valid_record(record):
         raise UserError(
-            f"{path} is unreadable: it is no record that `genlab evaluate` writes now; measure the run again"
+            f"{path} is unreadable: it is not a record that `genlab evaluate` writes; "
+            "measure the run again"
         )
-    return found | {
-        row["name"]: (number(row["value"]), row.get("better") == "higher")
-        for row in record["metrics"]
-    }
+    for row in record["metrics"]:
+        found[row["name"]] = to_float(row["value"]), row.get("better") == "higher"
+    return found
 
 
-def number(value: float | None) -> float:
-    """Return a number of a record as a float: null stands for one that is not finite, and digits may be too many."""
+def to_float(value: float | None) -> float:
+    """Return a record's number as a float: null is NaN, and a huge integer is infinite."""
     try:
         return math.nan if value is None else float(value)
     except OverflowError:
-        return math.inf if value > 0 else -math.inf
+        return math.inf if value is not None and value > 0 else -math.inf
 
 
-# --- once more ----------------------------------------------------------------------------------------------------------
+# --- rerun and resume -----------------------------------------------------------------------------
 
 
-def again(sweep: SweepFolder, *, failed: bool) -> Again | None:
-    """Return the sweep's own command, for its failed jobs, or for all that are not done.
+def rerun_command(sweep: SweepFolder, *, only_failed: bool) -> RerunCommand | None:
+    """Return the sweep's own command for its failed jobs, or for all that are not done.
+
+    Returns:
+        None if there are no such jobs.
 
     Raises:
-        UserError: its folder is gone, or its sweeper chooses jobs by what became of earlier ones.
+        UserError: the plan is not trusted, its working directory is gone, or its sweeper chooses
+            jobs by the results of earlier ones.
     """
+    refuse_untrusted_plan(sweep.stored_plan(), sweep.path)
     jobs, plan = sweep.jobs(), sweep.plan()
-    check(plan, sweep.path)
-    states = sweep_folder.standing(jobs)
-    left = [
-        job
-        for job, s in zip(jobs, states, strict=True)
-        if (s.status == "failed" if failed else s.status != "done")
+    numbers = [
+        job.number
+        for job, state in zip(jobs, current_states(jobs), strict=True)
+        if (state.status == "failed" if only_failed else state.status != "done")
     ]
-    searches = plan["sweeper"] != "basic"
-    if searches and failed:
+    is_search = plan["sweeper"] != "basic"
+    if is_search and only_failed:
         raise UserError(
-            f"{sweep.path} is a search: {plan['sweeper']} learns from what failed; go on with `genlab sweep resume`"
+            f"{sweep.path} is a search: {plan['sweeper']} learns from failed trials; "
+            "resume it with `genlab sweep resume`"
         )
-    if not left and not searches:
-        print(f"{sweep.path}: no job {'failed' if failed else 'is left'}")
+    if not numbers and not is_search:
+        print(f"{sweep.path}: no job {'failed' if only_failed else 'is left'}")
         return None
     if not Path(plan["cwd"]).is_dir():
-        raise UserError(f"{sweep.path} was begun in {plan['cwd']}, and there is no such folder now")
-    ours = ("hydra.launcher.only=", "hydra.sweep.dir=")
-    words = [word for word in plan["command"][1:] if not word.startswith(ours)]
-    only = (
-        [] if searches else [f"hydra.launcher.only=[{','.join(str(job.number) for job in left)}]"]
-    )
-    return Again(Path(plan["cwd"]), [*words, sweep.quoted, *only])
+        raise UserError(
+            f"{sweep.path} was started in {plan['cwd']}, but that folder does not exist"
+        )
+    replaced = ("hydra.launcher.only=", "hydra.sweep.dir=")
+    words = [word for word in plan["command"][1:] if not word.startswith(replaced)]
+    words.append(sweep.dir_override)
+    if not is_search:
+        words.append(f"hydra.launcher.only=[{','.join(map(str, numbers))}]")
+    return RerunCommand(Path(plan["cwd"]), words)

@@ -1,7 +1,9 @@
-"""genlab traverse: one dimension of the code at a time, from end to end, a choice by its values; a code of two as a map."""
+"""genlab traverse: vary one dimension or category of a code at a time."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 import numpy as np
@@ -9,155 +11,228 @@ import torch
 from annotated_types import Ge
 from torch import Tensor
 
-from genlab.abilities import abilities, choices, need
-from genlab.config.recipes import able
-from genlab.console import show
+from genlab.abilities import abilities, require
+from genlab.batching import BATCH_SIZE, map_batched
+from genlab.config.recipes import models_with
+from genlab.console import print_table
 from genlab.errors import UserError
 from genlab.inference import queries
-from genlab.inference.requirements import ready
-from genlab.runs.loaded_run import Run
-from genlab.spec import Count, Positive, PositiveFloat, Spec
+from genlab.inference.queries import ItemSelection, Space, Split
+from genlab.inference.requirements import require_command
+from genlab.inference.results import Results, write_results
+from genlab.runs.loaded_run import LoadedRun
+from genlab.spec import Count, DataSpec, Positive, PositiveFloat
 from genlab.viz import image_grids
-from genlab.viz.latents import lines, manifold, prior_axes, range_axes
+from genlab.viz.latents import code_range_axes, plot_manifold, plot_paths, prior_quantile_axes
 
-COLUMNS = 10  # values of a choice in a row
+MAX_COLUMNS = 10  # values of a category in a row
+
+
+@dataclass
+class CodeSpace:
+    """The codes of a model as vectors: where to start, how far to move, and how to decode.
+
+    `choices` are the parts of a code that are one-hot categories, by name.
+    """
+
+    shape: torch.Size  # of one code
+    decode: Callable[[Tensor], Tensor]  # codes (B, d) to items (B, *spec.shape)
+    mean: Tensor  # (d,)
+    std: Tensor  # (d,)
+    start: Tensor  # (d,)
+    choices: dict[str, slice]
+
+    @property
+    def choice_of(self) -> dict[int, str]:
+        """The name of the category for each dimension that belongs to one."""
+        indices = range(len(self.mean))
+        return {k: name for name, part in self.choices.items() for k in indices[part]}
+
+    def move(self, k: int, t: Tensor) -> Tensor:
+        """Return the start codes (T, d) with dimension k at t (T,) standard deviations."""
+        z = self.start.repeat(len(t), 1)
+        z[:, k] = self.mean[k] + t * self.std[k]
+        return z
+
+    def set_choice(self, name: str) -> Tensor:
+        """Return the start codes (K, d) with each of the K values of a category."""
+        part = self.choices[name]
+        values = one_hot_values(len(self.start[part]), self.start)
+        z = self.start.repeat(len(values), 1)
+        z[:, part] = values
+        return z
 
 
 @torch.no_grad()
 def traverse(
-    run: Run,
+    run: LoadedRun,
     *,
-    space: queries.Space = "z",
+    space: Space = "z",
     dims: list[Count] | None = None,
     n: Positive = 10,
     frames: Annotated[int, Ge(2)] = 11,
-    span: PositiveFloat = 2.5,
+    range_sigma: PositiveFloat = 2.5,
     item: Count | None = None,
-    y: Count | None = None,
-    split: queries.Split = "test",
+    label: Count | None = None,
+    split: Split = "test",
     seed: Count = 0,
-    out: str | None = None,
+    output_dir: str | None = None,
 ) -> dict[str, Any]:
-    """Move single dimensions of a code by ± `span` standard deviations; write a row each and return each one's effect.
+    """Move single dimensions of a code by ± `range_sigma` standard deviations.
 
-    A dimension's effect is the squared difference of the items at its two ends. The mean and spread are the prior's, or
-    without one those of data's codes. A one-hot part of the code, a category or a class, is no number that moves: a picture of
-    its own goes through its values, whose effects are the squared differences from the item at the start.
+    The effect of a dimension is the squared difference of the items at its two ends. The mean and
+    the standard deviation are those of the prior, or of the codes of data. A one-hot part of the
+    code (a category or a class) is shown in a separate picture of its values; their effects are
+    the squared differences from the item at the start.
 
     Args:
-        space: "w": the dimensions of the prior's styles.
-        dims: numbers of the dimensions; None: the n that have the most effect.
-        item: the test item at whose code to start; None: the mean code. Of each choice it has the likeliest value.
-        y: the class of a conditional prior, and to start with; None: class 0.
+        space: "w" moves the dimensions of the prior's styles.
+        dims: indices of the dimensions; None selects the n that have the largest effect.
+        item: index of the item whose code is the start; None is the mean code. A category starts at
+            its most likely value.
+        label: the class of a conditional prior, and of the start; None is class 0.
 
     Raises:
-        UserError: the model does not decode, there is no such dimension, item or class, or a dimension is a choice's value.
+        UserError: the model does not decode; a dimension, item or class does not exist; a dimension
+            is a value of a category.
     """
-    ready(run, "traverse")
+    require_command(run, "traverse")
     if space == "w" and item is not None:
         raise UserError(
-            "item= is for space=z: items of the data have no styles; genlab project finds some"
+            "item= is for space=z: items of the data lack styles; genlab project finds some"
         )
-    codes = queries.reference(
-        run, split, seed, queries.one_class(run, y, default=0), space
-    )  # (N, …)
+    prior_label = queries.check_prior_label(run, label, default=0)
+    codes = queries.reference_codes(run, split=split, seed=seed, label=prior_label, space=space)
+    selection = None if item is None else ItemSelection(None, [item], split, seed)
+    axes = make_code_space(run, codes, space, selection, label)
+    check_dims(run, axes, dims or [])
+
+    t = torch.linspace(-range_sigma, range_sigma, frames, dtype=codes.dtype, device=codes.device)
+    values = {name: axes.decode(axes.set_choice(name)) for name in axes.choices}  # (K, *shape) each
+    effect = measure_effects(axes, t, values)
+    if dims is None:
+        order = effect.argsort(descending=True, stable=True).tolist()
+        dims = [k for k in order if k not in axes.choice_of][:n]
+    decoded = axes.decode(torch.cat([axes.move(k, t) for k in dims]))
+    decoded = decoded.unflatten(0, (len(dims), frames))  # (n, T, *shape)
+
+    images = {"": render_traversal(decoded, run.spec, [f"{space}{k}" for k in dims], t)}
+    if axes.shape == (2,):
+        plane = prior_quantile_axes if "prior" in abilities(run.model) else code_range_axes
+        decode = queries.decoder_for(run, space)
+        images["manifold"] = plot_manifold(decode, run.spec, plane(codes.flatten(1)))
+    images |= {name: render_choice(name, items, run.spec) for name, items in values.items()}
+    rows = [[str(k), f"{effect[k].item():.4g}"] for k in dims]
+    rows += [[name, f"{effect[part].max().item():.4g}"] for name, part in axes.choices.items()]
+    print_table(["dimension", "effect"], rows)
+    results = Results(
+        "traverse" + ("_w" if space == "w" else ""),
+        seed,
+        record={
+            "space": space,
+            "dims": dims,
+            "frames": frames,
+            "range_sigma": range_sigma,
+            "item": item,
+            "label": label,
+            "effect": effect.tolist(),
+        },
+        images=images,
+        arrays={
+            "frames": decoded,
+            "t": t,
+            "dims": np.array(dims),
+            "start": axes.start.unflatten(0, axes.shape),
+            "effect": effect,
+            **values,
+        },
+    )
+    return write_results(run, results, output_dir)
+
+
+def make_code_space(
+    run: LoadedRun,
+    codes: Tensor,
+    space: Space,
+    selection: ItemSelection | None,
+    label: int | None,
+) -> CodeSpace:
+    """Return the space of reference codes (N, …), starting at their mean or at an item."""
     shape, codes = codes.shape[1:], codes.flatten(1)
-    middle, spread = codes.mean(0), codes.std(0)  # (d,)
-    if item is None:
-        start = middle.clone()
+    decode = queries.decoder_for(run, space)
+    if selection is None:
+        start = codes.mean(0)
     else:
-        need(run.model, "encode", lambda: able("encode"))
-        start = run.model.encode(queries.items(run, split, None, seed, [item])[0].x).flatten()
-    parts = choices(run.model) if space == "z" else {}
-    for (
-        name,
-        part,
-    ) in (
-        parts.items()
-    ):  # a code has one value of each, and the mean code would have all of them a little
-        value = start[part].argmax() if y is None or name != "class" else y
-        start[part] = one_hot(len(start[part]), start)[value]
-    chosen = {k: name for name, part in parts.items() for k in range(len(middle))[part]}
-    for k in dims or ():
-        if k >= len(middle):
+        require(run.model, "encode", lambda: models_with("encode"))
+        start = run.model.encode(queries.select_items(run, selection)[0].x).flatten()
+    choices = run.model.code_choices if space == "z" else {}
+    for name, part in choices.items():
+        # A code has one value of each category; the mean code would be a mixture of all.
+        value = start[part].argmax() if label is None or name != "class" else label
+        start[part] = one_hot_values(len(start[part]), start)[value]
+    return CodeSpace(
+        shape,
+        lambda z: map_batched(lambda batch: decode(batch.unflatten(1, shape)), z),
+        codes.mean(0),
+        codes.std(0),
+        start,
+        choices,
+    )
+
+
+def check_dims(run: LoadedRun, axes: CodeSpace, dims: list[int]) -> None:
+    """Refuse dimensions that the code does not have, or that belong to a category.
+
+    Raises:
+        UserError: names the dimension.
+    """
+    for k in dims:
+        if k >= len(axes.mean):
             raise UserError(
-                f"dims={dims}: the code of {run.name} has the dimensions 0 to {len(middle) - 1}"
+                f"dims={dims}: the code of {run.name} has the dimensions 0 to {len(axes.mean) - 1}"
             )
-        if k in chosen:
-            raise UserError(f"dims={dims}: dimension {k} of this code is a value of its {chosen[k]}, which another picture goes "
-                            f"through; leave {k} out")  # fmt: skip
+        if k in axes.choice_of:
+            raise UserError(
+                f"dims={dims}: dimension {k} of this code is a value of its {axes.choice_of[k]}, "
+                f"which a separate picture shows; leave {k} out"
+            )
 
-    whole = queries.decoder(run, space)
 
-    def decode(z: Tensor) -> Tensor:  # (N, d) to (N, *shape)
-        return queries.through(lambda part: whole(part.unflatten(1, shape)), z)
-
-    def moved(k: int, t: Tensor) -> Tensor:  # the codes (T, d) with dimension k at each of t (T,)
-        z = start.repeat(len(t), 1)
-        z[:, k] = middle[k] + t * spread[k]
-        return z
-
-    def picked(part: slice) -> Tensor:  # the codes (K, d) with each value of a choice
-        values = one_hot(len(start[part]), start)
-        z = start.repeat(len(values), 1)
-        z[:, part] = values
-        return z
-
-    t = torch.linspace(-span, span, frames, dtype=codes.dtype, device=codes.device)
-    free = torch.tensor([k for k in range(len(middle)) if k not in chosen])
+def measure_effects(axes: CodeSpace, t: Tensor, values: dict[str, Tensor]) -> Tensor:
+    """Return the effect (d,) float64 of each dimension, or of each value of a category."""
+    movable = torch.tensor([k for k in range(len(axes.mean)) if k not in axes.choice_of])
     ends = [
-        decode(torch.cat([moved(k, t[[0, -1]]) for k in some]))
-        for some in free.split(queries.AT_ONCE)
+        axes.decode(torch.cat([axes.move(k, t[[0, -1]]) for k in some]))
+        for some in movable.split(BATCH_SIZE)
     ]
-    effect = torch.zeros(len(middle), dtype=torch.float64, device=codes.device)
-    effect[free] = queries.squared_error(*torch.cat(ends).unflatten(0, (-1, 2)).unbind(1))
-    values = {name: decode(picked(part)) for name, part in parts.items()}  # each (K, *shape)
-    for name, part in parts.items():
-        effect[part] = queries.squared_error(values[name], decode(start[None]))
-    order = [k for k in effect.argsort(descending=True, stable=True).tolist() if k not in chosen]
-    dims = order[:n] if dims is None else dims
-    decoded = decode(torch.cat([moved(k, t) for k in dims])).unflatten(
-        0, (len(dims), frames)
-    )  # (n, T, *shape)
-
-    if run.spec.kind == "image":
-        sheet = image_grids.grid(
-            image_grids.to_bytes(decoded.flatten(0, 1), run.spec), columns=frames
-        )
-        sheet = image_grids.captioned(
-            sheet,
-            rows=[f"{space}{k}" for k in dims],
-            columns=[f"{v:+.2g}σ" if v else "0" for v in t.tolist()],
-        )
-    else:
-        sheet = lines(decoded)
-    images: dict[str, np.ndarray] = {"": sheet}
-    if shape == (2,):
-        axes = prior_axes if "prior" in abilities(run.model) else range_axes
-        images["manifold"] = manifold(whole, run.spec, axes(codes))
-    images |= {name: each_value(name, items, run.spec) for name, items in values.items()}
-    rows = [[str(k), effect[k]] for k in dims] + [
-        [name, effect[part].max()] for name, part in parts.items()
-    ]
-    show(["dimension", "effect"], [[name, f"{value.item():.4g}"] for name, value in rows])
-    return queries.write(
-        run, "traverse" + "_w" * (space == "w"), seed=seed, out=out, images=images,
-        record={"space": space, "dims": dims, "frames": frames, "span": span, "item": item, "y": y, "effect": effect.tolist()},
-        arrays={"frames": decoded, "t": t, "dims": np.array(dims), "start": start.unflatten(0, shape), "effect": effect,
-                **values},
-    )  # fmt: skip
+    effect = torch.zeros(len(axes.mean), dtype=torch.float64, device=axes.start.device)
+    low, high = torch.cat(ends).unflatten(0, (-1, 2)).unbind(1)
+    effect[movable] = queries.squared_error(low, high)
+    for name, part in axes.choices.items():
+        effect[part] = queries.squared_error(values[name], axes.decode(axes.start[None]))
+    return effect
 
 
-def one_hot(n: int, like: Tensor) -> Tensor:
-    """Return the n values (n, n) of a choice."""
-    return torch.eye(n, dtype=like.dtype, device=like.device)
-
-
-def each_value(name: str, items: Tensor, spec: Spec) -> np.ndarray:
-    """Return the items (K, *shape) of a choice's values in order as a picture (H', W', 3), of images numbered, ten in a row."""
+def render_traversal(decoded: Tensor, spec: DataSpec, names: list[str], t: Tensor) -> np.ndarray:
+    """Return a row of images (n, T, C, H, W) for each dimension, or the curves of points."""
     if spec.kind != "image":
-        return image_grids.picture(items, spec)
-    columns = min(COLUMNS, len(items))
-    sheet = image_grids.grid(image_grids.to_bytes(items, spec), columns=columns)
+        return plot_paths(decoded)
+    images = image_grids.to_uint8_images(decoded.flatten(0, 1), spec)
+    columns = [f"{v:+.2g}σ" if v else "0" for v in t.tolist()]
+    grid = image_grids.make_grid(images, columns=len(columns))
+    return image_grids.add_captions(grid, rows=names, columns=columns)
+
+
+def render_choice(name: str, items: Tensor, spec: DataSpec) -> np.ndarray:
+    """Return the items (K, *shape) of the values of a category, numbered, ten per row."""
+    if spec.kind != "image":
+        return image_grids.render_items(items, spec)
+    columns = min(MAX_COLUMNS, len(items))
+    grid = image_grids.make_grid(image_grids.to_uint8_images(items, spec), columns=columns)
     rows = [f"{name} {first}" for first in range(0, len(items), columns)]
-    return image_grids.captioned(sheet, rows=rows, columns=[f"+{i}" for i in range(columns)])
+    return image_grids.add_captions(grid, rows=rows, columns=[f"+{i}" for i in range(columns)])
+
+
+def one_hot_values(n: int, like: Tensor) -> Tensor:
+    """Return the n values (n, n) of a one-hot category."""
+    return torch.eye(n, dtype=like.dtype, device=like.device)

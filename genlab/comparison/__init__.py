@@ -1,1 +1,1 @@
-"""Runs side by side: their records (`entries`), aligned (`table`), as text, as pictures (`charts`) and as one page."""
+"""Runs side by side: their records as a table, as text, as charts and as an HTML page."""

@@ -1,4 +1,7 @@
-"""Curves and scatter pictures as SVG that follows the reader's light or dark page; every label is taken as it stands."""
+"""Charts as SVG images that follow the page's light or dark theme.
+
+Labels are plain text: mathematics and leading underscores have no special meaning.
+"""
 
 from __future__ import annotations
 
@@ -8,15 +11,18 @@ import logging
 import math
 import statistics
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from genlab.comparison.run_records import plain_value
-from genlab.comparison.table import Column, Comparison
+from genlab.comparison.run_records import EFFICIENCY_METRIC, plain_text
+from genlab.comparison.table import Cell, Column, Comparison
 
-COLOURS = (
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+COLORS = (
     "#4c78a8",
     "#e07b39",
     "#4f9d69",
@@ -28,140 +34,200 @@ COLOURS = (
     "#d46a9f",
     "#7d8590",
 )
-INK, LINE = "#010203", "#040506"  # drawn with these; the page's own colours take their place
-STYLE = (
-    ":root{--ink:#3c4350;--line:#c9ced6}@media(prefers-color-scheme:dark){:root{--ink:#c3c9d3;--line:#474e59}}"
+# Placeholders in the drawing, which the page's own text and line colors replace.
+INK_COLOR, LINE_COLOR = "#010203", "#040506"
+SVG_STYLE = (
+    ":root{--ink:#3c4350;--line:#c9ced6}"
+    "@media(prefers-color-scheme:dark){:root{--ink:#c3c9d3;--line:#474e59}}"
     "text{font-family:system-ui,-apple-system,'Segoe UI',Roboto,sans-serif!important}"
 )
-NO_CURVE = {"step", "seconds", "seconds_left", "items_per_s", "memory_mb", "evaluation"}
-POINTS = 300  # of a curve, at most: more are averaged
-COSTS = ("sampling_seconds", "network_evaluations", "training_seconds")
+PLOT_OPTIONS: dict[Any, Any] = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "genlab",
+    "text.parse_math": False,
+    "axes.formatter.use_mathtext": False,
+    "text.color": INK_COLOR,
+    "axes.labelcolor": INK_COLOR,
+    "xtick.labelcolor": INK_COLOR,
+    "ytick.labelcolor": INK_COLOR,
+    "axes.edgecolor": LINE_COLOR,
+    "xtick.color": LINE_COLOR,
+    "ytick.color": LINE_COLOR,
+    "grid.color": LINE_COLOR,
+    "grid.linewidth": 0.5,
+    "grid.alpha": 0.5,
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "legend.frameon": False,
+    "lines.linewidth": 1.4,
+    "axes.facecolor": "none",
+    "figure.facecolor": "none",
+    "axes.labelsize": 9,
+    "axes.grid": True,
+}
+SMALL_CHART_INCHES = (3.7, 2.35)
+SCATTER_INCHES = (7.2, 4.0)
+NOT_CURVES = {"step", "seconds", "seconds_left", "items_per_s", "memory_mb", "evaluation"}
+MAX_CURVES = 6
+MAX_CURVE_POINTS = 300  # longer curves are averaged
+MAX_LABEL_CHARS = 34
+COST_ROWS = ("sampling_seconds", "network_evaluations", "training_seconds")  # most wanted first
+LOG_SCALE_RATIO = 20  # of the largest to the smallest value, from which an axis is logarithmic
 
 
 @dataclass(frozen=True)
 class Chart:
-    """A picture and the words that say what it shows."""
+    """An image and its caption."""
 
     source: str  # a data URI
     caption: str
 
 
 @contextmanager
-def canvas(width: float, height: float):
-    """Yield a figure's axes and a list that receives the figure's data URI; dollars and underscores are just that."""
+def svg_axes(width: float, height: float) -> Iterator[tuple[Axes, list[str]]]:
+    """Yield the axes of a figure, and a list that receives the figure's data URI at the end.
+
+    Args:
+        width: in inches.
+        height: in inches.
+    """
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
-    options = {
-        "svg.fonttype": "none", "svg.hashsalt": "genlab", "text.parse_math": False, "axes.formatter.use_mathtext": False,
-        "text.color": INK, "axes.labelcolor": INK, "xtick.labelcolor": INK, "ytick.labelcolor": INK, "axes.edgecolor": LINE,
-        "xtick.color": LINE, "ytick.color": LINE, "grid.color": LINE, "grid.linewidth": 0.5, "grid.alpha": 0.5, "font.size": 9,
-        "axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False, "lines.linewidth": 1.4,
-        "axes.facecolor": "none", "figure.facecolor": "none", "axes.labelsize": 9, "axes.grid": True,
-    }  # fmt: skip
-    log = logging.getLogger("matplotlib.font_manager")
-    level = log.level
-    with mpl.rc_context(options), warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore"
-        )  # glyphs that the font for measuring text has not: the reader's has
-        log.setLevel(logging.ERROR)
+    logger = logging.getLogger("matplotlib.font_manager")
+    level = logger.level
+    with mpl.rc_context(PLOT_OPTIONS), warnings.catch_warnings():
+        # The font that measures text lacks some glyphs, which the reader's font has.
+        warnings.simplefilter("ignore")
+        logger.setLevel(logging.ERROR)
         try:
             figure = Figure(figsize=(width, height), layout="constrained")
             source: list[str] = []
             yield figure.add_subplot(), source
-            written = io.StringIO()
-            figure.savefig(written, format="svg", metadata={"Date": None, "Creator": None})
+            file = io.StringIO()
+            figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None})
         finally:
-            log.setLevel(level)
-    text = written.getvalue()
-    text = text[text.index("<svg") :].replace(INK, "var(--ink)").replace(LINE, "var(--line)")
-    text = text.replace("<defs>", f"<style>{STYLE}</style><defs>", 1)
-    source.append("data:image/svg+xml;base64," + base64.b64encode(text.encode()).decode())
+            logger.setLevel(level)
+    svg = file.getvalue()
+    svg = svg[svg.index("<svg") :]
+    svg = svg.replace(INK_COLOR, "var(--ink)").replace(LINE_COLOR, "var(--line)")
+    svg = svg.replace("<defs>", f"<style>{SVG_STYLE}</style><defs>", 1)
+    source.append("data:image/svg+xml;base64," + base64.b64encode(svg.encode()).decode())
 
 
-def colour(i: int) -> str:
-    return COLOURS[i % len(COLOURS)]
+def color_of(i: int) -> str:
+    """Return the color of column i."""
+    return COLORS[i % len(COLORS)]
 
 
-def cut(text: str, length: int = 34) -> str:
-    """Return a label short enough for a picture; its leading underscore would hide it from a legend."""
-    text = plain_value(text)
-    text = text if len(text) <= length else text[: length - 1] + "…"
+def shorten_label(text: str, length: int = MAX_LABEL_CHARS) -> str:
+    """Return a label of a chart, cut to `length` characters."""
+    text = plain_text(text)
+    if len(text) > length:
+        text = text[: length - 1] + "…"
+    # matplotlib hides labels with a leading underscore from a legend.
     return "\u200b" + text if text.startswith("_") else text
 
 
-def thousands(value: float, _: Any = None) -> str:
-    """Return a tick's text: 0.5, 20, 5k, 1.5M, 1e-09."""
+def format_tick(value: float, _: Any = None) -> str:
+    """Return the text of a tick: 0.5, 20, 5k, 1.5M, 1e-09."""
     for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= size:
             return f"{value / size:g}{letter}"
     return f"{value:g}"
 
 
-def thinned(x: Sequence[float], y: Sequence[float]) -> tuple[list[float], list[float]]:
-    """Return a curve with at most POINTS points, the mean of those that each stands for."""
-    size = math.ceil(len(x) / POINTS) or 1
-    parts = range(0, len(x), size)
-    return [x[min(i + size, len(x)) - 1] for i in parts], [
-        statistics.fmean(y[i : i + size]) for i in parts
-    ]
+def average_curve(x: Sequence[float], y: Sequence[float]) -> tuple[list[float], list[float]]:
+    """Return a curve with up to MAX_CURVE_POINTS points, each the mean of several."""
+    size = math.ceil(len(x) / MAX_CURVE_POINTS) or 1
+    starts = range(0, len(x), size)
+    xs = [x[min(i + size, len(x)) - 1] for i in starts]
+    return xs, [statistics.fmean(y[i : i + size]) for i in starts]
 
 
-def curve(history: list[dict[str, Any]], key: str) -> tuple[list[float], list[float]]:
-    """Return steps and finite values of a logged key."""
-    pairs = [(line["step"], line[key]) for line in history if finite(line.get(key))]
-    return [s for s, _ in pairs], [v for _, v in pairs]
+def read_curve(log: list[dict[str, Any]], key: str) -> tuple[list[float], list[float]]:
+    """Return the steps and the finite values of a logged key."""
+    pairs = [(line["step"], line[key]) for line in log if is_finite_number(line.get(key))]
+    return [step for step, _ in pairs], [value for _, value in pairs]
 
 
-def finite(value: Any) -> bool:
+def is_finite_number(value: Any) -> bool:
+    """Whether a logged value is a finite number."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-# --- learning curves --------------------------------------------------------------------------------------------------
+# --- learning curves ------------------------------------------------------------------------------
 
 
-def losses(column: Column) -> Chart | None:
-    """Return a model's losses over training: the loss, and its parts of a like size; a thin line each seed."""
-    history = column.entries[0].history
-    logged = dict.fromkeys(k for line in history for k in line)
-    curves = {
-        k: curve(history, k)
-        for k in logged
-        if k not in NO_CURVE and not k.startswith(("lr/", "grad_norm/"))
-    }
-    size = {k: statistics.median(map(abs, y)) for k, (_, y) in curves.items() if len(y) > 1}
-    main = [k for k in size if k == "loss" or k.startswith("loss/")]
-    if not main:
+def plot_losses(column: Column) -> Chart | None:
+    """Return a chart of a model's losses over training, one line per seed.
+
+    It shows the loss, and those of its parts that are of a similar size.
+    """
+    keys = choose_losses(column.runs[0].log)
+    if not keys:
         return None
-    largest = max(size[k] for k in main)
-    shown = main + [k for k in size if k not in main and largest / 20 <= size[k] <= largest * 20]
-    with canvas(3.7, 2.35) as (axes, source):
-        every: list[float] = []
-        for i, key in enumerate(shown[:6]):
-            for n, entry in enumerate(column.entries):
-                x, y = thinned(*curve(entry.history, key))
-                axes.plot(x, y, color=colour(i), lw=1.0 if len(column.entries) > 1 else 1.5, alpha=0.9 if n == 0 else 0.5,
-                          label=cut(key, 22) if n == 0 else "_", zorder=3 - i / 10)  # fmt: skip
-                every += y[max(1, len(y) // 25) :] if len(y) > 3 else y
-        robust_limits(axes, every)
-        axes.set_xlabel("step")
-        axes.xaxis.set_major_formatter(thousands)
-        axes.xaxis.set_major_locator(few_ticks())
-        axes.yaxis.set_major_formatter(thousands)
-        if len(shown) > 1:
-            axes.legend(fontsize=7.5, loc="lower center", bbox_to_anchor=(0.45, 1.0), ncols=3,
-                        handlelength=1.2, columnspacing=1.0)  # fmt: skip
-    return Chart(source[0], ", ".join(shown[:6]))
+    has_seeds = len(column.runs) > 1
+    with svg_axes(*SMALL_CHART_INCHES) as (axes, source):
+        values: list[float] = []
+        for i, key in enumerate(keys):
+            for n, run in enumerate(column.runs):
+                x, y = average_curve(*read_curve(run.log, key))
+                axes.plot(
+                    x,
+                    y,
+                    color=color_of(i),
+                    lw=1.0 if has_seeds else 1.5,
+                    alpha=0.9 if n == 0 else 0.5,
+                    label=shorten_label(key, 22) if n == 0 else "_",
+                    zorder=3 - i / 10,
+                )
+                # The first points are far off, and would set the scale.
+                values += y[max(1, len(y) // 25) :] if len(y) > 3 else y
+        set_robust_limits(axes, values)
+        format_step_axis(axes)
+        axes.yaxis.set_major_formatter(format_tick)
+        if len(keys) > 1:
+            axes.legend(
+                fontsize=7.5,
+                loc="lower center",
+                bbox_to_anchor=(0.45, 1.0),
+                ncols=3,
+                handlelength=1.2,
+                columnspacing=1.0,
+            )
+    return Chart(source[0], ", ".join(keys))
 
 
-def few_ticks():
+def choose_losses(log: list[dict[str, Any]]) -> list[str]:
+    """Return the logged losses to plot: the loss, and parts within a factor of 20 of it."""
+    keys = dict.fromkeys(key for line in log for key in line)
+    sizes: dict[str, float] = {}
+    for key in keys:
+        if key in NOT_CURVES or key.startswith(("lr/", "grad_norm/")):
+            continue
+        _, y = read_curve(log, key)
+        if len(y) > 1:
+            sizes[key] = statistics.median(map(abs, y))
+    main = [key for key in sizes if key == "loss" or key.startswith("loss/")]
+    if not main:
+        return []
+    largest = max(sizes[key] for key in main)
+    parts = [k for k in sizes if k not in main and largest / 20 <= sizes[k] <= largest * 20]
+    return (main + parts)[:MAX_CURVES]
+
+
+def format_step_axis(axes: Axes) -> None:
+    """Label the x axis as training steps, with few ticks."""
     from matplotlib.ticker import MaxNLocator
 
-    return MaxNLocator(5, integer=True)
+    axes.set_xlabel("step")
+    axes.xaxis.set_major_formatter(format_tick)
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
 
 
-def robust_limits(axes: Any, values: list[float]) -> None:
+def set_robust_limits(axes: Axes, values: list[float]) -> None:
     """Show the middle 98 % of the values: a spike at the start would flatten the rest."""
     values = sorted(values)
     low, high = values[len(values) // 100], values[-1 - len(values) // 100]
@@ -169,124 +235,159 @@ def robust_limits(axes: Any, values: list[float]) -> None:
         axes.set_ylim(low - 0.06 * (high - low), high + 0.06 * (high - low))
 
 
-def evaluations(columns: list[Column]) -> list[Chart]:
-    """Return what training's own evaluations gave, a picture for each number that changed, a line each model."""
-    names = dict.fromkeys(
-        k
-        for c in columns
-        for e in c.entries
-        for line in e.history
-        for k in (line.get("evaluation") or {})
-    )
+def plot_evaluations(columns: list[Column]) -> list[Chart]:
+    """Return a chart for each number of the evaluations in training, one line per run."""
+    logs = [(j, read_evaluations(run.log)) for j, c in enumerate(columns) for run in c.runs]
+    names = dict.fromkeys(name for _, log in logs for line in log for name in line)
     charts = []
     for name in names:
-        lines = []
-        for j, column in enumerate(columns):
-            for entry in column.entries:
-                found = [
-                    {"step": h["step"], **h["evaluation"]}
-                    for h in entry.history
-                    if isinstance(h.get("evaluation"), dict)
-                ]
-                if len((xy := curve(found, name))[0]) > 1:
-                    lines.append((j, xy))
-        if not lines:
+        curves = [(j, read_curve(log, name)) for j, log in logs]
+        curves = [(j, (x, y)) for j, (x, y) in curves if len(x) > 1]
+        if name == "step" or not curves:
             continue
-        with canvas(3.7, 2.35) as (axes, source):
-            for j, (x, y) in lines:
-                axes.plot(x, y, color=colour(j), marker="o", ms=2.5)
-            axes.set_xlabel("step")
-            axes.xaxis.set_major_formatter(thousands)
-            axes.xaxis.set_major_locator(few_ticks())
-        charts.append(Chart(source[0], plain_value(name)))
+        with svg_axes(*SMALL_CHART_INCHES) as (axes, source):
+            for j, (x, y) in curves:
+                axes.plot(x, y, color=color_of(j), marker="o", ms=2.5)
+            format_step_axis(axes)
+        charts.append(Chart(source[0], plain_text(name)))
     return charts
 
 
-# --- quality against cost ---------------------------------------------------------------------------------------------
+def read_evaluations(log: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the numbers of the evaluations in a log, with their steps."""
+    return [
+        {"step": line["step"], **line["evaluation"]}
+        for line in log
+        if isinstance(line.get("evaluation"), dict)
+    ]
 
 
-def against_cost(found: Comparison) -> Chart | None:
-    """Return quality against cost: the first quality that most models have, over the first cost that most of them have."""
-    ranked = {i: m for i, m in enumerate(found.measures) if m.better in ("lower", "higher")}
-    costs = sorted(
-        (i for i, m in ranked.items() if m.name in COSTS),
-        key=lambda i: COSTS.index(found.measures[i].name),
-    )
-    there = lambda i: {j for j, c in enumerate(found.row(i)) if finite(c.value)}  # noqa: E731
-    qualities = [i for i, m in ranked.items() if m.metric != "cost" and len(there(i)) > 1]
-    if not qualities:
+# --- quality against cost -------------------------------------------------------------------------
+
+
+def plot_quality_against_cost(comparison: Comparison) -> Chart | None:
+    """Return a scatter plot of quality over cost; None if there are too few numbers.
+
+    The quality is the first that most models have, the cost the first that most of these have.
+    """
+    rows = choose_quality_and_cost(comparison)
+    if rows is None:
         return None
-    y = max(qualities, key=lambda i: (len(there(i)), -i))
-    costs = [i for i in costs if len(there(i) & there(y)) > 1]
-    if not costs:
-        return None
-    x = max(costs, key=lambda i: (len(there(i) & there(y)), -costs.index(i)))
-    shown = sorted(there(x) & there(y))
-    across, up = found.measures[x], found.measures[y]
-    with canvas(7.2, 4.0) as (axes, source):
-        points = [(found.cells[x, j], found.cells[y, j]) for j in shown]
-        for j, (a, b) in zip(shown, points, strict=True):
-            bar = lambda c: c.spread if finite(c.spread) else None  # noqa: E731
+    cost_row, quality_row = rows
+    shown = sorted(find_columns(comparison, cost_row) & find_columns(comparison, quality_row))
+    cost, quality = comparison.measures[cost_row], comparison.measures[quality_row]
+    cost_cells = [comparison.cells[cost_row, j] for j in shown]
+    quality_cells = [comparison.cells[quality_row, j] for j in shown]
+    with svg_axes(*SCATTER_INCHES) as (axes, source):
+        points = []
+        for j, cost_cell, quality_cell in zip(shown, cost_cells, quality_cells, strict=True):
+            x, y = cost_cell.value or 0.0, quality_cell.value or 0.0
             axes.errorbar(
-                a.value,
-                b.value,
-                yerr=bar(b),
-                xerr=bar(a),
+                x,
+                y,
+                xerr=finite_spread(cost_cell),
+                yerr=finite_spread(quality_cell),
                 fmt="o",
                 ms=8,
-                color=colour(j),
+                color=color_of(j),
                 lw=1.3,
                 capsize=3,
             )
-        for axis, measure, cells in zip(
-            (axes.xaxis, axes.yaxis), (across, up), zip(*points, strict=True), strict=True
+            points.append((shorten_label(comparison.columns[j].label), x, y))
+        for axis, measure, cells in (
+            (axes.xaxis, cost, cost_cells),
+            (axes.yaxis, quality, quality_cells),
         ):
-            scale_axis(axis, [c.value for c in cells])
-            words = f"{measure.label} [{measure.unit}]" if measure.unit else measure.label
-            axis.set_label_text(cut(words, 70) + f"  {measure.arrow}")
+            scale_axis(axis, [cell.value or 0.0 for cell in cells])
+            label = f"{measure.label} [{measure.unit}]" if measure.unit else measure.label
+            axis.set_label_text(f"{shorten_label(label, 70)}  {measure.arrow}")
         axes.margins(0.14, 0.18)
-        names(
-            axes,
-            [
-                (cut(found.columns[j].label), a.value, b.value)
-                for j, (a, b) in zip(shown, points, strict=True)
-            ],
-        )
-    left = [c.label for j, c in enumerate(found.columns) if j not in shown]
+        annotate_points(axes, points)
     caption = (
-        f"{up.label} ({up.better} is better) against {across.label}: of the measures of quality the first that most models "
-        "have, and the first cost that most of these have. Bars: standard error, or deviation over seeds."
+        f"{quality.label} ({quality.better} is better) against {cost.label}: the first measure of "
+        "quality that most models have, and the first cost that most of these have. Bars: "
+        "standard error, or standard deviation over seeds."
     )
-    return Chart(
-        source[0], caption + (f" Without both numbers: {', '.join(left)}." if left else "")
-    )
+    missing = [c.label for j, c in enumerate(comparison.columns) if j not in shown]
+    if missing:
+        caption += f" Without both numbers: {', '.join(missing)}."
+    return Chart(source[0], caption)
+
+
+def choose_quality_and_cost(comparison: Comparison) -> tuple[int, int] | None:
+    """Return the rows of a cost and of a quality that at least two models have, or None."""
+    directed = {i: m for i, m in enumerate(comparison.measures) if m.better in ("lower", "higher")}
+    columns_of = {i: find_columns(comparison, i) for i in directed}
+    qualities = [
+        i for i, m in directed.items() if m.metric != EFFICIENCY_METRIC and len(columns_of[i]) > 1
+    ]
+    if not qualities:
+        return None
+    quality = max(qualities, key=lambda i: (len(columns_of[i]), -i))
+    costs = [i for i, m in directed.items() if m.name in COST_ROWS]
+    shared = {i: len(columns_of[i] & columns_of[quality]) for i in costs}
+    costs = [i for i in costs if shared[i] > 1]
+    if not costs:
+        return None
+    rank = {i: COST_ROWS.index(comparison.measures[i].name) for i in costs}
+    return max(costs, key=lambda i: (shared[i], -rank[i])), quality
+
+
+def find_columns(comparison: Comparison, i: int) -> set[int]:
+    """Return the columns that have a finite number in row i."""
+    return {j for j, cell in enumerate(comparison.row(i)) if is_finite_number(cell.value)}
+
+
+def finite_spread(cell: Cell) -> float | None:
+    """Return a cell's spread, or None if it is not finite."""
+    return cell.spread if is_finite_number(cell.spread) else None
 
 
 def scale_axis(axis: Any, values: list[float]) -> None:
-    """Make an axis logarithmic where its values span more than a factor of 20."""
+    """Make an axis logarithmic if its values span more than a factor of LOG_SCALE_RATIO."""
     from matplotlib.ticker import NullFormatter
 
-    if min(values) > 0 and max(values) > 20 * min(values):
+    if min(values) > 0 and max(values) > LOG_SCALE_RATIO * min(values):
         (axis.axes.set_xscale if axis.axis_name == "x" else axis.axes.set_yscale)("log")
         axis.set_minor_formatter(NullFormatter())
-    axis.set_major_formatter(thousands)
+    axis.set_major_formatter(format_tick)
 
 
-def names(axes: Any, points: list[tuple[str, float, float]]) -> None:
-    """Write names beside points, to the left of those on the right half, a line apart where they would meet."""
-    axes.figure.draw_without_rendering()
+def annotate_points(axes: Axes, points: list[tuple[str, float, float]]) -> None:
+    """Write labels beside points, moved up where two labels would overlap.
+
+    The labels of points in the right half are to their left.
+
+    Args:
+        points: (label, x, y) of each.
+    """
+    from matplotlib.figure import Figure
+
+    figure = axes.figure
+    assert isinstance(figure, Figure)
+    figure.draw_without_rendering()
     placed: list[tuple[bool, float, float]] = []
     box = axes.get_window_extent()
-    for name, x, y in sorted(points, key=lambda p: p[2]):
-        px, py = axes.transData.transform((x, y))
-        left = px > (box.x0 + box.x1) / 2
+
+    def overlaps(is_left: bool, x: float, y: float) -> bool:
+        return any(
+            other_left == is_left and abs(y - other_y) < 16 and abs(x - other_x) < 0.35 * box.width
+            for other_left, other_x, other_y in placed
+        )
+
+    for label, x, y in sorted(points, key=lambda point: point[2]):
+        pixel_x, pixel_y = axes.transData.transform((x, y))
+        is_left = pixel_x > (box.x0 + box.x1) / 2
         shift = 0.0
-        while any(
-            l == left and abs(py + shift - v) < 16 and abs(px - u) < 0.35 * box.width
-            for l, u, v in placed
-        ):  # noqa: E741
+        while overlaps(is_left, pixel_x, pixel_y + shift):
             shift += 4
-        placed.append((left, px, py + shift))
-        scale = 72 / axes.figure.dpi
-        axes.annotate(name, (x, y), xytext=(-9 if left else 9, shift * scale + 3), textcoords="offset points",
-                      ha="right" if left else "left", va="bottom")  # fmt: skip
+        placed.append((is_left, pixel_x, pixel_y + shift))
+        points_per_pixel = 72 / figure.dpi
+        axes.annotate(
+            label,
+            (x, y),
+            xytext=(-9 if is_left else 9, shift * points_per_pixel + 3),
+            textcoords="offset points",
+            ha="right" if is_left else "left",
+            va="bottom",
+        )

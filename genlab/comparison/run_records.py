@@ -1,31 +1,30 @@
-"""A run with one record of its numbers: its config, its log and its pictures, read when they are asked for."""
+"""A run with one record of its numbers; its config, log and pictures are read when needed."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from genlab.config.keys import DOWNLOAD_KEYS, RUNTIME_KEYS, override_key, root_key
+from genlab.config.nested import flatten
 from genlab.errors import UserError
 from genlab.fileio import read_json, refuse_links
+from genlab.runs.migrations import migrate_overrides, migrate_record
 from genlab.runs.run_folder import RunFolder
 
-Record = dict[str, Any]
+Record = dict[str, Any]  # a metrics.json
 
-# What says where, how often and by which seed a run was trained, not what was trained.
-NOT_RECIPE = {"seed", "out", "resume", "allow", "debug", "dataset.root", "dataset.download"}
-
-# Options of a dataset that are said otherwise (size: the shape), or that change what a model sees in training alone.
-NOT_DATA = {
+EFFICIENCY_METRIC = "efficiency"
+# Options of a dataset that are not conditions of a number: its place, options that the conditions
+# contain in other words (size: the shape), and options that change only what training sees.
+NOT_DATA_CONDITIONS = {key.removeprefix("dataset.") for key in DOWNLOAD_KEYS} | {
     "_target_",
-    "root",
-    "download",
     "size",
     "range",
     "binarize",
-    "dequantise",
+    "dequantize",
     "flip",
     "validation",
     "split_seed",
@@ -33,161 +32,188 @@ NOT_DATA = {
 
 
 @dataclass
-class Entry:
-    """One run with one record of its numbers, or why there is none."""
+class RunRecord:
+    """One run with one record of its numbers, or the reason why it has none."""
 
     folder: Path
     record: Record | None
-    label: str | None = None  # None: found from what tells the runs apart
-    missing: str = "it was not measured"
+    label: str | None = None  # None: chosen by what distinguishes the runs
+    missing_reason: str = "it was not measured"
 
     @cached_property
-    def info(self) -> dict[str, Any]:
+    def metadata(self) -> dict[str, Any]:
+        """The run's run.json."""
         refuse_links(self.folder, "run")
-        return RunFolder(self.folder).info()
+        return RunFolder(self.folder).metadata()
 
     @cached_property
     def config(self) -> dict[str, Any]:
-        """config.yaml with dotted keys."""
-        return dict(flattened(RunFolder(self.folder).options()))
+        """The run's config.yaml, by dotted key."""
+        return flatten(RunFolder(self.folder).read_config())
 
     @cached_property
-    def history(self) -> list[dict[str, Any]]:
-        """The lines of stats.jsonl, without one that a kill cut short."""
-        return RunFolder(self.folder).history()
+    def log(self) -> list[dict[str, Any]]:
+        """The complete lines of stats.jsonl."""
+        return RunFolder(self.folder).read_log()
 
     @property
-    def notes(self) -> dict[str, int]:
-        """What the run said of itself in training, without the advice, and the step at which it first did."""
-        found: dict[str, int] = {}
-        for line in self.history:
-            for note in line.get("notes", ()) if line.get("step", 0) <= self.step else ():
-                found.setdefault(plain_value(str(note).partition("; try ")[0]), line["step"])
-        return found
+    def training_notes(self) -> dict[str, int]:
+        """The notes that training logged, without the advice -> the step of the first of each."""
+        notes: dict[str, int] = {}
+        for line in self.log:
+            if line.get("step", 0) <= self.step:
+                for note in line.get("notes", ()):
+                    notes.setdefault(plain_text(str(note).partition("; try ")[0]), line["step"])
+        return notes
 
     @property
-    def typed(self) -> dict[str, str]:
-        """The overrides of the command that trained it, but for those that say where, on what and from which seed."""
-        words = [
-            str(word).lstrip("+").partition("=") for word in (self.info.get("command") or [])[2:]
-        ]
-        besides = ("seed", "out", "device", "hydra", "resume")
-        return {key: value for key, _, value in words if key.partition(".")[0] not in besides}
+    def typed_overrides(self) -> dict[str, str]:
+        """The overrides of the command that trained the run, without seed and runtime options."""
+        command = [str(word) for word in self.metadata.get("command") or []][2:]
+        command = migrate_overrides(command, self.metadata.get("format", 1))
+        ignored = RUNTIME_KEYS | {"seed", "hydra"}
+        return {
+            override_key(word): word.partition("=")[2]
+            for word in command
+            if root_key(word) not in ignored
+        }
 
     @cached_property
     def pictures(self) -> dict[str, bytes]:
-        """The record's pictures as PNG files; in place of missing ones the newest of training's."""
-        found = {}
-        for key, where in ((self.record or {}).get("pictures") or {}).items():
-            path = (self.folder / str(where)).resolve()
+        """The record's pictures as PNG files, or the newest ones of training."""
+        found: dict[str, bytes] = {}
+        for key, name in ((self.record or {}).get("pictures") or {}).items():
+            path = (self.folder / str(name)).resolve()
             if path.is_relative_to(self.folder.resolve()) and (png := read_png(path)):
                 found[str(key)] = png
-        steps = sorted((self.folder / "samples").glob("step_*.png"))
-        for key, path in (
-            ("samples", steps[-1] if steps else None),
-            ("reals", self.folder / "reals.png"),
-        ):
-            if key not in found and path and (png := read_png(path)):
+        previews = sorted((self.folder / "samples").glob("step_*.png"))
+        in_training = {"reals": self.folder / "reals.png"}
+        if previews:
+            in_training["samples"] = previews[-1]
+        for key, path in in_training.items():
+            if key not in found and (png := read_png(path)):
                 found[key] = png
         return found
 
     @property
     def model(self) -> str:
-        return str(self.info.get("model"))
+        """The name of the recipe."""
+        return str(self.metadata.get("model"))
 
     @property
     def seed(self) -> Any:
-        return self.info.get("seed")
+        """The seed of training."""
+        return self.metadata.get("seed")
 
     @property
     def step(self) -> int:
-        """The step that the numbers are of; without a record, the newest that is there."""
+        """The step of the record; without a record, the step of the newest checkpoint."""
         if self.record and "step" in self.record:
             return self.record["step"]
         return newest_step(self.folder) or 0
 
     @property
     def sampler(self) -> dict[str, Any]:
+        """The sampler's name and options in the record."""
         return ((self.record or {}).get("settings") or {}).get("sampler") or {}
 
     @property
     def recipe(self) -> dict[str, Any]:
-        """What was trained: the config without NOT_RECIPE, and the choices that it was composed from."""
-        return {k: v for k, v in self.config.items() if k not in NOT_RECIPE}
+        """The options that say what is trained, by dotted key.
 
-    def data(self, row: dict[str, Any]) -> dict[str, str]:
-        """Return the data that a row's number is about, as a condition: a likelihood is also of the values' levels."""
-        if row["metric"] == "cost":
+        Without the seed, because seeds of one recipe are averaged, and without the place of the
+        data.
+        """
+        ignored = DOWNLOAD_KEYS | {"seed"}
+        return {
+            key: value
+            for key, value in self.config.items()
+            if key not in ignored and root_key(key) not in RUNTIME_KEYS
+        }
+
+    def data_conditions(self, row: dict[str, Any]) -> dict[str, str]:
+        """Return the data that a row's number is measured on, as conditions.
+
+        A likelihood also depends on the levels of the values.
+        """
+        if row["metric"] == EFFICIENCY_METRIC:
             return {}
-        spec, c = self.info.get("spec") or {}, self.config
-        said = {
-            "data": self.info.get("dataset"),
+        spec = self.metadata.get("spec") or {}
+        conditions = {
+            "data": self.metadata.get("dataset"),
             "shape": "×".join(map(str, spec.get("shape", ()))),
         }
-        said |= {k.removeprefix("dataset."): v for k, v in c.items() if k.startswith("dataset.")}
-        said = {k: v for k, v in said.items() if k not in NOT_DATA}
-        binarized = c.get("dataset.binarize") or "none"
-        if row["metric"] == "likelihood":
-            said |= {"levels": spec["levels"]} if spec.get("levels") else {}
-            if spec.get("dequantised") and row["unit"] == "nats":
-                said["range"] = "{} to {}".format(*spec["range"])
-        if binarized == "threshold" or (binarized != "none" and row["metric"] == "likelihood"):
-            said["binarized"] = binarized
-        return {k: plain_value(v) for k, v in said.items()}
+        for key, value in self.config.items():
+            name = key.removeprefix("dataset.")
+            if name != key and name not in NOT_DATA_CONDITIONS:
+                conditions[name] = value
+        is_likelihood = row["metric"] == "likelihood"
+        if is_likelihood and spec.get("levels"):
+            conditions["levels"] = spec["levels"]
+        if is_likelihood and spec.get("dequantized") and row["unit"] == "nats":
+            conditions["range"] = "{} to {}".format(*spec["range"])
+        binarized = self.config.get("dataset.binarize") or "none"
+        if binarized == "threshold" or (binarized != "none" and is_likelihood):
+            conditions["binarized"] = binarized
+        return {key: plain_text(value) for key, value in conditions.items()}
 
 
-def records(folder: Path) -> list[Record]:
-    """Return a run's records, the newest last; those of a format that genlab no longer writes are no records."""
-    found = []
+def read_records(folder: Path) -> list[Record]:
+    """Return a run's records, the newest last, with the present names of metrics.
+
+    Files of a format that genlab no longer reads are left out.
+    """
+    records = []
     for path in sorted(folder.glob("metrics*.json"), key=lambda p: p.stat().st_mtime):
         try:
-            record = read_json(path)
+            record = migrate_record(read_json(path))
         except UserError:
             continue
-        if well_formed(record):
-            found.append(record)
-    return found
+        if is_valid_record(record):
+            records.append(record)
+    return records
 
 
-def well_formed(record: Record) -> bool:
-    """Return whether a record has what is read of it, in the types that it has."""
-    kinds = {"metrics": list, "absent": dict, "settings": dict, "step": int}
-    if not all(isinstance(record.get(key), kind) for key, kind in kinds.items()):
+def is_valid_record(record: Record) -> bool:
+    """Whether a record has the fields that are read, with the right types."""
+    types = {"metrics": list, "absent": dict, "settings": dict, "step": int}
+    if not all(isinstance(record.get(key), kind) for key, kind in types.items()):
         return False
-    words = ("metric", "name", "unit", "tag")
-    number = lambda value: value is None or isinstance(value, int | float)  # noqa: E731
-    return all(
-        isinstance(row, dict) and all(isinstance(row.get(word), str) for word in words) and "value" in row
-        and number(row["value"]) and number(row.get("floor")) and isinstance(row.get("conditions") or {}, dict)
-        for row in record["metrics"]
-    )  # fmt: skip
+    return all(map(is_valid_row, record["metrics"]))
+
+
+def is_valid_row(row: Any) -> bool:
+    """Whether a row of a record has the fields that are read, with the right types."""
+    if not isinstance(row, dict) or "value" not in row:
+        return False
+    numbers = (row["value"], row.get("real_vs_real"))
+    return (
+        all(isinstance(row.get(key), str) for key in ("metric", "name", "unit", "tag"))
+        and all(number is None or isinstance(number, int | float) for number in numbers)
+        and isinstance(row.get("conditions") or {}, dict)
+    )
 
 
 def newest_step(folder: Path) -> int | None:
-    """Return the step of a run's newest checkpoint, or None where there is none."""
-    steps = RunFolder(folder).steps()
-    return int(steps[-1].stem.removeprefix("step_")) if steps else None
+    """Return the step of a run's newest checkpoint, or None if there is none."""
+    checkpoints = RunFolder(folder).checkpoint_files()
+    return int(checkpoints[-1].stem.removeprefix("step_")) if checkpoints else None
 
 
 def read_png(path: Path) -> bytes | None:
-    """Return a PNG file, or None if it is not there or is none."""
+    """Return a PNG file, or None if it does not exist or is not a PNG file."""
     data = path.read_bytes() if path.is_file() else b""
     return data if data.startswith(b"\x89PNG\r\n\x1a\n") else None
 
 
-def flattened(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield the leaves of nested mappings with their dotted keys."""
-    if isinstance(node, dict) and (node or not path):
-        for key, value in node.items():
-            yield from flattened(value, f"{path}.{key}" if path else str(key))
+def plain_text(value: Any) -> str:
+    """Return a value as it would be typed, on one line.
+
+    Characters that a page or a picture cannot hold are replaced.
+    """
+    if value is None:
+        text = "null"
     else:
-        yield path, node
-
-
-def plain_value(value: Any) -> str:
-    """Return a value as it would be typed, on one line, with no character that a page or a picture cannot hold."""
-    text = (
-        "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
-    )
-    text = text.encode("utf-8", "replace").decode()  # a file's name may hold bytes that are no text
+        text = str(value).lower() if isinstance(value, bool) else str(value)
+    text = text.encode("utf-8", "replace").decode()  # a file name may hold any bytes
     return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)

@@ -1,74 +1,87 @@
-"""Runs and their records side by side: seeds of one recipe as one column, numbers in a row only under equal conditions."""
+"""The table of a comparison: a column per recipe, a row per measure.
+
+Runs that differ only in the seed are one column. Numbers are in one row only if they were measured
+under the same conditions.
+"""
 
 from __future__ import annotations
 
 import json
 import math
 import statistics
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from genlab.comparison.run_records import Entry, plain_value
+from genlab.comparison.run_records import EFFICIENCY_METRIC, RunRecord, plain_text
 
-# Conditions that describe a number and leave it comparable: the measurement's seed, what a model chose for itself.
-DESCRIPTIVE = {"seed", "sampler", "steps", "terms", "from", "floor"}
-ELSEWHERE = "measured under other conditions, in a place of its own"
+# Conditions that describe a number but leave it comparable: the measurement's seed, and options
+# that a model chooses for itself.
+DESCRIPTIVE_CONDITIONS = {"seed", "sampler", "steps", "elbo_timesteps", "from", "real_vs_real"}
+OTHER_CONDITIONS_REASON = "measured under other conditions, in its own row"
+MAX_LABEL_DIFFERENCES = 3
 
 
 @dataclass
 class Column:
-    """One model of the comparison: a run, or runs that differ in the seed alone."""
+    """One model of the comparison: a run, or runs that differ only in the seed."""
 
-    entries: list[Entry]
+    runs: list[RunRecord]
     label: str = ""
 
     @property
     def title(self) -> str:
-        """The label, with the number of seeds where there are several."""
-        return self.label if len(self.entries) == 1 else f"{self.label} ({len(self.entries)} seeds)"
+        """The label, with the number of seeds if there are several."""
+        return self.label if len(self.runs) == 1 else f"{self.label} ({len(self.runs)} seeds)"
 
 
 @dataclass(frozen=True)
 class Measure:
-    """What a row of the table shows: a number's name and the conditions under which it was had."""
+    """A row of the table: a number's name and the conditions under which it was measured."""
 
     metric: str
     name: str
     unit: str
-    better: str
+    better: str  # lower | higher | neither
     conditions: tuple[tuple[str, str], ...]
-    label: str = field(
-        default="", compare=False
-    )  # the name, with what tells it from the same name's other rows
+    # The name, with the conditions that distinguish the rows of that name.
+    label: str = field(default="", compare=False)
 
     @property
     def arrow(self) -> str:
+        """The direction in which the number is better."""
         return {"lower": "↓", "higher": "↑"}.get(self.better, "")
 
 
 @dataclass
 class Cell:
-    """One number, with its spread over items (standard error) or over seeds (standard deviation); or why there is none."""
+    """One number with its spread, or the reason why there is none.
+
+    Attributes:
+        spread: the standard error over items, or the standard deviation over seeds.
+        spread_kind: "s.e.", "s.d." or "".
+        real_vs_real: the same number of held-out data against other held-out data.
+    """
 
     value: float | None = None
     spread: float | None = None
-    kind: str = ""  # of the spread: s.e. | s.d.
-    seeds: int = 1
-    missing_seeds: int = 0
+    spread_kind: str = ""
+    num_seeds: int = 1
+    num_missing_seeds: int = 0
     tag: str = ""
-    floor: float | None = None
+    real_vs_real: float | None = None
     conditions: str = ""
-    best: bool = False
-    reason: str = ""
+    is_best: bool = False
+    blank_reason: str = ""
 
     def text(self) -> str:
-        """Return the number as in a table: 97.94 ± 0.28."""
+        """Return the number as tables show it: 97.94 ± 0.28."""
         if self.value is None:
             return "·"
-        return number(self.value, self.spread) + (
-            f" ± {number(self.spread, self.spread)}" if self.spread is not None else ""
-        )
+        number = format_number(self.value, self.spread)
+        if self.spread is None:
+            return number
+        return f"{number} ± {format_number(self.spread, self.spread)}"
 
 
 @dataclass
@@ -80,300 +93,327 @@ class Comparison:
     cells: dict[tuple[int, int], Cell]  # (row, column)
 
     def row(self, i: int) -> list[Cell]:
+        """Return the cells of a row."""
         return [self.cells[i, j] for j in range(len(self.columns))]
 
-    def floor(self, i: int) -> str:
-        """Return a row's floor; where the columns' differ, their range."""
-        floors = sorted(c.floor for c in self.row(i) if c.floor is not None)
-        if not floors:
+    def real_vs_real(self, i: int) -> str:
+        """Return a row's real-vs-real number; where the columns' numbers differ, their range."""
+        values = sorted(c.real_vs_real for c in self.row(i) if c.real_vs_real is not None)
+        if not values:
             return ""
-        low, high = (number(f) for f in (floors[0], floors[-1]))
+        low, high = format_number(values[0]), format_number(values[-1])
         return low if low == high else f"{low} to {high}"
 
-    def blanks(self) -> dict[str, dict[str, list[str]]]:
-        """Return what the blank cells mean: reason -> column -> the rows' labels."""
-        found: dict[str, dict[str, list[str]]] = {}
-        for (i, j), cell in sorted(self.cells.items(), key=lambda item: item[0][::-1]):
-            if cell.value is None:
-                names = found.setdefault(cell.reason, {}).setdefault(self.columns[j].label, [])
-                name = self.measures[i].name if cell.reason == ELSEWHERE else self.measures[i].label
-                if name not in names:
-                    names.append(name)
-        return found
+    def blank_reasons(self) -> dict[str, dict[str, list[str]]]:
+        """Return why cells are blank: reason -> column -> the rows' labels."""
+        reasons: dict[str, dict[str, list[str]]] = {}
+        by_column = sorted(self.cells.items(), key=lambda item: item[0][::-1])
+        for (i, j), cell in by_column:
+            if cell.value is not None:
+                continue
+            columns = reasons.setdefault(cell.blank_reason, {})
+            names = columns.setdefault(self.columns[j].label, [])
+            measure = self.measures[i]
+            is_elsewhere = cell.blank_reason == OTHER_CONDITIONS_REASON
+            name = measure.name if is_elsewhere else measure.label
+            if name not in names:
+                names.append(name)
+        return reasons
 
-    def notes(self) -> dict[str, dict[str, str]]:
-        """Return what runs said of themselves in training: the words without advice -> column -> in how many runs, from when."""
-        found: dict[str, dict[str, str]] = {}
+    def training_notes(self) -> dict[str, dict[str, str]]:
+        """Return what training noted: note -> column -> in how many runs, from which step on."""
+        notes: dict[str, dict[str, str]] = {}
         for column in self.columns:
-            said: dict[str, list[int]] = {}
-            for entry in column.entries:
-                for what, step in entry.notes.items():
-                    said.setdefault(what, []).append(step)
-            for what, steps in said.items():
-                runs = (
-                    f"{len(steps)} of {len(column.entries)} seeds, "
-                    if len(column.entries) > 1
-                    else ""
-                )
-                found.setdefault(what, {})[column.label] = f"{runs}from step {min(steps):,}"
-        return found
+            steps_of: dict[str, list[int]] = {}
+            for run in column.runs:
+                for note, step in run.training_notes.items():
+                    steps_of.setdefault(note, []).append(step)
+            for note, steps in steps_of.items():
+                text = f"from step {min(steps):,}"
+                if len(column.runs) > 1:
+                    text = f"{len(steps)} of {len(column.runs)} seeds, {text}"
+                notes.setdefault(note, {})[column.label] = text
+        return notes
 
-    def differences(self) -> dict[str, list[str | None]]:
-        """Return the config's keys that differ -> each column's value, None where a column has no such key."""
-        configs = [c.entries[0].recipe | {"model": c.entries[0].model} for c in self.columns]
-        keys = dict.fromkeys(k for config in configs for k in config)
-        has = {k: sum(k in config for config in configs) for k in keys}
-        shown = lambda config, k: plain_value(config[k]) if k in config else None  # noqa: E731
-        found = {
-            k: [shown(config, k) for config in configs]
-            for k in sorted(keys, key=lambda k: (k != "model", -has[k]))
-        }
-        return {plain_value(k): values for k, values in found.items() if len(set(values)) > 1}
+    def config_differences(self) -> dict[str, list[str | None]]:
+        """Return the options that differ -> each column's value, None if it has no such option.
+
+        The model comes first, then the options that most columns have.
+        """
+        configs = [c.runs[0].recipe | {"model": c.runs[0].model} for c in self.columns]
+        keys = dict.fromkeys(key for config in configs for key in config)
+        counts = {key: sum(key in config for config in configs) for key in keys}
+        differences: dict[str, list[str | None]] = {}
+        for key in sorted(keys, key=lambda key: (key != "model", -counts[key])):
+            values = [plain_text(config[key]) if key in config else None for config in configs]
+            if len(set(values)) > 1:
+                differences[plain_text(key)] = values
+        return differences
 
 
-def compared(entries: Iterable[Entry], metrics: list[str] | None = None) -> Comparison:
-    """Return entries side by side: grouped by recipe, aligned by name and conditions, the best of each row marked."""
-    columns = grouped(list(entries))
-    label(columns)
-    measures = named_apart(merged([keys(e) for c in columns for e in c.entries]))
+def make_comparison(runs: Iterable[RunRecord], metrics: Sequence[str] | None = None) -> Comparison:
+    """Return runs side by side, with the best number of each row marked.
+
+    Args:
+        metrics: the metrics to show; None shows all.
+    """
+    columns = group_seeds(list(runs))
+    label_columns(columns)
+    measures = label_measures(merge_orders([measures_of(run) for c in columns for run in c.runs]))
     if metrics is not None:
-        measures = [m for m in measures if m.metric in metrics]
-    cells = {(i, j): cell(m, c) for i, m in enumerate(measures) for j, c in enumerate(columns)}
-    found = Comparison(columns, measures, cells)
+        measures = [measure for measure in measures if measure.metric in metrics]
+    cells = {
+        (i, j): make_cell(measure, column)
+        for i, measure in enumerate(measures)
+        for j, column in enumerate(columns)
+    }
+    comparison = Comparison(columns, measures, cells)
     for i, measure in enumerate(measures):
-        there = [c for c in found.row(i) if c.value is not None and math.isfinite(c.value)]
-        if len(there) > 1 and measure.better in ("lower", "higher"):
-            best = (min if measure.better == "lower" else max)(c.value for c in there)
-            for c in there:
-                c.best = c.value == best and any(other.value != best for other in there)
-    return found
+        mark_best(measure, comparison.row(i))
+    return comparison
 
 
-# --- columns ----------------------------------------------------------------------------------------------------------
+def mark_best(measure: Measure, cells: list[Cell]) -> None:
+    """Mark the best cells of a row, unless all numbers are equal."""
+    values = {id(c): c.value for c in cells if c.value is not None and math.isfinite(c.value)}
+    if len(set(values.values())) < 2 or measure.better not in ("lower", "higher"):
+        return
+    best = (min if measure.better == "lower" else max)(values.values())
+    for cell in cells:
+        cell.is_best = values.get(id(cell)) == best
 
 
-def grouped(entries: list[Entry]) -> list[Column]:
-    """Return one column for runs that differ in the seed alone; a seed that is there twice starts another."""
+# --- columns --------------------------------------------------------------------------------------
+
+
+def group_seeds(runs: list[RunRecord]) -> list[Column]:
+    """Return one column for runs that differ only in the seed.
+
+    A seed that occurs twice starts another column.
+    """
     columns: dict[str, Column] = {}
-    for entry in entries:
-        step = (
-            None if entry.config.get("trainer.max_time") else entry.step
-        )  # a run that time ends is at whatever step it is
-        same = [
-            entry.label,
-            entry.model,
-            entry.info.get("dataset"),
-            entry.recipe,
-            step,
-            entry.sampler,
-        ]
-        for again in range(len(entries)):
-            key = json.dumps([*same, again], sort_keys=True, default=str)
-            if key not in columns or entry.seed not in {e.seed for e in columns[key].entries}:
+    for run in runs:
+        # A run that ends by time may end at any step.
+        step = None if run.config.get("trainer.max_minutes") else run.step
+        dataset = run.metadata.get("dataset")
+        identity = [run.label, run.model, dataset, run.recipe, step, run.sampler]
+        key = ""
+        for occurrence in range(len(runs)):
+            key = json.dumps([*identity, occurrence], sort_keys=True, default=str)
+            if key not in columns or run.seed not in {other.seed for other in columns[key].runs}:
                 break
-        columns.setdefault(key, Column([])).entries.append(entry)
+        columns.setdefault(key, Column([])).runs.append(run)
     return list(columns.values())
 
 
-def label(columns: list[Column]) -> None:
-    """Give each column a label of its own: the recipe's name, then what tells it from others of that name."""
+def label_columns(columns: list[Column]) -> None:
+    """Give each column its own label: the recipe's name and what distinguishes it from others."""
     for column in columns:
-        column.label = plain_value(column.entries[0].label or column.entries[0].model)
-    for name in dict.fromkeys(c.label for c in columns):
-        alike = [c for c in columns if c.label == name]
-        if len(alike) == 1:
+        column.label = plain_text(column.runs[0].label or column.runs[0].model)
+    for name in dict.fromkeys(column.label for column in columns):
+        namesakes = [column for column in columns if column.label == name]
+        if len(namesakes) == 1:
             continue
-        configs = [{"on": c.entries[0].info.get("dataset")} | c.entries[0].recipe for c in alike]
-        configs = [
-            config | {"at step": c.entries[0].step, "sampler": tuple(c.entries[0].sampler.values())}
-            for config, c in zip(configs, alike, strict=True)
-        ]
-        every = dict.fromkeys(k for config in configs for k in config)
-        differ = [
-            k for k in every if len({plain_value(config.get(k, "")) for config in configs}) > 1
-        ]
-        for column, config in zip(alike, configs, strict=True):
-            said = [
-                short(k, config[k])
-                for k in differ
-                if k in config and not k.endswith("_target_") and config[k] != ()
-            ]
-            column.label = " ".join([name, ", ".join(s for s in said[:3] if s)]).strip()
-        if len({c.label for c in alike}) < len(alike):  # what was typed may say it in fewer words
-            typed = [c.entries[0].typed for c in alike]
-            differ = [
-                k
-                for k in dict.fromkeys(k for words in typed for k in words)
-                if len({w.get(k) for w in typed}) > 1
-            ]
-            labels = [
-                " ".join([name, ", ".join(short(k, w[k]) for k in differ if k in w)]).strip()
-                for w in typed
-            ]
-            if len(set(labels)) == len(alike):
-                for column, text in zip(alike, labels, strict=True):
-                    column.label = plain_value(text)
-    seen: dict[str, int] = {}
+        label_by_config(namesakes, name)
+        if len({column.label for column in namesakes}) < len(namesakes):
+            label_by_command(namesakes, name)
+    counts: dict[str, int] = {}
     for column in columns:
-        seen[column.label] = seen.get(column.label, 0) + 1
-        if seen[column.label] > 1:
-            column.label += f" #{seen[column.label]}"
+        counts[column.label] = counts.get(column.label, 0) + 1
+        if counts[column.label] > 1:
+            column.label += f" #{counts[column.label]}"
 
 
-def short(key: str, value: Any) -> str:
+def label_by_config(columns: list[Column], name: str) -> None:
+    """Label columns of one name by the first options of their configs that differ."""
+    configs = []
+    for column in columns:
+        run = column.runs[0]
+        extra = {"at step": run.step, "sampler": tuple(run.sampler.values())}
+        configs.append({"on": run.metadata.get("dataset")} | run.recipe | extra)
+    keys = dict.fromkeys(key for config in configs for key in config)
+    changed = [key for key in keys if len({plain_text(c.get(key, "")) for c in configs}) > 1]
+    for column, config in zip(columns, configs, strict=True):
+        shown = [
+            format_difference(key, config[key])
+            for key in changed
+            if key in config and not key.endswith("_target_") and config[key] != ()
+        ]
+        differences = ", ".join(text for text in shown[:MAX_LABEL_DIFFERENCES] if text)
+        column.label = f"{name} {differences}".strip()
+
+
+def label_by_command(columns: list[Column], name: str) -> None:
+    """Label columns of one name by the typed overrides that differ, if these distinguish all."""
+    typed = [column.runs[0].typed_overrides for column in columns]
+    keys = dict.fromkeys(key for overrides in typed for key in overrides)
+    changed = [key for key in keys if len({overrides.get(key) for overrides in typed}) > 1]
+    labels = []
+    for overrides in typed:
+        shown = [format_difference(key, overrides[key]) for key in changed if key in overrides]
+        labels.append(f"{name} {', '.join(shown)}".strip())
+    if len(set(labels)) == len(columns):
+        for column, label in zip(columns, labels, strict=True):
+            column.label = plain_text(label)
+
+
+def format_difference(key: str, value: Any) -> str:
     """Return a difference as part of a label: on mnist, latent=2, step 20,000, ddim 10."""
     if key == "at step":
         return f"step {value:,}"
     if key == "sampler":
-        return " ".join(map(plain_value, value))
-    return f"on {value}" if key == "on" else f"{key.rpartition('.')[2]}={plain_value(value)}"
+        return " ".join(map(plain_text, value))
+    return f"on {value}" if key == "on" else f"{key.rpartition('.')[2]}={plain_text(value)}"
 
 
-# --- rows -------------------------------------------------------------------------------------------------------------
+# --- rows -----------------------------------------------------------------------------------------
 
 
-def conditions(entry: Entry, row: dict[str, Any]) -> dict[str, str]:
-    """Return all conditions of a number, those of its data among them."""
-    said = {str(k): plain_value(v) for k, v in (row.get("conditions") or {}).items()}
-    if "data" in said:  # what was done to the values: "dequantised, one draw"
-        said["values"] = said.pop("data")
-    return entry.data(row) | said
+def all_conditions(run: RunRecord, row: dict[str, Any]) -> dict[str, str]:
+    """Return all conditions of a number, including those of its data."""
+    conditions = {str(k): plain_text(v) for k, v in (row.get("conditions") or {}).items()}
+    if "data" in conditions:  # how the values were changed: "dequantized, one draw"
+        conditions["values"] = conditions.pop("data")
+    return run.data_conditions(row) | conditions
 
 
-def measure_of(entry: Entry, row: dict[str, Any]) -> Measure:
-    """Return the row of the table that a record's row belongs to."""
-    aside = (
-        DESCRIPTIVE
-        | ({"n"} if row["metric"] == "cost" else set())
-        | ({"values"} if row["unit"] == "bits/dim" else set())
-    )
-    kept = {
-        k: v
-        for k, v in conditions(entry, row).items()
-        if k not in aside and not k.startswith("log Z")
+def measure_of(run: RunRecord, row: dict[str, Any]) -> Measure:
+    """Return the table's row for a row of a record."""
+    ignored = set(DESCRIPTIVE_CONDITIONS)
+    if row["metric"] == EFFICIENCY_METRIC:
+        ignored.add("n")
+    if row["unit"] == "bits/dim":
+        ignored.add("values")
+    conditions = {
+        key: value
+        for key, value in all_conditions(run, row).items()
+        if key not in ignored and not key.startswith("log Z")
     }
-    return Measure(
-        row["metric"],
-        row["name"],
-        row["unit"],
-        row.get("better", "neither"),
-        tuple(sorted(kept.items())),
-    )
+    better = row.get("better", "neither")
+    ordered = tuple(sorted(conditions.items()))
+    return Measure(row["metric"], row["name"], row["unit"], better, ordered)
 
 
-def keys(entry: Entry) -> list[Measure]:
-    return [measure_of(entry, row) for row in (entry.record or {}).get("metrics", ())]
+def measures_of(run: RunRecord) -> list[Measure]:
+    """Return the rows of a run's record."""
+    return [measure_of(run, row) for row in (run.record or {}).get("metrics", ())]
 
 
-def merged(lists: list[list[Measure]]) -> list[Measure]:
-    """Return all that the lists hold in an order that keeps, as far as it can, that of each."""
+def merge_orders(lists: list[list[Measure]]) -> list[Measure]:
+    """Return all measures of the lists once, in an order close to that of each list.
+
+    Measures of one metric and of one name are together, and efficiency comes last.
+    """
     order: list[Measure] = []
-    for one in sorted(lists, key=len, reverse=True):
+    for measures in sorted(lists, key=len, reverse=True):
         at = 0
-        for item in one:
-            if item not in order:
-                order.insert(
-                    max([at, *(i + 1 for i, other in enumerate(order) if other.name == item.name)]),
-                    item,
-                )
-            at = order.index(item) + 1
-    first = {
-        key: i
-        for i, m in reversed(list(enumerate(order)))
-        for key in (m.metric, (m.metric, m.name))
-    }
-    together = lambda m: (m.metric == "cost", first[m.metric], first[m.metric, m.name])  # noqa: E731
-    return sorted(order, key=together)
+        for measure in measures:
+            if measure not in order:
+                same_name = [i + 1 for i, m in enumerate(order) if m.name == measure.name]
+                order.insert(max([at, *same_name]), measure)
+            at = order.index(measure) + 1
+    first: dict[Any, int] = {}
+    for i, m in enumerate(order):
+        first.setdefault(m.metric, i)
+        first.setdefault((m.metric, m.name), i)
+
+    def sort_key(m: Measure) -> tuple[bool, int, int]:
+        return m.metric == EFFICIENCY_METRIC, first[m.metric], first[m.metric, m.name]
+
+    return sorted(order, key=sort_key)
 
 
-def named_apart(measures: list[Measure]) -> list[Measure]:
-    """Return the rows with labels: the name, and where there are several of it the conditions in which they differ."""
-    found = []
-    for m in measures:
-        alike = [dict(other.conditions) for other in measures if other.name == m.name]
-        own = dict(m.conditions)
-        every = dict.fromkeys(k for c in alike for k in c)
-        differ = [k for k in every if len({c.get(k) for c in alike}) > 1]
-        said = ", ".join(f"{k}={own[k]}" for k in differ if k in own)
-        found.append(
-            Measure(
-                m.metric,
-                m.name,
-                m.unit,
-                m.better,
-                m.conditions,
-                m.name + (f" ({said})" if said else ""),
-            )
-        )
-    return found
+def label_measures(measures: list[Measure]) -> list[Measure]:
+    """Return the rows with labels: the name, and the conditions that distinguish its rows."""
+    labeled = []
+    for measure in measures:
+        namesakes = [dict(other.conditions) for other in measures if other.name == measure.name]
+        keys = dict.fromkeys(key for conditions in namesakes for key in conditions)
+        changed = [key for key in keys if len({c.get(key) for c in namesakes}) > 1]
+        own = dict(measure.conditions)
+        differences = format_conditions({key: own[key] for key in changed if key in own})
+        label = f"{measure.name} ({differences})" if differences else measure.name
+        labeled.append(replace(measure, label=label))
+    return labeled
 
 
-# --- cells ------------------------------------------------------------------------------------------------------------
+# --- cells ----------------------------------------------------------------------------------------
 
 
-def cell(measure: Measure, column: Column) -> Cell:
-    """Return a column's number in a row: of one run with its standard error, of several the mean and deviation."""
+def make_cell(measure: Measure, column: Column) -> Cell:
+    """Return a column's cell in a row.
+
+    A single run has its standard error; several seeds have their mean and standard deviation.
+    """
     rows = [
-        (e, row)
-        for e in column.entries
-        for row in (e.record or {}).get("metrics", ())
-        if measure_of(e, row) == measure
+        (run, row)
+        for run in column.runs
+        for row in (run.record or {}).get("metrics", ())
+        if measure_of(run, row) == measure
     ]
     if not rows:
-        return Cell(reason=reason(measure, column.entries[0]))
+        return Cell(blank_reason=find_blank_reason(measure, column.runs[0]))
     values = [math.nan if row["value"] is None else float(row["value"]) for _, row in rows]
-    floors = [row["floor"] for _, row in rows if row.get("floor") is not None]
-    several = len(values) > 1
+    real_vs_real = [row["real_vs_real"] for _, row in rows if row.get("real_vs_real") is not None]
+    spread, spread_kind = rows[0][1].get("error"), "s.e."
+    if len(values) > 1:
+        spread, spread_kind = std_over_seeds(values), "s.d."
+    conditions = [format_conditions(all_conditions(run, row)) for run, row in rows]
     return Cell(
         value=statistics.fmean(values),
-        spread=deviation(values) if several else rows[0][1].get("error"),
-        kind="s.d." if several else "s.e." if rows[0][1].get("error") is not None else "",
-        seeds=len(values),
-        missing_seeds=len(column.entries) - len(values),
+        spread=spread,
+        spread_kind="" if spread is None else spread_kind,
+        num_seeds=len(values),
+        num_missing_seeds=len(column.runs) - len(values),
         tag="/".join(dict.fromkeys(row["tag"] for _, row in rows)),
-        floor=statistics.fmean(floors) if floors else None,
-        conditions=" | ".join(dict.fromkeys(joined(conditions(e, row)) for e, row in rows)),
+        real_vs_real=statistics.fmean(real_vs_real) if real_vs_real else None,
+        conditions=" | ".join(dict.fromkeys(conditions)),
     )
 
 
-def deviation(values: list[float]) -> float:
+def std_over_seeds(values: list[float]) -> float:
     """Return the standard deviation over seeds, with n − 1 in the denominator."""
     return statistics.stdev(values) if all(map(math.isfinite, values)) else math.nan
 
 
-def reason(measure: Measure, entry: Entry) -> str:
-    """Return why an entry has no number in a row."""
-    if entry.record is None:
-        return entry.missing
-    own = keys(entry)
-    if any(m.name == measure.name for m in own):
-        return ELSEWHERE
-    if others := [m.name for m in own if m.metric == measure.metric and m.metric != "cost"]:
-        return f"{entry.model} gives {', '.join(dict.fromkeys(others))} instead"
-    if why := (entry.record.get("absent") or {}).get(measure.metric):
-        return str(why)
-    if measure.metric == "cost" and any(m.metric == "cost" for m in own):
+def find_blank_reason(measure: Measure, run: RunRecord) -> str:
+    """Return why a run lacks a number in a row."""
+    if run.record is None:
+        return run.missing_reason
+    measures = measures_of(run)
+    if any(m.name == measure.name for m in measures):
+        return OTHER_CONDITIONS_REASON
+    is_efficiency = measure.metric == EFFICIENCY_METRIC
+    same_metric = [m.name for m in measures if m.metric == measure.metric]
+    if same_metric and not is_efficiency:
+        return f"{run.model} gives {', '.join(dict.fromkeys(same_metric))} instead"
+    if reason := (run.record.get("absent") or {}).get(measure.metric):
+        return str(reason)
+    if same_metric and is_efficiency:
         return "its run did not log it, or it cannot sample"
-    return "its record does not hold it; measure it with `genlab evaluate`"
+    return "its record does not contain it; measure it with `genlab evaluate`"
 
 
-# --- showing ----------------------------------------------------------------------------------------------------------
+# --- text -----------------------------------------------------------------------------------------
 
 
-def joined(said: dict[str, str]) -> str:
-    return ", ".join(f"{k}={v}" for k, v in said.items())
+def format_conditions(conditions: dict[str, str]) -> str:
+    """Return conditions as text: "n=1000, split=test"."""
+    return ", ".join(f"{key}={value}" for key, value in conditions.items())
 
 
-def number(value: float | None, spread: float | None = None) -> str:
-    """Return a number with as many digits as its spread bears (two of the spread), or four where there is none."""
+def format_number(value: float | None, spread: float | None = None) -> str:
+    """Return a number with as many digits as its spread supports: two digits of the spread.
+
+    Without a spread it has four digits.
+    """
     if value is None or not math.isfinite(value):
         return "" if value is None else str(value)
     if value == 0 and not spread:
         return "0"
-    if spread and math.isfinite(spread):
-        digits = 1 - math.floor(math.log10(abs(spread)))
-    else:
+    if not spread or not math.isfinite(spread):
         return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+    digits = 1 - math.floor(math.log10(abs(spread)))
     if digits > 7:
         return f"{value:.2g}"
     return f"{value:,.{max(digits, 0)}f}"

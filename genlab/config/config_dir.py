@@ -8,4 +8,6 @@ from pathlib import Path
 
 def config_folder() -> Path:
     """Return the folder of the YAML files that ship with genlab."""
-    return Path(find_spec("genlab.configs").submodule_search_locations[0])
+    spec = find_spec("genlab.configs")
+    assert spec is not None and spec.submodule_search_locations
+    return Path(next(iter(spec.submodule_search_locations)))

@@ -1,4 +1,4 @@
-"""Plain values from YAML against a constructor's type hints: the names it knows, their types, their ranges."""
+"""Build objects from plain YAML values, checked against a constructor's type hints and ranges."""
 
 from __future__ import annotations
 
@@ -14,179 +14,207 @@ from typing import Any, get_type_hints
 
 from genlab.errors import UserError, did_you_mean
 
-# What a config may name without more ado. PyTorch's optimizers only by their own names: torch.optim.Adam, not
-# torch.optim.os.system, which Python would find just as well.
-OURS = re.compile(r"genlab(\.\w+)+|torch\.optim\.[A-Z]\w*")
+# Targets that a config may name without further permission. Of PyTorch's optimizers only their
+# public names: torch.optim.Adam, but not torch.optim.os.system, which Python would resolve too.
+SHIPPED_TARGET = re.compile(r"genlab(\.\w+)+|torch\.optim\.[A-Z]\w*")
 
 
-def locate(node: dict[str, Any], where: str) -> Any:
+def import_target(node: dict[str, Any], where: str) -> Any:
     """Return the class or function that `node["_target_"]` names.
 
+    Args:
+        node: a config with a `_target_`.
+        where: the config's path to the node, for messages.
+
     Raises:
-        UserError: it names none, or one that only passes through a genlab module.
+        UserError: the target does not exist, or is reached through a genlab module that only
+            imports it.
     """
     name = node.get("_target_")
-    if (
-        not isinstance(name, str)
-        or "." not in name
-        or not all(part.isidentifier() for part in name.split("."))
-    ):
+    if not isinstance(name, str) or not is_dotted_name(name):
         raise UserError(f"{where} needs a _target_ such as package.module.Class, not {name!r}")
-    if not OURS.fullmatch(name) and os.getcwd() not in sys.path:
+    if not SHIPPED_TARGET.fullmatch(name) and os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # a user's own model is often a file beside the config
     module, _, attribute = name.rpartition(".")
     try:
         found = getattr(importlib.import_module(module), attribute)
     except ModuleNotFoundError as error:
         if error.name and not module.startswith(error.name) and error.name != module:
-            raise  # the module is there, and something that it needs is not
-        raise UserError(f"{where}._target_={name}: there is no module '{module}'") from error
+            raise  # the module exists, but something that it imports does not
+        raise UserError(f"{where}._target_={name}: the module '{module}' does not exist") from error
     except AttributeError as error:
         known = vars(importlib.import_module(module))
+        near = did_you_mean(attribute, known)
+        raise UserError(f"{where}._target_={name}: {module} has no '{attribute}'{near}") from error
+    package = str(getattr(found, "__module__", None) or "").split(".")[0]
+    if SHIPPED_TARGET.fullmatch(name) and package not in ("genlab", "torch"):
+        raise UserError(f"{where}._target_={name} is not defined by genlab")
+    if package in sys.stdlib_module_names or not callable(found):
         raise UserError(
-            f"{where}._target_={name}: {module} has no '{attribute}'{did_you_mean(attribute, known)}"
-        ) from error
-    home = str(getattr(found, "__module__", None) or "").split(".")[0]
-    if OURS.fullmatch(name) and home not in ("genlab", "torch"):
-        raise UserError(f"{where}._target_={name} is not genlab's own")
-    if home in sys.stdlib_module_names or not callable(found):
-        raise UserError(
-            f"{where}._target_={name} is no class or function of a model, a network or a data set"
+            f"{where}._target_={name} is not a class or function of a model, network or data set"
         )
     return found
 
 
+def is_dotted_name(name: str) -> bool:
+    """Whether a text is a dotted path of Python identifiers."""
+    return "." in name and all(part.isidentifier() for part in name.split("."))
+
+
 def refuse_targets(config: Any, *, allowed: tuple[str, ...], where: str, path: str = "") -> None:
-    """Refuse a config, wherever in it, that names a class of a package that the user has not allowed.
+    """Refuse a config that names, at any depth, a class outside genlab and the allowed packages.
+
+    Args:
+        allowed: top-level packages that the user trusts.
+        where: the file that the config comes from, for messages.
 
     Raises:
         UserError: names the key and the class.
     """
     if isinstance(config, dict):
         for key, value in config.items():
-            inside = f"{path}.{key}" if path else str(key)
-            if key == "_target_":
-                ours = isinstance(value, str) and OURS.fullmatch(value)
-                users = isinstance(value, str) and value.split(".")[0] in allowed
-                if not (ours or users):
-                    mend = "if you trust it, give allow=[package]"
-                    raise UserError(
-                        f"{where}: {inside} names {value!r}, which is not genlab's; {mend}"
-                    )
-            refuse_targets(value, allowed=allowed, where=where, path=inside)
+            key_path = f"{path}.{key}" if path else str(key)
+            if key == "_target_" and not is_allowed_target(value, allowed):
+                raise UserError(
+                    f"{where}: {key_path} names {value!r}, which is not part of genlab; "
+                    "if you trust it, add trusted_packages=[package]"
+                )
+            refuse_targets(value, allowed=allowed, where=where, path=key_path)
     elif isinstance(config, list):
         for i, value in enumerate(config):
             refuse_targets(value, allowed=allowed, where=where, path=f"{path}[{i}]")
 
 
-def arguments(
+def is_allowed_target(name: Any, allowed: tuple[str, ...]) -> bool:
+    """Whether a `_target_` is shipped with genlab or belongs to an allowed package."""
+    if not isinstance(name, str):
+        return False
+    return bool(SHIPPED_TARGET.fullmatch(name)) or name.split(".")[0] in allowed
+
+
+def validate_kwargs(
     target: Callable[..., Any], values: dict[str, Any], where: str, *, skip: int = 0
 ) -> dict[str, Any]:
-    """Return `values` in the types that `target` asks for.
+    """Return `values` converted to the types that the keywords of `target` declare.
 
     Args:
         where: the config's path to the values, for messages.
-        skip: the leading parameters that the caller gives.
+        skip: the number of leading parameters that the caller passes itself.
 
     Raises:
-        UserError: an unknown name, a wrong type, a value out of range, or a missing one.
+        UserError: an unknown name, a wrong type, a value out of range, or a missing value.
     """
-    from pydantic import ConfigDict, TypeAdapter, ValidationError
-    from pydantic.errors import PydanticUserError
-
     if not isinstance(values, dict):
         raise UserError(
-            f"{where}={shown(values)}: it has options of its own, as {where}.option=value"
+            f"{where}={to_cli(values)}: {where} is a group of options; set {where}.<option>=<value>"
         )
-    parameters, hints = taken(target)
-    known = {
-        p.name: p for p in parameters[skip:] if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)
-    }
-    path = lambda name: f"{where}.{name}" if where else name  # noqa: E731
+    parameters, hints = accepted_parameters(target)
+    keyword_kinds = (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    known = {p.name: p for p in parameters[skip:] if p.kind in keyword_kinds}
+    prefix = f"{where}." if where else ""
     checked: dict[str, Any] = {}
     for name, value in values.items():
         if name == "_target_":
             continue
         if name not in known:
-            listed = ", ".join(known) or "none"
             raise UserError(
-                f"unknown option '{path(name)}'{did_you_mean(name, known)}; {where or 'there'} has {listed}"
+                f"unknown option '{prefix}{name}'{did_you_mean(name, known)}; "
+                f"{where or 'the command'} has {', '.join(known) or 'no options'}"
             )
-        value = nested(value)
-        if name not in hints:
-            checked[name] = value
-            continue
-        try:
-            try:
-                adapter = TypeAdapter(hints[name], config=ConfigDict(arbitrary_types_allowed=True))
-            except PydanticUserError:  # a type that brings its own configuration
-                adapter = TypeAdapter(hints[name])
-            checked[name] = adapter.validate_python(value)
-        except ValidationError as error:
-            wrong = error.errors()[0]
-            said = (e["msg"][0].lower() + e["msg"][1:] for e in error.errors())
-            at = (
-                () if wrong["type"] == "missing" else wrong["loc"]
-            )  # too short: the fault is the whole's
-            inside = "".join(f"[{part}]" for part in at if isinstance(part, int))
-            found = shown(wrong["input"] if inside else value)
-            raise UserError(
-                f"{path(name)}{inside}={found}: {'; or '.join(dict.fromkeys(said))}"
-            ) from error
-    missing = [n for n, p in known.items() if n not in checked and p.default is p.empty]
-    if missing:
-        raise UserError(f"{path(missing[0])} is not set; give {path(missing[0])}=…")
+        value = instantiate_nested(value)
+        if name in hints:
+            value = validate_value(hints[name], value, prefix + name)
+        checked[name] = value
+    for name, parameter in known.items():
+        if name not in checked and parameter.default is parameter.empty:
+            raise UserError(f"{prefix}{name} is not set; give {prefix}{name}=…")
     return checked
 
 
-def taken(target: Callable[..., Any]) -> tuple[list[inspect.Parameter], dict[str, Any]]:
-    """Return what a function or a class takes, and the type hints; where a constructor hands **options on, its base's too."""
-    # A dataclass keeps its hints on the class, so that each resolves in the module that wrote it.
-    written_on = target if is_dataclass(target) or not isinstance(target, type) else target.__init__
-    parameters, hints = (
-        list(inspect.signature(target).parameters.values()),
-        get_type_hints(written_on, include_extras=True),
-    )
+def validate_value(hint: Any, value: Any, option: str) -> Any:
+    """Return `value` converted to the type `hint`.
+
+    Raises:
+        UserError: the value does not fit; names the option, the value and what is allowed.
+    """
+    from pydantic import ConfigDict, TypeAdapter, ValidationError
+    from pydantic.errors import PydanticUserError
+
+    try:
+        adapter = TypeAdapter(hint, config=ConfigDict(arbitrary_types_allowed=True))
+    except PydanticUserError:  # a type with its own pydantic configuration
+        adapter = TypeAdapter(hint)
+    try:
+        return adapter.validate_python(value)
+    except ValidationError as error:
+        first = error.errors()[0]
+        reasons = dict.fromkeys(e["msg"][0].lower() + e["msg"][1:] for e in error.errors())
+        # If a list is too short, the list is shown, not an element.
+        location = () if first["type"] == "missing" else first["loc"]
+        index = "".join(f"[{part}]" for part in location if isinstance(part, int))
+        shown = to_cli(first["input"] if index else value)
+        raise UserError(f"{option}{index}={shown}: {'; or '.join(reasons)}") from error
+
+
+def accepted_parameters(
+    target: Callable[..., Any],
+) -> tuple[list[inspect.Parameter], dict[str, Any]]:
+    """Return the parameters of a function or class, and their type hints.
+
+    A constructor that passes **options on also accepts the parameters of its base class.
+    """
+    # A dataclass keeps its hints on the class, where each resolves in the module that wrote it.
+    hinted: Any = target
+    if isinstance(target, type) and not is_dataclass(target):
+        hinted = target.__init__  # type: ignore[misc]  # read, not called
+    parameters = list(inspect.signature(target).parameters.values())
+    hints = get_type_hints(hinted, include_extras=True)
     if isinstance(target, type) and any(p.kind is p.VAR_KEYWORD for p in parameters):
+        assert target.__base__ is not None  # object takes no **options
         known = {p.name for p in parameters}
-        above, hints_above = taken(target.__base__)
-        parameters, hints = (
-            parameters + [p for p in above if p.name not in known],
-            hints_above | hints,
-        )
+        inherited, inherited_hints = accepted_parameters(target.__base__)
+        parameters += [p for p in inherited if p.name not in known]
+        hints = inherited_hints | hints
     return parameters, hints
 
 
-def shown(value: Any) -> str:
-    """Return a value as it would be typed."""
+def to_cli(value: Any) -> str:
+    """Return a value as it would be typed on the command line."""
     if value is None:
         return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
     return str(value) if isinstance(value, str | int | float) else repr(value)
 
 
-def nested(value: Any) -> Any:
-    """Return a value with the objects that it names inside it (`_target_`) made."""
+def instantiate_nested(value: Any) -> Any:
+    """Return a value in which every mapping with a `_target_` is replaced by the object it names.
+
+    A mapping with `_partial_: true` becomes a function that still takes its first argument.
+    """
     if isinstance(value, dict) and "_target_" in value:
-        target = locate(value, "a nested object")
-        if OURS.fullmatch(value["_target_"]) and not makes(target):
+        target = import_target(value, "a nested object")
+        name = value["_target_"]
+        if SHIPPED_TARGET.fullmatch(name) and not is_constructible(target):
             raise UserError(
-                f"_target_={value['_target_']} is no network, model or data set, which alone may stand in an option"
+                f"_target_={name} is not a network, model or data set; only these can be options"
             )
-        if value.get("_partial_"):  # its first argument comes from the one who calls it
-            own = {key: inside for key, inside in value.items() if key != "_partial_"}
-            return partial(target, **arguments(target, own, value["_target_"], skip=1))
-        return construct(target, value, value["_target_"])
+        if value.get("_partial_"):
+            options = {key: inner for key, inner in value.items() if key != "_partial_"}
+            return partial(target, **validate_kwargs(target, options, name, skip=1))
+        return instantiate(target, value, name)
     if isinstance(value, dict):
-        return {k: nested(v) for k, v in value.items()}
+        return {key: instantiate_nested(inner) for key, inner in value.items()}
     if isinstance(value, list):
-        return [nested(v) for v in value]
+        return [instantiate_nested(inner) for inner in value]
     return value
 
 
-def makes(target: Any) -> bool:
-    """Return whether a class or function of genlab's makes a network, a model or a data set, and does nothing else.
+def is_constructible(target: Any) -> bool:
+    """Whether a class or function of genlab builds a network, model or data set and nothing else.
 
-    A config may be a stranger's, and genlab has functions that write files and start processes.
+    A config may come from an untrusted source, and genlab has functions that write files and
+    start processes.
     """
     if isinstance(target, type):
         return any(
@@ -197,7 +225,6 @@ def makes(target: Any) -> bool:
     return target.__module__.startswith(("genlab.models.", "genlab.nn."))
 
 
-def construct(target: Callable[..., Any], values: dict[str, Any], where: str, *given: Any) -> Any:
-    """Return `target(*given, **values)`, with the values checked against its type hints."""
-    options = arguments(target, values, where, skip=len(given))
-    return target(*given, **options)
+def instantiate(target: Callable[..., Any], values: dict[str, Any], where: str, *args: Any) -> Any:
+    """Return `target(*args, **values)`, with the values checked against its type hints."""
+    return target(*args, **validate_kwargs(target, values, where, skip=len(args)))

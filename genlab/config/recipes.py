@@ -4,19 +4,24 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import yaml
 
 from genlab.abilities import ABILITIES, abilities
 from genlab.config.config_dir import config_folder
-from genlab.config.instantiate import locate
+from genlab.config.instantiate import import_target
 
-TAGS = {
+if TYPE_CHECKING:
+    from genlab.model import GenerativeModel
+
+# How exactly an ability computes a likelihood; other abilities are untagged.
+LIKELIHOOD_TAGS = {
     "log_prob": "exact",
     "elbo": "bound",
     "iwae": "bound",
     "log_partition": "estimate",
-}  # others: just yes
+}
 
 
 @dataclass
@@ -24,20 +29,24 @@ class Recipe:
     """One file of configs/model/."""
 
     name: str
-    header: str  # its first comment: paper, what it is
-    target: str  # the model's class
+    header: str  # the file's first comment: the paper, and what the recipe is
+    target: str  # dotted path of the model's class
+    trainer: str  # trainer.name
 
     @property
-    def model(self) -> type:
+    def model(self) -> type[GenerativeModel]:
         """The model's class."""
-        return locate({"_target_": self.target}, f"model={self.name}")
+        model: type[GenerativeModel] = import_target(
+            {"_target_": self.target}, f"model={self.name}"
+        )
+        return model
 
     def abilities(self) -> set[str]:
-        """Return the verbs of the model's class."""
+        """Return the abilities of the model's class."""
         return abilities(self.model)
 
 
-def header(path: Path) -> str:
+def read_header(path: Path) -> str:
     """Return the first comment of a YAML file as one line."""
     lines = []
     for line in path.read_text().splitlines():
@@ -49,31 +58,32 @@ def header(path: Path) -> str:
     return " ".join(lines)
 
 
-def group(name: str) -> list[Path]:
-    """Return the files of a config group."""
+def group_files(name: str) -> list[Path]:
+    """Return the files of a shipped config group."""
     return sorted((config_folder() / name).rglob("*.yaml"))
 
 
-def recipes() -> list[Recipe]:
+def list_recipes() -> list[Recipe]:
     """Return every recipe, by name."""
-    return [
-        Recipe(p.stem, header(p), yaml.safe_load(p.read_text())["model"]["_target_"])
-        for p in group("model")
-    ]
+    found = []
+    for path in group_files("model"):
+        config = yaml.safe_load(path.read_text())
+        trainer = config.get("trainer", {}).get("name", "")
+        found.append(Recipe(path.stem, read_header(path), config["model"]["_target_"], trainer))
+    return found
 
 
-def able(verb: str) -> list[str]:
-    """Return the recipes whose model has the verb, with how exact it is: "vae (bound)"."""
-    tag = f" ({TAGS[verb]})" if verb in TAGS else ""
-    return [f"{recipe.name}{tag}" for recipe in recipes() if verb in recipe.abilities()]
+def models_with(ability: str) -> list[str]:
+    """Return the recipes whose model has the ability, with its tag: "vae (bound)"."""
+    tag = f" ({LIKELIHOOD_TAGS[ability]})" if ability in LIKELIHOOD_TAGS else ""
+    return [f"{recipe.name}{tag}" for recipe in list_recipes() if ability in recipe.abilities()]
 
 
-def matrix() -> list[list[str]]:
-    """Return the ability matrix: a row a recipe, then exact, bound, estimate, yes or an empty cell for each ability."""
+def ability_table() -> list[list[str]]:
+    """Return a row per recipe: its name, then a tag, yes or an empty cell for each ability."""
     rows = []
-    for recipe in recipes():
+    for recipe in list_recipes():
         has = recipe.abilities()
-        rows.append(
-            [recipe.name, *(TAGS.get(verb, "yes") if verb in has else "" for verb in ABILITIES)]
-        )
+        cells = [LIKELIHOOD_TAGS.get(name, "yes") if name in has else "" for name in ABILITIES]
+        rows.append([recipe.name, *cells])
     return rows

@@ -1,4 +1,4 @@
-"""Images with captions: made from class names by templates, or read from a file beside them."""
+"""Images with captions, made from class names by templates or read from a file."""
 
 import json
 from dataclasses import dataclass, replace
@@ -9,133 +9,151 @@ import torch
 from torch import Tensor
 
 from genlab.data.dataset import Dataset
-from genlab.data.image_files import Found
+from genlab.data.image_files import ImageFiles
 from genlab.data.image_folder import ImageFolder
 from genlab.errors import UserError
-from genlab.spec import Batch, Count, Positive, Spec
+from genlab.spec import Batch, Count, DataSpec, Positive
 
-METADATA = "metadata.jsonl"
+METADATA_FILE = "metadata.jsonl"
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 
-def text_spec(length: int) -> Spec:
-    """Return the Spec of captions as bytes, `length` of them, filled up with zeros."""
-    return Spec((length,), kind="tokens", levels=0, vocab=256)
+def caption_spec(length: int) -> DataSpec:
+    """Return the DataSpec of captions as bytes, padded with zeros to `length`."""
+    return DataSpec((length,), kind="tokens", levels=0, vocab=256)
 
 
-def table(captions: list[str], length: int) -> Tensor:
-    """Return captions as bytes (N, length) int64, filled up with zeros.
+def encode_captions(captions: list[str], length: int) -> Tensor:
+    """Return captions as bytes (N, length) int64, padded with zeros.
 
     Raises:
-        UserError: one is longer.
+        UserError: a caption is longer.
     """
-    found = torch.zeros(len(captions), length, dtype=torch.int64)
-    for row, caption in zip(found, captions, strict=True):
+    rows = torch.zeros(len(captions), length, dtype=torch.int64)
+    for row, caption in zip(rows, captions, strict=True):
         data = caption.encode()
         if len(data) > length:
             size = len(data)
             raise UserError(
-                f"a caption has {size} bytes, and dataset.length={length}: {caption!r}; set dataset.length={size}"
+                f"a caption has {size} bytes, but dataset.length={length}: {caption!r}; "
+                f"set dataset.length={size}"
             )
         row[: len(data)] = torch.tensor(list(data), dtype=torch.int64)
-    return found
+    return rows
 
 
-def nonsense(n: int, longest: int, generator: torch.Generator) -> list[str]:
-    """Return n templates of at most `longest` bytes: {} among one to eight words of one to eight letters that mean nothing."""
-    draw = lambda low, high: int(torch.randint(low, high + 1, (), generator=generator))  # noqa: E731
-    found = []
+def random_templates(n: int, max_bytes: int, generator: torch.Generator) -> list[str]:
+    """Return n templates of up to `max_bytes` bytes: {} among random words.
+
+    A template has one to eight words of one to eight letters.
+    """
+
+    def draw(low: int, high: int) -> int:
+        return int(torch.randint(low, high + 1, (), generator=generator))
+
+    templates = []
     for _ in range(n):
-        before, after = [], []
+        before: list[str] = []
+        after: list[str] = []
         for _ in range(draw(1, 8)):
             word = "".join(LETTERS[draw(0, 25)] for _ in range(draw(1, 8)))
-            if len(" ".join([*before, word, "{}", *after])) <= longest:
-                (after if draw(0, 3) == 0 else before).append(
-                    word
-                )  # the name comes late, as it does in English
-        found.append(" ".join([*before, "{}", *after]))
-    return found
+            if len(" ".join([*before, word, "{}", *after])) <= max_bytes:
+                # the name comes late, as it does in English
+                (after if draw(0, 3) == 0 else before).append(word)
+        templates.append(" ".join([*before, "{}", *after]))
+    return templates
 
 
 @dataclass(kw_only=True, eq=False)
 class Captions(Dataset):
-    """The images of another set with captions made from the names of their classes: `cond` (B, length) bytes.
+    """The images of another dataset with captions made from class names.
 
-    A training item gets any of the templates, drawn anew each time; in a pass in order each item keeps its own.
-    Told a few phrasings only, an encoder learns them by heart and is lost by the next. Words that mean nothing, in many
-    numbers, lengths and places, leave it only the name to hold on to.
+    Captions are `cond` (B, length), as bytes. A training item draws one of the templates each time;
+    in an ordered pass each item keeps its own. An encoder trained with a few phrasings memorizes
+    them and fails on the next one. Templates of random words, in many numbers, lengths and
+    positions, leave it only the name to rely on.
 
     Args:
-        of: the set of images.
-        names: of its classes, in their order.
+        base: the image dataset.
+        class_names: names of its classes, in their order.
         templates: captions with {} where the name goes.
-        unseen: templates that no training item gets, by which a model can be asked for what it was never told.
-        made_up: templates of meaningless words, of which every other training item gets one; 0: none does.
-        length: bytes of a caption at most.
+        heldout_templates: templates that no training item has, to test the model on new phrasings.
+        nonsense_templates: number of templates of random words; every other training item draws one
+            of them. 0 disables them.
+        length: largest number of bytes in a caption.
     """
 
-    of: Any
-    names: list[str]
+    base: Any
+    class_names: list[str]
     templates: list[str]
-    unseen: list[str]
-    made_up: Count = 0
+    heldout_templates: list[str]
+    nonsense_templates: Count = 0
     length: Positive = 64
 
     def __post_init__(self) -> None:
-        spec = self.of.spec
-        if spec.kind != "image" or len(self.names) != spec.classes:
-            has = f"{self.of.name} has {spec.classes} classes of {spec.kind}"
-            raise UserError(f"dataset.names has {len(self.names)} names, and {has}")
+        spec = self.base.spec
+        if spec.kind != "image" or len(self.class_names) != spec.num_classes:
+            raise UserError(
+                f"dataset.class_names has {len(self.class_names)} names, but {self.base.name} has "
+                f"{spec.num_classes} classes of {spec.kind}"
+            )
         if not self.templates or any(
-            "{}" not in template for template in (*self.templates, *self.unseen)
+            "{}" not in template for template in (*self.templates, *self.heldout_templates)
         ):
             raise UserError(
-                "dataset.templates needs at least one caption with {} where the name of the class goes"
+                "dataset.templates needs at least one caption with {} where the class name goes"
             )
-        self.name = f"{self.of.name} with captions"
-        self.workers = self.of.workers
-        longest = self.length - max(len(name.encode()) for name in self.names) + len("{}")
-        made_up = nonsense(
-            self.made_up, longest, torch.Generator().manual_seed(0)
-        )  # the same in each run, as the others are
-        # (templates + made_up, classes, length)
-        self.rows = torch.stack(
-            [self.captions(template) for template in (*self.templates, *made_up)]
+        self.name = f"{self.base.name} with captions"
+        self.workers = self.base.workers
+        self.source_files = self.base.source_files
+        longest_name = max(len(name.encode()) for name in self.class_names)
+        # the same templates in each run, as the others are
+        generator = torch.Generator().manual_seed(0)
+        nonsense = random_templates(
+            self.nonsense_templates, self.length - longest_name + len("{}"), generator
         )
-        told = replace(spec, source=text_spec(self.length), task="text2image")
-        self.hold(told, self.of.splits, self.of.prepare, missing=self.of.missing)
+        # (templates + nonsense templates, classes, length)
+        self.rows = torch.stack(
+            [self.captions(template) for template in (*self.templates, *nonsense)]
+        )
+        spec = replace(spec, source=caption_spec(self.length), task="text2image")
+        self.set_splits(spec, self.base.splits, self.base.preprocess, hints=self.base.hints)
+
+    def caption_templates(self, *, heldout: bool = False) -> list[str]:
+        return self.heldout_templates if heldout else self.templates
 
     def captions(self, template: str) -> Tensor:
-        """Return the caption of each class (classes, length) as bytes."""
-        return table([template.replace("{}", name) for name in self.names], self.length)
+        captions = [template.replace("{}", name) for name in self.class_names]
+        return encode_captions(captions, self.length)
 
-    def made(
+    def make_batch(
         self, x: Tensor, y: Tensor | None, generator: torch.Generator, *, augment: bool
     ) -> Batch:
-        batch = self.of.made(x, y, generator, augment=augment)
+        batch = self.base.make_batch(x, y, generator, augment=augment)
         which = torch.randint(len(self.templates), (len(x),), device=x.device, generator=generator)
-        if augment and self.made_up:
-            other = torch.randint(
+        if augment and self.nonsense_templates:
+            nonsense = torch.randint(
                 len(self.templates), len(self.rows), (len(x),), device=x.device, generator=generator
             )
             coin = torch.rand(len(x), device=x.device, generator=generator) < 0.5
-            which = torch.where(coin, other, which)
+            which = torch.where(coin, nonsense, which)
         return Batch(batch.x, batch.y, self.rows.to(x.device)[which, batch.y])
 
-    def shown(self, split: str, n: int | None = None, *, seed: int = 0) -> Batch:
-        """Return the images that `take` returns as bytes uint8 (n, C, H, W)."""
-        return self.of.shown(split, n, seed=seed)
+    def head_bytes(self, split: str, n: int | None = None, *, seed: int = 0) -> Batch:
+        return self.base.head_bytes(split, n, seed=seed)
 
     def report(self) -> list[str]:
-        return self.of.report()
+        return self.base.report()
 
 
 @dataclass(kw_only=True, eq=False)
 class CaptionedFolder(ImageFolder):
-    """The images of a folder with the captions of its metadata.jsonl: a line {"file_name": …, "text": …} for each image.
+    """The images of a folder with the captions of its metadata.jsonl.
+
+    The file has one line {"file_name": …, "text": …} per image.
 
     Args:
-        length: bytes of a caption at most; longer ones are cut.
+        length: bytes per caption; longer ones are truncated.
     """
 
     length: Positive = 128
@@ -143,42 +161,52 @@ class CaptionedFolder(ImageFolder):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.sources = [*self.sources, Path(self.path).expanduser() / METADATA]
-        self.spec = replace(self.spec, classes=0, source=text_spec(self.length), task="text2image")
+        self.source_files = [*self.source_files, Path(self.path or "").expanduser() / METADATA_FILE]
+        self.spec = replace(
+            self.spec, num_classes=0, source=caption_spec(self.length), task="text2image"
+        )
 
-    def listed(self, folder: Path) -> dict[str, Found]:
-        """Return the images that have a caption, the number of which takes the place of a class."""
-        file = folder / METADATA
+    def list_splits(self, folder: Path) -> dict[str, ImageFiles]:
+        """Return the images that have a caption, with the caption's number as label."""
+        file = folder / METADATA_FILE
         if not file.exists():
             raise UserError(
-                f'{file} is missing: a line {{"file_name": …, "text": …}} for each image'
+                f'{file} is missing: it needs a line {{"file_name": …, "text": …}} per image'
             )
         paths, captions = [], []
         for number, line in enumerate(file.read_text().splitlines(), 1):
-            if not line.strip():
-                continue
-            try:
-                entry = json.loads(line)
-                name, text = Path(entry["file_name"]), entry["text"].encode()
-            except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-                raise UserError(
-                    f'{file}, line {number}: {line[:80]!r} is no {{"file_name": …, "text": …}}'
-                ) from error
-            if name.is_absolute() or ".." in name.parts:
-                raise UserError(
-                    f"{file}, line {number}: {str(name)!r} is no file in {folder}, where an image must be"
-                )
-            if not (folder / name).is_file():
-                raise UserError(f"{file}, line {number}: there is no file {folder / name}")
-            paths.append(folder / name)
-            captions.append(text[: self.length].decode(errors="ignore"))
+            if line.strip():
+                path, caption = self.read_line(folder, line, f"{file}, line {number}")
+                paths.append(path)
+                captions.append(caption)
         if not paths:
-            raise UserError(f"{file} has no line")
-        self.rows = table(captions, self.length)
-        return {"train": Found(paths, torch.arange(len(paths)))}
+            raise UserError(f"{file} is empty")
+        self.rows = encode_captions(captions, self.length)
+        return {"train": ImageFiles(paths, torch.arange(len(paths)))}
 
-    def made(
+    def read_line(self, folder: Path, line: str, where: str) -> tuple[Path, str]:
+        """Return the image and the truncated caption of a line of the metadata file.
+
+        Raises:
+            UserError: the line is malformed, or its image is missing or outside of the folder.
+        """
+        try:
+            entry = json.loads(line)
+            name, text = Path(entry["file_name"]), entry["text"].encode()
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise UserError(
+                f'{where}: {line[:80]!r} is not {{"file_name": …, "text": …}}'
+            ) from error
+        if name.is_absolute() or ".." in name.parts:
+            raise UserError(
+                f"{where}: {str(name)!r} is not a file in {folder}, where an image must be"
+            )
+        if not (folder / name).is_file():
+            raise UserError(f"{where}: no file {folder / name}")
+        return folder / name, text[: self.length].decode(errors="ignore")
+
+    def make_batch(
         self, x: Tensor, y: Tensor | None, generator: torch.Generator, *, augment: bool
     ) -> Batch:
-        batch = super().made(x, y, generator, augment=augment)
+        batch = super().make_batch(x, y, generator, augment=augment)
         return Batch(batch.x, None, self.rows.to(x.device)[y])

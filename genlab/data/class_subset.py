@@ -1,4 +1,4 @@
-"""Training on some of the classes, or on few items of one: models of one class, anomalies never seen, sets out of balance."""
+"""Datasets without some classes, or with few items of one: anomalies, class imbalance."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -9,63 +9,73 @@ from torch import Tensor
 from genlab.data.dataset import Dataset, Split
 from genlab.data.shuffling import permutation
 from genlab.errors import UserError
-from genlab.spec import Count, Fraction, Spec
+from genlab.spec import Count, DataSpec, Fraction
 
 
 @dataclass(kw_only=True, eq=False)
-class Labelled(Dataset):
-    """A set whose classes may be left out of training and validation, whole or in part; the test split and the Spec stay whole.
+class ClassSubset(Dataset):
+    """A dataset whose training and validation splits may leave out classes, wholly or in part.
 
-    After `hold`, `kept` has the indices of a split's items that stayed, where some were left out.
+    The test split and the DataSpec stay complete. After `set_splits`, `kept` has the indices of the
+    items that a split kept, for splits that lost some.
 
     Args:
-        only: the class, or the classes, to train on; None: all.
-        keep: class -> the share of its items that stays, chosen by `split_seed`: {1: 0.02} makes class 1 rare, {1: 0}
-            leaves it out; a class that is not named stays whole.
+        classes: the class, or the classes, to train on; None uses all.
+        class_fraction: class -> the fraction of its items to keep, chosen by `split_seed`:
+            {1: 0.02} makes class 1 rare, {1: 0} leaves it out. A class without an entry stays
+            complete.
         split_seed: chooses those items, and the items of the splits that the source does not fix.
     """
 
-    only: Count | tuple[Count, ...] | None = None
-    keep: dict[Count, Fraction] | None = None
+    classes: Count | tuple[Count, ...] | None = None
+    class_fraction: dict[Count, Fraction] | None = None
     split_seed: Count = 0
 
-    def hold(self, spec: Spec, splits: dict[str, Split], prepare: Any = None, **how: Any) -> None:
+    def set_splits(
+        self, spec: DataSpec, splits: dict[str, Split], preprocess: Any = None, **options: Any
+    ) -> None:
         self.kept: dict[str, Tensor] = {}
-        if shares := self.shares(spec.classes):
+        if fractions := self.fractions_to_keep(spec.num_classes):
             for name in {"train", "validation"} & splits.keys():
-                self.kept[name] = self.staying(splits[name].y, shares)
-                splits = {**splits, name: splits[name].part(self.kept[name])}
-        super().hold(spec, splits, prepare, **how)
+                labels = splits[name].y
+                assert labels is not None
+                self.kept[name] = self.kept_indices(labels, fractions)
+                splits = {**splits, name: splits[name].subset(self.kept[name])}
+        super().set_splits(spec, splits, preprocess, **options)
         if self.kept and not self.size("train"):
             raise UserError(
-                f"dataset.only and dataset.keep leave {self.name} no training item; keep more"
+                f"dataset.classes and dataset.class_fraction leave {self.name} without training "
+                "items; keep more"
             )
 
-    def shares(self, classes: int) -> dict[int, float]:
-        """Return the share of each class that stays, of those that do not stay whole.
+    def fractions_to_keep(self, num_classes: int) -> dict[int, float]:
+        """Return the fraction to keep of each class that does not stay complete.
 
         Raises:
-            UserError: the set has no labels, or not that class.
+            UserError: the dataset is unlabeled, or does not have that class.
         """
-        only = (self.only,) if isinstance(self.only, int) else self.only
-        named = [*(only or ()), *(self.keep or ())]
-        if (only is not None or self.keep) and not classes:
+        classes = (self.classes,) if isinstance(self.classes, int) else self.classes
+        if (classes is not None or self.class_fraction) and not num_classes:
             raise UserError(
-                f"{self.name} has no labels here, by which dataset.only and dataset.keep choose"
+                f"dataset.classes and dataset.class_fraction require labels, but {self.name} has "
+                "none here"
             )
-        for k in named:
-            if k >= classes:
+        for k in [*(classes or ()), *(self.class_fraction or ())]:
+            if k >= num_classes:
                 raise UserError(
-                    f"dataset.only and dataset.keep: {self.name} has the classes 0 to {classes - 1}, not {k}"
+                    f"dataset.classes and dataset.class_fraction: {self.name} has the classes 0 to "
+                    f"{num_classes - 1}, not {k}"
                 )
-        left_out = {} if only is None else {k: 0.0 for k in range(classes) if k not in only}
-        return (self.keep or {}) | left_out
+        left_out = (
+            {} if classes is None else {k: 0.0 for k in range(num_classes) if k not in classes}
+        )
+        return (self.class_fraction or {}) | left_out
 
-    def staying(self, y: Tensor, shares: dict[int, float]) -> Tensor:
-        """Return the indices of the items, of labels y (N,), that stay, in their order."""
-        stays = torch.ones(len(y), dtype=torch.bool)
-        for k, share in shares.items():
+    def kept_indices(self, y: Tensor, fractions: dict[int, float]) -> Tensor:
+        """Return the sorted indices of the items to keep, given their labels y (N,)."""
+        keep = torch.ones(len(y), dtype=torch.bool)
+        for k, fraction in fractions.items():
             (items,) = torch.where(y == k)
             order = items[permutation(len(items), self.split_seed, k)]
-            stays[order[round(share * len(items)) :]] = False
-        return stays.nonzero()[:, 0]
+            keep[order[round(fraction * len(items)) :]] = False
+        return keep.nonzero()[:, 0]

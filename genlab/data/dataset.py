@@ -1,4 +1,4 @@
-"""What every dataset is: three splits, a Spec, and batches that depend on (seed, batch number) alone."""
+"""The base class of datasets: three splits, a DataSpec, and reproducible batches."""
 
 from __future__ import annotations
 
@@ -10,69 +10,98 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from genlab.data.shuffling import Address, Pick, permutation, picked, shuffled
+from genlab.data.shuffling import (
+    IndexFn,
+    ShardIndex,
+    permutation,
+    shards_from_index_fn,
+    shuffled_shards,
+)
 from genlab.errors import UserError, did_you_mean
-from genlab.seeding import mix
-from genlab.spec import Batch, Spec
+from genlab.seeding import derive_seed
+from genlab.spec import Batch, DataSpec
 
 if TYPE_CHECKING:
-    from genlab.data.image_files import Files
+    from genlab.data.image_files import StreamedImages
 
 SPLITS = ("train", "validation", "test")
-CHUNK = 256  # items that share a random seed in a pass in order, whatever the batch size
-Device = torch.device | str
+CHUNK_SIZE = 256  # items that share a random seed in an ordered pass, whatever the batch size
+DeviceLike = torch.device | str
 
 
 @dataclass
 class Split:
-    """The raw items of a split: uint8 (N, C, H, W), float32 (N, D) or files of images; and labels (N,) int64."""
+    """The raw items of a split and their labels y (N,) int64.
 
-    x: Tensor | Files
+    `x` is uint8 (N, C, H, W), float32 (N, D), or image files that are decoded when needed.
+    """
+
+    x: Any  # Tensor | StreamedImages; a subclass of Dataset knows which
     y: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.x)
 
-    def part(self, index: Tensor) -> Split:
+    def subset(self, index: Tensor) -> Split:
         """Return the items at `index`."""
-        x = self.x[index] if isinstance(self.x, Tensor) else self.x.part(index)
+        x = self.x[index] if isinstance(self.x, Tensor) else self.x.subset(index)
         return Split(x, None if self.y is None else self.y[index])
 
 
 class Dataset:
-    """Three splits of one source; a subclass calls `hold` with them when it has read its source."""
+    """Three splits of one source; a subclass calls `set_splits` once it has read the source.
+
+    The attributes below are optional facts about the data. Metrics and commands read them without
+    checking whether they exist; a subclass overrides those that it knows.
+    """
 
     name: str
-    spec: Spec
-    workers: int = 0  # processes that decode the files of a set that streams
-    paired: bool = True  # of a set with sources: whether x is what became of `cond`
-    sources: Sequence[
-        Path
-    ] = ()  # the files that it was read from, by which a run that goes on knows its data again
+    spec: DataSpec
+    workers: int = 0  # processes that decode the files of a dataset that streams
+    paired: bool = True  # with a source: whether x is the translation of `cond`, item by item
+    # the files that the data was read from; a resumed run checks that they are unchanged
+    source_files: Sequence[Path] = ()
 
-    def hold(
+    # A known distribution
+    centers: Any = None  # (K, D): the means of the modes of a mixture; None: not a mixture
+    std: float | None = None  # standard deviation of each mode
+    log_weights: Tensor | None = None  # (K,): log-probabilities of the modes; None: equal
+
+    # Known generative factors
+    factor_names: tuple[str, ...] = ()
+    categorical_factors: tuple[int, ...] = ()  # indices of unordered factors
+
+    stacked: bool = False  # each channel is an image with its own class
+
+    def set_splits(
         self,
-        spec: Spec,
+        spec: DataSpec,
         splits: dict[str, Split],
-        prepare: Callable[..., Tensor] | None = None,
+        preprocess: Callable[..., Tensor] | None = None,
         *,
-        missing: dict[str, str] | None = None,
+        hints: dict[str, str] | None = None,
     ) -> None:
-        """Take the splits; `prepare` maps raw items to the model's; `missing` says what to do about an empty split."""
+        """Set the splits.
+
+        Args:
+            preprocess: maps raw items to model inputs, as `Preprocessor`; None leaves them as
+                they are.
+            hints: split -> what to do if it is empty, for the error message.
+        """
         self.spec = spec
         self.splits = splits
-        self.prepare = prepare
-        self.missing = missing or {}
-        self.lines: list[str] = []
-        self._placed: dict[tuple[str, torch.device], tuple[Tensor, Tensor | None]] = {}
+        self.preprocess: Any = preprocess
+        self.hints = hints or {}
+        self.report_lines: list[str] = []
+        self._on_device: dict[tuple[str, torch.device], tuple[Tensor, Tensor | None]] = {}
 
-    # --- what a run asks for ----------------------------------------------------------------------------------------
+    # --- items and batches ------------------------------------------------------------------------
 
     def size(self, split: str) -> int:
         """Return the number of items in "train", "validation" or "test"."""
         if split not in SPLITS:
             raise UserError(
-                f"there is no split {split!r}{did_you_mean(split, SPLITS)}; splits: {', '.join(SPLITS)}"
+                f"no such split {split!r}{did_you_mean(split, SPLITS)}; splits: {', '.join(SPLITS)}"
             )
         return len(self.splits[split]) if split in self.splits else 0
 
@@ -84,242 +113,330 @@ class Dataset:
         seed: int = 0,
         start: int = 0,
         shard: int | Sequence[int] = 0,
-        shards: int = 1,
-        device: Device = "cpu",
+        num_shards: int = 1,
+        device: DeviceLike = "cpu",
         shuffle: bool = True,
-        pick: Pick | None = None,
+        index_fn: IndexFn | None = None,
     ) -> Iterator[Batch]:
-        """Return the batches of a split from joint batch `start` on, each a function of (seed, its number) alone.
+        """Return the batches of a split; each depends only on (seed, its number).
 
-        Shuffled, they never end: one permutation an epoch, joined end to end, so that every joint batch is full. Not
-        shuffled, they are one pass in order, without flips, and the last may be smaller. A joint batch is cut into
-        `shards` equal parts in order; this returns part `shard`, or, of several, one batch each in turn. `pick`
-        chooses the items of an endless stream instead: it is asked for joint batch k's indices when that is due.
-
-        Raises:
-            UserError: no such split, the split is empty, or `batch_size` is not a multiple of `shards`.
-        """
-        held, device = self._held(split), place(device)
-        wanted = (shard,) if isinstance(shard, int) else tuple(shard)
-        if batch_size < 1 or shards < 1 or batch_size % shards:
-            raise UserError(
-                f"a batch of {batch_size} cannot be cut into {shards} equal parts; set trainer.batch_size"
-            )
-        if any(not 0 <= s < shards for s in wanted):
-            raise UserError(f"there is no shard {shard} of {shards}")
-        if not shuffle:
-            return self._pass(split, batch_size, seed, start, wanted, shards, device)
-        at = device if isinstance(held.x, Tensor) else torch.device("cpu")
-        if pick is not None:
-            order = picked(pick, start=start, shard=wanted, shards=shards, device=at)
-        else:
-            order = shuffled(
-                len(held),
-                batch_size,
-                seed=seed,
-                start=start,
-                shard=wanted,
-                shards=shards,
-                device=at,
-            )
-        return self._batches(split, order, seed, device, augment=True)
-
-    def take(
-        self, split: str, n: int | None = None, *, seed: int = 0, device: Device = "cpu"
-    ) -> Batch:
-        """Return the first n items (all for None) of the split shuffled by `seed`, prepared with seeded noise."""
-        return self.items(
-            split, permutation(len(self._held(split)), seed, 0)[:n], seed=seed, device=device
-        )
-
-    def items(self, split: str, index: Tensor, *, seed: int = 0, device: Device = "cpu") -> Batch:
-        """Return the items of a split with the numbers in `index` (n,), prepared with seeded noise.
-
-        Raises:
-            UserError: the split has no items, or not as many.
-        """
-        size = len(self._held(split))
-        if len(index) and not 0 <= index.min() <= index.max() < size:
-            raise UserError(
-                f"the {split} split of {self.name} has the items 0 to {size - 1}, not {int(index.max())}"
-            )
-        return joined(list(self._chunks(split, index, seed, place(device))))
-
-    def arrays(self, split: str) -> tuple[Tensor, Tensor | None]:
-        """Return the raw items, uint8 (N, C, H, W) or float32 (N, D), and the labels (N,) or None, on the CPU."""
-        return self._on(split, torch.device("cpu"))
-
-    def mapped(
-        self, split: str, function: Callable[[Tensor], Tensor], *, device: Any = None
-    ) -> Made:
-        """Return a set of function(x) (N, …) of a split's prepared items, in memory, with their labels.
-
-        Of a set that mirrors half of its training items, each is there as it is, and mirrored in a second half (2N, …).
+        Shuffled, the stream is endless: it joins one permutation per epoch, so that every global
+        batch is full. Not shuffled, it is one pass in order without flips, and the last batch may
+        be smaller.
 
         Args:
-            device: what makes batches ready for the function, as `training.device.Device`; None: they are left on the CPU.
+            batch_size: items of a global batch, which is cut into `num_shards` equal parts.
+            start: number of the first global batch.
+            shard: the part to return; several are returned in turn, one batch each.
+            index_fn: chooses the items of an endless stream instead of the shuffling. It is called
+                with the number of a global batch when that batch is due.
+
+        Raises:
+            UserError: no such split, the split is empty, or `batch_size` is not a multiple of
+                `num_shards`.
         """
-        ready = device.ready if device else lambda batch: batch
-        y, ways = self.splits[split].y, [function]
-        if split == "train" and self.mirrors:
-            ways.append(lambda x: function(x.flip(-1)))
+        source, device = self._nonempty_split(split), with_index(device)
+        shard_numbers = (shard,) if isinstance(shard, int) else tuple(shard)
+        if batch_size < 1 or num_shards < 1 or batch_size % num_shards:
+            raise UserError(
+                f"a batch of {batch_size} cannot be cut into {num_shards} equal parts; "
+                "set trainer.batch_size"
+            )
+        if any(not 0 <= s < num_shards for s in shard_numbers):
+            raise UserError(f"no shard {shard} among {num_shards}")
+        if not shuffle:
+            return self._ordered_batches(
+                split, batch_size, seed, start, shard_numbers, num_shards, device
+            )
+        order: Iterator[ShardIndex]
+        shards: dict[str, Any] = {
+            "start": start,
+            "shard": shard_numbers,
+            "num_shards": num_shards,
+            "device": device if isinstance(source.x, Tensor) else torch.device("cpu"),
+        }
+        if index_fn is not None:
+            order = shards_from_index_fn(index_fn, **shards)
+        else:
+            order = shuffled_shards(len(source), batch_size, seed=seed, **shards)
+        return self._preprocessed_batches(split, order, seed, device, augment=True)
+
+    def head(
+        self, split: str, n: int | None = None, *, seed: int = 0, device: DeviceLike = "cpu"
+    ) -> Batch:
+        """Return the first n items of the split shuffled by `seed`; None returns all of them.
+
+        The noise of the preprocessing is seeded too.
+        """
+        return self.items(split, self.head_index(split, n, seed=seed), seed=seed, device=device)
+
+    def head_index(self, split: str, n: int | None = None, *, seed: int = 0) -> Tensor:
+        """Return the indices (n,) of the items that `head` returns for the same arguments."""
+        return permutation(len(self._nonempty_split(split)), seed, 0)[:n]
+
+    def items(
+        self, split: str, index: Tensor, *, seed: int = 0, device: DeviceLike = "cpu"
+    ) -> Batch:
+        """Return the items of a split at `index` (n,), preprocessed with seeded noise.
+
+        Raises:
+            UserError: the split is empty, or an index is out of range.
+        """
+        size = len(self._nonempty_split(split))
+        if len(index) and not 0 <= index.min() <= index.max() < size:
+            raise UserError(
+                f"the {split} split of {self.name} has the items 0 to {size - 1}, "
+                f"not {int(index.max())}"
+            )
+        return concatenate(list(self._chunks(split, index, seed, with_index(device))))
+
+    def head_bytes(self, split: str, n: int | None = None, *, seed: int = 0) -> Batch:
+        """Return the images that `head` returns as bytes uint8 (n, C, H, W), without any noise.
+
+        Pixel probabilities or means of a model are compared with these.
+        """
+        raise TypeError(f"{self.name} does not have images")
+
+    def raw_arrays(self, split: str) -> tuple[Tensor, Tensor | None]:
+        """Return the raw items, uint8 (N, C, H, W) or float32 (N, D), and the labels (N,) or None.
+
+        Both are on the CPU.
+        """
+        return self._tensors_on(split, torch.device("cpu"))
+
+    def map(
+        self, split: str, function: Callable[[Tensor], Tensor], *, device: Any = None
+    ) -> DerivedDataset:
+        """Return a dataset of function(x) (N, …) of a split's items, in memory, with their labels.
+
+        If the dataset mirrors half of its training items, the result has each item as it is, and
+        each mirrored item in a second half (2N, …).
+
+        Args:
+            device: moves batches to where `function` runs, as `genlab.distributed.device.Device`;
+                None leaves them on the CPU.
+        """
+
+        def mirror_first(x: Tensor) -> Tensor:
+            return function(x.flip(-1))
+
+        functions = [function]
+        if split == "train" and self.has_flips:
+            functions.append(mirror_first)
         with torch.no_grad():
             parts = [
-                way(ready(batch).x).float().cpu()
-                for way in ways
-                for batch in self.batches(split, CHUNK, shuffle=False)
+                apply((device.to_device(batch) if device else batch).x).float().cpu()
+                for apply in functions
+                for batch in self.batches(split, CHUNK_SIZE, shuffle=False)
             ]
-        return Made(self, split, torch.cat(parts), None if y is None else y.repeat(len(ways)))
+        y = self.splits[split].y
+        return DerivedDataset(
+            self, split, torch.cat(parts), None if y is None else y.repeat(len(functions))
+        )
 
-    def coupled(self, split: str, pairs: Tensor, y: Tensor | None = None) -> Made:
-        """Return a set whose split has pairs (N, 2, …) of an item and its source, and labels y (N,), in memory."""
-        return Made(self, split, pairs, y, coupled=True)
+    def with_pairs(self, split: str, pairs: Tensor, y: Tensor | None = None) -> DerivedDataset:
+        """Return a dataset of pairs (N, 2, …), an item and its source, with labels y (N,)."""
+        return DerivedDataset(self, split, pairs, y, paired_items=True)
 
     @property
-    def mirrors(self) -> bool:
+    def has_flips(self) -> bool:
         """Whether half of the items are mirrored left to right in training."""
-        return getattr(self.prepare, "flip", False)
+        return bool(getattr(self.preprocess, "flip", False))
 
     def report(self) -> list[str]:
-        """Return the lines that a run should say about this set."""
-        return list(self.lines)
+        """Return the lines that a run prints about this dataset."""
+        return list(self.report_lines)
 
-    # --- how it is done ---------------------------------------------------------------------------------------------
+    # --- known facts ------------------------------------------------------------------------------
 
-    def made(
+    @property
+    def entropy(self) -> float | None:
+        """The entropy of the distribution in nats, or None where it is unknown."""
+        return None
+
+    def log_prob(self, x: Tensor) -> Tensor | None:
+        """Return the true log-density (N,) of x (N, D), or None where it is unknown."""
+        return None
+
+    def factors(self, split: str, n: int | None = None, *, seed: int = 0) -> Tensor:
+        """Return the known factors (n, F) int64 of the items that `head` returns."""
+        raise TypeError(f"{self.name} does not have known factors")
+
+    def caption_templates(self, *, heldout: bool = False) -> Sequence[str]:
+        """Return the caption templates of training, or those that no training item has."""
+        return ()
+
+    def captions(self, template: str) -> Tensor:
+        """Return the caption of each class (num_classes, length) as bytes, by one template."""
+        raise TypeError(f"{self.name} does not have captions")
+
+    @property
+    def classifier_dataset(self) -> Any:
+        """The dataset whose classes a classifier of these images learns."""
+        return self
+
+    # --- implementation ---------------------------------------------------------------------------
+
+    def make_batch(
         self, x: Tensor, y: Tensor | None, generator: torch.Generator, *, augment: bool
     ) -> Batch:
-        """Return the batch of raw items x (B, …) with labels y (B,): a set with sources overrides it, to make `cond` too.
+        """Return the batch of raw items x (B, …) with labels y (B,).
 
-        All that is random comes from `generator`, seeded for this shard of this batch; `augment`: in training only.
+        A dataset with sources overrides it to make `cond` too. All randomness comes from
+        `generator`, which is seeded for this shard of this batch.
+
+        Args:
+            augment: True in training only.
         """
-        return Batch(x if self.prepare is None else self.prepare(x, generator, augment=augment), y)
+        if self.preprocess is not None:
+            x = self.preprocess(x, generator, augment=augment)
+        return Batch(x, y)
 
-    def _held(self, split: str) -> Split:
+    def _nonempty_split(self, split: str) -> Split:
         if not self.size(split):
-            why = self.missing.get(split)
-            raise UserError(f"{self.name} has no {split} items" + (f": {why}" if why else ""))
+            hint = self.hints.get(split)
+            raise UserError(f"{self.name} has no {split} items" + (f": {hint}" if hint else ""))
         return self.splits[split]
 
-    def _on(self, split: str, device: torch.device) -> tuple[Tensor, Tensor | None]:
-        if (split, device) not in self._placed:
-            held = self._held(split)
-            if not isinstance(held.x, Tensor):
+    def _tensors_on(self, split: str, device: torch.device) -> tuple[Tensor, Tensor | None]:
+        if (split, device) not in self._on_device:
+            source = self._nonempty_split(split)
+            if not isinstance(source.x, Tensor):
                 raise UserError(
-                    f"{self.name} streams from its files; set dataset.resident=true to hold it in memory"
+                    f"{self.name} streams from its files; set dataset.cache_in_memory=true to "
+                    "hold it in memory"
                 )
-            self._placed[split, device] = (
-                held.x.to(device),
-                None if held.y is None else held.y.to(device),
-            )
-        return self._placed[split, device]
+            y = None if source.y is None else source.y.to(device)
+            self._on_device[split, device] = source.x.to(device), y
+        return self._on_device[split, device]
 
-    def _batches(
+    def _preprocessed_batches(
         self,
         split: str,
-        addresses: Iterator[Address],
+        shards: Iterator[ShardIndex],
         seed: int,
         device: torch.device,
         *,
         augment: bool,
     ) -> Iterator[Batch]:
-        """Yield the prepared batch of each address."""
+        """Yield the preprocessed batch of each shard."""
         generator = torch.Generator(device)
-        for k, shard, x, y in self._raw(split, addresses, device):
-            generator.manual_seed(mix(seed, k, shard))
-            yield self.made(x, y, generator, augment=augment)
+        for k, shard, x, y in self._raw_batches(split, shards, device):
+            generator.manual_seed(derive_seed(seed, k, shard))
+            yield self.make_batch(x, y, generator, augment=augment)
 
-    def _raw(
-        self, split: str, addresses: Iterator[Address], device: torch.device
+    def _raw_batches(
+        self, split: str, shards: Iterator[ShardIndex], device: torch.device
     ) -> Iterator[tuple[int, int, Tensor, Tensor | None]]:
-        """Yield (k, shard, raw items, labels) of each address, on the device."""
-        held = self.splits[split]
-        if isinstance(held.x, Tensor):
-            x, y = self._on(split, device)
-            for k, shard, index in addresses:  # index_select is several times as fast as x[index]
-                yield (
-                    k,
-                    shard,
-                    x.index_select(0, index),
-                    None if y is None else y.index_select(0, index),
-                )
+        """Yield (batch number, shard, raw items, labels) of each shard, on the device."""
+        source = self.splits[split]
+        if isinstance(source.x, Tensor):
+            x, y = self._tensors_on(split, device)
+            for k, shard, index in shards:
+                # index_select is several times as fast as x[index]
+                labels = None if y is None else y.index_select(0, index)
+                yield k, shard, x.index_select(0, index), labels
             return
-        for k, shard, index, x in held.x.stream(
-            addresses, workers=self.workers, pin=device.type == "cuda"
+        files: StreamedImages = source.x
+        for k, shard, index, images in files.stream(
+            shards, workers=self.workers, pin_memory=device.type == "cuda"
         ):
-            y = None if held.y is None else held.y[index].to(device, non_blocking=True)
-            yield k, shard, x.to(device, non_blocking=True), y
+            labels = None if source.y is None else source.y[index].to(device, non_blocking=True)
+            yield k, shard, images.to(device, non_blocking=True), labels
 
     def _chunks(
         self, split: str, order: Tensor, seed: int, device: torch.device, *, first: int = 0
     ) -> Iterator[Batch]:
-        """Yield the items of `order` in chunks with a seed each, so that the noise does not follow the batch size."""
-        order = order.to(device) if isinstance(self.splits[split].x, Tensor) else order
-        addresses = (Address(k, -1, index) for k, index in enumerate(order.split(CHUNK), first))
-        return self._batches(split, addresses, seed, device, augment=False)
+        """Yield the items of `order` in chunks of CHUNK_SIZE, each with its own seed.
 
-    def _pass(
+        So the noise does not depend on the batch size.
+        """
+        order = order.to(device) if isinstance(self.splits[split].x, Tensor) else order
+        chunks = (
+            ShardIndex(k, -1, index) for k, index in enumerate(order.split(CHUNK_SIZE), first)
+        )
+        return self._preprocessed_batches(split, chunks, seed, device, augment=False)
+
+    def _ordered_batches(
         self,
         split: str,
         batch_size: int,
         seed: int,
         start: int,
-        wanted: tuple[int, ...],
-        shards: int,
+        shard_numbers: tuple[int, ...],
+        num_shards: int,
         device: torch.device,
     ) -> Iterator[Batch]:
-        """Yield one pass in order, cut anew from the chunks into joint batches and their shards."""
+        """Yield one pass in order: chunks are cut again into global batches and their shards."""
         n = len(self.splits[split])
         done = start * batch_size
-        first, skip = divmod(done, CHUNK)
+        first, skip = divmod(done, CHUNK_SIZE)
+        order = torch.arange(first * CHUNK_SIZE, n)
         pool: list[Batch] = []
-        for chunk in self._chunks(split, torch.arange(first * CHUNK, n), seed, device, first=first):
+        for chunk in self._chunks(split, order, seed, device, first=first):
             pool.append(chunk)
-            while (have := sum(map(len, pool)) - skip) >= batch_size or (
-                have > 0 and done + have >= n
+            while (available := sum(map(len, pool)) - skip) >= batch_size or (
+                available > 0 and done + available >= n
             ):
-                whole = joined(pool)
-                batch = piece(whole, skip, skip + batch_size)
-                pool, skip = [piece(whole, skip + batch_size, len(whole))], 0
+                joined = concatenate(pool)
+                batch = slice_batch(joined, skip, skip + batch_size)
+                pool, skip = [slice_batch(joined, skip + batch_size, len(joined))], 0
                 done += len(batch)
-                parts = torch.arange(len(batch)).tensor_split(shards)
-                for s in wanted:
+                parts = torch.arange(len(batch)).tensor_split(num_shards)
+                for s in shard_numbers:
                     if len(parts[s]):
-                        yield piece(batch, int(parts[s][0]), int(parts[s][-1]) + 1)
+                        yield slice_batch(batch, int(parts[s][0]), int(parts[s][-1]) + 1)
 
 
-class Made(Dataset):
-    """One split, made of another set: items (N, …), or coupled with their sources (N, 2, …)."""
+class DerivedDataset(Dataset):
+    """One split derived from another dataset, in memory.
+
+    Its raw items are (N, …), or pairs with their sources (N, 2, …).
+    """
 
     def __init__(
-        self, of: Dataset, split: str, x: Tensor, y: Tensor | None, *, coupled: bool = False
+        self,
+        base: Dataset,
+        split: str,
+        x: Tensor,
+        y: Tensor | None,
+        *,
+        paired_items: bool = False,
     ) -> None:
-        self.name, self.sourced = of.name, coupled
-        self.hold(of.spec, {split: Split(x, y)})
+        self.name, self.paired_items = base.name, paired_items
+        self.set_splits(base.spec, {split: Split(x, y)})
 
-    def made(
+    def make_batch(
         self, x: Tensor, y: Tensor | None, generator: torch.Generator, *, augment: bool
     ) -> Batch:
-        return Batch(x[:, 0], y, x[:, 1]) if self.sourced else Batch(x, y)
+        return Batch(x[:, 0], y, x[:, 1]) if self.paired_items else Batch(x, y)
 
 
-def place(device: Device) -> torch.device:
-    """Return the device with its number, so that "cuda" and "cuda:0" are the same key."""
+def with_index(device: DeviceLike) -> torch.device:
+    """Return the device with its index: "cuda" and "cuda:0" are one dictionary key."""
     device = torch.device(device)
     if device.type == "cuda" and device.index is None:
         return torch.device("cuda", torch.cuda.current_device())
     return device
 
 
-def joined(batches: list[Batch]) -> Batch:
+def concatenate(batches: list[Batch]) -> Batch:
     """Return several batches as one."""
     if len(batches) == 1:
         return batches[0]
-    whole = ([getattr(b, part) for b in batches] for part in ("x", "y", "cond"))
-    return Batch(*(None if parts[0] is None else torch.cat(parts) for parts in whole))
+
+    def join(parts: list[Any]) -> Any:
+        return None if parts[0] is None else torch.cat(parts)
+
+    return Batch(
+        join([b.x for b in batches]), join([b.y for b in batches]), join([b.cond for b in batches])
+    )
 
 
-def piece(batch: Batch, start: int, end: int) -> Batch:
+def slice_batch(batch: Batch, start: int, end: int) -> Batch:
     """Return items start … end−1 of a batch."""
-    whole = (batch.x, batch.y, batch.cond)
-    return Batch(*(None if part is None else part[start:end] for part in whole))
+    return Batch(
+        batch.x[start:end],
+        None if batch.y is None else batch.y[start:end],
+        None if batch.cond is None else batch.cond[start:end],
+    )

@@ -1,23 +1,24 @@
-"""The 1,797 handwritten digits that scikit-learn carries: the default set, which needs neither network nor file."""
+"""The handwritten digits that ship with scikit-learn: no network and no file needed."""
 
 from dataclasses import dataclass
 
 import torch
 
 from genlab.data.dataset import Split
-from genlab.data.image_dataset import Images, resized
-from genlab.data.shuffling import cut
+from genlab.data.image_dataset import Images, resize
+from genlab.data.shuffling import split_indices
 from genlab.spec import Fraction
 
 
 @dataclass(kw_only=True, eq=False)
 class Digits(Images):
-    """Handwritten digits of Alpaydin & Kaynak 1998 (https://doi.org/10.24432/C50P49), 10 classes.
+    """Handwritten digits, 10 classes: Alpaydin & Kaynak 1998.
 
-    As they are: (1, 8, 8) with 17 levels. With `size` other than 8: stretched to 256 levels and resized.
+    https://doi.org/10.24432/C50P49. The original images are (1, 8, 8) with 17 levels. With a `size`
+    other than 8 they are scaled to 256 levels and resized.
 
     Args:
-        validation, test: shares of the 1,797 images that the seed `split_seed` holds out.
+        validation, test: fractions of the 1,797 images that the seed `split_seed` holds out.
     """
 
     validation: Fraction = 0.1
@@ -29,19 +30,17 @@ class Digits(Images):
         from sklearn.datasets import load_digits  # takes a second to import: only where it is used
 
         source = load_digits()
-        x = (
-            torch.from_numpy(source.images).to(torch.uint8).unsqueeze(1)
-        )  # (N, 1, 8, 8), levels 0 … 16
+        # (N, 1, 8, 8), levels 0 … 16
+        x = torch.from_numpy(source.images).to(torch.uint8).unsqueeze(1)
         y = torch.from_numpy(source.target).to(torch.int64)
         levels = 17
         if self.side not in (None, 8):
-            x, levels = resized(x.float().mul(255 / 16).round().to(torch.uint8), self.side), 256
-        sizes = [round(share * len(x)) for share in (self.test, self.validation)]
-        parts = dict(
-            zip(("test", "validation", "train"), cut(len(x), sizes, self.split_seed), strict=True)
-        )
+            x, levels = resize(x.float().mul(255 / 16).round().to(torch.uint8), self.side), 256
+        sizes = [round(fraction * len(x)) for fraction in (self.test, self.validation)]
+        test, validation, train = split_indices(len(x), sizes, self.split_seed)
+        parts = {"test": test, "validation": validation, "train": train}
         splits = {name: Split(x[index], y[index]) for name, index in parts.items()}
-        missing = dict.fromkeys(
+        hints = dict.fromkeys(
             parts, f"dataset.validation={self.validation:g}, dataset.test={self.test:g}"
         )
-        self.hold_images(splits, shape=x.shape[1:], classes=10, levels=levels, missing=missing)
+        self.set_image_splits(splits, shape=x.shape[1:], num_classes=10, levels=levels, hints=hints)

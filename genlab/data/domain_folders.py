@@ -1,4 +1,4 @@
-"""Two domains A and B in folders: pairs A|B of the same thing, or two sets that nothing pairs."""
+"""Two domains A and B in folders: pairs A|B of the same thing, or two unpaired sets."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
@@ -10,26 +10,29 @@ from PIL import ImageOps
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from genlab.data.degraded_pairs import patches
-from genlab.data.image_decoding import Header, Reader, opened
-from genlab.data.image_files import Found, Unreadable, headers, list_images
-from genlab.data.image_folder import SUB_FOLDERS, ImageFolder
-from genlab.data.shuffling import Pick
+from genlab.data.degraded_pairs import random_crop
+from genlab.data.image_decoding import ImageDecoder, ImageHeader, open_image
+from genlab.data.image_files import ImageFiles, UnreadableImages, list_images, read_headers
+from genlab.data.image_folder import SPLIT_FOLDERS, ImageFolder
+from genlab.data.shuffling import IndexFn
 from genlab.errors import UserError
-from genlab.seeding import mix
+from genlab.seeding import derive_seed
 from genlab.spec import Batch, NonNegative
 
 Direction = Literal["AtoB", "BtoA"]
 LAYOUTS = (
     "trainA/ and trainB/ (testA/ …), or A/ and B/ with or without train/, val/ and test/ in them"
 )
-SOURCE = 1  # mixed into the seed of the order of the sources
+SOURCE_STREAM = 1  # mixed into the seed of the order of the sources
 
 
-def folders(folder: Path, domain: str) -> dict[str, Path]:
-    """Return the folder of one domain by split, that of train where no folder says the split; nothing if it has no folder."""
+def domain_folders(folder: Path, domain: str) -> dict[str, Path]:
+    """Return the folder of one domain for each split; empty if there is none.
+
+    A domain's folder without folders for splits is train.
+    """
     found = {}
-    for split, names in SUB_FOLDERS.items():
+    for split, names in SPLIT_FOLDERS.items():
         for name in names:
             for sub in (folder / f"{name}{domain}", folder / name / domain, folder / domain / name):
                 if sub.is_dir():
@@ -39,49 +42,53 @@ def folders(folder: Path, domain: str) -> dict[str, Path]:
     return found
 
 
-def one_side(folder: Path, domain: str) -> dict[str, Found]:
-    """Return the images of one domain by split, all as train where no folder says the split; nothing if it has no folder."""
-    return {split: Found(list_images(sub).paths) for split, sub in folders(folder, domain).items()}
+def list_domain(folder: Path, domain: str) -> dict[str, ImageFiles]:
+    """Return the images of one domain by split, see `domain_folders`."""
+    folders = domain_folders(folder, domain)
+    return {split: ImageFiles(list_images(sub).paths) for split, sub in folders.items()}
 
 
-# --- pairs ------------------------------------------------------------------------------------------------------------
+# --- pairs ----------------------------------------------------------------------------------------
 
 
-def by_name(folder: Path) -> dict[Path, Path]:
-    """Return the images in and below a folder by their path in it without its suffix: two folders may have one file name.
+def images_by_name(folder: Path) -> dict[Path, Path]:
+    """Return the images in and below a folder by relative path without suffix.
 
     Raises:
-        UserError: two images have the same.
+        UserError: two images have the same name.
     """
-    named: dict[Path, Path] = {}
+    by_name: dict[Path, Path] = {}
     for path in list_images(folder).paths:
         name = path.relative_to(folder).with_suffix("")
-        if name in named:
+        if name in by_name:
             raise UserError(
-                f"{named[name]} and {path} have one name, and a pair is of one name; take one of them away"
+                f"{by_name[name]} and {path} have the same name, by which pairs are matched; "
+                "remove one of them"
             )
-        named[name] = path
-    return named
+        by_name[name] = path
+    return by_name
 
 
 @dataclass(frozen=True)
-class PairReader(Reader):
+class PairDecoder(ImageDecoder):
     """Decodes both images of a pair to uint8 (channels, side, side), A's channels before B's.
 
-    partners: the file of B by that of A; a file without one has A as its left half and B as its right.
+    Args:
+        partners: file of A -> file of B; a file without a partner has A as its left half and B as
+            its right half.
     """
 
     partners: dict[Path, Path]
 
     def __call__(self, path: Path) -> Tensor:
-        single = Reader(channels=self.channels // 2, side=self.side, crop=self.crop)
+        single = ImageDecoder(channels=self.channels // 2, side=self.side, crop=self.crop)
         if path in self.partners:
             return torch.cat([single(path), single(self.partners[path])])
-        with opened(path) as image:
-            whole = ImageOps.exif_transpose(image)
-            middle, height = whole.width // 2, whole.height
-            halves = [whole.crop((left, 0, left + middle, height)) for left in (0, middle)]
-        return torch.cat([single.pixels(half) for half in halves])
+        with open_image(path) as image:
+            both = ImageOps.exif_transpose(image)
+            middle, height = both.width // 2, both.height
+            halves = [both.crop((left, 0, left + middle, height)) for left in (0, middle)]
+        return torch.cat([single.to_pixels(half) for half in halves])
 
     def files(self, path: Path) -> tuple[Path, ...]:
         return (path, self.partners[path]) if path in self.partners else (path,)
@@ -89,14 +96,15 @@ class PairReader(Reader):
 
 @dataclass(kw_only=True, eq=False)
 class PairedFolder(ImageFolder):
-    """Pairs in a folder: A|B side by side in one file (Isola et al. 2017), or the same path in a folder for each.
+    """Pairs in a folder: A|B side by side in a file, or same-named files in two folders.
 
-    Either may lie in train/, val/ and test/. A flip (`flip`) and the jitter are of both images together.
+    Side by side: Isola et al. 2017. Both layouts may be in train/, val/ and test/. The flip
+    (`flip`) and the jitter apply to both images together.
 
     Args:
         direction: from which domain to which: A is the left half, B the right.
-        jitter: share by which training pairs are enlarged before a part of their old size is cut out anywhere
-            (https://arxiv.org/abs/1611.07004, section 6.2: 256 to 286).
+        jitter: fraction by which training pairs are enlarged before a part of their old size is cut
+            out anywhere (https://arxiv.org/abs/1611.07004, section 6.2: 256 to 286).
     """
 
     direction: Direction = "AtoB"
@@ -107,102 +115,109 @@ class PairedFolder(ImageFolder):
         self.partners: dict[Path, Path] = {}
         super().__post_init__()
         channels, *sides = self.spec.shape
-        one = replace(self.spec, shape=(channels // 2, *sides))
-        self.spec = replace(one, source=one, task="translate")
+        one_image = replace(self.spec, shape=(channels // 2, *sides))
+        self.spec = replace(one_image, source=one_image, task="translate")
 
-    def listed(self, folder: Path) -> dict[str, Found]:
-        a, b = (folders(folder, domain) for domain in "AB")
-        if not a:
-            return {split: Found(found.paths) for split, found in super().listed(folder).items()}
+    def list_splits(self, folder: Path) -> dict[str, ImageFiles]:
+        """Return the images of A, or the files A|B, by split; B's are added to `partners`."""
+        folders_a, folders_b = (domain_folders(folder, domain) for domain in "AB")
+        if not folders_a:
+            splits = super().list_splits(folder)
+            return {split: ImageFiles(files.paths) for split, files in splits.items()}
         listed = {}
-        for split, sub in a.items():
-            named, others = by_name(sub), by_name(b[split]) if split in b else {}
-            if alone := [path for name, path in named.items() if name not in others]:
+        for split, sub in folders_a.items():
+            images_a = images_by_name(sub)
+            images_b = images_by_name(folders_b[split]) if split in folders_b else {}
+            if unpaired := [path for name, path in images_a.items() if name not in images_b]:
                 raise UserError(
-                    f"{alone[0]} has no partner of its name among the {split} images of B in {folder}"
+                    f"{unpaired[0]} does not have a partner of the same name among the {split} "
+                    f"images of B in {folder}"
                 )
-            self.partners |= {path: others[name] for name, path in named.items()}
-            listed[split] = Found(list(named.values()))
+            self.partners |= {path: images_b[name] for name, path in images_a.items()}
+            listed[split] = ImageFiles(list(images_a.values()))
         if not self.partners:
             raise UserError(
-                f"no image of A in {folder.resolve()}; paired_folder looks for files A|B, or {LAYOUTS}"
+                f"no image of A in {folder.resolve()}; paired_folder looks for files A|B, or "
+                f"{LAYOUTS}"
             )
         return listed
 
-    def reader(self, heads: dict[Path, Header]) -> Reader:
+    def make_decoder(self, headers: dict[Path, ImageHeader]) -> ImageDecoder:
         if self.partners:
-            others = list(self.partners.values())
-            read = headers(others, Unreadable(others[0].parent, strict=self.strict))
-            heads = heads | {path: head for path, head in zip(others, read, strict=True) if head}
+            paths = list(self.partners.values())
+            unreadable = UnreadableImages(paths[0].parent, strict=self.strict)
+            partner_headers = zip(paths, read_headers(paths, unreadable), strict=True)
+            headers = headers | {path: header for path, header in partner_headers if header}
         else:
-            if odd := [path for path, head in heads.items() if head.width % 2]:
+            if odd := [path for path, header in headers.items() if header.width % 2]:
                 raise UserError(
-                    f"{odd[0]} is no pair A|B side by side: its width is odd; or give {LAYOUTS}"
+                    f"{odd[0]} is not a pair A|B side by side, because its width is odd; "
+                    f"or give {LAYOUTS}"
                 )
-            heads = {path: replace(head, width=head.width // 2) for path, head in heads.items()}
-        reader = super().reader(heads)
-        return PairReader(2 * reader.channels, reader.side, reader.crop, self.partners)
+            headers = {path: replace(h, width=h.width // 2) for path, h in headers.items()}
+        decoder = super().make_decoder(headers)
+        return PairDecoder(2 * decoder.channels, decoder.side, decoder.crop, self.partners)
 
-    def made(
+    def make_batch(
         self, x: Tensor, y: Tensor | None, generator: torch.Generator, *, augment: bool
     ) -> Batch:
         if augment and self.jitter:
-            x = jittered(x, self.jitter, generator)
-        source, target = self.turned(self.prepare(x, generator, augment=augment))
+            x = jitter_size(x, self.jitter, generator)
+        source, target = self.split_pair(self.preprocess(x, generator, augment=augment))
         return Batch(target, y, source)
 
-    def shown(self, split: str, n: int | None = None, *, seed: int = 0) -> Batch:
-        batch = super().shown(split, n, seed=seed)
-        return Batch(self.turned(batch.x)[1], batch.y)
+    def head_bytes(self, split: str, n: int | None = None, *, seed: int = 0) -> Batch:
+        batch = super().head_bytes(split, n, seed=seed)
+        return Batch(self.split_pair(batch.x)[1], batch.y)
 
-    def turned(self, both: Tensor) -> tuple[Tensor, ...]:
+    def split_pair(self, pairs: Tensor) -> tuple[Tensor, Tensor]:
         """Return sources and targets (B, C, H, W) of pairs (B, 2C, H, W)."""
-        a, b = both.chunk(2, dim=1)
+        a, b = pairs.chunk(2, dim=1)
         return (a, b) if self.direction == "AtoB" else (b, a)
 
 
-def jittered(x: Tensor, share: float, generator: torch.Generator) -> Tensor:
-    """Return uint8 images (B, C, H, W) enlarged by a share, of which a part of the old size is cut out anywhere."""
+def jitter_size(x: Tensor, fraction: float, generator: torch.Generator) -> Tensor:
+    """Return uint8 images (B, C, H, W), enlarged and randomly cropped to the old size."""
     height, width = x.shape[-2:]
-    size = [round(side * (1 + share)) for side in (height, width)]
+    size = [round(side * (1 + fraction)) for side in (height, width)]
     larger = interpolate(x.float(), size=size, mode="bicubic").round().clamp(0, 255).to(torch.uint8)
-    return patches(larger, height, generator, width)
+    return random_crop(larger, height, generator, width)
 
 
-# --- no pairs ---------------------------------------------------------------------------------------------------------
+# --- no pairs -------------------------------------------------------------------------------------
 
 
-def unpaired(folder: Path, domain: str) -> dict[str, Found]:
+def list_unpaired_domain(folder: Path, domain: str) -> dict[str, ImageFiles]:
     """Return the images of one domain by split.
 
     Raises:
-        UserError: there are none to train on.
+        UserError: the domain does not have training images.
     """
-    found = one_side(folder, domain)
-    if not found.get("train", Found([])).paths:
+    splits = list_domain(folder, domain)
+    if "train" not in splits or not splits["train"].paths:
         raise UserError(
             f"no training images of {domain} in {folder.resolve()}; looked for {LAYOUTS}"
         )
-    return found
+    return splits
 
 
 @dataclass(kw_only=True, eq=False)
-class Domain(ImageFolder):
+class SingleDomain(ImageFolder):
     """The images of one domain, A or B."""
 
     domain: str
     name = "unpaired_folders"
 
-    def listed(self, folder: Path) -> dict[str, Found]:
-        return unpaired(folder, self.domain)
+    def list_splits(self, folder: Path) -> dict[str, ImageFiles]:
+        return list_unpaired_domain(folder, self.domain)
 
 
 @dataclass(kw_only=True, eq=False)
 class UnpairedFolders(ImageFolder):
-    """Images x of one domain, each beside an image of the other (`cond`) that it has nothing to do with.
+    """Images x of one domain, each with an unrelated image of the other domain (`cond`).
 
-    In training both are drawn independently, each domain in epochs of its own; a pass in order has source i beside target
-    i, and starts the sources again where there are fewer.
+    In training both are drawn independently, each domain with its own epochs. An ordered pass has
+    source i with target i, and repeats the sources if there are fewer of them.
 
     Args:
         direction: from which domain to which.
@@ -215,14 +230,13 @@ class UnpairedFolders(ImageFolder):
     def __post_init__(self) -> None:
         options = {field.name: self.__dict__[field.name] for field in fields(ImageFolder)}
         super().__post_init__()
-        self.source = Domain(**options, domain=self.direction[0])
-        self.sources = [*self.sources, *self.source.sources]
-        self.spec = replace(
-            self.spec, source=replace(self.source.spec, classes=0), task="translate"
-        )
+        self.sources = SingleDomain(**options, domain=self.direction[0])
+        self.source_files = [*self.source_files, *self.sources.source_files]
+        source_spec = replace(self.sources.spec, num_classes=0)
+        self.spec = replace(self.spec, source=source_spec, task="translate")
 
-    def listed(self, folder: Path) -> dict[str, Found]:
-        return unpaired(folder, self.direction[-1])
+    def list_splits(self, folder: Path) -> dict[str, ImageFiles]:
+        return list_unpaired_domain(folder, self.direction[-1])
 
     def batches(
         self,
@@ -231,25 +245,32 @@ class UnpairedFolders(ImageFolder):
         *,
         seed: int = 0,
         shuffle: bool = True,
-        pick: Pick | None = None,
-        **how: Any,
+        index_fn: IndexFn | None = None,
+        **options: Any,
     ) -> Iterator[Batch]:
-        found = super().batches(split, batch_size, seed=seed, shuffle=shuffle, pick=pick, **how)
+        targets = super().batches(
+            split, batch_size, seed=seed, shuffle=shuffle, index_fn=index_fn, **options
+        )
         if not shuffle:
-            return found  # its chunks have their sources already
-        sources = self.source.batches(split, batch_size, seed=mix(seed, SOURCE), **how)
-        return (
-            Batch(target.x, target.y, source.x)
-            for target, source in zip(found, sources, strict=True)
+            return targets  # its chunks have their sources already
+        sources = self.sources.batches(
+            split, batch_size, seed=derive_seed(seed, SOURCE_STREAM), **options
         )
+        return add_sources(targets, sources)
 
-    def _chunks(self, split: str, order: Tensor, *how: Any, **more: Any) -> Iterator[Batch]:
-        sources = self.source._chunks(split, order % self.source.size(split), *how, **more)
-        targets = super()._chunks(split, order, *how, **more)
-        return (
-            Batch(target.x, target.y, source.x)
-            for target, source in zip(targets, sources, strict=True)
-        )
+    def _chunks(
+        self, split: str, order: Tensor, seed: int, device: torch.device, *, first: int = 0
+    ) -> Iterator[Batch]:
+        source_order = order % len(self.sources.splits[split])
+        sources = self.sources._chunks(split, source_order, seed, device, first=first)
+        targets = super()._chunks(split, order, seed, device, first=first)
+        return add_sources(targets, sources)
 
     def report(self) -> list[str]:
-        return super().report() + self.source.report()
+        return super().report() + self.sources.report()
+
+
+def add_sources(targets: Iterator[Batch], sources: Iterator[Batch]) -> Iterator[Batch]:
+    """Yield each batch of targets with the items of a batch of sources as its `cond`."""
+    for target, source in zip(targets, sources, strict=True):
+        yield Batch(target.x, target.y, source.x)

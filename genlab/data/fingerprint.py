@@ -1,4 +1,4 @@
-"""By what a run that goes on knows whether its data are still those that it began with."""
+"""Dataset fingerprints: detect on resume that the data changed."""
 
 from __future__ import annotations
 
@@ -9,40 +9,31 @@ from typing import Any
 
 from genlab.data.dataset import SPLITS, Dataset
 
-FEW = 16  # files, up to which their content counts, and not their names and sizes alone
+MAX_HASHED_FILES = 16  # up to this number of files their content is hashed, not only name and size
 
 
 def fingerprint(dataset: Dataset) -> dict[str, Any]:
-    """Return how many items each split has, and of data from files a hash of their names and sizes, of few also of their content.
+    """Return the size of each split and a hash of the source files, if there are any.
 
-    It stays the same when the folder moves.
+    The hash covers the files' names and sizes; for few files it covers their content too. It does
+    not change when the folder moves.
     """
-    files = sources(dataset)
-    whole = hashlib.sha256()
-    around = Path(os.path.commonpath([file.parent for file in files])) if files else Path()
+    files = dataset.source_files
+    digest = hashlib.sha256()
+    parent = Path(os.path.commonpath([file.parent for file in files])) if files else Path()
     for file in sorted(files):
-        whole.update(
-            f"{file.relative_to(around)} {file.stat().st_size}\0".encode("utf-8", "surrogateescape")
-        )
-        if len(files) <= FEW:
+        line = f"{file.relative_to(parent)} {file.stat().st_size}\0"
+        digest.update(line.encode("utf-8", "surrogateescape"))
+        if len(files) <= MAX_HASHED_FILES:
             with open(file, "rb") as f:
-                whole.update(hashlib.file_digest(f, "sha256").digest())
+                digest.update(hashlib.file_digest(f, "sha256").digest())
     sizes = {name: dataset.size(name) for name in SPLITS}
-    return {**sizes, "files": len(files), "digest": whole.hexdigest()[:32] if files else ""}
+    return {**sizes, "files": len(files), "digest": digest.hexdigest()[:32] if files else ""}
 
 
-def whereabouts(dataset: Any) -> str:
-    """Return a set's name, and of data from files where they lie."""
-    files = sources(dataset)
-    return (
-        f"{dataset.name} in {files[0] if len(files) == 1 else files[0].parent}"
-        if files
-        else dataset.name
-    )
-
-
-def sources(dataset: Any) -> list[Path]:
-    """Return the files that a set was read from, or the one that it is made of."""
-    return list(getattr(dataset, "sources", ())) or (
-        sources(dataset.of) if hasattr(dataset, "of") else []
-    )
+def data_location(dataset: Dataset) -> str:
+    """Return the dataset's name and, if it was read from files, their path."""
+    files = dataset.source_files
+    if not files:
+        return dataset.name
+    return f"{dataset.name} in {files[0] if len(files) == 1 else files[0].parent}"

@@ -1,101 +1,106 @@
-"""The options that every set of images has, and images that are small enough to be read whole at once."""
+"""The base class of image datasets, with the options that all of them share."""
 
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from genlab.data.class_subset import Labelled
-from genlab.data.dataset import CHUNK, Split, joined
-from genlab.data.preprocessing import Binarize, Preparation
-from genlab.data.shuffling import Address, cut, permutation
+from genlab.data.class_subset import ClassSubset
+from genlab.data.dataset import CHUNK_SIZE, Split, concatenate
+from genlab.data.preprocessing import Binarize, Preprocessor
+from genlab.data.shuffling import ShardIndex, split_indices
 from genlab.errors import UserError
-from genlab.spec import Batch, Positive, Spec
+from genlab.spec import Batch, DataSpec, Positive
+
+RESIZE_BATCH_SIZE = 4096  # images resized at once
 
 
 @dataclass(kw_only=True, eq=False)
-class Images(Labelled):
-    """A set of images.
+class Images(ClassSubset):
+    """An image dataset.
 
     Args:
-        size: side of the images in pixels, which are resized once, when read; None leaves them as they are.
-        range: the interval that the values are mapped onto.
-        binarize: to two levels: not at all, by a threshold at half, or drawn anew each time.
-        dequantise: whether each value is spread evenly over its bin, so that the set has a density.
+        size: side of the images in pixels; they are resized once, when read. None leaves them as
+            they are.
+        range: the interval that the values are mapped to.
+        binarize: whether to make the images binary: by a threshold at half, or drawn each time.
+        dequantize: whether each value gets uniform noise that fills its bin, so that the data has a
+            density.
         flip: whether half of the training images are mirrored left to right.
     """
 
+    # the option; it hides the method of Dataset until __post_init__
     size: Positive | None = field(default_factory=lambda: None)  # type: ignore[assignment]
     range: tuple[float, float] = (-1.0, 1.0)
     binarize: Binarize = "none"
-    dequantise: bool = False
+    dequantize: bool = False
     flip: bool = False
 
     def __post_init__(self) -> None:
-        self.side: int | None = self.__dict__.pop(
-            "size"
-        )  # the option is read; `size` is the method from here on
+        # The option `size` is stored as `side`; from here on `size` is the method of Dataset.
+        self.side: int | None = self.__dict__.pop("size")
 
-    def hold_images(
+    def set_image_splits(
         self,
         splits: dict[str, Split],
         *,
         shape: tuple[int, ...],
-        classes: int = 0,
+        num_classes: int = 0,
         levels: int = 256,
-        missing: dict[str, str] | None = None,
+        hints: dict[str, str] | None = None,
     ) -> None:
-        """Take the splits of uint8 images, with the preparation that the options describe."""
+        """Set the splits of uint8 images, with the preprocessing that the options describe."""
         low, high = self.range
-        prepare = Preparation(
+        preprocess = Preprocessor(
             levels=levels,
             range=(float(low), float(high)),
             binarize=self.binarize,
-            dequantise=self.dequantise,
+            dequantize=self.dequantize,
             flip=self.flip,
         )
-        spec = Spec(
+        spec = DataSpec(
             shape=tuple(shape),
-            classes=classes,
-            levels=prepare.levels_out,
-            range=prepare.range,
-            dequantised=self.dequantise,
+            num_classes=num_classes,
+            levels=preprocess.levels_out,
+            range=preprocess.range,
+            dequantized=self.dequantize,
         )
-        self.hold(spec, splits, prepare, missing=missing)
+        self.set_splits(spec, splits, preprocess, hints=hints)
 
-    def shown(self, split: str, n: int | None = None, *, seed: int = 0) -> Batch:
-        """Return the items that `take` returns as the bytes uint8 (n, C, H, W) that they were drawn from: no coin, no noise.
-
-        What a model gives as a pixel's probability or mean is held against these.
-        """
-        order = permutation(len(self._held(split)), seed, 0)[:n]
-        addresses = (Address(k, -1, index) for k, index in enumerate(order.split(CHUNK)))
+    def head_bytes(self, split: str, n: int | None = None, *, seed: int = 0) -> Batch:
+        order = self.head_index(split, n, seed=seed)
+        shards = (ShardIndex(k, -1, index) for k, index in enumerate(order.split(CHUNK_SIZE)))
         parts = [
-            Batch(self.prepare.shown(k), y)
-            for _, _, k, y in self._raw(split, addresses, torch.device("cpu"))
+            Batch(self.preprocess.to_bytes(x), y)
+            for _, _, x, y in self._raw_batches(split, shards, torch.device("cpu"))
         ]
-        return joined(parts)
+        return concatenate(parts)
 
-    def held_out(self, x: Tensor, y: Tensor | None, share: float) -> dict[str, Split]:
-        """Return the seeded splits train and validation, with `share` of the items held out."""
-        out, rest = cut(len(x), [round(share * len(x))], self.split_seed)
-        if not len(rest):
-            raise UserError(f"dataset.validation={share:g} leaves {self.name} no image to train on")
-        take = lambda index: Split(x[index], None if y is None else y[index])  # noqa: E731
-        return {"train": take(rest), "validation": take(out)}
+    def split_validation(self, x: Tensor, y: Tensor | None, fraction: float) -> dict[str, Split]:
+        """Return the seeded splits train and validation, with a fraction of the items held out."""
+        validation, train = split_indices(len(x), [round(fraction * len(x))], self.split_seed)
+        if not len(train):
+            raise UserError(
+                f"dataset.validation={fraction:g} leaves {self.name} without training images"
+            )
+        whole = Split(x, y)
+        return {"train": whole.subset(train), "validation": whole.subset(validation)}
 
 
-def resized(x: Tensor, size: int | None) -> Tensor:
-    """Return uint8 images (N, C, H, W) resized to (N, C, size, size), antialiased bilinear; None leaves them."""
+def resize(x: Tensor, size: int | None) -> Tensor:
+    """Return uint8 images (N, C, H, W) resized to (N, C, size, size), antialiased bilinear.
+
+    None leaves them as they are.
+    """
     if size is None or tuple(x.shape[-2:]) == (size, size):
         return x
-    resize = torch.nn.functional.interpolate
     parts = [
-        resize(part, size=(size, size), mode="bilinear", antialias=True) for part in x.split(4096)
+        torch.nn.functional.interpolate(part, size=(size, size), mode="bilinear", antialias=True)
+        for part in x.split(RESIZE_BATCH_SIZE)
     ]
     return torch.cat(parts)
 
 
 NO_VALIDATION = {
-    "validation": "dataset.validation is 0; hold some training items out, as dataset.validation=0.1"
+    "validation": "dataset.validation is 0; hold out some training items, as dataset.validation=0.1"
 }

@@ -1,4 +1,4 @@
-"""From an image file to bytes of a stated shape: orientation, depth, transparency, colour, crop and size."""
+"""Image decoding: from a file to bytes of a fixed shape, size and color format."""
 
 from __future__ import annotations
 
@@ -14,108 +14,103 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-PIXELS = (
-    89_478_485  # an image of more is refused as unreadable: a small file can unpack to any size
-)
-FORMATS = (
-    "PNG",
-    "JPEG",
-    "PPM",
-    "BMP",
-    "WEBP",
-    "TIFF",
-)  # what is read, whatever a name says: Pillow has others run programs
-GREY = {"1", "L", "LA", "I", "I;16", "I;16B", "I;16L", "F"}  # Pillow's modes without colour
-BROKEN = (
+# Pixels above which an image is refused: a small file can unpack to any size.
+MAX_PIXELS = 89_478_485
+# Formats that are read, whatever a file's name says: Pillow runs external programs for some others.
+FORMATS = ("PNG", "JPEG", "PPM", "BMP", "WEBP", "TIFF")
+GRAY_MODES = {"1", "L", "LA", "I", "I;16", "I;16B", "I;16L", "F"}  # Pillow's modes without color
+# Errors that Pillow raises for a damaged file.
+DECODE_ERRORS = (
     OSError,
     ValueError,
     SyntaxError,
     EOFError,
     MemoryError,
     Image.DecompressionBombError,
-)  # what Pillow raises
-warnings.filterwarnings(
-    "ignore", module=r"PIL\."
-)  # of files that it reads all the same, and of sizes that are refused below
+)
+# Pillow warns about files that it reads all the same, and about sizes that are refused below.
+warnings.filterwarnings("ignore", module=r"PIL\.")
 
 Crop = Literal["center", "pad", "stretch"]
 
 
 @dataclass(frozen=True)
-class Header:
-    """What a file says of its image before it is decoded; sizes in pixels."""
+class ImageHeader:
+    """The facts that a file states before its pixels are decoded; sizes in pixels."""
 
     width: int
     height: int
-    grey: bool
+    is_gray: bool
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[Image.Image]:
-    """Give an image file whose pixels are not decoded yet; raises one of BROKEN."""
+def open_image(path: Path) -> Iterator[Image.Image]:
+    """Open an image file without decoding its pixels; raises one of DECODE_ERRORS."""
     with Image.open(path, formats=FORMATS) as image:
         width, height = image.size
-        if width * height > PIXELS:
-            raise ValueError(f"{width}×{height} is over the limit of {PIXELS:,} pixels")
+        if width * height > MAX_PIXELS:
+            raise ValueError(f"{width}×{height} is over the limit of {MAX_PIXELS:,} pixels")
         yield image
 
 
-def header(path: Path) -> Header:
-    """Return the header of an image file; raises one of BROKEN."""
-    with opened(path) as image:
-        return Header(*image.size, image.mode in GREY)
+def read_header(path: Path) -> ImageHeader:
+    """Return the header of an image file; raises one of DECODE_ERRORS."""
+    with open_image(path) as image:
+        return ImageHeader(*image.size, image.mode in GRAY_MODES)
 
 
 @dataclass(frozen=True)
-class Reader:
-    """Decodes a file to uint8 (channels, side, side); None as side leaves a square image's own."""
+class ImageDecoder:
+    """Decodes a file to uint8 (channels, side, side); side None keeps the image's size."""
 
     channels: int
     side: int | None
     crop: Crop | None
 
     def __call__(self, path: Path) -> Tensor:
-        """Return the image; raises one of BROKEN."""
-        with opened(path) as image:
-            return self.pixels(ImageOps.exif_transpose(image))
+        """Return the image; raises one of DECODE_ERRORS."""
+        with open_image(path) as image:
+            return self.to_pixels(ImageOps.exif_transpose(image))
 
     def files(self, path: Path) -> tuple[Path, ...]:
-        """Return all files that are read for the one at `path`."""
+        """Return all files that are read for the item at `path`."""
         return (path,)
 
-    def pixels(self, image: Image.Image) -> Tensor:
-        """Return the image of an opened file as it stands upright."""
-        return to_tensor(fitted(flat(image, self.channels), self.side, self.crop))
+    def to_pixels(self, image: Image.Image) -> Tensor:
+        """Return the pixels of an opened image that is already upright."""
+        return to_tensor(make_square(to_8bit(image, self.channels), self.side, self.crop))
 
 
-def whole(path: Path, channels: int) -> Tensor:
-    """Return an image uint8 (channels, H, W) of its own size, grey or RGB; raises one of BROKEN."""
-    with opened(path) as image:
-        return to_tensor(flat(ImageOps.exif_transpose(image), channels))
+def read_image(path: Path, channels: int) -> Tensor:
+    """Return an image uint8 (channels, H, W) in its own size, gray or RGB.
+
+    Raises one of DECODE_ERRORS.
+    """
+    with open_image(path) as image:
+        return to_tensor(to_8bit(ImageOps.exif_transpose(image), channels))
 
 
-def transparent(path: Path) -> Tensor:
-    """Return which pixels (H, W) of an image file are more than half transparent; raises one of BROKEN."""
-    with opened(path) as image:
-        return (
-            torch.from_numpy(
-                np.array(ImageOps.exif_transpose(image).convert("RGBA").getchannel("A"))
-            )
-            < 128
-        )
+def transparency_mask(path: Path) -> Tensor:
+    """Return which pixels (H, W) of an image file are more than half transparent.
+
+    Raises one of DECODE_ERRORS.
+    """
+    with open_image(path) as image:
+        alpha = ImageOps.exif_transpose(image).convert("RGBA").getchannel("A")
+        return torch.from_numpy(np.array(alpha)) < 128
 
 
 def to_tensor(image: Image.Image) -> Tensor:
-    pixels = np.array(image)
-    return (
-        torch.from_numpy(pixels.reshape(image.height, image.width, -1))
-        .permute(2, 0, 1)
-        .contiguous()
-    )
+    """Return the pixels uint8 (C, H, W) of an image."""
+    pixels = np.array(image).reshape(image.height, image.width, -1)
+    return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
 
 
-def flat(image: Image.Image, channels: int) -> Image.Image:
-    """Return 8-bit grey or RGB: 16 bits scaled by 255/65535, transparency laid over white."""
+def to_8bit(image: Image.Image, channels: int) -> Image.Image:
+    """Return the image as 8-bit gray or RGB.
+
+    16 bits are scaled by 255/65535, and transparency is laid over white.
+    """
     if image.mode.startswith("I"):
         wide = np.asarray(image).astype(np.int64).clip(0, 65535)
         image = Image.fromarray(((wide * 255 + 32767) // 65535).astype(np.uint8))
@@ -125,8 +120,11 @@ def flat(image: Image.Image, channels: int) -> Image.Image:
     return image.convert("L" if channels == 1 else "RGB")
 
 
-def fitted(image: Image.Image, side: int | None, crop: Crop | None) -> Image.Image:
-    """Return a square image: the middle square, the whole on black, or the whole stretched; antialiased bilinear."""
+def make_square(image: Image.Image, side: int | None, crop: Crop | None) -> Image.Image:
+    """Return a square image, resized antialiased bilinear.
+
+    It is the middle square, the complete image on black, or the complete image stretched.
+    """
     width, height = image.size
     box = (0, 0, width, height)
     if crop == "center":
@@ -134,21 +132,25 @@ def fitted(image: Image.Image, side: int | None, crop: Crop | None) -> Image.Ima
         left, top = (width - short) // 2, (height - short) // 2
         box, side = (left, top, left + short, top + short), side or short
     elif crop == "pad" and width != height:
-        long = max(width, height)
-        side = side or long
-        inner = (max(1, round(width * side / long)), max(1, round(height * side / long)))
-        canvas = Image.new(image.mode, (side, side))
-        part = image.resize(inner, Image.Resampling.BILINEAR)
-        canvas.paste(part, ((side - inner[0]) // 2, (side - inner[1]) // 2))
-        return canvas
+        return pad_to_square(image, side)
     side = side or width
-    return (
-        image
-        if image.size == (side, side)
-        else image.resize((side, side), Image.Resampling.BILINEAR, box)
-    )
+    if image.size == (side, side):
+        return image
+    return image.resize((side, side), Image.Resampling.BILINEAR, box)
 
 
-def side_of(head: Header, crop: Crop | None) -> int:
-    """Return the side of the square that `fitted` makes of an image when no side is given."""
-    return max(head.width, head.height) if crop == "pad" else min(head.width, head.height)
+def pad_to_square(image: Image.Image, side: int | None) -> Image.Image:
+    """Return the complete image in the middle of a black square."""
+    width, height = image.size
+    long = max(width, height)
+    side = side or long
+    inner = (max(1, round(width * side / long)), max(1, round(height * side / long)))
+    canvas = Image.new(image.mode, (side, side))
+    resized = image.resize(inner, Image.Resampling.BILINEAR)
+    canvas.paste(resized, ((side - inner[0]) // 2, (side - inner[1]) // 2))
+    return canvas
+
+
+def square_side(header: ImageHeader, crop: Crop | None) -> int:
+    """Return the side of the square that `make_square` makes when no side is given."""
+    return max(header.width, header.height) if crop == "pad" else min(header.width, header.height)

@@ -1,4 +1,4 @@
-"""NumPy files of plain numbers, whoever made them: nothing is unpickled, and no more memory taken than the machine has."""
+"""Untrusted NumPy files of plain numbers: nothing is unpickled, memory is bounded."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ import numpy as np
 
 from genlab.errors import UserError
 
-BROKEN = (
+# Errors that NumPy and zipfile raise for a damaged file.
+READ_ERRORS = (
     ValueError,
     OSError,
     EOFError,
@@ -24,66 +25,73 @@ BROKEN = (
     RuntimeError,
     MemoryError,
 )
-KINDS = "fiub"  # floats, signed and unsigned whole numbers, booleans
-HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+DTYPE_KINDS = "fiub"  # floats, signed and unsigned integers, booleans
+HEADER_READERS = {
+    (1, 0): np.lib.format.read_array_header_1_0,
+    (2, 0): np.lib.format.read_array_header_2_0,
+}
 
 
 def read_arrays(path: Path, what: str) -> dict[str, np.ndarray]:
-    """Return the arrays of a .npz by their names, or that of a .npy as x.
+    """Return the arrays of a .npz by name, or that of a .npy as x.
 
     Args:
-        what: the file in messages, as "samples=drawn.npz".
+        what: the file in error messages, as "samples=drawn.npz".
 
     Raises:
-        UserError: it is none of both, holds other things than numbers, or more of them than half of the memory.
+        UserError: it is neither, has other things than numbers, or takes more than half of the
+            memory.
     """
     try:
         if not zipfile.is_zipfile(path):
             with open(path, "rb") as f:
-                return {"x": checked(f, path.stat().st_size, what)}
-        with zipfile.ZipFile(path) as parts:
-            room = sum(part.file_size for part in parts.infolist())
-            if room > memory():
+                return {"x": read_array(f, path.stat().st_size, what)}
+        with zipfile.ZipFile(path) as archive:
+            num_bytes = sum(part.file_size for part in archive.infolist())
+            if num_bytes > half_memory_bytes():
                 raise UserError(
-                    f"{what} unpacks to {room / 2**30:,.1f} GB, more than half of this machine's memory"
+                    f"{what} unpacks to {num_bytes / 2**30:,.1f} GB, more than half of this "
+                    "machine's memory"
                 )
-            found = {}
-            for part in parts.infolist():
-                with parts.open(part) as f:
-                    found[part.filename.removesuffix(".npy")] = checked(f, part.file_size, what)
-        return found
-    except BROKEN as error:
+            arrays = {}
+            for part in archive.infolist():
+                with archive.open(part) as f:
+                    name = part.filename.removesuffix(".npy")
+                    arrays[name] = read_array(f, part.file_size, what)
+        return arrays
+    except READ_ERRORS as error:
         if isinstance(error, UserError) or (isinstance(error, OSError) and error.errno):
             raise
         raise UserError(
-            f"{what} is no NumPy file of plain numbers (.npz or .npy): {' '.join(str(error).split())}"
+            f"{what} is not a NumPy file of plain numbers (.npz or .npy): "
+            f"{' '.join(str(error).split())}"
         ) from error
 
 
-def checked(f: IO[bytes], size: int, what: str) -> np.ndarray:
-    """Return the array in an open file of `size` bytes, after its header has been held against that size."""
+def read_array(f: IO[bytes], size: int, what: str) -> np.ndarray:
+    """Return the array in an open file of `size` bytes; its header must fit the size."""
     version = np.lib.format.read_magic(f)
-    if version not in HEADERS:
+    if version not in HEADER_READERS:
         raise ValueError(f"version {version} of the format")
     try:
-        shape, fortran, dtype = HEADERS[version](f)
-    except (
+        shape, fortran, dtype = HEADER_READERS[version](f)
+    except (  # of Python's parser of literals
         SyntaxError,
         tokenize.TokenError,
         LookupError,
         TypeError,
         RecursionError,
-    ) as error:  # Python's literals
+    ) as error:
         raise ValueError(f"a header that cannot be read ({type(error).__name__})") from error
-    if dtype.kind not in KINDS:
-        raise UserError(f"{what} holds {dtype}; it must hold plain numbers")
+    if dtype.kind not in DTYPE_KINDS:
+        raise UserError(f"{what} has {dtype}; it must have plain numbers")
     if any(side < 0 for side in shape) or math.prod(shape) * dtype.itemsize > size:
-        raise ValueError(f"its header says {shape} of {dtype}, which is more than the file holds")
+        raise ValueError(f"its header says {shape} of {dtype}, which is more than the file has")
     data = f.read(math.prod(shape) * dtype.itemsize)
     array = np.frombuffer(bytearray(data), dtype).reshape(shape, order="F" if fortran else "C")
     return np.ascontiguousarray(array.astype(dtype.newbyteorder("="), copy=False))
 
 
-def memory() -> int:
+def half_memory_bytes() -> int:
     """Return half of the machine's memory in bytes."""
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2

@@ -1,4 +1,4 @@
-"""Which item is where: seeds, seeded splits, and the endless shuffled stream cut into joint batches and shards."""
+"""Item order: seeded splits, and the endless shuffled stream of batches and shards."""
 
 from __future__ import annotations
 
@@ -8,55 +8,57 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from genlab.seeding import mix
+from genlab.seeding import derive_seed
 
-Pick = Callable[[int], Tensor]  # the number of a joint batch -> its items' indices (batch_size,)
+IndexFn = Callable[[int], Tensor]  # number of a global batch -> indices of its items (batch_size,)
 
 
 def permutation(n: int, *seed: int) -> Tensor:
-    """Return a permutation (n,) of 0 … n−1 that depends on n and the seed only, drawn on the CPU for every device."""
-    return torch.randperm(n, generator=torch.Generator().manual_seed(mix(*seed)))
+    """Return a permutation (n,) of 0 … n−1 that depends only on n and the seed.
+
+    It is drawn on the CPU, so that every device gets the same order.
+    """
+    return torch.randperm(n, generator=torch.Generator().manual_seed(derive_seed(*seed)))
 
 
-def cut(n: int, sizes: Sequence[int], seed: int) -> list[Tensor]:
-    """Return disjoint sets of indices below n, of the given sizes, each in rising order; the last holds the rest.
+def split_indices(n: int, sizes: Sequence[int], seed: int) -> list[Tensor]:
+    """Return disjoint, sorted sets of indices below n, of the given sizes and the rest.
 
-    A set depends on the sizes before it only: with the test items first, they stay the same whatever validation takes.
+    A set depends only on the sizes before it: with the test items first, the test set stays the
+    same whatever the validation size is.
     """
     order = permutation(n, seed)
     ends = torch.tensor(sizes).cumsum(0).tolist()
     return [part.sort().values for part in order.tensor_split(ends)]
 
 
-class Address(NamedTuple):
-    """The items of one shard: joint batch k, its shard, and the indices (B,) in the split."""
+class ShardIndex(NamedTuple):
+    """The items of one shard of a global batch, as indices (B,) into the split."""
 
-    k: int
+    batch_number: int
     shard: int
-    index: Tensor
+    indices: Tensor
 
 
-def shuffled(
+def shuffled_shards(
     n: int,
     batch_size: int,
     *,
     seed: int,
     start: int,
     shard: Sequence[int],
-    shards: int,
+    num_shards: int,
     device: torch.device,
-) -> Iterator[Address]:
-    """Yield the shards of the joint batches start, start+1, … of the endless stream.
+) -> Iterator[ShardIndex]:
+    """Yield the shards of the global batches start, start+1, … of the endless shuffled stream.
 
-    The stream is a permutation of 0 … n−1 an epoch, from (seed, epoch); joint batch k is its positions
-    [k·batch_size, (k+1)·batch_size), so it depends on (seed, k) alone.
+    The stream joins one permutation of 0 … n−1 per epoch, drawn from (seed, epoch). Global batch k
+    is its positions [k·batch_size, (k+1)·batch_size), so it depends only on (seed, k).
     """
-    size = batch_size // shards
-    epochs: dict[
-        int, Tensor
-    ] = {}  # the permutation at hand, and for a batch across a border the one before
+    size = batch_size // num_shards
+    epochs: dict[int, Tensor] = {}  # this epoch's permutation, and the last one's at a border
 
-    def order(epoch: int) -> Tensor:
+    def epoch_order(epoch: int) -> Tensor:
         if epoch not in epochs:
             for old in [e for e in epochs if e < epoch - 1]:
                 del epochs[old]
@@ -67,21 +69,24 @@ def shuffled(
     while True:
         for s in shard:
             epoch, low = divmod(k * batch_size + s * size, n)
-            parts, left = [order(epoch)[low : low + size]], size
+            parts, left = [epoch_order(epoch)[low : low + size]], size
             while (left := left - len(parts[-1])) > 0:
                 epoch += 1
-                parts.append(order(epoch)[:left])
-            yield Address(k, s, torch.cat(parts) if len(parts) > 1 else parts[0])
+                parts.append(epoch_order(epoch)[:left])
+            yield ShardIndex(k, s, torch.cat(parts) if len(parts) > 1 else parts[0])
         k += 1
 
 
-def picked(
-    pick: Pick, *, start: int, shard: Sequence[int], shards: int, device: torch.device
-) -> Iterator[Address]:
-    """Yield the shards of the joint batches start, start+1, … whose items `pick` chooses, asked when each is due."""
+def shards_from_index_fn(
+    index_fn: IndexFn, *, start: int, shard: Sequence[int], num_shards: int, device: torch.device
+) -> Iterator[ShardIndex]:
+    """Yield the shards of the global batches start, start+1, … whose items `index_fn` chooses.
+
+    `index_fn` is called when the batch is due, so it may depend on the training so far.
+    """
     k = start
     while True:
-        parts = pick(k).to(device).chunk(shards)
+        parts = index_fn(k).to(device).chunk(num_shards)
         for s in shard:
-            yield Address(k, s, parts[s])
+            yield ShardIndex(k, s, parts[s])
         k += 1

@@ -1,82 +1,85 @@
-"""Stacked MNIST: three digits as the red, green and blue of one image, 1,000 modes that can be counted.
+"""Stacked MNIST: three digits as the channels of one image, 1,000 countable modes.
 
-Metz et al. 2017, https://arxiv.org/abs/1611.02163, and Srivastava et al. 2017, https://arxiv.org/abs/1705.07761.
+Metz et al. 2017, https://arxiv.org/abs/1611.02163, and Srivastava et al. 2017,
+https://arxiv.org/abs/1705.07761.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from genlab.data.dataset import SPLITS, Split
 from genlab.data.image_dataset import NO_VALIDATION
-from genlab.data.shuffling import Address
-from genlab.data.torchvision_sets import MNIST, Downloaded
-from genlab.seeding import mix
+from genlab.data.shuffling import ShardIndex
+from genlab.data.torchvision_sets import MNIST, TorchvisionImages
+from genlab.seeding import derive_seed
 from genlab.spec import Fraction, Positive
 
-CHANNELS = 3
+NUM_CHANNELS = 3
 
 
 @dataclass(kw_only=True, eq=False)
-class StackedMNIST(Downloaded):
-    """Three digits of MNIST drawn apart from one another, as the channels of an image whose class is the number they write.
+class StackedMNIST(TorchvisionImages):
+    """Three independent MNIST digits as the channels of an image.
 
-    Held as which digits an item is made of, and put together when it is asked for. An item depends on `split_seed` and on
-    its own number alone.
+    The class is the number that the digits form, red first. An item is stored as the indices of its
+    digits and assembled when needed. It depends only on `split_seed` and its own number.
 
     Args:
-        n: training items; validation and test, from digits of their own, have a fifth as many each.
+        n: training items; validation and test have a fifth each, from digits of their own.
     """
 
     validation: Fraction = 1 / 12
     n: Positive = 128_000
     name = "stacked_mnist"
-    stacked = (
-        True  # each channel has a class of its own, which a classifier of single digits can tell
-    )
+    stacked = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        same = {
-            "root": self.root,
-            "download": self.download,
-            "validation": self.validation,
-            "split_seed": self.split_seed,
-        }
-        self.single = MNIST(
+        self.digits = MNIST(
             size=self.side,
             range=self.range,
             binarize=self.binarize,
-            dequantise=self.dequantise,
-            **same,
+            dequantize=self.dequantize,
+            root=self.root,
+            download=self.download,
+            validation=self.validation,
+            split_seed=self.split_seed,
         )
         splits = {}
         for number, name in enumerate(SPLITS):
-            if m := self.single.size(name):
-                seed = torch.Generator().manual_seed(mix(self.split_seed, number))
-                size = (self.n if name == "train" else max(1, self.n // 5), CHANNELS)
-                members = torch.randint(
-                    m, size, generator=seed
-                )  # (N, 3): the numbers of the digits
-                digits = self.single.splits[name].y[members]
-                splits[name] = Split(
-                    members, digits @ 10 ** torch.arange(CHANNELS - 1, -1, -1)
-                )  # red: hundreds
-        shape = (CHANNELS, *self.single.spec.shape[1:])
-        self.hold_images(splits, shape=shape, classes=10**CHANNELS, missing=NO_VALIDATION)
+            if num_digits := len(self.digits.splits[name]):
+                generator = torch.Generator().manual_seed(derive_seed(self.split_seed, number))
+                size = (self.n if name == "train" else max(1, self.n // 5), NUM_CHANNELS)
+                # (N, 3): the indices of the digits
+                members = torch.randint(num_digits, size, generator=generator)
+                labels = self.digits.splits[name].y
+                assert labels is not None
+                powers = 10 ** torch.arange(NUM_CHANNELS - 1, -1, -1)  # red has the hundreds
+                splits[name] = Split(members, labels[members] @ powers)
+        shape = (NUM_CHANNELS, *self.digits.spec.shape[1:])
+        self.set_image_splits(
+            splits, shape=shape, num_classes=10**NUM_CHANNELS, hints=NO_VALIDATION
+        )
 
-    def arrays(self, split: str) -> tuple[Tensor, Tensor | None]:
+    @property
+    def classifier_dataset(self) -> Any:
+        """The single digits, so that a classifier sees one channel at a time."""
+        return self.digits
+
+    def raw_arrays(self, split: str) -> tuple[Tensor, Tensor | None]:
         """Return all items, uint8 (N, 3, H, W), and their labels (N,), on the CPU."""
-        members, y = super().arrays(split)
-        return self.single.arrays(split)[0][members, 0], y
+        members, y = super().raw_arrays(split)
+        return self.digits.raw_arrays(split)[0][members, 0], y
 
-    def _raw(
-        self, split: str, addresses: Iterator[Address], device: torch.device
+    def _raw_batches(
+        self, split: str, shards: Iterator[ShardIndex], device: torch.device
     ) -> Iterator[tuple[int, int, Tensor, Tensor | None]]:
-        digits, _ = self.single._on(split, device)  # (M, 1, H, W)
-        for k, shard, members, y in super()._raw(split, addresses, device):
+        digits, _ = self.digits._tensors_on(split, device)  # (M, 1, H, W)
+        for k, shard, members, y in super()._raw_batches(split, shards, device):
             yield k, shard, digits[members, 0], y  # (B, 3, H, W)

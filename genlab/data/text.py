@@ -1,11 +1,12 @@
-"""Text as tokens: the characters or the bytes of a file, in windows of one length."""
+"""Text as tokens: the characters or bytes of a file, in windows of one length."""
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 from urllib.request import urlopen
 
 import torch
@@ -13,14 +14,16 @@ from annotated_types import Ge
 from torch import Tensor
 
 from genlab.data.dataset import Dataset, Split
-from genlab.data.shuffling import Address
-from genlab.data.torchvision_sets import ensure
+from genlab.data.shuffling import ShardIndex
+from genlab.data.torchvision_sets import ensure_downloaded
 from genlab.errors import UserError
-from genlab.spec import Fraction, Spec
+from genlab.spec import DataSpec, Fraction
+
+DOWNLOAD_TIMEOUT_S = 60
 
 
 @dataclass
-class Windows(Split):
+class TextWindows(Split):
     """A text x (N,), whose items are windows of `length` tokens, one every `stride` tokens."""
 
     length: int = 1
@@ -32,18 +35,19 @@ class Windows(Split):
 
 @dataclass(kw_only=True, eq=False)
 class Text(Dataset):
-    """A text's first part to train on, then the validation part, then the test part.
+    """A text whose first part is for training, then validation, then test.
 
-    A training item is a window that starts at any token; batches take them in a shuffled order. Held-out windows follow
-    each other and overlap by one token, so that each token but the first is predicted once; what does not fill a window at
-    the end is left out.
+    A training item is a window that starts at any token; batches take them in a shuffled order.
+    Held-out windows follow each other and overlap by one token, so that each token except the first
+    is predicted once. The rest at the end that does not fill a window is left out.
 
     Args:
-        path: the file. None: the help topics of Python's language reference, which come with Python (0.5 MB).
-        unit: what a token is: one of the characters that the text has, or a byte of the file.
+        path: the file. None: the help topics of Python's language reference, which ship with
+            Python (0.5 MB).
+        unit: a token is one of the characters of the text, or a byte of the file.
         length: tokens in an item.
-        validation: share of the text held out.
-        test: share held out after that; None: the validation text is the test text too.
+        validation: fraction of the text held out.
+        test: fraction held out after that; None uses the validation text as test text too.
     """
 
     path: str | None = None
@@ -54,35 +58,39 @@ class Text(Dataset):
     name = "text"
 
     def __post_init__(self) -> None:
-        raw = self.read()
-        tokens, spec = (
-            as_bytes(raw, self.length)
-            if self.unit == "bytes"
-            else as_characters(self.text(raw), self.length)
-        )
+        data = self.read()
+        if self.unit == "bytes":
+            tokens, spec = tokenize_bytes(data, self.length)
+        else:
+            tokens, spec = tokenize_characters(self.decode(data), self.length)
         ends = [
             int(len(tokens) * (1 - self.validation - (self.test or 0))),
             int(len(tokens) * (1 - (self.test or 0))),
         ]
         if ends[0] < self.length:
             raise UserError(
-                f"{self.name} has {max(0, ends[0]):,} {self.unit} to train on, and a window takes {self.length}; "
-                "set a smaller dataset.length, dataset.validation or dataset.test"
+                f"{self.name} has {max(0, ends[0]):,} {self.unit} to train on, but a window has "
+                f"{self.length}; set a smaller dataset.length, dataset.validation or dataset.test"
             )
         train, validation, test = tokens.tensor_split(ends)
-        splits = {"train": Windows(train, length=self.length)}
-        for split, part in {
-            "validation": validation,
-            "test": validation if self.test is None else test,
-        }.items():
-            splits[split] = Windows(part, length=self.length, stride=self.length - 1)
-        short = f"dataset.validation={self.validation:g} and dataset.test={self.test} leave it less than dataset.length"
-        self.hold(spec, splits, missing=dict.fromkeys(("validation", "test"), short))
-        self.lines.append(
+        if self.test is None:
+            test = validation
+        stride = self.length - 1
+        splits: dict[str, Split] = {
+            "train": TextWindows(train, length=self.length),
+            "validation": TextWindows(validation, length=self.length, stride=stride),
+            "test": TextWindows(test, length=self.length, stride=stride),
+        }
+        hint = (
+            f"dataset.validation={self.validation:g} and dataset.test={self.test} leave less than "
+            "dataset.length tokens there"
+        )
+        self.set_splits(spec, splits, hints=dict.fromkeys(("validation", "test"), hint))
+        self.report_lines.append(
             f"{len(tokens):,} {self.unit}, {spec.vocab} different; {self.length} in an item"
         )
         if self.test is None and self.validation:
-            self.lines.append("the validation text is the test text too (dataset.test=null)")
+            self.report_lines.append("the validation text is the test text too (dataset.test=null)")
 
     def read(self) -> bytes:
         """Return the bytes of the text."""
@@ -92,53 +100,57 @@ class Text(Dataset):
             return "\n".join(topics[name] for name in sorted(topics)).encode()
         file = Path(self.path).expanduser()
         if not file.is_file():
-            raise UserError(
-                f"dataset.path={self.path}: there is no such file (looked for {file.resolve()})"
-            )
-        self.sources = [file]
+            raise UserError(f"dataset.path={self.path}: no such file (looked for {file.resolve()})")
+        self.source_files = [file]
         return file.read_bytes()
 
-    def text(self, raw: bytes) -> str:
+    def decode(self, data: bytes) -> str:
+        """Return the text of UTF-8 bytes.
+
+        Raises:
+            UserError: it is not UTF-8.
+        """
         try:
-            return raw.decode()
+            return data.decode()
         except UnicodeDecodeError as error:
             raise UserError(
-                f"dataset.path={self.path} is no text in UTF-8 ({error.reason}); set dataset.unit=bytes"
+                f"dataset.path={self.path} is not a text in UTF-8 ({error.reason}); "
+                "set dataset.unit=bytes"
             ) from error
 
-    def arrays(self, split: str) -> tuple[Tensor, None]:
+    def raw_arrays(self, split: str) -> tuple[Tensor, None]:
         """Return the raw items, all windows (N, length) of the split, on the CPU."""
-        windows = self._held(split)
+        windows = self._nonempty_split(split)
+        assert isinstance(windows, TextWindows)
         return windows.x.unfold(0, windows.length, windows.stride), None
 
-    def _raw(
-        self, split: str, addresses: Iterator[Address], device: torch.device
+    def _raw_batches(
+        self, split: str, shards: Iterator[ShardIndex], device: torch.device
     ) -> Iterator[tuple[int, int, Tensor, None]]:
         windows = self.splits[split]
-        text, _ = self._on(split, device)
+        assert isinstance(windows, TextWindows)
+        text, _ = self._tensors_on(split, device)
         offsets = torch.arange(windows.length, device=device)
-        for k, shard, index in addresses:
+        for k, shard, index in shards:
             yield k, shard, text[index[:, None] * windows.stride + offsets].long(), None
 
 
-def as_bytes(raw: bytes, length: int) -> tuple[Tensor, Spec]:
-    """Return the bytes as tokens uint8 (N,), and the Spec of windows of them."""
-    tokens = (
-        torch.frombuffer(bytearray(raw), dtype=torch.uint8)
-        if raw
-        else torch.empty(0, dtype=torch.uint8)
-    )
-    return tokens, Spec(shape=(length,), kind="tokens", levels=0, vocab=256)
+def tokenize_bytes(data: bytes, length: int) -> tuple[Tensor, DataSpec]:
+    """Return the bytes as tokens uint8 (N,), and the DataSpec of windows of them."""
+    tokens = torch.empty(0, dtype=torch.uint8)
+    if data:
+        tokens = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+    return tokens, DataSpec(shape=(length,), kind="tokens", levels=0, vocab=256)
 
 
-def as_characters(text: str, length: int) -> tuple[Tensor, Spec]:
-    """Return the characters' places in the alphabet of those that the text has, int32 (N,), and the Spec."""
+def tokenize_characters(text: str, length: int) -> tuple[Tensor, DataSpec]:
+    """Return the characters' positions int32 (N,) in the sorted alphabet, and the DataSpec."""
     symbols = "".join(sorted(set(text)))
-    spec = Spec(shape=(length,), kind="tokens", levels=0, vocab=len(symbols), symbols=symbols)
+    spec = DataSpec(shape=(length,), kind="tokens", levels=0, vocab=len(symbols), symbols=symbols)
     return torch.tensor(spec.to_tokens(text), dtype=torch.int32), spec
 
 
-SHAKESPEARE = (
+SHAKESPEARE_URL = (
     "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
 )
 SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
@@ -149,8 +161,8 @@ class Shakespeare(Text):
     """Tiny Shakespeare (Karpathy 2015): 1,115,394 characters of his plays, 65 different.
 
     Args:
-        root: the folder that holds tinyshakespeare/input.txt, or will.
-        download: whether to download it where it is missing.
+        root: the folder that tinyshakespeare/input.txt is in, or is downloaded to.
+        download: whether to download the file if it is missing.
     """
 
     root: str = "data"
@@ -158,26 +170,27 @@ class Shakespeare(Text):
     name = "shakespeare"
 
     def read(self) -> bytes:
-        """Return the bytes of the plays, downloaded where they are not there yet."""
+        """Return the bytes of the plays, downloaded if they are missing."""
         file = Path(self.root) / "tinyshakespeare" / "input.txt"
-        fetch = (lambda: download(SHAKESPEARE, SHAKESPEARE_SHA256, file)) if self.download else None
-        ensure(
-            self.name, Path(self.root), [file], fetch, f"the file {SHAKESPEARE} into {file.parent}"
-        )
-        self.sources = [file]
+        download: Callable[[], Any] | None = None
+        if self.download:
+            download = partial(download_file, SHAKESPEARE_URL, SHAKESPEARE_SHA256, file)
+        by_hand = f"the file {SHAKESPEARE_URL} into {file.parent}"
+        ensure_downloaded(self.name, Path(self.root), [file], download, by_hand)
+        self.source_files = [file]
         return file.read_bytes()
 
 
-def download(url: str, sha256: str, file: Path) -> None:
-    """Write what is at an address to a file, whole or not at all.
+def download_file(url: str, sha256: str, file: Path) -> None:
+    """Download a URL to a file atomically.
 
     Raises:
-        ValueError: it is not what it should be.
+        ValueError: the content has another SHA-256.
     """
-    with urlopen(url, timeout=60) as answer:
+    with urlopen(url, timeout=DOWNLOAD_TIMEOUT_S) as answer:
         data = answer.read()
     if hashlib.sha256(data).hexdigest() != sha256:
-        raise ValueError(f"{url} is not the file that it was: its SHA-256 differs")
+        raise ValueError(f"{url} has changed: its SHA-256 differs")
     file.parent.mkdir(parents=True, exist_ok=True)
     part = file.with_name(file.name + ".part")
     part.write_bytes(data)

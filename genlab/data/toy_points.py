@@ -1,66 +1,93 @@
-"""Points in the plane from a known law, so that a model's density can be held against the truth."""
+"""Points in the plane from a known distribution, the truth for a model's density."""
 
 from dataclasses import dataclass, fields
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from genlab.data.class_subset import Labelled
+from genlab.data.class_subset import ClassSubset
 from genlab.data.dataset import SPLITS, Split
-from genlab.data.toy_distributions import LAWS
+from genlab.data.toy_distributions import TOY_DISTRIBUTIONS
 from genlab.errors import UserError
-from genlab.seeding import mix
-from genlab.spec import Count, Positive, PositiveFloat, Spec
+from genlab.seeding import derive_seed
+from genlab.spec import Count, DataSpec, Positive, PositiveFloat
 
 
 @dataclass(kw_only=True, eq=False)
-class Points(Labelled):
-    """Exact draws of a law; an option of the law that is None has the law's own value (see `genlab.data.toy_distributions`).
+class Points(ClassSubset):
+    """Exact samples of a toy distribution (see `genlab.data.toy_distributions`).
 
-    After the start, `std` is the law's and `centers` (M, 2) the modes of ring and grid, None for the others.
+    An option of the distribution that is None has the distribution's own default. Once built, `std`
+    is the distribution's, and `centers` (M, 2) the modes of ring and grid, None for the others.
 
     Args:
-        n: training points.
-        held_out: points of the validation split, and of the test split.
-        split_seed: seeds the draws.
+        n: number of training points.
+        num_heldout: number of validation points, and of test points.
+        split_seed: seeds the samples.
     """
 
     name: Literal["moons", "ring", "grid", "checkerboard", "spirals", "pinwheel"] = "ring"
     n: Positive = 100_000
-    held_out: Positive = 10_000
+    num_heldout: Positive = 10_000
     std: PositiveFloat | None = None
     radius: PositiveFloat | None = None
-    modes: Positive | None = None
-    side: Positive | None = None
+    num_modes: Positive | None = None
+    grid_size: Positive | None = None
     spacing: PositiveFloat | None = None
     extent: PositiveFloat | None = None
     twist: float | None = None
     split_seed: Count = 0
 
     def __post_init__(self) -> None:
-        if self.name not in LAWS:
-            raise UserError(f"dataset.name={self.name}: laws are {', '.join(LAWS)}")
-        known = [f.name for f in fields(LAWS[self.name])]
-        wish = ("std", "radius", "modes", "side", "spacing", "extent", "twist")
-        given = {key: value for key in wish if (value := getattr(self, key)) is not None}
-        for key in given.keys() - set(known):
-            raise UserError(f"{self.name} has no dataset.{key}; it has {', '.join(known)}")
-        self.law = LAWS[self.name](**given)
-        self.centers = self.law.centers
-        self.std = getattr(self.law, "std", None)
+        if self.name not in TOY_DISTRIBUTIONS:
+            raise UserError(
+                f"dataset.name={self.name}: no such distribution; "
+                f"distributions: {', '.join(TOY_DISTRIBUTIONS)}"
+            )
+        self.distribution = TOY_DISTRIBUTIONS[self.name](**self.distribution_options())
+        self.centers = self.distribution.centers
+        self.log_weights = self.distribution.log_weights
+        self.std = self.distribution.std
         splits = {}
         for i, split in enumerate(SPLITS):
-            count = self.n if split == "train" else self.held_out
-            x, y = self.law.sample(count, torch.Generator().manual_seed(mix(self.split_seed, i)))
+            n = self.n if split == "train" else self.num_heldout
+            generator = torch.Generator().manual_seed(derive_seed(self.split_seed, i))
+            x, y = self.distribution.sample(n, generator)
             splits[split] = Split(x.float(), y)
-        self.hold(Spec(shape=(2,), kind="points", classes=self.law.classes, levels=0), splits)
+        num_classes = self.distribution.num_classes
+        self.set_splits(
+            DataSpec(shape=(2,), kind="points", num_classes=num_classes, levels=0), splits
+        )
+
+    def distribution_options(self) -> dict[str, Any]:
+        """Return the options that were set for the distribution.
+
+        Raises:
+            UserError: the distribution does not have one of them.
+        """
+        known = [field.name for field in fields(TOY_DISTRIBUTIONS[self.name])]  # type: ignore[arg-type]  # each of them is a dataclass
+        options = {
+            "std": self.std,
+            "radius": self.radius,
+            "num_modes": self.num_modes,
+            "grid_size": self.grid_size,
+            "spacing": self.spacing,
+            "extent": self.extent,
+            "twist": self.twist,
+        }
+        given = {key: value for key, value in options.items() if value is not None}
+        for key in given.keys() - set(known):
+            raise UserError(
+                f"{self.name} does not have dataset.{key}; its options: {', '.join(known)}"
+            )
+        return given
 
     def log_prob(self, x: Tensor) -> Tensor:
-        """Return the law's log-density (B,) in nats at x (B, 2), in the precision of x."""
-        return self.law.log_prob(x)
+        """Return the true log-density (B,) in nats at x (B, 2), in the precision of x."""
+        return self.distribution.log_prob(x)
 
     @property
     def entropy(self) -> float:
-        """The law's entropy in nats, the best mean −log p that a model can reach on held-out points."""
-        return self.law.entropy
+        """The entropy in nats: the best mean −log p that a model can reach on held-out points."""
+        return self.distribution.entropy

@@ -1,4 +1,7 @@
-"""Films of which the past is the source and the future the target: bouncing digits made on the fly, and folders of frames."""
+"""Videos with the past as source and the future as target.
+
+Bouncing digits are made on the fly; folders of frames are read.
+"""
 
 import math
 import re
@@ -14,222 +17,251 @@ from torch import Tensor
 
 from genlab.data.dataset import SPLITS, Split
 from genlab.data.image_dataset import Images
-from genlab.data.image_files import Found
+from genlab.data.image_files import ImageFiles
 from genlab.data.image_folder import ImageFolder
 from genlab.errors import UserError
-from genlab.seeding import mix
-from genlab.spec import Batch, Positive, Spec
+from genlab.seeding import derive_seed
+from genlab.spec import Batch, DataSpec, Positive
 
-STEP = 0.1  # how far a digit moves from frame to frame, as a share of the way that it has
+STEP_LENGTH = 0.1  # distance that a digit moves per frame, as a fraction of its free way
 
 
-class Films(Images, ABC):
-    """Items of `past` + `future` frames: x (B, future, C, H, W) and cond (B, past, C, H, W).
+class VideoDataset(Images, ABC):
+    """Items of `context_frames` + `target_frames` frames.
 
-    A subclass makes the frames of raw items out of `store`, a tensor that is moved to each device once.
+    x is (B, target_frames, C, H, W) and cond (B, context_frames, C, H, W). A subclass makes the
+    frames of raw items from `store`, a tensor that is moved to each device once.
     """
 
-    past: int
-    future: int
+    context_frames: int
+    target_frames: int
     store: Tensor
+
+    @property
+    def num_frames(self) -> int:
+        """Frames of an item, context and target."""
+        return self.context_frames + self.target_frames
 
     @abstractmethod
     def frames(self, items: Tensor, store: Tensor) -> Tensor:
-        """Return the frames uint8 (B, past + future, C, H, W) of raw items (B, …)."""
+        """Return the frames uint8 (B, num_frames, C, H, W) of raw items (B, …)."""
 
-    def hold_films(
+    def set_video_splits(
         self,
         splits: dict[str, Split],
         shape: tuple[int, ...],
-        missing: dict[str, str] | None = None,
+        hints: dict[str, str] | None = None,
     ) -> None:
-        """Take the raw items of films whose frames have the shape (C, H, W)."""
-        self.hold_images(splits, shape=shape, missing=missing)
-        film = lambda n: replace(self.spec, kind="video", shape=(n, *shape))  # noqa: E731
-        self.spec: Spec = replace(film(self.future), source=film(self.past), task="forecast")
+        """Set the raw items of videos whose frames have the shape (C, H, W)."""
+        self.set_image_splits(splits, shape=shape, hints=hints)
+        one_frame = replace(self.spec, kind="video")
+        source = replace(one_frame, shape=(self.context_frames, *shape))
+        self.spec: DataSpec = replace(
+            one_frame, shape=(self.target_frames, *shape), source=source, task="forecast"
+        )
         self._stores: dict[torch.device, Tensor] = {}
 
-    def reaching(self, n: int) -> "Films":
-        """Return the same films with n future frames, whatever this set has."""
+    def with_target_frames(self, n: int) -> "VideoDataset":
+        """Return the same videos with n target frames."""
         other = copy(self)
-        other.future = n
-        other.hold_windows()
+        other.target_frames = n
+        other.set_windows()
         return other
 
     @abstractmethod
-    def hold_windows(self) -> None:
-        """Take the raw items of films of `past` + `future` frames."""
+    def set_windows(self) -> None:
+        """Set the raw items of videos with `num_frames` frames."""
 
-    def made(
+    def make_batch(
         self, x: Tensor, y: Tensor | None, generator: torch.Generator, *, augment: bool
     ) -> Batch:
         if x.device not in self._stores:
             self._stores[x.device] = self.store.to(x.device)
-        film = self.prepare(self.frames(x, self._stores[x.device]), generator, augment=augment)
-        return Batch(film[:, self.past :], None, film[:, : self.past])
+        frames = self.frames(x, self._stores[x.device])
+        video = self.preprocess(frames, generator, augment=augment)
+        return Batch(video[:, self.context_frames :], None, video[:, : self.context_frames])
 
 
-# --- made on the fly --------------------------------------------------------------------------------------------------
+# --- made on the fly ------------------------------------------------------------------------------
 
 
 @dataclass(kw_only=True, eq=False)
-class MovingMNIST(Films):
-    """Digits that bounce in a square: Srivastava et al. 2015, https://arxiv.org/abs/1502.04681, section 4.1.
+class MovingMNIST(VideoDataset):
+    """Digits that bounce in a square: Srivastava et al. 2015, section 4.1.
 
-    Each digit starts anywhere, with a velocity of length 0.1 of its way in any direction; where two overlap the lighter
-    pixel shows. A sequence is a function of (split_seed, its number) alone. Training sequences are of the training digits
-    of `of`, those of the two other splits of its test digits.
+    https://arxiv.org/abs/1502.04681. Each digit starts anywhere, with a velocity in any direction
+    whose length is 0.1 of its free way; where two overlap, the brighter pixel shows. A sequence
+    depends only on (split_seed, its number). Training sequences have the training digits of `base`,
+    those of the two other splits its test digits.
 
     Args:
-        of: the images that move.
+        base: the images that move.
         size: side of the frames, None: 64.
-        past, future: frames given, and frames to be foretold.
-        digits: in each sequence.
+        context_frames, target_frames: frames given, and frames to predict.
+        num_digits: digits in each sequence.
         n: training sequences.
-        held: sequences of the validation and of the test split.
+        num_heldout: sequences of the validation and of the test split.
     """
 
-    of: Any
-    past: Positive = 10
-    future: Positive = 10
-    digits: Positive = 2
+    base: Any
+    context_frames: Positive = 10
+    target_frames: Positive = 10
+    num_digits: Positive = 2
     n: Positive = 100_000
-    held: Positive = 10_000
+    num_heldout: Positive = 10_000
     name = "moving_mnist"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.canvas = self.side or 64
-        pools = [self.of.prepare.shown(self.of.arrays(split)[0]) for split in ("train", "test")]
+        pools = [
+            self.base.preprocess.to_bytes(self.base.raw_arrays(split)[0])
+            for split in ("train", "test")
+        ]
         self.store = torch.cat(pools)  # (N, C, h, w) uint8, levels 0 … 255
         if (side := max(self.store.shape[2:])) > self.canvas:
             raise UserError(
-                f"dataset.size={self.canvas} is less than the {side} pixels of what moves"
+                f"dataset.size={self.canvas} is smaller than the moving images of {side} pixels"
             )
-        self.trained = len(pools[0])
-        self.hold_windows()
+        self.num_train_digits = len(pools[0])
+        self.source_files = self.base.source_files
+        self.set_windows()
 
-    def hold_windows(self) -> None:
-        end = len(self.store)
-        kinds = {"train": (self.n, 0, self.trained)} | dict.fromkeys(
-            SPLITS[1:], (self.held, self.trained, end)
-        )
-        splits = {
-            name: Split(
-                self.ways(
-                    *kinds[name], generator=torch.Generator().manual_seed(mix(self.split_seed, i))
-                )
+    def set_windows(self) -> None:
+        train_digits = (0, self.num_train_digits)
+        test_digits = (self.num_train_digits, len(self.store))
+        splits = {}
+        for i, name in enumerate(SPLITS):
+            generator = torch.Generator().manual_seed(derive_seed(self.split_seed, i))
+            n, digits = (
+                (self.n, train_digits) if name == "train" else (self.num_heldout, test_digits)
             )
-            for i, name in enumerate(SPLITS)
-        }
-        self.hold_films(splits, (self.store.shape[1], self.canvas, self.canvas))
+            splits[name] = Split(self.draw_motions(n, *digits, generator=generator))
+        self.set_video_splits(splits, (self.store.shape[1], self.canvas, self.canvas))
 
-    def ways(self, n: int, first: int, end: int, *, generator: torch.Generator) -> Tensor:
-        """Return n raw items float32 (n, digits, 5): which of the images first … end−1, its start (2,), its velocity (2,)."""
-        which = torch.randint(first, end, (n, self.digits, 1), generator=generator).float()
-        start = torch.rand(n, self.digits, 2, generator=generator)
-        angle = 2 * math.pi * torch.rand(n, self.digits, 1, generator=generator)
-        return torch.cat([which, start, STEP * angle.sin(), STEP * angle.cos()], 2)
+    def draw_motions(self, n: int, first: int, end: int, *, generator: torch.Generator) -> Tensor:
+        """Return n raw items float32 (n, num_digits, 5) of the images first … end−1.
+
+        The five numbers are the image's index, its start (2,) and its velocity (2,).
+        """
+        which = torch.randint(first, end, (n, self.num_digits, 1), generator=generator).float()
+        start = torch.rand(n, self.num_digits, 2, generator=generator)
+        angle = 2 * math.pi * torch.rand(n, self.num_digits, 1, generator=generator)
+        return torch.cat([which, start, STEP_LENGTH * angle.sin(), STEP_LENGTH * angle.cos()], 2)
 
     def frames(self, items: Tensor, store: Tensor) -> Tensor:
-        t, side, (channels, h, w) = self.past + self.future, self.canvas, store.shape[1:]
-        at = bounced(items[..., 1:3], items[..., 3:5], t)  # (B, D, T, 2), 0 … 1
-        corner = (at * at.new_tensor([side - h, side - w])).long()
+        t, side, (channels, h, w) = self.num_frames, self.canvas, store.shape[1:]
+        position = bounce(items[..., 1:3], items[..., 3:5], t)  # (B, D, T, 2), 0 … 1
+        corner = (position * position.new_tensor([side - h, side - w])).long()
         row = corner[..., 0, None] + torch.arange(h, device=items.device)  # (B, D, T, h)
         column = corner[..., 1, None] + torch.arange(w, device=items.device)  # (B, D, T, w)
         pixel = (row[..., :, None] * side + column[..., None, :]).flatten(3)  # (B, D, T, h·w)
-        film = torch.zeros(
+        video = torch.zeros(
             len(items), t, channels, side * side, dtype=torch.uint8, device=items.device
         )
-        for d in range(self.digits):
+        for d in range(self.num_digits):
             where = pixel[:, d, :, None].expand(-1, -1, channels, -1)  # (B, T, C, h·w)
             ink = store[items[:, d, 0].long()].flatten(2)[:, None].expand_as(where)
-            film.scatter_(3, where, torch.maximum(film.gather(3, where), ink))
-        return film.unflatten(3, (side, side))
+            video.scatter_(3, where, torch.maximum(video.gather(3, where), ink))
+        return video.unflatten(3, (side, side))
 
 
-def bounced(start: Tensor, velocity: Tensor, steps: int) -> Tensor:
-    """Return the places (…, steps, 2) of points that move in the unit square, stop at a side, and turn back from it."""
-    at, places = start, []
+def bounce(start: Tensor, velocity: Tensor, steps: int) -> Tensor:
+    """Return the positions (…, steps, 2) of points that move in the unit square.
+
+    A point stops at a side, and turns back from it.
+    """
+    position, positions = start, []
     for _ in range(steps):
-        at = at + velocity
-        velocity = torch.where((at <= 0) | (at >= 1), -velocity, velocity)
-        at = at.clamp(0, 1)
-        places.append(at)
-    return torch.stack(places, -2)
+        position = position + velocity
+        velocity = torch.where((position <= 0) | (position >= 1), -velocity, velocity)
+        position = position.clamp(0, 1)
+        positions.append(position)
+    return torch.stack(positions, -2)
 
 
-# --- from files -------------------------------------------------------------------------------------------------------
+# --- from files -----------------------------------------------------------------------------------
 
 
 @dataclass(kw_only=True, eq=False)
-class FramesFolder(Films, ImageFolder):
-    """Windows of films whose frames are image files, numbered in their names: a folder of frames, or one such folder a film.
+class FramesFolder(VideoDataset, ImageFolder):
+    """Windows of videos whose frames are numbered image files: one folder of them per video.
 
-    The frames are held decoded in memory. Where train/, val/ and test/ do not say the splits, each film's end is held out,
-    so that no frame is in two splits.
+    The frames are kept decoded in memory. If train/, val/ and test/ do not give the splits, the end
+    of each video is held out, so that no frame is in two splits.
 
     Args:
-        past, future: frames given, and frames to be foretold.
-        every: frames from the start of one window to the next.
+        context_frames, target_frames: frames given, and frames to predict.
+        window_stride: frames from the start of one window to the next.
     """
 
-    past: Positive = 4
-    future: Positive = 1
-    every: Positive = 1
-    strict: bool = field(default=True, init=False)  # a frame that is skipped would be a jump
+    context_frames: Positive = 4
+    target_frames: Positive = 1
+    window_stride: Positive = 1
+    strict: bool = field(default=True, init=False)  # a skipped frame would be a jump
     name = "frames_folder"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not isinstance(self.splits["train"].x, Tensor):
-            raise UserError("frames_folder holds its frames in memory, and they do not fit into dataset.resident_mb; "
-                            "raise it, or set a smaller dataset.size")  # fmt: skip
+            raise UserError(
+                "frames_folder keeps its frames in memory, and they do not fit into "
+                "dataset.cache_limit_mb; raise it, or set a smaller dataset.size"
+            )
         self.store = torch.cat([self.splits[name].x for name in SPLITS if len(self.splits[name])])
-        self.hold_windows()
+        self.set_windows()
 
-    def hold_windows(self) -> None:
-        whole, first, windows = self.past + self.future, 0, {}
+    def set_windows(self) -> None:
+        n, first, windows = self.num_frames, 0, {}
         for name in SPLITS:
             starts = [torch.zeros(0, dtype=torch.int64)]
-            for length in self.lengths[name]:
-                starts.append(torch.arange(first, first + max(0, length - whole + 1), self.every))
+            for length in self.video_lengths[name]:
+                end = first + max(0, length - n + 1)
+                starts.append(torch.arange(first, end, self.window_stride))
                 first += length
             windows[name] = Split(torch.cat(starts))
         if not len(windows["train"]):
             raise UserError(
-                f"no film of {self.path} has {whole} frames to train on; set dataset.past and dataset.future"
+                f"no video of {self.path} has {n} frames to train on; set dataset.context_frames "
+                "and dataset.target_frames"
             )
-        short = f"no film has {whole} frames there; dataset.validation and dataset.test are the shares held out"
-        self.hold_films(windows, tuple(self.store.shape[1:]), dict.fromkeys(SPLITS, short))
+        hint = (
+            f"no video has {n} frames there; dataset.validation and dataset.test are the fractions "
+            "held out"
+        )
+        self.set_video_splits(windows, tuple(self.store.shape[1:]), dict.fromkeys(SPLITS, hint))
 
-    def listed(self, folder: Path) -> dict[str, Found]:
+    def list_splits(self, folder: Path) -> dict[str, ImageFiles]:
         return {
-            split: Found(sorted(found.paths, key=counted))
-            for split, found in super().listed(folder).items()
+            split: ImageFiles(sorted(files.paths, key=frame_order))
+            for split, files in super().list_splits(folder).items()
         }
 
-    def divided(self, found: dict[str, Found]) -> dict[str, Found]:
-        parts = {split: films(part.paths) for split, part in found.items()}
-        shares = {"test": self.test, "validation": self.validation}
-        for split in [split for split in shares if split not in parts]:
-            sizes = [round(shares[split] * len(film)) for film in films(found["train"].paths)]
-            pairs = list(zip(parts["train"], sizes, strict=True))
-            parts[split] = [film[len(film) - size :] for film, size in pairs]
-            parts["train"] = [film[: len(film) - size] for film, size in pairs]
-        self.lengths = {split: [len(film) for film in parts[split]] for split in SPLITS}
-        return {split: Found([path for film in parts[split] for path in film]) for split in SPLITS}
+    def add_missing_splits(self, splits: dict[str, ImageFiles]) -> dict[str, ImageFiles]:
+        videos = {split: group_by_folder(files.paths) for split, files in splits.items()}
+        fractions = {"test": self.test, "validation": self.validation}
+        for split in [split for split in fractions if split not in videos]:
+            complete = group_by_folder(splits["train"].paths)
+            sizes = [round(fractions[split] * len(video)) for video in complete]
+            pairs = list(zip(videos["train"], sizes, strict=True))
+            videos[split] = [video[len(video) - size :] for video, size in pairs]
+            videos["train"] = [video[: len(video) - size] for video, size in pairs]
+        self.video_lengths = {split: [len(video) for video in videos[split]] for split in SPLITS}
+        return {
+            split: ImageFiles([path for video in videos[split] for path in video])
+            for split in SPLITS
+        }
 
     def frames(self, items: Tensor, store: Tensor) -> Tensor:
-        return store[items[:, None] + torch.arange(self.past + self.future, device=items.device)]
+        return store[items[:, None] + torch.arange(self.num_frames, device=items.device)]
 
 
-def counted(path: Path) -> tuple:
-    """Return what sorts paths by their folder, then by the numbers in their names: frame_9 before frame_10."""
+def frame_order(path: Path) -> tuple[Path, list[tuple[int, str]]]:
+    """Return a sort key: the folder, then the numbers in the name (frame_9 before frame_10)."""
     parts = re.split(r"(\d+)", path.stem)
     return path.parent, [(int(part), "") if part.isdigit() else (-1, part) for part in parts]
 
 
-def films(paths: list[Path]) -> list[list[Path]]:
-    """Return sorted paths folder by folder."""
+def group_by_folder(paths: list[Path]) -> list[list[Path]]:
+    """Return sorted paths in lists, one per folder."""
     return [list(group) for _, group in groupby(paths, key=lambda path: path.parent)]

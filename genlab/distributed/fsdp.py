@@ -1,7 +1,8 @@
-"""A model cut over the processes: each holds a part of every weight, gradient and running mean, and of the optimizer's state.
+"""Fully sharded training: every rank holds a part of each weight, gradient and optimizer state.
 
-By PyTorch's FSDP2 (Zhao et al. 2023, https://arxiv.org/abs/2304.11277), in place, so that the model keeps its abilities. What
-leaves here is whole: a checkpoint is the same file as without.
+Uses PyTorch's FSDP2 (Zhao et al. 2023, https://arxiv.org/abs/2304.11277), in place, so that the
+model keeps its abilities. Everything outside sees full tensors: a checkpoint is the same file as
+without sharding.
 """
 
 from __future__ import annotations
@@ -17,48 +18,55 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from genlab.distributed.device import Device, bricks
-from genlab.distributed.process_group import Ranks
+from genlab.distributed.device import Device, callable_children
+from genlab.distributed.process_group import ProcessGroup
 from genlab.errors import UserError
+from genlab.model import GenerativeModel
+
+State = dict[str, Any]
 
 
 class FSDP:
-    """A model that is cut over all processes, and in the first one a whole copy of it to be asked, which waits on the CPU.
+    """A model sharded over all ranks, and on rank 0 a full copy for evaluation, kept on the CPU.
 
-    A part is gathered when it is used, and let go after that: the items of lists of modules, and what the model calls itself.
+    The units that are gathered for use and freed afterwards are the items of module lists and the
+    modules that the model calls itself.
 
     Args:
-        model: on the CPU.
-        mean: whether there is to be a cut copy in `mean`, for the running mean of the weights.
+        model: on the CPU; it is sharded in place.
+        ema: whether to make a second sharded copy, `ema_model`.
     """
 
-    def __init__(self, model: nn.Module, device: Device, ranks: Ranks, *, mean: bool) -> None:
-        self.device, self.first = device, ranks.first
-        self.whole = copy.deepcopy(model).requires_grad_(False) if ranks.first else None
-        self.mean = copy.deepcopy(model) if mean else None
-        self.mesh = init_device_mesh(device.name, (ranks.size,))
-        for each in (model, self.mean):
-            if each is not None:
-                self.cut(each)
+    def __init__(
+        self, model: GenerativeModel, device: Device, group: ProcessGroup, *, ema: bool
+    ) -> None:
+        self.device, self.is_main = device, group.is_main
+        self.full_model = copy.deepcopy(model).requires_grad_(False) if group.is_main else None
+        self.ema_model = copy.deepcopy(model) if ema else None
+        self.mesh = init_device_mesh(device.name, (group.size,))
+        self.shard(model)
+        if self.ema_model is not None:
+            self.shard(self.ema_model)
 
-    def cut(self, model: nn.Module) -> None:
-        """Cut a model in place."""
+    def shard(self, model: GenerativeModel) -> None:
+        """Shard a model in place."""
         items = [
             item for part in model.modules() if isinstance(part, nn.ModuleList) for item in part
         ]
-        for part in [*reversed(items), *bricks(model)]:  # from the inside out
-            called = not isinstance(part, nn.ModuleList | nn.ModuleDict | FSDPModule)
-            if called and next(part.parameters(), None) is not None:
+        for part in [*reversed(items), *callable_children(model)]:  # from the inside out
+            is_unit = not isinstance(part, nn.ModuleList | nn.ModuleDict | FSDPModule)
+            if is_unit and next(part.parameters(), None) is not None:
                 fully_shard(part, mesh=self.mesh)
         fully_shard(model, mesh=self.mesh, reshard_after_forward=True)
         register_fsdp_forward_method(model, "loss")
 
     @contextmanager
-    def calling(self, model: nn.Module) -> Iterator[None]:
-        """While entered, a model that takes a part's weights without calling the part is told so.
+    def explain_unsharded_use(self, model: GenerativeModel) -> Iterator[None]:
+        """Context that explains the error of a model that uses weights of an uncalled module.
 
         Raises:
-            UserError: it does: nobody has gathered them.
+            UserError: the model reads the weights of a module without calling it, so they were not
+                gathered.
         """
         try:
             yield
@@ -67,64 +75,70 @@ class FSDP:
                 raise
             name = type(model).__name__.removeprefix("FSDP")
             raise UserError(
-                f"device.fsdp: {name} uses weights of parts that it does not call; set device.fsdp=false"
+                f"device.fsdp: {name} uses weights of parts that it does not call; "
+                "set device.fsdp=false"
             ) from error
 
-    def asked(self, model: nn.Module) -> nn.Module:
-        """Return the whole of a model that is cut, on the device; in all processes but the first, which has none, the model."""
-        state = self.gathered(model.state_dict())
-        if self.whole is None:
+    def gather_model(self, model: GenerativeModel) -> GenerativeModel:
+        """Return the full copy of a sharded model, on the device of rank 0.
+
+        All ranks must call it; the others get the sharded model back.
+        """
+        state = self.gather_state(model.state_dict())
+        if self.full_model is None:
             return model
-        self.whole.load_state_dict(state)
-        return self.whole.to(self.device.torch)
+        self.full_model.load_state_dict(state)
+        return self.full_model.to(self.device.torch)
 
-    def rest(self) -> None:
-        """Free the device of the whole copy."""
-        if self.whole is not None:
-            self.whole.to("cpu")
+    def offload_full_model(self) -> None:
+        """Move the full copy back to the CPU."""
+        if self.full_model is not None:
+            self.full_model.to("cpu")
 
-    def gathered(self, value: Any) -> Any:
-        """Return nested containers with each cut tensor whole, on the CPU; in all processes but the first None in its place."""
+    def gather_state(self, value: Any) -> Any:
+        """Return nested containers with sharded tensors gathered on the CPU of rank 0.
+
+        The other ranks get None in place of each sharded tensor.
+        """
         if isinstance(value, dict):
-            return {key: self.gathered(item) for key, item in value.items()}
+            return {key: self.gather_state(item) for key, item in value.items()}
         if isinstance(value, list | tuple):
-            return type(value)(map(self.gathered, value))
+            return type(value)(map(self.gather_state, value))
         if not isinstance(value, DTensor):
             return value
-        whole = value.full_tensor()
-        return whole.cpu() if self.first else None
+        full = value.full_tensor()
+        return full.cpu() if self.is_main else None
 
-    def spread(
-        self, state: dict[str, Any], model: nn.Module, optimizers: dict[str, torch.optim.Optimizer]
-    ) -> dict[str, Any]:
-        """Return a trainer's whole state with its tensors cut as those of the model and its optimizers are."""
+    def shard_state(
+        self, state: State, model: nn.Module, optimizers: dict[str, torch.optim.Optimizer]
+    ) -> State:
+        """Return a trainer's full state, sharded like the model and its optimizers."""
         weights = model.state_dict()
-        of_model = lambda state: (
-            state and {name: apart(value, weights[name]) for name, value in state.items()}
-        )  # noqa: E731
-        of_optimizers = {}
+
+        def shard_weights(full: State | None) -> State | None:
+            return full and {name: shard_like(v, weights[name]) for name, v in full.items()}
+
+        sharded_optimizers = {}
         for name, optimizer in optimizers.items():
-            parameters, own = (
-                [p for group in optimizer.param_groups for p in group["params"]],
-                state["optimizers"][name],
-            )
+            parameters = [p for group in optimizer.param_groups for p in group["params"]]
+            full = state["optimizers"][name]
             moments = {
-                i: {k: apart(v, parameters[i]) for k, v in one.items()}
-                for i, one in own["state"].items()
+                i: {key: shard_like(value, parameters[i]) for key, value in moment.items()}
+                for i, moment in full["state"].items()
             }
-            of_optimizers[name] = {**own, "state": moments}
+            sharded_optimizers[name] = {**full, "state": moments}
         return {
             **state,
-            "model": of_model(state["model"]),
-            "ema": of_model(state["ema"]),
-            "optimizers": of_optimizers,
+            "model": shard_weights(state["model"]),
+            "ema": shard_weights(state["ema"]),
+            "optimizers": sharded_optimizers,
         }
 
 
-def apart(whole: Any, like: Tensor) -> Any:
-    """Return a whole tensor cut as `like` is, if that is cut; what is of no such shape, as it is."""
-    if not isinstance(like, DTensor) or not isinstance(whole, Tensor) or whole.shape != like.shape:
-        return whole
+def shard_like(full: Any, like: Tensor) -> Any:
+    """Return a full tensor sharded like `like`; other values and shapes are returned unchanged."""
+    if not isinstance(like, DTensor) or not isinstance(full, Tensor) or full.shape != like.shape:
+        return full
     return distribute_tensor(
-        whole.to(like.device, like.dtype), like.device_mesh, like.placements, src_data_rank=None
+        full.to(like.device, like.dtype), like.device_mesh, like.placements, src_data_rank=None
     )

@@ -1,4 +1,4 @@
-"""Gradients averaged over the processes while the backward that makes them still runs."""
+"""Gradients averaged over the processes while the backward pass is still running."""
 
 from __future__ import annotations
 
@@ -9,99 +9,110 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from genlab.distributed.process_group import Ranks
+from genlab.distributed.process_group import ProcessGroup
 
-SIZE = 25 * 2**20  # bytes of gradients in a message
+BUCKET_BYTES = 25 * 2**20  # gradients per message, as in PyTorch's DDP
 
 
-class Buckets:
-    """Averages the gradients of some parameters over all processes, several in one message.
+class GradientBuckets:
+    """Averages the gradients of some parameters over all ranks, several in one message.
 
-    The buckets follow the parameters from the last to the first, about as a backward reaches them. With `early` a bucket's
-    message leaves as soon as it is full and those before it have left: every process sends the same ones in the same order,
-    whatever order its gradients come in. A gradient that only some processes have counts as 0 in the others.
+    The buckets follow the parameters from the last to the first, about as a backward pass reaches
+    them. With `overlap` a bucket is sent as soon as it and those before it are complete: every rank
+    sends the same buckets in the same order, whatever order its gradients come in. A gradient that
+    only some ranks have counts as 0 on the others.
 
     Args:
-        parameters: those that a backward makes gradients of.
-        size: bytes in a bucket.
+        parameters: those that a backward pass computes gradients of.
+        overlap: send buckets during the backward pass instead of after it.
+        bucket_bytes: bytes in a bucket.
     """
 
     def __init__(
-        self, parameters: Sequence[Tensor], ranks: Ranks, *, early: bool, size: int = SIZE
+        self,
+        parameters: Sequence[Tensor],
+        group: ProcessGroup,
+        *,
+        overlap: bool,
+        bucket_bytes: int = BUCKET_BYTES,
     ) -> None:
-        self.ranks, self.early, self.sending, self.left = ranks, early, False, 0
+        self.group, self.overlap = group, overlap
+        self.is_sending, self.num_sent = False, 0
         self.buckets: list[Bucket] = []
-        self.of: dict[Tensor, Bucket] = {}
-        if ranks.size == 1:
+        self.bucket_of: dict[Tensor, Bucket] = {}
+        if group.size == 1:
             return
         for dtype in dict.fromkeys(p.dtype for p in parameters):
             part: list[Tensor] = []
             for p in reversed(parameters):
                 if p.dtype == dtype:
                     part.append(p)
-                    if sum(q.nbytes for q in part) >= size:
+                    if sum(q.nbytes for q in part) >= bucket_bytes:
                         self.buckets.append(Bucket(part))
                         part = []
             if part:
                 self.buckets.append(Bucket(part))
-        self.of = {p: bucket for bucket in self.buckets for p in bucket.parameters}
-        if early:
+        self.bucket_of = {p: bucket for bucket in self.buckets for p in bucket.parameters}
+        if overlap:
             for p in parameters:
-                p.register_post_accumulate_grad_hook(self.arrived)
+                p.register_post_accumulate_grad_hook(self.mark_ready)
 
     @contextmanager
-    def averaging(self) -> Iterator[None]:
-        """Average the gradients that the backward inside leaves, which is an update's last."""
+    def synchronize(self) -> Iterator[None]:
+        """Average the gradients of the backward pass inside, the last one of an update."""
         for bucket in self.buckets:
-            bucket.missing = len(bucket.parameters)
-        self.left, self.sending = 0, self.early
+            bucket.num_missing = len(bucket.parameters)
+        self.num_sent, self.is_sending = 0, self.overlap
         yield
-        self.sending = False
-        for bucket in self.buckets[self.left :]:
+        self.is_sending = False
+        for bucket in self.buckets[self.num_sent :]:
             bucket.send()
         for bucket in self.buckets:
-            bucket.receive(self.ranks.size)
+            bucket.receive(self.group.size)
 
-    def arrived(self, parameter: Tensor) -> None:
-        """Send what is full now that this parameter has its gradient."""
-        if not self.sending:  # a backward before the last one
+    def mark_ready(self, parameter: Tensor) -> None:
+        """Send the buckets that are complete now that this parameter has its gradient."""
+        if not self.is_sending:  # a backward pass before the last one
             return
-        self.of[parameter].missing -= 1
-        while self.left < len(self.buckets) and not self.buckets[self.left].missing:
-            self.buckets[self.left].send()
-            self.left += 1
+        self.bucket_of[parameter].num_missing -= 1
+        while self.num_sent < len(self.buckets) and not self.buckets[self.num_sent].num_missing:
+            self.buckets[self.num_sent].send()
+            self.num_sent += 1
 
 
 class Bucket:
-    """Parameters whose gradients travel together."""
+    """Parameters whose gradients travel in one message."""
+
+    work: dist.Work
 
     def __init__(self, parameters: list[Tensor]) -> None:
-        self.parameters, self.missing = parameters, 0
+        self.parameters, self.num_missing = parameters, 0
         n = sum(p.numel() for p in parameters)
-        self.flat = parameters[0].new_empty(
-            n + len(parameters)
-        )  # the gradients, and of each whether it is there
+        # the gradients, and one flag per parameter: whether it has one
+        self.flat = parameters[0].new_empty(n + len(parameters))
         parts = self.flat[:n].split([p.numel() for p in parameters])
         self.parts = [part.view(p.shape) for p, part in zip(parameters, parts, strict=True)]
-        self.there = self.flat[n:]
+        self.has_grad = self.flat[n:]
 
     @torch.no_grad()
     def send(self) -> None:
-        there = [p.grad is not None for p in self.parameters]
-        if all(there):
-            torch._foreach_copy_(self.parts, [p.grad for p in self.parameters])
-            self.there.fill_(1)
+        """Start the sum over ranks, without waiting for it."""
+        grads = [p.grad for p in self.parameters if p.grad is not None]
+        if len(grads) == len(self.parameters):
+            torch._foreach_copy_(self.parts, grads)
+            self.has_grad.fill_(1)
         else:
             for p, part in zip(self.parameters, self.parts, strict=True):
                 part.zero_() if p.grad is None else part.copy_(p.grad)
-            self.there.copy_(torch.tensor(there))
+            self.has_grad.copy_(torch.tensor([p.grad is not None for p in self.parameters]))
         self.work = dist.all_reduce(self.flat, async_op=True)
 
     @torch.no_grad()
     def receive(self, size: int) -> None:
+        """Wait for the sum, and replace the gradients by the mean over `size` ranks."""
         self.work.wait()
-        if any(p.grad is None for p in self.parameters):  # only then: to ask waits for the device
-            for p, elsewhere in zip(self.parameters, self.there.tolist(), strict=True):
+        if any(p.grad is None for p in self.parameters):  # only then: reading flags is a sync
+            for p, elsewhere in zip(self.parameters, self.has_grad.tolist(), strict=True):
                 if p.grad is None and elsewhere:
                     p.grad = torch.empty_like(p)
         self.flat /= size

@@ -1,122 +1,150 @@
-"""The shards of a joint batch: what a model keeps of each, and how many each process has."""
+"""Buffers per shard of a joint batch, and the distribution of a batch over processes."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from genlab.distributed.process_group import Ranks
+from genlab.distributed.process_group import ProcessGroup
 from genlab.errors import UserError
 
-COUNTED = (
-    "_u",
-    "_v",
-    "num_batches_tracked",
-)  # of spectral and batch normalisation: how often they saw a shard, not which
+Buffers = dict[str, Tensor]
+
+# Buffers of spectral and batch normalization: they depend on how many shards a module has seen,
+# not on which.
+COUNTING_BUFFERS = ("_u", "_v", "num_batches_tracked")
+
+
+class PerShardModule(nn.Module):
+    """Base class of a module with buffers that stay separate for each shard of the joint batch.
+
+    An example is a history of generated images. A subclass lists the names of these buffers.
+    """
+
+    per_shard_buffers: ClassVar[tuple[str, ...]] = ()
 
 
 class ShardBuffers:
-    """The buffers that a model changes while it sees a shard.
+    """The buffers that a model changes in a forward pass, one copy per shard of the joint batch.
 
-    Within a step every shard has its own, as if no other were seen in its process: so what a step does depends on how many
-    shards there are, and not on who sees them. After it the running means (buffers named running_…) are the mean of all
-    shards', and those that a module names in its attribute `apart` stay each shard's own.
+    Within a step every shard has its own copy, as if it were the only shard of its process. So the
+    result of a step depends on the number of shards, but not on how processes share them. After a
+    step the running statistics (buffers named running_…) are the mean over all shards; those of a
+    `PerShardModule` stay separate.
 
     Args:
-        local: shards of this process.
+        num_local: shards of this process.
     """
 
-    def __init__(self, model: nn.Module, *, local: int, ranks: Ranks) -> None:
-        self.ranks, self.live = ranks, dict[str, Tensor]()
-        self.running: list[str] = []
-        self.apart: list[str] = []
+    def __init__(self, model: nn.Module, *, num_local: int, group: ProcessGroup) -> None:
+        self.group = group
+        self.live: Buffers = {}  # the model's own buffers
+        self.averaged: list[str] = []
+        self.separate: list[str] = []
         for path, module in model.named_modules():
+            own = module.per_shard_buffers if isinstance(module, PerShardModule) else ()
             for name, buffer in module.named_buffers(path, recurse=False):
                 key = name.rpartition(".")[2]
-                kind = (
-                    self.running
-                    if key.startswith("running_")
-                    else self.apart
-                    if key in getattr(module, "apart", ())
-                    else None
-                )
-                if kind is not None:
-                    kind.append(name)
-                if kind is not None or key in COUNTED:
-                    self.live[name] = buffer
-        own = [{name: b.clone() for name, b in self.live.items()} for _ in range(local)]
-        self.own = own if local > 1 else [self.live]  # of each shard
+                if key.startswith("running_"):
+                    self.averaged.append(name)
+                elif key in own:
+                    self.separate.append(name)
+                elif key not in COUNTING_BUFFERS:
+                    continue
+                self.live[name] = buffer
+        copies = [{name: b.clone() for name, b in self.live.items()} for _ in range(num_local)]
+        self.shards = copies if num_local > 1 else [self.live]
 
     @contextmanager
-    def of(self, i: int) -> Iterator[None]:
-        """Let the model have this process's shard i's buffers."""
-        own = self.own[i]
-        if own is not self.live:
-            copy(own, self.live, self.live)
+    def use_shard(self, i: int) -> Iterator[None]:
+        """Context in which the model has the buffers of this process's shard i."""
+        shard = self.shards[i]
+        if shard is not self.live:
+            copy_buffers(shard, self.live, self.live)
         yield
-        if own is not self.live:
-            copy(self.live, own, self.live)
+        if shard is not self.live:
+            copy_buffers(self.live, shard, self.live)
 
     @torch.no_grad()
-    def settle(self) -> None:
-        """Bring the shards' buffers together after a step."""
-        if len(self.own) > 1:
-            for name in self.running:
-                self.live[name].copy_(torch.stack([own[name] for own in self.own]).mean(0))
-        self.ranks.average([self.live[name] for name in self.running])
-        if len(self.own) > 1:
-            for own in self.own:
-                copy(self.live, own, (name for name in self.live if name not in self.apart))
+    def synchronize(self) -> None:
+        """Average the running statistics over all shards after a step."""
+        if len(self.shards) > 1:
+            for name in self.averaged:
+                self.live[name].copy_(torch.stack([shard[name] for shard in self.shards]).mean(0))
+        self.group.all_reduce_mean([self.live[name] for name in self.averaged])
+        if len(self.shards) > 1:
+            common = [name for name in self.live if name not in self.separate]
+            for shard in self.shards:
+                copy_buffers(self.live, shard, common)
 
-    def state(self) -> dict[str, Tensor]:
-        """Return the buffers that stay apart, those of all shards of all processes: (shards, …)."""
+    def state_dict(self) -> Buffers:
+        """Return the separate buffers of all shards of all processes: (shards, …)."""
         return {
-            name: self.ranks.gather(torch.stack([own[name] for own in self.own]))
-            for name in self.apart
+            name: self.group.all_gather_cat(torch.stack([shard[name] for shard in self.shards]))
+            for name in self.separate
         }
 
-    def load(self, state: dict[str, Tensor]) -> None:
-        """Take up what the model was loaded with, and each shard's own; more shards than there were share them."""
-        first = self.ranks.rank * len(self.own)
-        for i, own in enumerate(self.own):
-            if own is not self.live:
-                copy(self.live, own, self.live)
-            for name, all_ in state.items():
-                own[name].copy_(all_[(first + i) % len(all_)])
+    def load_state_dict(self, state: Buffers) -> None:
+        """Take over the loaded model's buffers, and the separate buffers of each shard.
+
+        If there are more shards than in `state`, several start from the same buffers.
+        """
+        first = self.group.rank * len(self.shards)
+        for i, shard in enumerate(self.shards):
+            if shard is not self.live:
+                copy_buffers(self.live, shard, self.live)
+            for name, all_shards in state.items():
+                shard[name].copy_(all_shards[(first + i) % len(all_shards)])
 
 
-def copy(source: dict[str, Tensor], target: dict[str, Tensor], names: Any) -> None:
+def copy_buffers(source: Buffers, target: Buffers, names: Iterable[str]) -> None:
+    """Copy the named buffers from one dict to another, in place."""
     for name in names:
         target[name].copy_(source[name])
 
 
-def share(trainer: dict[str, Any], *, processes: int, size: int) -> tuple[dict[str, Any], str]:
-    """Return the options of a run's trainer for `size` processes, after `processes` that began it, and what there is to say.
+def distribute_batch(
+    trainer: dict[str, Any], *, processes: int, size: int
+) -> tuple[dict[str, Any], str]:
+    """Return a run's trainer options for another number of processes, and a note for the user.
 
-    The joint batch stays as it is, and where it can be, so does the number of its shards: the run is then the same.
+    The joint batch stays the same, and so does the number of its shards where possible: the run
+    then continues exactly.
+
+    Args:
+        trainer: the options of the run's trainer.
+        processes: number of processes that the run was started with.
+        size: number of processes now.
 
     Raises:
-        UserError: the joint batch cannot be cut for so many processes.
+        UserError: the joint batch cannot be divided evenly over so many processes.
     """
-    shards = trainer["accumulate"] * processes
-    local = -(-shards // size)
     if size == processes:
         return trainer, ""
-    if trainer["batch_size"] % (local * size):
-        fit = [
-            n
-            for n in range(1, trainer["batch_size"] + 1)
-            if trainer["batch_size"] % (-(-shards // n) * n) == 0
+    num_shards = trainer["grad_accum_steps"] * processes
+    per_process = -(-num_shards // size)
+    batch_size = trainer["batch_size"]
+    if batch_size % (per_process * size):
+        possible = [
+            n for n in range(1, batch_size + 1) if batch_size % (-(-num_shards // n) * n) == 0
         ]
-        raise UserError(f"the run's batch of {trainer['batch_size']} cannot be cut evenly for {size} processes; "
-                        f"it goes on with {', '.join(map(str, fit))}")  # fmt: skip
-    are = f"{size} process{'es' if size > 1 else ''}"
-    said = f"the run's {shards} shards of a batch are seen by {are} now, {local} by each"
-    if local * size != shards:
-        said = (f"the run's batches were cut into {shards} shards, which {are} cannot share: it goes on with {local * size} "
-                "shards of the same batches, and will differ a little from what it would have been")  # fmt: skip
-    return {**trainer, "accumulate": local}, said
+        raise UserError(
+            f"the run's batch of {batch_size} cannot be divided evenly over {size} processes; "
+            f"it can continue on {', '.join(map(str, possible))}"
+        )
+    options = {**trainer, "grad_accum_steps": per_process}
+    now = f"{size} process{'es' if size > 1 else ''}"
+    if per_process * size == num_shards:
+        return options, (
+            f"the run's {num_shards} shards per batch are now distributed over {now}, "
+            f"{per_process} each"
+        )
+    return options, (
+        f"the run's batches had {num_shards} shards, which cannot be distributed over {now}: it "
+        f"continues with {per_process * size} shards of the same batches, and its numbers will "
+        "differ slightly from those of an uninterrupted run"
+    )

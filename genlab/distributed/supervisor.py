@@ -1,7 +1,8 @@
-"""The processes of one training end together: what one dies of, and that one died without a word, reaches all others.
+"""Failure detection between ranks: an error or a sudden death of one rank ends all of them.
 
-Each process keeps a connection to the first one. Whatever ends a process, the kernel then closes it, and asks every few
-seconds whether the other machine is still there: so nobody is taken for dead for being busy, however long. Imports no torch.
+Each process keeps a connection to rank 0. Whatever ends a process, the kernel then closes its
+connection, and keepalive messages detect a machine that is gone. So a process is never taken for
+dead because it is busy, however long. Imports no torch.
 """
 
 from __future__ import annotations
@@ -16,149 +17,160 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from dataclasses import asdict, dataclass
 from typing import Any
 
-from genlab.distributed.environment import World, world
+from genlab.distributed.environment import DistributedEnv, read_environment
 from genlab.errors import UserError
 
-JOIN = 300.0  # seconds in which all processes must have come
-TOGETHER = 3.0  # seconds after one's last words in which the others may turn out to have the same
-LATE = 30.0  # seconds that a death before all had come is kept for the others
-UNWIND = 10.0  # seconds that a process has to end by itself
-MISSED = 60.0  # seconds in which a process whose messages failed hears why
-KEEPALIVE = {
-    "TCP_KEEPIDLE": 10,
-    "TCP_KEEPINTVL": 5,
-    "TCP_KEEPCNT": 4,
-}  # a machine that is gone is missed after 30 s
-BROKEN = re.compile(
-    "gloo|nccl|TCPStore|closed by peer|reset by peer", re.IGNORECASE
-)  # what a message that fails says
-SILENT = "ended without a word (killed, out of memory, or its machine is gone)"
+JOIN_TIMEOUT_S = 300.0  # for all processes to connect
+SAME_ERROR_WAIT_S = 3.0  # after one rank's error, for the others to report the same one
+LATE_JOIN_WAIT_S = 30.0  # after a death at the start, for ranks that have not connected yet
+EXIT_GRACE_S = 10.0  # for a process to exit by itself
+OUTCOME_TIMEOUT_S = 60.0  # for a rank whose communication failed to learn the reason
+MAX_ERROR_CHARS = 500
+
+# a machine that is gone is detected after 30 s
+KEEPALIVE = {"TCP_KEEPIDLE": 10, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 4}
+# messages of errors that are only the consequence of another rank's end
+CONNECTION_ERROR = re.compile("gloo|nccl|TCPStore|closed by peer|reset by peer", re.IGNORECASE)
+SILENT_DEATH = "exited without an error message (killed, out of memory, or its machine is gone)"
 
 
-class Lost(UserError):
-    """A process ended, and the others with it; the message says which, and why."""
+class PeerLostError(UserError):
+    """Another rank ended, and this one with it; the message says which rank, and why."""
 
     exit_code = 1
-    silent = False  # whether it ended without a word: no fault of the training, which goes on if it is started again
+    # it was killed: not a fault of the training, which continues if it is started again
+    is_silent_death = False
 
 
-class Said(UserError):
-    """All processes met the same error, and the first one says it."""
+class AlreadyReportedError(UserError):
+    """All ranks met the same error, which rank 0 reports."""
 
 
-def farewell(error: Exception, line: str | None) -> Exception:
-    """Return what this process ends with, once the others know of it: its own error, or `Lost`, or `Said`.
+@dataclass(frozen=True)
+class Outcome:
+    """How the joint run ends: normally (`rank` is None), or by an error of one rank."""
+
+    rank: int | None = None
+    error: str = ""
+    on_all_ranks: bool = False  # every rank reported the same error
+    message: str = ""  # for the user: rank, host and error
+
+
+def coordinate_exit(error: Exception, message: str | None) -> Exception:
+    """Tell the other ranks about an error; return the error that this process should end with.
+
+    That is its own error, or `PeerLostError`, or `AlreadyReportedError`.
 
     Args:
-        line: the error as the user reads it; None for one of genlab's own.
+        message: the error as one line for the user; None for a bug in genlab, with a traceback.
     """
-    me = Watch.now
-    if isinstance(error, Lost | Said):
+    monitor = PeerMonitor.current
+    if isinstance(error, PeerLostError | AlreadyReportedError):
         return error
-    if (
-        me is None
-    ):  # they have not met: what is wrong is on the command line, which is the same for all
-        return Said() if line is not None and world().rank else error
-    words = line or " ".join(f"{type(error).__name__}: {error}".split())[:500]
-    failed = bool(BROKEN.search(str(error)))  # because another one is gone
-    verdict = me.verdict_on(None if failed else words)
-    if verdict is None or (verdict["by"] == me.world.rank and line is None):
+    if monitor is None:
+        # Before the ranks connect, only the command line can be wrong, which is the same on all.
+        is_reported = message is not None and read_environment().rank > 0
+        return AlreadyReportedError() if is_reported else error
+    description = message or " ".join(f"{type(error).__name__}: {error}".split())
+    description = description if message else description[:MAX_ERROR_CHARS]
+    is_consequence = bool(CONNECTION_ERROR.search(str(error)))
+    outcome = monitor.report(None if is_consequence else description)
+    if outcome is None or (outcome.rank == monitor.environment.rank and message is None):
         return error
-    me.said = True
-    if verdict["all"]:
-        return Said() if me.world.rank else error
-    if failed or words == verdict["words"]:
-        end = Lost(verdict["line"])
-        end.exit_code, end.silent = getattr(error, "exit_code", 1), verdict["words"] == SILENT
+    monitor.is_exiting = True
+    if outcome.on_all_ranks:
+        return AlreadyReportedError() if monitor.environment.rank else error
+    if is_consequence or description == outcome.error:
+        end = PeerLostError(outcome.message)
+        end.exit_code = getattr(error, "exit_code", 1)
+        end.is_silent_death = outcome.error == SILENT_DEATH
         return end
     return error
 
 
-class Watch:
-    """This process's connection to the others.
+class PeerMonitor:
+    """This process's connection to rank 0, which collects the errors of all ranks.
 
     Args:
-        post: gives every process the text that the first one posts.
+        publish: returns the text that rank 0 passes to it, on every rank.
 
     Raises:
-        Lost: the first process cannot be reached.
+        PeerLostError: rank 0 cannot be reached.
     """
 
-    now: Watch | None = None  # the one of this process
+    current: PeerMonitor | None = None  # of this process
 
-    def __init__(self, world: World, post: Callable[[str], str]) -> None:
-        self.world = world
-        self.verdict: dict[str, Any] | None = None
-        self.heard, self.said, self.left = threading.Event(), False, False
-        self.server = Server(world.size) if world.rank == 0 else None
-        mine = (
-            f"{self.server.port} {self.server.token} {socket.gethostname()}" if self.server else ""
-        )
-        port, token, first = post(mine).split()
-        self.silent = {
-            "by": 0,
-            "words": SILENT,
-            "all": False,
-            "line": f"rank 0 on {first} {SILENT}",
-        }  # where it says nothing
+    def __init__(self, environment: DistributedEnv, publish: Callable[[str], str]) -> None:
+        self.environment = environment
+        self.outcome: Outcome | None = None
+        self.outcome_received = threading.Event()
+        self.is_exiting, self.has_left = False, False
+        self.server = MonitorServer(environment.size) if environment.rank == 0 else None
+        contact = ""
+        if self.server:
+            contact = f"{self.server.port} {self.server.token} {socket.gethostname()}"
+        port, token, host = publish(contact).split()
+        # if rank 0 closes the connection without sending an outcome
+        self.rank_0_died = Outcome(0, SILENT_DEATH, False, f"rank 0 on {host} {SILENT_DEATH}")
+        address = environment.address
         try:
-            self.line = kept_alive(
-                socket.create_connection((world.address, int(port)), timeout=JOIN)
-            )
+            connection = socket.create_connection((address, int(port)), timeout=JOIN_TIMEOUT_S)
         except OSError as error:
-            raise Lost(
-                f"rank {world.rank} cannot reach the first process at {world.address}:{port}: {error}"
+            raise PeerLostError(
+                f"rank {environment.rank} cannot reach rank 0 at {address}:{port}: {error}"
             ) from error
-        os.register_at_fork(after_in_child=self.forget)
-        send(self.line, token=token, rank=world.rank, host=socket.gethostname())
-        threading.Thread(target=self.listen, daemon=True).start()
-        Watch.now = self
+        self.connection = keep_alive(connection)
+        os.register_at_fork(after_in_child=self.close_in_fork)
+        send(self.connection, token=token, rank=environment.rank, host=socket.gethostname())
+        threading.Thread(target=self.wait_for_outcome, daemon=True).start()
+        PeerMonitor.current = self
 
-    def listen(self) -> None:
-        """Wait for the verdict, and end this process if it does not end by itself soon after."""
-        said = next(messages(self.line), None)
-        self.line.close()
-        self.verdict = said or self.silent
-        self.heard.set()
-        if self.left or self.verdict["by"] is None:
+    def wait_for_outcome(self) -> None:
+        """Receive the outcome, and end this process if it does not exit by itself soon after."""
+        message = next(receive(self.connection), None)
+        self.connection.close()
+        outcome = Outcome(**message) if message else self.rank_0_died
+        self.outcome = outcome
+        self.outcome_received.set()
+        if self.has_left or outcome.rank is None:
             return
-        time.sleep(
-            UNWIND
-        )  # the main thread may wait for a message that will not come, or be deep in its work
-        if not self.said and self.verdict["by"] != self.world.rank:
-            print(f"genlab: {self.verdict['line']}", file=sys.stderr, flush=True)
+        # The main thread may wait for a message that never comes, or be in a long computation.
+        time.sleep(EXIT_GRACE_S)
+        if not self.is_exiting and outcome.rank != self.environment.rank:
+            print(f"genlab: {outcome.message}", file=sys.stderr, flush=True)
         os._exit(1)
 
-    def verdict_on(self, words: str | None) -> dict[str, Any] | None:
-        """Leave last words, if any; return why all end, or None where nobody knows."""
-        if words is not None:
-            send(self.line, words=words)
-        self.heard.wait(MISSED)
+    def report(self, error: str | None) -> Outcome | None:
+        """Report this rank's error, if any; return the outcome, or None if none arrives in time."""
+        if error is not None:
+            send(self.connection, error=error)
+        self.outcome_received.wait(OUTCOME_TIMEOUT_S)
         if self.server:
-            self.server.join(UNWIND)  # it is this process, and ends with it
-        return self.verdict
+            self.server.join(EXIT_GRACE_S)  # it ends with this process
+        return self.outcome
 
     def leave(self) -> None:
-        """End as one should; the first process waits for the others to do so."""
-        self.left, Watch.now = True, None
-        send(self.line, bye=True)
+        """End normally; rank 0 waits until the other ranks have left too."""
+        self.has_left, PeerMonitor.current = True, None
+        send(self.connection, bye=True)
         if self.server:
             self.server.join()
 
-    def forget(self) -> None:
-        """Close the connections in a fork, which would keep them open when this process is killed."""
-        for line in (
-            self.line,
-            *([self.server.listener, *self.server.lines.values()] if self.server else []),
-        ):
-            if line.fileno() >= 0:
-                os.close(line.fileno())
+    def close_in_fork(self) -> None:
+        """Close the sockets in a forked child, which would keep them open if this process dies."""
+        sockets = [self.connection]
+        if self.server:
+            sockets += [self.server.listener, *self.server.connections.values()]
+        for each in sockets:
+            if each.fileno() >= 0:
+                os.close(each.fileno())
 
 
-class Server(threading.Thread):
-    """In the first process: hears of every one's end, and tells all why they end."""
+class MonitorServer(threading.Thread):
+    """On rank 0: collects the errors and the ends of all ranks, and sends them the outcome."""
 
     def __init__(self, size: int) -> None:
         super().__init__(daemon=True)
@@ -169,93 +181,97 @@ class Server(threading.Thread):
             ("", 0), family=family, dualstack_ipv6=dual, backlog=size
         )
         self.port = self.listener.getsockname()[1]
-        self.news = threading.Condition()
-        self.lines: dict[int, socket.socket] = {}  # by rank
+        self.changed = threading.Condition()  # guards the following, each by rank
+        self.connections: dict[int, socket.socket] = {}
         self.hosts: dict[int, str] = {}
-        self.words: dict[int, str] = {}  # of those that died, in this order
+        self.errors: dict[int, str] = {}  # in the order of arrival
         self.left: set[int] = set()
-        self.gone: set[int] = set()
+        self.disconnected: set[int] = set()
         threading.Thread(target=self.accept, daemon=True).start()
         self.start()
 
     def accept(self) -> None:
-        with suppress(OSError):  # closed: it is over
+        """Accept connections, each served by a thread, until the listener is closed."""
+        with suppress(OSError):
             while True:
-                line, _ = self.listener.accept()
-                threading.Thread(target=self.hear, args=(kept_alive(line),), daemon=True).start()
+                connection, _ = self.listener.accept()
+                threading.Thread(
+                    target=self.serve, args=(keep_alive(connection),), daemon=True
+                ).start()
 
-    def hear(self, line: socket.socket) -> None:
-        """Take down what a process says until it is gone."""
-        said = messages(line)
-        hello = next(said, None) or {}
+    def serve(self, connection: socket.socket) -> None:
+        """Record a rank's messages until its connection ends."""
+        messages = receive(connection)
+        hello = next(messages, None) or {}
         if hello.get("token") != self.token:
-            line.close()  # somebody else knocked
+            connection.close()  # not a process of this training
             return
         rank = hello["rank"]
-        with self.news:
-            self.lines[rank], self.hosts[rank] = line, hello["host"]
-            self.news.notify()
-        for message in said:
-            with self.news:
+        with self.changed:
+            self.connections[rank], self.hosts[rank] = connection, hello["host"]
+            self.changed.notify()
+        for message in messages:
+            with self.changed:
                 if "bye" in message:
                     self.left.add(rank)
                 else:
-                    self.words.setdefault(rank, message["words"])
-                self.news.notify()
-        with self.news:
-            self.gone.add(rank)
+                    self.errors.setdefault(rank, message["error"])
+                self.changed.notify()
+        with self.changed:
+            self.disconnected.add(rank)
             if rank not in self.left:
-                self.words.setdefault(rank, SILENT)
-            self.news.notify()
+                self.errors.setdefault(rank, SILENT_DEATH)
+            self.changed.notify()
 
     def run(self) -> None:
-        """Wait until all have left or one has died, and tell all."""
-        with self.news:
-            if not self.news.wait_for(lambda: self.words or len(self.lines) == self.size, JOIN):
-                missing = min(set(range(self.size)) - set(self.lines))
-                self.words[missing] = f"did not come within {JOIN:.0f} s"
-            self.news.wait_for(lambda: self.words or len(self.left) == self.size)
-            self.news.wait_for(
-                lambda: len(self.lines) == self.size, LATE
-            )  # who comes to an empty place waits long
-            if self.words and SILENT not in self.words.values():
-                self.news.wait_for(lambda: len(self.words) == self.size, TOGETHER)
-            for line in self.lines.values():
-                send(line, **self.verdict())
+        """Wait until all ranks have left or one has failed, and send the outcome to all."""
+        with self.changed:
+            wait_for = self.changed.wait_for
+            if not wait_for(
+                lambda: self.errors or len(self.connections) == self.size, JOIN_TIMEOUT_S
+            ):
+                missing = min(set(range(self.size)) - set(self.connections))
+                self.errors[missing] = f"did not connect within {JOIN_TIMEOUT_S:.0f} s"
+            wait_for(lambda: self.errors or len(self.left) == self.size)
+            # a rank that connects after rank 0 has ended would wait for a long time
+            wait_for(lambda: len(self.connections) == self.size, LATE_JOIN_WAIT_S)
+            if self.errors and SILENT_DEATH not in self.errors.values():
+                wait_for(lambda: len(self.errors) == self.size, SAME_ERROR_WAIT_S)
+            for connection in self.connections.values():
+                send(connection, **asdict(self.outcome()))
             self.listener.close()
-            self.news.wait_for(lambda: len(self.gone) == len(self.lines), UNWIND)
+            wait_for(lambda: len(self.disconnected) == len(self.connections), EXIT_GRACE_S)
 
-    def verdict(self) -> dict[str, Any]:
-        """Return by whom all end, and why: with nobody's name where all end well."""
-        if not self.words:
-            return {"by": None}
-        rank, words = next(iter(self.words.items()))
-        whole = len(self.words) == self.size and len(set(self.words.values())) == 1
+    def outcome(self) -> Outcome:
+        """Return how the joint run ends, by the first error if there is one."""
+        if not self.errors:
+            return Outcome()
+        rank, error = next(iter(self.errors.items()))
+        on_all_ranks = len(self.errors) == self.size and len(set(self.errors.values())) == 1
         who = f"rank {rank}" + (f" on {self.hosts[rank]}" if rank in self.hosts else "")
-        line = f"{who} {words}" if words == SILENT else f"{who}: {words}"
-        return {"by": rank, "words": words, "all": whole, "line": line}
+        message = f"{who} {error}" if error == SILENT_DEATH else f"{who}: {error}"
+        return Outcome(rank, error, on_all_ranks, message)
 
 
-def kept_alive(line: socket.socket) -> socket.socket:
-    """Let the kernel find out when the machine at the other end is gone."""
-    line.settimeout(None)
-    line.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+def keep_alive(connection: socket.socket) -> socket.socket:
+    """Let the kernel detect when the machine at the other end is gone."""
+    connection.settimeout(None)
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for name, value in KEEPALIVE.items():
         if hasattr(socket, name):
-            line.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
-    return line
+            connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+    return connection
 
 
-def send(to: socket.socket, /, **message: Any) -> None:
-    with suppress(OSError):  # whoever it is for is gone, which its own connection tells
-        to.sendall(json.dumps(message).encode() + b"\n")
+def send(connection: socket.socket, /, **message: Any) -> None:
+    """Send a message; errors are ignored, as the end of a connection is detected elsewhere."""
+    with suppress(OSError):
+        connection.sendall(json.dumps(message).encode() + b"\n")
 
 
-def messages(line: socket.socket) -> Iterator[dict[str, Any]]:
-    """Yield what comes over a connection until it ends."""
-    with (
-        suppress(OSError, ValueError),
-        line.makefile() as lines,
-    ):  # ValueError: no JSON, from somebody else
-        for text in lines:
-            yield json.loads(text)
+def receive(connection: socket.socket) -> Iterator[dict[str, Any]]:
+    """Yield the messages that arrive over a connection until it ends."""
+    # ValueError: not JSON, so it was sent by another program
+    with suppress(OSError, ValueError), connection.makefile() as lines:
+        for line in lines:
+            yield json.loads(line)

@@ -1,101 +1,126 @@
-"""Inpainting with any decoder: the code whose item agrees with what is known and that the prior does not find odd.
+"""Find the codes of given items by gradient descent through a decoder.
 
-Yeh et al. 2017, Semantic image inpainting with deep generative models, https://arxiv.org/abs/1607.07539, with the codes' own
-distance from the prior's mean in place of a discriminator's opinion.
+Yeh et al. 2017, Semantic image inpainting with deep generative models,
+https://arxiv.org/abs/1607.07539. In place of the discriminator, the distance of the codes from the
+prior's mean is the regularizer.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from genlab.batching import BATCH_SIZE
 from genlab.errors import UserError
-from genlab.inference.queries import AT_ONCE
+from genlab.nn.broadcast import expand_like
 
-RATE = 0.1  # of Adam, in standard deviations of the codes; it falls evenly to 0
+# Learning rate of Adam in standard deviations of the codes; it decays linearly to 0.
+LEARNING_RATE = 0.1
+
+Decoder = Callable[[Tensor], Tensor]
 
 
-# z = m + s ∘ u with the mean m and spread s of usual codes:  min_u  Σ_known ((G(z) − x) / span)² + weight · Σ u²
-# For a linear G with noise of variance `weight` and z ~ N(m, s²) that is twice the negative log-posterior.
-@torch.enable_grad()
-def search(
-    decode: Callable[[Tensor], Tensor],
-    x: Tensor,
-    known: Tensor,
-    *,
-    usual: Tensor,
-    weight: float,
-    steps: int,
-    span: float = 1.0,
-    first: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Return codes z (B, …) and what they leave of the objective (B,), of items x (B, *shape) with `known` of their values.
+@dataclass(frozen=True)
+class LatentSearch:
+    """The objective and the length of a search for codes.
 
     Args:
-        usual: codes (N, …) of the prior or of data: their mean and their spread.
-        first: codes (B, …) to start from; None: drawn from the usual.
-        span: the length of the data's range, by which errors are divided.
+        reference: codes (N, …) of the prior or of data, whose mean and spread regularize the
+            search.
+        prior_weight: the weight of the regularizer: the variance of the noise on a value, in
+            squared ranges of the data.
+        steps: gradient steps.
+        data_range: the length of the data's range, by which errors are divided.
+    """
+
+    reference: Tensor
+    prior_weight: float
+    steps: int
+    data_range: float = 1.0
+
+
+# z = m + s ∘ u with the mean m and standard deviation s of the reference codes:
+#   min_u  Σ_known ((G(z) − x) / range)² + prior_weight · Σ u²
+# For a linear G with noise of variance `prior_weight` and z ~ N(m, s²) this is twice the negative
+# log-posterior.
+@torch.enable_grad()
+def optimize_codes(
+    decode: Decoder, x: Tensor, known: Tensor, search: LatentSearch, start: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Return codes (B, …) for the known values of x (B, *shape), and the objective (B,).
+
+    Args:
+        known: bool (B, *shape), the values that the decoded item should agree with.
+        start: codes (B, …) to start from; None draws them from the reference codes.
 
     Raises:
-        UserError: the decoder is no differentiable function of the code.
+        UserError: the decoder is not a differentiable function of the code.
     """
-    probe = usual[:1].clone().requires_grad_()
-    out = decode(probe).sum()
-    if not out.requires_grad or torch.autograd.grad(out, [probe], allow_unused=True)[0] is None:
-        raise UserError(
-            "this model's decoder has no gradient by which a code could be searched for"
-        )
-    middle, spread = usual.mean(0), usual.std(0).clamp_min(1e-6)
-    first = drawn(usual, len(x)) if first is None else first
-    u = ((first - middle) / spread).requires_grad_()
+    require_gradient(decode, search.reference[:1])
+    mean, std = search.reference.mean(0), search.reference.std(0).clamp_min(1e-6)
+    start = resample_codes(search.reference, len(x)) if start is None else start
+    u = ((start - mean) / std).requires_grad_()
 
     def objective() -> Tensor:  # (B,)
-        error = ((decode(middle + spread * u) - x) / span * known).square().flatten(1).sum(1)
-        return error + weight * u.square().flatten(1).sum(1)
+        error = ((decode(mean + std * u) - x) / search.data_range * known).square()
+        return error.flatten(1).sum(1) + search.prior_weight * u.square().flatten(1).sum(1)
 
-    adam = torch.optim.Adam([u], lr=RATE)
-    falling = torch.optim.lr_scheduler.LinearLR(adam, 1.0, 0.0, total_iters=steps)
-    for _ in range(steps):
-        (u.grad,) = torch.autograd.grad(
-            objective().sum(), [u]
-        )  # an item's gradient is its own: nothing mixes the batch
-        adam.step()
-        falling.step()
+    optimizer = torch.optim.Adam([u], lr=LEARNING_RATE)
+    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=search.steps)
+    for _ in range(search.steps):
+        # The decoder does not mix the items of a batch, so the gradient of the sum is that of each
+        # item.
+        (u.grad,) = torch.autograd.grad(objective().sum(), [u])
+        optimizer.step()
+        schedule.step()
     with torch.no_grad():
-        return middle + spread * u, objective()
+        return mean + std * u, objective()
 
 
-def drawn(usual: Tensor, n: int) -> Tensor:
-    """Return n of the codes (N, …), drawn with the global random state."""
-    return usual[torch.randint(len(usual), (n,), device=usual.device)]
+def require_gradient(decode: Decoder, code: Tensor) -> None:
+    """Refuse a decoder that is not differentiable with respect to the code (1, …)."""
+    code = code.clone().requires_grad_()
+    out = decode(code).sum()
+    if not out.requires_grad or torch.autograd.grad(out, [code], allow_unused=True)[0] is None:
+        raise UserError(
+            "no gradient: this model's decoder is not differentiable, so its codes cannot be "
+            "searched"
+        )
 
 
-def searches(
-    decode: Callable[[Tensor], Tensor],
+def resample_codes(codes: Tensor, n: int) -> Tensor:
+    """Return n of the codes (N, …), drawn with replacement with the global random state."""
+    return codes[torch.randint(len(codes), (n,), device=codes.device)]
+
+
+def optimize_with_restarts(
+    decode: Decoder,
     x: Tensor,
     known: Tensor,
+    search: LatentSearch,
     *,
     tries: int,
-    usual: Tensor,
-    first: Tensor | None = None,
-    **how: Any,
+    start: Tensor | None = None,
 ) -> Tensor:
-    """Return codes (n, tries, …) from as many searches for each item of x (n, *shape), the best first.
+    """Search `tries` codes (n, tries, …) for each item of x (n, *shape), best first.
 
     Args:
-        first: codes (n · tries, …) to start from, an item's together; None: drawn from the usual.
-        how: the other arguments of `search`.
+        start: codes (n · tries, …) to start from, those of an item in succession; None draws them
+            from the reference codes.
     """
-    x, known = (
-        x.repeat_interleave(tries, 0),
-        known.repeat_interleave(tries, 0),
-    )  # (n · tries, *shape)
-    first = drawn(usual, len(x)) if first is None else first
-    parts = zip(*(t.split(AT_ONCE) for t in (x, known, first)), strict=True)
-    found = [search(decode, part, k, usual=usual, first=start, **how) for part, k, start in parts]
-    z, left = (torch.cat(each).unflatten(0, (-1, tries)) for each in zip(*found, strict=True))
-    best = left.argsort(dim=1, stable=True)  # (n, tries)
-    return z.gather(1, best.view(*best.shape, *[1] * (z.dim() - 2)).expand_as(z))
+    x = x.repeat_interleave(tries, 0)  # (n · tries, *shape)
+    known = known.repeat_interleave(tries, 0)
+    start = resample_codes(search.reference, len(x)) if start is None else start
+    batches = zip(*(tensor.split(BATCH_SIZE) for tensor in (x, known, start)), strict=True)
+    found = [
+        optimize_codes(decode, x_part, known_part, search, start_part)
+        for x_part, known_part, start_part in batches
+    ]
+    z, objective = (
+        torch.cat(parts).unflatten(0, (-1, tries)) for parts in zip(*found, strict=True)
+    )
+    best = objective.argsort(dim=1, stable=True)  # (n, tries)
+    return z.gather(1, expand_like(best, z).expand_as(z))

@@ -1,228 +1,197 @@
-"""How likely a model finds an item: the score that likelihood, anomaly and classify share, and what their pictures share."""
+"""Likelihood scores of items, for the commands likelihood, anomaly and classify."""
 
 from __future__ import annotations
 
-import inspect
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from genlab.abilities import abilities
-from genlab.config.recipes import recipes
+from genlab.batching import map_batched
+from genlab.config.recipes import list_recipes
 from genlab.errors import UserError
-from genlab.metrics.reconstruction import squared_error, without_noise
-from genlab.runs.loaded_run import Run
+from genlab.metrics.reconstruction import pixel_scale, squared_error, to_bin_centers
+from genlab.runs.loaded_run import LoadedRun
 from genlab.spec import Batch
-from genlab.viz import image_grids
 
-Kind = Literal["density", "noise", "bound", "energy", "reconstruction"]
-Ways = dict[
-    Kind, tuple[set[str], ...]
-]  # each kind with the sets of abilities of which one gives it, the tightest first
-SCORES: Ways = {
+ScoreKind = Literal["density", "noise", "bound", "energy", "reconstruction"]
+# Each kind of score with the sets of abilities that give it, the tightest first.
+ScoreSources = dict[ScoreKind, tuple[set[str], ...]]
+SCORES: ScoreSources = {
     "density": ({"log_prob"},),
     "bound": ({"iwae"}, {"elbo"}),
     "energy": ({"energy"},),
     "reconstruction": ({"encode", "decode"},),
 }
-LIKELIHOODS: Ways = {
+# Scores that are log p(x) in nats.
+LIKELIHOODS: ScoreSources = {
     "density": ({"log_prob"}, {"energy", "log_partition"}),
     "bound": SCORES["bound"],
-}  # those in nats of p(x)
-CLASS_SCORES: Ways = {
+}
+# Scores that stand for log p(x|y).
+CLASS_SCORES: ScoreSources = {
     "density": LIKELIHOODS["density"],
-    "noise": ({"noise_error"},),
+    "noise": ({"eps_mse"},),
     "bound": SCORES["bound"],
-}  # of p(x|y)
+}
+DESCRIPTIONS: dict[ScoreKind, str] = {
+    "density": "log p(x) in nats",
+    "bound": "bound of log p(x) in nats",
+    "energy": "negative energy in nats",
+    "noise": "negative squared error of the predicted noise",
+    "reconstruction": "negative squared error of the reconstruction",
+}
 
 
 @dataclass(frozen=True)
 class Score:
-    """A number (B,) for x (B, *shape), and y (B,) of a conditional model: the higher, the more likely."""
+    """A number (B,) for items x (B, *shape) and labels y (B,) or None; higher is more likely."""
 
-    kind: Kind
-    verb: str  # the ability that it comes from
-    of: Callable[[Tensor, Tensor | None], Tensor]
+    kind: ScoreKind
+    ability: str  # the ability, or abilities, that it comes from
+    function: Callable[[Tensor, Tensor | None], Tensor]
     tag: str = "exact"  # exact | bound | estimate
 
     def __str__(self) -> str:
-        what = {"density": "log p(x) in nats", "bound": "bound of log p(x) in nats", "energy": "minus the energy in nats",
-                "noise": "minus the squared error of the noise foretold",
-                "reconstruction": "minus the squared error of the reconstruction"}[self.kind]  # fmt: skip
-        return f"{what}, by {self.verb}"
+        return f"{DESCRIPTIONS[self.kind]}, by {self.ability}"
 
 
-def score_of(
-    run: Run, ways: Ways = SCORES, *, k: int = 100, terms: int | None = 20, task: str = "score"
+def find_score(
+    run: LoadedRun,
+    sources: ScoreSources = SCORES,
+    *,
+    iwae_samples: int = 100,
+    elbo_timesteps: int | None = 20,
+    purpose: str = "score",
 ) -> Score:
-    """Return the first kind of score in `ways` that the run's model has.
+    """Return the first kind of score that the run's model supports.
 
     Args:
-        k: importance samples of an IWAE bound.
-        terms: drawn terms of a diffusion bound, or noise levels at which the noise is foretold; None: all of them.
+        iwae_samples: importance samples of an IWAE bound.
+        elbo_timesteps: sampled timesteps of a diffusion bound or noise error; None uses all.
+        purpose: what the score is for, in the message of the error.
 
     Raises:
-        UserError: it has none of them; names the models that have.
+        UserError: the model supports none of the kinds; names the models that do.
     """
-    model, has = run.model, abilities(run.model)
-    kind, verbs = next(
-        ((kind, verbs) for kind, sets in ways.items() for verbs in sets if verbs <= has),
-        (None, set()),
+    available = abilities(run.model)
+    for kind, alternatives in sources.items():
+        for verbs in alternatives:
+            if verbs <= available:
+                return make_score(
+                    run, kind, verbs, iwae_samples=iwae_samples, elbo_timesteps=elbo_timesteps
+                )
+    needs = " or ".join(
+        " with ".join(sorted(verbs)) for alternatives in sources.values() for verbs in alternatives
     )
-    if kind is None:
-        wanted = " or ".join(
-            " with ".join(sorted(verbs)) for sets in ways.values() for verbs in sets
-        )
-        raise UserError(
-            f"{run.name} has no {task}: that takes {wanted}; models that can: {', '.join(able_to(ways))}"
-        )
+    raise UserError(
+        f"{run.name} has no {purpose}: that needs {needs}; "
+        f"models that have it: {', '.join(models_with_score(sources))}"
+    )
+
+
+def make_score(
+    run: LoadedRun,
+    kind: ScoreKind,
+    verbs: set[str],
+    *,
+    iwae_samples: int,
+    elbo_timesteps: int | None,
+) -> Score:
+    """Return the score that a set of abilities of the run's model gives."""
+    model = run.model
     if "log_prob" in verbs:
-        return Score(kind, "log_prob", lambda x, y: model.log_prob(x, y))
+        return Score(kind, "log_prob", model.log_prob)
     if "log_partition" in verbs:
-        z = model.log_partition()
-        return Score(
-            kind, "energy and log_partition", lambda x, y: -model.energy(x) - z.value, z.tag
-        )
-    if "iwae" in verbs:
-        labelled = "y" in inspect.signature(model.iwae).parameters
+        log_z = model.log_partition()
         return Score(
             kind,
-            "iwae",
-            lambda x, y: model.iwae(x, k, y) if labelled else model.iwae(x, k),
-            "bound",
+            "energy and log_partition",
+            lambda x, y: -model.energy(x) - log_z.value,
+            log_z.tag,
         )
-    if "noise_error" in verbs:
+    if "iwae" in verbs:
+        return Score(kind, "iwae", lambda x, y: model.iwae(x, iwae_samples, y), "bound")
+    if "eps_mse" in verbs:
         return Score(
-            kind, "noise_error", lambda x, y: -model.noise_error(x, y, terms=terms), "estimate"
+            kind,
+            "eps_mse",
+            lambda x, y: -model.eps_mse(x, y, num_terms=elbo_timesteps),
+            "estimate",
         )
     if "elbo" in verbs:
-        some = {"terms": terms} if "terms" in inspect.signature(model.elbo).parameters else {}
-        return Score(kind, "elbo", lambda x, y: model.elbo(x, y, **some), "bound")
+        return Score(kind, "elbo", lambda x, y: model.elbo(x, y, num_terms=elbo_timesteps), "bound")
     if "energy" in verbs:
         return Score(kind, "energy", lambda x, y: -model.energy(x))
 
-    def minus_error(x: Tensor, y: Tensor | None) -> Tensor:
-        x = without_noise(x, run.spec)
-        return -squared_error(x, model.decode(model.encode(x)), run.spec)
+    def negative_error(x: Tensor, y: Tensor | None) -> Tensor:
+        x = to_bin_centers(x, run.spec)
+        return -squared_error(x, model.decode(model.encode(x)), scale=pixel_scale(run.spec))
 
-    return Score(kind, "encode and decode", minus_error)
+    return Score(kind, "encode and decode", negative_error)
 
 
-def able_to(ways: Ways) -> list[str]:
-    """Return the recipes whose model gives one of the kinds of score."""
-    sets = [verbs for sets in ways.values() for verbs in sets]
+def models_with_score(sources: ScoreSources) -> list[str]:
+    """Return the recipes whose models support one of the kinds of score."""
+    alternatives = [verbs for group in sources.values() for verbs in group]
     return [
-        recipe.name for recipe in recipes() if any(verbs <= recipe.abilities() for verbs in sets)
+        recipe.name
+        for recipe in list_recipes()
+        if any(verbs <= recipe.abilities() for verbs in alternatives)
     ]
 
 
-# --- scores of many items ---------------------------------------------------------------------------------------------
+# --- scores of many items -------------------------------------------------------------------------
 
 
-@torch.no_grad()
-def scores(
-    run: Run, score: Score, batch: Batch, *, batch_size: int, labelled: bool = False
+def score_items(
+    run: LoadedRun, score: Score, batch: Batch, *, batch_size: int, use_labels: bool = False
 ) -> Tensor:
-    """Return the score (N,) float64 of each item; of a conditional model given its label, or else of p(x) = Σ_y p(y) p(x|y)."""
-    if not conditional(run) or score.kind in ("energy", "reconstruction"):
-        return over(run, batch, batch_size, lambda x, _: score.of(x, None))
-    if labelled:
-        return over(run, batch, batch_size, score.of)
-    return (
-        class_scores(run, score, batch, batch_size=batch_size) + class_shares(run).log()
-    ).logsumexp(1)
+    """Return the score (N,) float64 of each item.
 
-
-@torch.no_grad()
-def class_scores(run: Run, score: Score, batch: Batch, *, batch_size: int, seed: int = 0) -> Tensor:
-    """Return log p(x|y), or its bound (N, classes) float64, of each item and class of a conditional model.
-
-    A bound that draws does so with the same numbers for every class: what tells them apart is then not the luck of their draws
-    (Li et al. 2023, https://arxiv.org/abs/2303.16203, section 3.2).
+    A conditional model's score is that of p(x) = Σ_y p(y) p(x|y), or with `use_labels` that of
+    p(x|y) with the item's own label.
     """
-
-    def of_class(k: int) -> Tensor:
-        run.device.seed(seed)
-        return over(
-            run,
-            batch,
-            batch_size,
-            lambda x, _: score.of(x, torch.full((len(x),), k, device=x.device)),
-        )
-
-    return torch.stack([of_class(k) for k in range(run.spec.classes)], 1)
+    if not run.model.conditional or score.kind in ("energy", "reconstruction"):
+        return score_batches(run, score, batch.x, None, batch_size=batch_size)
+    if use_labels:
+        return score_batches(run, score, batch.x, batch.y, batch_size=batch_size)
+    joint = score_classes(run, score, batch.x, batch_size=batch_size) + class_frequencies(run).log()
+    return joint.logsumexp(1)
 
 
-def class_shares(run: Run) -> Tensor:
-    """Return the share p(y) (classes,) float64 of each class among the training items."""
-    counts = run.dataset.splits["train"].y.cpu().bincount(minlength=run.spec.classes).double()
-    return counts / counts.sum()
-
-
-def over(
-    run: Run, batch: Batch, size: int, function: Callable[[Tensor, Tensor | None], Tensor]
+def score_classes(
+    run: LoadedRun, score: Score, x: Tensor, *, batch_size: int, seed: int = 0
 ) -> Tensor:
-    """Return function(x, y) (N, …) as float64 on the CPU, computed batch by batch on the run's device."""
-    parts = []
-    for i in range(0, len(batch), size):
-        part = run.device.ready(
-            Batch(batch.x[i : i + size], None if batch.y is None else batch.y[i : i + size])
-        )
-        parts.append(function(part.x, part.y).double().cpu())
-    return torch.cat(parts)
+    """Return log p(x|y), or its bound, (N, classes) float64 of each item under each class.
+
+    A score that draws random numbers draws the same ones for every class, so that the classes do
+    not differ by chance (Li et al. 2023, https://arxiv.org/abs/2303.16203, section 3.2).
+    """
+    columns = []
+    for label in range(run.spec.num_classes):
+        run.device.seed(seed)
+        y = torch.full((len(x),), label)
+        columns.append(score_batches(run, score, x, y, batch_size=batch_size))
+    return torch.stack(columns, 1)
 
 
-def conditional(run: Run) -> bool:
-    """Whether the model has a density for each class."""
-    return getattr(run.model, "conditional", False)
+def score_batches(
+    run: LoadedRun, score: Score, x: Tensor, y: Tensor | None, *, batch_size: int
+) -> Tensor:
+    """Return the score (N,) float64 on the CPU, computed batch by batch on the run's device."""
+
+    def score_batch(x: Tensor, y: Tensor | None) -> Tensor:
+        batch = run.device.to_device(Batch(x, y))
+        return score.function(batch.x, batch.y).double().cpu()
+
+    return map_batched(score_batch, x, y, batch_size=batch_size)
 
 
-# --- what is written --------------------------------------------------------------------------------------------------
-
-
-def folder_of(runs: list[Run], task: str, out: str | None) -> Path:
-    """Return the folder that a task writes to: `out`, or its own in the run's folder, of several runs the one around them."""
-    around = (
-        Path(os.path.commonpath([run.folder.path.resolve() for run in runs]))
-        if len(runs) > 1
-        else runs[0].folder.path
-    )
-    folder = Path(out) if out else around / task
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
-
-
-def figure(wide: int, high: int, panels: int = 1):
-    """Return a canvas (100·wide × 100·high pixels) and its axes, side by side."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    canvas = FigureCanvasAgg(Figure(figsize=(wide, high), dpi=100, layout="constrained"))
-    return canvas, canvas.figure.subplots(1, panels, squeeze=False)[0]
-
-
-def save(canvas, path: Path) -> Path:
-    """Write a canvas as PNG, print and return its path."""
-    canvas.draw()
-    print(image_grids.save(np.asarray(canvas.buffer_rgba())[..., :3].copy(), path))
-    return path
-
-
-def histogram(axes, sets: dict[str, Tensor], label: str) -> None:
-    """Draw the scores (N,) of named sets as histograms over the same bins, without the outermost 0.2% that would squeeze them."""
-    every = torch.cat(list(sets.values()))
-    low, high = (
-        np.quantile(every, [0.002, 1]) if len(every) > 1 else (every.min() - 1, every.max() + 1)
-    )
-    bins = np.linspace(low, high if high > low else low + 1, 60)
-    for name, values in sets.items():
-        axes.hist(values.numpy(), bins=bins, alpha=0.6, density=True, label=name)
-    axes.set_xlabel(label)
-    axes.set_yticks([])
-    axes.legend(fontsize=8)
+def class_frequencies(run: LoadedRun) -> Tensor:
+    """Return the frequency p(y) (classes,) float64 of each class among the training items."""
+    counts = run.dataset.splits["train"].y.cpu().bincount(minlength=run.spec.num_classes).double()
+    return counts / counts.sum()

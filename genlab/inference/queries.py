@@ -1,192 +1,173 @@
-"""What the commands that ask a run's model share: its items and codes, and a picture with its numbers."""
+"""Select items of a run's data, and encode, draw and decode codes with its model."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from inspect import signature
-from pathlib import Path
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from genlab.abilities import abilities, need
-from genlab.config.recipes import able
-from genlab.console import show
+from genlab.abilities import abilities, require
+from genlab.batching import map_batched
+from genlab.config.recipes import models_with
 from genlab.data.shuffling import permutation
 from genlab.errors import UserError
-from genlab.inference.results import write_arrays, write_record
-from genlab.runs.loaded_run import Run
+from genlab.metrics import psnr_ssim, reconstruction
+from genlab.runs.loaded_run import LoadedRun
 from genlab.spec import Batch
 
 Split = Literal["test", "validation", "train"]
-Space = Literal[
-    "z", "w"
-]  # of codes: those of the prior, or the styles that a style-based generator makes of them
-DRAWS = 10_000  # codes of the prior by which its mean and spread are known
-AT_ONCE = 250  # items that go through the model together
+# The space of a code: z is the prior's, w that of the styles of a style-based generator.
+Space = Literal["z", "w"]
+REFERENCE_CODES = 10_000  # codes drawn to estimate the mean and the spread of the prior
 
 
-def items(
-    run: Run, split: str, n: int | None, seed: int, listed: list[int] | None = None
-) -> tuple[Batch, Tensor]:
-    """Return items of a split on the run's device, and their numbers in it; see `numbers`.
+@dataclass(frozen=True)
+class ItemSelection:
+    """Items of a split that a command works on: n drawn by the seed, or those listed."""
+
+    n: int | None = None  # None selects the whole split
+    items: list[int] | None = None  # indices in the split, instead of n
+    split: Split = "test"
+    seed: int = 0
+
+
+# --- items ----------------------------------------------------------------------------------------
+
+
+def select_items(run: LoadedRun, selection: ItemSelection) -> tuple[Batch, Tensor]:
+    """Return the selected items on the run's device, and their indices (N,) in the split.
 
     Raises:
-        UserError: the split has no such item, or none at all.
+        UserError: the split is empty, or does not contain a listed item.
     """
-    index = numbers(run, split, n, seed, listed)
-    return held(run, split, index, seed), index
+    index = select_indices(run, selection)
+    return load_items(run, index, split=selection.split, seed=selection.seed), index
 
 
-def numbers(
-    run: Run, split: str, n: int | None, seed: int, listed: list[int] | None = None
+def select_indices(run: LoadedRun, selection: ItemSelection) -> Tensor:
+    """Return the indices (N,) of the selected items in their split."""
+    size = run.dataset.size(selection.split)
+    if size and selection.items is None:
+        return permutation(size, selection.seed, 0)[: selection.n]
+    return torch.tensor(selection.items or [0])
+
+
+def load_items(run: LoadedRun, index: Tensor, *, split: Split, seed: int) -> Batch:
+    """Return the items of a split with the given indices (N,), on the run's device.
+
+    Raises:
+        UserError: the split is empty, or does not contain one of the items.
+    """
+    return run.device.to_device(run.dataset.items(split, index, seed=seed))
+
+
+# --- codes ----------------------------------------------------------------------------------------
+
+
+def reference_codes(
+    run: LoadedRun, *, split: Split, seed: int, label: int | None = None, space: Space = "z"
 ) -> Tensor:
-    """Return the numbers (N,) of items of a split: those listed, or n (None: all) drawn by `seed`."""
-    size = run.dataset.size(split)
-    return (
-        permutation(size, seed, 0)[:n] if size and listed is None else torch.tensor(listed or [0])
-    )
+    """Return codes (N, …) that the decoder was trained on: of the prior, else of data.
 
-
-def held(run: Run, split: str, index: Tensor, seed: int) -> Batch:
-    """Return the items of these numbers (N,) of a split, on the run's device.
-
-    Raises:
-        UserError: the split has no such item, or none at all.
+    Args:
+        label: the class of the draws, for a prior that is conditioned on classes.
     """
-    return run.device.ready(run.dataset.items(split, index, seed=seed))
-
-
-@torch.no_grad()
-def through(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """Return a function of x (N, …), a part of it at a time."""
-    return torch.cat([function(part) for part in x.split(AT_ONCE)])
-
-
-def reference(run: Run, split: str, seed: int, y: int | None = None, space: Space = "z") -> Tensor:
-    """Return codes (N, …) that show where the decoder is at home: the prior's, of class y if given, else those of data."""
     if space == "w" or "prior" in abilities(run.model):
         torch.manual_seed(seed)
-        return draw(run, DRAWS, y, space)
-    return through(run.model.encode, items(run, split, DRAWS, seed)[0].x)
+        return draw_prior_codes(run, REFERENCE_CODES, label, space)
+    selection = ItemSelection(REFERENCE_CODES, split=split, seed=seed)
+    return map_batched(run.model.encode, select_items(run, selection)[0].x)
 
 
 @torch.no_grad()
-def draw(run: Run, n: int, y: int | None = None, space: Space = "z") -> Tensor:
-    """Draw n codes (n, …) from the prior, of class y if given; in the space w their styles (n, dim).
+def draw_prior_codes(
+    run: LoadedRun, n: int, label: int | None = None, space: Space = "z"
+) -> Tensor:
+    """Draw n codes (n, …) from the prior, of class `label` if given; in w, their styles.
 
     Raises:
-        UserError: the space is w, and the model has no styles.
+        UserError: the space is w and the model does not have styles.
     """
-    z = (
-        run.model.prior(n)
-        if y is None
-        else run.model.prior(n, torch.full((n,), y, device=run.device.torch))
-    )
+    labels = None if label is None else torch.full((n,), label, device=run.device.torch)
+    z = run.model.prior(n) if labels is None else run.model.prior(n, labels)
     if space == "z":
         return z
-    need(run.model, "styles", lambda: able("styles"))
-    return through(run.model.styles, z)[:, 0]
+    require(run.model, "styles", lambda: models_with("styles"))
+    return map_batched(run.model.styles, z)[:, 0]
 
 
-def decoder(run: Run, space: Space = "z") -> Callable[[Tensor], Tensor]:
-    """Return what makes items (B, *shape) of a space's codes: of w (B, dim) with the same style in every layer.
+def decoder_for(run: LoadedRun, space: Space = "z") -> Callable[[Tensor], Tensor]:
+    """Return the function from codes of a space to items (B, *shape).
+
+    A code of w (B, dim) is one style, used in every layer.
 
     Raises:
-        UserError: the space is w, and the model has no styles.
+        UserError: the space is w and the model does not have styles.
     """
     if space == "z":
-        return run.model.decode
-    need(run.model, "synthesise", lambda: able("synthesise"))
-    return lambda w: run.model.synthesise(w[:, None])
+        decode: Callable[[Tensor], Tensor] = run.model.decode
+        return decode
+    require(run.model, "synthesize", lambda: models_with("synthesize"))
+
+    def synthesize(w: Tensor) -> Tensor:
+        return run.model.synthesize(w[:, None])
+
+    return synthesize
 
 
-def one_class(run: Run, y: int | None, *, default: int | None = None) -> int | None:
-    """Return the class asked for, or `default`; None for a model whose prior knows none.
+def check_prior_label(
+    run: LoadedRun, label: int | None, *, default: int | None = None
+) -> int | None:
+    """Return the requested class, or `default`; None without classes in the prior.
 
     Raises:
-        UserError: the prior takes no class, or the data has no such class.
+        UserError: the prior is not conditioned on classes, or the data does not have the class.
     """
-    takes = (
-        getattr(run.model, "conditional", False) and "y" in signature(run.model.prior).parameters
-    )
-    if y is not None and not takes:
-        mend = "train it with model.conditional=true where the recipe has it"
-        raise UserError(f"y={y}: the prior of this {run.name} knows no classes; {mend}")
-    if y is not None and y >= run.spec.classes:
-        raise UserError(f"y={y}: {run.info['dataset']} has the classes 0 to {run.spec.classes - 1}")
-    return default if y is None and takes else y
+    conditional = run.model.conditional_prior
+    if label is not None and not conditional:
+        raise UserError(
+            f"label={label}: the prior of this {run.name} is not conditioned on classes; train it "
+            "with model.conditional=true where the recipe has that option"
+        )
+    if label is not None:
+        check_class(run, label)
+    return default if label is None and conditional else label
 
 
-def mean(values: Tensor) -> dict[str, float | None]:
-    """Return the mean of values (N,) with its standard error, which a single value has not."""
-    values = values.double()
-    error = values.std().item() / len(values) ** 0.5 if len(values) > 1 else None
-    return {"value": values.mean().item(), "error": error}
+def check_class(run: LoadedRun, label: int, option: str = "label") -> None:
+    """Refuse a class that the run's data does not have.
+
+    Raises:
+        UserError: names the option and the classes.
+    """
+    if label >= run.spec.num_classes:
+        raise UserError(
+            f"{option}={label}: {run.dataset_name} has the classes 0 to {run.spec.num_classes - 1}"
+        )
+
+
+# --- errors ---------------------------------------------------------------------------------------
 
 
 def squared_error(x: Tensor, other: Tensor) -> Tensor:
-    """Return the squared error (N,) summed over the values of each item of x (N, *shape)."""
-    return (x - other).double().square().flatten(1).sum(1)
+    """Return the squared error (N,) float64, summed over the values of each item (N, *shape)."""
+    return reconstruction.squared_error(x.double(), other.double())
 
 
-def psnr(x: Tensor, other: Tensor, span: float) -> Tensor:
-    """Return the peak signal-to-noise ratio (N,) in dB of images whose values span `span`; at most that of float32's rounding."""
-    each = (x - other).double().square().flatten(1).mean(1)
-    return 10 * torch.log10(span**2 / each.clamp_min((span * torch.finfo(torch.float32).eps) ** 2))
-
-
-def write(
-    run: Run,
-    name: str,
-    *,
-    seed: int,
-    images: dict[str, np.ndarray],
-    record: dict[str, Any],
-    arrays: dict[str, Tensor | np.ndarray | None],
-    out: str | None,
-) -> dict[str, Any]:
-    """Write pictures (PNG), numbers (JSON) and arrays (.npz) into the run's samples/ or `out`; print their paths.
+def psnr(x: Tensor, other: Tensor, data_range: float) -> Tensor:
+    """Return the peak signal-to-noise ratio (N,) in dB; finite for equal images too.
 
     Args:
-        images: by what is added to their file's name; "" for the main one.
+        data_range: the difference between the largest and the smallest possible value.
     """
-    from genlab.viz import image_grids
-
-    folder = Path(out) if out else run.folder.samples
-    folder.mkdir(parents=True, exist_ok=True)
-    stem = f"{name}_step{run.step}_seed{seed}"
-    whole = {
-        "model": run.name,
-        "dataset": run.info["dataset"],
-        "step": run.step,
-        "seed": seed,
-        **record,
-    }
-    table(record)
-    for what, image in images.items():
-        print(image_grids.save(image, folder / f"{stem}{what and '_' + what}.png"))
-    write_record(whole, folder / f"{stem}.json")
-    kept = {
-        k: v.detach().cpu().numpy() if isinstance(v, Tensor) else v
-        for k, v in arrays.items()
-        if v is not None
-    }
-    write_arrays(folder / f"{stem}.npz", **kept)
-    print(folder / f"{stem}.npz")
-    return whole
+    rounding = (data_range * torch.finfo(torch.float32).eps) ** 2
+    return psnr_ssim.psnr(x, other, data_range=data_range, min_mse=rounding)
 
 
-def table(record: dict[str, Any]) -> None:
-    """Print the measured numbers of a record, those that `mean` gave."""
-    found = {
-        k: v for k, v in record.items() if isinstance(v, dict) and set(v) == {"value", "error"}
-    }
-    cell = lambda v: "" if v is None else f"{v:.4g}"  # noqa: E731
-    if found:
-        show(
-            ["", "mean", "± s.e."],
-            [[k.replace("_", " "), cell(v["value"]), cell(v["error"])] for k, v in found.items()],
-        )
+def value_range(x: Tensor, run: LoadedRun) -> float:
+    """Return the length of the range of images, or of the values x of other data."""
+    low, high = run.spec.range if run.spec.kind == "image" else (x.min().item(), x.max().item())
+    return float(high - low)

@@ -1,20 +1,25 @@
-"""Which abilities a command needs of a run's model: one table, which refusals and `genlab tasks` read."""
+"""The abilities that each command requires of a run's model.
+
+One table serves the refusals of the commands and the list of `genlab info`.
+"""
 
 from __future__ import annotations
 
 from genlab.abilities import abilities
-from genlab.config.recipes import recipes
+from genlab.config.recipes import Recipe, list_recipes
 from genlab.errors import UserError
 from genlab.inference.likelihood_scores import LIKELIHOODS, SCORES
-from genlab.runs.loaded_run import Run
+from genlab.model import GenerativeModel
+from genlab.runs.loaded_run import LoadedRun
 
-# beside the abilities:
-CLASSES = "classes"  # the model was trained with classes
-GRADIENT = "gradient"  # what `decode` gives has a gradient, by which a code can be searched for
+# Capabilities beside the abilities.
+CLASSES = "classes"  # the model was trained with class labels
+GRADIENT = "gradient"  # `decode` is differentiable, so a code can be found by gradient descent
 
-# command -> the ways in which it can be done, each the abilities that it takes; a command with no line here needs none.
-# task=… : the model was trained on data with that task (`Spec.task`)
-NEEDS: dict[str, tuple[set[str], ...]] = {
+# Command -> alternatives, each a set of capabilities that together suffice. A command that is not
+# listed requires nothing. "task=…" requires a model trained on data with that task
+# (`DataSpec.task`).
+REQUIREMENTS: dict[str, tuple[set[str], ...]] = {
     "sample": ({"sample"},),
     "complete": ({"extend"},),
     "reconstruct": ({"encode", "decode"},),
@@ -22,11 +27,12 @@ NEEDS: dict[str, tuple[set[str], ...]] = {
     "interpolate": ({"encode", "decode"}, {"prior", "decode"}),
     "traverse": ({"prior", "decode"}, {"encode", "decode"}),
     "arithmetic": ({"encode", "decode"}, {"prior", "decode"}),
-    "mix": ({"prior", "styles", "synthesise"},),
+    "mix": ({"prior", "styles", "synthesize"},),
     "project": ({"prior", "decode", GRADIENT},),
     "inpaint": (
-        {"complete"},
-        *({verb, "decode", GRADIENT} for verb in ("prior", "encode")),
+        {"inpaint"},
+        {"prior", "decode", GRADIENT},
+        {"encode", "decode", GRADIENT},
         {"translate", "task=inpaint"},
     ),
     "denoise": ({"denoise"}, {"translate", "task=denoise"}),
@@ -34,62 +40,87 @@ NEEDS: dict[str, tuple[set[str], ...]] = {
     "colorize": ({"translate", "task=colorize"}, {"restore"}),
     "superres": ({"translate", "task=superres"}, {"restore"}),
     "forecast": ({"translate", "task=forecast"},),
-    "likelihood": tuple(way for ways in LIKELIHOODS.values() for way in ways),
-    "anomaly": tuple(way for ways in SCORES.values() for way in ways),
+    "likelihood": tuple(verbs for sources in LIKELIHOODS.values() for verbs in sources),
+    "anomaly": tuple(verbs for sources in SCORES.values() for verbs in sources),
     "classify": (
         {"classify"},
-        *({verb, CLASSES} for verb in ("log_prob", "noise_error", "iwae", "elbo")),
+        {"log_prob", CLASSES},
+        {"eps_mse", CLASSES},
+        {"iwae", CLASSES},
+        {"elbo", CLASSES},
     ),
 }
-KINDS = {  # of data; others: all
+# Kinds of data that a command works on; all kinds if it is not listed.
+DATA_KINDS: dict[str, tuple[str, ...]] = {
     "complete": ("tokens",),
-    **dict.fromkeys(("mix", "colorize", "superres"), ("image",)),
+    "mix": ("image",),
+    "colorize": ("image",),
+    "superres": ("image",),
     "translate": ("image", "video"),
-    **dict.fromkeys(("project", "inpaint", "denoise"), ("image", "points")),
+    "project": ("image", "points"),
+    "inpaint": ("image", "points"),
+    "denoise": ("image", "points"),
 }
 
 
-def traits(model: object, task: str) -> set[str]:
-    """Return the abilities of a model, or a model class, and what else a need may name, `task` of its data included."""
-    has = abilities(model) | {f"task={task}"}
-    return has | {GRADIENT} if getattr(model, "differentiable", True) else has
+def capabilities(model: GenerativeModel | type[GenerativeModel], task: str) -> set[str]:
+    """Return the abilities of a model or model class, its further capabilities, and its task."""
+    found = abilities(model) | {f"task={task}"}
+    return found | {GRADIENT} if model.differentiable else found
 
 
-def can(has: set[str], command: str) -> bool:
-    """Whether a model with the traits `has` can do what the command asks."""
-    return any(way <= has for way in NEEDS[command])
+def satisfies(available: set[str], command: str) -> bool:
+    """Whether a model with these capabilities has all that the command requires."""
+    return any(required <= available for required in REQUIREMENTS[command])
 
 
-def commands(run: Run) -> list[str]:
+def supports_kind(kind: str, command: str) -> bool:
+    """Whether the command works on this kind of data."""
+    return kind in DATA_KINDS.get(command, (kind,))
+
+
+def supported_commands(run: LoadedRun) -> list[str]:
     """Return the commands that fit the run's model and data."""
-    has, kind = traits(run.model, run.spec.task), run.spec.kind
-    has |= {CLASSES} if getattr(run.model, "conditional", False) else set()
+    available = capabilities(run.model, run.spec.task)
+    if run.model.conditional:
+        available.add(CLASSES)
     return [
-        command for command in NEEDS if can(has, command) and kind in KINDS.get(command, (kind,))
+        command
+        for command in REQUIREMENTS
+        if satisfies(available, command) and supports_kind(run.spec.kind, command)
     ]
 
 
-def ready(run: Run, command: str) -> set[str]:
-    """Return the model's traits, if the command can be done with them.
+def models_supporting(command: str) -> list[str]:
+    """Return the recipes whose models can do a command, if trained on suitable data."""
+
+    def fits(recipe: Recipe) -> bool:
+        return satisfies(capabilities(recipe.model, task=command), command)
+
+    return [recipe.name for recipe in list_recipes() if fits(recipe)]
+
+
+def require_command(run: LoadedRun, command: str) -> set[str]:
+    """Return the capabilities of the run's model, if the command can be carried out with them.
 
     Raises:
-        UserError: it cannot; the message says what it takes, and names the models that can.
+        UserError: it cannot; says what is required and which models have it.
     """
-    has, kind = traits(run.model, run.spec.task), run.spec.kind
-    if not can(has, command):
-        if "translate" in has and can(has | {f"task={command}"}, command):
-            trained = f"{run.name} was trained for another: task={run.spec.task}"
-            raise UserError(f"genlab {command} needs a model trained on data with task={command}, and {trained}; "
-                            "genlab translate asks any")  # fmt: skip
-        ways = " or ".join(" and ".join(sorted(way)) for way in NEEDS[command])
-        names = ", ".join(
-            recipe.name for recipe in recipes() if can(traits(recipe.model, command), command)
-        )
+    available = capabilities(run.model, run.spec.task)
+    if not satisfies(available, command):
+        if "translate" in available and satisfies(available | {f"task={command}"}, command):
+            raise UserError(
+                f"genlab {command} needs a model trained on data with task={command}, but "
+                f"{run.name} was trained with task={run.spec.task}; genlab translate takes any task"
+            )
+        needs = " or ".join(" and ".join(sorted(verbs)) for verbs in REQUIREMENTS[command])
         raise UserError(
-            f"genlab {command} needs {ways}, which {run.name} has not; models that have it: {names}"
+            f"genlab {command} needs {needs}, which {run.name} does not support; "
+            f"models that do: {', '.join(models_supporting(command))}"
         )
-    if kind not in KINDS.get(command, (kind,)):
+    if not supports_kind(run.spec.kind, command):
         raise UserError(
-            f"genlab {command} is for {' and '.join(KINDS[command])}, and {run.info['dataset']} has {kind}"
+            f"genlab {command} is for {' and '.join(DATA_KINDS[command])}, but {run.dataset_name} "
+            f"consists of {run.spec.kind}"
         )
-    return has
+    return available

@@ -1,4 +1,7 @@
-"""What is costly to make and the same for everybody: trained classifiers, features of real items; on disk, by content."""
+"""A disk cache, keyed by content, of what is expensive and shared by runs.
+
+It has trained classifiers and features of real items.
+"""
 
 from __future__ import annotations
 
@@ -13,41 +16,42 @@ import torch
 from torch import Tensor
 
 
-def folder() -> Path:
-    """Return the folder of the cache: GENLAB_CACHE, or genlab in the user's own cache folder."""
-    own = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(os.environ.get("GENLAB_CACHE") or Path(own) / "genlab")
+def cache_folder() -> Path:
+    """Return the folder of the cache: GENLAB_CACHE, or genlab in the user's cache folder."""
+    user_cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(os.environ.get("GENLAB_CACHE") or Path(user_cache) / "genlab")
 
 
-def digest(*parts: Tensor | str) -> str:
-    """Return a hash of tensors (their values, type and shape) and words."""
-    whole = hashlib.sha256()
+def content_hash(*parts: Tensor | str) -> str:
+    """Return a hash of tensors (their values, type and shape) and strings."""
+    digest = hashlib.sha256()
     for part in parts:
         if isinstance(part, str):
-            whole.update(part.encode() + b"\0")
+            digest.update(part.encode() + b"\0")
         else:
-            whole.update(f"{part.dtype} {tuple(part.shape)}\0".encode())
-            whole.update(part.detach().cpu().contiguous().numpy().data)
-    return whole.hexdigest()[:32]
+            digest.update(f"{part.dtype} {tuple(part.shape)}\0".encode())
+            digest.update(part.detach().cpu().contiguous().numpy().data)
+    return digest.hexdigest()[:32]
 
 
-def cached(kind: str, key: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """Return what `make` gives (tensors and plain values), made once for a key; a damaged file is made anew."""
-    path = folder() / kind / f"{key}.pt"
+def load_or_compute(kind: str, key: str, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """Return the result of `compute` (tensors and plain values), computed once per key.
+
+    A damaged file is computed again.
+    """
+    path = cache_folder() / kind / f"{key}.pt"
     if path.exists():
         try:
             return torch.load(path, map_location="cpu", weights_only=True)
-        except (
-            Exception
-        ) as error:  # whatever a file cut short makes the reader raise: it can be made again
+        except Exception as error:  # a truncated file can raise anything, and can be replaced
             print(
-                f"{path} is unreadable ({type(error).__name__}) and is made anew", file=sys.stderr
+                f"{path} is unreadable ({type(error).__name__}) and is computed again",
+                file=sys.stderr,
             )
-    made = make()
+    result = compute()
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(
-        f"{path.name}.{os.getpid()}.part"
-    )  # several jobs of a sweep may make it at once
-    torch.save(made, part)
+    # several jobs of a sweep may compute it at once
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    torch.save(result, part)
     os.replace(part, path)
-    return made
+    return result

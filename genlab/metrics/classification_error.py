@@ -1,32 +1,35 @@
-"""How often a model names a held-out item's class: the error of `classify`."""
+"""The error rate of a model that classifies held-out items."""
 
 from __future__ import annotations
 
 import torch
 
-from genlab.metrics import Row
-from genlab.metrics.context import Subject
-from genlab.metrics.likelihood import over
+from genlab.batching import map_batched
+from genlab.metrics.base import Row, binomial_error
+from genlab.metrics.context import MetricContext
 
 
-def rows(subject: Subject) -> list[str]:
+def row_names(context: MetricContext) -> list[str]:
     """Return the names of the rows that `measure` gives."""
-    return (
-        ["classification_error"] if "classify" in subject.abilities and subject.spec.classes else []
-    )
+    is_applicable = "classify" in context.abilities and context.spec.num_classes
+    return ["classification_error"] if is_applicable else []
 
 
 @torch.no_grad()
-def measure(subject: Subject) -> list[Row]:
-    """Return the share of n held-out items of which another class than theirs is the most probable, binomial error."""
-    model, settings = subject.model, subject.settings
-    batch = subject.dataset.take(
-        settings.split, settings.n, seed=settings.seed, device=subject.device
-    )
+def measure(context: MetricContext) -> list[Row]:
+    """Return the fraction of n held-out items that `classify` gets wrong, with binomial error."""
+    model, s = context.model, context.settings
+    batch = context.dataset.head(s.split, s.n, seed=s.seed, device=context.device)
     x = batch.x.to(next(model.parameters()).dtype)
-    torch.manual_seed(settings.seed)
-    log_p = over(settings, lambda x, y: model.classify(x), x, None)  # (N, classes)
-    share = (log_p.argmax(1) != batch.y).double().mean().item()
-    error = (share * (1 - share) / len(x)) ** 0.5
-    conditions = {"n": len(x), "split": settings.split, "seed": settings.seed}
-    return [Row("classification_error", share, "share", "exact", error, conditions=conditions)]
+    torch.manual_seed(s.seed)
+    log_p = map_batched(model.classify, x, batch_size=s.batch_size)  # (N, classes)
+    fraction = (log_p.argmax(1) != batch.y).double().mean().item()
+    return [
+        Row(
+            "classification_error",
+            fraction,
+            "share",
+            error=binomial_error(fraction, len(x)),
+            conditions={"n": len(x), "split": s.split, "seed": s.seed},
+        )
+    ]

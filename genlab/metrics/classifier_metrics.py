@@ -1,238 +1,296 @@
-"""What a classifier of the data's own classes says of samples: which it finds, whether they are the ones asked for, and
-what another learns from them alone."""
+"""Metrics by a classifier of the data's classes, or by one trained on samples.
+
+They measure which classes samples have, whether these are the requested ones, and how much a
+classifier learns from samples only.
+"""
 
 from __future__ import annotations
 
-import math
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from genlab.metrics import Row
-from genlab.metrics.cache import cached, digest
-from genlab.metrics.context import Subject, to_bytes
-from genlab.metrics.features.classifier import accuracy, trained
+from genlab.metrics.base import Row, binomial_error
+from genlab.metrics.cache import content_hash, load_or_compute
+from genlab.metrics.context import ItemSet, MetricContext, to_bytes
+from genlab.metrics.features.classifier import accuracy, train_classifier
 from genlab.metrics.mode_coverage import reverse_kl
 
-BOOTSTRAPS = 200
-IMAGES = 100_000  # seen by the classifier that is trained on samples, at most: the time that it takes is bounded
+NUM_BOOTSTRAPS = 200
+# Images that the classifier of `cas` sees in training, which bounds its time.
+CAS_IMAGES_SEEN = 100_000
+CACHE_VERSION = "1"
 
 
-def fits(subject: Subject) -> bool:
-    """Whether samples are images of data with labels."""
+def has_class_labels(context: MetricContext) -> bool:
+    """Whether there are samples of images with labels."""
     return (
-        "sample" in subject.abilities and subject.spec.kind == "image" and subject.spec.classes > 1
+        "sample" in context.abilities
+        and context.spec.kind == "image"
+        and context.spec.num_classes > 1
     )
 
 
-def stacked(subject: Subject) -> bool:
-    """Whether each channel of an image is an image of its own class, drawn apart from the others, as in Stacked MNIST."""
-    return getattr(subject.dataset, "stacked", False)
+def predict_classes(context: MetricContext, which: ItemSet) -> tuple[Tensor, int]:
+    """Return the classes (N, parts) that the classifier predicts, and the number of classes K.
 
-
-def predicted(subject: Subject, which: str) -> tuple[Tensor, int]:
-    """Return the classes (N, parts) that the classifier gives, of each channel alone where the data is stacked; and K."""
-    if not stacked(subject):
-        logits = subject.logits("classifier", which)[:, None]  # (N, 1, K)
+    There is one part, or one per channel for stacked data.
+    """
+    if not context.dataset.stacked:
+        logits = context.logits("classifier", which)[:, None]  # (N, 1, K)
     else:
-        extractor, size = subject.extractor("classifier"), subject.settings.batch_size
-        parts = [
-            extractor(part.flatten(0, 1)[:, None])[1] for part in subject.items(which).x.split(size)
+        extractor, size = context.extractor("classifier"), context.settings.batch_size
+        parts: list[Any] = [
+            extractor(part.flatten(0, 1)[:, None])[1] for part in context.items(which).x.split(size)
         ]
-        logits = torch.cat(parts).unflatten(0, (-1, subject.spec.shape[0]))  # (N, C, K)
+        logits = torch.cat(parts).unflatten(0, (-1, context.spec.shape[0]))  # (N, C, K)
     return logits.argmax(-1), logits.shape[-1]
 
 
-# --- the classes found -----------------------------------------------------------------------------------------------
+# --- class coverage -------------------------------------------------------------------------------
 
 
-def class_modes_rows(subject: Subject) -> list[str]:
-    """Return the names of the rows that `class_modes` gives."""
-    return ["class_modes", "class_kl"] if fits(subject) else []
+def class_coverage_row_names(context: MetricContext) -> list[str]:
+    """Return the names of the rows that `measure_class_coverage` gives."""
+    return ["class_mode_count", "class_kl"] if has_class_labels(context) else []
 
 
-def counts(classes: Tensor, k: int) -> Tensor:
-    """Return how often each combination occurs (k**parts,) in classes (N, parts), of which each is one of k."""
-    place = k ** torch.arange(classes.shape[1])
-    return torch.bincount(classes @ place, minlength=k ** classes.shape[1]).double()
+def combination_counts(classes: Tensor, k: int) -> Tensor:
+    """Return how often each combination of classes occurs (k**parts,) in classes (N, parts)."""
+    place_values = k ** torch.arange(classes.shape[1])
+    return torch.bincount(classes @ place_values, minlength=k ** classes.shape[1]).double()
 
 
-def law(classes: Tensor, k: int) -> Tensor:
-    """Return the weight of each combination (k**parts,) by the classes (N, parts) of real items, whose parts are independent.
+def combination_probs(classes: Tensor, k: int) -> Tensor:
+    """Return the probability of each combination (k**parts,) of independent parts.
 
-    A class that no real item has counts as half an item, so that a sample of it is improbable and not impossible.
+    They are estimated from the classes (N, parts) of real items. A class that no real item has
+    counts as half an item, so that a sample of it is improbable rather than impossible.
     """
-    whole = torch.ones(1, dtype=torch.float64)
+    probs = torch.ones(1, dtype=torch.float64)
     for part in classes.T:
-        one = torch.bincount(part, minlength=k).double().clamp_(min=0.5)
-        whole = torch.outer(
-            one / one.sum(), whole
-        ).flatten()  # the first part varies fastest, as in `counts`
-    return whole
+        counts = torch.bincount(part, minlength=k).double().clamp_(min=0.5)
+        # the first part varies fastest, as in `combination_counts`
+        probs = torch.outer(counts / counts.sum(), probs).flatten()
+    return probs
 
 
-def class_kl(drawn: Tensor, real: Tensor, k: int, *, seed: int = 0) -> tuple[float, float]:
-    """Return KL(drawn ‖ real) in nats of the classes (N, parts) of samples and (M, parts) of real items, and its error.
+def class_kl(generated: Tensor, real: Tensor, k: int, *, seed: int = 0) -> tuple[float, float]:
+    """Return KL(generated ‖ real) in nats of two sets of classes, and its standard error.
 
-    The reverse KL divergence of Srivastava et al. 2017 (https://arxiv.org/abs/1705.07761) and Lin et al. 2018
-    (https://arxiv.org/abs/1712.04086); each class is one of k. Two samples of one law give about (k − 1)/2 · (1/N + 1/M)
-    where all classes are seen. Error: bootstrap over both sets, up to √3 too wide there.
+    The reverse KL divergence of Srivastava et al. 2017 (https://arxiv.org/abs/1705.07761) and Lin
+    et al. 2018 (https://arxiv.org/abs/1712.04086). Two samples of the same distribution give about
+    (k − 1)/2 · (1/N + 1/M) if all classes occur. The error is a bootstrap over both sets, up to √3
+    too large there.
+
+    Args:
+        generated: classes of samples (N, parts), each below k.
+        real: classes of real items (M, parts).
     """
     generator = torch.Generator().manual_seed(seed)
-    again = lambda x: x[torch.randint(len(x), (len(x),), generator=generator)]  # noqa: E731
-    spread = [reverse_kl(counts(again(drawn), k), law(again(real), k)) for _ in range(BOOTSTRAPS)]
-    return reverse_kl(counts(drawn, k), law(real, k)).item(), torch.stack(spread).std().item()
+
+    def resample(x: Tensor) -> Tensor:
+        return x[torch.randint(len(x), (len(x),), generator=generator)]
+
+    bootstraps = []
+    for _ in range(NUM_BOOTSTRAPS):
+        counts = combination_counts(resample(generated), k)
+        bootstraps.append(reverse_kl(counts, combination_probs(resample(real), k)))
+    value = reverse_kl(combination_counts(generated, k), combination_probs(real, k))
+    return value.item(), torch.stack(bootstraps).std().item()
 
 
-def class_modes(subject: Subject) -> list[Row]:
-    """Return how many classes (of stacked data: combinations) n samples hold, and how far their histogram is from the real.
+def measure_class_coverage(context: MetricContext) -> list[Row]:
+    """Return the number of classes among n samples, and the divergence of their frequencies.
 
-    Real items are judged by the same classifier. The floor is that of one held-out half, and of it against the other.
+    For stacked data the classes are combinations. The classifier also predicts the classes of the
+    real items. `real_vs_real` is the value of one held-out half, compared with the other half.
     """
-    seed = subject.settings.seed
-    (drawn, k), (real, _), (half, _), (other, _) = (
-        predicted(subject, which) for which in ("drawn", "real", "half", "other_half")
+    (generated, k), (real, _), (half, _), (other_half, _) = (
+        predict_classes(context, which) for which in ("generated", "real", "half", "other_half")
     )
-    found, of_half = counts(drawn, k), counts(half, k)
-    kl, error = class_kl(drawn, real, k, seed=seed)
-    floor = reverse_kl(of_half, law(other, k)).item()
-    conditions = subject.conditions("classifier")
-    seen, floor_seen = (float((c > 0).sum()) for c in (found, of_half))
+    counts, half_counts = combination_counts(generated, k), combination_counts(half, k)
+    kl, error = class_kl(generated, real, k, seed=context.settings.seed)
+    real_kl = reverse_kl(half_counts, combination_probs(other_half, k)).item()
+    conditions = context.conditions("classifier")
     return [
         Row(
-            "class_modes",
-            seen,
-            f"of {len(found)}",
+            "class_mode_count",
+            float((counts > 0).sum()),
+            f"of {len(counts)}",
             "estimate",
-            None,
-            floor_seen,
-            "higher",
-            conditions,
+            real_vs_real=float((half_counts > 0).sum()),
+            better="higher",
+            conditions=conditions,
         ),
-        Row("class_kl", kl, "nats", "estimate", error, floor, "lower", conditions),
+        Row("class_kl", kl, "nats", "estimate", error, real_kl, conditions=conditions),
     ]
 
 
-# --- the classes asked for -------------------------------------------------------------------------------------------
+# --- accuracy of conditional samples --------------------------------------------------------------
 
 
-def class_accuracy_rows(subject: Subject) -> list[str]:
-    """Return the names of the rows that `class_accuracy` gives."""
-    return (
-        ["class_accuracy"] if fits(subject) and subject.conditional and not stacked(subject) else []
+def class_accuracy_row_names(context: MetricContext) -> list[str]:
+    """Return the names of the rows that `measure_class_accuracy` gives."""
+    is_applicable = (
+        has_class_labels(context) and context.conditional and not context.dataset.stacked
     )
+    return ["class_accuracy"] if is_applicable else []
 
 
-def class_accuracy(subject: Subject) -> list[Row]:
-    """Return the share of n conditional samples that the classifier gives the class they were drawn for, binomial error.
+def measure_class_accuracy(context: MetricContext) -> list[Row]:
+    """Return how often the classifier predicts the class that a sample was drawn for.
 
-    The floor is the classifier's accuracy on held-out items: what samples of the data itself would reach.
+    It has a binomial error. `real_vs_real` is the classifier's accuracy on held-out items, which
+    perfect samples would reach.
     """
-    share, floor = (
-        (predicted(subject, which)[0][:, 0] == subject.items(which).y).double().mean().item()
-        for which in ("drawn", "real")
+    generated, real = (class_accuracy(context, which) for which in ("generated", "real"))
+    conditions = context.conditions("classifier") | CLASSIFIER_ON_HELDOUT
+    return [
+        Row(
+            "class_accuracy",
+            generated,
+            "share",
+            "estimate",
+            error=binomial_error(generated, len(context.generated)),
+            real_vs_real=real,
+            better="higher",
+            conditions=conditions,
+        )
+    ]
+
+
+CLASSIFIER_ON_HELDOUT = {"real_vs_real": "the classifier on held-out items"}
+
+
+def class_accuracy(context: MetricContext, which: ItemSet) -> float:
+    """Return the fraction of items whose label the classifier predicts."""
+    predicted, _ = predict_classes(context, which)
+    labels = context.items(which).y
+    assert labels is not None
+    return (predicted[:, 0] == labels).double().mean().item()
+
+
+def prompt_accuracy_row_names(context: MetricContext) -> list[str]:
+    """Return the names of the rows that `measure_prompt_accuracy` gives."""
+    is_applicable = (
+        has_class_labels(context)
+        and context.model is not None
+        and context.model.text_conditional
+        and context.dataset.caption_templates()
     )
-    error = binomial(share, len(subject.drawn))
-    conditions = subject.conditions("classifier") | {"floor": "the classifier on held-out items"}
-    return [Row("class_accuracy", share, "share", "estimate", error, floor, "higher", conditions)]
-
-
-def prompt_accuracy_rows(subject: Subject) -> list[str]:
-    """Return the names of the rows that `prompt_accuracy` gives."""
-    if not (
-        fits(subject)
-        and getattr(subject.model, "prompted", False)
-        and hasattr(subject.dataset, "templates")
-    ):
+    if not is_applicable:
         return []
-    return ["prompt_accuracy", *(["unseen_prompt_accuracy"] if subject.dataset.unseen else [])]
+    names = ["prompt_accuracy"]
+    if context.dataset.caption_templates(heldout=True):
+        names.append("heldout_prompt_accuracy")
+    return names
 
 
 @torch.no_grad()
-def prompt_accuracy(subject: Subject) -> list[Row]:
-    """Return the share of n samples that the classifier gives the class that their prompt names, binomial error.
+def measure_prompt_accuracy(context: MetricContext) -> list[Row]:
+    """Return how often the classifier predicts the class that a sample's prompt names.
 
-    prompt_accuracy: by the templates of training; unseen_prompt_accuracy: by those that no training item had. Every class is
-    asked for equally often, and every template. The floor is the classifier's accuracy on held-out items.
+    prompt_accuracy uses the templates of training, heldout_prompt_accuracy those that no training
+    item has. All classes and templates are equally frequent. The error is binomial. `real_vs_real`
+    is the classifier's accuracy on held-out items.
     """
-    data, s = subject.dataset, subject.settings
-    extractor = subject.extractor("classifier")
-    floor = (predicted(subject, "real")[0][:, 0] == subject.items("real").y).double().mean().item()
-    found = []
-    for name, templates in zip(
-        prompt_accuracy_rows(subject), (data.templates, data.unseen), strict=False
-    ):
-        prompts = torch.stack([data.captions(template) for template in templates], 1).flatten(
-            0, 1
-        )  # class by class
-        labels = torch.arange(data.spec.classes).repeat_interleave(len(templates))
-        index = torch.arange(s.n) % len(prompts)
-        torch.manual_seed(s.seed)
-        right = []
-        for part in index.split(s.batch_size):
-            x = subject.model.sample(len(part), prompts[part].to(subject.device), **s.sampler)
-            said = extractor(to_bytes(x.float().cpu(), subject.spec.range))[1].argmax(-1)
-            right.append(said == labels[part])
-        share = torch.cat(right).double().mean().item()
-        conditions = dict(extractor.conditions) | {
+    real_accuracy = class_accuracy(context, "real")
+    s = context.settings
+    rows = []
+    for name in prompt_accuracy_row_names(context):
+        heldout = name == "heldout_prompt_accuracy"
+        templates = context.dataset.caption_templates(heldout=heldout)
+        value = template_accuracy(context, templates)
+        conditions = context.extractor("classifier").conditions | {
             "n": s.n,
             "seed": s.seed,
             "templates": len(templates),
         }
-        conditions |= {"floor": "the classifier on held-out items"}
-        found.append(
-            Row(name, share, "share", "estimate", binomial(share, s.n), floor, "higher", conditions)
+        rows.append(
+            Row(
+                name,
+                value,
+                "share",
+                "estimate",
+                error=binomial_error(value, s.n),
+                real_vs_real=real_accuracy,
+                better="higher",
+                conditions=conditions | CLASSIFIER_ON_HELDOUT,
+            )
         )
-    return found
+    return rows
 
 
-# --- what can be learned from samples --------------------------------------------------------------------------------
+def template_accuracy(context: MetricContext, templates: list[str]) -> float:
+    """Return how often the classifier predicts the class in a prompt made by the templates."""
+    data, s = context.dataset, context.settings
+    extractor = context.extractor("classifier")
+    captions = torch.stack([data.captions(template) for template in templates], 1)
+    prompts = captions.flatten(0, 1)  # class by class
+    labels = torch.arange(data.spec.num_classes).repeat_interleave(len(templates))
+    torch.manual_seed(s.seed)
+    correct = []
+    for index in (torch.arange(s.n) % len(prompts)).split(s.batch_size):
+        x = context.model.sample(len(index), prompts[index].to(context.device), **s.sampler)
+        logits = extractor(to_bytes(x.float().cpu(), context.spec.range))[1]
+        assert logits is not None
+        correct.append(logits.argmax(-1) == labels[index])
+    return torch.cat(correct).double().mean().item()
 
 
-def train_on_generated_rows(subject: Subject) -> list[str]:
-    """Return the names of the rows that `train_on_generated` gives."""
-    can = (
-        fits(subject)
-        and subject.conditional
-        and not stacked(subject)
-        and subject.dataset.size("train")
+# --- classification accuracy score ----------------------------------------------------------------
+
+
+def cas_row_names(context: MetricContext) -> list[str]:
+    """Return the names of the rows that `measure_cas` gives."""
+    is_applicable = (
+        has_class_labels(context)
+        and context.conditional
+        and not context.dataset.stacked
+        and context.dataset.size("train")
     )
-    return ["train_on_generated"] if can else []
+    return ["cas"] if is_applicable else []
 
 
-def train_on_generated(subject: Subject) -> list[Row]:
-    """Return the accuracy on held-out items of a classifier trained on n samples with the classes they were drawn for.
+def measure_cas(context: MetricContext) -> list[Row]:
+    """Return the accuracy on held-out items of a classifier that is trained on n samples only.
 
-    The classification accuracy score of Ravuri & Vinyals 2019 (https://arxiv.org/abs/1905.10887), with this project's
-    small classifier in place of their ResNet. The floor is the same trained on as many real training items. Error:
-    binomial over the held-out items; the one training, from a fixed seed, is part of the number.
+    The classification accuracy score of Ravuri & Vinyals 2019 (https://arxiv.org/abs/1905.10887),
+    with this project's small classifier instead of their ResNet. The labels are the classes that
+    the samples were drawn for. `real_vs_real` is the accuracy of the same classifier trained on the
+    same number of real items. The error is binomial over the held-out items; the single training,
+    from a fixed seed, is part of the number.
     """
-    drawn, train, real = (subject.items(which) for which in ("drawn", "train", "real"))
+    generated, train, real = (context.items(which) for which in ("generated", "train", "real"))
 
-    def learned(x: Tensor, y: Tensor) -> float:
-        network = trained(x, y, subject.spec.classes, images=IMAGES, device=subject.device)
-        return accuracy(network, real.x, real.y, device=subject.device)
+    def accuracy_after_training(x: Tensor, y: Any) -> float:
+        network = train_classifier(
+            x, y, context.spec.num_classes, images=CAS_IMAGES_SEEN, device=context.device
+        )
+        assert real.y is not None
+        return accuracy(network, real.x, real.y, device=context.device)
 
-    share = learned(drawn.x, drawn.y)
-    n = min(len(drawn), len(train))
+    value = accuracy_after_training(generated.x, generated.y)
+    n = min(len(generated), len(train))
+    assert train.y is not None and real.y is not None
     x, y = train.x[:n], train.y[:n]
-    key = digest("1", str(IMAGES), x, y, real.x, real.y)
-    floor = cached("trained_on_real", key, lambda: {"accuracy": learned(x, y)})["accuracy"]
-    conditions = subject.conditions(images=IMAGES) | {"floor": f"trained on {n} real items"}
+    key = content_hash(CACHE_VERSION, str(CAS_IMAGES_SEEN), x, y, real.x, real.y)
+    cached = load_or_compute(
+        "trained_on_real", key, lambda: {"accuracy": accuracy_after_training(x, y)}
+    )
+    conditions = context.conditions(images=CAS_IMAGES_SEEN)
+    conditions["real_vs_real"] = f"trained on {n} real items"
     return [
         Row(
-            "train_on_generated",
-            share,
+            "cas",
+            value,
             "share",
             "estimate",
-            binomial(share, len(real)),
-            floor,
-            "higher",
-            conditions,
+            error=binomial_error(value, len(real)),
+            real_vs_real=cached["accuracy"],
+            better="higher",
+            conditions=conditions,
         )
     ]
-
-
-def binomial(share: float, n: int) -> float:
-    """Return the standard error of a share of n items."""
-    return math.sqrt(share * (1 - share) / n)

@@ -1,31 +1,34 @@
-"""Whether the categories that a model found by itself are the classes that people have for the data."""
+"""Purity of categories that a model learned without labels."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from genlab.metrics import Row
-from genlab.metrics.classifier_metrics import binomial, fits, stacked
-from genlab.metrics.context import Subject, to_bytes
-from genlab.metrics.disentanglement import codes
+from genlab.abilities import AssignsCategories
+from genlab.metrics.base import Row, binomial_error
+from genlab.metrics.classifier_metrics import has_class_labels
+from genlab.metrics.context import MetricContext, to_bytes
+from genlab.metrics.disentanglement import encode_heldout
 
 
-def rows(subject: Subject) -> list[str]:
+def row_names(context: MetricContext) -> list[str]:
     """Return the names of the rows that `measure` gives."""
-    found = callable(getattr(subject.model, "category", None)) and subject.spec.classes > 1
-    return (
-        ["code_purity", *(["sample_purity"] if fits(subject) and not stacked(subject) else [])]
-        if found
-        else []
-    )
+    if not isinstance(context.model, AssignsCategories) or context.spec.num_classes < 2:
+        return []
+    if has_class_labels(context) and not context.dataset.stacked:
+        return ["code_purity", "sample_purity"]
+    return ["code_purity"]
 
 
 def purity(categories: Tensor, classes: Tensor) -> float:
-    """Return the share of items whose class (N,) is the most frequent one of their category (N,).
+    """Return the fraction of items with the most frequent class (N,) of their category (N,).
 
-    Manning et al. 2008, Introduction to Information Retrieval, section 16.3. By chance it is the largest class's share
-    at least, and it grows with the number of categories: 1 where each item has its own.
+    Manning et al. 2008, Introduction to Information Retrieval, section 16.3. By chance it is at
+    least the fraction of the largest class, and it grows with the number of categories: it is 1 if
+    each item has its own.
     """
     table = torch.zeros(int(categories.max()) + 1, int(classes.max()) + 1, dtype=torch.int64)
     table.index_put_((categories, classes), torch.ones_like(classes), accumulate=True)
@@ -33,46 +36,47 @@ def purity(categories: Tensor, classes: Tensor) -> float:
 
 
 @torch.no_grad()
-def drawn(subject: Subject) -> tuple[Tensor, Tensor]:
-    """Return the categories (n,) that n samples were drawn of, and the classes (n,) that the classifier gives them."""
-    s, model, extractor = subject.settings, subject.model, subject.extractor("classifier")
+def sample_categories(context: MetricContext) -> tuple[Tensor, Tensor]:
+    """Return the categories (n,) of n samples, and the classifier's classes (n,)."""
+    s, model, extractor = context.settings, context.model, context.extractor("classifier")
     torch.manual_seed(s.seed)
     categories, classes = [], []
     for i in range(0, s.n, s.batch_size):
         z = model.prior(min(s.batch_size, s.n - i))
-        x = to_bytes(model.decode(z).float().cpu(), subject.spec.range)
+        x = to_bytes(model.decode(z).float().cpu(), context.spec.range)
         categories.append(model.category(z).cpu())
-        classes.append(extractor(x)[1].argmax(1))
+        logits = extractor(x)[1]
+        assert logits is not None
+        classes.append(logits.argmax(1))
     return torch.cat(categories), torch.cat(classes)
 
 
-def measure(subject: Subject) -> list[Row]:
-    """Return the purity of the categories that n held-out items are put into, and of those that n samples were drawn of.
+def measure(context: MetricContext) -> list[Row]:
+    """Return the purity of the categories of n held-out items, and of n samples.
 
-    The class of a sample is what the classifier says. Binomial errors.
+    The class of a sample is the classifier's prediction. The errors are binomial.
     """
-    s = subject.settings
-    y = subject.dataset.take(s.split, s.n, seed=s.seed).y
-    found = subject.model.category(codes(subject, len(y)))
-    pairs = {"code_purity": (found, y, {"n": len(y), "split": s.split, "seed": s.seed})}
-    if "sample_purity" in rows(subject):
-        pairs["sample_purity"] = (
-            *drawn(subject),
-            subject.extractor("classifier").conditions | {"n": s.n, "seed": s.seed},
-        )
-    numbers = []
-    for name, (categories, classes, said) in pairs.items():
-        share, said = purity(categories, classes), said | {"categories": len(categories.unique())}
-        numbers.append(
-            Row(
-                name,
-                share,
-                "share",
-                "estimate",
-                binomial(share, len(classes)),
-                None,
-                "higher",
-                said,
-            )
-        )
-    return numbers
+    s = context.settings
+    y = context.dataset.head(s.split, s.n, seed=s.seed).y
+    categories = context.model.category(encode_heldout(context, len(y)))
+    conditions = {"n": len(y), "split": s.split, "seed": s.seed}
+    rows = [purity_row("code_purity", categories, y, conditions)]
+    if "sample_purity" in row_names(context):
+        categories, classes = sample_categories(context)
+        conditions = context.extractor("classifier").conditions | {"n": s.n, "seed": s.seed}
+        rows.append(purity_row("sample_purity", categories, classes, conditions))
+    return rows
+
+
+def purity_row(name: str, categories: Tensor, classes: Tensor, conditions: dict[str, Any]) -> Row:
+    """Return the row of the purity of categories (N,) with respect to classes (N,)."""
+    value = purity(categories, classes)
+    return Row(
+        name,
+        value,
+        "share",
+        "estimate",
+        error=binomial_error(value, len(classes)),
+        better="higher",
+        conditions=conditions | {"categories": len(categories.unique())},
+    )

@@ -1,38 +1,41 @@
-"""What is measured: a model's samples, or anybody's, against a dataset; what the measures share is computed once."""
+"""The context of metrics: a model or given samples, with a dataset.
+
+Samples, held-out items and their features are computed once and shared by the metrics.
+"""
 
 from __future__ import annotations
 
 import time
 from functools import cached_property
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from genlab.abilities import abilities
+from genlab.data.dataset import slice_batch
 from genlab.metrics import features
-from genlab.metrics.cache import cached, digest
+from genlab.metrics.base import Settings
+from genlab.metrics.cache import content_hash, load_or_compute
+from genlab.model import GenerativeModel
 from genlab.spec import Batch
 
-if TYPE_CHECKING:
-    from genlab.metrics import Settings
-
-Which = Literal["drawn", "real", "half", "other_half", "train"]
-TRAIN = 60_000  # training items that samples are held against, at most
+ItemSet = Literal["generated", "real", "half", "other_half", "train"]
+MAX_TRAIN_ITEMS = 60_000  # training items that samples are compared with
 
 
-class Subject:
-    """A model, or samples that it drew elsewhere, with the data that it is held against.
+class MetricContext:
+    """A model, or samples that were drawn elsewhere, with the data that it is compared with.
 
-    `drawn` are n samples; `real` n items of the split shuffled by the seed; `half` and `other_half` two disjoint sets of
-    held-out items, n each where the split has so many: what a distance between them gives is the floor of that distance.
+    Sets of items: `generated` are n samples; `real` the first n items of the split shuffled by the
+    seed; `half` and `other_half` two disjoint sets of held-out items, of n each if the split has
+    that many: a distance between these two is the value that a perfect sampler would reach
+    (`Row.real_vs_real`); `train` the training items.
 
     Args:
-        model: in evaluation mode; None where only samples are given.
-        samples: x (N, *shape) in the data's range, and labels where each was drawn for a class.
-        training: what the run's own log says: seconds, items_per_s, memory_mb, steps.
-        folder: where a measure may leave a picture; None: nowhere.
+        model: in evaluation mode; None if only samples are given.
+        samples: x (N, *shape) in the data's range, with labels if each was drawn for a class.
+        training: numbers from the run's log: seconds, items_per_s, memory_mb, steps.
     """
 
     def __init__(
@@ -40,180 +43,185 @@ class Subject:
         dataset: Any,
         settings: Settings,
         *,
-        model: nn.Module | None = None,
+        model: Any = None,
         samples: Batch | None = None,
-        training: dict[str, float] | None = None,
-        folder: Path | None = None,
+        training: dict[str, Any] | None = None,
     ) -> None:
-        self.dataset, self.settings, self.model, self.samples = dataset, settings, model, samples
-        self.training, self.folder = training or {}, folder
+        self.dataset, self.settings, self.samples = dataset, settings, samples
+        self.model: Any = model
+        self.training = training or {}
         self.spec = dataset.spec
         self.name = type(model).__name__ if model is not None else "samples"
-        self.draw_seconds: float | None = None  # of drawing `drawn`, once it is drawn
-        self._features: dict[tuple[str, Which], tuple[Tensor, Tensor | None]] = {}
+        self.sampling_seconds: float | None = None  # of drawing `generated`, once it is drawn
+        self._features: dict[tuple[str, ItemSet], tuple[Tensor, Tensor | None]] = {}
         self._extractors: dict[str, features.Extractor] = {}
 
-    # --- what it can be asked ---------------------------------------------------------------------------------------
+    # --- facts ------------------------------------------------------------------------------------
 
     @property
     def abilities(self) -> set[str]:
-        """The model's verbs; samples alone can only be looked at."""
+        """The model's abilities; given samples count as the ability to sample."""
         return abilities(self.model) if self.model is not None else {"sample"}
 
     @property
     def conditional(self) -> bool:
-        """Whether each sample was drawn for a class."""
-        return (
-            self.samples.y is not None
-            if self.samples is not None
-            else getattr(self.model, "conditional", False)
-        )
+        """Whether each sample is drawn for a class."""
+        if self.samples is not None:
+            return self.samples.y is not None
+        return isinstance(self.model, GenerativeModel) and self.model.conditional
 
     @property
     def spaces(self) -> list[str]:
         """The names of the feature spaces to measure in."""
         if self.settings.features is None:
-            return [features.default(self.dataset)]
-        return [features.check(name, self.dataset) for name in self.settings.features]
+            return [features.default_space(self.dataset)]
+        return [features.validate_space(name, self.dataset) for name in self.settings.features]
 
     @property
     def device(self) -> torch.device:
+        """The device of the model."""
         parameter = next(self.model.parameters(), None) if self.model is not None else None
         return torch.device("cpu") if parameter is None else parameter.device
 
-    # --- items --------------------------------------------------------------------------------------------------------
+    # --- items ------------------------------------------------------------------------------------
 
     @cached_property
-    def drawn(self) -> Batch:
-        """n samples in the data's range, on the CPU; of a conditional model, of classes as frequent as in training."""
-        began = time.monotonic()
-        drawn = self.draw(self.settings.n)
-        self.draw_seconds = time.monotonic() - began
-        return drawn
+    def generated(self) -> Batch:
+        """n samples in the data's range, on the CPU.
 
-    def shown(self, n: int) -> Batch:
-        """Return the first n samples to be looked at, or, where no measure drew any, no more than n of them."""
-        if "drawn" not in self.__dict__:
-            return self.draw(min(n, self.settings.n))
-        return Batch(self.drawn.x[:n], None if self.drawn.y is None else self.drawn.y[:n])
+        A conditional model samples classes as frequent as in training.
+        """
+        start = time.monotonic()
+        samples = self.draw_samples(self.settings.n)
+        self.sampling_seconds = time.monotonic() - start
+        return samples
+
+    def preview_samples(self, n: int) -> Batch:
+        """Return the first n samples; if no metric has drawn any, only n are drawn."""
+        if "generated" not in self.__dict__:
+            return self.draw_samples(min(n, self.settings.n))
+        return slice_batch(self.generated, 0, n)
 
     @torch.no_grad()
-    def draw(self, n: int) -> Batch:
-        """Return n samples, the same ones each time, or the first n of those given."""
+    def draw_samples(self, n: int) -> Batch:
+        """Return n samples, the same ones each time, or the first n of the given ones."""
         s = self.settings
         if self.samples is not None:
-            y = self.samples.y
-            return Batch(self.samples.x[:n], None if y is None else y[:n])
+            return slice_batch(self.samples, 0, n)
         torch.manual_seed(s.seed)
         labels = None
         if self.conditional:
-            seen = self.dataset.take("train", TRAIN, seed=s.seed).y
-            labels = seen[torch.randint(len(seen), (n,))]
+            train_labels = self.dataset.head("train", MAX_TRAIN_ITEMS, seed=s.seed).y
+            labels = train_labels[torch.randint(len(train_labels), (n,))]
         parts = []
         for i in range(0, n, s.batch_size):
             y = None if labels is None else labels[i : i + s.batch_size].to(self.device)
             parts.append(self.model.sample(min(s.batch_size, n - i), y, **s.sampler).float().cpu())
         return Batch(torch.cat(parts), labels)
 
-    def held(self, n: int) -> Batch:
-        """Return the first n held-out items as the measures see them: images as bytes, without the noise of training."""
-        s = self.settings
-        if self.spec.kind == "image":
-            return self.dataset.shown(s.split, n, seed=s.seed)
-        return self.dataset.take(s.split, n, seed=s.seed)
-
     @property
-    def floor_size(self) -> int:
-        """The items in each of the two disjoint sets whose distance is the floor."""
-        return min(len(self.drawn), self.dataset.size(self.settings.split) // 2)
+    def half_size(self) -> int:
+        """The number of items in each of the two disjoint held-out sets."""
+        return min(len(self.generated), self.dataset.size(self.settings.split) // 2)
 
     @cached_property
-    def _held(self) -> Batch:
-        return self.held(max(len(self.drawn), 2 * self.floor_size))
+    def _heldout(self) -> Batch:
+        n = max(len(self.generated), 2 * self.half_size)
+        return self._dataset_head(self.settings.split, n)
 
-    def items(self, which: Which) -> Batch:
-        """Return items as the measures see them: images as bytes uint8 (N, C, H, W), others as they are, float32 (N, D)."""
-        n, m = len(self.drawn), self.floor_size
-        if which == "drawn":
-            x = self.drawn.x
-            return Batch(
-                to_bytes(x, self.spec.range) if self.spec.kind == "image" else x, self.drawn.y
-            )
-        if which == "train":
+    def _dataset_head(self, split: str, n: int) -> Batch:
+        head = self.dataset.head_bytes if self.spec.kind == "image" else self.dataset.head
+        return head(split, n, seed=self.settings.seed)
+
+    def _range_of(self, which: ItemSet) -> tuple[int, int]:
+        """Return the first and last index + 1 of a set within the held-out items."""
+        n, m = len(self.generated), self.half_size
+        return {"real": (0, n), "half": (0, m), "other_half": (m, 2 * m)}[which]
+
+    def items(self, which: ItemSet) -> Batch:
+        """Return items as metrics use them, without preprocessing noise.
+
+        Images are bytes uint8 (N, C, H, W), other items float32 (N, D).
+        """
+        if which == "generated":
+            x = self.generated.x
             if self.spec.kind == "image":
-                return self.dataset.shown("train", TRAIN, seed=self.settings.seed)
-            return self.dataset.take("train", TRAIN, seed=self.settings.seed)
-        where = {"real": slice(0, n), "half": slice(0, m), "other_half": slice(m, 2 * m)}[which]
-        return Batch(self._held.x[where], None if self._held.y is None else self._held.y[where])
+                x = to_bytes(x, self.spec.range)
+            return Batch(x, self.generated.y)
+        if which == "train":
+            return self._dataset_head("train", MAX_TRAIN_ITEMS)
+        return slice_batch(self._heldout, *self._range_of(which))
 
-    # --- features -----------------------------------------------------------------------------------------------------
+    # --- features ---------------------------------------------------------------------------------
 
     def extractor(self, space: str) -> features.Extractor:
         """Return the extractor of a feature space."""
         if space not in self._extractors:
-            self._extractors[space] = features.spaces()[space](self.dataset, self.device)
+            self._extractors[space] = features.EXTRACTORS[space](self.dataset, self.device)
         return self._extractors[space]
 
-    def features(self, space: str, which: Which) -> Tensor:
-        """Return the features (N, D) float64 of items; of real items they are kept on disk."""
-        return self._extracted(space, which)[0].double()
+    def features(self, space: str, which: ItemSet) -> Tensor:
+        """Return the features (N, D) float64 of items; those of real items are cached on disk."""
+        return self._features_and_logits(space, which)[0].double()
 
-    def logits(self, space: str, which: Which) -> Tensor:
-        """Return the class logits (N, K) of items; the space must tell classes."""
-        logits = self._extracted(space, which)[1]
-        assert logits is not None, f"{space} tells no classes"
+    def logits(self, space: str, which: ItemSet) -> Tensor:
+        """Return the class logits (N, K) of items; the space must be a classifier's."""
+        logits = self._features_and_logits(space, which)[1]
+        assert logits is not None, f"{space} does not have class logits"
         return logits
 
-    def _extracted(self, space: str, which: Which) -> tuple[Tensor, Tensor | None]:
-        if which in ("half", "other_half", "real"):  # parts of one whole
-            n, m = len(self.drawn), self.floor_size
-            both = self._whole(space)
-            where = {"real": slice(0, n), "half": slice(0, m), "other_half": slice(m, 2 * m)}[which]
-            return both[0][where], None if both[1] is None else both[1][where]
+    def _features_and_logits(self, space: str, which: ItemSet) -> tuple[Tensor, Tensor | None]:
+        if which in ("half", "other_half", "real"):  # parts of the same held-out items
+            if (space, "real") not in self._features:
+                self._features[space, "real"] = self._extract(space, self._heldout.x, cache=True)
+            x, logits = self._features[space, "real"]
+            start, end = self._range_of(which)
+            return x[start:end], None if logits is None else logits[start:end]
         if (space, which) not in self._features:
-            self._features[space, which] = self._extract(
-                space, self.items(which).x, keep=which == "train"
-            )
+            x = self.items(which).x
+            self._features[space, which] = self._extract(space, x, cache=which == "train")
         return self._features[space, which]
 
-    def _whole(self, space: str) -> tuple[Tensor, Tensor | None]:
-        if (space, "real") not in self._features:
-            self._features[space, "real"] = self._extract(space, self._held.x, keep=True)
-        return self._features[space, "real"]
-
-    def _extract(self, space: str, x: Tensor, *, keep: bool) -> tuple[Tensor, Tensor | None]:
+    def _extract(self, space: str, x: Tensor, *, cache: bool) -> tuple[Tensor, Tensor | None]:
         extractor = self.extractor(space)
 
-        def make() -> dict[str, Tensor]:
+        def compute() -> dict[str, Tensor]:
             parts = [extractor(part) for part in x.split(self.settings.batch_size)]
-            whole = {"features": torch.cat([f for f, _ in parts])}
-            return whole | (
-                {} if parts[0][1] is None else {"logits": torch.cat([z for _, z in parts])}
-            )
+            result = {"features": torch.cat([f for f, _ in parts])}
+            logits = [z for _, z in parts if z is not None]
+            return result | ({"logits": torch.cat(logits)} if logits else {})
 
-        keep = keep and extractor.name not in (
-            "pixels",
-            "coordinates",
-        )  # which cost nothing to have anew
-        found = cached("features", digest(extractor.key, x), make) if keep else make()
-        return found["features"], found.get("logits")
+        if cache and extractor.name not in ("pixels", "coordinates"):  # those are free to compute
+            result = load_or_compute("features", content_hash(extractor.key, x), compute)
+        else:
+            result = compute()
+        return result["features"], result.get("logits")
 
-    # --- what is said with a number -------------------------------------------------------------------------------------
+    # --- conditions -------------------------------------------------------------------------------
 
     def conditions(self, space: str | None = None, **more: Any) -> dict[str, Any]:
         """Return the conditions of a number that compares samples with held-out items."""
-        s, n = self.settings, len(self.drawn)
+        s, n = self.settings, len(self.generated)
         real = min(n, self.dataset.size(s.split))
-        said: dict[str, Any] = dict(self.extractor(space).conditions) if space else {}
-        said |= {"n": n if n == real else f"{n} against {real}", "split": s.split, "seed": s.seed}
+        conditions: dict[str, Any] = dict(self.extractor(space).conditions) if space else {}
+        conditions |= {
+            "n": n if n == real else f"{n} against {real}",
+            "split": s.split,
+            "seed": s.seed,
+        }
         if s.sampler:
-            said["sampler"] = " ".join(f"{k}={v}" for k, v in s.sampler.items())
-        if self.floor_size < n:
-            said["floor"] = f"{self.floor_size} against {self.floor_size}"
-        return said | more
+            conditions["sampler"] = format_sampler(s.sampler)
+        if self.half_size < n:
+            conditions["real_vs_real"] = f"{self.half_size} against {self.half_size}"
+        return conditions | more
+
+
+def format_sampler(sampler: dict[str, Any]) -> str:
+    """Return the options of a sampler as one word of a number's conditions."""
+    return " ".join(f"{k}={v}" for k, v in sampler.items())
 
 
 def to_bytes(x: Tensor, range_: tuple[float, float]) -> Tensor:
-    """Return images (N, C, H, W) in a range as bytes, as a PNG would hold them."""
+    """Return images (N, C, H, W) in a range as bytes, as a PNG would store them."""
     low, high = range_
     return ((x - low) / (high - low)).clamp(0, 1).mul(255).round().to(torch.uint8)

@@ -1,131 +1,128 @@
-"""What a model costs: its parameters, what its training took, and what a sample takes."""
+"""The cost of a model: its parameters, its training, and its sampling."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import ParametrizationList
 from torch.overrides import TorchFunctionMode
 
-from genlab.metrics import Row
-from genlab.metrics.context import Subject
+from genlab.metrics.base import Row
+from genlab.metrics.context import MetricContext, format_sampler
 
-TRAINING = {  # key of `subject.training` -> name, unit, tag, better
+# key of `context.training` -> row name, unit, tag, which direction is better
+TRAINING_ROWS: dict[str, tuple[str, str, str, Literal["lower", "higher"]]] = {
     "seconds": ("training_seconds", "s", "exact", "lower"),
     "items_per_s": ("training_items_per_s", "items/s", "estimate", "higher"),
     "memory_mb": ("peak_memory", "MB", "exact", "lower"),
 }
 
 
-def rows(subject: Subject) -> list[str]:
+def row_names(context: MetricContext) -> list[str]:
     """Return the names of the rows that `measure` gives: none for samples without their model."""
-    if subject.model is None:
+    if context.model is None:
         return []
     names = ["parameters"]
-    names += [name for key, (name, *_) in TRAINING.items() if key in subject.training]
-    if "sample" in subject.abilities and subject.samples is None:
+    names += [name for key, (name, *_) in TRAINING_ROWS.items() if key in context.training]
+    if "sample" in context.abilities and context.samples is None:
         names.append("sampling_seconds")
-        if any(True for _ in subject.model.parameters()):
+        if any(True for _ in context.model.parameters()):
             names.append("network_evaluations")
     return names
 
 
-def measure(subject: Subject) -> list[Row]:
-    """Return what the model, its training and its sampling cost; no row has a floor or a standard error.
+def measure(context: MetricContext) -> list[Row]:
+    """Return the cost of the model, its training and its sampling.
 
-    parameters: all that the optimizers may change. training_seconds, training_items_per_s (median over the log) and
-    peak_memory (of the process, or on a GPU of its allocations): from the run's own log. sampling_seconds: of 1,000
-    samples, by the time that the drawn ones took in batches. network_evaluations: see `network_evaluations`.
+    parameters: all that the optimizers may change. training_seconds, training_items_per_s (median
+    over the log) and peak_memory (of the process, or on a GPU of its allocations): from the run's
+    log. sampling_seconds: per 1,000 samples, from the time of drawing the samples in batches.
+    network_evaluations: see `network_evaluations`. No row has a standard error.
     """
-    wanted, settings, found = rows(subject), subject.settings, []
-    n = sum(p.numel() for p in subject.model.parameters())
-    found.append(Row("parameters", n, "", better="neither"))
-    where = {key: subject.training[key] for key in ("steps", "device") if key in subject.training}
-    for key, (name, unit, tag, better) in TRAINING.items():
-        if name in wanted:
-            found.append(
-                Row(name, subject.training[key], unit, tag, better=better, conditions=where)
-            )
-    said = (
-        {"sampler": " ".join(f"{k}={v}" for k, v in settings.sampler.items())}
-        if settings.sampler
-        else {}
-    )
-    if "sampling_seconds" in wanted:
-        drawn = len(subject.drawn)
-        how = {
-            "n": drawn,
-            "batch_size": min(drawn, settings.batch_size),
-            "device": device(subject),
-            **said,
+    names, settings = row_names(context), context.settings
+    model = context.model
+    num_parameters = sum(p.numel() for p in model.parameters())
+    rows = [Row("parameters", num_parameters, "", better="neither")]
+    where: dict[str, Any] = {
+        key: context.training[key] for key in ("steps", "device") if key in context.training
+    }
+    for key, (name, unit, tag, better) in TRAINING_ROWS.items():
+        if name in names:
+            value = context.training[key]
+            rows.append(Row(name, value, unit, tag, better=better, conditions=where))
+    sampler = {"sampler": format_sampler(settings.sampler)} if settings.sampler else {}
+    if "sampling_seconds" in names:
+        n = len(context.generated)
+        assert context.sampling_seconds is not None
+        conditions = {
+            "n": n,
+            "batch_size": min(n, settings.batch_size),
+            "device": describe_device(context.device),
+            **sampler,
         }
-        found.append(
-            Row(
-                "sampling_seconds",
-                subject.draw_seconds / drawn * 1000,
-                "s/1,000",
-                "estimate",
-                conditions=how,
-            )
-        )
-    if "network_evaluations" in wanted:
-        uses = network_evaluations(subject.model, seed=settings.seed, **settings.sampler)
-        found.append(Row("network_evaluations", uses, "per sample", conditions=said))
-    return found
+        seconds = context.sampling_seconds / n * 1000
+        rows.append(Row("sampling_seconds", seconds, "s/1,000", "estimate", conditions=conditions))
+    if "network_evaluations" in names:
+        count = network_evaluations(model, seed=settings.seed, **settings.sampler)
+        rows.append(Row("network_evaluations", count, "per sample", conditions=sampler))
+    return rows
 
 
-def device(subject: Subject) -> str:
-    """Return where the model draws, as it is said beside a time."""
-    if subject.device.type == "cuda":
-        return torch.cuda.get_device_name(subject.device)
-    return f"{subject.device.type}, {torch.get_num_threads()} threads"
+def describe_device(device: torch.device) -> str:
+    """Return the name of a GPU, or the number of threads of a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{device.type}, {torch.get_num_threads()} threads"
 
 
 def network_evaluations(model: nn.Module, *, seed: int = 0, **sampler: Any) -> int:
-    """Return how often drawing one sample makes the network run: the uses of the most used weight.
+    """Return how often drawing one sample runs the network: the uses of its most used weight.
 
-    Counted for each weight are the torch functions that take it and return a tensor, in one `model.sample(1)`. A weight
-    is a parameter with two axes or more (a vector, as a bias or a scale, may enter one evaluation twice), or any where
-    there are no others. So it is 1 for the generator of a GAN and for a flow's inverse in one pass, T for ancestral
-    diffusion, D for an autoregressive draw of D values one by one, and twice the Gibbs steps of an RBM, whose W is used
-    in both directions. A weight that a layer shares with another counts in both; both halves of a guided step of
-    diffusion run in one call and count once. A parametrised weight counts as often as it is computed.
+    For each weight the torch functions are counted that take it and return a tensor, during one
+    `model.sample(1)`. A weight is a parameter with at least two axes (a vector, such as a bias or a
+    scale, may occur twice in one evaluation), or any parameter if others do not exist.
+
+    So the count is 1 for a GAN's generator and for a flow's inverse in one pass, T for ancestral
+    diffusion, D for autoregressive sampling of D values, and twice the Gibbs steps of an RBM, whose
+    W is used in both directions. A weight that is shared by two layers counts in both. Both halves
+    of a guided diffusion step run in one call and count once. A parametrized weight counts as often
+    as it is computed.
 
     Args:
-        sampler: arguments of `model.sample`.
+        sampler: options of `model.sample`.
     """
     torch.manual_seed(seed)
-    model = copy.deepcopy(
-        model
-    )  # which leaves behind what torch.compile made, inside which nothing can be counted
-    counter = Uses(model)
+    # the copy leaves behind what torch.compile made, inside which nothing can be counted
+    model = copy.deepcopy(model)
+    counter = WeightUseCounter(model)
     with torch.no_grad(), counter:
-        model.sample(1, **sampler)
-    return counter.most
+        model.sample(1, **sampler)  # type: ignore[operator]  # a model with the ability to sample
+    return counter.max_count
 
 
-class Uses(TorchFunctionMode):
-    """While entered, counts the uses of each weight of a model, which it adds hooks to."""
+class WeightUseCounter(TorchFunctionMode):
+    """While entered, counts the uses of each weight of a model, to which it adds hooks."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        computed = [m for m in model.modules() if isinstance(m, ParametrizationList)]
-        parts = {id(p) for m in computed for p in m.parameters()}
-        own = [p for p in model.parameters() if id(p) not in parts]
-        weights = [p for p in own if p.ndim > 1]
-        self.counts = {id(p): 0 for p in (weights if weights or computed else own)}
-        for module in computed:
-            module.register_forward_hook(self.computed)
+        parametrizations = [m for m in model.modules() if isinstance(m, ParametrizationList)]
+        parametrized = {id(p) for m in parametrizations for p in m.parameters()}
+        plain = [p for p in model.parameters() if id(p) not in parametrized]
+        weights = [p for p in plain if p.ndim > 1]
+        self.counts = {id(p): 0 for p in (weights if weights or parametrizations else plain)}
+        for module in parametrizations:
+            module.register_forward_hook(self.count_parametrization)
 
-    def computed(self, module: nn.Module, inputs: Any, output: Any) -> None:
+    def count_parametrization(self, module: nn.Module, inputs: Any, output: Any) -> None:
+        """Count one computation of a parametrized weight; a forward hook."""
         self.counts[id(module)] = self.counts.get(id(module), 0) + 1
 
     @property
-    def most(self) -> int:
+    def max_count(self) -> int:
         """The uses of the most used weight."""
         return max(self.counts.values(), default=0)
 
@@ -133,27 +130,27 @@ class Uses(TorchFunctionMode):
         self,
         function: Callable[..., Any],
         types: Any,
-        args: tuple = (),
+        args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         result = function(*args, **(kwargs or {}))
         name = getattr(function, "__name__", "")
-        if name.startswith("new_") or name.endswith("_like") or not tensors([result]):
-            return result  # it looked at a shape, a type or a device
-        taken = (
-            args[:1] if name == "to" or name.endswith("_as") else (*args, *(kwargs or {}).values())
-        )
-        for key in {id(t) for t in tensors(taken)} & self.counts.keys():
+        if name.startswith("new_") or name.endswith("_like") or not flatten_tensors([result]):
+            return result  # it only used a shape, a type or a device
+        inputs: Iterable[Any] = (*args, *(kwargs or {}).values())
+        if name == "to" or name.endswith("_as"):
+            inputs = args[:1]
+        for key in {id(t) for t in flatten_tensors(inputs)} & self.counts.keys():
             self.counts[key] += 1
         return result
 
 
-def tensors(values: Iterable[Any]) -> list[Tensor]:
+def flatten_tensors(values: Iterable[Any]) -> list[Tensor]:
     """Return the tensors in nested tuples and lists."""
-    found = []
+    tensors = []
     for value in values:
         if isinstance(value, Tensor):
-            found.append(value)
+            tensors.append(value)
         elif isinstance(value, list | tuple):
-            found += tensors(value)
-    return found
+            tensors += flatten_tensors(value)
+    return tensors

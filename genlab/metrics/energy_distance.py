@@ -1,90 +1,89 @@
-"""The energy distance between drawn and held-out items: zero only where the two laws are the same."""
+"""The energy distance of generated and held-out items, zero only for equal distributions."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from genlab.metrics import Row
-from genlab.metrics.context import Subject
-from genlab.metrics.features import named
+from genlab.metrics.base import Row
+from genlab.metrics.context import MetricContext
+from genlab.metrics.features import row_name
 
-BOOTSTRAPS = 200
-MOST = 2000  # items of each kind: the cost grows with their square
-
-
-def spaces(subject: Subject) -> list[str]:
-    """Return the spaces asked for; by themselves the values, which cost nothing to have while a run trains."""
-    if subject.settings.features is None:
-        return ["pixels" if subject.spec.kind == "image" else "coordinates"]
-    return subject.spaces
+NUM_BOOTSTRAPS = 200
+MAX_ITEMS = 2000  # per set: the cost grows with the square
 
 
-def rows(subject: Subject) -> list[str]:
+def spaces(context: MetricContext) -> list[str]:
+    """Return the requested spaces; by default the values, which are cheap enough in training."""
+    if context.settings.features is None:
+        return ["pixels" if context.spec.kind == "image" else "coordinates"]
+    return context.spaces
+
+
+def row_names(context: MetricContext) -> list[str]:
     """Return the names of the rows that `measure` gives."""
-    fits = "sample" in subject.abilities and subject.spec.kind in ("image", "points")
-    return [named("energy_distance", space) for space in spaces(subject)] if fits else []
+    if "sample" not in context.abilities or context.spec.kind not in ("image", "points"):
+        return []
+    return [row_name("energy_distance", space) for space in spaces(context)]
 
 
 def energy_distance(x: Tensor, y: Tensor, *, seed: int = 0) -> tuple[float, float]:
-    """Return 2 E|X − Y| − E|X − X'| − E|Y − Y'| of x (N, D) and y (M, D), unbiased, and its bootstrap standard error.
+    """Return the energy distance of x (N, D) and y (M, D), and its bootstrap standard error.
 
-    Székely & Rizzo 2013, "Energy statistics", equation 5. Distances are Euclidean, in the units of the data.
+    2 E|X − Y| − E|X − X'| − E|Y − Y'|, unbiased: Székely & Rizzo 2013, "Energy statistics",
+    equation 5. Distances are Euclidean, in the units of the data.
     """
     n, m = len(x), len(y)
     both = torch.cat([x, y]).double()
-    distance = torch.cdist(
-        both, both, compute_mode="donot_use_mm_for_euclid_dist"
-    )  # (N + M, N + M)
+    # (N + M, N + M)
+    distance = torch.cdist(both, both, compute_mode="donot_use_mm_for_euclid_dist")
 
-    def statistic(
-        a: Tensor, b: Tensor
-    ) -> Tensor:  # weights (…, N) and (…, M), which count how often each is drawn
-        # Pairs of an item with itself, also of its bootstrap copies, are no pairs: their distance is 0 and they are not counted.
+    def statistic(a: Tensor, b: Tensor) -> Tensor:
+        """Return the distance (…) where item i of x counts a_i (…, N) times, of y b_j (…, M)."""
+        # Pairs of an item with itself, or with its bootstrap copies, have distance 0 and are not
+        # counted as pairs.
         cross = torch.einsum("...i,ij,...j->...", a, distance[:n, n:], b) / (n * m)
-        within_x = torch.einsum("...i,ij,...j->...", a, distance[:n, :n], a) / (
-            n * n - (a * a).sum(-1)
-        )
-        within_y = torch.einsum("...i,ij,...j->...", b, distance[n:, n:], b) / (
-            m * m - (b * b).sum(-1)
-        )
+        pairs_x, pairs_y = n * n - (a * a).sum(-1), m * m - (b * b).sum(-1)
+        within_x = torch.einsum("...i,ij,...j->...", a, distance[:n, :n], a) / pairs_x
+        within_y = torch.einsum("...i,ij,...j->...", b, distance[n:, n:], b) / pairs_y
         return 2 * cross - within_x - within_y
 
     generator = torch.Generator().manual_seed(seed)
-    a = resampled(n, generator)
-    b = resampled(m, generator)
-    spread = statistic(a, b).std().item()
-    return statistic(torch.ones(n).double(), torch.ones(m).double()).item(), spread
+    a = bootstrap_counts(n, generator)
+    b = bootstrap_counts(m, generator)
+    error = statistic(a, b).std().item()
+    return statistic(torch.ones(n).double(), torch.ones(m).double()).item(), error
 
 
-def resampled(n: int, generator: torch.Generator) -> Tensor:
-    """Return how often each of n items is drawn in each bootstrap (BOOTSTRAPS, n)."""
-    drawn = torch.randint(n, (BOOTSTRAPS, n), generator=generator)
-    return torch.zeros(BOOTSTRAPS, n, dtype=torch.float64).scatter_add_(
-        1, drawn, torch.ones(1).double().expand_as(drawn)
-    )
+def bootstrap_counts(n: int, generator: torch.Generator) -> Tensor:
+    """Return how often each of n items is drawn in each bootstrap sample (NUM_BOOTSTRAPS, n)."""
+    drawn = torch.randint(n, (NUM_BOOTSTRAPS, n), generator=generator)
+    counts = torch.zeros(NUM_BOOTSTRAPS, n, dtype=torch.float64)
+    return counts.scatter_add_(1, drawn, torch.ones(1).double().expand_as(drawn))
 
 
-def measure(subject: Subject) -> list[Row]:
-    """Return the distance of n samples to n held-out items in each feature space, with its floor."""
-    found = []
-    for space in spaces(subject):
-        drawn, real = (subject.features(space, which)[:MOST] for which in ("drawn", "real"))
-        one, other = (subject.features(space, which)[:MOST] for which in ("half", "other_half"))
-        value, error = energy_distance(drawn, real, seed=subject.settings.seed)
-        floor, _ = energy_distance(one, other, seed=subject.settings.seed)
-        more = {"n": f"{len(drawn)} against {len(real)}"} if len(drawn) < len(subject.drawn) else {}
-        name = named("energy_distance", space)
-        found.append(
+def measure(context: MetricContext) -> list[Row]:
+    """Return the distance of n samples to n held-out items in each feature space."""
+    rows, seed = [], context.settings.seed
+    for space in spaces(context):
+        generated, real, half, other_half = (
+            context.features(space, which)[:MAX_ITEMS]
+            for which in ("generated", "real", "half", "other_half")
+        )
+        value, error = energy_distance(generated, real, seed=seed)
+        real_vs_real, _ = energy_distance(half, other_half, seed=seed)
+        conditions = context.conditions(space)
+        if len(generated) < len(context.generated):
+            conditions["n"] = f"{len(generated)} against {len(real)}"
+        rows.append(
             Row(
-                name,
+                row_name("energy_distance", space),
                 value,
                 "distance",
                 "estimate",
                 error,
-                floor,
-                "lower",
-                subject.conditions(space, **more),
+                real_vs_real,
+                conditions=conditions,
             )
         )
-    return found
+    return rows

@@ -1,4 +1,4 @@
-"""The Inception score: whether a classifier is sure of each sample, and its classes differ from sample to sample."""
+"""The Inception score: a classifier is certain of each sample, and the classes vary."""
 
 from __future__ import annotations
 
@@ -7,83 +7,89 @@ import torch
 from torch import Tensor
 
 from genlab.errors import UserError
-from genlab.metrics import Row
-from genlab.metrics.context import Subject
-from genlab.metrics.features import named
+from genlab.metrics.base import Row
+from genlab.metrics.context import MetricContext
+from genlab.metrics.features import row_name
 
-SPLITS = 10
-TELL_CLASSES = ("classifier", "inception")
-ORDER = (
-    2020  # the seed of the order of the items: torch-fidelity's, so that the splits are the same
-)
+NUM_SPLITS = 10
+CLASSIFIER_SPACES = ("classifier", "inception")
+ORDER_SEED = 2020  # torch-fidelity's seed of the order of the items, so that the splits are equal
 
 
-def spaces(subject: Subject) -> list[str]:
-    """Return the spaces asked for that tell classes."""
-    return [space for space in subject.spaces if space in TELL_CLASSES]
+def spaces(context: MetricContext) -> list[str]:
+    """Return the requested spaces that have class logits."""
+    return [space for space in context.spaces if space in CLASSIFIER_SPACES]
 
 
-def rows(subject: Subject) -> list[str]:
+def row_names(context: MetricContext) -> list[str]:
     """Return the names of the rows that `measure` gives."""
-    fits = "sample" in subject.abilities and subject.spec.kind == "image"
-    return [named("inception_score", space) for space in spaces(subject)] if fits else []
+    if "sample" not in context.abilities or context.spec.kind != "image":
+        return []
+    return [row_name("inception_score", space) for space in spaces(context)]
 
 
-def inception_score(logits: Tensor, *, splits: int = SPLITS) -> tuple[float, float]:
-    """Return exp(E KL(p(y|x) ‖ p(y))) of class logits (N, K), the mean over splits, and that mean's standard error.
+def inception_score(logits: Tensor, *, splits: int = NUM_SPLITS) -> tuple[float, float]:
+    """Return exp(E KL(p(y|x) ‖ p(y))) of logits (N, K), averaged over splits, and its error.
 
-    Salimans et al. 2016 (https://arxiv.org/abs/1606.03498), section 4; between 1 and K. The items are shuffled, always
-    alike, and p(y) is each split's own mean, so that a split of few items scores too low. The paper's ± is
+    Salimans et al. 2016 (https://arxiv.org/abs/1606.03498), section 4; between 1 and K. The items
+    are shuffled with a fixed seed, and p(y) is each split's mean, so that a split with few items
+    has too low a score. The error is the standard error of the mean over splits; the paper's ± is
     the deviation over the splits, √splits times this error.
 
     Raises:
         UserError: there are fewer items than splits.
     """
     if not 2 <= splits <= len(logits):
-        needed = f"an Inception score over {splits} splits needs {max(splits, 2)} items or more"
-        raise UserError(f"{needed}; there are {len(logits)}")
-    order = torch.from_numpy(np.random.RandomState(ORDER).permutation(len(logits)))
+        raise UserError(
+            f"an Inception score over {splits} splits requires at least {max(splits, 2)} items; "
+            f"there are {len(logits)}"
+        )
+    order = torch.from_numpy(np.random.RandomState(ORDER_SEED).permutation(len(logits)))
     log_p = logits[order].double().log_softmax(1)  # log p(y|x) (N, K)
     scores = []
-    for part in log_p.tensor_split(bounds(len(logits), splits)):
+    for part in log_p.tensor_split(split_starts(len(logits), splits)):
         log_marginal = part.logsumexp(0) - np.log(len(part))  # log p(y) (K,)
-        # xlogy's convention 0 log 0 = 0: a class that is ruled out has log p = −∞
+        # xlogy's convention 0 log 0 = 0: a class with probability 0 has log p = −∞
         kl = (part.exp() * (part - log_marginal)).nan_to_num(0.0).sum(1)  # (n,)
         scores.append(kl.mean().exp())
     score = torch.stack(scores)
     return score.mean().item(), score.std().item() / splits**0.5
 
 
-def bounds(n: int, splits: int) -> list[int]:
-    """Return where splits of n items begin, the first left out."""
+def split_starts(n: int, splits: int) -> list[int]:
+    """Return the first indices of splits of n items, without the first split's."""
     return [i * n // splits for i in range(1, splits)]
 
 
-def measure(subject: Subject) -> list[Row]:
-    """Return the score of n samples with each network that tells classes; `floor` is the score of held-out items.
+def measure(context: MetricContext) -> list[Row]:
+    """Return the score of n samples with each classifier.
 
-    A score is better when it is higher and is of one set only: what no model is asked to beat is what real items score,
-    in splits of as many items, without which the two would not compare.
+    `real_vs_real` is the score of held-out items. The splits of held-out items have as many items
+    as those of the samples, because scores depend on the number of items.
     """
-    found = []
-    for space in spaces(subject):
-        drawn, real = subject.logits(space, "drawn"), subject.logits(space, "real")
-        splits = min(SPLITS, max(2, len(drawn) // 2))
-        value, error = inception_score(drawn, splits=splits)
-        floor, _ = inception_score(real, splits=max(2, round(len(real) * splits / len(drawn))))
-        conditions = subject.conditions(
-            space, n=len(drawn), splits=splits, floor=f"{len(real)} held-out items"
+    rows = []
+    for space in spaces(context):
+        generated, real = context.logits(space, "generated"), context.logits(space, "real")
+        splits = min(NUM_SPLITS, max(2, len(generated) // 2))
+        value, error = inception_score(generated, splits=splits)
+        real_splits = max(2, round(len(real) * splits / len(generated)))
+        real_score, _ = inception_score(real, splits=real_splits)
+        conditions = context.conditions(
+            space,
+            n=len(generated),
+            splits=splits,
+            real_vs_real=f"{len(real)} held-out items",
         )
-        found.append(
+        rows.append(
             Row(
-                named("inception_score", space),
+                row_name("inception_score", space),
                 value,
-                "",
-                "estimate",
-                error,
-                floor,
-                "higher",
-                conditions,
+                unit="",
+                tag="estimate",
+                error=error,
+                real_vs_real=real_score,
+                better="higher",
+                conditions=conditions,
             )
         )
-    return found
+    return rows

@@ -1,4 +1,4 @@
-"""Kernel distances between drawn and held-out items, without bias: of the KID's cubic kernel, and of a Gaussian one."""
+"""Unbiased kernel distances: the KID, with its cubic kernel, and the Gaussian MMD."""
 
 from __future__ import annotations
 
@@ -10,93 +10,106 @@ import torch
 from torch import Tensor
 
 from genlab.errors import UserError
-from genlab.metrics import Row
-from genlab.metrics.context import Subject
-from genlab.metrics.features import named
+from genlab.metrics.base import Row
+from genlab.metrics.context import MetricContext
+from genlab.metrics.features import row_name
 
-CHUNK = 1000  # rows of a kernel matrix at a time: 80 MB of 10,000 columns
-MEDIAN = 2000  # held-out items whose distances tell the bandwidth
+KERNEL_CHUNK_ROWS = 1000  # rows of a kernel matrix in memory: 80 MB for 10,000 columns
+MAX_BANDWIDTH_ITEMS = 2000  # held-out items whose distances determine the bandwidth
 
 Kernel = Callable[[Tensor, Tensor], Tensor]  # (N, D), (M, D) -> (N, M)
-Distance = Callable[
-    [Tensor, Tensor], tuple[float, float]
-]  # (N, D), (M, D) -> the distance and its standard error
+# (N, D), (M, D) -> the distance and its standard error
+Distance = Callable[[Tensor, Tensor], tuple[float, float]]
 
 
-def fits(subject: Subject) -> bool:
-    return "sample" in subject.abilities and subject.spec.kind in ("image", "points")
+def is_applicable(context: MetricContext) -> bool:
+    """Whether there are samples of images or points."""
+    return "sample" in context.abilities and context.spec.kind in ("image", "points")
 
 
-def kid_rows(subject: Subject) -> list[str]:
-    """Return the names of the rows that `kid_measure` gives."""
-    return [named("kernel_distance", space) for space in subject.spaces] if fits(subject) else []
+def kid_row_names(context: MetricContext) -> list[str]:
+    """Return the names of the rows that `measure_kid` gives."""
+    if not is_applicable(context):
+        return []
+    return [row_name("kid", space) for space in context.spaces]
 
 
-def mmd_rows(subject: Subject) -> list[str]:
-    """Return the names of the rows that `mmd_measure` gives."""
-    return [named("mmd", space) for space in subject.spaces] if fits(subject) else []
+def mmd_row_names(context: MetricContext) -> list[str]:
+    """Return the names of the rows that `measure_mmd` gives."""
+    if not is_applicable(context):
+        return []
+    return [row_name("mmd", space) for space in context.spaces]
 
 
 def kernel_distance(x: Tensor, y: Tensor) -> tuple[float, float]:
-    """Return the kernel distance (KID) of x (N, D) and y (M, D), and its analytic standard error (see `squared_mmd`).
+    """Return the kernel distance (KID) of x (N, D) and y (M, D), and its standard error.
 
-    Bińkowski et al. 2018 (https://arxiv.org/abs/1801.01401), section 4: the squared MMD of the kernel (xᵀy/D + 1)³,
-    of all items at once rather than in the mean over random subsets. It sees three moments and no more.
+    Bińkowski et al. 2018 (https://arxiv.org/abs/1801.01401), section 4: the squared MMD of the
+    kernel (xᵀy/D + 1)³, over all items at once rather than averaged over random subsets. It depends
+    on three moments only. See `squared_mmd`.
     """
-    return squared_mmd(x, y, cubic)
+    return squared_mmd(x, y, cubic_kernel)
 
 
 def gaussian_mmd(x: Tensor, y: Tensor, bandwidth: float) -> tuple[float, float]:
-    """Return the squared MMD of x (N, D) and y (M, D), and its analytic standard error (see `squared_mmd`).
+    """Return the squared Gaussian MMD of x (N, D) and y (M, D), and its standard error.
 
-    Gretton et al. 2012 (https://jmlr.org/papers/v13/gretton12a.html) with the kernel exp(−|x − y|² / 2σ²); `bandwidth`
-    is σ, in the features' unit. It is zero in the mean only where the two laws are the same, and at most 2.
+    Gretton et al. 2012 (https://jmlr.org/papers/v13/gretton12a.html) with the kernel
+    exp(−|x − y|² / 2σ²). Its mean is zero only for equal distributions, and at most 2. See
+    `squared_mmd`.
+
+    Args:
+        bandwidth: σ, in the features' unit.
     """
-    return squared_mmd(x, y, partial(gaussian, sigma=bandwidth))
+    return squared_mmd(x, y, partial(gaussian_kernel, sigma=bandwidth))
 
 
-def cubic(x: Tensor, y: Tensor) -> Tensor:
+def cubic_kernel(x: Tensor, y: Tensor) -> Tensor:
     """Return (xᵀy/D + 1)³ (N, M)."""
     return (x @ y.T).div_(x.shape[1]).add_(1).pow_(3)
 
 
-def gaussian(x: Tensor, y: Tensor, sigma: float) -> Tensor:
+def gaussian_kernel(x: Tensor, y: Tensor, sigma: float) -> Tensor:
     """Return exp(−|x − y|² / 2σ²) (N, M)."""
     return torch.cdist(x, y).square_().div_(-2 * sigma**2).exp_()
 
 
 def median_distance(x: Tensor) -> float:
-    """Return the median Euclidean distance of items of x (N, D): the bandwidth of Gretton et al. 2012, section 8."""
-    distance = torch.pdist(x[:MEDIAN].double())
-    distance = distance[distance > 0]  # copies of an item say nothing about the scale
+    """Return the median Euclidean distance between items of x (N, D).
+
+    It is the bandwidth of Gretton et al. 2012, section 8.
+    """
+    distance = torch.pdist(x[:MAX_BANDWIDTH_ITEMS].double())
+    distance = distance[distance > 0]  # copies of an item do not inform about the scale
     return distance.median().item() if len(distance) else 1.0
 
 
 def squared_mmd(x: Tensor, y: Tensor, kernel: Kernel) -> tuple[float, float]:
-    """Return the unbiased squared MMD of x (N, D) and y (M, D), and its analytic standard error.
+    """Return the unbiased squared MMD of x (N, D) and y (M, D), and its standard error.
 
-    Gretton et al. 2012, lemma 6. The error is the root of the U-statistic's variance, of both orders of its Hoeffding
-    decomposition (as Sutherland et al. 2017, https://arxiv.org/abs/1611.04488), so that it also holds near zero, where
-    the first order vanishes.
+    Gretton et al. 2012, lemma 6. The error is analytic. It is the root of the U-statistic's
+    variance, with both orders of its Hoeffding decomposition (as Sutherland et al. 2017,
+    https://arxiv.org/abs/1611.04488), so that it also holds near zero, where the first order
+    vanishes.
 
     Raises:
-        UserError: there are fewer than two items of a kind.
+        UserError: a set has fewer than two items.
     """
     n, m = len(x), len(y)
     if min(n, m) < 2:
         raise UserError(
-            f"a kernel distance needs two items of each kind or more; there are {n} and {m}"
+            f"a kernel distance requires at least two items per set; there are {n} and {m}"
         )
     x, y = x.double(), y.double()
-    xx, yy, xy = within(x, kernel), within(y, kernel), between(x, y, kernel)
+    xx, yy, xy = within_means(x, kernel), within_means(y, kernel), between_means(x, y, kernel)
     value = xx.mean + yy.mean - 2 * xy.mean
 
-    # First order: an item's part in the sum, h(x) = E k(x, X') − E k(x, Y). Its variance over the items also holds what
-    # the means over finitely many partners vary by, which is taken off.
+    # First order: an item's contribution to the sum, h(x) = E k(x, X') − E k(x, Y). Its variance
+    # over the items includes that of the means over finitely many partners, which is subtracted.
     first_x = (xx.rows - xy.rows).var() - xx.residual / n - xy.residual / m
     first_y = (yy.rows - xy.columns).var() - yy.residual / m - xy.residual / n
     first = 4 * first_x.clamp(min=0) / n + 4 * first_y.clamp(min=0) / m
-    # Second order: what the pairs vary by, given both of their items' parts.
+    # Second order: the variance of the pairs given the contributions of both items.
     second = (
         2 * xx.residual / (n * (n - 1))
         + 2 * yy.residual / (m * (m - 1))
@@ -105,8 +118,8 @@ def squared_mmd(x: Tensor, y: Tensor, kernel: Kernel) -> tuple[float, float]:
     return value.item(), (first + second).sqrt().item()
 
 
-class Sums(NamedTuple):
-    """Of a kernel matrix: its means, and the variance that is left when those of rows and columns are taken off."""
+class KernelMeans(NamedTuple):
+    """Means of a kernel matrix, and the variance left after those of rows and columns."""
 
     mean: Tensor  # ()
     rows: Tensor  # (N,)
@@ -114,26 +127,26 @@ class Sums(NamedTuple):
     residual: Tensor  # ()
 
 
-def between(x: Tensor, y: Tensor, kernel: Kernel) -> Sums:
+def between_means(x: Tensor, y: Tensor, kernel: Kernel) -> KernelMeans:
     """Return the means of k(x, y) over all pairs of x (N, D) with y (M, D)."""
     rows, columns, square = x.new_zeros(len(x)), x.new_zeros(len(y)), x.new_zeros(())
-    for i in range(0, len(x), CHUNK):
-        k = kernel(x[i : i + CHUNK], y)  # (chunk, M)
-        rows[i : i + CHUNK] = k.mean(1)
+    for i in range(0, len(x), KERNEL_CHUNK_ROWS):
+        k = kernel(x[i : i + KERNEL_CHUNK_ROWS], y)  # (chunk, M)
+        rows[i : i + KERNEL_CHUNK_ROWS] = k.mean(1)
         columns += k.sum(0) / len(x)
         square += k.square_().sum() / (len(x) * len(y))
     mean = rows.mean()
     residual = square - rows.square().mean() - columns.square().mean() + mean**2
-    return Sums(mean, rows, columns, residual.clamp(min=0))
+    return KernelMeans(mean, rows, columns, residual.clamp(min=0))
 
 
-def within(x: Tensor, kernel: Kernel) -> Sums:
+def within_means(x: Tensor, kernel: Kernel) -> KernelMeans:
     """Return the means of k(x, x') over all pairs of different items of x (N, D)."""
     n = len(x)
     rows, square = x.new_zeros(n), x.new_zeros(())
-    for i in range(0, n, CHUNK):
-        j = min(i + CHUNK, n)
-        k = kernel(x[i:j], x[i:])  # (chunk, N − i): by symmetry the rest is known
+    for i in range(0, n, KERNEL_CHUNK_ROWS):
+        j = min(i + KERNEL_CHUNK_ROWS, n)
+        k = kernel(x[i:j], x[i:])  # (chunk, N − i): the rest follows by symmetry
         k.diagonal().zero_()
         rows[i:j] += k.sum(1) / (n - 1)
         rows[j:] += k[:, j - i :].sum(0) / (n - 1)
@@ -141,45 +154,42 @@ def within(x: Tensor, kernel: Kernel) -> Sums:
         square += (k.sum() + k[:, j - i :].sum()) / (n * (n - 1))
     mean = rows.mean()
     residual = square - 2 * rows.square().mean() + mean**2
-    return Sums(mean, rows, rows, residual.clamp(min=0))
+    return KernelMeans(mean, rows, rows, residual.clamp(min=0))
 
 
-def kid_measure(subject: Subject) -> list[Row]:
-    """Return the kernel distance of n samples to n held-out items in each feature space, with its floor."""
-    return [row(subject, "kernel_distance", space, kernel_distance) for space in subject.spaces]
+def measure_kid(context: MetricContext) -> list[Row]:
+    """Return the kernel distance of n samples to n held-out items in each feature space."""
+    return [distance_row(context, "kid", space, kernel_distance) for space in context.spaces]
 
 
-def mmd_measure(subject: Subject) -> list[Row]:
-    """Return the squared MMD of n samples to n held-out items in each feature space, with its floor.
+def measure_mmd(context: MetricContext) -> list[Row]:
+    """Return the squared MMD of n samples to n held-out items in each feature space.
 
-    The bandwidth is that of the held-out items alone, so that all models are held against them with the same kernel.
+    The bandwidth depends only on the held-out items, so that all models are measured with the same
+    kernel.
     """
-    found = []
-    for space in subject.spaces:
-        sigma = median_distance(subject.features(space, "real"))
-        found.append(
-            row(
-                subject,
-                "mmd",
-                space,
-                partial(gaussian_mmd, bandwidth=sigma),
-                bandwidth=f"{sigma:.4g}",
-            )
-        )
-    return found
+    rows = []
+    for space in context.spaces:
+        sigma = median_distance(context.features(space, "real"))
+        distance = partial(gaussian_mmd, bandwidth=sigma)
+        rows.append(distance_row(context, "mmd", space, distance, bandwidth=f"{sigma:.4g}"))
+    return rows
 
 
-def row(subject: Subject, metric: str, space: str, distance: Distance, **more: str) -> Row:
+def distance_row(
+    context: MetricContext, metric: str, space: str, distance: Distance, **conditions: str
+) -> Row:
     """Return the row of a distance in a feature space."""
-    value, error = distance(subject.features(space, "drawn"), subject.features(space, "real"))
-    floor, _ = distance(subject.features(space, "half"), subject.features(space, "other_half"))
+    value, error = distance(context.features(space, "generated"), context.features(space, "real"))
+    real_vs_real, _ = distance(
+        context.features(space, "half"), context.features(space, "other_half")
+    )
     return Row(
-        named(metric, space),
+        row_name(metric, space),
         value,
-        "",
-        "estimate",
-        error,
-        floor,
-        "lower",
-        subject.conditions(space, **more),
+        unit="",
+        tag="estimate",
+        error=error,
+        real_vs_real=real_vs_real,
+        conditions=context.conditions(space, **conditions),
     )

@@ -1,229 +1,262 @@
-"""How probable a model finds held-out data: exact, bounded or estimated, in nats an item and bits a dimension."""
+"""Likelihood of held-out data: exact, bounded or estimated, in nats and bits/dim."""
 
 from __future__ import annotations
 
-import inspect
 import math
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from genlab.abilities import Estimate
-from genlab.metrics import Row, Settings
-from genlab.metrics.context import Subject
+from genlab.abilities import Estimate, HasODENoise
+from genlab.batching import map_batched
+from genlab.metrics.base import Row, mean_and_error
+from genlab.metrics.context import MetricContext
 
-OWN = ("nll", "nll_elbo", "nll_iwae")  # of the items in their own space
+# Rows in nats of the items themselves; the smallest is converted to bits per dimension.
+NATS_ROWS = ("nll", "nll_elbo", "nll_iwae")
 
 
-def rows(subject: Subject) -> list[str]:
+def row_names(context: MetricContext) -> list[str]:
     """Return the names of the rows that `measure` gives."""
-    has, names = subject.abilities, []
-    if "log_prob" in has or {"energy", "log_partition"} <= has:
+    abilities, names = context.abilities, []
+    if has_exact_nll(abilities):
         names.append("nll")
-        if known_law(subject):
-            names.append("nll_gap")
-    if logit(subject):
+        if has_known_entropy(context):
+            names.append("kl_to_truth")
+    if has_logit_density(context):
         names.append("nll_logit")
-    if "elbo" in has:
+    if "elbo" in abilities:
         names.append("nll_elbo")
-    if "iwae" in has:
+    if "iwae" in abilities:
         names.append("nll_iwae")
-    if sequential(subject):
-        return [*names, "nats_per_token", "bits_per_token"]
-    return [*names, "bits_per_dim"] if names and subject.spec.levels else names
+    if is_sequence_model(context):
+        names += ["nats_per_token", "bits_per_token"]
+    elif names and context.spec.levels:
+        names.append("bits_per_dim")
+    return names
 
 
-def known_law(subject: Subject) -> bool:
-    """Whether the entropy of what the model is asked for, p(x), is known: the least −log p."""
-    conditional = getattr(subject.model, "conditional", False)
-    return hasattr(subject.dataset, "entropy") and not conditional and not subject.spec.dequantised
+def has_exact_nll(abilities: set[str]) -> bool:
+    """Whether the model has a log-density, or an energy with log Z."""
+    return "log_prob" in abilities or {"energy", "log_partition"} <= abilities
 
 
-def logit(subject: Subject) -> bool:
-    """Whether the model takes the logit of its data, in whose space likelihoods are often reported."""
-    return "log_prob" in subject.abilities and getattr(subject.model, "squashed", False)
+def has_known_entropy(context: MetricContext) -> bool:
+    """Whether the entropy of p(x), the smallest possible −log p, is known."""
+    return (
+        context.dataset.entropy is not None
+        and not context.model.conditional
+        and not context.spec.dequantized
+    )
 
 
-def sequential(subject: Subject) -> bool:
-    """Whether the data are tokens and the model knows log p of the first ones alone, since it predicts one after another."""
-    return subject.spec.kind == "tokens" and {"log_prob", "extend"} <= subject.abilities
+def has_logit_density(context: MetricContext) -> bool:
+    """Whether the model uses the logit of its data, in whose space papers often report."""
+    return "log_prob" in context.abilities and context.model.logit_transform
+
+
+def is_sequence_model(context: MetricContext) -> bool:
+    """Whether the data are tokens that the model predicts one after another."""
+    return context.spec.kind == "tokens" and {"log_prob", "extend"} <= context.abilities
 
 
 @torch.no_grad()
-def measure(subject: Subject) -> list[Row]:
-    """Return −log p of n held-out items in every way that the model has, and the tightest in bits/dim.
+def measure(context: MetricContext) -> list[Row]:
+    """Return −log p of n held-out items in every way that the model has, and bits/dim.
 
-    nll: exact from `log_prob`; or F(x) + log Z with log Z enumerated (exact) or by annealed importance sampling
-    (estimate, whose error is counted in, as in the bounds that need log Z). nll_gap: nll above the entropy of the data's law,
-    KL(law ‖ model), where that is known. nll_logit: nll of the logit of the pixels, where the model takes that. nll_elbo: the
-    evidence lower bound. nll_iwae: the bound of Burda et al. 2016 (https://arxiv.org/abs/1509.00519) with K draws.
-    bits_per_dim: that of the mass of each grey level's bin. nats_per_token, bits_per_token: −log p(x_2 … x_T | x_1)/(T − 1).
-    The windows of a held-out text overlap by one token, so that each of its tokens but the first is predicted once, from the
-    tokens before it in its window.
+    nll: exact from `log_prob`; or F(x) + log Z with log Z enumerated (exact) or by annealed
+    importance sampling (estimate; its error is included, as in the bounds that need log Z).
+    kl_to_truth: nll minus the entropy of the data, KL(data ‖ model), where that is known.
+    nll_logit: nll of the logit of the pixels. nll_elbo: the evidence lower bound. nll_iwae: the
+    bound of Burda et al. 2016 (https://arxiv.org/abs/1509.00519) with K importance samples.
+    bits_per_dim: of the probability mass of each level's bin, from the smallest of the above.
+    nats_per_token, bits_per_token: −log p(x_2 … x_T | x_1)/(T − 1). The windows of a held-out text
+    overlap by one token, so that each token except the first is predicted once, from the tokens
+    before it in its window.
     """
-    model, dataset, settings, has = (
-        subject.model,
-        subject.dataset,
-        subject.settings,
-        subject.abilities,
-    )
-    batch = dataset.take(settings.split, settings.n, seed=settings.seed, device=subject.device)
-    dtype = next(model.parameters()).dtype
-    x = batch.x.to(dtype) if batch.x.is_floating_point() else batch.x  # tokens stay whole numbers
-    y = batch.y if getattr(model, "conditional", False) else None
-    common = {"n": len(x), "split": settings.split, "seed": settings.seed}
-    if dataset.spec.dequantised:
-        common["data"] = "dequantised, one draw"
-    found: list[Row] = []
+    return LikelihoodMeasurement(context).rows()
 
-    def add(name: str, log_p: Tensor, tag: str, spread: float = 0.0, **conditions: Any) -> None:
-        value, error = mean(-log_p)
-        error = None if error is None else math.hypot(error, spread)
-        found.append(Row(name, value, "nats", tag, error, conditions={**common, **conditions}))
 
-    torch.manual_seed(settings.seed)
-    z = model.log_partition() if "log_partition" in has else Estimate(0.0, None, "exact")
-    of_z = {"log Z": round(z.value, 3)} if "log_partition" in has else {}
-    of_z |= (
-        {"log Z error": round(z.error, 4)} if z.error else {}
-    )  # counted in: log Z is the same in every item's number
-    if "log_prob" in has:
-        log_p = over(settings, lambda x, y: model.log_prob(x, y), x, y)
-        add("nll", log_p, "exact")
-    elif {"energy", "log_partition"} <= has:
-        log_p = -over(settings, lambda x, y: model.energy(x), x, y).double() - z.value
-        add("nll", log_p, z.tag, z.error or 0.0, **of_z)
-    if found and known_law(
-        subject
-    ):  # item by item where the law's density is known: the noise of the draw cancels
-        law = dataset.log_prob(x.double()) if hasattr(dataset, "log_prob") else -dataset.entropy
-        add("nll_gap", log_p - law, found[0].tag, z.error or 0.0, entropy=round(dataset.entropy, 4))
-    if logit(subject):
-        add("nll_logit", over(settings, lambda x, y: model.logit_log_prob(x, y), x, y), "exact")
-    if "elbo" in has:
-        some = (
-            {"terms": settings.terms} if "terms" in inspect.signature(model.elbo).parameters else {}
-        )
-        log_p = over(settings, lambda x, y: model.elbo(x, y, **some), x, y)
-        add("nll_elbo", log_p, "bound", z.error or 0.0, **some, **of_z)
-    if "iwae" in has:
-        by_class = {"y"} & inspect.signature(
-            model.iwae
-        ).parameters.keys()  # log p(x|y), as the other numbers are
-        of_y = lambda x, y: model.iwae(x, settings.k, y) if by_class else model.iwae(x, settings.k)  # noqa: E731
-        log_p = over(settings, of_y, x, y)
-        add("nll_iwae", log_p, "bound", z.error or 0.0, K=settings.k, **of_z)
-    if sequential(subject):
-        after_first = over(
-            settings, lambda x, y: model.log_prob(x, y) - model.log_prob(x[:, :1], y), x, y
-        )
-        nats, error = mean(-after_first / (x.shape[1] - 1))
-        said = {**common, "given": "each window's first token"}
-        for unit, size in {"nats": 1.0, "bits": math.log(2)}.items():
-            found.append(
-                Row(
-                    f"{unit}_per_token",
-                    nats / size,
-                    f"{unit}/token",
-                    "exact",
-                    error and error / size,
-                    conditions=said,
-                )
-            )
-    best = min((row for row in found if row.name in OWN), key=lambda row: row.value)
-    if (bits := dataset.spec.bits_per_dim(-best.value)) is not None:
-        error = best.error and best.error / (dataset.spec.dim * math.log(2))
-        found.append(
+class LikelihoodMeasurement:
+    """The items and the rows of one call of `measure`."""
+
+    def __init__(self, context: MetricContext) -> None:
+        self.context, self.model = context, context.model
+        self.settings, self.dataset = context.settings, context.dataset
+        s = self.settings
+        batch = self.dataset.head(s.split, s.n, seed=s.seed, device=context.device)
+        dtype = next(self.model.parameters()).dtype
+        # tokens stay integers
+        self.x = batch.x.to(dtype) if batch.x.is_floating_point() else batch.x
+        self.y = batch.y if self.model.conditional else None
+        self.conditions: dict[str, Any] = {"n": len(self.x), "split": s.split, "seed": s.seed}
+        if self.dataset.spec.dequantized:
+            self.conditions["data"] = "dequantized, one draw"
+        self.found: list[Row] = []
+
+    def map(self, function: Any) -> Tensor:
+        """Return function(x, y) (N,) of the items, batch by batch."""
+        return map_batched(function, self.x, self.y, batch_size=self.settings.batch_size)
+
+    def add(
+        self, name: str, log_p: Tensor, tag: str, common_error: float = 0.0, **conditions: Any
+    ) -> None:
+        """Add the row of log-probabilities (N,).
+
+        Args:
+            common_error: standard error of a term that all items share.
+        """
+        value, error = mean_and_error(-log_p)
+        error = None if error is None else math.hypot(error, common_error)
+        row = Row(name, value, "nats", tag, error, conditions={**self.conditions, **conditions})
+        self.found.append(row)
+
+    def rows(self) -> list[Row]:
+        """Return all rows that the model allows."""
+        context, model, s = self.context, self.model, self.settings
+        abilities = context.abilities
+        torch.manual_seed(s.seed)
+        log_z = Estimate(0.0, None, "exact")
+        log_z_conditions: dict[str, Any] = {}
+        if "log_partition" in abilities:
+            log_z = model.log_partition()
+            log_z_conditions["log Z"] = round(log_z.value, 3)
+        if log_z.error:  # added to each row's error: log Z is the same in every item's number
+            log_z_conditions["log Z error"] = round(log_z.error, 4)
+        log_z_error = log_z.error or 0.0
+        if "log_prob" in abilities:
+            log_p = self.map(model.log_prob)
+            self.add("nll", log_p, "exact")
+        elif has_exact_nll(abilities):
+            log_p = -self.map(lambda x, y: model.energy(x)).double() - log_z.value
+            self.add("nll", log_p, log_z.tag, log_z_error, **log_z_conditions)
+        if self.found and has_known_entropy(context):
+            gap = log_p - true_log_prob(self.dataset, self.x)
+            entropy = round(self.dataset.entropy, 4)
+            self.add("kl_to_truth", gap, self.found[0].tag, log_z_error, entropy=entropy)
+        if has_logit_density(context):
+            self.add("nll_logit", self.map(model.logit_log_prob), "exact")
+        if "elbo" in abilities:
+            conditions = log_z_conditions
+            if model.elbo_over_timesteps:
+                conditions = {"elbo_timesteps": s.elbo_timesteps, **conditions}
+            log_p = self.map(lambda x, y: model.elbo(x, y, num_terms=s.elbo_timesteps))
+            self.add("nll_elbo", log_p, "bound", log_z_error, **conditions)
+        if "iwae" in abilities:
+            conditions = {"iwae_samples": s.iwae_samples, **log_z_conditions}
+            log_p = self.map(lambda x, y: model.iwae(x, s.iwae_samples, y))
+            self.add("nll_iwae", log_p, "bound", log_z_error, **conditions)
+        if is_sequence_model(context):
+            self.found += self.per_token_rows()
+        if (row := self.bits_per_dim_row()) is not None:
+            self.found.append(row)
+        return self.found
+
+    def per_token_rows(self) -> list[Row]:
+        """Return nats and bits per token, given the first token of each window."""
+        model = self.model
+        log_p = self.map(lambda x, y: model.log_prob(x, y) - model.log_prob(x[:, :1], y))
+        nats, error = mean_and_error(-log_p / (self.x.shape[1] - 1))
+        conditions = {**self.conditions, "given": "each window's first token"}
+        return [
             Row(
-                "bits_per_dim",
-                bits,
-                "bits/dim",
-                best.tag,
-                error,
-                conditions={**common, "from": best.name},
+                f"{unit}_per_token",
+                nats / size,
+                f"{unit}/token",
+                error=error and error / size,
+                conditions=conditions,
             )
+            for unit, size in (("nats", 1.0), ("bits", math.log(2)))
+        ]
+
+    def bits_per_dim_row(self) -> Row | None:
+        """Return bits per dimension of the smallest nll, or None for data without levels."""
+        spec = self.dataset.spec
+        best = min((row for row in self.found if row.name in NATS_ROWS), key=lambda row: row.value)
+        bits = spec.bits_per_dim(-best.value)
+        if bits is None:
+            return None
+        return Row(
+            "bits_per_dim",
+            bits,
+            "bits/dim",
+            best.tag,
+            best.error and best.error / (spec.dim * math.log(2)),
+            conditions={**self.conditions, "from": best.name},
         )
-    return found
 
 
-def ode_rows(subject: Subject) -> list[str]:
-    """Return the names of the rows that `ode` gives."""
-    if "ode_log_prob" not in subject.abilities:
-        return []
-    return [
-        "nll_ode",
-        *(["nll_ode_gap"] if known_law(subject) else []),
-        *(["bits_per_dim_ode"] if subject.spec.levels else []),
-    ]
+def true_log_prob(dataset: Any, x: Tensor) -> Tensor | float:
+    """Return the true log-density (N,) of x, or minus the entropy if only that is known.
 
-
-def ode(subject: Subject) -> list[Row]:
-    """Return −log p of n held-out items by following an ODE to noise, an estimate (Song et al. 2021, 2011.13456, section 4.3).
-
-    Levels are spread evenly over their bins, one draw an item: the mean is then above the −log P of the levels. The density is
-    that of the model's law with the noise of the ODE's first level on it, which the conditions tell in grey levels: where that
-    noise is not small beside a bin, the number says little of finer detail. The error holds the spread of the items and of the
-    estimate, not what the ODE's steps leave.
+    With the density the noise of the choice of items cancels in the difference to a model's.
     """
-    model, dataset, settings = subject.model, subject.dataset, subject.settings
+    log_prob = dataset.log_prob(x.double())
+    return -dataset.entropy if log_prob is None else log_prob
+
+
+# --- by the probability flow ODE ------------------------------------------------------------------
+
+
+def ode_row_names(context: MetricContext) -> list[str]:
+    """Return the names of the rows that `measure_ode` gives."""
+    if "ode_log_prob" not in context.abilities:
+        return []
+    names = ["nll_ode"]
+    if has_known_entropy(context):
+        names.append("kl_to_truth_ode")
+    if context.spec.levels:
+        names.append("bits_per_dim_ode")
+    return names
+
+
+def measure_ode(context: MetricContext) -> list[Row]:
+    """Return an estimate of −log p of n held-out items, by following an ODE to noise.
+
+    Song et al. 2021, 2011.13456, section 4.3. Levels are spread evenly over their bins, with one
+    draw per item; the mean is then above the −log P of the levels. The density is that of the
+    model's distribution with the noise of the ODE's first level, which the conditions contain in
+    units of gray levels: if that noise is not small compared with a bin, the number is not
+    informative about finer detail. The error covers the spread of the items and of the estimate,
+    but not the error of the ODE's steps.
+    """
+    model, dataset, s = context.model, context.dataset, context.settings
     spec = dataset.spec
-    batch = dataset.take(settings.split, settings.n, seed=settings.seed, device=subject.device)
+    batch = dataset.head(s.split, s.n, seed=s.seed, device=context.device)
     x = batch.x.to(next(model.parameters()).dtype)
-    torch.manual_seed(settings.seed)
-    span, width = spec.range[1] - spec.range[0], 0.0
-    if spec.discrete:  # a level stands in the middle of its bin
-        width = span / (spec.levels - 1)
+    torch.manual_seed(s.seed)
+    width = bin_width(context)
+    if spec.is_discrete:  # a level is the middle of its bin
         x = x + width * (torch.rand_like(x) - 0.5)
-    elif spec.levels:
-        width = span / spec.levels
-    log_p = over(
-        settings,
-        lambda x, y: model.ode_log_prob(x, y),
-        x,
-        batch.y if getattr(model, "conditional", False) else None,
-    )
-    common = {"n": len(x), "split": settings.split, "seed": settings.seed}
-    if hasattr(model, "ode_noise"):
-        noise = model.ode_noise()
-        common["start noise"] = f"{noise / width:.2g} grey levels" if width else f"{noise:.2g}"
-    value, error = mean(-log_p)
-    found = [Row("nll_ode", value, "nats", "estimate", error, conditions=common)]
-    if known_law(subject):
-        law = (
-            dataset.log_prob(batch.x.double()) if hasattr(dataset, "log_prob") else -dataset.entropy
-        )
-        gap, its_error = mean(law - log_p)
-        known = common | {"entropy": round(dataset.entropy, 4)}
-        found.append(Row("nll_ode_gap", gap, "nats", "estimate", its_error, conditions=known))
+    y = batch.y if model.conditional else None
+    log_p = map_batched(model.ode_log_prob, x, y, batch_size=s.batch_size)
+    conditions: dict[str, Any] = {"n": len(x), "split": s.split, "seed": s.seed}
+    if isinstance(model, HasODENoise):
+        noise = model.ode_noise_std()
+        conditions["start noise"] = f"{noise / width:.2g} gray levels" if width else f"{noise:.2g}"
+    value, error = mean_and_error(-log_p)
+    rows = [Row("nll_ode", value, "nats", "estimate", error, conditions=conditions)]
+    if has_known_entropy(context):
+        gap, gap_error = mean_and_error(true_log_prob(dataset, batch.x) - log_p)
+        known = conditions | {"entropy": round(dataset.entropy, 4)}
+        row = Row("kl_to_truth_ode", gap, "nats", "estimate", gap_error, conditions=known)
+        rows.append(row)
     if spec.levels:
-        bits = (value - spec.dim * math.log(width)) / (spec.dim * math.log(2))
-        of_bits = error and error / (spec.dim * math.log(2))
-        found.append(
-            Row("bits_per_dim_ode", bits, "bits/dim", "estimate", of_bits, conditions=common)
+        nats_per_bit = spec.dim * math.log(2)
+        bits = (value - spec.dim * math.log(width)) / nats_per_bit
+        bits_error = error and error / nats_per_bit
+        row = Row(
+            "bits_per_dim_ode", bits, "bits/dim", "estimate", bits_error, conditions=conditions
         )
-    return found
+        rows.append(row)
+    return rows
 
 
-def mean(values: Tensor) -> tuple[float, float | None]:
-    """Return the mean of values (N,) and its standard error, which one value has none of."""
-    values = values.double()
-    return values.mean().item(), values.std().item() / math.sqrt(len(values)) if len(
-        values
-    ) > 1 else None
-
-
-def over(
-    settings: Settings,
-    function: Callable[[Tensor, Tensor | None], Tensor],
-    x: Tensor,
-    y: Tensor | None,
-) -> Tensor:
-    """Return function(x, y) (N,) computed batch by batch."""
-    size = settings.batch_size
-    parts = [
-        function(x[i : i + size], None if y is None else y[i : i + size])
-        for i in range(0, len(x), size)
-    ]
-    return torch.cat(parts)
+def bin_width(context: MetricContext) -> float:
+    """Return the width of a level's bin in the data's range; 0 for data without levels."""
+    spec = context.spec
+    span = spec.range[1] - spec.range[0]
+    if spec.is_discrete:
+        return span / (spec.levels - 1)
+    return span / spec.levels if spec.levels else 0.0

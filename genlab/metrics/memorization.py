@@ -1,4 +1,4 @@
-"""Memorisation: whether samples lie nearer to the training items than fresh items do, and the pairs to look at."""
+"""Memorization: whether samples are nearer to the training items than new items are."""
 
 from __future__ import annotations
 
@@ -7,129 +7,132 @@ import math
 import torch
 from torch import Tensor
 
-from genlab.metrics import Row
-from genlab.metrics.context import Subject
-from genlab.metrics.features import named
-from genlab.metrics.precision_recall import blocks
+from genlab.metrics.base import Row
+from genlab.metrics.context import MetricContext
+from genlab.metrics.features import row_name
+from genlab.metrics.precision_recall import distance_blocks
 
-CANDIDATES = 3  # nearest in single precision, of which the nearest in double precision is taken
+# Nearest neighbors in single precision, of which the nearest in double precision is chosen.
+NUM_CANDIDATES = 3
 
 
-def rows(subject: Subject) -> list[str]:
+def row_names(context: MetricContext) -> list[str]:
     """Return the names of the rows that `measure` gives."""
-    fits = (
-        "sample" in subject.abilities
-        and subject.spec.kind in ("image", "points")
-        and subject.dataset.size("train")
+    is_applicable = (
+        "sample" in context.abilities
+        and context.spec.kind in ("image", "points")
+        and context.dataset.size("train")
     )
-    return (
-        [
-            named(name, space)
-            for space in subject.spaces
-            for name in ("nearest_train", "data_copying")
-        ]
-        if fits
-        else []
-    )
+    if not is_applicable:
+        return []
+    return [
+        row_name(name, space)
+        for space in context.spaces
+        for name in ("nearest_train", "data_copying")
+    ]
 
 
-def nearest(x: Tensor, train: Tensor) -> tuple[Tensor, Tensor]:
-    """Return of each item of x (N, D) the distance (N,) float64 to the nearest of train (M, D), and its index (N,).
+def nearest_neighbors(x: Tensor, train: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the distance of each x (N, D) to its nearest item of train (M, D), and its index.
 
-    The distance is Euclidean and exact; of items as near up to single precision, any may be the one.
+    The distance (N,) float64 is Euclidean and exact. Of several items that are equally near in
+    single precision, any may be returned (N,).
     """
     center = train.mean(0).float()
     distance, index = [], []
-    single = [part.float() - center for part in (x, train)]
-    for where, d in blocks(*single):  # (B, M)
-        near = d.topk(min(CANDIDATES, len(train)), largest=False).indices  # (B, C)
-        exact = (x[where, None].double() - train[near].double()).norm(dim=-1)  # (B, C)
+    x_single, train_single = x.float() - center, train.float() - center
+    for rows, d in distance_blocks(x_single, train_single):  # (B, M)
+        near = d.topk(min(NUM_CANDIDATES, len(train)), largest=False).indices  # (B, C)
+        exact = (x[rows, None].double() - train[near].double()).norm(dim=-1)  # (B, C)
         least = exact.min(1)
         distance.append(least.values)
         index.append(near.gather(1, least.indices[:, None])[:, 0])
     return torch.cat(distance), torch.cat(index)
 
 
-def nearer(samples: Tensor, fresh: Tensor) -> tuple[float, float]:
-    """Return P(sample < fresh) + ½ P(equal) of distances (N,) and (M,), and its standard error.
+def copying_probability(samples: Tensor, fresh: Tensor) -> tuple[float, float]:
+    """Return P(sample < fresh) + ½ P(equal) of distances (N,) and (M,), and its error.
 
-    The Mann–Whitney statistic over N M that Meehan, Chaudhuri & Dasgupta 2020 test for data-copying
-    (https://arxiv.org/abs/2004.05675), counted so that 1 is a copier and below ½ one that stays off the
-    data. They test cell by cell; this is the whole space as one cell. Error: DeLong, DeLong & Clarke-Pearson 1988.
+    It is the Mann–Whitney statistic over N M that Meehan, Chaudhuri & Dasgupta 2020 test for data
+    copying (https://arxiv.org/abs/2004.05675), counted so that 1 means copying, and below ½ a model
+    that avoids the data. They test cell by cell; this uses the whole space as one cell. The error
+    is by DeLong, DeLong & Clarke-Pearson 1988.
     """
     n, m = len(samples), len(fresh)
-    of_samples = share_above(samples, fresh)  # (N,)
-    of_fresh = 1 - share_above(fresh, samples)  # (M,)
-    error = (
-        math.sqrt(of_samples.var().item() / n + of_fresh.var().item() / m)
-        if min(n, m) > 1
-        else math.nan
-    )
+    of_samples = fraction_above(samples, fresh)  # (N,)
+    of_fresh = 1 - fraction_above(fresh, samples)  # (M,)
+    if min(n, m) > 1:
+        error = math.sqrt(of_samples.var().item() / n + of_fresh.var().item() / m)
+    else:
+        error = math.nan
     return of_samples.mean().item(), error
 
 
-def share_above(a: Tensor, b: Tensor) -> Tensor:
-    """Return for each of a (N,) the share of b (M,) that is greater, equal ones counted as half."""
+def fraction_above(a: Tensor, b: Tensor) -> Tensor:
+    """Return for each of a (N,) the fraction of b (M,) that is greater; equal ones count half."""
     b = b.sort().values
     return 1 - (torch.searchsorted(b, a) + torch.searchsorted(b, a, right=True)) / (2.0 * len(b))
 
 
-def pairs(subject: Subject, n: int = 8, *, space: str | None = None) -> tuple[Tensor, Tensor]:
-    """Return the first n samples and the training item nearest to each in a feature space (None: the subject's first).
+def nearest_pairs(
+    context: MetricContext, n: int = 8, *, space: str | None = None
+) -> tuple[Tensor, Tensor]:
+    """Return the first n samples, and the training item nearest to each in a feature space.
 
-    Both (n, *shape) as the measures see them: images as bytes.
+    Both are (n, *shape), images as bytes.
+
+    Args:
+        space: None uses the first space of the context.
     """
-    space = space or subject.spaces[0]
-    _, index = nearest(subject.features(space, "drawn")[:n], subject.features(space, "train"))
-    return subject.items("drawn").x[:n], subject.items("train").x[index]
+    space = space or context.spaces[0]
+    samples, train = context.features(space, "generated")[:n], context.features(space, "train")
+    _, index = nearest_neighbors(samples, train)
+    return context.items("generated").x[:n], context.items("train").x[index]
 
 
-def measure(subject: Subject) -> list[Row]:
-    """Return the mean distance of n samples to their nearest training item, and how often a sample is the nearer one.
+def measure(context: MetricContext) -> list[Row]:
+    """Return the mean distance to the nearest training item, and the probability of copying.
 
-    The floor of the distance is that of held-out items, with the standard deviation over √n as its error; neither number
-    is better for being lower or higher: held-out items lie where a sampler of the data's own law does.
+    `real_vs_real` of the distance is that of held-out items; the error is the standard deviation
+    over √n. Neither number is better for being lower or higher: the aim is the value of held-out
+    items.
     """
-    found = []
-    for space in subject.spaces:
-        real, half, other = (
-            subject.features(space, which) for which in ("real", "half", "other_half")
+    rows = []
+    for space in context.spaces:
+        real, half, other_half = (
+            context.features(space, which) for which in ("real", "half", "other_half")
         )
-        held = max(
-            real, torch.cat([half, other]), key=len
-        )  # real and the halves are the first items of one whole
-        train = subject.features(space, "train")
-        drawn, fresh = nearest(subject.features(space, "drawn"), train)[0], nearest(held, train)[0]
+        # real and the two halves are the first items of the same set
+        heldout = max(real, torch.cat([half, other_half]), key=len)
+        train = context.features(space, "train")
+        generated, _ = nearest_neighbors(context.features(space, "generated"), train)
+        fresh, _ = nearest_neighbors(heldout, train)
         m = len(half)
-        total = subject.dataset.size("train")
-        conditions = subject.conditions(
-            space, train=len(train) if len(train) == total else f"{len(train)} of {total}"
-        )
-        error = drawn.std().item() / math.sqrt(len(drawn))
-        floor = fresh[: len(real)].mean().item()
-        copying, copying_error = nearer(drawn, fresh[: len(real)])
-        even, _ = nearer(fresh[:m], fresh[m : 2 * m])
-        name = lambda metric, space=space: named(metric, space)  # noqa: E731
-        found += [
+        total = context.dataset.size("train")
+        num_train = len(train) if len(train) == total else f"{len(train)} of {total}"
+        conditions = context.conditions(space, train=num_train)
+        copying, copying_error = copying_probability(generated, fresh[: len(real)])
+        real_copying, _ = copying_probability(fresh[:m], fresh[m : 2 * m])
+        rows += [
             Row(
-                name("nearest_train"),
-                drawn.mean().item(),
+                row_name("nearest_train", space),
+                generated.mean().item(),
                 "distance",
                 "estimate",
-                error,
-                floor,
-                "neither",
-                conditions,
+                error=generated.std().item() / math.sqrt(len(generated)),
+                real_vs_real=fresh[: len(real)].mean().item(),
+                better="neither",
+                conditions=conditions,
             ),
             Row(
-                name("data_copying"),
+                row_name("data_copying", space),
                 copying,
                 "probability",
                 "estimate",
-                copying_error,
-                even,
-                "neither",
-                conditions,
+                error=copying_error,
+                real_vs_real=real_copying,
+                better="neither",
+                conditions=conditions,
             ),
         ]
-    return found
+    return rows

@@ -1,95 +1,105 @@
-"""Modes of a known mixture: how many a model found, how many of its samples lie near one, and how evenly they spread."""
+"""Modes of a known mixture: the modes found, the quality of samples, and the mode balance."""
 
 from __future__ import annotations
-
-import math
 
 import torch
 from torch import Tensor
 
-from genlab.metrics import Row
-from genlab.metrics.context import Subject
+from genlab.metrics.base import Row, binomial_error
+from genlab.metrics.context import MetricContext
 
-NEAR = 3.0  # standard deviations within which a sample is of high quality
-BOOTSTRAPS = 200
+MAX_STD_DISTANCE = 3.0  # standard deviations from a mode within which a sample has high quality
+NUM_BOOTSTRAPS = 200
 
 
-def rows(subject: Subject) -> list[str]:
+def row_names(context: MetricContext) -> list[str]:
     """Return the names of the rows that `measure` gives."""
-    known = getattr(subject.dataset, "centers", None) is not None
-    return ["modes", "high_quality", "mode_kl"] if known and "sample" in subject.abilities else []
+    is_applicable = context.dataset.centers is not None and "sample" in context.abilities
+    return ["mode_count", "high_quality", "mode_kl"] if is_applicable else []
 
 
 def count_modes(x: Tensor, centers: Tensor, std: float) -> tuple[int, float]:
-    """Return how many of `centers` (M, D) have a sample of x (N, D) within 3 std, and the share of x that is that near.
+    """Return the number of modes that samples reach, and the fraction of samples near a mode.
 
-    The measures of Srivastava et al. 2017 (https://arxiv.org/abs/1705.07761) and Lin et al. 2018 (PacGAN).
+    Near is within 3 std. Srivastava et al. 2017 (https://arxiv.org/abs/1705.07761) and Lin et al.
+    2018 (PacGAN).
+
+    Args:
+        x: samples (N, D).
+        centers: means of the modes (M, D).
     """
     distance, nearest = torch.cdist(x.double(), centers.double()).min(1)
-    near = distance <= NEAR * std
-    return int(nearest[near].unique().numel()), near.double().mean().item()
+    is_near = distance <= MAX_STD_DISTANCE * std
+    return int(nearest[is_near].unique().numel()), is_near.double().mean().item()
 
 
 def mode_kl(
     x: Tensor, centers: Tensor, weights: Tensor | None = None, *, seed: int = 0
 ) -> tuple[float, float]:
-    """Return KL(q ‖ w) in nats of the samples' share of each mode from its weight w (M,), and its bootstrap error.
+    """Return KL(q ‖ w) in nats of the samples' mode frequencies q, and its bootstrap error.
 
-    The reverse KL divergence of Lin et al. 2018 (PacGAN, https://arxiv.org/abs/1712.04086): each sample of x
-    (N, D) counts for the nearest of `centers` (M, D), however far it lies; how many are far, `count_modes` tells.
-    Weights None: all modes are equally likely. N samples of the mixture itself give (M − 1)/(2 N) in the mean.
+    It is the reverse KL divergence of Lin et al. 2018 (PacGAN, https://arxiv.org/abs/1712.04086):
+    each sample of x (N, D) counts for the nearest of `centers` (M, D), however far away it is
+    (`count_modes` counts the near ones). N samples of the mixture itself give (M − 1)/(2 N) on
+    average.
+
+    Args:
+        weights: of the modes w (M,); None makes all equally likely.
     """
-    q = torch.bincount(
-        torch.cdist(x.double(), centers.double()).argmin(1), minlength=len(centers)
-    ).double()  # (M,)
+    nearest = torch.cdist(x.double(), centers.double()).argmin(1)
+    q = torch.bincount(nearest, minlength=len(centers)).double()  # (M,)
     w = torch.ones_like(q) if weights is None else weights.double()
     generator = torch.Generator().manual_seed(seed)
     drawn = torch.multinomial(
-        q.expand(BOOTSTRAPS, -1), len(x), replacement=True, generator=generator
+        q.expand(NUM_BOOTSTRAPS, -1), len(x), replacement=True, generator=generator
     )  # (B, N)
-    again = (
-        torch.zeros(BOOTSTRAPS, len(q))
-        .double()
-        .scatter_add_(1, drawn, torch.ones(drawn.shape).double())
-    )
-    return reverse_kl(q, w).item(), reverse_kl(again, w).std().item()
+    counts = torch.zeros(NUM_BOOTSTRAPS, len(q)).double()
+    counts.scatter_add_(1, drawn, torch.ones(drawn.shape).double())
+    return reverse_kl(q, w).item(), reverse_kl(counts, w).std().item()
 
 
 def reverse_kl(q: Tensor, p: Tensor) -> Tensor:
-    """Return Σ q log(q / p) in nats (…) of counts or weights q (…, M) and p (…, M), which are made to sum to 1."""
+    """Return Σ q log(q / p) in nats (…) of counts or weights q and p (…, M), normalized first."""
     q, p = q / q.sum(-1, keepdim=True), p / p.sum(-1, keepdim=True)
     return (torch.xlogy(q, q) - torch.xlogy(q, p)).sum(-1)
 
 
-def measure(subject: Subject) -> list[Row]:
-    """Return the modes found by n samples, the share of high quality (binomial error), and the divergence of the modes.
+def measure(context: MetricContext) -> list[Row]:
+    """Return the modes of n samples, their fraction of high quality, and the divergence.
 
-    The floor is what held-out items of the mixture itself give. Where all modes are hit evenly, the bootstrap error of
-    the divergence is up to √3 too wide: it is the spread around a histogram that is itself uneven by chance.
+    `real_vs_real` is the value of held-out items of the mixture itself. The fraction has a binomial
+    error. If all modes are hit evenly, the bootstrap error of the divergence is up to √3 too large,
+    because the histogram that is resampled is itself uneven by chance.
     """
-    data, seed = subject.dataset, subject.settings.seed
-    x, real, centers = subject.drawn.x, subject.items("half").x, torch.as_tensor(data.centers)
-    log_weights = getattr(getattr(data, "law", None), "log_weights", None)
-    weights = None if log_weights is None else log_weights.exp()
-    (modes, share), (all_modes, real_share) = (
-        count_modes(part, centers, data.std) for part in (x, real)
-    )
+    data, seed = context.dataset, context.settings.seed
+    x, real = context.generated.x, context.items("half").x
+    centers = torch.as_tensor(data.centers)
+    weights = None if data.log_weights is None else data.log_weights.exp()
+    num_modes, quality = count_modes(x, centers, data.std)
+    real_num_modes, real_quality = count_modes(real, centers, data.std)
     kl, kl_error = mode_kl(x, centers, weights, seed=seed)
     real_kl, _ = mode_kl(real, centers, weights, seed=seed)
-    common = {"n": len(x), "seed": seed}
-    near = common | {"within": f"{NEAR:g} sd"}
-    error = math.sqrt(share * (1 - share) / len(x))
+    conditions = {"n": len(x), "seed": seed}
+    near = conditions | {"within": f"{MAX_STD_DISTANCE:g} sd"}
     return [
         Row(
-            "modes",
-            float(modes),
+            "mode_count",
+            float(num_modes),
             f"of {len(centers)}",
             "estimate",
-            None,
-            float(all_modes),
-            "higher",
-            near,
+            real_vs_real=float(real_num_modes),
+            better="higher",
+            conditions=near,
         ),
-        Row("high_quality", share, "share", "estimate", error, real_share, "higher", near),
-        Row("mode_kl", kl, "nats", "estimate", kl_error, real_kl, "lower", common),
+        Row(
+            "high_quality",
+            quality,
+            "share",
+            "estimate",
+            error=binomial_error(quality, len(x)),
+            real_vs_real=real_quality,
+            better="higher",
+            conditions=near,
+        ),
+        Row("mode_kl", kl, "nats", "estimate", kl_error, real_kl, conditions=conditions),
     ]

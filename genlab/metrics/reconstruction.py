@@ -1,44 +1,54 @@
-"""How much of an item a code keeps: the squared error of what comes back from it, summed over the item's values."""
+"""Reconstruction error: the squared error of decode(encode(x)), summed per item."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from genlab.metrics import Row
-from genlab.metrics.context import Subject
-from genlab.spec import Spec
+from genlab.batching import map_batched
+from genlab.metrics.base import Row, mean_and_error
+from genlab.metrics.context import MetricContext
+from genlab.spec import DataSpec
 
 
-def rows(subject: Subject) -> list[str]:
+def row_names(context: MetricContext) -> list[str]:
     """Return the names of the rows that `measure` gives."""
-    fits = {"encode", "decode"} <= subject.abilities and subject.spec.kind in ("image", "points")
-    return ["reconstruction"] if fits else []
+    is_applicable = {"encode", "decode"} <= context.abilities
+    return ["reconstruction"] if is_applicable and context.spec.kind in ("image", "points") else []
 
 
 @torch.no_grad()
-def measure(subject: Subject) -> list[Row]:
-    """Return Σ (x − decode(encode(x)))² an item, averaged over n held-out items; of images with pixels in [0, 1].
+def measure(context: MetricContext) -> list[Row]:
+    """Return Σ (x − decode(encode(x)))² per item, averaged over n held-out items.
 
-    A pixel is its byte over 255. Dequantised data is given to the model in the middle of each bin, so that no noise counts.
+    Pixels are scaled to [0, 1], a byte over 255. Dequantized data is given to the model at the
+    middle of each bin, so that its noise does not count.
     """
-    model, spec, s = subject.model, subject.spec, subject.settings
-    batch = subject.dataset.take(s.split, s.n, seed=s.seed)
+    model, spec, s = context.model, context.spec, context.settings
+    batch = context.dataset.head(s.split, s.n, seed=s.seed)
     dtype = next(model.parameters()).dtype
-    errors = []
-    for x in without_noise(batch.x, spec).split(s.batch_size):
-        x = x.to(subject.device, dtype)
-        errors.append(squared_error(x, model.decode(model.encode(x)), spec).cpu())
-    error = torch.cat(errors).double()
-    spread = error.std().item() / len(error) ** 0.5 if len(error) > 1 else None
-    unit = "pixels²" if spec.kind == "image" else "units²"
-    return [Row("reconstruction", error.mean().item(), unit, "exact", spread,
-                conditions={"n": len(error), "split": s.split, "seed": s.seed})]  # fmt: skip
+
+    def error_of(x: Tensor) -> Tensor:
+        x = x.to(context.device, dtype)
+        reconstruction = model.decode(model.encode(x))
+        return squared_error(x, reconstruction, scale=pixel_scale(spec)).cpu()
+
+    errors = map_batched(error_of, to_bin_centers(batch.x, spec), batch_size=s.batch_size)
+    value, error = mean_and_error(errors)
+    return [
+        Row(
+            "reconstruction",
+            value,
+            "pixels²" if spec.kind == "image" else "units²",
+            error=error,
+            conditions={"n": len(errors), "split": s.split, "seed": s.seed},
+        )
+    ]
 
 
-def without_noise(x: Tensor, spec: Spec) -> Tensor:
-    """Return items x with each dequantised value in the middle of its bin; others as they are."""
-    if not spec.dequantised:
+def to_bin_centers(x: Tensor, spec: DataSpec) -> Tensor:
+    """Return items x with each dequantized value at the middle of its bin; others unchanged."""
+    if not spec.dequantized:
         return x
     low, high = spec.range
     width = (high - low) / spec.levels
@@ -46,12 +56,17 @@ def without_noise(x: Tensor, spec: Spec) -> Tensor:
     return (low + (level + 0.5) * width).to(x.dtype)
 
 
-def squared_error(x: Tensor, back: Tensor, spec: Spec) -> Tensor:
-    """Return Σ (x − back)² (B,) of x and back (B, *shape), an image's with the lowest level at 0 and the highest at 1."""
-    scale = 1.0
-    if spec.kind == "image":
-        low, high = spec.range
-        scale = high - low
-        if spec.dequantised:  # the middles of the outer bins are half a bin inside the range
-            scale *= (spec.levels - 1) / spec.levels
-    return ((x - back) / scale).flatten(1).square().sum(1)
+def pixel_scale(spec: DataSpec) -> float:
+    """Return the distance from an image's lowest to its highest level; 1 for other data."""
+    if spec.kind != "image":
+        return 1.0
+    low, high = spec.range
+    scale = high - low
+    if spec.dequantized:  # the middles of the outer bins are half a bin inside the range
+        scale *= (spec.levels - 1) / spec.levels
+    return scale
+
+
+def squared_error(x: Tensor, y: Tensor, *, scale: float = 1.0) -> Tensor:
+    """Return Σ ((x − y) / scale)² (B,) float64 of items x and y (B, *shape)."""
+    return ((x - y).double() / scale).square().flatten(1).sum(1)

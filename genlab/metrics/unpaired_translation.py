@@ -1,86 +1,100 @@
-"""What can be said of a translation that nothing pairs: whether its images lie among the targets, and whether they lead back."""
+"""Unpaired translation: distance of the translations to the targets, and cycle errors."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from genlab.metrics import Row, energy_distance, frechet, kid_mmd
-from genlab.metrics.context import Subject
-from genlab.metrics.features import named
-from genlab.metrics.paired_translation import both_ways, translated
-from genlab.spec import Batch, Spec
+from genlab.metrics import energy_distance, frechet, kid_mmd
+from genlab.metrics.base import Row, mean_and_error
+from genlab.metrics.context import MetricContext
+from genlab.metrics.features import row_name
+from genlab.metrics.paired_translation import translate_batched
+from genlab.spec import Batch, DataSpec
 
 
-def rows(subject: Subject) -> list[str]:
+def row_names(context: MetricContext) -> list[str]:
     """Return the names of the rows that `measure` gives."""
-    spec = subject.spec
-    fits = (
-        "translate" in subject.abilities and spec.source is not None and not subject.dataset.paired
+    spec = context.spec
+    is_applicable = (
+        "translate" in context.abilities
+        and spec.source is not None
+        and not context.dataset.paired
+        and {spec.kind, spec.source.kind} == {"image"}
     )
-    if not fits or {spec.kind, spec.source.kind} != {"image"}:
+    if not is_applicable:
         return []
-    found = [named("energy_distance", space) for space in energy_distance.spaces(subject)]
-    if subject.settings.features:
-        found += [
-            named(name, space)
-            for name in ("frechet", "kernel_distance")
-            for space in subject.spaces
-        ]
-    return found + ["cycle_error", "cycle_error_back"] * both_ways(subject.model)
+    names = [row_name("energy_distance", space) for space in energy_distance.spaces(context)]
+    if context.settings.features:
+        names += [row_name(name, space) for name in ("frechet", "kid") for space in context.spaces]
+    if context.model.translates_backward:
+        names += ["cycle_error", "cycle_error_backward"]
+    return names
 
 
 @torch.no_grad()
-def measure(subject: Subject) -> list[Row]:
-    """Return the distances of translations of n held-out sources to n held-out targets, and how far a cycle leads from its start.
+def measure(context: MetricContext) -> list[Row]:
+    """Return distances of n translated sources to n held-out targets, and cycle errors.
 
-    A distance has beside it that of the sources as they are, where they could be targets: what a translator has to be
-    better than. In spaces that were asked for there are the Fréchet and the kernel distance too (in Inception's FID and KID,
-    which papers give). A cycle error is the mean absolute difference between an image and what comes back from it, in parts
-    of the range; a model that changes nothing makes none, so how far a translation lies from its source stands beside it.
+    The conditions of a distance contain that of the untranslated sources if they have the shape of
+    targets: a translator should be better. In feature spaces that were requested there are the
+    Fréchet and the kernel distance too (in Inception's space FID and KID, as in papers).
+
+    A cycle error is the mean absolute difference of an image and its translation there and back, as
+    a fraction of the range. The cycle error of a model that does not change anything is 0, so the
+    conditions contain the distance of a translation from its source (`change`).
     """
-    model, spec, s = subject.model, subject.spec, subject.settings
-    batch, like = subject.dataset.take(s.split, s.n, seed=s.seed), next(model.parameters())
-    x, y = (
-        batch.cond.to(like).unique(dim=0),
-        batch.x.to(like),
-    )  # where there are fewer sources than targets, some come twice
-    made = translated(model.translate, x, spec)
-    found = distances(subject, made)
+    model, spec, s = context.model, context.spec, context.settings
+    batch, like = context.dataset.head(s.split, s.n, seed=s.seed), next(model.parameters())
+    # if there are fewer sources than targets, some sources occur twice
+    x, y = batch.cond.to(like).unique(dim=0), batch.x.to(like)
+    translations = translate_batched(model.translate, x, spec)
+    rows = distance_rows(context, translations)
     if spec.source.shape == spec.shape:
-        beside = {row.name: f"{row.value:.4g}" for row in distances(subject, x)}
-        found = [
-            replace(row, conditions=row.conditions | {"sources": beside[row.name]}) for row in found
+        of_sources = {row.name: f"{row.value:.4g}" for row in distance_rows(context, x)}
+        rows = [
+            replace(row, conditions=row.conditions | {"sources": of_sources[row.name]})
+            for row in rows
         ]
-    if both_ways(model):
-        back = partial(model.translate, backward=True)
-        other = translated(back, y, spec.source)
-        for name, start, between, end, of in (
-            ("cycle_error", x, made, translated(back, made, spec.source), spec.source),
-            ("cycle_error_back", y, other, translated(model.translate, other, spec), spec),
-        ):
-            errors = difference(start, end, of)
-            error = errors.std().item() / len(errors) ** 0.5 if len(errors) > 1 else None
-            said = {"n": len(errors), "split": s.split, "seed": s.seed}
-            if start.shape == between.shape:
-                said["change"] = f"{difference(start, between, of).mean().item():.4g}"
-            found.append(
-                Row(name, errors.mean().item(), "range", "exact", error, None, "lower", said)
-            )
-    return found
+    if model.translates_backward:
+        backward = partial(model.translate, backward=True)
+        cycled_x = translate_batched(backward, translations, spec.source)
+        rows.append(cycle_row(context, "cycle_error", x, translations, cycled_x, spec.source))
+        backward_y = translate_batched(backward, y, spec.source)
+        cycled_y = translate_batched(model.translate, backward_y, spec)
+        rows.append(cycle_row(context, "cycle_error_backward", y, backward_y, cycled_y, spec))
+    return rows
 
 
-def distances(subject: Subject, x: Tensor) -> list[Row]:
+def distance_rows(context: MetricContext, x: Tensor) -> list[Row]:
     """Return the distances of images x (N, *shape) to held-out targets."""
-    drawn = Subject(subject.dataset, subject.settings, samples=Batch(x.float().cpu()))
-    asked = [frechet.measure, kid_mmd.kid_measure] if subject.settings.features else []
-    return [row for distance in (energy_distance.measure, *asked) for row in distance(drawn)]
+    samples = Batch(x.float().cpu())
+    sample_context = MetricContext(context.dataset, context.settings, samples=samples)
+    rows = energy_distance.measure(sample_context)
+    if context.settings.features:
+        rows += frechet.measure(sample_context) + kid_mmd.measure_kid(sample_context)
+    return rows
 
 
-def difference(x: Tensor, other: Tensor, spec: Spec) -> Tensor:
-    """Return the mean absolute difference (N,) of images (N, C, H, W) in parts of a Spec's range."""
+def cycle_row(
+    context: MetricContext, name: str, x: Tensor, between: Tensor, cycled: Tensor, spec: DataSpec
+) -> Row:
+    """Return the row of the cycle error of images x, their translations, and the way back."""
+    s = context.settings
+    errors = absolute_difference(x, cycled, spec)
+    conditions: dict[str, Any] = {"n": len(errors), "split": s.split, "seed": s.seed}
+    if x.shape == between.shape:
+        change = absolute_difference(x, between, spec).mean().item()
+        conditions["change"] = f"{change:.4g}"
+    value, error = mean_and_error(errors)
+    return Row(name, value, "range", error=error, conditions=conditions)
+
+
+def absolute_difference(x: Tensor, other: Tensor, spec: DataSpec) -> Tensor:
+    """Return the mean absolute difference (N,) of images (N, C, H, W) in units of the range."""
     low, high = spec.range
     return (x - other).abs().double().flatten(1).mean(1) / (high - low)

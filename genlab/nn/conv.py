@@ -1,4 +1,4 @@
-"""Convolutional networks between an image of any size and a vector."""
+"""Convolutional networks between images of any size and vectors, and upsampling."""
 
 from __future__ import annotations
 
@@ -10,24 +10,30 @@ from torch import Tensor, nn
 from genlab.nn.mlp import ACTIVATIONS, MLP, Activation
 
 
-def halved(size: tuple[int, int], times: int) -> list[tuple[int, int]]:
-    """Return the sizes (H, W) that an image passes through when halved, rounded down, `times` times."""
-    sizes = [tuple(size)]
+def halved_sizes(size: tuple[int, ...], times: int) -> list[tuple[int, int]]:
+    """Return the sizes (H, W) of an image that is halved `times` times, rounding down."""
+    height, width = size
+    sizes = [(height, width)]
     for _ in range(times):
         sizes.append((sizes[-1][0] // 2, sizes[-1][1] // 2))
     return sizes
 
 
-def halves(shape: tuple[int, ...], times: int) -> bool:
-    """Whether items of a shape are images (C, H, W) that can be halved so often."""
+def can_halve(shape: tuple[int, ...], times: int) -> bool:
+    """Whether samples of a shape are images (C, H, W) that can be halved `times` times."""
     return len(shape) == 3 and min(shape[1:]) >= 2**times
 
 
 class ConvEncoder(nn.Sequential):
-    """An image (B, C, H, W) -> a vector (B, outputs): stride-2 convolutions of `channels`, then layers of `dense` units.
+    """An image (B, C, H, W) to a vector (B, outputs): convolutions, then dense layers.
 
-    H and W may be any number of at least 2**len(channels). With `pool` a step is LeNet's instead: a 5×5 convolution, then
-    the largest of each 2×2. `dropout` is the share of the dense units, and of what they see, that a pass leaves out.
+    H and W may be any numbers of at least 2**len(channels).
+
+    Args:
+        channels: of each convolution.
+        dense: units of the hidden dense layers.
+        dropout: fraction of the dense layers' inputs and units dropped in training.
+        pool: use LeNet's layers instead, a 5×5 convolution and 2×2 max pooling.
     """
 
     def __init__(
@@ -44,18 +50,15 @@ class ConvEncoder(nn.Sequential):
         c, *size = shape
         layers: list[nn.Module] = []
         for width in channels:
-            conv = (
-                nn.Conv2d(c, width, 5, padding=2)
-                if pool
-                else nn.Conv2d(c, width, 4, stride=2, padding=1)
-            )
-            layers += [
-                conv,
-                ACTIVATIONS[activation](),
-                *([nn.MaxPool2d(2)] if pool else []),
-            ]  # (B, width, H//2, W//2)
+            if pool:
+                layers.append(nn.Conv2d(c, width, 5, padding=2))
+            else:
+                layers.append(nn.Conv2d(c, width, 4, stride=2, padding=1))
+            layers.append(ACTIVATIONS[activation]())
+            if pool:
+                layers.append(nn.MaxPool2d(2))  # (B, width, H//2, W//2)
             c = width
-        h, w = halved(size, len(channels))[-1]
+        h, w = halved_sizes(tuple(size), len(channels))[-1]
         if dropout:
             layers.append(nn.Dropout(dropout))
         super().__init__(
@@ -66,7 +69,12 @@ class ConvEncoder(nn.Sequential):
 
 
 class ConvDecoder(nn.Sequential):
-    """A vector (B, inputs) -> an image (B, C, H, W): ConvEncoder's mirror, with `channels` in the order of the way."""
+    """A vector (B, inputs) to an image (B, C, H, W): the mirror image of ConvEncoder.
+
+    Args:
+        channels: of the inputs of each transposed convolution, in the order of computation.
+        dense: units of the hidden dense layers.
+    """
 
     def __init__(
         self,
@@ -78,7 +86,7 @@ class ConvDecoder(nn.Sequential):
         activation: Activation = "relu",
     ) -> None:
         c, *size = shape
-        sizes = halved(size, len(channels))[::-1]
+        sizes = halved_sizes(tuple(size), len(channels))[::-1]
         start = (channels[0], *sizes[0])
         layers: list[nn.Module] = [
             *MLP(inputs, dense, math.prod(start), activation=activation),
@@ -93,26 +101,31 @@ class ConvDecoder(nn.Sequential):
         super().__init__(*layers)
 
 
-def doubled(x: Tensor) -> Tensor:
-    """Return x (B, C, H, W) with each pixel as 2×2 of them (B, C, 2H, 2W)."""
+def upsample_nearest(x: Tensor) -> Tensor:
+    """Return x (B, C, H, W) with each pixel repeated as 2×2 pixels: (B, C, 2H, 2W)."""
     return F.interpolate(x, scale_factor=2.0, mode="nearest")
 
 
-# As the authors' code of Karras et al. 2018, https://arxiv.org/abs/1710.10196, has it: a pixel's four copies meet the same
-# weights, which are added once. 16 multiplications a pixel of x and pair of maps instead of 36, and no doubled maps in memory.
-def conv_of_doubled(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Return the convolution of `doubled(x)` (B, out, 2H, 2W) by weights (out, C, 3, 3), padded by one: a transposed one of x."""
-    sums = F.avg_pool2d(
-        F.pad(weight.flip(2, 3), (1, 1, 1, 1)), 2, stride=1, divisor_override=1
-    )  # (out, C, 4, 4)
+# As in the authors' code of Karras et al. 2018, https://arxiv.org/abs/1710.10196: the four copies
+# of a pixel meet the same weights, which are added once. This takes 16 multiplications per pixel of
+# x and pair of channels instead of 36, and no upsampled maps in memory.
+def upsample_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Return the convolution of `upsample_nearest(x)` as a transposed convolution of x.
+
+    Args:
+        x: maps (B, C, H, W).
+        weight: (out, C, 3, 3); the padding is 1, so the result is (B, out, 2H, 2W).
+    """
+    padded_weight = F.pad(weight.flip(2, 3), (1, 1, 1, 1))
+    sums = F.avg_pool2d(padded_weight, 2, stride=1, divisor_override=1)  # (out, C, 4, 4)
     return F.conv_transpose2d(x, sums.transpose(0, 1), bias, stride=2, padding=1)
 
 
 class UpConv2d(nn.Conv2d):
-    """A 3×3 convolution of doubled maps, (B, in, H, W) to (B, out, 2H, 2W)."""
+    """Nearest upsampling and a 3×3 convolution, (B, in, H, W) to (B, out, 2H, 2W)."""
 
     def __init__(self, in_: int, out: int) -> None:
         super().__init__(in_, out, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return conv_of_doubled(x, self.weight, self.bias)
+        return upsample_conv2d(x, self.weight, self.bias)

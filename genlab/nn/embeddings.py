@@ -1,4 +1,4 @@
-"""Embeddings of a time, of a class and of a point."""
+"""Embeddings of times, classes and points."""
 
 from __future__ import annotations
 
@@ -8,42 +8,47 @@ import torch
 from torch import Tensor, nn
 
 
-def sinusoidal(t: Tensor, dim: int, longest: float = 10_000.0) -> Tensor:
-    """Return sines and cosines (B, dim) of t (B,) at dim/2 frequencies from 1 to 1/longest (Vaswani et al. 2017)."""
+def sinusoidal_embedding(t: Tensor, dim: int, max_period: float = 10_000.0) -> Tensor:
+    """Return sines and cosines (B, dim) of t (B,) (Vaswani et al. 2017).
+
+    There are dim/2 frequencies from 1 to 1/max_period.
+    """
     half = dim // 2
     frequencies = torch.exp(
-        torch.arange(half, device=t.device) * (-math.log(longest) / max(half - 1, 1))
+        torch.arange(half, device=t.device) * (-math.log(max_period) / max(half - 1, 1))
     )
     angles = t[:, None].float() * frequencies
     return nn.functional.pad(torch.cat([angles.sin(), angles.cos()], 1), (0, dim % 2))
 
 
-def waves(x: Tensor, count: int) -> Tensor:
-    """Return points x (B, D) beside the sines and cosines of 1, 2, 4, …, 2^(count − 1) times their coordinates.
+def fourier_features(x: Tensor, num_frequencies: int) -> Tensor:
+    """Append sines and cosines of the coordinates to points x (B, D): (B, D·(1 + 2·num)).
 
-    By them a network tells places apart that lie close together: (B, D·(1 + 2·count)) (Tancik et al. 2020, 2006.10739).
+    The frequencies are 1, 2, 4, …, 2^(num_frequencies − 1). They let a network distinguish points
+    that are close together (Tancik et al. 2020, 2006.10739).
     """
-    angles = (x[..., None] * 2.0 ** torch.arange(count, device=x.device)).flatten(1)
+    angles = (x[..., None] * 2.0 ** torch.arange(num_frequencies, device=x.device)).flatten(1)
     return torch.cat([x, angles.sin(), angles.cos()], 1)
 
 
 class TimeEmbedding(nn.Module):
-    """Embeds a time, and a class where there are any, as one vector (B, out).
+    """Embed a time, and a class if there are classes, as one vector (B, out).
 
-    Class number `classes` stands for "not told"; it is what y = None means.
+    The class number `num_classes` is the null condition; y = None stands for it.
     """
 
-    def __init__(self, dim: int, out: int, *, classes: int = 0) -> None:
+    def __init__(self, dim: int, out: int, *, num_classes: int = 0) -> None:
         super().__init__()
         self.dim = dim
-        self.classes = classes
+        self.num_classes = num_classes
         self.time = nn.Sequential(nn.Linear(dim, out), nn.SiLU(), nn.Linear(out, out))
-        self.label = nn.Embedding(classes + 1, out) if classes else None
+        self.label = nn.Embedding(num_classes + 1, out) if num_classes else None
 
     def forward(self, t: Tensor, y: Tensor | None = None) -> Tensor:
-        h = self.time(sinusoidal(t, self.dim).to(self.time[0].weight.dtype))
-        if self.label is not None:
-            h = h + self.label(
-                torch.full_like(t, self.classes, dtype=torch.long) if y is None else y
-            )
-        return h
+        dtype = next(self.time.parameters()).dtype
+        h = self.time(sinusoidal_embedding(t, self.dim).to(dtype))
+        if self.label is None:
+            return h
+        if y is None:
+            y = torch.full_like(t, self.num_classes, dtype=torch.long)
+        return h + self.label(y)

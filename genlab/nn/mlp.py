@@ -1,4 +1,4 @@
-"""Fully connected networks, and the activations that options name."""
+"""Fully connected networks, and the activations by their option names."""
 
 from __future__ import annotations
 
@@ -20,10 +20,11 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
 
 
 class MLP(nn.Sequential):
-    """A fully connected network (…, inputs) -> (…, outputs); with `hidden` empty it is one linear layer.
+    """A fully connected network (…, inputs) to (…, outputs); linear if `hidden` is empty.
 
     Args:
-        dropout: share of the hidden units that a training pass leaves out.
+        hidden: widths of the hidden layers.
+        dropout: fraction of the hidden units dropped in training.
     """
 
     def __init__(
@@ -37,8 +38,8 @@ class MLP(nn.Sequential):
     ) -> None:
         layers: list[nn.Module] = []
         for width in hidden:
-            layers += [nn.Linear(inputs, width), ACTIVATIONS[activation]()] + (
-                [nn.Dropout(dropout)] if dropout else []
-            )
+            layers += [nn.Linear(inputs, width), ACTIVATIONS[activation]()]
+            if dropout:
+                layers.append(nn.Dropout(dropout))
             inputs = width
         super().__init__(*layers, nn.Linear(inputs, outputs))

@@ -7,7 +7,10 @@ from torch.nn.utils.parametrizations import weight_norm
 
 
 class ResidualBlock(nn.Module):
-    """x + conv(relu(conv(relu(x)))) (B, C, H, W): the pre-activation block of He et al. 2016, weights normalised."""
+    """x + conv(relu(conv(relu(x)))) (B, C, H, W), with weight normalization.
+
+    The pre-activation block of He et al. 2016.
+    """
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -23,12 +26,15 @@ class ResidualBlock(nn.Module):
 
 
 class ResidualNet(nn.Sequential):
-    """An image (B, inputs, H, W) -> (B, outputs, H, W), for any H and W, with no statistics shared across a batch."""
+    """An image (B, inputs, H, W) to (B, outputs, H, W), for any H and W.
 
-    def __init__(self, inputs: int, channels: int, blocks: int, outputs: int) -> None:
+    It does not use batch statistics, so samples do not depend on each other.
+    """
+
+    def __init__(self, inputs: int, channels: int, num_blocks: int, outputs: int) -> None:
         super().__init__(
             weight_norm(nn.Conv2d(inputs, channels, 3, padding=1)),
-            *(ResidualBlock(channels) for _ in range(blocks)),
+            *(ResidualBlock(channels) for _ in range(num_blocks)),
             nn.ReLU(),
             nn.Conv2d(channels, outputs, 1),
         )

@@ -1,4 +1,7 @@
-"""SRResNet: Ledig et al. 2017, https://arxiv.org/abs/1609.04802, figure 4; sub-pixel convolution: Shi et al. 2016."""
+"""SRResNet: Ledig et al. 2017, https://arxiv.org/abs/1609.04802, figure 4.
+
+Sub-pixel convolution: Shi et al. 2016, https://arxiv.org/abs/1609.05158.
+"""
 
 from __future__ import annotations
 
@@ -10,12 +13,15 @@ class SRResNet(nn.Module):
     """Images (B, inputs, h, w) to (B, outputs, factor·h, factor·w), for any h and w.
 
     Args:
-        blocks: residual blocks, all at the small size.
-        norm: normalise by the batch; without it small networks learn faster (Lim et al. 2017, https://arxiv.org/abs/1707.02921).
-        kernel: side of the first and the last convolution.
-        stages: enlarge features by prime factors with a convolution after, as the paper does; False: the last convolution
-            stands at the small size and its maps become the pixels (Shi et al. 2016, https://arxiv.org/abs/1609.05158).
-        bicubic: learn what is missing from bicubic interpolation, which the network then is before training.
+        num_blocks: residual blocks, all at the small size.
+        batch_norm: use batch normalization; without it small networks learn faster (Lim et al.
+            2017, https://arxiv.org/abs/1707.02921).
+        kernel_size: of the first and the last convolution.
+        staged_upsampling: upsample the features by one prime factor after another, with a
+            convolution each, as in the paper. Otherwise the last convolution is computed at the
+            small size, and its maps become the pixels (Shi et al. 2016).
+        bicubic_residual: add the result to bicubic interpolation, which the network then equals
+            before training.
     """
 
     def __init__(
@@ -25,53 +31,65 @@ class SRResNet(nn.Module):
         factor: int,
         *,
         width: int = 64,
-        blocks: int = 16,
-        norm: bool = True,
-        kernel: int = 9,
-        stages: bool = True,
-        bicubic: bool = False,
+        num_blocks: int = 16,
+        batch_norm: bool = True,
+        kernel_size: int = 9,
+        staged_upsampling: bool = True,
+        bicubic_residual: bool = False,
     ) -> None:
         super().__init__()
-        self.factor, self.bicubic = factor, bicubic
-        self.head = nn.Sequential(nn.Conv2d(inputs, width, kernel, padding=kernel // 2), nn.PReLU())
+        self.factor, self.bicubic_residual = factor, bicubic_residual
+        padding = kernel_size // 2
+        self.head = nn.Sequential(
+            nn.Conv2d(inputs, width, kernel_size, padding=padding), nn.PReLU()
+        )
         self.body = nn.Sequential(
-            *(PReLUBlock(width, norm) for _ in range(blocks)), *conv(width, norm)
+            *(PReLUBlock(width, batch_norm) for _ in range(num_blocks)),
+            *conv_batch_norm(width, batch_norm),
         )
         tail: list[nn.Module] = []
-        for f in prime_factors(factor) if stages else ():
-            tail += [nn.Conv2d(width, width * f * f, 3, padding=1), nn.PixelShuffle(f), nn.PReLU()]
-        last = nn.Conv2d(
-            width, outputs if stages else outputs * factor**2, kernel, padding=kernel // 2
-        )
-        if bicubic:
+        if staged_upsampling:
+            for f in prime_factors(factor):
+                conv = nn.Conv2d(width, width * f * f, 3, padding=1)
+                tail += [conv, nn.PixelShuffle(f), nn.PReLU()]
+            last = nn.Conv2d(width, outputs, kernel_size, padding=padding)
+            tail.append(last)
+        else:
+            last = nn.Conv2d(width, outputs * factor**2, kernel_size, padding=padding)
+            tail += [last, nn.PixelShuffle(factor)]
+        if bicubic_residual:
             nn.init.zeros_(last.weight)
+            assert last.bias is not None
             nn.init.zeros_(last.bias)
-        self.tail = nn.Sequential(*tail, last, *([] if stages else [nn.PixelShuffle(factor)]))
+        self.tail = nn.Sequential(*tail)
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.head(x)
         y = self.tail(h + self.body(h))
-        return y + bicubic(x, self.factor) if self.bicubic else y
+        return y + upsample_bicubic(x, self.factor) if self.bicubic_residual else y
 
 
 class PReLUBlock(nn.Module):
     """x + norm(conv(prelu(norm(conv(x))))) (B, C, H, W)."""
 
-    def __init__(self, width: int, norm: bool) -> None:
+    def __init__(self, width: int, batch_norm: bool) -> None:
         super().__init__()
-        self.body = nn.Sequential(*conv(width, norm), nn.PReLU(), *conv(width, norm))
+        self.body = nn.Sequential(
+            *conv_batch_norm(width, batch_norm), nn.PReLU(), *conv_batch_norm(width, batch_norm)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.body(x)
 
 
-def conv(width: int, norm: bool) -> list[nn.Module]:
-    layer = nn.Conv2d(width, width, 3, padding=1, bias=not norm)
-    return [layer, nn.BatchNorm2d(width)] if norm else [layer]
+def conv_batch_norm(width: int, batch_norm: bool) -> list[nn.Module]:
+    """Return a 3×3 convolution and batch normalization, if it is used."""
+    conv = nn.Conv2d(width, width, 3, padding=1, bias=not batch_norm)
+    return [conv, nn.BatchNorm2d(width)] if batch_norm else [conv]
 
 
-def bicubic(x: Tensor, factor: int) -> Tensor:
-    """Return images (B, C, h, w) enlarged by Keys's cubic kernel with a = −1/2, as Matlab and Pillow do."""
+def upsample_bicubic(x: Tensor, factor: int) -> Tensor:
+    """Upsample images (B, C, h, w) with Keys's kernel, a = −1/2, as in Matlab and Pillow."""
     return F.interpolate(x, scale_factor=factor, mode="bicubic", antialias=True)
 
 

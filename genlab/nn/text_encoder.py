@@ -1,4 +1,4 @@
-"""A transformer that reads a text."""
+"""A transformer encoder of short texts, byte by byte."""
 
 from __future__ import annotations
 
@@ -8,43 +8,47 @@ from torch.nn.functional import gelu
 
 
 class TextEncoder(nn.Module):
-    """Bytes (B, L) int64, 0 where there are none, -> vectors (B, L + 1, width) and which of them say something, bool (B, L + 1).
+    """Bytes (B, L) int64, padded with 0, to vectors (B, L + 1, width) and a mask (B, L + 1).
 
-    A first place with a vector of its own is always there, so that a text of no bytes says something too.
+    The mask is True where a vector is not padding. The first vector is always valid, so that an
+    empty text has an embedding too.
+
+    Args:
+        max_length: largest L.
     """
 
-    # Kim et al. 2016, https://arxiv.org/abs/1508.06615: a convolution over the letters knows a word wherever it stands. Attention
-    # alone, with a vector for each place, has to learn it anew at each one.
-    REACH = 7  # bytes: a word of five letters with its bounds
+    # Kim et al. 2016, https://arxiv.org/abs/1508.06615: a convolution over the letters recognizes a
+    # word at any position. Attention with an embedding of each position has to learn it separately
+    # at each position.
+    KERNEL_SIZE = 7  # bytes: a word of five letters and its boundaries
 
     def __init__(
         self,
-        places: int,
+        max_length: int,
         *,
         width: int = 128,
-        layers: int = 3,
-        heads: int = 4,
+        num_layers: int = 3,
+        num_heads: int = 4,
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
         self.bytes = nn.Embedding(256, width)
-        self.places = nn.Parameter(0.02 * torch.randn(places + 1, width))
-        self.words = nn.Conv1d(width, width, self.REACH, padding=self.REACH // 2)
+        self.places = nn.Parameter(0.02 * torch.randn(max_length + 1, width))
+        self.words = nn.Conv1d(width, width, self.KERNEL_SIZE, padding=self.KERNEL_SIZE // 2)
         nn.init.normal_(self.bytes.weight, std=0.02)
         layer = nn.TransformerEncoderLayer(
-            width, heads, 4 * width, dropout, "gelu", batch_first=True, norm_first=True
+            width, num_heads, 4 * width, dropout, "gelu", batch_first=True, norm_first=True
         )
         self.layers = nn.TransformerEncoder(
-            layer, layers, norm=nn.LayerNorm(width), enable_nested_tensor=False
+            layer, num_layers, norm=nn.LayerNorm(width), enable_nested_tensor=False
         )
         self.width = width
 
     def forward(self, text: Tensor) -> tuple[Tensor, Tensor]:
         B, L = text.shape
         first = text.new_zeros(B, 1)
-        there = torch.cat([first == 0, text != 0], 1)
-        x = (
-            self.bytes(torch.cat([first, text], 1)) * there[..., None]
-        )  # where no byte is, it is as beyond the end
+        mask = torch.cat([first == 0, text != 0], 1)
+        # padding is zero, as it is beyond the end in the convolution
+        x = self.bytes(torch.cat([first, text], 1)) * mask[..., None]
         x = x + gelu(self.words(x.transpose(1, 2)).transpose(1, 2)) + self.places[: L + 1]
-        return self.layers(x, src_key_padding_mask=~there), there
+        return self.layers(x, src_key_padding_mask=~mask), mask

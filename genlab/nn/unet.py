@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -10,25 +12,25 @@ from genlab.nn.attention import CrossAttention2d, SelfAttention2d, group_norm
 from genlab.nn.conv import UpConv2d
 from genlab.nn.embeddings import TimeEmbedding
 
+Context = tuple[Tensor, Tensor]  # vectors (B, L, D), and which of them are not padding (B, L)
 
-def sides(shape: tuple[int, int, int], levels: int) -> tuple[int, ...]:
-    """Return the larger side of each level's (padded) feature maps in a `UNet` of images of `shape` (C, H, W)."""
-    factor = 2 ** (levels - 1)
+
+def feature_map_sides(shape: Sequence[int], num_levels: int) -> tuple[int, ...]:
+    """Return the larger side of each level's (padded) maps in a `UNet` for images (C, H, W)."""
+    factor = 2 ** (num_levels - 1)
     side = -(-max(shape[1:]) // factor) * factor
-    return tuple(side >> i for i in range(levels))
+    return tuple(side >> i for i in range(num_levels))
 
 
 class ResBlock(nn.Module):
-    """Two normalised 3×3 convolutions with the time embedding added between them, and a skip."""
+    """Two normalized 3×3 convolutions, with the time embedding added between them, and a skip."""
 
-    def __init__(self, inputs: int, outputs: int, embed: int, dropout: float) -> None:
+    def __init__(self, inputs: int, outputs: int, embed_dim: int, dropout: float) -> None:
         super().__init__()
         self.norm1, self.norm2 = group_norm(inputs), group_norm(outputs)
-        self.conv1, self.conv2 = (
-            nn.Conv2d(inputs, outputs, 3, padding=1),
-            nn.Conv2d(outputs, outputs, 3, padding=1),
-        )
-        self.embed = nn.Linear(embed, outputs)
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, padding=1)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1)
+        self.embed = nn.Linear(embed_dim, outputs)
         self.dropout = nn.Dropout(dropout)
         self.skip = nn.Conv2d(inputs, outputs, 1) if inputs != outputs else nn.Identity()
 
@@ -40,36 +42,55 @@ class ResBlock(nn.Module):
 
 
 class Stage(nn.Module):
-    """A residual block, then, where the level has heads, attention to the other places and to the context, if there is one."""
+    """A residual block, then self-attention and cross-attention if there are heads.
+
+    Args:
+        num_heads: 0 for no attention.
+        context_dim: 0 for no context.
+    """
 
     def __init__(
-        self, inputs: int, outputs: int, embed: int, dropout: float, heads: int, context: int
+        self,
+        inputs: int,
+        outputs: int,
+        embed_dim: int,
+        dropout: float,
+        num_heads: int,
+        context_dim: int,
     ) -> None:
         super().__init__()
-        self.block = ResBlock(inputs, outputs, embed, dropout)
-        self.attention = SelfAttention2d(outputs, heads=heads) if heads else nn.Identity()
-        self.reading = (
-            CrossAttention2d(outputs, context, heads=heads) if heads and context else None
-        )
+        self.block = ResBlock(inputs, outputs, embed_dim, dropout)
+        self.attention: nn.Module = nn.Identity()
+        self.reading: nn.Module | None = None
+        if num_heads:
+            self.attention = SelfAttention2d(outputs, num_heads=num_heads)
+        if num_heads and context_dim:
+            self.reading = CrossAttention2d(outputs, context_dim, num_heads=num_heads)
 
-    def forward(self, x: Tensor, e: Tensor, context: tuple[Tensor, Tensor] | None) -> Tensor:
+    def forward(self, x: Tensor, e: Tensor, context: Context | None) -> Tensor:
         x = self.attention(self.block(x, e))
-        return x if self.reading is None else self.reading(x, *context)
+        if self.reading is None:
+            return x
+        assert context is not None
+        return self.reading(x, *context)
 
 
 class UNet(nn.Module):
-    """Maps images (B, C, H, W), times t (B,) or (1,), and perhaps classes y (B,) to maps (B, outputs, H, W).
+    """A network from images, times and optional classes to maps (B, outputs, H, W).
 
-    Sides need not be multiples of 2^(levels − 1): the image is padded with zeros right and below, and cropped back.
+    Images are (B, C, H, W), times t (B,) or (1,), classes y (B,). Sides need not be multiples of
+    2^(levels − 1): the image is padded with zeros at the right and at the bottom, and the result is
+    cropped.
 
     Args:
         shape: (C, H, W) of an image.
-        channels: width of the first level; level i has channels · multipliers[i].
-        blocks: residual blocks of a level on the way down; the way up has one more.
-        attention: sides of the (padded) feature maps that are given self-attention; the middle of the net always is.
-        heads: of each self-attention.
-        outputs: channels of the maps; None: C.
-        context: dimension of the vectors of a context, of a text; 0: there is none.
+        channels: width of the first level; level i has channels · channel_mult[i].
+        num_blocks: residual blocks of a level on the way down; the way up has one more.
+        attention_sides: sides of the (padded) feature maps with self-attention; the middle of the
+            network always has it.
+        num_heads: heads of each self-attention.
+        outputs: channels of the result; None for C.
+        context_dim: dimension of the vectors of a context, such as a text; 0 for no context.
     """
 
     def __init__(
@@ -77,68 +98,78 @@ class UNet(nn.Module):
         shape: tuple[int, int, int],
         *,
         channels: int = 128,
-        multipliers: tuple[int, ...] = (1, 2, 2, 2),
-        blocks: int = 2,
-        attention: tuple[int, ...] = (16,),
-        heads: int = 1,
+        channel_mult: tuple[int, ...] = (1, 2, 2, 2),
+        num_blocks: int = 2,
+        attention_sides: tuple[int, ...] = (16,),
+        num_heads: int = 1,
         dropout: float = 0.1,
         outputs: int | None = None,
-        classes: int = 0,
-        context: int = 0,
+        num_classes: int = 0,
+        context_dim: int = 0,
     ) -> None:
         super().__init__()
         inputs = shape[0]
-        self.factor = 2 ** (len(multipliers) - 1)
-        widths = [channels * m for m in multipliers]
-        embed = max(
-            4 * channels, 64
-        )  # the paper's 4 · channels, but a narrow net still tells its times apart
-        attends = [heads * (side in attention) for side in sides(shape, len(widths))]
-        self.embed = TimeEmbedding(max(channels, 32), embed, classes=classes)
-        self.summary = (
-            nn.Linear(context, embed) if context else None
-        )  # what the whole context says goes with the time
+        self.factor = 2 ** (len(channel_mult) - 1)
+        widths = [channels * m for m in channel_mult]
+        # the paper's 4 · channels, but a narrow network must distinguish its times too
+        embed_dim = max(4 * channels, 64)
+        sides = feature_map_sides(shape, len(widths))
+        heads = [num_heads if side in attention_sides else 0 for side in sides]
+        self.embed = TimeEmbedding(max(channels, 32), embed_dim, num_classes=num_classes)
+        # the mean of the context is added to the time embedding
+        self.summary = nn.Linear(context_dim, embed_dim) if context_dim else None
         self.first = nn.Conv2d(inputs, channels, 3, padding=1)
 
         self.down, self.shrink = nn.ModuleList(), nn.ModuleList()
-        skips, now = [channels], channels
+        skips, width = [channels], channels
         for i, w in enumerate(widths):
             stages = nn.ModuleList()
-            for _ in range(blocks):
-                stages.append(Stage(now, w, embed, dropout, attends[i], context))
-                skips.append(now := w)
+            for _ in range(num_blocks):
+                stages.append(Stage(width, w, embed_dim, dropout, heads[i], context_dim))
+                skips.append(w)
+                width = w
             self.down.append(stages)
             if i + 1 < len(widths):
-                self.shrink.append(nn.Conv2d(now, now, 3, stride=2, padding=1))
-                skips.append(now)
+                self.shrink.append(nn.Conv2d(width, width, 3, stride=2, padding=1))
+                skips.append(width)
 
         self.middle = nn.ModuleList(
-            [Stage(now, now, embed, dropout, heads, context), Stage(now, now, embed, dropout, 0, 0)]
+            [
+                Stage(width, width, embed_dim, dropout, num_heads, context_dim),
+                Stage(width, width, embed_dim, dropout, 0, 0),
+            ]
         )
 
         self.up, self.grow = nn.ModuleList(), nn.ModuleList()
         for i, w in reversed(list(enumerate(widths))):
             stages = nn.ModuleList()
-            for _ in range(blocks + 1):
-                stages.append(Stage(now + skips.pop(), w, embed, dropout, attends[i], context))
-                now = w
+            for _ in range(num_blocks + 1):
+                inputs_ = width + skips.pop()
+                stages.append(Stage(inputs_, w, embed_dim, dropout, heads[i], context_dim))
+                width = w
             self.up.append(stages)
             if i:
-                self.grow.append(UpConv2d(now, now))
-        self.norm = group_norm(now)
-        self.last = nn.Conv2d(now, outputs or inputs, 3, padding=1)
-        self.initialise()
+                self.grow.append(UpConv2d(width, width))
+        self.norm = group_norm(width)
+        self.last = nn.Conv2d(width, outputs or inputs, 3, padding=1)
+        self.initialize_weights()
 
-    def initialise(self) -> None:
-        """Draw weights as the authors' code does; what ends a branch starts at zero: blocks start as identities."""
-        ends = {m.conv2 for m in self.modules() if isinstance(m, ResBlock)}
-        ends |= {
-            m.out for m in self.modules() if isinstance(m, SelfAttention2d | CrossAttention2d)
-        } | {self.last}
+    def initialize_weights(self) -> None:
+        """Draw the weights as in the authors' code; each branch ends in zeros, as an identity."""
+        last_layers: set[nn.Module] = {self.last}
+        for m in self.modules():
+            if isinstance(m, ResBlock):
+                last_layers.add(m.conv2)
+            elif isinstance(m, SelfAttention2d | CrossAttention2d):
+                last_layers.add(m.out)
         for m in self.modules():
             if isinstance(m, nn.Conv2d | nn.Linear):
-                nn.init.zeros_(m.weight) if m in ends else nn.init.xavier_uniform_(m.weight)
-                nn.init.zeros_(m.bias)
+                if m in last_layers:
+                    nn.init.zeros_(m.weight)
+                else:
+                    nn.init.xavier_uniform_(m.weight)
+                if m.bias is not None:
+                    nn.init.zeros_(m.bias)
 
     def forward(
         self,
@@ -146,33 +177,38 @@ class UNet(nn.Module):
         t: Tensor,
         y: Tensor | None = None,
         *,
-        context: tuple[Tensor, Tensor] | None = None,
+        context: Context | None = None,
     ) -> Tensor:
         """Return (B, outputs, H, W).
 
         Args:
-            context: vectors (B, L, D), and which of them say something, bool (B, L).
+            context: vectors (B, L, D), and which of them are not padding, bool (B, L).
         """
         height, width = x.shape[-2:]
-        right, below = -width % self.factor, -height % self.factor
-        if right or below:
-            x = F.pad(x, (0, right, 0, below))
+        right, bottom = -width % self.factor, -height % self.factor
+        if right or bottom:
+            x = F.pad(x, (0, right, 0, bottom))
         e = self.embed(t, y)
         if self.summary is not None:
-            vectors, there = context
-            share = there.to(vectors) / there.sum(1, keepdim=True)  # (B, L)
-            e = e + self.summary((share[:, :, None] * vectors).sum(1))
+            assert context is not None
+            vectors, mask = context
+            weight = mask.to(vectors) / mask.sum(1, keepdim=True)  # (B, L)
+            e = e + self.summary((weight[:, :, None] * vectors).sum(1))
         e = F.silu(e)
         h = self.first(x)
         skips = [h]
         for i, stages in enumerate(self.down):
+            assert isinstance(stages, nn.ModuleList)
             for stage in stages:
-                skips.append(h := stage(h, e, context))
+                h = stage(h, e, context)
+                skips.append(h)
             if i < len(self.shrink):
-                skips.append(h := self.shrink[i](h))
+                h = self.shrink[i](h)
+                skips.append(h)
         for stage in self.middle:
             h = stage(h, e, context)
         for i, stages in enumerate(self.up):
+            assert isinstance(stages, nn.ModuleList)
             for stage in stages:
                 h = stage(torch.cat([h, skips.pop()], 1), e, context)
             if i < len(self.grow):

@@ -1,22 +1,27 @@
-"""Checkpoint files: the state of a trainer as torch.save writes it, checked against its own checksums when it is read."""
+"""Checkpoint files: a trainer's state, written by torch.save and checked when it is read."""
 
 from __future__ import annotations
 
 import zipfile
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from genlab.errors import UserError
-from genlab.fileio import whole
+from genlab.errors import UserError, is_out_of_memory
+from genlab.fileio import atomic_open
+from genlab.runs.migrations import FORMAT, refuse_newer_format
 
-SETS: dict[str, tuple[type, ...]] = {  # what every state has, in which types
+State = dict[str, Any]
+
+# the entries of every state, with their types
+ENTRIES: dict[str, tuple[type, ...]] = {
     "step": (int,),
-    "pulled": (int,),
+    "batches_consumed": (int,),
     "seed": (int,),
     "seconds": (float, int),
     "best": (dict, type(None)),
-    "pending": (list,),
+    "unlogged_losses": (list,),
     "model": (dict,),
     "ema": (dict, type(None)),
     "optimizers": (dict,),
@@ -24,92 +29,108 @@ SETS: dict[str, tuple[type, ...]] = {  # what every state has, in which types
 }
 
 
-class Damaged(UserError):
-    """A checkpoint whose bytes are not those that were written."""
+class CorruptCheckpointError(UserError):
+    """The bytes of a checkpoint are not those that were written."""
 
 
-def write(state: dict[str, Any], path: Path) -> None:
-    """Write a state, whole or not at all."""
+def write_checkpoint(state: State, path: Path) -> None:
+    """Write a state atomically."""
     import torch
 
-    with whole(path) as f:
+    with atomic_open(path) as f:
         torch.save(state, f)
 
 
-def read(path: Path, *, device: str = "cpu") -> dict[str, Any]:
-    """Return the state in a checkpoint, with nothing in it executed.
+def read_checkpoint(
+    path: Path, *, device: str = "cpu", migrate: Callable[[State], State] | None = None
+) -> State:
+    """Return the state in a checkpoint, without executing anything in it.
+
+    Args:
+        migrate: translates a state of an older format.
 
     Raises:
-        Damaged: it was cut short or changed.
-        UserError: it is whole, but not a state as genlab writes it.
-        FileNotFoundError: it is gone.
+        CorruptCheckpointError: the file was truncated or changed.
+        UserError: the file is intact, but not a checkpoint of genlab, or of a newer genlab.
+        FileNotFoundError: the file is gone.
     """
     import torch
 
-    verify(path)
+    verify_checksums(path)
     try:
         state = torch.load(path, map_location=device, weights_only=True)
     except (FileNotFoundError, MemoryError):
         raise
-    except (
-        Exception
-    ) as error:  # whatever a hostile file makes the reader raise: it is none of genlab's
-        if "allocate memory" in str(error) or "out of memory" in str(error):
+    except Exception as error:  # an untrusted file can make the reader raise anything
+        if is_out_of_memory(error):
             raise
-        first = (
-            str(error).strip().splitlines()[0][:120] if str(error).strip() else type(error).__name__
-        )
-        raise UserError(f"{path} is unreadable: it is no checkpoint of genlab ({first})") from error
-    wrong = [
-        k
-        for k, types in SETS.items()
-        if not isinstance(state, dict) or not isinstance(state.get(k, ...), types)
-    ]
-    if not wrong and state["best"] is not None and set(state["best"]) != {"value", "step", "since"}:
-        wrong = ["best"]
-    if not wrong and not all(isinstance(losses, dict) for losses in state["pending"]):
-        wrong = ["pending"]
-    if wrong or state["step"] < 0 or state["pulled"] < 0:
+        lines = str(error).strip().splitlines() or [type(error).__name__]
         raise UserError(
-            f"{path} is unreadable: it is no checkpoint of genlab (no {', '.join(wrong) or 'step'} as it has)"
+            f"{path} is unreadable: it is not a checkpoint of genlab ({lines[0][:120]})"
+        ) from error
+    if isinstance(state, dict):
+        refuse_newer_format(state.get("format", 1), path)
+        if state.get("format", 1) != FORMAT and migrate:
+            state = migrate(state)
+    if wrong := invalid_entries(state):
+        raise UserError(
+            f"{path} is unreadable: it is not a checkpoint of genlab (no valid {', '.join(wrong)})"
         )
     return state
 
 
-def checksum(weights: dict[str, Any]) -> str:
-    """Return the CRC-32 of all tensors of a state dict that was read, in hexadecimal: some 100 ms for 100 MB."""
+def invalid_entries(state: Any) -> list[str]:
+    """Return the names of entries that are missing in a state, or not as genlab writes them."""
+    if not isinstance(state, dict):
+        return list(ENTRIES)
+    wrong = [key for key, types in ENTRIES.items() if not isinstance(state.get(key, ...), types)]
+    if wrong:
+        return wrong
+    if state["best"] is not None and set(state["best"]) != {"value", "step", "since"}:
+        return ["best"]
+    if not all(isinstance(losses, dict) for losses in state["unlogged_losses"]):
+        return ["unlogged_losses"]
+    return [key for key in ("step", "batches_consumed") if state[key] < 0]
+
+
+def checksum(weights: State) -> str:
+    """Return the CRC-32 of all tensors of a loaded state dict, in hexadecimal.
+
+    Takes some 100 ms for 100 MB.
+    """
     import torch
 
     crc = 0
     for value in weights.values():
-        if isinstance(
-            value, torch.Tensor
-        ):  # its bytes as they are: a stranger's may be one number that claims to be many
-            crc = zlib.crc32(
-                torch.empty(0, dtype=torch.uint8).set_(value.untyped_storage()).numpy(), crc
-            )
+        if isinstance(value, torch.Tensor):
+            # the stored bytes: a tensor of an untrusted file may be one number expanded to many
+            stored = torch.empty(0, dtype=torch.uint8).set_(value.untyped_storage())
+            crc = zlib.crc32(stored.numpy(), crc)
     return f"{crc:08x}"
 
 
-def verify(path: Path) -> None:
-    """Compare every part of a checkpoint with its CRC-32, which torch.load does not: some 30 ms for 100 MB.
+def verify_checksums(path: Path) -> None:
+    """Compare every part of a checkpoint with its CRC-32, which torch.load does not.
 
-    torch.save stores its parts side by side and uncompressed, so that a file of that form is never larger in memory than on disk.
+    Takes some 30 ms for 100 MB. torch.save stores its parts next to each other and uncompressed, so
+    a file of that form is never larger in memory than on disk.
 
     Raises:
-        Damaged: a part differs, or the file was cut short.
+        CorruptCheckpointError: a part differs, or the file was truncated.
         UserError: its parts are compressed or overlap.
     """
     try:
-        with zipfile.ZipFile(path) as parts:
-            listed = parts.infolist()
-            if any(part.compress_type != zipfile.ZIP_STORED for part in listed) or (
-                sum(part.file_size for part in listed) > path.stat().st_size
-            ):
+        with zipfile.ZipFile(path) as archive:
+            parts = archive.infolist()
+            is_compressed = any(part.compress_type != zipfile.ZIP_STORED for part in parts)
+            if is_compressed or sum(part.file_size for part in parts) > path.stat().st_size:
                 raise UserError(
-                    f"{path} is unreadable: it unpacks to more than it holds, as no checkpoint of genlab does"
+                    f"{path} is unreadable: it unpacks to more than its size, "
+                    "unlike any checkpoint of genlab"
                 )
-            broken = parts.testzip()
+            broken = archive.testzip()
+    except UserError:
+        raise
     except (
         zipfile.BadZipFile,
         zlib.error,
@@ -118,10 +139,9 @@ def verify(path: Path) -> None:
         RuntimeError,
         NotImplementedError,
     ) as error:
-        if isinstance(error, UserError):
-            raise
-        raise Damaged(
-            f"{path} is truncated or unreadable ({' '.join(str(error).split())})"
-        ) from error
+        reason = " ".join(str(error).split())
+        raise CorruptCheckpointError(f"{path} is truncated or unreadable ({reason})") from error
     if broken is not None:
-        raise Damaged(f"{path} is damaged: its part {broken} is not what was written")
+        raise CorruptCheckpointError(
+            f"{path} is damaged: its part {broken} is not what was written"
+        )

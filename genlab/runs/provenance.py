@@ -1,4 +1,4 @@
-"""Where a run comes from: what its run.json says."""
+"""The content of run.json: the command, versions, commit and data of a run."""
 
 from __future__ import annotations
 
@@ -11,15 +11,27 @@ from typing import Any
 import torch
 
 from genlab import __version__
-from genlab.data.fingerprint import fingerprint, whereabouts
+from genlab.data.dataset import SPLITS
+from genlab.data.fingerprint import data_location, fingerprint
 from genlab.errors import UserError
+from genlab.runs.migrations import FORMAT
 
 
-def origin(
-    own: dict[str, Any], dataset: Any, device: Any, choices: dict[str, Any], overrides: list[str]
+def collect_provenance(
+    config: dict[str, Any],
+    dataset: Any,
+    device: Any,
+    choices: dict[str, Any],
+    overrides: list[str],
 ) -> dict[str, Any]:
-    """Return what run.json says of a new run: what it is, and by which command, versions and commit it came to be."""
+    """Return the content of a new run's run.json.
+
+    Args:
+        choices: the selected option of each config group.
+        overrides: of the command line.
+    """
     return {
+        "format": FORMAT,
         "model": choices["model"],
         "dataset": choices["dataset"],
         "choices": {k: v for k, v in choices.items() if not k.startswith("hydra")},
@@ -33,43 +45,47 @@ def origin(
             "torch": torch.__version__,
             "python": platform.python_version(),
         },
-        "commit": commit(),
-        "seed": own["seed"],
+        "commit": git_commit(),
+        "seed": config["seed"],
     }
 
 
-def know_again(dataset: Any, info: dict[str, Any], *, named: bool) -> str:
-    """Return what is to be said of data that are not those that a run began with, "" where they are.
+def verify_data(dataset: Any, metadata: dict[str, Any], *, named: bool) -> str:
+    """Compare the data with those that a run began with; return a warning, or "" if equal.
 
     Args:
-        info: the run's run.json; one of an older version tells nothing of the data.
-        named: whether the resume names the data anew, and so means those that are there now.
+        metadata: the run's run.json; early versions did not record the data.
+        named: whether the resume names the data's folder, and so means the data that are there now.
 
     Raises:
-        UserError: they differ, and nobody said that they may.
+        UserError: they differ, and the resume does not name them.
     """
-    now, before = fingerprint(dataset), info.get("data")
+    now, before = fingerprint(dataset), metadata.get("data")
     if before is None or now == before:
         return ""
     sizes = [
-        f"{now[k]:,} {k} items for {before[k]:,}"
-        for k in ("train", "validation", "test")
-        if now[k] != before.get(k)
+        f"{now[split]:,} {split} items instead of {before[split]:,}"
+        for split in SPLITS
+        if now[split] != before.get(split)
     ]
-    differ = f"{whereabouts(dataset)} is not what the run began with ({', '.join(sizes) or 'other files'})"
+    difference = (
+        f"{data_location(dataset)} is not what the run began with "
+        f"({', '.join(sizes) or 'other files'})"
+    )
     if not named:
-        anew = f"dataset={info['dataset']} with dataset.path= or dataset.root="
-        mend = f"put it back, or name it anew to go on with what is there: {anew}"
-        raise UserError(f"{differ}; {mend}")
-    return f"{differ}: from here on the run is not the undisturbed one"
+        raise UserError(
+            f"{difference}; restore it, or name it again to continue with the present data: "
+            f"dataset={metadata['dataset']} with dataset.path= or dataset.root="
+        )
+    return f"{difference}: from here on the run differs from an uninterrupted one"
 
 
-def commit() -> str | None:
+def git_commit() -> str | None:
     """Return the commit of genlab's own checkout, or None for an installed package."""
     root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():
         return None
-    said = subprocess.run(
+    result = subprocess.run(
         ["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, check=False
     )
-    return said.stdout.strip() or None
+    return result.stdout.strip() or None

@@ -1,4 +1,4 @@
-"""The run folder: all that any task needs, written so that a kill at any moment leaves it whole."""
+"""The run folder: all that a command needs, written so that a kill leaves it intact."""
 
 from __future__ import annotations
 
@@ -12,58 +12,71 @@ from pathlib import Path
 from typing import IO, Any
 
 from genlab.errors import UserError
-from genlab.fileio import lockable, read_json, read_yaml, refuse_links, write_whole
-from genlab.runs import checkpoint_io
-from genlab.spec import Spec
+from genlab.fileio import atomic_write, open_lock_file, read_json, read_yaml, refuse_links
+from genlab.runs import migrations
+from genlab.runs.checkpoint_io import (
+    CorruptCheckpointError,
+    read_checkpoint,
+    write_checkpoint,
+)
+from genlab.spec import DataSpec
 
 OUTPUTS = Path("outputs")
 
 
 class RunFolder:
-    """A run's files: config.yaml, run.json, checkpoints/, tensorboard/, stats.jsonl, samples/, reals.png."""
+    """The files of a run.
+
+    config.yaml, run.json, stats.jsonl, reals.png, checkpoints/, samples/, tensorboard/. Files of an
+    older format are translated when they are read (`genlab.runs.migrations`).
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.checkpoints = path / "checkpoints"
         self.samples = path / "samples"
         self.stats = path / "stats.jsonl"
-        self.held: IO[str] | None = None  # the lock, while this object has it
+        self.lock_file: IO[str] | None = None  # open while this object holds the lock
 
-    # --- finding and making -----------------------------------------------------------------------------------------
+    # --- create and find --------------------------------------------------------------------------
 
     @classmethod
-    def create(cls, path: Path, *, config: str, info: dict[str, Any]) -> RunFolder:
-        """Make a new run folder.
+    def create(cls, path: Path, *, config: str, metadata: dict[str, Any]) -> RunFolder:
+        """Create a new run folder.
+
+        Args:
+            config: the text of config.yaml.
+            metadata: the content of run.json.
 
         Raises:
-            UserError: the folder holds a run already.
+            UserError: the folder contains a run already.
         """
         run = cls(path)
-        run.refuse_if_there()
-        newest = max((there.stat().st_mtime_ns for there in runs_below(OUTPUTS)), default=0)
+        run.ensure_empty()
+        newest = max((p.stat().st_mtime_ns for p in find_run_files(OUTPUTS)), default=0)
         for folder in (run.checkpoints, run.samples):
             folder.mkdir(parents=True, exist_ok=True)
-        with run.lock():  # of two processes that make the same folder, the second must not write over the first's config
-            run.refuse_if_there()
-            write_whole(path / "config.yaml", config.encode())
-            write_whole(
-                path / "run.json", json.dumps(info, indent=2).encode()
-            )  # last: from now on it is a run
-            if (
-                (path / "run.json").stat().st_mtime_ns <= newest
-            ):  # a clock that was set back: it is the latest all the same
+        # of two processes that create the same folder, the second must not overwrite the config
+        with run.lock():
+            run.ensure_empty()
+            atomic_write(path / "config.yaml", config.encode())
+            # run.json is last: from now on the folder is a run
+            atomic_write(path / "run.json", json.dumps(metadata, indent=2).encode())
+            # it is the latest run even if the clock was set back
+            if (path / "run.json").stat().st_mtime_ns <= newest:
                 os.utime(path / "run.json", ns=(newest + 1_000_000, newest + 1_000_000))
         return run
 
-    def refuse_if_there(self) -> None:
-        """Refuse to train anew into a folder that holds a run.
+    def ensure_empty(self) -> None:
+        """Refuse to start a new run in a folder that contains one.
 
         Raises:
-            UserError: it does; says how to go on with it.
+            UserError: it does; says how to continue that run.
         """
         if (self.path / "run.json").exists():
             raise UserError(
-                f"{self.path} holds a run already; continue it with `genlab train resume={self.path}`, or choose another out="
+                f"{self.path} contains a run already; continue it with "
+                f"`genlab train resume={self.path}`, or choose another out="
             )
 
     @classmethod
@@ -71,7 +84,8 @@ class RunFolder:
         """Return the run that `where` names, and the checkpoint if it names one.
 
         Args:
-            where: a run folder, a checkpoint file, "latest", "latest:<model>", or None for the newest run.
+            where: a run folder, a checkpoint file, "latest", "latest:<model>", or None for the
+                newest run.
 
         Raises:
             UserError: there is no such run.
@@ -82,15 +96,14 @@ class RunFolder:
             refuse_links(run.path, "run")
             return run, None
         path = Path(where)
-        if path.is_file() and path.suffix == ".pt":
-            run, checkpoint = cls(path.parent.parent), path
-        else:
-            run, checkpoint = cls(path), None
         if not path.exists():
             raise UserError(f"run={where}: there is no such folder or checkpoint file")
+        checkpoint = path if path.is_file() and path.suffix == ".pt" else None
+        run = cls(path.parent.parent if checkpoint else path)
         if not (run.path / "run.json").exists():
             raise UserError(
-                f"run={where} is no run: {run.path} has no run.json; give a folder that `genlab train` made"
+                f"run={where} is not a run: {run.path} has no run.json; "
+                "give a folder that `genlab train` made"
             )
         refuse_links(run.path, "run")
         return run, checkpoint
@@ -98,163 +111,202 @@ class RunFolder:
     @classmethod
     def latest(cls, model: str = "") -> RunFolder:
         """Return the newest run under outputs/, of the recipe `model` if given."""
-        found = sorted(runs_below(OUTPUTS), key=lambda p: p.stat().st_mtime_ns, reverse=True)
-        for path in found:
-            if not model or cls(path.parent).info().get("model") == model:
+        paths = sorted(find_run_files(OUTPUTS), key=lambda p: p.stat().st_mtime_ns, reverse=True)
+        for path in paths:
+            if not model or cls(path.parent).metadata().get("model") == model:
                 return cls(path.parent)
-        what = f" of model={model}" if model else ""
+        of_model = f" of model={model}" if model else ""
         raise UserError(
-            f"there is no run{what} under {OUTPUTS.resolve()}; train one with `genlab train`, or give run=<folder>"
+            f"there is no run{of_model} under {OUTPUTS.resolve()}; train one with `genlab train`, "
+            "or give run=<folder>"
         )
 
     def lock(self) -> IO[str]:
-        """Hold the folder for training until the returned file is closed; asked again meanwhile, return the same file.
+        """Lock the folder for training, until the returned file is closed.
+
+        A second call while it is locked returns the same file.
 
         Raises:
-            UserError: another process trains here.
+            UserError: another process is training here.
         """
-        if self.held and not self.held.closed:
-            return self.held
-        handle = lockable(self.path / ".lock")
+        if self.lock_file and not self.lock_file.closed:
+            return self.lock_file
+        handle = open_lock_file(self.path / ".lock")
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             handle.close()
             raise UserError(f"another process is training in {self.path}") from None
-        os.register_at_fork(
-            after_in_child=handle.close
-        )  # workers that outlive a killed run must not go on holding it
-        self.held = handle
+        # data workers that outlive a killed run must not keep holding it
+        os.register_at_fork(after_in_child=handle.close)
+        self.lock_file = handle
         return handle
 
-    # --- checkpoints --------------------------------------------------------------------------------------------------
+    # --- checkpoints ------------------------------------------------------------------------------
 
-    def steps(self) -> list[Path]:
-        """Return the checkpoints, oldest first."""
-        return sorted(
-            p for p in self.checkpoints.glob("step_*.pt") if re.fullmatch(r"step_\d+\.pt", p.name)
-        )
+    def checkpoint_files(self) -> list[Path]:
+        """Return the paths of the checkpoints, oldest first."""
+        paths = self.checkpoints.glob("step_*.pt")
+        return sorted(p for p in paths if re.fullmatch(r"step_\d+\.pt", p.name))
 
-    def save(self, state: dict[str, Any], *, keep: int, best: bool = False) -> Path:
-        """Write a checkpoint atomically and drop all but the last `keep`; `best` writes best.pt instead."""
+    def save_checkpoint(self, state: dict[str, Any], *, keep: int, best: bool = False) -> Path:
+        """Write a checkpoint atomically, and delete all but the last `keep`.
+
+        Args:
+            best: write best.pt instead, and delete nothing.
+        """
         path = self.checkpoints / ("best.pt" if best else f"step_{state['step']:09d}.pt")
-        checkpoint_io.write(state, path)
+        write_checkpoint(state, path)
         if not best:
-            for old in self.steps()[:-keep]:
+            for old in self.checkpoint_files()[:-keep]:
                 old.unlink()
         return path
 
-    def load(self, path: Path | None = None, *, device: str = "cpu") -> dict[str, Any]:
-        """Return the state in a checkpoint, with nothing in it executed.
+    def load_checkpoint(self, path: Path | None = None, *, device: str = "cpu") -> dict[str, Any]:
+        """Return the state in a checkpoint, without executing anything in it.
 
         Args:
-            path: the checkpoint; None: the newest that is whole. A damaged one that is passed over is said on stderr.
+            path: the checkpoint; None takes the newest that is intact, and warns about a damaged
+                one.
 
         Raises:
-            UserError: there is none, or it cannot be read; the message names the checkpoint before it.
+            UserError: there is none, or it cannot be read; the message names the checkpoint before
+                it.
         """
         if path is not None:
             try:
-                return checkpoint_io.read(path, device=device)
-            except checkpoint_io.Damaged as error:
-                others = [p for p in self.steps() if p != path]
-                raise UserError(
-                    f"{error}" + (f"; the one before it is {others[-1]}" if others else "")
-                ) from error
+                return self._read_checkpoint(path, device)
+            except CorruptCheckpointError as error:
+                others = [p for p in self.checkpoint_files() if p != path]
+                hint = f"; the one before it is {others[-1]}" if others else ""
+                raise UserError(f"{error}{hint}") from error
         damaged: list[UserError] = []
         tried: set[Path] = set()
-        while left := [
-            p for p in self.steps() if p not in tried
-        ]:  # listed anew: a process that trains here drops old ones
-            tried.add(left[-1])
+        # listed again each time: a process that is training here may have deleted old ones
+        while untried := [p for p in self.checkpoint_files() if p not in tried]:
+            newest = untried[-1]
+            tried.add(newest)
             try:
-                state = checkpoint_io.read(left[-1], device=device)
+                state = self._read_checkpoint(newest, device)
             except FileNotFoundError:
                 continue
-            except checkpoint_io.Damaged as error:
+            except CorruptCheckpointError as error:
                 damaged.append(error)
                 continue
             if damaged:
-                lost = f"what was trained after step {state['step']:,} is lost"
-                print(f"{damaged[0]}; {left[-1].name} is used instead: {lost}", file=sys.stderr)
+                print(
+                    f"{damaged[0]}; {newest.name} is used instead: the training after step "
+                    f"{state['step']:,} is lost",
+                    file=sys.stderr,
+                )
             return state
         if not damaged:
             raise UserError(f"{self.path} has no checkpoint yet")
-        raise UserError(f"{damaged[0]}; there is no other that is whole")
+        raise UserError(f"{damaged[0]}; there is no other intact checkpoint")
 
-    def set_aside(self, step: int) -> None:
-        """Rename the checkpoints of later steps (damaged, or of a way that the run goes back on) so that they stay, uncounted.
+    def _read_checkpoint(self, path: Path, device: str) -> dict[str, Any]:
+        return read_checkpoint(path, device=device, migrate=self._migrate_checkpoint)
 
-        They would outlive the run's own newer ones, of which the last are kept by their number.
+    def _migrate_checkpoint(self, state: dict[str, Any]) -> dict[str, Any]:
+        target = self.read_config("model")["model"].get("_target_")
+        return migrations.migrate_checkpoint(state, str(target))
+
+    def quarantine(self, step: int) -> None:
+        """Rename the checkpoints of later steps, so that they are kept but not used.
+
+        They are damaged, or the run went back to an earlier step. As only the last few checkpoints
+        by number are kept, they would outlive the run's own newer ones.
         """
-        for path in self.steps():
+        for path in self.checkpoint_files():
             if int(path.stem.removeprefix("step_")) > step:
                 os.replace(path, path.with_name(path.name + ".aside"))
 
-    # --- what the run said ------------------------------------------------------------------------------------------
+    # --- config and metadata ----------------------------------------------------------------------
 
-    def info(self) -> dict[str, Any]:
-        """Return run.json: the command, versions, commit, device, spec.
+    def metadata(self) -> dict[str, Any]:
+        """Return the content of run.json: command, versions, commit, device, spec.
 
         Raises:
-            UserError: it is damaged, or no file that genlab wrote.
+            UserError: it is damaged, not written by genlab, or written by a newer genlab.
         """
-        found = read_json(self.path / "run.json")
+        path = self.path / "run.json"
+        content = read_json(path)
+        migrations.refuse_newer_format(content.get("format", 1), path)
+        content = migrations.migrate_metadata(content)
         for key, kind in {"model": str, "dataset": str, "choices": dict, "spec": dict}.items():
-            value = found.setdefault(key, kind())
-            if not isinstance(value, kind) or (
-                kind is str and not value.isprintable()
-            ):  # a terminal acts on some characters
-                raise UserError(
-                    f"{self.path / 'run.json'} is unreadable: its {key} is not as genlab writes it"
-                )
-        return found
+            value = content.setdefault(key, kind())
+            # a terminal acts on some characters
+            if not isinstance(value, kind) or (isinstance(value, str) and not value.isprintable()):
+                raise UserError(f"{path} is unreadable: its {key} is not as genlab writes it")
+        return content
 
-    def config(self) -> str:
-        """Return config.yaml as text."""
+    def format(self) -> int:
+        """Return the format number of the run's config and metadata.
+
+        Raises:
+            UserError: run.json is damaged, or written by a newer genlab.
+        """
+        path = self.path / "run.json"
+        if not path.exists():
+            return migrations.FORMAT
+        number = read_json(path).get("format", 1)
+        migrations.refuse_newer_format(number, path)
+        return int(number)
+
+    def config_text(self) -> str:
+        """Return config.yaml as it was written."""
         return (self.path / "config.yaml").read_text()
 
-    def options(self, *needed: str) -> dict[str, Any]:
-        """Return config.yaml as plain values; those `needed` are mappings.
+    def read_config(self, *sections: str) -> dict[str, Any]:
+        """Return config.yaml as plain values, with the present names.
+
+        Args:
+            sections: keys that must be mappings.
 
         Raises:
-            UserError: it is damaged, or no file that genlab wrote.
+            UserError: it is damaged, not written by genlab, or written by a newer genlab.
         """
-        found = read_yaml(self.path / "config.yaml")
-        for key in needed:
-            if not isinstance(found.get(key), dict):
-                raise UserError(
-                    f"{self.path / 'config.yaml'} is unreadable: it has no options of the {key}"
-                )
-        return found
+        path = self.path / "config.yaml"
+        config = read_yaml(path)
+        if (number := self.format()) != migrations.FORMAT:
+            config = migrations.migrate_config(config, number)
+        for section in sections:
+            if not isinstance(config.get(section), dict):
+                raise UserError(f"{path} is unreadable: it has no section `{section}`")
+        return config
 
-    def spec(self) -> Spec:
-        """Return what the run's data told its model.
+    def spec(self) -> DataSpec:
+        """Return the spec of the data that the run's model was built for.
 
         Raises:
-            UserError: run.json has no such thing.
+            UserError: run.json does not contain a valid one.
         """
         try:
-            return Spec.from_json(self.info()["spec"])
+            return DataSpec.from_json(self.metadata()["spec"])
         except ValueError as error:
-            said = " ".join(str(error).split())
+            reason = " ".join(str(error).split())
             raise UserError(
-                f"{self.path / 'run.json'} is unreadable: its spec is none ({said})"
+                f"{self.path / 'run.json'} is unreadable: its spec is not valid ({reason})"
             ) from error
 
-    def history(self) -> list[dict[str, Any]]:
-        """Return the lines of stats.jsonl, without one that is being written or that a kill or a full disk cut short.
+    # --- log --------------------------------------------------------------------------------------
+
+    def read_log(self) -> list[dict[str, Any]]:
+        """Return the records of stats.jsonl, without a last line that is incomplete.
 
         Raises:
             UserError: it is damaged.
         """
-        return [record for _, record in self._logged()]
+        records = [record for _, record in self._log_lines()]
+        if records and self.format() != migrations.FORMAT:
+            records = [migrations.migrate_log_record(record) for record in records]
+        return records
 
-    def _logged(self) -> Iterator[tuple[bytes, dict[str, Any]]]:
-        """Yield the whole lines of stats.jsonl, as they are and read."""
+    def _log_lines(self) -> Iterator[tuple[bytes, dict[str, Any]]]:
+        """Yield the complete lines of stats.jsonl, as bytes and parsed."""
         lines = self.stats.read_bytes().splitlines(keepends=True) if self.stats.exists() else []
         for number, line in enumerate(lines, 1):
-            if not line.endswith(b"\n"):
+            if not line.endswith(b"\n"):  # being written, or cut short by a kill or a full disk
                 return
             try:
                 record = json.loads(line)
@@ -262,37 +314,32 @@ class RunFolder:
                 record = None
             if not isinstance(record, dict) or not isinstance(record.get("step"), int):
                 raise UserError(
-                    f"{self.stats}, line {number} is damaged: it is no JSON object with a step"
+                    f"{self.stats}, line {number} is damaged: it is not a JSON object with a step"
                 )
             yield line, record
 
-    def final(self) -> dict[str, float]:
-        """Return the run's last numbers: its last losses, its last evaluation."""
-        found: dict[str, float] = {}
-        for record in self.history():
-            found |= record.get(
-                "evaluation", {k: v for k, v in record.items() if k not in ("step", "notes")}
-            )
-        return found
+    def final_metrics(self) -> dict[str, float]:
+        """Return the run's last losses and its last evaluation."""
+        numbers: dict[str, float] = {}
+        for record in self.read_log():
+            losses = {key: v for key, v in record.items() if key not in ("step", "notes")}
+            numbers |= record.get("evaluation", losses)
+        return numbers
 
-    def forget_after(self, step: int) -> None:
-        """Drop what was logged after `step`, and files and lines that a kill cut short: a resume writes them again."""
-        for part in (
-            *self.checkpoints.glob("*.part"),
-            self.stats.with_name(self.stats.name + ".part"),
-        ):
-            part.unlink(missing_ok=True)
-        self.set_aside(step)
+    def truncate_after(self, step: int) -> None:
+        """Drop what was logged after `step`, and incomplete files: a resume writes them again."""
+        partial = [*self.checkpoints.glob("*.part"), self.path / f"{self.stats.name}.part"]
+        for path in partial:
+            path.unlink(missing_ok=True)
+        self.quarantine(step)
         if self.stats.exists():
-            write_whole(
-                self.stats,
-                b"".join(line for line, record in self._logged() if record["step"] <= step),
-            )
+            lines = [line for line, record in self._log_lines() if record["step"] <= step]
+            atomic_write(self.stats, b"".join(lines))
 
 
-def runs_below(folder: Path) -> Iterator[Path]:
-    """Yield the run.json of every run below a folder; nothing inside of a run is looked at."""
-    for here, folders, files in os.walk(folder):
+def find_run_files(folder: Path) -> Iterator[Path]:
+    """Yield the run.json of every run below a folder, without looking inside of runs."""
+    for parent, folders, files in os.walk(folder):
         if "run.json" in files:
             folders.clear()
-            yield Path(here) / "run.json"
+            yield Path(parent) / "run.json"

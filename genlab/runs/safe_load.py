@@ -1,4 +1,4 @@
-"""A model that is made by a config and filled from a checkpoint, neither of which may be believed before they agree."""
+"""Loading a model from an untrusted config and checkpoint, with bounded memory and clear errors."""
 
 from __future__ import annotations
 
@@ -12,57 +12,72 @@ from torch.overrides import TorchFunctionMode
 
 from genlab.errors import UserError
 
-SLACK = (
-    2**30
-)  # bytes that a model may take beside its weights: masks, tables, numbers drawn to start from
-MAKERS = {
-    torch.arange, torch.empty, torch.empty_strided, torch.eye, torch.full, torch.linspace, torch.ones, torch.rand,
-    torch.randint, torch.randn, torch.randperm, torch.zeros,
-}  # fmt: skip
+# bytes that a model may allocate beside its weights: masks, tables, random initial values
+EXTRA_BYTES = 2**30
+FACTORY_FUNCTIONS = {
+    torch.arange,
+    torch.empty,
+    torch.empty_strided,
+    torch.eye,
+    torch.full,
+    torch.linspace,
+    torch.ones,
+    torch.rand,
+    torch.randint,
+    torch.randn,
+    torch.randperm,
+    torch.zeros,
+}
 
 
-class AtMost(TorchFunctionMode):
-    """While entered, refuses to make tensors that take more than `most` bytes together, before any of it is taken."""
+class AllocationLimit(TorchFunctionMode):
+    """Context that refuses to create tensors of more than `max_bytes` in all, before it happens."""
 
-    def __init__(self, most: int) -> None:
+    def __init__(self, max_bytes: int) -> None:
         super().__init__()
-        self.most, self.made = most, 0
+        self.max_bytes, self.allocated_bytes = max_bytes, 0
 
     def __torch_function__(
-        self, function: Callable, types: Any, args: tuple = (), kwargs: dict | None = None
+        self,
+        function: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
-        if function in MAKERS:
-            like = function(
-                *args, **{k: v for k, v in kwargs.items() if k != "generator"} | {"device": "meta"}
-            )
-            self.made += like.numel() * like.element_size()
-            if self.made > self.most:
+        if function in FACTORY_FUNCTIONS:
+            options = {key: value for key, value in kwargs.items() if key != "generator"}
+            like = function(*args, **options | {"device": "meta"})  # takes no memory
+            self.allocated_bytes += like.numel() * like.element_size()
+            if self.allocated_bytes > self.max_bytes:
                 raise UserError(
-                    f"it asks for more than {self.most / 2**30:,.1f} GB, which is more than its checkpoint can fill"
+                    f"the model needs more than {self.max_bytes / 2**30:,.1f} GB, "
+                    "which is more than its checkpoint can fill"
                 )
         return function(*args, **kwargs)
 
 
-def bounded(weights: dict[str, Any]) -> AtMost:
-    """Return the bound of memory for the model that has these weights."""
+def limit_allocation(weights: dict[str, Any]) -> AllocationLimit:
+    """Return the context that limits the memory of a model to what its weights justify."""
+    # the storage, since the numel() of an expanded tensor is not its size in memory
     tensors = [value for value in weights.values() if isinstance(value, Tensor)]
-    return AtMost(
-        4 * sum(value.untyped_storage().nbytes() for value in tensors) + SLACK
-    )  # numel() would believe an expanded one
+    return AllocationLimit(4 * sum(t.untyped_storage().nbytes() for t in tensors) + EXTRA_BYTES)
 
 
 @contextmanager
-def agreeing(where: str) -> Iterator[None]:
-    """Say in one line that a config, called `where`, and a checkpoint do not belong together, when the block finds out.
+def explain_mismatch(where: str) -> Iterator[None]:
+    """Context that turns the errors of a config and checkpoint that do not fit into one line.
+
+    Args:
+        where: the config, for the message.
 
     Raises:
-        UserError: they do not.
+        UserError: they do not fit each other.
     """
     try:
         yield
     except UserError as error:
         raise UserError(f"{where}: {error}") from error
     except (RuntimeError, AttributeError, LookupError, TypeError, ValueError) as error:
-        said = " ".join(str(error).split())[:200] or type(error).__name__
-        raise UserError(f"{where} and its checkpoint do not belong together: {said}") from error
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise UserError(f"{where} and its checkpoint do not belong together: {reason}") from error

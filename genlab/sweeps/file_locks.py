@@ -1,4 +1,18 @@
-"""Who is at work in a folder: locks on files, and what they tell where machines share a disk."""
+"""File locks: which process uses a sweep's folder, and whether a job still runs.
+
+Two kinds of locks, by what depends on them:
+
+- `hold_lock` (the package `filelock`) keeps apart the commands that plan, launch or search one
+  sweep. It works on every file system; where the kernel offers no locks, `filelock` falls back to
+  a marker file. If two launchers met in spite of it, the job locks would still keep their jobs
+  apart.
+- `hold_job_lock` (the kernel's own `flock`) belongs to the process that trains a job, and its
+  exclusion is absolute: two processes in one run folder would destroy the run. The kernel releases
+  it when the process ends in any way, so a free lock also means that the process is gone. That
+  conclusion is drawn only where this kernel sees all holders of the lock (`is_lock_conclusive`):
+  some network file systems keep `flock` on the machine that asked for it, and no package can tell
+  from another machine.
+"""
 
 from __future__ import annotations
 
@@ -9,14 +23,17 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+
+from filelock import FileLock, Timeout
 
 from genlab.errors import UserError
-from genlab.fileio import lockable
+from genlab.fileio import open_lock_file
 
-MOUNTS = Path("/proc/self/mountinfo")
-# File systems that one kernel alone writes to: it knows all who hold a lock there.
-OWN_DISKS = {
+JOB_LOCK = ".job.lock"
+POLL_INTERVAL_S = 0.05
+MOUNT_TABLE = Path("/proc/self/mountinfo")
+# File systems that only one kernel writes to, which therefore knows all holders of a lock.
+LOCAL_FILE_SYSTEMS = {
     "bcachefs",
     "btrfs",
     "ext2",
@@ -31,27 +48,79 @@ OWN_DISKS = {
 }
 
 
-def held(folder: Path, host: str) -> bool:
-    """Return whether the process of a job that no scheduler started is still there; where that cannot be known, that it is."""
-    return locked(folder) or not certain(folder, host)
+# --- locks of commands ----------------------------------------------------------------------------
 
 
-def certain(folder: Path, host: str) -> bool:
-    """Return whether a lock that nobody seems to hold is free: another machine may hold it where machines share a disk.
+@contextmanager
+def hold_lock(path: Path, *, timeout_s: float | None = None) -> Iterator[None]:
+    """Hold the lock file `path`.
 
-    The name of a machine alone says little: a container has a new one at each start.
+    Args:
+        timeout_s: how long to wait for another process; None waits as long as it takes.
+
+    Raises:
+        UserError: another process holds the lock, and did not release it in time.
     """
-    return host == socket.gethostname() or disk(folder) in OWN_DISKS
-
-
-def locked(folder: Path) -> bool:
-    """Return whether a job's lock is seen to be held."""
+    lock = FileLock(path, timeout=-1 if timeout_s is None else timeout_s)
     try:
-        with open(folder / ".job.lock") as handle:
+        lock.acquire(poll_interval=POLL_INTERVAL_S)
+    except Timeout:
+        raise UserError(f"another process is at work in {path.parent}") from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+# --- the lock of a job ----------------------------------------------------------------------------
+
+
+@contextmanager
+def hold_job_lock(folder: Path, *, timeout_s: float) -> Iterator[None]:
+    """Hold the lock of the job in `folder`; it is released however this process ends.
+
+    Raises:
+        UserError: another process holds the lock, and did not release it within `timeout_s`.
+    """
+    deadline = time.monotonic() + timeout_s
+    with open_lock_file(folder / JOB_LOCK) as handle:
+        while True:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise UserError(f"another process is at work in {folder}") from None
+                time.sleep(POLL_INTERVAL_S)
+        yield
+
+
+def may_be_running(folder: Path, host: str) -> bool:
+    """Whether the process of a job may still run; True where that cannot be known.
+
+    Args:
+        folder: of a job that was started without a scheduler.
+        host: the machine that started it.
+    """
+    return is_job_locked(folder) or not is_lock_conclusive(folder, host)
+
+
+def is_lock_conclusive(folder: Path, host: str) -> bool:
+    """Whether a lock that looks free is free.
+
+    Where several machines share a file system, another machine may hold it. The name of the
+    machine says little by itself: a container has a new one at each start.
+    """
+    return host == socket.gethostname() or file_system_type(folder) in LOCAL_FILE_SYSTEMS
+
+
+def is_job_locked(folder: Path) -> bool:
+    """Whether this machine sees that a job's lock is held."""
+    try:
+        with open(folder / JOB_LOCK) as handle:
             fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            if (
-                disk(folder) in OWN_DISKS
-            ):  # of a disk that this machine serves by NFS, what others hold are locks of this kind
+            # If this machine serves the file system by NFS, the clients' locks are POSIX locks.
+            if file_system_type(folder) in LOCAL_FILE_SYSTEMS:
                 fcntl.lockf(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
@@ -60,35 +129,15 @@ def locked(folder: Path) -> bool:
     return False
 
 
-def disk(path: Path) -> str:
-    """Return the kind of the file system that a path lies on, such as ext4 or nfs; "" where the system does not say."""
+def file_system_type(path: Path) -> str:
+    """Return the type of the file system of a path, such as ext4 or nfs; "" if it is unknown."""
     try:
-        rows = [line.split() for line in MOUNTS.read_text().splitlines()]
+        rows = [line.split() for line in MOUNT_TABLE.read_text().splitlines()]
     except OSError:
         return ""
-    here, found, depth = path.resolve(), "", -1
-    for row in rows:  # of several mounts at one place the last is seen
-        at = Path(re.sub(r"\\([0-7]{3})", lambda code: chr(int(code[1], 8)), row[4]))
-        if here.is_relative_to(at) and len(at.parts) >= depth:
-            found, depth = row[row.index("-") + 1], len(at.parts)
+    resolved, found, depth = path.resolve(), "", -1
+    for row in rows:  # of several mounts at one place the last is visible
+        mount_point = Path(re.sub(r"\\([0-7]{3})", lambda code: chr(int(code[1], 8)), row[4]))
+        if resolved.is_relative_to(mount_point) and len(mount_point.parts) >= depth:
+            found, depth = row[row.index("-") + 1], len(mount_point.parts)
     return found
-
-
-@contextmanager
-def hold(path: Path, *, patience: float | None = None) -> Iterator[IO[str]]:
-    """Hold a file's lock; who comes second waits, for at most `patience` seconds if that is given.
-
-    Raises:
-        UserError: another process holds it, and went on doing so.
-    """
-    with lockable(path) as handle:
-        began = time.monotonic()
-        while True:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | (0 if patience is None else fcntl.LOCK_NB))
-                break
-            except BlockingIOError:
-                if time.monotonic() - began > patience:
-                    raise UserError(f"another process is at work in {path.parent}") from None
-                time.sleep(0.05)
-        yield handle

@@ -1,7 +1,8 @@
-"""Hydra's launchers for `genlab train -m`: each job a process of its own, on this machine or on a SLURM cluster.
+"""Hydra launchers for `genlab train -m`: jobs as processes of this machine or on SLURM.
 
-They are Hydra's submitit launcher but for the wait: a job is known by its folder and not by what its process returns, so
-that a killed one is noticed and goes on, and the same command twice repeats nothing.
+They extend Hydra's submitit launcher. Its wait is replaced: a job's outcome is read from its
+folder instead of its process. So a killed job is noticed and resumed, and the same command given
+twice repeats nothing.
 """
 
 from __future__ import annotations
@@ -20,35 +21,41 @@ from hydra_plugins.hydra_submitit_launcher.submitit_launcher import BaseSubmitit
 from omegaconf import OmegaConf
 
 from genlab.errors import UserError
-from genlab.sweeps import sweep_folder
-from genlab.sweeps.file_locks import hold
-from genlab.sweeps.job_monitor import Machine, named, say, watch
-from genlab.sweeps.local_backend import Processes
-from genlab.sweeps.slurm_backend import Cluster
-from genlab.sweeps.sweep_folder import Job, SweepFolder
+from genlab.sweeps.file_locks import hold_lock
+from genlab.sweeps.job_monitor import Backend, job_names, print_status, run_jobs
+from genlab.sweeps.job_state import STATUSES, Job, JobState, current_states, read_state, run_job
+from genlab.sweeps.local_backend import LocalBackend, submitit_executor
+from genlab.sweeps.slurm_backend import SlurmBackend
+from genlab.sweeps.sweep_folder import SweepFolder
 
 
 def register(failed: list[Exception]) -> None:
-    """Make the launchers known to Hydra in this process; of a sweep with failed jobs `failed` receives the error.
+    """Register the launchers with Hydra in this process.
 
-    Hydra takes plugins from the package hydra_plugins alone, and reads all of that at every start: no place for genlab's.
+    Hydra instantiates only plugins of the package hydra_plugins, and it imports all of that package
+    at every start. So the launchers live here and are added to the package in memory.
+
+    Args:
+        failed: receives the error of a sweep that has failed jobs.
     """
-    module = sys.modules["hydra_plugins.genlab"] = ModuleType("hydra_plugins.genlab")
-    for kind in (Local, Slurm):
-        plugin = type(kind.__name__, (kind,), {"__module__": module.__name__, "failed": failed})
-        setattr(module, kind.__name__, plugin)
+    module = ModuleType("hydra_plugins.genlab")
+    sys.modules["hydra_plugins.genlab"] = module
+    for launcher in (LocalLauncher, SlurmLauncher):
+        members = {"__module__": module.__name__, "failed": failed}
+        plugin = type(launcher.__name__, (launcher,), members)
+        setattr(module, launcher.__name__, plugin)
         Plugins.instance().register(plugin)
 
 
-def restored(kind: type[Jobs], members: dict[str, Any]) -> Jobs:
-    """Return the launcher of which a job's process was given the members."""
+def rebuild_launcher(kind: type[SweepLauncher], members: dict[str, Any]) -> SweepLauncher:
+    """Return a launcher from its pickled members, in the process of a job."""
     launcher = object.__new__(kind)
     launcher.__dict__.update(members)
     return launcher
 
 
-class Ended(JobReturn):
-    """What became of a job; one that failed has no value and interrupts no sweeper: its `status` says so."""
+class JobOutcome(JobReturn):
+    """The outcome of a job. The value of a failed job is None, so it does not stop a sweeper."""
 
     @property
     def return_value(self) -> Any:
@@ -59,98 +66,98 @@ class Ended(JobReturn):
         self._return_value = value
 
 
-class Jobs(BaseSubmititLauncher):
-    """What the launchers share.
+class SweepLauncher(BaseSubmititLauncher):
+    """The base class of the launchers.
 
     Args:
-        tries: how often one job is started before it counts as failed: one that was killed goes on from its checkpoint.
-        only: the numbers of the jobs to run; None: all that are not done.
-        params: of submitit.
+        tries: how often a job is started before it counts as failed; a job that was killed resumes
+            from its checkpoint.
+        only: numbers of the jobs to run; None runs all that are not done.
+        params: options of submitit.
     """
 
     failed: ClassVar[list[Exception]]
 
     def __init__(self, *, tries: int, only: Sequence[int] | None, **params: Any) -> None:
         super().__init__(**params)
-        self.tries, self.only = positive("tries", tries), listed("only", only)
+        self.tries, self.only = require_positive_int("tries", tries), require_list("only", only)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return restored, (
-            type(self).__base__,
-            self.__dict__,
-        )  # a job's process has no hydra_plugins.genlab
+        # A job's process has no hydra_plugins.genlab: it rebuilds the class of this module.
+        return rebuild_launcher, (type(self).__base__, self.__dict__)
 
-    def machine(self, sweep: SweepFolder) -> Machine:
-        """Return where the jobs run."""
+    @property
+    def num_parallel_jobs(self) -> int:
+        """How many trials a search draws at a time by default."""
+        return 1
+
+    def make_backend(self, sweep: SweepFolder) -> Backend:
+        """Return the backend that the jobs run on."""
         raise NotImplementedError
 
     def launch(
         self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
     ) -> Sequence[JobReturn]:
-        """Run what is not done of these jobs, and wait for all of them.
+        """Run those of these jobs that are not done, and wait for all of them.
 
         Raises:
-            UserError: another sweep lies in the folder, it has a link out of it, or the machine refuses the jobs.
-            Stopped: a signal ended the wait.
+            UserError: the folder holds another sweep, it has a link out of it, or the backend
+                refuses the jobs.
+            TrainingInterrupted: a signal ended the wait.
         """
         sweep = SweepFolder(Path(str(self.config.hydra.sweep.dir)))
         sweep.refuse_links()
-        if (
-            OmegaConf.to_container(self.config.hydra.sweep, resolve=False)["subdir"]
-            != "${hydra.job.num}"
-        ):
-            raise UserError(
-                "hydra.sweep.subdir= cannot be set: a sweep's jobs lie in folders named by their numbers"
-            )
-        command = [
-            "train",
-            *(word for word in sys.argv[1:] if not word.startswith("hydra.launcher.only=")),
-        ]
-        rows = [filter_overrides(overrides) for overrides in job_overrides]
+        self.refuse_subdir()
+        command = ["train", *(w for w in sys.argv[1:] if not w.startswith("hydra.launcher.only="))]
         jobs = sweep.extend(
             command,
             initial_job_idx,
-            rows,
+            [filter_overrides(overrides) for overrides in job_overrides],
             sweeper=self.config.hydra.runtime.choices["hydra/sweeper"],
         )
-        wanted = [job for job in jobs if self.only is None or job.number in self.only]
+        selected = [job for job in jobs if self.only is None or job.number in self.only]
         left = [
             job
-            for job, state in zip(wanted, sweep_folder.standing(wanted), strict=True)
+            for job, state in zip(selected, current_states(selected), strict=True)
             if state.status != "done"
         ]
-        if len(left) < len(wanted):
-            say(f"{len(wanted) - len(left)} of {len(wanted)} jobs are done already: {sweep.path}")
-        with hold(sweep.path / ".launcher.lock", patience=0):
-            watch(left, self.machine(sweep), names=named(sweep.jobs()), tries=self.tries)
-        states = sweep_folder.standing(jobs)
-        counted = [state.status for state in states]
-        say(
-            f"{sweep.path}: "
-            + ", ".join(f"{counted.count(s)} {s}" for s in sweep_folder.STATUSES if s in counted)
-        )
-        asked = [state for job, state in zip(jobs, states, strict=True) if job in wanted]
-        if broken := [state for state in asked if state.status != "done"]:
-            see = f"see `genlab sweep status {shlex.quote(str(sweep.path))}`"
-            self.failed.append(UserError(f"{len(broken)} of {len(asked)} jobs failed; {see}"))
-        status = {True: JobStatus.COMPLETED, False: JobStatus.FAILED}
-        return [
-            Ended(
-                overrides=list(job.overrides),
-                status=status[state.status == "done"],
-                _return_value=state.result,
+        if len(left) < len(selected):
+            num_done = len(selected) - len(left)
+            print_status(f"{num_done} of {len(selected)} jobs are already done: {sweep.path}")
+        with hold_lock(sweep.path / ".launcher.lock", timeout_s=0):
+            names = job_names(sweep.jobs())
+            run_jobs(left, self.make_backend(sweep), names=names, tries=self.tries)
+        states = current_states(jobs)
+        print_status(f"{sweep.path}: {count_statuses(states)}")
+        states_of_selected = [s for j, s in zip(jobs, states, strict=True) if j in selected]
+        if num_failed := sum(state.status != "done" for state in states_of_selected):
+            status_command = f"genlab sweep status {shlex.quote(str(sweep.path))}"
+            self.failed.append(
+                UserError(f"{num_failed} of {len(selected)} jobs failed; see `{status_command}`")
             )
-            for job, state in zip(jobs, states, strict=True)
-        ]
+        return [outcome_of(job, state) for job, state in zip(jobs, states, strict=True)]
+
+    def refuse_subdir(self) -> None:
+        """Refuse a setting of hydra.sweep.subdir.
+
+        Raises:
+            UserError: it is set.
+        """
+        sweep_options = OmegaConf.to_container(self.config.hydra.sweep, resolve=False)
+        assert isinstance(sweep_options, dict)
+        if sweep_options["subdir"] != "${hydra.job.num}":
+            raise UserError(
+                "hydra.sweep.subdir= cannot be set: the folders of jobs are named by their numbers"
+            )
 
     def submit(self, executor: Any, jobs: Sequence[Job]) -> list[Any]:
-        """Hand jobs to an executor of submitit's, several as one array; return its jobs."""
+        """Submit jobs by an executor of submitit, several as one array; return submitit's jobs."""
         from submitit.helpers import clean_env
 
-        where = SweepFolder(jobs[0].folder.parent).quoted
+        dir_override = SweepFolder(jobs[0].folder.parent).dir_override
         rows = [
             (
-                [*job.overrides, where],
+                [*job.overrides, dir_override],
                 "hydra.sweep.dir",
                 job.number,
                 str(job.folder.resolve()),
@@ -158,29 +165,44 @@ class Jobs(BaseSubmititLauncher):
             )
             for job in jobs
         ]
-        with clean_env():  # a launcher inside a job of SLURM's or of torchrun's is not its jobs
+        # The jobs do not belong to the SLURM job or the torchrun that this launcher may be in.
+        with clean_env():
             return executor.map_array(self, *zip(*rows, strict=True))
 
     def __call__(
-        self, overrides: list[str], dir_key: str, number: int, where: str, singletons: Any
+        self, overrides: list[str], dir_key: str, number: int, folder: str, singletons: Any
     ) -> Any:
-        """Do one job, in its own process, where its state is written; what fails is an error of the process too."""
+        """Do one job in its own process, and write its state; an error also ends the process."""
         import submitit
 
         def work() -> Any:
-            return (
-                super(Jobs, self)
-                .__call__(overrides, dir_key, number, where, singletons)
-                .return_value
+            outcome = super(SweepLauncher, self).__call__(
+                overrides, dir_key, number, folder, singletons
             )
+            return outcome.return_value
 
         if submitit.JobEnvironment().global_rank == 0:
-            return sweep_folder.run(Path(where), work)
-        return None if sweep_folder.read(Path(where)).status == "done" else work()
+            return run_job(Path(folder), work)
+        return None if read_state(Path(folder)).status == "done" else work()
 
 
-def positive(name: str, value: Any) -> int:
-    """Return a number that has to be 1 or more.
+def count_statuses(states: Sequence[JobState]) -> str:
+    """Return how many jobs have each status: "3 done, 1 failed"."""
+    statuses = [state.status for state in states]
+    return ", ".join(f"{statuses.count(s)} {s}" for s in STATUSES if s in statuses)
+
+
+def outcome_of(job: Job, state: JobState) -> JobOutcome:
+    """Return a job's outcome as a sweeper of Hydra reads it."""
+    return JobOutcome(
+        overrides=list(job.overrides),
+        status=JobStatus.COMPLETED if state.status == "done" else JobStatus.FAILED,
+        _return_value=state.result,
+    )
+
+
+def require_positive_int(name: str, value: Any) -> int:
+    """Return the value of a launcher's option that must be 1 or more.
 
     Raises:
         UserError: it is not.
@@ -190,43 +212,56 @@ def positive(name: str, value: Any) -> int:
     return value
 
 
-def listed(name: str, value: Any) -> list[Any] | None:
-    """Return a list that has something in it, or None.
+def require_list(name: str, value: Any) -> list[Any] | None:
+    """Return the value of a launcher's option that must be a list with entries, or None.
 
     Raises:
         UserError: it is neither.
     """
-    if value is not None and (
-        isinstance(value, str) or not isinstance(value, Sequence) or not value
-    ):
+    if value is None:
+        return None
+    if isinstance(value, str) or not isinstance(value, Sequence) or not value:
         raise UserError(
             f"hydra.launcher.{name}={value}: it must be a list, as in hydra.launcher.{name}=[0,1]"
         )
-    return None if value is None else list(value)
+    return list(value)
 
 
-class Local(Jobs):
-    """Jobs as processes of this machine, `n` at a time, or one on each of `gpus`."""
+class LocalLauncher(SweepLauncher):
+    """Runs jobs as processes of this machine, `n` at a time, or one on each of `gpus`."""
 
     def __init__(self, *, n: int | None, gpus: Sequence[int | str] | None, **params: Any) -> None:
         super().__init__(**params)
         if n is not None and gpus is not None:
             raise UserError(
-                "give hydra.launcher.n= or hydra.launcher.gpus=, not both: each GPU takes one job at a time"
+                "give hydra.launcher.n= or hydra.launcher.gpus=, not both: "
+                "each GPU takes one job at a time"
             )
-        own = listed("gpus", gpus)
-        self.places = (
-            [None] * positive("n", 1 if n is None else n)
-            if own is None
-            else [str(gpu) for gpu in own]
-        )
+        gpu_list = require_list("gpus", gpus)
+        self.slots: list[str | None]
+        if gpu_list is None:
+            self.slots = [None] * require_positive_int("n", 1 if n is None else n)
+        else:
+            self.slots = [str(gpu) for gpu in gpu_list]
 
-    def machine(self, sweep: SweepFolder) -> Machine:
-        return Processes(sweep.path / ".submitit" / "%j", self.submit, self.places)
+    @property
+    def num_parallel_jobs(self) -> int:
+        """The number of slots."""
+        return len(self.slots)
+
+    def make_backend(self, sweep: SweepFolder) -> LocalBackend:
+        """Return this machine."""
+        submitit_folder = sweep.path / ".submitit" / "%j"
+
+        def submit(backend: LocalBackend, job: Job) -> None:
+            self.submit(submitit_executor(backend, job, submitit_folder), [job])
+
+        return LocalBackend(submit, self.slots)
 
 
-class Slurm(Jobs):
-    """Jobs of a SLURM cluster, as arrays; they go on when the launcher ends."""
+class SlurmLauncher(SweepLauncher):
+    """Runs jobs on a SLURM cluster, as arrays; they continue when the launcher ends."""
 
-    def machine(self, sweep: SweepFolder) -> Machine:
-        return Cluster(sweep.path / ".submitit" / "%j", self.submit, self.params)
+    def make_backend(self, sweep: SweepFolder) -> SlurmBackend:
+        """Return the cluster."""
+        return SlurmBackend(sweep.path / ".submitit" / "%j", self.submit, self.params)

@@ -1,4 +1,4 @@
-"""Waiting for a sweep's jobs, wherever they run: start what there is room for, start again what was lost, say what happens."""
+"""Run a sweep's jobs on any backend: start them, watch them, restart lost ones, report."""
 
 from __future__ import annotations
 
@@ -8,221 +8,262 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from genlab.errors import UserError, printable
-from genlab.signals import Signals, Stopped
-from genlab.sweeps import sweep_folder
-from genlab.sweeps.file_locks import certain, locked
-from genlab.sweeps.sweep_folder import Job, State
-
-ROUND = (
-    0.05,
-    1.0,
-)  # seconds between two looks at the jobs' folders: soon after something happened, and later
-ASK = (2.0, 30.0)  # likewise between two questions to a scheduler, which has others to answer
-DOUBT = (
-    60.0  # seconds in which a job that another machine may be at work at ends, or is asked about
+from genlab.signals import SignalCatcher, TrainingInterrupted
+from genlab.sweeps.file_locks import is_job_locked, is_lock_conclusive
+from genlab.sweeps.job_state import (
+    Job,
+    JobState,
+    current_state,
+    is_queued,
+    log_tail,
+    query_queue,
+    read_state,
+    submitted_id,
 )
+from genlab.sweeps.sweep_folder import distinguishing_overrides
+
+# The shortest and the longest time between two looks at the jobs' folders. The time grows while
+# nothing happens.
+POLL_INTERVAL_S = (0.05, 1.0)
+# Likewise between two queries to a scheduler, which other users need too.
+QUEUE_POLL_INTERVAL_S = (2.0, 30.0)
+# After this time a notice reports jobs that only another machine could see running.
+UNSEEN_JOB_NOTICE_S = 60.0
 
 
-class Machine(Protocol):
-    """Where jobs run."""
+class Backend(Protocol):
+    """The place where jobs run."""
 
-    def room(self, running: int) -> int:
-        """Return how many more jobs may start beside those that run or are in its queue."""
+    def free_slots(self, running: int) -> int:
+        """Return how many jobs may start beside those that run or are queued."""
 
     def start(self, jobs: Sequence[Job]) -> None:
         """Start jobs.
 
         Raises:
-            UserError: it refuses them.
+            UserError: the backend refuses them.
         """
 
-    def ended(self, job: Job) -> bool | None:
-        """Return whether a job's process has ended; None if it is not this process that started it."""
+    def has_ended(self, job: Job) -> bool | None:
+        """Whether a job's process has ended; None if this backend did not start it."""
 
     def interrupt(self, jobs: Sequence[Job]) -> str:
-        """Deal with the jobs when the launcher is asked to end; return what became of them."""
+        """Handle the jobs when the launcher is asked to end; return a report."""
 
 
-def watch(jobs: Sequence[Job], machine: Machine, *, names: dict[int, str], tries: int) -> None:
-    """Run jobs that are not done, and wait until all have ended, whatever one of them does.
+def run_jobs(jobs: Sequence[Job], backend: Backend, *, names: dict[int, str], tries: int) -> None:
+    """Run jobs that are not done, and wait until all have ended, also if some fail.
 
-    A job that was lost or stopped starts again, `tries` times in all, and goes on from its checkpoint; one that failed would
-    fail again. A job that an earlier start of the sweep left at work, or in a queue, is waited for.
+    A job that was lost or stopped starts again and resumes from its checkpoint, up to `tries`
+    starts in all. A failed job would fail again, so it does not. A job that an earlier launcher
+    left running or queued is waited for.
 
     Args:
-        names: number -> what a job is called.
-        tries: how often one is started.
+        names: the name of each job in messages, by number.
+        tries: the maximum number of starts of a job.
 
     Raises:
-        UserError: the machine refuses the jobs.
-        Stopped: a signal ended the wait.
+        UserError: the backend refuses the jobs.
+        TrainingInterrupted: a signal ended the wait.
     """
-    watched, queue = [Watched(job, names[job.number]) for job in jobs], sweep_folder.ask(jobs)
-    for one in watched:
-        state = sweep_folder.stands(one.job, queue)
-        one.ending = (queue or {}).get(sweep_folder.submitted(one.job.folder)) == "COMPLETING"
-        # What stood there before a start says nothing about it: the count of starts tells them apart.
-        one.known = state.starts - (state.status == "running")
-        one.there = state.status == "running" or queued(state)
-        if one.there:
-            say(f"{one.name}: was started before, and goes on")
-    waiting, running = (
-        [one for one in watched if not one.there],
-        [one for one in watched if one.there],
-    )
-    scheduler, pause, began = Scheduler(), ROUND[0], time.monotonic()
-    with Signals() as signals:
-        while (waiting or running) and not signals.name:
-            if waiting and (chosen := waiting[: machine.room(len(running))]):
-                waiting, pause, scheduler = waiting[len(chosen) :], ROUND[0], Scheduler()
-                for one in chosen:
-                    one.begin()
-                try:
-                    machine.start([one.job for one in chosen])
-                    running += chosen
-                except UserError as error:
-                    if not running:
-                        raise
-                    say(f"{', '.join(one.name for one in chosen)}: not started again: {error}")
-            time.sleep(pause)
-            pause = min(ROUND[1], pause * 1.2)
-            for one in running:
-                one.look()
-                if (
-                    one.there
-                    and not one.doubted
-                    and time.monotonic() - began > DOUBT
-                    and one.doubtful
-                ):
-                    one.doubt()
-            over = {one: machine.ended(one.job) for one in running}
-            gone = [one for one in running if (one.finished if over[one] is None else over[one])]
-            gone += scheduler.gone(
-                [one for one in running if over[one] is None and not one.finished]
-            )
-            for one in gone:
-                running.remove(one)
-                pause = ROUND[0]
-                one.look()  # it may have said more before it went
-                ended_as = (scheduler.queue or {}).get(sweep_folder.submitted(one.job.folder), "")
-                cancelled = (
-                    ended_as == "CANCELLED" and not one.ending
-                )  # on purpose, and not before this command was given
-                again = not one.finished and one.starts < tries and not cancelled
-                say(f"{one.name}: {one.outcome(ended_as)}{again * '; it is started again'}")
-                waiting += [one] * again
-        if signals.name:
-            became = machine.interrupt([one.job for one in running])
-            raise Stopped(f"{signals.name}: {became}; the same command goes on", signals.name)
+    JobMonitor(jobs, backend, names, tries).run()
 
 
-class Watched:
-    """A job while it is waited for: how often it was started, and what it says of its last start."""
+class JobMonitor:
+    """The loop that starts jobs and waits for them; see `run_jobs`."""
 
-    def __init__(self, job: Job, name: str) -> None:
+    def __init__(
+        self, jobs: Sequence[Job], backend: Backend, names: dict[int, str], tries: int
+    ) -> None:
+        self.backend, self.tries = backend, tries
+        self.queue_poll = QueuePoll()
+        self.pause_s, self.began = POLL_INTERVAL_S[0], time.monotonic()
+        queue = query_queue(jobs)
+        monitored = [MonitoredJob(job, names[job.number], queue) for job in jobs]
+        self.waiting = [job for job in monitored if not job.was_running]
+        self.running = [job for job in monitored if job.was_running]
+        for job in self.running:
+            print_status(f"{job.name}: started earlier, still running")
+
+    def run(self) -> None:
+        """Run until all jobs have ended or a signal comes."""
+        with SignalCatcher() as signals:
+            while (self.waiting or self.running) and not signals.name:
+                self.start_waiting_jobs()
+                time.sleep(self.pause_s)
+                self.pause_s = min(POLL_INTERVAL_S[1], self.pause_s * 1.2)
+                for job in self.running:
+                    job.refresh()
+                    if time.monotonic() - self.began > UNSEEN_JOB_NOTICE_S:
+                        job.report_if_unseen()
+                for job in self.find_ended_jobs():
+                    self.handle_ended_job(job)
+            if signals.name:
+                report = self.backend.interrupt([job.job for job in self.running])
+                raise TrainingInterrupted(
+                    f"{signals.name}: {report}; run the same command again to resume", signals.name
+                )
+
+    def start_waiting_jobs(self) -> None:
+        """Start as many waiting jobs as the backend has room for.
+
+        Raises:
+            UserError: the backend refuses the jobs, and no other job runs.
+        """
+        room = self.backend.free_slots(len(self.running)) if self.waiting else 0
+        starting, self.waiting = self.waiting[:room], self.waiting[room:]
+        if not starting:
+            return
+        self.pause_s, self.queue_poll = POLL_INTERVAL_S[0], QueuePoll()
+        for job in starting:
+            job.note_start()
+        try:
+            self.backend.start([job.job for job in starting])
+            self.running += starting
+        except UserError as error:
+            if not self.running:
+                raise
+            print_status(f"{', '.join(job.name for job in starting)}: not started again: {error}")
+
+    def find_ended_jobs(self) -> list[MonitoredJob]:
+        """Return the running jobs that have ended, by their process, their state or the queue."""
+        ended, unknown = [], []
+        for job in self.running:
+            process_ended = self.backend.has_ended(job.job)
+            if process_ended or (process_ended is None and job.is_finished):
+                ended.append(job)
+            elif process_ended is None:
+                unknown.append(job)
+        return ended + self.queue_poll.find_gone_jobs(unknown)
+
+    def handle_ended_job(self, job: MonitoredJob) -> None:
+        """Report a job that has ended, and put it back to the waiting jobs if it may resume."""
+        self.running.remove(job)
+        self.pause_s = POLL_INTERVAL_S[0]
+        job.refresh()  # it may have written a last state
+        slurm_state = (self.queue_poll.queue or {}).get(submitted_id(job.job.folder), "")
+        # A cancelled job is not wanted, unless it was cancelled before this command was given.
+        cancelled = slurm_state == "CANCELLED" and not job.was_completing
+        restarts = not job.is_finished and job.starts < self.tries and not cancelled
+        suffix = "; restarting it" if restarts else ""
+        print_status(f"{job.name}: {job.outcome(slurm_state)}{suffix}")
+        if restarts:
+            self.waiting.append(job)
+
+
+class MonitoredJob:
+    """A job that is waited for: how often it was started, and the state of its last start."""
+
+    def __init__(self, job: Job, name: str, queue: dict[str, str] | None) -> None:
         self.job, self.name = job, name
-        self.starts = self.known = 0
-        self.there = self.told = self.doubted = self.ending = False
-        self.state = State()
+        self.starts = 0  # by this command
+        self.state = JobState()
+        state = current_state(job, queue)
+        self.was_running = state.status == "running" or is_queued(state)
+        self.was_completing = (queue or {}).get(submitted_id(job.folder)) == "COMPLETING"
+        # A state that was there before a start says nothing about that start. The job's own count
+        # of its starts tells the two apart.
+        self.starts_before = state.starts - (state.status == "running")
+        self.is_start_reported = self.is_unseen_reported = False
 
-    def begin(self) -> None:
-        """Note what stands there before a start."""
-        self.starts, self.known, self.told, self.ending = (
-            self.starts + 1,
-            sweep_folder.read(self.job.folder).starts,
-            False,
-            False,
-        )
+    def note_start(self) -> None:
+        """Note what the job's folder holds before a start."""
+        self.starts += 1
+        self.starts_before = read_state(self.job.folder).starts
+        self.is_start_reported = self.was_completing = False
 
-    @property
-    def doubtful(self) -> bool:
-        """Whether it is held to be at work only because nobody here can know."""
-        where, state = self.job.folder, self.state
-        return (
+    def refresh(self) -> None:
+        """Read the job's state, and report when it starts."""
+        self.state = read_state(self.job.folder)
+        if self.state.status == "running" and self.has_written and not self.is_start_reported:
+            self.is_start_reported = True
+            slurm_id = f" as {self.state.slurm}" if self.state.slurm else ""
+            print_status(f"{self.name}: running on {self.state.host}{slurm_id}")
+
+    def report_if_unseen(self) -> None:
+        """Report once if the job may run on a machine that this one cannot see."""
+        folder, state = self.job.folder, self.state
+        is_unseen = (
             state.status == "running"
             and not state.slurm
-            and not certain(where, state.host)
-            and not locked(where)
+            and not is_lock_conclusive(folder, state.host)
+            and not is_job_locked(folder)
+        )
+        if not is_unseen or not self.was_running or self.is_unseen_reported:
+            return
+        self.is_unseen_reported = True
+        print_status(
+            f"{self.name}: waiting for process {state.pid} on {state.host}, which cannot be seen "
+            f"from here; if it is gone, delete {folder / 'state.json'} to start the job again"
         )
 
-    def doubt(self) -> None:
-        """Tell once what is waited for that may be gone, and what ends the wait."""
-        self.doubted = True
-        whom, file = (
-            f"process {self.state.pid} on {self.state.host}",
-            self.job.folder / "state.json",
-        )
-        say(f"{self.name}: is waited for: {whom} began it, which cannot be seen from here; if that is gone, delete {file}, and "
-            "the job is started again")  # fmt: skip
-
-    def look(self) -> None:
-        """Read what the job says, and tell when it begins."""
-        self.state = sweep_folder.read(self.job.folder)
-        if self.state.status == "running" and self.heard and not self.told:
-            self.told = True
-            say(
-                f"{self.name}: runs on {self.state.host}{self.state.slurm and f' as {self.state.slurm}'}"
-            )
+    @property
+    def has_written(self) -> bool:
+        """Whether the state is of the last start."""
+        return self.state.starts > self.starts_before
 
     @property
-    def heard(self) -> bool:
-        return self.state.starts > self.known
+    def is_finished(self) -> bool:
+        """Whether the last start ended for good."""
+        return self.has_written and self.state.status in ("done", "failed")
 
-    @property
-    def finished(self) -> bool:
-        return self.heard and self.state.status in ("done", "failed")
+    def outcome(self, slurm_state: str) -> str:
+        """Return in one line how the job ended.
 
-    def outcome(self, ended_as: str) -> str:
-        """Return what became of the job, in a line; `ended_as` is the scheduler's word for it, such as OUT_OF_MEMORY."""
-        if self.finished or (self.heard and self.state.status in ("stopped", "lost")):
+        Args:
+            slurm_state: SLURM's word for it, such as OUT_OF_MEMORY; "" if unknown.
+        """
+        if self.is_finished or (self.has_written and self.state.status in ("stopped", "lost")):
             last = self.state.error.splitlines()[-1:]
             return self.state.status + (f": {last[0].strip()}" if last else "")
-        last = sweep_folder.last_words(self.job)[-1:]
-        lost = "lost: its process is gone" + (f" ({ended_as})" if ended_as else "")
-        return lost + (f"; it last said: {last[0].strip()}" if last else "")
+        last = log_tail(self.job)[-1:]
+        lost = "lost: its process is gone" + (f" ({slurm_state})" if slurm_state else "")
+        return lost + (f"; its last output: {last[0].strip()}" if last else "")
 
 
-class Scheduler:
-    """Finds out which jobs are gone that no process here belongs to; it asks the more rarely, the longer nothing happens."""
+class QueuePoll:
+    """Find jobs that are gone and whose process this machine cannot see, by querying SLURM.
+
+    It queries the more rarely, the longer nothing happens.
+    """
 
     def __init__(self) -> None:
-        self.at, self.every = time.monotonic(), ASK[0]
+        self.queried_at, self.interval_s = time.monotonic(), QUEUE_POLL_INTERVAL_S[0]
         self.missing: set[int] = set()
         self.queue: dict[str, str] | None = None
 
-    def gone(self, unseen: Sequence[Watched]) -> list[Watched]:
-        """Return the jobs that were gone both times when it last asked: their folder may be news of a moment ago."""
-        if not unseen or time.monotonic() - self.at < self.every:
+    def find_gone_jobs(self, jobs: Sequence[MonitoredJob]) -> list[MonitoredJob]:
+        """Return the jobs that were gone in the last two queries.
+
+        After a single one, the job's folder may not show yet what it wrote a moment ago.
+        """
+        if not jobs or time.monotonic() - self.queried_at < self.interval_s:
             return []
-        self.queue = sweep_folder.ask([one.job for one in unseen])
-        self.at, self.every = time.monotonic(), min(ASK[1], self.every * 1.5)
-        if self.queue is None:  # it does not answer: it may be the scheduler that is gone
+        self.queue = query_queue([job.job for job in jobs])
+        self.queried_at = time.monotonic()
+        self.interval_s = min(QUEUE_POLL_INTERVAL_S[1], self.interval_s * 1.5)
+        if self.queue is None:  # no answer: it may be the scheduler that is gone
             return []
-        states = [sweep_folder.stands(one.job, self.queue) for one in unseen]
-        now = [
-            one
-            for one, state in zip(unseen, states, strict=True)
-            if not (state.status == "running" or queued(state))
-        ]
-        twice = [one for one in now if one.job.number in self.missing]
-        self.missing = {one.job.number for one in now}
-        self.every = ASK[0] if self.missing else self.every
-        return twice
+        missing = []
+        for job in jobs:
+            state = current_state(job.job, self.queue)
+            if not (state.status == "running" or is_queued(state)):
+                missing.append(job)
+        gone = [job for job in missing if job.job.number in self.missing]
+        self.missing = {job.job.number for job in missing}
+        if self.missing:
+            self.interval_s = QUEUE_POLL_INTERVAL_S[0]
+        return gone
 
 
-def queued(state: State) -> bool:
-    """Return whether a job is in a scheduler's queue."""
-    return state.status == "waiting" and bool(state.slurm)
-
-
-def named(jobs: Sequence[Job]) -> dict[int, str]:
-    """Return number -> what a job is called in a line: its number, and the options that it does not share with all."""
+def job_names(jobs: Sequence[Job]) -> dict[int, str]:
+    """Return number -> name in messages: the number, and the distinguishing overrides."""
     return {
-        job.number: " ".join([f"job {job.number}", *own])
-        for job, own in zip(jobs, sweep_folder.own_options(jobs), strict=True)
+        job.number: " ".join([f"job {job.number}", *overrides])
+        for job, overrides in zip(jobs, distinguishing_overrides(jobs), strict=True)
     }
 
 
-def say(line: str) -> None:
-    """Print a line on stderr, without characters that a terminal would act on: an error or a log may have them."""
+def print_status(line: str) -> None:
+    """Print a line on stderr, without control characters of errors and logs."""
     print(printable(line), file=sys.stderr, flush=True)

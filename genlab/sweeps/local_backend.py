@@ -1,4 +1,4 @@
-"""Jobs as processes of this machine, begun by submitit as on a cluster, but forked from one that has torch imported."""
+"""Run jobs as processes of this machine, forked from one that has imported torch."""
 
 from __future__ import annotations
 
@@ -14,17 +14,16 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-from genlab.sweeps.job_monitor import say
-from genlab.sweeps.sweep_folder import Job
+from genlab.sweeps.job_monitor import print_status
+from genlab.sweeps.job_state import Job
 
-# What jobs import, which is most of the time that they take to begin. None of it may touch a GPU, which forks cannot share.
-WARM = [
+# Imported before the fork, because imports take most of the time until a job starts. None of these
+# modules may touch a GPU: forked processes cannot share one.
+PRELOADED_MODULES = [
     "torch.utils.tensorboard",
     "torch._inductor",
     "sklearn.datasets",
     "submitit.core.submission",
-]
-WARM += [
     "genlab.builders.entrypoints",
     "genlab.builders.factory",
     "genlab.runs.provenance",
@@ -32,106 +31,144 @@ WARM += [
 ]
 
 
-class Processes:
-    """This machine, with a process for each job in one of its places.
+class LocalBackend:
+    """This machine, with one process for each job.
 
-    A process is in a session of its own: Ctrl-C in a terminal reaches the launcher alone, which asks the jobs to save.
+    Each process has its own session: Ctrl-C in a terminal reaches only the launcher, which asks the
+    jobs to save.
 
     Args:
-        kept: where what a job is given and what it prints is kept, with %j for its name.
-        submit: hands jobs to an executor of submitit's.
-        places: the GPU of each place; None: whatever there is.
+        submit: starts the process of one job by `start_process`, given the backend and the job.
+        slots: the GPU of each slot; None leaves the GPUs as they are.
     """
 
     def __init__(
-        self,
-        kept: Path,
-        submit: Callable[[Any, Sequence[Job]], list[Any]],
-        places: Sequence[str | None],
+        self, submit: Callable[[LocalBackend, Job], object], slots: Sequence[str | None]
     ) -> None:
-        self.kept, self.submit, self.places = kept, submit, places
+        self.submit, self.slots = submit, slots
         self.processes: dict[int, BaseProcess] = {}
-        self.at: dict[int, int] = {}  # job number -> its place
+        self.slot_of: dict[int, int] = {}  # by job number
         self.context = multiprocessing.get_context("forkserver")
-        self.context.set_forkserver_preload(WARM)
+        self.context.set_forkserver_preload(PRELOADED_MODULES)
 
-    def room(self, running: int) -> int:
-        return max(0, len(self.places) - running)
+    def free_slots(self, running: int) -> int:
+        """Return how many jobs may start beside those that run."""
+        return max(0, len(self.slots) - running)
 
     def start(self, jobs: Sequence[Job]) -> None:
-        cores = (
-            len(os.sched_getaffinity(0))
-            if hasattr(os, "sched_getaffinity")
-            else os.cpu_count() or 1
-        )
-        if (
-            len(self.places) > 1
-        ):  # they share the cores evenly; read when torch is imported, and the user's own wins
-            os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // len(self.places))))
+        """Start a process for each job, in a free slot."""
+        if len(self.slots) > 1:
+            # The jobs share the cores evenly. torch reads this when it is imported; the user's own
+            # setting wins.
+            os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cpu_count() // len(self.slots))))
         for job in jobs:
-            place = next(
-                place for place in range(len(self.places)) if place not in self.at.values()
-            )
-            self.submit(executor(self, job, self.places[place]), [job])
-            self.at[job.number] = place
+            taken = self.slot_of.values()
+            self.slot_of[job.number] = next(i for i in range(len(self.slots)) if i not in taken)
+            self.submit(self, job)
 
-    def ended(self, job: Job) -> bool | None:
+    def start_process(
+        self,
+        job: Job,
+        target: Callable[..., object],
+        args: tuple[Any, ...],
+        *,
+        stdout: Path,
+        stderr: Path,
+        environment: dict[str, str] | None = None,
+    ) -> None:
+        """Start the process of one job.
+
+        Args:
+            target: a function of a module, called with `args` in the new process.
+            stdout: the file that its output is appended to.
+            stderr: the file that its messages are appended to.
+            environment: variables beside those of this process.
+        """
+        gpu = self.slots[self.slot_of[job.number]]
+        gpu_variables = {} if gpu is None else {"CUDA_VISIBLE_DEVICES": gpu}
+        variables = os.environ | (environment or {}) | gpu_variables
+        process = self.context.Process(
+            target=run_detached,
+            args=(target, args, os.getcwd(), dict(variables), str(stdout), str(stderr)),
+        )
+        process.start()
+        self.processes[job.number] = process
+
+    def has_ended(self, job: Job) -> bool | None:
+        """Whether a job's process has ended; None if this backend did not start it."""
         if job.number not in self.processes:
             return None
         if self.processes[job.number].is_alive():
             return False
         self.processes.pop(job.number).close()  # it holds files open
-        del self.at[job.number]
+        del self.slot_of[job.number]
         return True
 
     def interrupt(self, jobs: Sequence[Job]) -> str:
-        own = [self.processes[job.number] for job in jobs if job.number in self.processes]
-        if own:
-            say(f"{len(own)} jobs save and end")
-        for one in own:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(
-                    one.pid, signal.SIGINT
-                )  # not SIGTERM, which submitit keeps from a job that does not train yet
-        for one in own:
-            one.join()
-        return "what the jobs had is saved" if own else "no job was at work"
+        """Ask the jobs to save, and wait for them; return a report."""
+        started = [self.processes[job.number] for job in jobs if job.number in self.processes]
+        if started:
+            print_status(f"waiting for {len(started)} jobs to save")
+        for process in started:
+            if process.pid is not None:
+                with contextlib.suppress(ProcessLookupError):
+                    # Not SIGTERM: submitit ignores it in a job that does not train yet.
+                    os.kill(process.pid, signal.SIGINT)
+        for process in started:
+            process.join()
+        return "the jobs are saved" if started else "no job was running"
 
 
-def executor(machine: Processes, job: Job, gpu: str | None) -> Any:
-    """Return an executor of submitit's that starts a job as one process, with no controller above it."""
+def cpu_count() -> int:
+    """Return the number of CPU cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def submitit_executor(backend: LocalBackend, job: Job, submitit_folder: Path) -> Any:
+    """Return an executor of submitit that starts one job as one process, without a controller."""
     from submitit.core.utils import JobPaths
     from submitit.local.local import LocalExecutor, LocalJob
 
-    class Process(LocalExecutor):
+    class ForkExecutor(LocalExecutor):
         def _submit_command(self, command: str) -> LocalJob:
-            name = f"local-{job.number}-{time.time_ns()}"
-            paths = JobPaths(self.folder, job_id=name, task_id=0)
+            job_id = f"local-{job.number}-{time.time_ns()}"
+            paths = JobPaths(self.folder, job_id=job_id, task_id=0)
             paths.folder.mkdir(parents=True, exist_ok=True)
-            own = {"SUBMITIT_EXECUTOR": "local", "SUBMITIT_LOCAL_JOB_ID": name}
-            environment = os.environ | own | ({} if gpu is None else {"CUDA_VISIBLE_DEVICES": gpu})
-            given = (
-                str(self.folder),
-                os.getcwd(),
-                environment,
-                str(paths.stdout),
-                str(paths.stderr),
+            backend.start_process(
+                job,
+                run_submission,
+                (str(self.folder),),
+                stdout=paths.stdout,
+                stderr=paths.stderr,
+                environment={"SUBMITIT_EXECUTOR": "local", "SUBMITIT_LOCAL_JOB_ID": job_id},
             )
-            machine.processes[job.number] = machine.context.Process(target=work, args=given)
-            machine.processes[job.number].start()
-            return LocalJob(folder=self.folder, job_id=name)
+            return LocalJob(folder=self.folder, job_id=job_id)
 
-    return Process(machine.kept)
+    return ForkExecutor(submitit_folder)
 
 
-def work(kept: str, cwd: str, environment: dict[str, str], out: str, err: str) -> None:
-    """Do a job in the process that was forked for it."""
+def run_submission(submitit_folder: str) -> None:
+    """Do the work that submitit pickled for this process."""
+    importlib.import_module("submitit.core.submission").process_job(submitit_folder)
+
+
+def run_detached(
+    target: Callable[..., object],
+    args: tuple[Any, ...],
+    cwd: str,
+    environment: dict[str, str],
+    stdout: str,
+    stderr: str,
+) -> None:
+    """Call `target` in a new session, with its own environment and output files."""
     os.setsid()
     os.chdir(cwd)
     os.environ.clear()
     os.environ.update(environment)
-    for path, stream in ((out, sys.stdout), (err, sys.stderr)):
+    for path, stream in ((stdout, sys.stdout), (stderr, sys.stderr)):
         file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
         os.dup2(file, stream.fileno())
         os.close(file)
-    importlib.import_module("submitit.core.submission").process_job(kept)
+    target(*args)

@@ -1,4 +1,4 @@
-"""hydra/sweeper=optuna: draws trials, has Hydra's launcher run each as a job of the sweep, and tells the study how it ended."""
+"""hydra/sweeper=optuna: run trials as jobs and report their results to the study."""
 
 from __future__ import annotations
 
@@ -15,38 +15,44 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
-from genlab.config.instantiate import arguments as checked
-from genlab.config.instantiate import construct
-from genlab.console import show
+from genlab.config.instantiate import instantiate, validate_kwargs
+from genlab.console import print_table
 from genlab.errors import UserError, printable
 from genlab.spec import Count, Positive
-from genlab.sweeps.file_locks import hold
-from genlab.sweeps.hydra_launchers import Jobs
-from genlab.sweeps.sweep_folder import Job, State, Status, standing
+from genlab.sweeps.file_locks import hold_lock
+from genlab.sweeps.hydra_launchers import SweepLauncher
+from genlab.sweeps.job_state import Job, JobState, Status, current_states
+from genlab.sweeps.sweep_folder import SweepFolder
 
 if TYPE_CHECKING:
     from genlab.sweeps.optuna_study import Study
 
 
 def register(failed: list[Exception]) -> None:
-    """Make the sweeper known to Hydra in this process; it takes out of `failed` what the launchers put there of failed trials."""
-    module = sys.modules[
-        "hydra_plugins.genlab"
-    ]  # the launchers': Hydra makes plugins of classes in hydra_plugins alone
-    module.OptunaSweeper = type(
-        "OptunaSweeper", (OptunaSweeper,), {"__module__": module.__name__, "failed": failed}
-    )
-    Plugins.instance().register(module.OptunaSweeper)
+    """Register the sweeper with Hydra in this process, after the launchers.
+
+    Args:
+        failed: where the launchers put the errors of jobs; the sweeper removes those of trials.
+    """
+    # Hydra instantiates only plugins of the package hydra_plugins.
+    module = sys.modules["hydra_plugins.genlab"]
+    members = {"__module__": module.__name__, "failed": failed}
+    plugin = type("OptunaSweeper", (OptunaSweeper,), members)
+    setattr(module, plugin.__name__, plugin)
+    Plugins.instance().register(plugin)
 
 
-def paced(*, evaluate_every: Count, steps: Positive) -> None:
-    """The types of the trainer's options that a search reads."""
+def declare_trainer_options(*, evaluate_every: Count, steps: Positive) -> None:
+    """Declare the types of the trainer's options that a search reads."""
 
 
 class OptunaSweeper(Sweeper):
     """A sweep whose jobs are the trials of a study: job n is trial n, in the folder <sweep>/n."""
 
     failed: ClassVar[list[Exception]]
+    config: DictConfig
+    launcher: SweepLauncher
+    hydra_context: HydraContext
 
     def __init__(self, **options: Any) -> None:
         self.options = options
@@ -54,168 +60,190 @@ class OptunaSweeper(Sweeper):
     def setup(
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
     ) -> None:
-        """Take what Hydra gives.
+        """Store what Hydra passes, and check the options.
 
         Raises:
-            UserError: optuna is not installed, or an option is not understood.
+            UserError: optuna is not installed, or an option is wrong.
         """
         try:
-            from genlab.sweeps.optuna_study import Search
+            from genlab.sweeps.optuna_study import SearchOptions
         except ImportError as error:
             raise UserError(
                 "hydra/sweeper=optuna needs optuna: pip install 'genlab[optuna]'"
             ) from error
         options = {
-            key: OmegaConf.to_container(v) if OmegaConf.is_config(v) else v
-            for key, v in self.options.items()
+            key: OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
+            for key, value in self.options.items()
         }
-        self.search = construct(Search, options, "hydra.sweeper")
+        self.search: SearchOptions = instantiate(SearchOptions, options, "hydra.sweeper")
         self.hydra_context, self.config = hydra_context, config
-        self.launcher = Plugins.instance().instantiate_launcher(
+        launcher = Plugins.instance().instantiate_launcher(
             hydra_context=hydra_context, task_function=task_function, config=config
         )
-        if not isinstance(self.launcher, Jobs):
+        if not isinstance(launcher, SweepLauncher):
             raise UserError(
-                "hydra/sweeper=optuna needs a launcher of genlab's, which keeps each job's state: local, slurm, …"
+                "hydra/sweeper=optuna needs a launcher of genlab, which records each job's state: "
+                "hydra/launcher=local, slurm, …"
             )
-        self.at_once = self.search.n_jobs or len(getattr(self.launcher, "places", "1"))
+        self.launcher = launcher
+        self.num_parallel_trials = self.search.n_jobs or launcher.num_parallel_jobs
 
     def sweep(self, arguments: list[str]) -> None:
-        """Run the search, from where an earlier start left it, and show the best trials.
+        """Run the search, or resume it, and print the best trials.
 
         Raises:
-            UserError: what is asked cannot be searched, another process runs this search, or trials are left unfinished.
+            UserError: the search is not valid, another process runs it, or trials did not end.
         """
         from genlab.sweeps.optuna_study import Study
-        from genlab.sweeps.search_space import Space
+        from genlab.sweeps.search_space import SearchSpace
 
-        given = [
+        params = [
             f"{key}={'null' if value is None else value}"
             for key, value in self.search.params.items()
         ]
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
-        space = Space.of(parser.parse_overrides([*given, *arguments]))
-        known = {
+        space = SearchSpace.from_overrides(parser.parse_overrides([*params, *arguments]))
+        trainer = {
             key: OmegaConf.select(self.config, f"trainer.{key}")
             for key in ("evaluate_every", "steps")
         }
-        every, steps = checked(paced, known, "trainer").values()
-        goal = self.search.goal(OmegaConf.select(self.config, "trainer.monitor"), every)
-        self.validate_batch_is_legal(space.probes())
+        trainer = validate_kwargs(declare_trainer_options, trainer, "trainer")
+        evaluate_every, steps = trainer["evaluate_every"], trainer["steps"]
+        goal = self.search.goal(OmegaConf.select(self.config, "trainer.monitor"), evaluate_every)
+        self.validate_batch_is_legal(space.test_overrides())
         self.folder = Path(self.config.hydra.sweep.dir)
         self.folder.mkdir(parents=True, exist_ok=True)
-        with hold(self.folder / ".search.lock", patience=0):
-            study = Study(self.folder, space, goal, search=self.search, rungs=(every or 1, steps))
+        SweepFolder(self.folder).refuse_links()
+        with hold_lock(self.folder / ".search.lock", timeout_s=0):
+            study = Study(
+                self.folder,
+                space,
+                goal,
+                search=self.search,
+                eval_steps=(evaluate_every or 1, steps),
+            )
             print(
-                f"searches {', '.join(space.searched)} by {', '.join(goal.objectives)}: {self.search.n_trials} trials, "
-                f"{self.at_once} at a time, {len(study.trials())} begun: {self.folder}", flush=True,
-            )  # fmt: skip
-            left = self.run(study)
-            report(study, self.folder)
-        if left:
-            said = ", ".join(f"{number} is {how}" for number, how in left.items())
-            mend = f"go on with `genlab sweep resume {quote(str(self.folder))}`"
-            raise UserError(f"trials of the search have not ended ({said}); {mend}")
+                f"searching {', '.join(space.distributions)} by {', '.join(goal.objectives)}: "
+                f"{self.search.n_trials} trials, {self.num_parallel_trials} at a time, "
+                f"{len(study.trials())} started: {self.folder}",
+                flush=True,
+            )
+            unfinished = self.run_trials(study)
+            print_best_trials(study, self.folder)
+        if unfinished:
+            statuses = ", ".join(f"{number} is {status}" for number, status in unfinished.items())
+            raise UserError(
+                f"trials of the search did not end ({statuses}); "
+                f"resume it with `genlab sweep resume {quote(str(self.folder))}`"
+            )
 
-    def run(self, study: Study) -> dict[int, str]:
-        """Run trials until there are as many as asked for; return those that did not end, and how they stand."""
+    def run_trials(self, study: Study) -> dict[int, str]:
+        """Run trials until there are n_trials; return number -> status of unfinished ones."""
         from optuna.trial import TrialState
 
-        waiting = list(
-            self.settle(study, [trial.number for trial in study.trials(TrialState.RUNNING)])
-        )
-        left: dict[int, str] = {}
+        running = [trial.number for trial in study.trials(TrialState.RUNNING)]
+        waiting = list(self.tell_ended_trials(study, running))
+        unfinished: dict[int, str] = {}
         while True:
-            batch, waiting = waiting[: self.at_once], waiting[self.at_once :]
-            resumes = bool(batch)  # and is told before more are drawn, as it would have been
-            while (
-                not resumes
-                and len(batch) < self.at_once
-                and len(study.trials()) < self.search.n_trials
-            ):
-                if (trial := study.ask()) is None:
-                    break
-                batch.append(trial.number)
+            size = self.num_parallel_trials
+            batch, waiting = waiting[:size], waiting[size:]
             if not batch:
-                return left
-            self.launch(study, batch)
-            unended = self.settle(study, batch, lost="failed")
-            left |= unended
-            if len(unended) == len(batch):  # whoever ended or cancelled them all meant the search
-                return left | dict.fromkeys(waiting, "waiting")
+                # Only after the resumed trials: so new ones are drawn as without an interruption.
+                batch = self.draw_trials(study)
+            if not batch:
+                return unfinished
+            self.launch_trials(study, batch)
+            left = self.tell_ended_trials(study, batch, status_of_lost="failed")
+            unfinished |= left
+            if len(left) == len(batch):  # all were stopped: the user means the whole search
+                return unfinished | dict.fromkeys(waiting, "waiting")
 
-    def launch(self, study: Study, numbers: list[int]) -> None:
+    def draw_trials(self, study: Study) -> list[int]:
+        """Draw a batch of new trials, and return their numbers; [] if the search is complete."""
+        batch: list[int] = []
+        while len(batch) < self.num_parallel_trials and len(study.trials()) < self.search.n_trials:
+            if (trial := study.ask()) is None:
+                break
+            batch.append(trial.number)
+        return batch
+
+    def launch_trials(self, study: Study, numbers: list[int]) -> None:
         """Run the jobs of some trials, each in its folder, and wait for them."""
         trials = study.trials()
-        before = [number for number in range(min(numbers), max(numbers)) if number not in numbers]
-        for span in spans(
-            numbers, {n for n, state in self.standing(before).items() if state.status == "done"}
-        ):
+        others = [number for number in range(min(numbers), max(numbers)) if number not in numbers]
+        done = {n for n, state in self.trial_states(others).items() if state.status == "done"}
+        for span in launch_ranges(numbers, done):
             jobs = [study.overrides(trials[number]) for number in span]
             self.launcher.launch(jobs, initial_job_idx=span.start)
-            self.failed.clear()  # a trial may fail: the study is told
+            self.failed.clear()  # a failed trial is a result, not an error of the search
 
-    def settle(
-        self, study: Study, numbers: Sequence[int], *, lost: Status = "lost"
+    def tell_ended_trials(
+        self, study: Study, numbers: Sequence[int], *, status_of_lost: Status = "lost"
     ) -> dict[int, str]:
-        """Tell the study of those trials whose jobs have ended; return the others, and how they stand.
+        """Tell the study the results of trials whose jobs have ended.
 
         Args:
-            lost: how a job stands whose process is gone: after a launcher's own attempts it has failed.
+            status_of_lost: the status of jobs whose process is gone. After the launcher has tried
+                them again, they have failed.
+
+        Returns:
+            number -> status of the other trials.
         """
         left: dict[int, str] = {}
-        for number, state in self.standing(numbers).items():
-            status = lost if state.status == "lost" else state.status
+        for number, state in self.trial_states(numbers).items():
+            status = status_of_lost if state.status == "lost" else state.status
             if status not in ("done", "failed"):
                 left[number] = status
                 continue
-            said = study.tell(number, state.result if status == "done" else None, f"job {number}")
-            why = (
-                f" ({printable((state.error or state.status).splitlines()[-1])})"
-                if status == "failed"
-                else ""
-            )
-            drawn = " ".join(
-                f"{key}={cell(value)}" for key, value in study.trials()[number].params.items()
-            )
-            print(f"trial {number}: {said}{why}: {drawn}", flush=True)
+            result = state.result if status == "done" else None
+            assert result is None or isinstance(result, dict)
+            text = study.tell(number, result, f"job {number}")
+            if status == "failed":
+                text += f" ({printable((state.error or state.status).splitlines()[-1])})"
+            params = study.trials()[number].params
+            drawn = " ".join(f"{key}={format_value(value)}" for key, value in params.items())
+            print(f"trial {number}: {text}: {drawn}", flush=True)
         return left
 
-    def standing(self, numbers: Sequence[int]) -> dict[int, State]:
-        """Return how the jobs of some trials stand."""
+    def trial_states(self, numbers: Sequence[int]) -> dict[int, JobState]:
+        """Return the present states of some trials' jobs, by number."""
         jobs = [Job(number, (), self.folder / str(number)) for number in numbers]
-        return dict(zip(numbers, standing(jobs), strict=True))
+        return dict(zip(numbers, current_states(jobs), strict=True))
 
 
-def spans(numbers: Sequence[int], done: set[int]) -> list[range]:
-    """Return the numbers as ranges, each launched at once; what lies between two of one range is done, and not run again."""
-    found: list[range] = []
+def launch_ranges(numbers: Sequence[int], done: set[int]) -> list[range]:
+    """Return numbers as ranges, one for each launch.
+
+    A range may contain other numbers if their jobs are done: those do not run again.
+    """
+    ranges: list[range] = []
     for number in sorted(numbers):
-        if found and done >= set(range(found[-1].stop, number)):
-            found[-1] = range(found[-1].start, number + 1)
+        if ranges and done >= set(range(ranges[-1].stop, number)):
+            ranges[-1] = range(ranges[-1].start, number + 1)
         else:
-            found.append(range(number, number + 1))
-    return found
+            ranges.append(range(number, number + 1))
+    return ranges
 
 
-def cell(value: Any) -> str:
-    """Return a number as it is shown."""
+def format_value(value: Any) -> str:
+    """Return a value as text, floats with six digits."""
     return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
-def report(study: Study, folder: Path) -> None:
-    """Print how the trials ended, and the best of them with its overrides and its folder."""
+def print_best_trials(study: Study, folder: Path) -> None:
+    """Print how the trials ended, and the best of them with their values and folders."""
     counts = Counter(trial.state.name.lower() for trial in study.trials())
-    print(f"{sum(counts.values())} trials: {', '.join(f'{n} {how}' for how, n in counts.items())}")
-    keys = list(study.space.searched)
+    summary = ", ".join(f"{count} {state}" for state, count in counts.items())
+    print(f"{sum(counts.values())} trials: {summary}")
+    keys = list(study.space.distributions)
     rows = [
         [
-            trial.number,
-            *map(cell, trial.values),
-            *(cell(trial.params[key]) for key in keys),
-            folder / str(trial.number),
+            str(trial.number),
+            *map(format_value, trial.values or []),
+            *(format_value(trial.params[key]) for key in keys),
+            str(folder / str(trial.number)),
         ]
-        for trial in study.best()
+        for trial in study.best_trials()
     ]
     if rows:
-        show(["best", *study.goal.objectives, *keys, "folder"], rows)
+        print_table(["best", *study.goal.objectives, *keys, "folder"], rows)

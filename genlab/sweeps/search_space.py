@@ -1,4 +1,4 @@
-"""What a search may try: overrides in Hydra's sweep grammar as optuna's distributions, and a trial as overrides again."""
+"""Search spaces: overrides in Hydra's sweep grammar as Optuna distributions."""
 
 from __future__ import annotations
 
@@ -21,130 +21,148 @@ TAGS = ("log",)
 
 
 @dataclass(frozen=True)
-class Space:
-    """The overrides of a search: of each key a fixed override, or the distribution that its value is drawn from."""
+class SearchSpace:
+    """The overrides of a search: each key has a fixed override or a distribution of its value."""
 
-    keys: dict[str, str | BaseDistribution]
-    written: tuple[str, ...]  # as they were given
+    entries: dict[str, str | BaseDistribution]
+    given: tuple[str, ...]  # the overrides as they were given
 
     @classmethod
-    def of(cls, overrides: Sequence[Override]) -> Space:
-        """Return the space that overrides describe; the last one of a key counts.
+    def from_overrides(cls, overrides: Sequence[Override]) -> SearchSpace:
+        """Return the space that overrides describe; of a key given twice, the last one counts.
 
         Raises:
-            UserError: none of them leaves anything to try, or one cannot be drawn from.
+            UserError: all overrides are fixed, or one describes no distribution.
         """
         last = {override.get_key_element(): override for override in overrides}
-        keys = {
-            key: distribution(o) if o.is_sweep_override() else str(o.input_line)
+        entries = {
+            key: parse_distribution(o) if o.is_sweep_override() else str(o.input_line)
             for key, o in last.items()
         }
-        if not any(isinstance(value, BaseDistribution) for value in keys.values()):
+        if not any(isinstance(entry, BaseDistribution) for entry in entries.values()):
             raise UserError(
-                "hydra/sweeper=optuna has nothing to search: give a choice(…), a range(…) or an interval(…), "
-                "such as 'optimizer.lr=tag(log,interval(1e-4,1e-1))'"
+                "hydra/sweeper=optuna has nothing to search: give a choice(…), a range(…) or an "
+                "interval(…), such as 'optimizer.lr=tag(log,interval(1e-4,1e-1))'"
             )
-        return cls(keys, tuple(str(override.input_line) for override in last.values()))
+        return cls(entries, tuple(str(override.input_line) for override in last.values()))
 
     @property
-    def searched(self) -> dict[str, BaseDistribution]:
-        """The distributions by key."""
-        return {
-            key: value for key, value in self.keys.items() if isinstance(value, BaseDistribution)
-        }
+    def distributions(self) -> dict[str, BaseDistribution]:
+        """The distributions, by key."""
+        return {k: v for k, v in self.entries.items() if isinstance(v, BaseDistribution)}
 
-    def overrides(self, drawn: dict[str, Any]) -> list[str]:
-        """Return a job's overrides, with what was drawn for each key that is searched."""
+    def overrides(self, params: dict[str, Any]) -> list[str]:
+        """Return the overrides of a job.
+
+        Args:
+            params: the trial's values, by key.
+        """
         return [
-            value if isinstance(value, str) else f"{key}={drawn[key]}"
-            for key, value in self.keys.items()
+            entry if isinstance(entry, str) else f"{key}={params[key]}"
+            for key, entry in self.entries.items()
         ]
 
-    def probes(self) -> list[list[str]]:
-        """Return overrides in which each choice of each key is met once, to see whether all of them compose."""
-        searched = self.searched.items()
-        first = {
-            key: one.choices[0] if isinstance(one, CategoricalDistribution) else one.low
-            for key, one in searched
-        }
-        others = [
-            first | {key: value}
-            for key, one in searched
-            for value in getattr(one, "choices", ())[1:]
-        ]
-        return [self.overrides(drawn) for drawn in (first, *others)]
+    def test_overrides(self) -> list[list[str]]:
+        """Return jobs that use each choice of each key once, to test whether all compose."""
+        first: dict[str, Any] = {}
+        others: list[dict[str, Any]] = []
+        for key, distribution in self.distributions.items():
+            if isinstance(distribution, CategoricalDistribution):
+                first[key] = distribution.choices[0]
+                others += [{key: choice} for choice in distribution.choices[1:]]
+            elif isinstance(distribution, IntDistribution | FloatDistribution):
+                first[key] = distribution.low
+        return [self.overrides(first | other) for other in ({}, *others)]
 
     def grid(self) -> dict[str, list[Any]]:
-        """Return every value of each key.
+        """Return all values of each key.
 
         Raises:
-            UserError: one has no end of values.
+            UserError: a key has infinitely many.
         """
-        return {key: values(key, one) for key, one in self.searched.items()}
+        return {key: list_values(key, d) for key, d in self.distributions.items()}
 
 
-def values(key: str, one: BaseDistribution) -> list[Any]:
-    """Return a distribution's values in their order."""
-    if isinstance(one, CategoricalDistribution):
-        return list(one.choices)
-    if isinstance(one, IntDistribution):
-        return list(range(one.low, one.high + 1, one.step))
-    if isinstance(one, FloatDistribution) and one.step:
-        low, step = Decimal(str(one.low)), Decimal(str(one.step))
-        return [float(low + i * step) for i in range(round((one.high - one.low) / one.step) + 1)]
-    raise UserError(
-        f"{key}: a grid has choices and ranges, and an interval has no end of values; give a choice(…) or a range(…)"
-    )
-
-
-def distribution(override: Override) -> BaseDistribution:
-    """Return what an override in Hydra's sweep grammar is drawn from.
-
-    A choice keeps its elements as they are typed; a range ends before its stop, as everywhere in Hydra; an interval has both ends
-    in it, and is of whole numbers as int(interval(…)); the tag log spreads evenly over the logarithm.
+def list_values(key: str, distribution: BaseDistribution) -> list[Any]:
+    """Return all values of a distribution, in order.
 
     Raises:
-        UserError: an unknown tag, or a space with nothing in it.
+        UserError: there are infinitely many.
+    """
+    if isinstance(distribution, CategoricalDistribution):
+        return list(distribution.choices)
+    if isinstance(distribution, IntDistribution):
+        return list(range(distribution.low, distribution.high + 1, distribution.step))
+    if isinstance(distribution, FloatDistribution) and distribution.step:
+        low, step = Decimal(str(distribution.low)), Decimal(str(distribution.step))
+        num_steps = round((distribution.high - distribution.low) / distribution.step)
+        return [float(low + i * step) for i in range(num_steps + 1)]
+    raise UserError(
+        f"{key}: a grid needs choices or ranges, but an interval has infinitely many values; "
+        "give a choice(…) or a range(…)"
+    )
+
+
+def parse_distribution(override: Override) -> BaseDistribution:
+    """Return the distribution that an override in Hydra's sweep grammar describes.
+
+    A choice keeps its elements as typed. A range excludes its stop, as everywhere in Hydra. An
+    interval includes both ends; int(interval(…)) is an interval of whole numbers. The tag log
+    spreads the values evenly over the logarithm.
+
+    Raises:
+        UserError: an unknown tag, or an empty space.
     """
     key, value = override.get_key_element(), override.value()
-    unknown = sorted(getattr(value, "tags", set()) - set(TAGS))
-    if unknown:
+    tags: set[str] = getattr(value, "tags", set())
+    for tag in sorted(tags - set(TAGS)):
         raise UserError(
-            f"{override.input_line}: there is no tag '{unknown[0]}'{did_you_mean(unknown[0], TAGS)}; there is log"
+            f"{override.input_line}: unknown tag '{tag}'{did_you_mean(tag, TAGS)}; the only tag "
+            "is log"
         )
-    log = "log" in getattr(value, "tags", ())
+    log = "log" in tags
     try:
         if isinstance(value, IntervalSweep):
-            kind = IntDistribution if isinstance(value.start, int) else FloatDistribution
-            return kind(value.start, value.end, log=log)
+            return interval_distribution(value, log)
         if isinstance(value, RangeSweep):
-            return stepped(value, log)
-    except (
-        ValueError
-    ) as error:  # optuna's own sentence: the ends the wrong way round, a logarithm of 0
+            return range_distribution(value, log)
+    except ValueError as error:  # such as reversed ends, or the logarithm of 0
         raise UserError(f"{override.input_line}: {' '.join(str(error).split())}") from error
     if log:
-        raise UserError(f"{override.input_line}: the tag log goes with an interval or a range")
-    elements = (
-        value.list if isinstance(value, ChoiceSweep) else override.sweep_iterator()
-    )  # never shuffled: a study's are fixed
-    choices = list(
-        dict.fromkeys(Override._get_value_element_as_str(element) for element in elements)
-    )
+        raise UserError(f"{override.input_line}: the tag log needs an interval or a range")
+    # In the given order even for shuffle(…): the choices of a study must not change.
+    elements = value.list if isinstance(value, ChoiceSweep) else override.sweep_iterator()
+    choices = [Override._get_value_element_as_str(element) for element in elements]
     if not choices:
-        raise UserError(f"{override.input_line}: there is nothing to choose from for {key}")
-    return CategoricalDistribution(choices)
+        raise UserError(f"{override.input_line}: there are no choices for {key}")
+    return CategoricalDistribution(list(dict.fromkeys(choices)))
 
 
-def stepped(value: RangeSweep, log: bool) -> BaseDistribution:
-    """Return the distribution over a range's values."""
-    found = list(value.range())
-    if not found:
-        raise ValueError(f"a range from {value.start} to {value.stop} has no value in it")
-    low, high, step = min(found), max(found), abs(value.step)
+def interval_distribution(sweep: IntervalSweep, log: bool) -> BaseDistribution:
+    """Return the distribution over an interval.
+
+    Raises:
+        ValueError: its ends are reversed, or have no logarithm.
+    """
+    start, end = sweep.start, sweep.end
+    assert start is not None and end is not None
+    if isinstance(start, int):
+        return IntDistribution(start, int(end), log=log)
+    return FloatDistribution(start, end, log=log)
+
+
+def range_distribution(sweep: RangeSweep, log: bool) -> BaseDistribution:
+    """Return the distribution over the values of a range.
+
+    Raises:
+        ValueError: the range is empty.
+    """
+    values = list(sweep.range())
+    if not values:
+        raise ValueError(f"a range from {sweep.start} to {sweep.stop} is empty")
+    low, high, step = min(values), max(values), abs(sweep.step)
     if isinstance(low, int):
-        return IntDistribution(low, high, log=log, step=step)
-    exact = Decimal(str(step)) * (len(found) - 1) + Decimal(
-        str(low)
-    )  # sums of floats miss the last value by a rounding
-    return FloatDistribution(low, float(exact), log=log, step=step)
+        return IntDistribution(low, int(high), log=log, step=int(step))
+    # Exact: the rounding of repeated sums would miss the last value.
+    exact_high = Decimal(str(step)) * (len(values) - 1) + Decimal(str(low))
+    return FloatDistribution(low, float(exact_high), log=log, step=step)

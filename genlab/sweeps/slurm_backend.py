@@ -1,4 +1,4 @@
-"""Jobs on a SLURM cluster, handed to it by submitit."""
+"""Run a sweep's jobs on a SLURM cluster, submitted by submitit."""
 
 from __future__ import annotations
 
@@ -7,57 +7,70 @@ from pathlib import Path
 from typing import Any
 
 from genlab.errors import UserError
-from genlab.sweeps import sweep_folder
-from genlab.sweeps.job_monitor import say
-from genlab.sweeps.sweep_folder import Job
+from genlab.sweeps.job_monitor import print_status
+from genlab.sweeps.job_state import Job, record_submission, submitted_id
 
-ARRAY = 1000  # jobs in one array: clusters take no more than 1,001 unless told to
+MAX_ARRAY_JOBS = 1000  # clusters accept at most 1,001 by default
 
 
-class Cluster:
-    """A SLURM cluster, which has a queue."""
+class SlurmBackend:
+    """A SLURM cluster. Its queue starts the jobs.
+
+    Args:
+        submitit_folder: where submitit keeps pickles and logs, with %j for the job's id.
+        submit: submits jobs by an executor of submitit, and returns submitit's jobs.
+        params: options of sbatch.
+    """
 
     def __init__(
-        self, kept: Path, submit: Callable[[Any, Sequence[Job]], list[Any]], params: dict[str, Any]
+        self,
+        submitit_folder: Path,
+        submit: Callable[[Any, Sequence[Job]], list[Any]],
+        params: dict[str, Any],
     ) -> None:
-        self.kept, self.submit, self.params = kept, submit, params
+        self.submitit_folder, self.submit, self.params = submitit_folder, submit, params
 
-    def room(self, running: int) -> int:
-        return ARRAY
+    def free_slots(self, running: int) -> int:
+        """Return how many jobs one array may have: the queue takes any number of arrays."""
+        return MAX_ARRAY_JOBS
 
     def start(self, jobs: Sequence[Job]) -> None:
+        """Submit jobs as one array.
+
+        Raises:
+            UserError: SLURM refuses them.
+        """
         from submitit import AutoExecutor
         from submitit.core.utils import FailedJobError
 
         try:
-            array = AutoExecutor(
-                self.kept, "slurm", slurm_max_num_timeout=self.params["max_num_timeout"]
+            executor = AutoExecutor(
+                self.submitit_folder, "slurm", slurm_max_num_timeout=self.params["max_num_timeout"]
             )
-            common = array._typed_parameters()
+            common = executor._typed_parameters()
             options = {key: value for key, value in self.params.items() if key != "max_num_timeout"}
-            array.update_parameters(
+            executor.update_parameters(
                 **{key if key in common else f"slurm_{key}": v for key, v in options.items()}
             )
-            submitted = self.submit(array, jobs)
-        except (
-            AssertionError,
-            RuntimeError,
-            ValueError,
-            FailedJobError,
-        ) as error:  # all that submitit raises of options
+            submitted = self.submit(executor, jobs)
+        # submitit raises any of these for a wrong option.
+        except (AssertionError, RuntimeError, ValueError, FailedJobError) as error:
             lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-            said = [line for line in lines if line.startswith("sbatch: ")] or lines[:1]
-            raise UserError(f"SLURM does not take the jobs: {' '.join(said)}") from error
-        for job, its in zip(jobs, submitted, strict=True):
-            sweep_folder.note_submitted(job.folder, its.job_id)
-        say(f"{len(jobs)} jobs handed to SLURM, from {submitted[0].job_id} on" if len(jobs) > 1 else
-            f"a job handed to SLURM as {submitted[0].job_id}")  # fmt: skip
+            reasons = [line for line in lines if line.startswith("sbatch: ")] or lines[:1]
+            raise UserError(f"SLURM refuses the jobs: {' '.join(reasons)}") from error
+        for job, submitted_job in zip(jobs, submitted, strict=True):
+            record_submission(job.folder, submitted_job.job_id)
+        first_id = submitted[0].job_id
+        if len(jobs) > 1:
+            print_status(f"submitted {len(jobs)} jobs to SLURM, the first as {first_id}")
+        else:
+            print_status(f"submitted a job to SLURM as {first_id}")
 
-    def ended(self, job: Job) -> bool | None:
+    def has_ended(self, job: Job) -> bool | None:
+        """Return None: the jobs are not processes of this one."""
         return None
 
     def interrupt(self, jobs: Sequence[Job]) -> str:
-        arrays = sorted(
-            {sweep_folder.submitted(job.folder).partition("_")[0] for job in jobs} - {""}
-        )
-        return f"SLURM goes on with {len(jobs)} jobs, which `scancel {' '.join(arrays)}` would end"
+        """Leave the jobs in the queue; return how to cancel them."""
+        arrays = sorted({submitted_id(job.folder).partition("_")[0] for job in jobs} - {""})
+        return f"SLURM continues {len(jobs)} jobs; `scancel {' '.join(arrays)}` would cancel them"

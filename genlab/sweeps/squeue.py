@@ -1,12 +1,12 @@
-"""What a SLURM cluster says of its jobs."""
+"""Query SLURM for the states of jobs."""
 
 from __future__ import annotations
 
 import subprocess
 from collections.abc import Iterable
 
-RUNS = {"RUNNING", "COMPLETING", "SUSPENDED", "STOPPED", "SIGNALING", "STAGE_OUT"}
-WAITS = {
+RUNNING_STATES = {"RUNNING", "COMPLETING", "SUSPENDED", "STOPPED", "SIGNALING", "STAGE_OUT"}
+PENDING_STATES = {
     "PENDING",
     "CONFIGURING",
     "REQUEUED",
@@ -15,17 +15,18 @@ WAITS = {
     "RESIZING",
     "SPECIAL_EXIT",
 }
+QUERY_TIMEOUT_S = 60
 
 
-def ask(ids: Iterable[str]) -> dict[str, str] | None:
-    """Return job id -> its state in SLURM's words, in one question; None if SLURM does not answer.
+def query_states(ids: Iterable[str]) -> dict[str, str] | None:
+    """Return job id -> state in SLURM's words, by one query; None if SLURM does not answer.
 
-    A job that it has forgotten is absent: a cluster does so minutes after a job's end.
+    A job that SLURM has forgotten is absent. SLURM forgets a job minutes after its end.
 
     Args:
-        ids: "12", or "12_3" of an array.
+        ids: "12", or "12_3" for a job of an array.
     """
-    wanted = sorted({one.partition("_")[0] for one in ids if one})
+    wanted = sorted({job_id.partition("_")[0] for job_id in ids if job_id})
     if not wanted:
         return {}
     command = [
@@ -37,11 +38,12 @@ def ask(ids: Iterable[str]) -> dict[str, str] | None:
         f"--jobs={','.join(wanted)}",
     ]
     try:
-        said = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        result = subprocess.run(
+            command, capture_output=True, text=True, timeout=QUERY_TIMEOUT_S, check=False
+        )
     except (FileNotFoundError, subprocess.TimeoutExpired):
         return None
-    if (
-        said.returncode and "Invalid job id" not in said.stderr
-    ):  # what it says where it has forgotten all of them
+    # SLURM calls the ids invalid if it has forgotten all of them.
+    if result.returncode and "Invalid job id" not in result.stderr:
         return None
-    return dict(line.strip().split("|", 1) for line in said.stdout.splitlines() if "|" in line)
+    return dict(line.strip().split("|", 1) for line in result.stdout.splitlines() if "|" in line)

@@ -1,38 +1,43 @@
-"""Lectures: the runs that a comparison needs, trained where they are not there yet, each in a process of its own."""
+"""Train the runs that a comparison lacks, as jobs of this machine.
+
+A run's folder is named by its composed config. So a run that exists is used again, by another
+comparison too, and an interrupted one resumes. The folder is also the folder of its job: it holds
+state.json and the job's lock, as those of a sweep do.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import os
 import re
+import runpy
+import signal
 import subprocess
 import sys
-import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from genlab.distributed.environment import ALONE
+from genlab.config.keys import RUNTIME_KEYS, is_runtime_option, override_key, quote_value, root_key
+from genlab.distributed.environment import SINGLE_PROCESS_ENV
 from genlab.errors import UserError, did_you_mean
 from genlab.runs.run_folder import RunFolder
-from genlab.signals import Signals, Stopped
+from genlab.signals import TrainingInterrupted
 from genlab.spec import Positive
+from genlab.sweeps.job_monitor import print_status, run_jobs
+from genlab.sweeps.job_state import RUN_LOG, Job, current_states, log_tail, read_state, run_job
+from genlab.sweeps.local_backend import LocalBackend, cpu_count
 
-RUNS = Path("outputs/lectures/runs")
-OWN = (
-    "out",
-    "resume",
-    "device",
-    "debug",
-    "allow",
-)  # what says where and how a run is trained, not what
+RUNS_FOLDER = Path("outputs/lectures/runs")
 
 
 @dataclass(frozen=True)
-class Shown:
-    """One column of a lecture's comparison: a run, and the options of its sampler (`name`, `steps`, …), if any."""
+class ComparisonColumn:
+    """One column of a comparison: a run, and the options of its sampler (`name`, `steps`, …)."""
 
     label: str
     run: Path
@@ -40,8 +45,15 @@ class Shown:
 
 
 @dataclass(frozen=True)
-class Job:
-    """One run to be had: its label, its overrides of `genlab train`, and its folder, which its composed config names."""
+class PlannedRun:
+    """A run that a comparison needs.
+
+    Attributes:
+        label: its name in the comparison.
+        overrides: of `genlab train`.
+        folder: named by the composed config.
+        steps: of the whole training.
+    """
 
     label: str
     overrides: list[str]
@@ -49,205 +61,260 @@ class Job:
     steps: int
 
     @property
-    def done(self) -> bool:
-        """Whether the run is there with all of its steps."""
-        if not (self.folder / "run.json").exists():
+    def has_started(self) -> bool:
+        """Whether the run folder exists."""
+        return (self.folder / "run.json").exists()
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether the run has a checkpoint, and all its steps or a job that is done."""
+        if not self.has_started:
             return False
-        last = RunFolder(self.folder).steps()[-1:]
-        return bool(last) and int(last[0].stem.removeprefix("step_")) >= self.steps
+        checkpoints = RunFolder(self.folder).checkpoint_files()
+        if not checkpoints:
+            return False
+        step = int(checkpoints[-1].stem.removeprefix("step_"))
+        return step >= self.steps or read_state(self.folder).status == "done"
 
-    def command(self, flags: list[str]) -> list[str]:
-        """Return the command that trains it, or goes on with it."""
-        if (self.folder / "run.json").exists():
-            return genlab("train", f"resume={quoted(self.folder)}")
-        return genlab("train", *flags, *self.overrides, f"out={quoted(self.folder)}")
+    def train_arguments(self, flags: Sequence[str]) -> list[str]:
+        """Return the arguments of `genlab train` that train the run, or resume it."""
+        if not self.has_started:
+            return [*flags, *self.overrides, f"out={quote_value(self.folder)}"]
+        # A resume takes what is trained from the run's own config.
+        runtime = [override for override in self.overrides if is_runtime_option(override)]
+        return [*flags, *runtime, f"resume={quote_value(self.folder)}"]
 
 
-def prepare(
+def train_missing_runs(
     *,
     train: dict[str, list[str]],
     sample: dict[str, dict[str, Any]] | None = None,
     common: list[str] | None = None,
-    folder: Path = RUNS,
+    folder: Path = RUNS_FOLDER,
     jobs: Positive | None = None,
     flags: list[str] | None = None,
-) -> tuple[list[Shown], dict[str, str]]:
-    """Have every run of a lecture; return the columns of its comparison, and label -> what went wrong with a run.
-
-    A run's folder is named by its composed config, so that a finished run with the same options is used again, by another
-    lecture too, and an interrupted one goes on.
+) -> tuple[list[ComparisonColumn], dict[str, str]]:
+    """Train those runs of a comparison that do not exist yet.
 
     Args:
         train: label -> the overrides of `genlab train`.
-        sample: label -> the options of a sampler and, as `run`, the label of the run that it draws from. A run that has
-            such columns is compared by them alone.
+        sample: label -> the options of a sampler and, as `run`, the label of the run that it
+            samples from. A run with such columns appears in the comparison only as these.
         common: overrides for every run.
-        jobs: runs trained at a time; None: as many as there are cores. They share the cores evenly.
-        flags: of Hydra, such as --config-dir with a folder of one's own models.
+        folder: where the run folders are.
+        jobs: the number of runs trained at a time; None for as many as there are cores. They share
+            the cores evenly.
+        flags: Hydra flags, such as --config-dir with a folder of the user's own models.
+
+    Returns:
+        the columns of the comparison, and label -> error of the runs that failed.
 
     Raises:
-        UserError: a wrong lecture, or none of its runs could be trained.
-        Stopped: a signal ended it; the runs are saved.
+        UserError: the comparison is not valid, or none of its runs could be trained.
+        TrainingInterrupted: a signal ended the training; the runs are saved.
     """
-    check(train, sample or {}, common or [])
-    asked = {label: [*(common or []), *overrides] for label, overrides in train.items()}
-    have, failed = compose(asked, folder, flags or [])
-    wanted: dict[Path, Job] = {}
-    for job in have.values():
-        if not job.done:
-            wanted.setdefault(job.folder, job)  # one run, though two labels ask for it
-    for job in have.values():
-        if job.done:
-            say(f"{job.label}: {job.folder} is there already")
-    if wanted:
-        wrong = train_all(list(wanted.values()), jobs, flags or [])
-        failed |= {label: wrong[job.folder] for label, job in have.items() if job.folder in wrong}
-    runs = {label: job.folder for label, job in have.items() if label not in failed}
-    for label, why in failed.items():
-        say(f"{label}: failed: {why}")
-    if not runs:
-        label, why = next(iter(failed.items()))
-        raise UserError(f"none of the runs could be trained; {label}: {why}")
-    return columns(runs, sample or {}), failed
+    check_comparison(train, sample or {}, common or [])
+    overrides = {label: [*(common or []), *words] for label, words in train.items()}
+    planned, failed = plan_runs(overrides, folder, flags or [])
+    missing: dict[Path, PlannedRun] = {}
+    for run in planned.values():
+        if run.is_trained:
+            print_status(f"{run.label}: already trained: {run.folder}")
+        else:
+            missing.setdefault(run.folder, run)  # once, even if two labels need it
+    if missing:
+        errors = train_runs(list(missing.values()), jobs, flags or [])
+        failed |= {
+            label: errors[run.folder] for label, run in planned.items() if run.folder in errors
+        }
+    trained = {label: run.folder for label, run in planned.items() if label not in failed}
+    if not trained:
+        label, error = next(iter(failed.items()))
+        raise UserError(f"none of the runs could be trained; {label}: {error}")
+    return make_columns(trained, sample or {}), failed
 
 
-def check(
-    train: dict[str, list[str]], sample: dict[str, dict[str, Any]], common: list[str]
+def check_comparison(
+    train: Mapping[str, Sequence[str]], sample: dict[str, dict[str, Any]], common: Sequence[str]
 ) -> None:
-    """Refuse a lecture that names what is not its to name.
+    """Refuse a comparison whose labels or overrides are not allowed.
 
     Raises:
-        UserError: says what.
+        UserError: names the label or the override.
     """
     if not train:
         raise UserError(
-            "train: a lecture needs at least one run: label -> the overrides of `genlab train`"
+            "train: a comparison needs at least one run: label -> the overrides of `genlab train`"
         )
     for label, options in sample.items():
         run = options.get("run")
         if run not in train:
             near = did_you_mean(str(run), train)
             raise UserError(
-                f"sample.{label}.run={run}: there is no such run{near}; there are {', '.join(train)}"
+                f"sample.{label}.run={run}: there is no such run{near}; "
+                f"there are {', '.join(train)}"
             )
         if label in train and run != label:
             raise UserError(f"sample.{label} has the label of another run; give it its own")
     for override in [*common, *(o for overrides in train.values() for o in overrides)]:
-        key = override.partition("=")[0].lstrip("+~")
-        if override.startswith("-") or key in ("out", "resume") or key.startswith("hydra"):
+        key = override_key(override)
+        is_hydra_option = override.startswith("-") or root_key(key).startswith("hydra")
+        if is_hydra_option or key in ("out", "resume"):
             raise UserError(
-                f"train: {override} is not for a lecture's run: it chooses the folder itself"
+                f"train: {override} is not allowed for a comparison's run: "
+                "the comparison chooses the run's folder itself"
             )
 
 
-def columns(runs: dict[str, Path], sample: dict[str, dict[str, Any]]) -> list[Shown]:
-    """Return what is compared: the columns of `sample` in place of their run, every other run as it is."""
-    found = []
+def make_columns(
+    runs: dict[str, Path], sample: dict[str, dict[str, Any]]
+) -> list[ComparisonColumn]:
+    """Return the columns of a comparison: runs, or the columns of `sample` in their place.
+
+    Args:
+        runs: label -> run folder.
+        sample: as `train_missing_runs` takes it.
+    """
+    columns: list[ComparisonColumn] = []
     for label, folder in runs.items():
-        own = [
-            Shown(name, folder, {k: v for k, v in options.items() if k != "run"})
+        sampled = [
+            ComparisonColumn(name, folder, {k: v for k, v in options.items() if k != "run"})
             for name, options in sample.items()
             if options["run"] == label
         ]
-        found += own or [Shown(label, folder)]
-    return found
+        columns += sampled or [ComparisonColumn(label, folder)]
+    return columns
 
 
-# --- the processes ----------------------------------------------------------------------------------------------------
+# --- planning -------------------------------------------------------------------------------------
 
 
-def genlab(*arguments: str) -> list[str]:
-    """Return a command line of genlab's, in this Python."""
-    return [sys.executable, "-m", "genlab", *arguments]
+def plan_runs(
+    overrides: dict[str, list[str]], folder: Path, flags: Sequence[str]
+) -> tuple[dict[str, PlannedRun], dict[str, str]]:
+    """Compose the config of each run, as `genlab train` does, and find its folder.
 
-
-def say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
-
-
-def quoted(path: Path) -> str:
-    """Return a path as an override's value, whatever characters it has."""
-    return "'" + str(path).replace("\\", "\\\\").replace("'", "\\'") + "'"
-
-
-def compose(
-    asked: dict[str, list[str]], folder: Path, flags: list[str]
-) -> tuple[dict[str, Job], dict[str, str]]:
-    """Return label -> its run, named by the config that `genlab train` composes, and label -> why there is none."""
-    started = {
+    Returns:
+        label -> run, and label -> error of those whose config does not compose.
+    """
+    processes = {
         label: subprocess.Popen(
-            genlab("train", *flags, *overrides, "--cfg", "job"),
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | ALONE,
+            [sys.executable, "-m", "genlab", "train", *flags, *words, "--cfg", "job"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=os.environ | SINGLE_PROCESS_ENV,
         )
-        for label, overrides in asked.items()
-    }  # fmt: skip
-    found, failed, places = {}, {}, {}
-    for label, process in started.items():
-        out, err = process.communicate()
+        for label, words in overrides.items()
+    }
+    planned: dict[str, PlannedRun] = {}
+    failed: dict[str, str] = {}
+    folders: dict[str, Path] = {}  # by digest
+    for label, process in processes.items():
+        output, errors = process.communicate()
         if process.returncode:
-            failed[label] = last_words(err)
+            failed[label] = error_message(errors.splitlines())
+            print_status(f"{label}: failed: {failed[label]}")
             continue
-        config = {key: value for key, value in yaml.safe_load(out).items() if key not in OWN}
+        config = yaml.safe_load(output)
+        digest = config_digest(config)
         name = re.sub(r"[^a-z0-9]+", "-", label.lower()).strip("-")
-        digest = hashlib.sha256(yaml.safe_dump(config).encode()).hexdigest()[:10]
-        where = places.setdefault(digest, existing(folder, digest) or folder / f"{name}-{digest}")
-        found[label] = Job(label, asked[label], where, config["trainer"]["steps"])
-    return found, failed
+        if digest not in folders:
+            folders[digest] = find_run(folder, digest) or folder / f"{name}-{digest}"
+        planned[label] = PlannedRun(
+            label, overrides[label], folders[digest], config["trainer"]["steps"]
+        )
+    return planned, failed
 
 
-def existing(folder: Path, digest: str) -> Path | None:
+def config_digest(config: dict[str, Any]) -> str:
+    """Return a digest of the options that say what is trained."""
+    identity = {key: value for key, value in config.items() if key not in RUNTIME_KEYS}
+    return hashlib.sha256(yaml.safe_dump(identity).encode()).hexdigest()[:10]
+
+
+def find_run(folder: Path, digest: str) -> Path | None:
     """Return the folder of a run with this config, whatever label it was trained for."""
     return next(iter(sorted(folder.glob(f"*-{digest}"))), None)
 
 
-def train_all(wanted: list[Job], jobs: int | None, flags: list[str]) -> dict[Path, str]:
-    """Train runs, `jobs` at a time; return folder -> what went wrong."""
-    cores = (
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    )
-    jobs = min(jobs or cores, len(wanted))
-    threads = (
-        {"OMP_NUM_THREADS": str(max(1, cores // jobs))} | os.environ | ALONE
-    )  # the user's own threads win
-    waiting, failed = list(wanted), {}
-    running: dict[subprocess.Popen, tuple[Job, float]] = {}
-    with Signals() as signals:
-        try:
-            while (waiting or running) and not signals.name:
-                while waiting and len(running) < jobs:
-                    job = waiting.pop(0)
-                    verb = "goes on" if (job.folder / "run.json").exists() else "trains"
-                    say(
-                        f"{job.label}: {verb} ({len(wanted) - len(waiting)} of {len(wanted)}): {job.folder}"
-                    )
-                    job.folder.mkdir(parents=True, exist_ok=True)
-                    with open(job.folder / "train.log", "a") as log:
-                        process = subprocess.Popen(
-                            job.command(flags), stdout=log, stderr=log, env=threads
-                        )
-                    running[process] = job, time.monotonic()
-                time.sleep(0.1)
-                for process in [p for p in running if p.poll() is not None]:
-                    job, began = running.pop(process)
-                    if process.returncode:
-                        failed[job.folder] = last_words((job.folder / "train.log").read_text())
-                    else:
-                        say(f"{job.label}: trained in {time.monotonic() - began:.0f} s")
-        finally:  # they save themselves
-            for process in running:
-                process.terminate()
-            for process in running:
-                process.wait()
-        if signals.name:
-            raise Stopped(
-                f"{signals.name}: the lecture's runs are saved; the same command goes on",
-                signals.name,
-            )
-    return failed
+# --- training -------------------------------------------------------------------------------------
 
 
-def last_words(text: str) -> str:
-    """Return the line in which a process said what was wrong."""
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    own = [line.removeprefix("genlab: ") for line in lines if line.startswith("genlab: ")]
-    return (own or lines or ["it said nothing"])[-1]
+def train_runs(
+    runs: Sequence[PlannedRun], num_parallel: int | None, flags: Sequence[str]
+) -> dict[Path, str]:
+    """Train runs as jobs of this machine; return folder -> error of those that failed.
+
+    Raises:
+        TrainingInterrupted: a signal ended the training; the runs are saved.
+    """
+    jobs = [Job(number, tuple(run.overrides), run.folder) for number, run in enumerate(runs)]
+    for run in runs:
+        # A run that was done, but whose checkpoints are gone, is trained again.
+        if read_state(run.folder).status == "done":
+            (run.folder / "state.json").unlink()
+
+    def submit(backend: LocalBackend, job: Job) -> None:
+        run = runs[job.number]
+        verb = "resuming" if run.has_started else "training"
+        print_status(f"{run.label}: {verb} ({job.number + 1} of {len(runs)}): {run.folder}")
+        run.folder.mkdir(parents=True, exist_ok=True)
+        log = run.folder / RUN_LOG
+        arguments = (str(run.folder), run.train_arguments(flags))
+        backend.start_process(
+            job, run_train_job, arguments, stdout=log, stderr=log, environment=SINGLE_PROCESS_ENV
+        )
+
+    num_slots = min(num_parallel or cpu_count(), len(runs))
+    names = {number: run.label for number, run in enumerate(runs)}
+    try:
+        run_jobs(jobs, LocalBackend(submit, [None] * num_slots), names=names, tries=1)
+    except TrainingInterrupted as error:
+        name = signal.Signals(error.exit_code - 128).name
+        raise TrainingInterrupted(
+            f"{name}: the comparison's runs are saved; run the same command again to resume", name
+        ) from None
+    errors: dict[Path, str] = {}
+    for job, state in zip(jobs, current_states(jobs), strict=True):
+        if state.status != "done":
+            errors[job.folder] = error_message(state.error.splitlines() or log_tail(job))
+    return errors
+
+
+def run_train_job(folder: str, arguments: list[str]) -> None:
+    """Train one run in the process of its job, and write the job's state."""
+    try:
+        run_job(Path(folder), partial(run_train_command, Path(folder), arguments))
+    except TrainCommandError as error:
+        sys.exit(error.exit_code)
+
+
+def run_train_command(folder: Path, arguments: list[str]) -> None:
+    """Run `genlab train` in this process, as the command line does.
+
+    Raises:
+        TrainCommandError: the command ended with an exit code other than 0.
+    """
+    sys.argv = ["genlab", "train", *arguments]
+    try:
+        runpy.run_module("genlab", run_name="__main__")
+    except SystemExit as end:
+        if end.code:
+            lines = (folder / RUN_LOG).read_text(errors="replace").splitlines()
+            raise TrainCommandError(error_message(lines), int(end.code)) from None
+
+
+class TrainCommandError(UserError):
+    """`genlab train` ended with an error, which it has printed."""
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+def error_message(lines: Sequence[str]) -> str:
+    """Return the line in which genlab printed an error, or else the last line of the output."""
+    lines = [line.strip() for line in lines if line.strip()]
+    messages = [line.removeprefix("genlab: ") for line in lines if line.startswith("genlab: ")]
+    return (messages or lines or ["the process printed no error"])[-1]

@@ -1,245 +1,258 @@
-"""What a step takes, by a few measured ones; and `trainer.batch_size=auto`, which is chosen by them."""
+"""Timing of training steps, and `trainer.batch_size=auto`, which is chosen by such timings."""
 
 from __future__ import annotations
 
 import copy
 import gc
 import os
-import re
 import resource
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 import torch
 
 from genlab.distributed.device import Device
-from genlab.distributed.environment import world
-from genlab.distributed.process_group import Ranks
-from genlab.errors import UserError
-from genlab.training.trainer import Trainer
+from genlab.distributed.environment import read_environment
+from genlab.distributed.process_group import ProcessGroup
+from genlab.errors import UserError, is_out_of_memory
+from genlab.training.trainer import Data, Trainer
 
-GAIN = 1.05  # a doubling of the batch that gives less is no gain
-FIRST = 8  # items a shard in the first trial
-MOST = 8192  # items in the largest joint batch that is tried
-BLOCK = 0.05  # seconds that a timed block of steps lasts at least
-OUT_OF_MEMORY = re.compile("allocate memory|out of memory|ALLOC_FAILED")
+MIN_SPEEDUP = 1.05  # a larger batch must be this much faster than the best one so far
+FIRST_ITEMS_PER_SHARD = 8  # in the first trial
+MAX_BATCH_SIZE = 8192  # the largest joint batch that is tried
+MIN_BLOCK_S = 0.05  # duration of a timed block of steps
+MAX_GPU_FRACTION = 0.9  # of a GPU's free memory that a trial may use
 
 
 @dataclass(frozen=True)
 class Trial:
-    """A few measured steps."""
+    """The timing of a few training steps."""
 
     batch_size: int
-    times: list[float]  # seconds a step, each the mean over a block of steps
-    block: int  # steps in a block
-    peak: int  # bytes: the process's resident set at most, or the GPU memory that it reserved
+    times: list[float]  # seconds per step, each the mean over a block of steps
+    steps_per_block: int
+    peak_bytes: int  # the process's resident set, or the GPU memory that it reserved
 
     @property
     def seconds(self) -> float:
-        """The median seconds of a step."""
+        """The median seconds per step."""
         return median(self.times)
 
     @property
     def items_per_s(self) -> float:
-        """Items a second, counted as training's log counts them: one batch a step."""
+        """Items per second, counted as in the training log: one batch per step."""
         return self.batch_size / self.seconds
 
 
-def timed(trainer: Trainer, data: Any, *, seconds: float, blocks: int = 20) -> Trial:
-    """Time blocks of steps of a throw-away trainer, at rate 0, so that nothing can diverge, for some `seconds` at most.
+def time_steps(trainer: Trainer, data: Data, *, seconds: float, max_blocks: int = 20) -> Trial:
+    """Time blocks of steps of a disposable trainer for about `seconds` seconds.
 
-    There are at least two blocks, however long they last, after up to three steps to warm up.
+    There are at least two blocks, however long they take, after up to three steps of warm-up. The
+    learning rate is 0, so that nothing can diverge.
     """
     device = trainer.device
     for optimizer in trainer.optimizers.values():
         for group in optimizer.param_groups:
             group["base_lr"] = 0.0
-    forget_peak(device)
+    reset_peak_memory(device)
     trainer.model.train()
-    batches = trainer.stream(data)
+    batches = trainer.train_batches(data)
 
-    def lasts(steps: int) -> float:
+    def time_block(steps: int) -> float:
         began = time.perf_counter()
         for _ in range(steps):
-            trainer.advance(batches)
-        finish(device)
+            trainer.train_step(batches)
+        synchronize(device)
         return time.perf_counter() - began
 
-    warm_up = [lasts(1)]  # which also chooses algorithms, compiles, and makes the optimizer's state
+    # the first steps also select algorithms, compile, and create the optimizer's state
+    warm_up = [time_block(1)]
     while len(warm_up) < 3 and sum(warm_up) < seconds:
-        warm_up.append(lasts(1))
-    block = max(1, round(BLOCK / min(warm_up)))
+        warm_up.append(time_block(1))
+    steps = max(1, round(MIN_BLOCK_S / min(warm_up)))
     times: list[float] = []
-    while len(times) < blocks and (len(times) < 2 or sum(times) * block < seconds):
-        times.append(lasts(block) / block)
-    batches.close()
-    return Trial(trainer.options.batch_size, times, block, peak(device))
+    while len(times) < max_blocks and (len(times) < 2 or sum(times) * steps < seconds):
+        times.append(time_block(steps) / steps)
+    if isinstance(batches, Generator):
+        batches.close()
+    return Trial(trainer.batch_size, times, steps, peak_memory(device))
 
 
-# --- trainer.batch_size=auto ------------------------------------------------------------------------------------------
+# --- trainer.batch_size=auto ----------------------------------------------------------------------
 
 
-def settle(
-    make: Callable[[int, Ranks], Trainer], data: Any, *, device: Device, accumulate: int
+def find_batch_size(
+    make_trainer: Callable[[int, ProcessGroup], Trainer],
+    data: Data,
+    *,
+    device: Device,
+    grad_accum_steps: int,
 ) -> int:
-    """Return the joint batch size for `auto`, the same in every process; the first says why.
+    """Return the joint batch size for `auto`, the same on every rank; rank 0 prints the reason.
 
-    It is doubled while it fits into memory (at most 90 % of what a GPU has free, half of what is free beside a CPU), while
-    items a second grow by more than 5 %, and up to the training set's size or 8,192. Of those tried it is the smallest
-    whose rate is within 5 % of the best: a larger one that is no faster only makes fewer updates in the same time. The
-    global random state is left as it was.
+    The size is doubled while it fits into memory (up to 90 % of a GPU's free memory, half of the
+    free memory of the CPU), while the items per second grow by more than 5 %, and up to the size
+    of the training set or 8,192. The result is the smallest size whose rate is within 5 % of the
+    best: a larger batch that is no faster only makes fewer updates in the same time. The global
+    random state does not change.
 
     Args:
-        make: builds a throw-away trainer for a batch size and for processes that it is told of.
+        make_trainer: builds a disposable trainer for a batch size and a group of processes.
 
     Raises:
-        UserError: not even the smallest batch fits into memory, or what `make` refuses.
+        UserError: not even the smallest batch fits into memory, or `make_trainer` refuses it.
     """
-    ranks = Ranks()
-    if device.fsdp and ranks.size > 1:
+    group = ProcessGroup()
+    if device.fsdp and group.size > 1:
         raise UserError(
-            "trainer.batch_size=auto is found by one process, and device.fsdp cuts the model over all; give a number"
+            "trainer.batch_size=auto is found by one process, but device.fsdp shards the model "
+            "over all of them; give a number"
         )
-    shards = ranks.size * accumulate
-    answer: int | UserError | None = None
-    if ranks.first:  # the others wait: it measures its own share of a joint batch, without them
-        alone = copy.copy(ranks)
-        alone.size, alone.rank = 1, 0
-        trials = Trials(lambda n: make(n, alone), data, device, processes=ranks.size)
+    num_shards = group.size * grad_accum_steps
+    result: int | UserError = 0
+    if group.is_main:  # it measures its own part of a joint batch, while the other ranks wait
+        single = copy.copy(group)
+        single.size, single.rank = 1, 0
+        trials = BatchSizeTrials(
+            lambda n: make_trainer(n, single), data, device, processes=group.size
+        )
+        max_size = max(num_shards, min(data.size("train"), MAX_BATCH_SIZE))
         with torch.random.fork_rng([device.torch] if device.name == "cuda" else []):
             try:
-                answer, why = climb(
-                    trials, shards=shards, most=max(shards, min(data.size("train"), MOST))
-                )
-                print(why, file=sys.stderr)
+                result, reason = choose_batch_size(trials, num_shards=num_shards, max_size=max_size)
+                print(reason, file=sys.stderr)
             except UserError as error:
-                answer = error
-        forget_peak(device)
-    answer = ranks.share(answer)
-    if isinstance(answer, UserError):
-        raise answer
-    return answer
+                result = error
+        reset_peak_memory(device)
+    result = group.broadcast(result)
+    if isinstance(result, UserError):
+        raise result
+    return result
 
 
-def climb(rate: Callable[[int], float | None], *, shards: int, most: int) -> tuple[int, str]:
-    """Return the chosen one of the sizes `shards`·2^i ≤ `most`, and a line that says why.
+def choose_batch_size(
+    measure: Callable[[int], float | None], *, num_shards: int, max_size: int
+) -> tuple[int, str]:
+    """Return a batch size num_shards·2^i ≤ max_size, and a line that gives the reason.
 
     Args:
-        rate: returns the items a second at a size, or None where it does not fit into memory.
+        measure: returns the items per second at a size, or None if it does not fit into memory.
 
     Raises:
         UserError: no size fits.
     """
-    size = shards
-    while size < FIRST * shards and 2 * size <= most:
+    size = num_shards
+    while size < FIRST_ITEMS_PER_SHARD * num_shards and 2 * size <= max_size:
         size *= 2
-    rates: dict[int, float] = {}
-    found = rate(size)
-    while found is None and size > shards:
+    rate = measure(size)
+    while rate is None and size > num_shards:
         size //= 2
-        found = rate(size)
-    if found is None:
+        rate = measure(size)
+    if rate is None:
         raise UserError(
-            f"trainer.batch_size=auto: not even a batch of {size} fits into memory; take a smaller model"
+            f"trainer.batch_size=auto: not even a batch of {size} fits into memory; "
+            "use a smaller model"
         )
-    rates[size] = found
+    rates = {size: rate}
     while True:
-        if 2 * size > most:
-            end = f"{most:,} is the most that is tried"
+        if 2 * size > max_size:
+            end = f"{max_size:,} is the largest size that is tried"
             break
-        if (found := rate(2 * size)) is None:
-            end = f"{2 * size:,} would not fit into memory"
+        if (rate := measure(2 * size)) is None:
+            end = f"{2 * size:,} does not fit into memory"
             break
         best, size = max(rates.values()), 2 * size
-        rates[size] = found
-        if found <= GAIN * best:
-            end = f"{size:,} gained too little"
+        rates[size] = rate
+        if rate <= MIN_SPEEDUP * best:
+            end = f"{size:,} is not faster"
             break
-    chosen = min(size for size, found in rates.items() if GAIN * found >= max(rates.values()))
-    tried = ", ".join(f"{size:,}: {found:,.0f}" for size, found in rates.items())
-    return (
-        chosen,
-        f"trainer.batch_size={chosen}: the smallest within 5 % of the best of {tried} items/s; {end}",
+    fast_enough = [
+        size for size, rate in rates.items() if MIN_SPEEDUP * rate >= max(rates.values())
+    ]
+    chosen = min(fast_enough)
+    tried = ", ".join(f"{size:,}: {rate:,.0f}" for size, rate in rates.items())
+    return chosen, (
+        f"trainer.batch_size={chosen}: the smallest within 5 % of the best of {tried} items/s; "
+        f"{end}"
     )
 
 
-class Trials:
-    """Measures one batch size after another, and cleans up after each."""
+class BatchSizeTrials:
+    """Measures one batch size after another, and frees the memory of each."""
 
     def __init__(
-        self, make: Callable[[int], Trainer], data: Any, device: Device, *, processes: int
+        self, make_trainer: Callable[[int], Trainer], data: Data, device: Device, *, processes: int
     ) -> None:
-        self.make, self.data, self.device, self.processes = make, data, device, processes
-        self.limit = limit(device)
-        self.grew: tuple[int, int] | None = (
-            None  # the last size that fitted, and the bytes that it took
-        )
+        self.make_trainer, self.data, self.device = make_trainer, data, device
+        self.processes = processes
+        self.memory_limit = memory_limit(device)
+        # the last size that fitted, and the bytes that it took
+        self.last_fit: tuple[int, int] | None = None
 
     def __call__(self, size: int) -> float | None:
-        """Return items a second of all processes, without their messages, or None where a share does not fit."""
-        before = held(self.device)
-        if (
-            self.grew and self.device.name != "cuda"
-        ):  # where memory ends with a kill, and not with an error
-            last, grew = self.grew
-            if before + grew * size / last > self.limit:
+        """Return items per second of all processes, without communication, or None if too large."""
+        before = used_memory(self.device)
+        # a process that exceeds the CPU's memory is killed, so it must not be tried
+        if self.last_fit and self.device.name != "cuda":
+            last_size, growth = self.last_fit
+            if before + growth * size / last_size > self.memory_limit:
                 return None
+        trial: Trial | None = None
         try:
-            trial = timed(self.make(size // self.processes), self.data, seconds=0.5, blocks=10)
+            trial = time_steps(
+                self.make_trainer(size // self.processes), self.data, seconds=0.5, max_blocks=10
+            )
         except (RuntimeError, MemoryError) as error:
-            if not isinstance(error, MemoryError) and not OUT_OF_MEMORY.search(str(error)):
+            if not is_out_of_memory(error):
                 raise
-            trial = None
-        gc.collect()  # a trainer and its model know each other
+        gc.collect()  # a trainer and its model refer to each other
         if self.device.compile:
             torch.compiler.reset()
         if self.device.name == "cuda":
             torch.cuda.empty_cache()
-        if trial is None or trial.peak > self.limit:
+        if trial is None or trial.peak_bytes > self.memory_limit:
             return None
-        self.grew = size, max(0, trial.peak - before)
+        self.last_fit = size, max(0, trial.peak_bytes - before)
         return trial.items_per_s * self.processes
 
 
-# --- the device -------------------------------------------------------------------------------------------------------
+# --- memory of the device -------------------------------------------------------------------------
 
 
-def finish(device: Device) -> None:
-    """Wait until the device has done what it was told."""
+def synchronize(device: Device) -> None:
+    """Wait until the device has finished its queued work."""
     if device.name == "cuda":
         torch.cuda.synchronize(device.torch)
     elif device.name == "mps":
         torch.mps.synchronize()
 
 
-def forget_peak(device: Device) -> None:
-    """Let the peak of memory count from now; where the system has no means for it (not Linux), it goes on as it was."""
+def reset_peak_memory(device: Device) -> None:
+    """Measure the peak of memory from now on, where the system supports it (CUDA, Linux)."""
     if device.name == "cuda":
         torch.cuda.reset_peak_memory_stats(device.torch)
         return
-    with suppress(OSError):
-        Path("/proc/self/clear_refs").write_text(
-            "5"
-        )  # proc_pid_clear_refs(5): the resident set's peak
+    with suppress(OSError):  # proc_pid_clear_refs(5): 5 resets the peak of the resident set
+        Path("/proc/self/clear_refs").write_text("5")
 
 
-def peak(device: Device) -> int:
-    """Return the peak in bytes: GPU memory reserved, as it cannot be had by others, or the process's resident set."""
-    return (
-        torch.cuda.max_memory_reserved(device.torch)
-        if device.name == "cuda"
-        else device.peak_memory()
-    )
+def peak_memory(device: Device) -> int:
+    """Return the peak in bytes: reserved GPU memory, or the process's resident set.
+
+    Reserved, not allocated: other processes cannot use it.
+    """
+    if device.name == "cuda":
+        return torch.cuda.max_memory_reserved(device.torch)
+    return device.peak_memory()
 
 
-def held(device: Device) -> int:
-    """Return what is held now, in bytes; without Linux's /proc, the most that was."""
+def used_memory(device: Device) -> int:
+    """Return the memory in use now in bytes; without Linux's /proc, the peak so far."""
     if device.name == "cuda":
         return torch.cuda.memory_reserved(device.torch)
     try:
@@ -248,23 +261,24 @@ def held(device: Device) -> int:
         return device.peak_memory()
 
 
-def limit(device: Device) -> int:
-    """Return up to how many bytes a trial's peak may go."""
+def memory_limit(device: Device) -> int:
+    """Return the peak in bytes that a trial must not exceed."""
     if device.name == "cuda":
-        return int(0.9 * (torch.cuda.mem_get_info(device.torch)[0] + held(device)))
-    return held(device) + free() // 2 // world().local_size
+        free_bytes = torch.cuda.mem_get_info(device.torch)[0]
+        return int(MAX_GPU_FRACTION * (free_bytes + used_memory(device)))
+    return used_memory(device) + free_memory() // 2 // read_environment().local_size
 
 
-def free() -> int:
-    """Return the bytes of memory that this process could still have: the machine's, or its control group's."""
+def free_memory() -> int:
+    """Return the bytes of CPU memory that are free, on the machine or in its control group."""
     try:
         lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
-        left = int(lines["MemAvailable"].split()[0]) * 1024
+        free = int(lines["MemAvailable"].split()[0]) * 1024
     except (OSError, KeyError):
-        left = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
-    group = Path("/sys/fs/cgroup")
+        free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+    cgroup = Path("/sys/fs/cgroup")
     try:
-        most = int((group / "memory.max").read_text())
-        return min(left, most - int((group / "memory.current").read_text()))
-    except (OSError, ValueError):  # no such group, or no limit ("max")
-        return left
+        limit = int((cgroup / "memory.max").read_text())
+        return min(free, limit - int((cgroup / "memory.current").read_text()))
+    except (OSError, ValueError):  # there is no such group, or no limit ("max")
+        return free

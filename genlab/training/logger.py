@@ -1,4 +1,4 @@
-"""What a run says while it trains: a bar or lines on the terminal, stats.jsonl, TensorBoard."""
+"""Logging of a run: a progress bar or lines on the terminal, stats.jsonl, TensorBoard."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import math
 import sys
 import threading
 import time
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -14,28 +15,36 @@ import torch
 from torch import Tensor
 
 from genlab.errors import UserError
-from genlab.fileio import naming
+from genlab.fileio import with_filename
 
 if TYPE_CHECKING:
-    import numpy as np
+    from io import RawIOBase
 
-    from genlab.distributed.process_group import Ranks
+    import numpy as np
+    from torch.utils.tensorboard import SummaryWriter
+    from tqdm import tqdm
+
+    from genlab.distributed.process_group import ProcessGroup
     from genlab.runs.run_folder import RunFolder
 
-QUIET = 5.0  # seconds between lines where there is no terminal
+PRINT_INTERVAL_S = 5.0  # between lines if standard error is not a terminal
 
 
-class Diverged(UserError):
-    """A loss that is no number: no option was wrong, but the run cannot go on."""
+class DivergedError(UserError):
+    """A loss or weight is not finite: the options are valid, but the run cannot continue."""
 
     exit_code = 1
 
 
-class Log:
-    """Gathers each step's losses and writes their means at the logged steps.
+class Logger:
+    """Collects each step's losses, and writes their means at the logged steps.
 
     Args:
-        run: where to write; None (any process but the first) writes nothing but still checks the losses.
+        run: the folder to write to. None writes nothing, but still checks the losses: every
+            process but rank 0 has such a logger.
+        start: the step that the run starts from.
+        steps: the run's last step.
+        unlogged: losses since the last logged step, from a checkpoint.
     """
 
     def __init__(
@@ -44,172 +53,183 @@ class Log:
         *,
         start: int,
         steps: int,
-        pending: list[dict[str, float]],
-        ranks: Ranks,
+        unlogged: Sequence[dict[str, float]],
+        group: ProcessGroup,
     ) -> None:
-        self.run = run
-        self.ranks = ranks
-        self.steps = steps
-        self.pending: list[dict[str, Any]] = list(
-            pending
-        )  # since the last logged step; kept in checkpoints
-        self.said = time.monotonic()
-        self.board = self.bar = self.stats = self.hook = None
+        self.run, self.group, self.steps = run, group, steps
+        self.unlogged: list[dict[str, Any]] = list(unlogged)
+        self.last_print = time.monotonic()
+        self.tensorboard: SummaryWriter | None = None
+        self.stats: RawIOBase | None = None
+        self.bar: tqdm[None] | None = None
+        self.excepthook: Callable[[threading.ExceptHookArgs], Any] | None = None
         if run:
             self.events = run.path / "tensorboard"
-            from torch.utils.tensorboard import SummaryWriter
+            self._open_files(run, start)
 
-            self.hook, threading.excepthook = threading.excepthook, self.unraised
-            try:
-                with naming(self.events):
-                    self.board = SummaryWriter(self.events, purge_step=start + 1 if start else None)
-                self.stats = open(run.stats, "ab", buffering=0)  # noqa: SIM115 a full disk is to be known with the line itself
-            except OSError:
-                self.drop()
-                raise
-            if sys.stderr.isatty():
-                from tqdm import tqdm
+    def _open_files(self, run: RunFolder, start: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter
 
-                self.bar = tqdm(total=steps, initial=start, unit="step", dynamic_ncols=True)
+        self.excepthook = threading.excepthook
+        threading.excepthook = self.ignore_tensorboard_error
+        try:
+            with with_filename(self.events):
+                purge_step = start + 1 if start else None
+                self.tensorboard = SummaryWriter(self.events, purge_step=purge_step)
+            # unbuffered: the error of a full disk belongs to the line that caused it
+            self.stats = open(run.stats, "ab", buffering=0)  # noqa: SIM115  closed in close_files
+        except OSError:
+            self.close_files()
+            raise
+        if sys.stderr.isatty():
+            from tqdm import tqdm
 
-    def add(self, losses: dict[str, Tensor]) -> None:
-        """Remember one step's losses, without waiting for the device."""
-        self.pending.append(losses)
+            self.bar = tqdm(total=self.steps, initial=start, unit="step", dynamic_ncols=True)
 
-    def settle(self, step: int, hint: str) -> list[dict[str, float]]:
-        """Turn the pending losses into numbers, means over all processes, with one wait for the device; check them.
+    # --- losses -----------------------------------------------------------------------------------
+
+    def add_losses(self, losses: dict[str, Tensor]) -> None:
+        """Store one step's losses, without waiting for the device."""
+        self.unlogged.append(losses)
+
+    def resolve_losses(self, step: int, hint: str) -> list[dict[str, float]]:
+        """Return the unlogged losses as numbers, averaged over all processes, and check them.
+
+        Args:
+            hint: what to do after a divergence, for the message.
 
         Raises:
-            Diverged: one of them is not finite; names the step and the part.
+            DivergedError: a loss is not finite; names the step and the loss.
         """
-        waiting = [
+        tensors = [
             i
-            for i, losses in enumerate(self.pending)
+            for i, losses in enumerate(self.unlogged)
             if any(isinstance(v, Tensor) for v in losses.values())
         ]
-        if waiting:
+        if tensors:  # one wait for the device, and one message
             values = torch.stack(
-                [v.detach().double() for i in waiting for v in self.pending[i].values()]
+                [v.detach().double() for i in tensors for v in self.unlogged[i].values()]
             )
-            self.ranks.average([values])
+            self.group.all_reduce_mean([values])
             numbers = iter(values.tolist())
-            for i in waiting:
-                self.pending[i] = {name: next(numbers) for name in self.pending[i]}
-        for i, losses in enumerate(self.pending):
-            broken = [name for name, value in losses.items() if not math.isfinite(value)]
+            for i in tensors:
+                self.unlogged[i] = {name: next(numbers) for name in self.unlogged[i]}
+        for i, losses in enumerate(self.unlogged):
+            broken = [f"{k} is {v}" for k, v in losses.items() if not math.isfinite(v)]
             if broken:
-                at = step - len(self.pending) + 1 + i
-                raise Diverged(
-                    f"step {at}: {', '.join(f'{n} is {losses[n]}' for n in broken)}; {hint}"
-                )
-        return self.pending
+                broken_step = step - len(self.unlogged) + 1 + i
+                raise DivergedError(f"step {broken_step}: {', '.join(broken)}; {hint}")
+        return self.unlogged
 
-    def write(self, step: int, extra: dict[str, float], hint: str) -> dict[str, float]:
-        """Write and return the means since the last logged step."""
-        pending = self.settle(step, hint)
-        names = {name: None for losses in pending for name in losses}
+    def log_step(self, step: int, extra: dict[str, float], hint: str) -> dict[str, float]:
+        """Log and return the mean losses since the last logged step, with `extra` numbers."""
+        unlogged = self.resolve_losses(step, hint)
         means = {}
-        for name in names:
-            values = [losses[name] for losses in pending if name in losses]
+        for name in dict.fromkeys(name for losses in unlogged for name in losses):
+            values = [losses[name] for losses in unlogged if name in losses]
             means[name] = sum(values) / len(values)
-        self.pending = []
-        self.line({"step": step, **means, **extra})
+        self.unlogged = []
+        self.write_line({"step": step, **means, **extra})
         for name, value in {**means, **extra}.items():
-            self.scalar(name if "/" in name else f"train/{name}", value, step)
-        self.say(step, means, extra)
+            self.add_scalar(name if "/" in name else f"train/{name}", value, step)
+        self.print_progress(step, means, extra)
         return means
 
-    def note(self, step: int, message: str) -> None:
-        """Say what the numbers mean, and keep it beside them."""
-        self.line({"step": step, "notes": [message]})
-        self.tell(f"step {step:,}: {message}")
+    def log_note(self, step: int, message: str) -> None:
+        """Print a remark about the numbers, and keep it in the log."""
+        self.write_line({"step": step, "notes": [message]})
+        self.print_message(f"step {step:,}: {message}")
 
-    def line(self, record: dict[str, Any]) -> None:
+    # --- files ------------------------------------------------------------------------------------
+
+    def write_line(self, record: dict[str, Any]) -> None:
         """Append one line to stats.jsonl."""
-        if self.stats:
+        if self.run and self.stats:
             data = (json.dumps(record) + "\n").encode()
-            with naming(self.run.stats):
+            with with_filename(self.run.stats):
                 while data:
                     data = data[self.stats.write(data) :]
 
-    def scalar(self, name: str, value: float, step: int) -> None:
-        if self.board:
-            with naming(self.events):
-                self.board.add_scalar(name, value, step)
+    def add_scalar(self, name: str, value: float, step: int) -> None:
+        """Write a number to TensorBoard."""
+        if self.tensorboard:
+            with with_filename(self.events):
+                self.tensorboard.add_scalar(name, value, step)
 
-    def text(self, name: str, text: str) -> None:
-        if self.board:
-            with naming(self.events):
-                self.board.add_text(name, text)
+    def add_text(self, name: str, text: str) -> None:
+        """Write a text to TensorBoard."""
+        if self.tensorboard:
+            with with_filename(self.events):
+                self.tensorboard.add_text(name, text)
 
-    def image(self, name: str, image: np.ndarray, step: int) -> None:
-        """Show a picture (H, W, 3) of bytes on TensorBoard."""
-        if self.board:
-            with naming(self.events):
-                self.board.add_image(name, image, step, dataformats="HWC")
+    def add_image(self, name: str, image: np.ndarray, step: int) -> None:
+        """Write an image (H, W, 3) of bytes to TensorBoard."""
+        if self.tensorboard:
+            with with_filename(self.events):
+                self.tensorboard.add_image(name, image, step, dataformats="HWC")
 
-    def say(self, step: int, means: dict[str, float], extra: dict[str, float]) -> None:
+    def close(self, options: dict[str, Any], final: dict[str, float]) -> None:
+        """Write the hyperparameters with the final numbers to TensorBoard, and close the files."""
+        if self.tensorboard:
+            hyperparameters = {
+                key: value if isinstance(value, int | float | str | bool) else str(value)
+                for key, value in options.items()
+            }
+            metrics = {f"final/{name}": value for name, value in final.items()}
+            with with_filename(self.events):
+                self.tensorboard.add_hparams(hyperparameters, metrics, run_name=".")
+                self.tensorboard.close()
+            self.tensorboard = None
+        self.close_files()
+
+    def close_files(self) -> None:
+        """Close the files after an error, ignoring what cannot be written any more."""
+        if self.bar is not None:
+            self.bar.close()
+        if self.tensorboard:
+            with suppress(OSError):
+                self.tensorboard.close()
+        if self.stats:
+            self.stats.close()
+        if self.excepthook:
+            threading.excepthook, self.excepthook = self.excepthook, None
+
+    def ignore_tensorboard_error(self, error: threading.ExceptHookArgs) -> None:
+        """Ignore a failed write of TensorBoard's thread: the next event raises the same error."""
+        is_tensorboard = type(error.thread).__module__.startswith("tensorboard")
+        if not (isinstance(error.exc_value, OSError) and is_tensorboard) and self.excepthook:
+            self.excepthook(error)
+
+    # --- terminal ---------------------------------------------------------------------------------
+
+    def print_progress(self, step: int, means: dict[str, float], extra: dict[str, float]) -> None:
+        """Update the progress bar; without a terminal, print a line every few seconds."""
         if not self.run:
             return
-        shown = {k: f"{v:.4g}" for k, v in means.items() if not k.startswith("grad_norm")}
+        losses = {k: f"{v:.4g}" for k, v in means.items() if not k.startswith("grad_norm")}
         rate = extra["items_per_s"]
         if self.bar is not None:
-            self.bar.set_postfix({**shown, "items/s": f"{rate:.0f}"}, refresh=False)
+            self.bar.set_postfix({**losses, "items/s": f"{rate:.0f}"}, refresh=False)
             self.bar.update(step - self.bar.n)
-        elif time.monotonic() - self.said > QUIET or step >= self.steps:
-            self.said = time.monotonic()
-            words = "  ".join(f"{k} {v}" for k, v in shown.items())
-            left = extra["seconds_left"]
+        elif time.monotonic() - self.last_print > PRINT_INTERVAL_S or step >= self.steps:
+            self.last_print = time.monotonic()
+            text = "  ".join(f"{k} {v}" for k, v in losses.items())
+            left = format_duration(extra["seconds_left"])
             print(
-                f"step {step:,}/{self.steps:,}  {words}  {rate:,.0f} items/s  {clock(left)} left",
+                f"step {step:,}/{self.steps:,}  {text}  {rate:,.0f} items/s  {left} left",
                 file=sys.stderr,
                 flush=True,
             )
 
-    def tell(self, message: str) -> None:
-        """Print a line for the user, above the bar."""
+    def print_message(self, message: str) -> None:
+        """Print a line for the user, above the progress bar."""
         if self.bar is not None:
             self.bar.write(message, file=sys.stderr)
         elif self.run:
             print(message, file=sys.stderr, flush=True)
 
-    def close(self, options: dict[str, Any], final: dict[str, float]) -> None:
-        """Write the hyperparameters with the final numbers, and close the files."""
-        if self.board:
-            plain = {
-                k: v if isinstance(v, int | float | str | bool) else str(v)
-                for k, v in options.items()
-            }
-            with naming(self.events):
-                self.board.add_hparams(
-                    plain, {f"final/{k}": v for k, v in final.items()}, run_name="."
-                )
-                self.board.close()
-            self.board = None
-        self.drop()
 
-    def drop(self) -> None:
-        """Close the files, where an error ended the run as well: what they could not hold was that error."""
-        if self.bar is not None:
-            self.bar.close()
-        if self.board:
-            with suppress(OSError):
-                self.board.close()
-        if self.stats:
-            self.stats.close()
-        if self.hook:
-            threading.excepthook, self.hook = self.hook, None
-
-    def unraised(self, error: threading.ExceptHookArgs) -> None:
-        """Leave it to `naming` to say what TensorBoard's thread could not write: the next event raises the same error."""
-        if not (
-            isinstance(error.exc_value, OSError)
-            and type(error.thread).__module__.startswith("tensorboard")
-        ):
-            self.hook(error)
-
-
-def clock(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """Return a duration as h:mm:ss."""
     s = int(seconds)
     return f"{s // 3600}:{s // 60 % 60:02d}:{s % 60:02d}"

@@ -1,219 +1,268 @@
-"""The one loop around every family's update rule: numbers, pictures, measures, checkpoints, and when to end."""
+"""The training loop, the same for every family: log, preview, evaluate, save, and stop."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import chain
+from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
 
 from genlab.abilities import Estimate
-from genlab.signals import Signals
-from genlab.spec import Batch
-from genlab.training.logger import Diverged, Log
+from genlab.model import GenerativeModel
+from genlab.signals import SignalCatcher
+from genlab.training.logger import DivergedError, Logger
+from genlab.training.trainer import Data, Trainer
 
 if TYPE_CHECKING:
     import numpy as np
 
     from genlab.runs.run_folder import RunFolder
-    from genlab.training.trainer import Data, Trainer
 
-Measures = dict[str, tuple[Estimate, bool]]  # name -> (the number, whether higher is better)
+# name -> (the number, whether higher is better)
+Evaluation = dict[str, tuple[Estimate, bool]]
+PreviewFn = Callable[[GenerativeModel], "np.ndarray"]
+EvaluateFn = Callable[[GenerativeModel], Evaluation]
+StopCallback = Callable[[int, Evaluation], str | None]
 
 
-class Loop:
-    """Runs a trainer from the step that it stands at.
+def fit(
+    trainer: Trainer,
+    data: Data | None,
+    *,
+    run: RunFolder | None = None,
+    preview: PreviewFn | None = None,
+    evaluate: EvaluateFn | None = None,
+    stop_callback: StopCallback | None = None,
+    config: dict[str, Any] | None = None,
+) -> str:
+    """Train from the trainer's present step until its options end the run.
 
     Args:
-        run: the folder to write to; None writes nothing. Of several processes only the first writes.
-        preview: draws a picture (H, W, 3) of samples.
+        run: the folder to write to, by rank 0; None writes nothing.
+        preview: returns an image (H, W, 3) of samples.
         evaluate: measures the model on held-out data.
-        verdict: hears each evaluation and its step; what it returns, other than None, is why the run ends there.
+        stop_callback: is called on rank 0 with the step and each evaluation; a reason that it
+            returns ends the run.
         config: the run's options, for TensorBoard's table of hyperparameters.
+
+    Returns:
+        Why the run ended: "steps", "time", "patience", the name of a signal, or the reason of
+        `stop_callback`.
+
+    Raises:
+        DivergedError: a loss, or a weight about to be saved, is not finite.
     """
+    options = trainer.options
+    steps_left = trainer.global_step < options.steps
+    if steps_left and out_of_time(trainer):  # before a resume
+        return "time"
+    batches = trainer.train_batches(data)
+    if steps_left:  # preparing the first batch may take minutes, and a signal ends it at once
+        batches = chain([next(batches)], batches)
+
+    stop_reason = None
+    trainer.model.train()
+    session = TrainingSession(trainer, run, preview, evaluate, stop_callback)
+    with session, SignalCatcher() as signals:
+        session.start_clock()
+        while trainer.global_step < options.steps and not stop_reason:
+            # one update
+            session.logger.add_losses(trainer.train_step(batches))
+            session.update_clock()
+            is_last = trainer.global_step == options.steps
+
+            # losses
+            if session.is_due(options.log_every) or is_last:
+                session.log_losses()
+
+            # previews and evaluations, whose time does not count as training
+            session.preview_and_evaluate()
+
+            # stop and save
+            stop_reason = session.reason_to_stop(signals.name)
+            if stop_reason or session.is_due(options.save_every) or is_last:
+                session.save_checkpoint()
+            session.resume_clock()
+        final = session.run.final_metrics() if session.run else {}
+        session.logger.close(config or {}, final)
+    return stop_reason or "steps"
+
+
+def out_of_time(trainer: Trainer) -> bool:
+    """Whether the run has used up `max_minutes`, including the time before a resume."""
+    minutes = trainer.options.max_minutes
+    return minutes is not None and trainer.seconds >= minutes * 60
+
+
+class TrainingSession:
+    """What one call of `fit` keeps: its callbacks, log and clock. See there for the arguments."""
 
     def __init__(
         self,
         trainer: Trainer,
-        run: RunFolder | None = None,
-        *,
-        preview: Callable[[nn.Module], np.ndarray] | None = None,
-        evaluate: Callable[[nn.Module], Measures] | None = None,
-        verdict: Callable[[int, Measures], str | None] | None = None,
-        config: dict[str, Any] | None = None,
+        folder: RunFolder | None,
+        preview: PreviewFn | None,
+        evaluate: EvaluateFn | None,
+        stop_callback: StopCallback | None,
     ) -> None:
-        self.trainer, self.options = trainer, trainer.options
-        self.folder, self.run = run, run if trainer.ranks.first else None
-        self.preview, self.evaluate, self.verdict, self.config = (
-            preview,
-            evaluate,
-            verdict,
-            config or {},
+        self.trainer, self.options, self.folder = trainer, trainer.options, folder
+        self.run = folder if trainer.group.is_main else None  # the folder, if this rank writes
+        self.preview, self.evaluate, self.stop_callback = preview, evaluate, stop_callback
+        self.pruned_reason: str | None = None  # what stop_callback returned
+        self.logger = Logger(
+            self.run,
+            start=trainer.global_step,
+            steps=self.options.steps,
+            unlogged=trainer.unlogged_losses,
+            group=trainer.group,
         )
-        self.ruled: str | None = None  # what the verdict was
 
-    def fit(self, data: Data) -> str:
-        """Train until the options say so; return why it ended: "steps", "time", "patience", a signal's name, or the verdict.
+    def __enter__(self) -> TrainingSession:
+        return self
 
-        Raises:
-            Diverged: a loss, or a weight about to be saved, is not finite.
-        """
-        t = self.trainer
-        left = t.at < self.options.steps
-        if left and self.late():  # by an earlier start
-            return "time"
-        batches = t.stream(data)
-        if (
-            left
-        ):  # what is made before the first batch may take minutes, and a signal ends it at once
-            batches = chain([next(batches)], batches)
-        self.log = Log(
-            self.run, start=t.at, steps=self.options.steps, pending=t.pending, ranks=t.ranks
-        )
-        try:
-            ended = self.steps(batches)
-        finally:
-            self.log.drop()
-        return ended or "steps"
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.logger.close_files()
 
-    def steps(self, batches: Iterator[Batch]) -> str | None:
-        """Take the steps that are left; return why they ended before the last."""
-        t, o = self.trainer, self.options
+    def is_due(self, every: int) -> bool:
+        """Whether something that happens every so many steps is due now."""
+        return every > 0 and self.trainer.global_step % every == 0
+
+    # --- clock ------------------------------------------------------------------------------------
+
+    def start_clock(self) -> None:
+        """Start to measure the time of training, and the rate since the last logged step."""
         if self.run:
-            self.log.text("config", f"```yaml\n{self.run.config()}\n```")
-        t.model.train()
-        clock = rate_from = time.monotonic()
-        rate_at, ended = t.at, None
-        with Signals() as signals:
-            while t.at < o.steps and not ended:
-                # one update
-                self.log.add(t.advance(batches))
+            self.logger.add_text("config", f"```yaml\n{self.run.config_text()}\n```")
+        self.step_start = self.rate_start = time.monotonic()
+        self.rate_start_step = self.trainer.global_step
 
-                # numbers
-                now = time.monotonic()
-                t.seconds, clock = t.seconds + now - clock, now
-                if self.due(o.log_every) or t.at == o.steps:
-                    means = self.log.write(
-                        t.at, self.vitals((t.at - rate_at) / (now - rate_from)), self.hint()
-                    )
-                    for note in t.diagnose(means):
-                        self.log.note(t.at, note)
-                    rate_from, rate_at = time.monotonic(), t.at
+    def update_clock(self) -> None:
+        """Add the time of a step to the training time."""
+        now = time.monotonic()
+        self.trainer.seconds += now - self.step_start
+        self.step_start = now
 
-                # pictures and measures, whose time is not training's
-                if (self.preview and self.due(o.preview_every)) or (
-                    self.evaluate and self.due(o.evaluate_every)
-                ):
-                    self.look()
-                    rate_from += time.monotonic() - now
+    def resume_clock(self) -> None:
+        """Start to measure the next step: what came after the last one is not training time."""
+        self.step_start = time.monotonic()
 
-                # ends and checkpoints
-                ended = self.end(signals.name)
-                if ended or self.due(o.save_every) or t.at == o.steps:
-                    self.save()
-                clock = time.monotonic()
-            self.log.close(self.config, self.run.final() if self.run else {})
-        return ended
+    # --- losses -----------------------------------------------------------------------------------
 
-    def due(self, every: int) -> bool:
-        """Whether something done every so many steps is due now."""
-        return every > 0 and self.trainer.at % every == 0
+    def log_losses(self) -> None:
+        """Log the mean losses since the last logged step, and report new problems."""
+        trainer = self.trainer
+        steps = trainer.global_step - self.rate_start_step
+        status = self.status(steps / (self.step_start - self.rate_start))
+        means = self.logger.log_step(trainer.global_step, status, self.recovery_hint())
+        for problem in trainer.diagnose(means):
+            self.logger.log_note(trainer.global_step, problem)
+        self.rate_start, self.rate_start_step = time.monotonic(), trainer.global_step
 
-    def late(self) -> bool:
-        """Whether the time is over that the run was given, resumes counted in."""
-        minutes = self.options.max_time
-        return minutes is not None and self.trainer.seconds >= minutes * 60
-
-    def vitals(self, rate: float) -> dict[str, float]:
-        """Return what is logged beside the losses; `rate` in steps a second."""
-        t, o = self.trainer, self.options
-        left = (o.steps - t.at) / rate
-        if o.max_time:
-            left = min(left, max(0.0, o.max_time * 60 - t.seconds))
-        return {
-            **{
-                f"lr/{name}": float(opt.param_groups[0]["lr"]) for name, opt in t.optimizers.items()
-            },
-            "seconds": t.seconds,
-            "seconds_left": left,
-            "items_per_s": rate * t.items_a_step,
-            "memory_mb": t.device.peak_memory() / 2**20,
+    def status(self, steps_per_s: float) -> dict[str, float]:
+        """Return what is logged beside the losses: rates, time and memory."""
+        trainer, o = self.trainer, self.options
+        seconds_left = (o.steps - trainer.global_step) / steps_per_s
+        if o.max_minutes:
+            seconds_left = min(seconds_left, max(0.0, o.max_minutes * 60 - trainer.seconds))
+        rates = {
+            f"lr/{name}": float(optimizer.param_groups[0]["lr"])
+            for name, optimizer in trainer.optimizers.items()
+        }
+        return rates | {
+            "seconds": trainer.seconds,
+            "seconds_left": seconds_left,
+            "items_per_s": steps_per_s * trainer.items_per_step,
+            "memory_mb": trainer.device.peak_memory() / 2**20,
         }
 
-    def look(self) -> None:
-        """Show samples, and measure the model, in the first process; every process hears what it measured."""
-        t, o = self.trainer, self.options
-        model = t.sampler()
-        if self.run and self.preview and self.due(o.preview_every):
-            self.log.image("samples", self.preview(model), t.at)
-        if self.evaluate and self.due(o.evaluate_every):
-            self.judge(t.ranks.share(self.evaluate(model) if t.ranks.first else None))
-        t.go_on()
+    def recovery_hint(self) -> str:
+        """Return what to do after a divergence."""
+        saved = self.folder.checkpoint_files() if self.folder else []
+        last = f"the last good checkpoint is {saved[-1]}" if saved else "there is no checkpoint yet"
+        return f"{last}; try a lower optimizer.lr, or trainer.grad_clip=1"
 
-    def judge(self, measures: Measures) -> None:
-        """Log an evaluation, and keep the best checkpoint by the monitored metric."""
-        t, monitor = self.trainer, self.options.monitor
-        notes = [estimate.note for estimate, _ in measures.values() if estimate.note]
-        said = {"notes": notes} if notes else {}
-        self.log.line(
-            {
-                "step": t.at,
-                "evaluation": {name: e.value for name, (e, _) in measures.items()},
-                **said,
-            }
-        )
+    # --- previews and evaluations -----------------------------------------------------------------
+
+    def preview_and_evaluate(self) -> None:
+        """Show samples and evaluate the model on rank 0, if due; every rank gets the evaluation."""
+        trainer, o = self.trainer, self.options
+        wants_preview = self.preview is not None and self.is_due(o.preview_every)
+        wants_evaluation = self.evaluate is not None and self.is_due(o.evaluate_every)
+        if not (wants_preview or wants_evaluation):
+            return
+        model = trainer.eval_model()
+        if self.run and self.preview and wants_preview:
+            self.logger.add_image("samples", self.preview(model), trainer.global_step)
+        if self.evaluate and wants_evaluation:
+            evaluation = self.evaluate(model) if trainer.group.is_main else {}
+            self.record_evaluation(trainer.group.broadcast(evaluation))
+        trainer.train_mode()
+        self.rate_start += time.monotonic() - self.step_start
+
+    def record_evaluation(self, evaluation: Evaluation) -> None:
+        """Log an evaluation, and save the best checkpoint by the monitored metric."""
+        trainer, step, monitor = self.trainer, self.trainer.global_step, self.options.monitor
+        line: dict[str, Any] = {
+            "step": step,
+            "evaluation": {name: estimate.value for name, (estimate, _) in evaluation.items()},
+        }
+        notes = [estimate.note for estimate, _ in evaluation.values() if estimate.note]
+        self.logger.write_line(line | {"notes": notes} if notes else line)
         for note in notes:
-            self.log.tell(f"step {t.at:,}: {note}")
-        for name, (estimate, _) in measures.items():
-            self.log.scalar(f"evaluation/{name}", estimate.value, t.at)
-        if self.verdict and t.ranks.first:
-            self.ruled = self.verdict(t.at, measures)
+            self.logger.print_message(f"step {step:,}: {note}")
+        for name, (estimate, _) in evaluation.items():
+            self.logger.add_scalar(f"evaluation/{name}", estimate.value, step)
+        if self.stop_callback and trainer.group.is_main:
+            self.pruned_reason = self.stop_callback(step, evaluation)
         if monitor is None:
             return
-        estimate, higher = measures[monitor]
-        sign = 1 if higher else -1
-        if t.best is None or sign * estimate.value > sign * t.best["value"]:
-            t.best = {"value": estimate.value, "step": t.at, "since": 0}
-            self.save(best=True)
+        estimate, higher_is_better = evaluation[monitor]
+        sign = 1 if higher_is_better else -1
+        if trainer.best is None or sign * estimate.value > sign * trainer.best["value"]:
+            trainer.best = {"value": estimate.value, "step": step, "since": 0}
+            self.save_checkpoint(best=True)
         else:
-            t.best["since"] += 1
+            trainer.best["since"] += 1
 
-    def end(self, signal: str | None) -> str | None:
-        """Return why the run ends now, if it does in any process; every process gets the same answer."""
-        t, o = self.trainer, self.options
-        why = signal
-        if self.late():
-            why = why or "time"
-        if o.patience and t.best and t.best["since"] >= o.patience:
-            why = why or "patience"
-        if t.at < o.steps:  # a whole run is no shorter for being judged
-            why = why or self.ruled
-        return (t.ranks.share(why) or "SIGTERM") if t.ranks.any(why is not None) else None
+    # --- stop and save ----------------------------------------------------------------------------
 
-    def hint(self) -> str:
-        """Return what to do after a divergence."""
-        saved = self.folder.steps() if self.folder else []
-        where = (
-            f"the last good checkpoint is {saved[-1]}" if saved else "there is no checkpoint yet"
-        )
-        return f"{where}; try a lower optimizer.lr, or trainer.clip=1"
+    def reason_to_stop(self, signal: str | None) -> str | None:
+        """Return why the run ends now, if it does on any rank; every rank gets the same answer."""
+        trainer, o = self.trainer, self.options
+        reason = signal
+        if out_of_time(trainer):
+            reason = reason or "time"
+        if o.patience and trainer.best and trainer.best["since"] >= o.patience:
+            reason = reason or "patience"
+        if trainer.global_step < o.steps:  # a run that is complete is not pruned
+            reason = reason or self.pruned_reason
+        if not trainer.group.any(reason is not None):
+            return None
+        return trainer.group.broadcast(reason) or "SIGTERM"
 
-    def save(self, *, best: bool = False) -> None:
+    def save_checkpoint(self, *, best: bool = False) -> None:
         """Write a checkpoint with all that a bit-exact resume needs.
 
         Raises:
-            Diverged: a weight is not finite; nothing is written.
+            DivergedError: a weight is not finite; nothing is written.
         """
-        t = self.trainer
-        t.pending = self.log.settle(t.at, self.hint())
-        broken = [n for n, p in t.model.named_parameters() if not torch.isfinite(p).all()]
+        trainer, step = self.trainer, self.trainer.global_step
+        trainer.unlogged_losses = self.logger.resolve_losses(step, self.recovery_hint())
+        named = trainer.model.named_parameters()
+        broken = [name for name, p in named if not torch.isfinite(p).all()]
         if broken:
-            raise Diverged(
-                f"step {t.at}: {', '.join(broken[:3])} hold values that are not finite; {self.hint()}"
+            raise DivergedError(
+                f"step {step}: {', '.join(broken[:3])} contain values that are not finite; "
+                f"{self.recovery_hint()}"
             )
-        state = t.state()
+        state = trainer.state_dict()
         if self.run:
-            self.run.save(state, keep=self.options.keep, best=best)
+            self.run.save_checkpoint(state, keep=self.options.keep_checkpoints, best=best)

@@ -1,4 +1,4 @@
-"""The options of every trainer, with their types and ranges; `configs/train.yaml` shows the same list with comments."""
+"""Options of every trainer, with types and ranges; `configs/train.yaml` documents the same list."""
 
 from __future__ import annotations
 
@@ -10,31 +10,28 @@ from genlab.spec import Count, Decay, NonNegative, Positive, PositiveFloat
 
 @dataclass(kw_only=True)
 class Options:
-    """What every trainer can be told. Steps count updates of the model; a batch is the joint one of all processes."""
+    """Options that all trainers share; a family extends them in its own `Options`.
+
+    A step is one update of the model. A batch is the joint batch of all processes.
+    """
 
     steps: Positive = 10_000
-    batch_size: Positive | Literal["auto"] = (
-        128  # auto: a number by the time that `build` makes a trainer
-    )
-    accumulate: Positive = (
-        1  # shards of the batch whose gradients are summed one after another, to save memory
-    )
-    clip: NonNegative = 0.0  # the largest gradient norm; 0: no clipping
-    ema: Decay = 0.0  # decay of the running mean of the weights, which then samples; 0: none
-    warmup: Count = 0  # steps over which the learning rate rises from 0
-    schedule: Literal["constant", "linear", "cosine"] = "constant"  # how it falls to 0 after that
-    drops: tuple[
-        Positive, ...
-    ] = ()  # steps from each of which on it is a tenth of what it would be
-    max_time: PositiveFloat | None = (
-        None  # minutes of training after which the run saves and ends, resumes counted in
-    )
+    # "auto" is replaced by a number before a trainer is built
+    batch_size: Positive | Literal["auto"] = 128
+    # shards per process whose gradients are accumulated one after another, to save memory
+    grad_accum_steps: Positive = 1
+    grad_clip: NonNegative = 0.0  # maximum gradient norm; 0 disables clipping
+    ema_decay: Decay = 0.0  # decay of the averaged weights that sample; 0 disables the EMA
+    lr_warmup_steps: Count = 0  # steps over which the learning rate rises from 0
+    lr_schedule: Literal["constant", "linear", "cosine"] = "constant"  # after the warm-up, to 0
+    lr_milestones: tuple[Positive, ...] = ()  # steps at which the learning rate is divided by 10
+    # minutes of training, resumes included, after which the run saves and ends
+    max_minutes: PositiveFloat | None = None
     log_every: Positive = 50
-    preview_every: Count = 1_000  # steps between sample grids; 0: none
-    evaluate_every: Count = 0  # steps between evaluations on the validation split; 0: none
+    preview_every: Count = 1_000  # steps between sample grids; 0 disables them
+    evaluate_every: Count = 0  # steps between evaluations on the validation split; 0 disables them
     save_every: Positive = 1_000
-    keep: Positive = 3  # the last checkpoints kept
-    monitor: str | None = (
-        None  # the metric that chooses checkpoints/best.pt, as `genlab evaluate` names it
-    )
-    patience: Count = 0  # evaluations without a better `monitor` after which the run ends; 0: never
+    keep_checkpoints: Positive = 3  # number of most recent checkpoints to keep
+    monitor: str | None = None  # metric, as `genlab evaluate` names it, that selects best.pt
+    # evaluations without improvement of `monitor` after which the run ends; 0 disables it
+    patience: Count = 0

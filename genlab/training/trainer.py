@@ -1,153 +1,200 @@
-"""A trainer holds one update rule; this is what all of them share. The loop around it is in `loop.py`."""
+"""The base class of trainers: one update rule each, with what all of them share.
+
+The loop around it is `genlab.training.loop.fit`.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from genlab.distributed.device import Device
-from genlab.distributed.gradient_buckets import Buckets
-from genlab.distributed.process_group import Ranks
+from genlab.distributed.gradient_buckets import GradientBuckets
+from genlab.distributed.process_group import ProcessGroup
 from genlab.distributed.shard_buffers import ShardBuffers
 from genlab.errors import UserError
-from genlab.seeding import mix
+from genlab.model import GenerativeModel
+from genlab.runs.migrations import FORMAT
+from genlab.seeding import derive_seed
 from genlab.spec import Batch
 from genlab.training.ema import EMA
-from genlab.training.loop import Loop
 from genlab.training.options import Options
 
 if TYPE_CHECKING:
     from genlab.distributed.fsdp import FSDP
-    from genlab.runs.run_folder import RunFolder
 
 Losses = dict[str, Tensor]
 
 
 class Data(Protocol):
-    """What the loop asks of a dataset."""
+    """What training requires of a dataset."""
 
-    def batches(self, split: str, batch_size: int, **where: Any) -> Iterator[Batch]: ...
+    def batches(self, split: str, batch_size: int, **options: Any) -> Iterator[Batch]:
+        """Return this process's shards of the joint batches; see `Dataset.batches`."""
+
+    def size(self, split: str) -> int:
+        """Return the number of items of a split."""
 
 
 class Trainer:
-    """One update rule; this base is plain descent on `model.loss(batch)["loss"]`.
+    """One update rule; this base class is gradient descent on `model.loss(batch)["loss"]`.
 
-    A family overrides `configure` (its optimizers) and `step` (one update), and may extend `Options`. A joint batch is
-    cut into `accumulate` shards for each process; each shard draws its own random numbers, seeded by (seed, step, draw,
-    shard), so that neither a resume nor another number of processes changes them.
+    A family overrides `configure` (its optimizers) and `step` (one update), and may extend
+    `Options`. Each process divides its part of a joint batch into `grad_accum_steps` shards. Each
+    shard draws its own random numbers, seeded by (seed, step, draw, shard), so that neither a
+    resume nor another number of processes changes them.
 
     Args:
-        optimizer: makes an optimizer of parameters, as `partial(torch.optim.Adam, lr=1e-3)`.
+        make_optimizer: makes an optimizer for parameters: `partial(torch.optim.Adam, lr=1e-3)`.
 
     Raises:
-        UserError: a batch size that is not settled yet.
+        UserError: the batch size is still "auto".
     """
 
-    Options = Options
-    divisible = True  # device.fsdp: whether all that an update asks of the model is `loss`; each class says it for itself
+    Options: ClassVar[type[Options]] = Options
+    # Whether an update calls nothing of the model but `loss`, which device.fsdp requires. A
+    # subclass does not inherit it: each class states it for itself.
+    supports_fsdp: ClassVar[bool] = True
 
     def __init__(
         self,
-        model: nn.Module,
-        optimizer: Callable[..., torch.optim.Optimizer],
+        model: GenerativeModel,
+        make_optimizer: Callable[[Iterable[Any]], torch.optim.Optimizer],
         options: Options,
         *,
         seed: int = 0,
         device: Device | None = None,
-        ranks: Ranks | None = None,
+        group: ProcessGroup | None = None,
     ) -> None:
         if options.batch_size == "auto":
             raise UserError(
-                "trainer.batch_size=auto: a trainer needs a number; genlab.training.auto_batch_size.settle finds it"
+                "trainer.batch_size=auto: a trainer needs a number, which "
+                "genlab.training.auto_batch_size.find_batch_size finds"
             )
         self.device = device or Device(name="cpu")
-        self.ranks = ranks or Ranks()
-        self.optimizer = optimizer
+        self.group = group or ProcessGroup()
+        self.make_optimizer = make_optimizer
         self.options = options
+        self.batch_size: int = options.batch_size
         self.seed = seed
-        self.fsdp = self.divided(model) if self.device.fsdp and self.ranks.size > 1 else None
-        self.model = model if self.fsdp else self.device.place(model)
-        self.at = 0  # steps done
-        self.pulled = 0  # joint batches taken from the stream
-        self.draws = 0  # random draws begun within this step
-        self.items_a_step = options.batch_size
-        self.seconds = 0.0  # of training, resumes counted in
-        self.best: dict[str, float] | None = (
-            None  # of the monitored metric: its value, the step, evaluations since
-        )
-        self.pending: list[dict[str, float]] = []  # losses since the last logged step
+        uses_fsdp = self.device.fsdp and self.group.size > 1
+        self.fsdp = self.apply_fsdp(model) if uses_fsdp else None
+        if not self.fsdp:
+            self.device.move_model(model)
+        self.model = model
+        self.global_step = 0  # updates done
+        self.batches_consumed = 0  # joint batches taken from the data
+        self.rng_draws = 0  # calls of `seeded_shards` within this step
+        self.items_per_step = self.batch_size
+        self.seconds = 0.0  # of training, including those before a resume
+        # of the monitored metric: its value, its step, and evaluations since
+        self.best: dict[str, float] | None = None
+        self.unlogged_losses: list[dict[str, float]] = []  # since the last logged step
         self.optimizers: dict[str, torch.optim.Optimizer] = {}
-        self.buckets: dict[str, Buckets] = {}  # by optimizer
+        self.gradient_buckets: dict[str, GradientBuckets] = {}  # by optimizer
         self.configure()
-        self.scaler = self.device.scaler()
-        self.ema = (
-            EMA(self.model, options.ema, self.fsdp and self.fsdp.mean) if options.ema else None
+        self.scaler = self.device.grad_scaler()
+        ema_model = self.fsdp.ema_model if self.fsdp else None
+        self.ema = EMA(model, options.ema_decay, ema_model) if options.ema_decay else None
+        self.shard_buffers = ShardBuffers(
+            model, num_local=options.grad_accum_steps, group=self.group
         )
-        self.buffers = ShardBuffers(self.model, local=options.accumulate, ranks=self.ranks)
-        for optimizer_ in self.optimizers.values():
-            for group in optimizer_.param_groups:
-                group["base_lr"] = float(group["lr"])
+        for optimizer in self.optimizers.values():
+            for param_group in optimizer.param_groups:
+                param_group["base_lr"] = float(param_group["lr"])
 
-    def divided(self, model: nn.Module) -> FSDP:
-        """Cut the model over the processes.
+    def apply_fsdp(self, model: GenerativeModel) -> FSDP:
+        """Shard the model over the processes, in place.
 
         Raises:
-            UserError: this rule, or this way to compute, needs the whole model.
+            UserError: this update rule, or an option of the device, needs the full model.
         """
         from genlab.distributed.fsdp import FSDP  # takes a while to import
 
-        if not vars(type(self)).get("divisible"):
+        if not vars(type(self)).get("supports_fsdp"):
             raise UserError(
                 f"device.fsdp: {type(self).__name__} needs the whole model; set device.fsdp=false"
             )
         if self.device.precision == "fp16" or self.device.compile:
             raise UserError(
-                "device.fsdp goes with device.precision=bf16, fp32 or fp64, and without device.compile"
+                "device.fsdp requires device.precision=bf16, fp32 or fp64, and device.compile=false"
             )
-        return FSDP(
-            self.device.place(model, fsdp=True), self.device, self.ranks, mean=self.options.ema > 0
-        )
+        self.device.move_model(model, fsdp=True)
+        return FSDP(model, self.device, self.group, ema=self.options.ema_decay > 0)
 
-    # --- what a family may override -----------------------------------------------------------------------------------
+    # --- what a family may override ---------------------------------------------------------------
 
     def configure(self) -> None:
-        """Fill `self.optimizers`; a model may say by `parameter_groups` which of its parameters take options of their own."""
-        parameters = getattr(self.model, "parameter_groups", self.model.parameters)
-        self.optimizers["model"] = self.optimizer(parameters())
+        """Fill `self.optimizers`."""
+        self.optimizers["model"] = self.make_optimizer(self.model.parameter_groups())
 
     def step(self, batches: Iterator[Batch]) -> Losses:
-        """Make one update; pull as many batches as the rule says."""
-        return self.descend("model", self.model.loss, self.pull(batches))
+        """Make one update; take as many joint batches as the rule needs."""
+        return self.optimize("model", self.model.loss, self.next_batch(batches))
 
     def diagnose(self, means: dict[str, float]) -> list[str]:
-        """Return what the mean losses since the last log say is wrong, with what to try; each is said when it begins."""
+        """Return problems that the mean losses since the last log show, with suggestions.
+
+        Each problem is reported once, when it begins.
+        """
         return []
 
-    # --- what an update rule is made of -------------------------------------------------------------------------------
+    def train_batches(self, data: Data, **options: Any) -> Iterator[Batch]:
+        """Return this process's shards of the training batches, from the first unused one.
 
-    def pull(self, batches: Iterator[Batch]) -> list[Batch]:
+        A trainer that chooses the items of a batch itself overrides it.
+
+        Args:
+            options: passed to `data.batches`.
+        """
+        num_local = self.options.grad_accum_steps
+        first = self.group.rank * num_local
+        defaults = {"batch_size": self.batch_size, "seed": self.seed}
+        return data.batches(
+            "train",
+            start=self.batches_consumed,
+            shard=range(first, first + num_local),
+            num_shards=num_local * self.group.size,
+            device=self.device.torch,
+            **{**defaults, **options},
+        )
+
+    def schedule_range(self) -> tuple[int, int]:
+        """Return the first and last step of the learning rate schedule; stages have one each."""
+        return 0, self.options.steps
+
+    # --- parts of an update rule ------------------------------------------------------------------
+
+    def next_batch(self, batches: Iterator[Batch]) -> list[Batch]:
         """Return this process's shards of the next joint batch."""
-        self.pulled += 1
-        return [self.device.ready(next(batches)) for _ in range(self.options.accumulate)]
+        self.batches_consumed += 1
+        return [self.device.to_device(next(batches)) for _ in range(self.options.grad_accum_steps)]
 
-    def draw(self, shards: list[Batch]) -> Iterator[tuple[int, Batch]]:
-        """Yield each local shard with its number in the joint batch, the random state set to that shard's own."""
-        self.draws += 1
+    def seeded_shards(self, shards: list[Batch]) -> Iterator[tuple[int, Batch]]:
+        """Yield (number in the joint batch, shard), each with its own random state and buffers."""
+        self.rng_draws += 1
         for i, batch in enumerate(shards):
-            shard = self.ranks.rank * len(shards) + i
-            self.device.seed(mix(self.seed, self.at, self.draws, shard))
-            with self.buffers.of(i):
+            shard = self.group.rank * len(shards) + i
+            self.device.seed(derive_seed(self.seed, self.global_step, self.rng_draws, shard))
+            with self.shard_buffers.use_shard(i):
                 yield shard, batch
 
-    def descend(self, name: str, loss: Callable[[Batch], Losses], shards: list[Batch]) -> Losses:
-        """Step the optimizer `name` once down the mean over all shards of `loss(shard)["loss"]`; return the mean losses.
+    def optimize(self, name: str, loss: Callable[[Batch], Losses], shards: list[Batch]) -> Losses:
+        """Step an optimizer on the mean of `loss(shard)["loss"]` over all shards of all processes.
 
-        Only that optimizer's parameters receive gradients: the opponent in a game stays as it is.
+        Only the parameters of that optimizer receive gradients: in a GAN, the opponent stays as it
+        is.
+
+        Args:
+            name: of the optimizer, in `self.optimizers`.
+
+        Returns:
+            The mean of every entry of the losses over this process's shards.
         """
         optimizer = self.optimizers[name]
         parameters = [
@@ -155,145 +202,136 @@ class Trainer:
         ]
         optimizer.zero_grad(set_to_none=True)
         parts: list[Losses] = []
-        for _, batch in self.draw(shards):
-            with (
-                self.device.autocast(),
-                self.fsdp.calling(self.model) if self.fsdp else nullcontext(),
-            ):
+        for _, batch in self.seeded_shards(shards):
+            with self.loss_context():
                 losses = loss(batch)
-            parts.append({k: v.detach() for k, v in losses.items()})
+            parts.append({key: value.detach() for key, value in losses.items()})
             scaled = self.scaler.scale(losses["loss"])
-            with self.averaging(name, parameters) if len(parts) == len(shards) else nullcontext():
+            is_last = len(parts) == len(shards)
+            with self.synchronize_gradients(name, parameters) if is_last else nullcontext():
                 (scaled if len(shards) == 1 else scaled / len(shards)).backward(
                     inputs=None if self.fsdp else parameters
                 )
-        grads = [p.grad for p in parameters if p.grad is not None]
         self.scaler.unscale_(optimizer)
-        logs = (
-            parts[0]
-            if len(parts) == 1
-            else {k: torch.stack([p[k] for p in parts]).mean(0) for k in parts[0]}
-        )
-        if self.options.clip:
-            norm = nn.utils.clip_grad_norm_(parameters, self.options.clip)
-        elif (
-            self.at + 1
-        ) % self.options.log_every == 0:  # costs a pass over the gradients: only where it is shown
-            norm = nn.utils.get_total_norm(grads)
-        else:
-            norm = None
+        logs = parts[0]
+        if len(parts) > 1:
+            logs = {key: torch.stack([part[key] for part in parts]).mean(0) for key in parts[0]}
+        norm = self.clip_gradients(parameters)
         if norm is not None:
-            logs[f"grad_norm/{name}"] = norm.full_tensor() if self.fsdp else norm
+            logs[f"grad_norm/{name}"] = norm
         self.scaler.step(optimizer)
         self.scaler.update()
         return logs
 
-    def averaging(self, name: str, parameters: list[nn.Parameter]) -> AbstractContextManager:
-        """Return the context of the backward after which the gradients of `parameters` are the mean over all processes."""
-        if self.fsdp:  # its own backward does it
+    @contextmanager
+    def loss_context(self) -> Iterator[None]:
+        """Context in which a loss is computed: autocast, and error messages of FSDP."""
+        explain = self.fsdp.explain_unsharded_use(self.model) if self.fsdp else nullcontext()
+        with self.device.autocast(), explain:
+            yield
+
+    def clip_gradients(self, parameters: list[nn.Parameter]) -> Tensor | None:
+        """Clip the gradient norm if enabled; return the norm, or None where it is not computed.
+
+        It costs a pass over the gradients, so without clipping only logged steps compute it.
+        """
+        if self.options.grad_clip:
+            norm = nn.utils.clip_grad_norm_(parameters, self.options.grad_clip)
+        elif (self.global_step + 1) % self.options.log_every == 0:
+            norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        else:
+            return None
+        return norm.full_tensor() if self.fsdp else norm
+
+    def synchronize_gradients(
+        self, name: str, parameters: list[nn.Parameter]
+    ) -> AbstractContextManager[None]:
+        """Return the context of a backward pass whose gradients are averaged over all processes."""
+        if self.fsdp:  # averages them itself
             return nullcontext()
-        if name not in self.buckets:
-            self.buckets[name] = Buckets(parameters, self.ranks, early=self.device.name == "cuda")
-        return self.buckets[name].averaging()
+        if name not in self.gradient_buckets:
+            overlap = self.device.name == "cuda"
+            self.gradient_buckets[name] = GradientBuckets(parameters, self.group, overlap=overlap)
+        return self.gradient_buckets[name].synchronize()
 
-    # --- a run of it ----------------------------------------------------------------------------------------------------
+    # --- what the loop calls ----------------------------------------------------------------------
 
-    def fit(self, data: Data, run: RunFolder | None = None, **how: Any) -> str:
-        """Train until the options say so; return why it ended (see `Loop`, which takes the other arguments)."""
-        return Loop(self, run, **how).fit(data)
-
-    def advance(self, batches: Iterator[Batch]) -> Losses:
-        """Make one update, with everything that belongs to it."""
-        self.set_rates()
-        self.draws = 0
+    def train_step(self, batches: Iterator[Batch]) -> Losses:
+        """Make one update with everything around it: learning rates, buffers, EMA."""
+        self.update_lr()
+        self.rng_draws = 0
         losses = self.step(batches)
-        self.buffers.settle()
+        self.shard_buffers.synchronize()
         if self.ema:
-            self.ema.update(self.model, self.at)
-        self.at += 1
+            self.ema.update(self.model, self.global_step)
+        self.global_step += 1
         return losses
 
-    def stream(self, data: Data, **how: Any) -> Iterator[Batch]:
-        """Return this process's shards of the training batches, from the first one not yet taken.
+    def eval_model(self) -> GenerativeModel:
+        """Return the model for evaluation, with EMA weights if enabled, in eval mode.
 
-        A trainer with a rule of its own for which items a batch holds overrides it; `how` goes to `data.batches`.
-        """
-        local, all_ = self.options.accumulate, self.options.accumulate * self.ranks.size
-        mine = range(self.ranks.rank * local, (self.ranks.rank + 1) * local)
-        how = {"batch_size": self.options.batch_size, "seed": self.seed} | how
-        return data.batches(
-            "train", start=self.pulled, shard=mine, shards=all_, device=self.device.torch, **how
-        )
-
-    def sampler(self) -> nn.Module:
-        """Return the model to be asked: the running mean where there is one, in evaluation mode.
-
-        Of a model that is cut all processes call it, and the first one has something to ask.
+        Under FSDP every rank must call this, and only rank 0 gets a model that can be evaluated.
         """
         model = self.ema.model if self.ema else self.model
-        return (self.fsdp.asked(model) if self.fsdp else model).eval()
+        return (self.fsdp.gather_model(model) if self.fsdp else model).eval()
 
-    def go_on(self) -> None:
-        """Be as training needs it, after the model was asked."""
+    def train_mode(self) -> None:
+        """Switch back to training mode after evaluation."""
         self.model.train()
         if self.fsdp:
-            self.fsdp.rest()
+            self.fsdp.offload_full_model()
 
-    def span(self) -> tuple[int, int]:
-        """Return the steps between which the rate warms up and falls; a rule with stages has one of each."""
-        return 0, self.options.steps
+    def schedule_progress(self) -> float:
+        """Return the completed fraction of the learning rate schedule after warm-up, 0 … 1."""
+        start, end = self.schedule_range()
+        start += self.options.lr_warmup_steps
+        return min(1.0, max(0, self.global_step - start) / max(1, end - start))
 
-    def progress(self) -> float:
-        """Return the share of the schedule that lies behind, 0 … 1."""
-        start, end = self.span()
-        return min(
-            1.0,
-            max(0, self.at - start - self.options.warmup)
-            / max(1, end - start - self.options.warmup),
-        )
-
-    def set_rates(self) -> None:
-        """Set the learning rates of this step: a linear warm-up, then the schedule down to 0 at the last step, and the drops."""
-        o, since = self.options, self.at - self.span()[0]
-        if o.schedule == "constant" and not o.drops and since > o.warmup:
+    def update_lr(self) -> None:
+        """Set the learning rates of this step: linear warm-up, schedule, and milestones."""
+        o, step = self.options, self.global_step - self.schedule_range()[0]
+        if o.lr_schedule == "constant" and not o.lr_milestones and step > o.lr_warmup_steps:
             return
-        factor = min(1.0, (since + 1) / o.warmup) if o.warmup else 1.0
-        share = self.progress()
-        factor *= {
-            "constant": 1.0,
-            "linear": 1 - share,
-            "cosine": (1 + math.cos(math.pi * share)) / 2,
-        }[o.schedule]
-        factor *= 0.1 ** sum(step <= self.at for step in o.drops)
+        factor = min(1.0, (step + 1) / o.lr_warmup_steps) if o.lr_warmup_steps else 1.0
+        progress = self.schedule_progress()
+        if o.lr_schedule == "linear":
+            factor *= 1 - progress
+        elif o.lr_schedule == "cosine":
+            factor *= (1 + math.cos(math.pi * progress)) / 2
+        factor *= 0.1 ** sum(milestone <= self.global_step for milestone in o.lr_milestones)
         for optimizer in self.optimizers.values():
-            for group in optimizer.param_groups:
-                group["lr"] = group["base_lr"] * factor
+            for param_group in optimizer.param_groups:
+                param_group["lr"] = param_group["base_lr"] * factor
 
-    def state(self) -> dict[str, Any]:
-        """Return the state as plain containers and tensors; all processes ask for it together."""
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state as plain containers and tensors; every rank must call it."""
         state = {
-            "step": self.at,
-            "pulled": self.pulled,
+            "format": FORMAT,
+            "step": self.global_step,
+            "batches_consumed": self.batches_consumed,
             "seed": self.seed,
             "seconds": self.seconds,
             "best": self.best,
-            "pending": self.pending,
+            "unlogged_losses": self.unlogged_losses,
             "model": self.model.state_dict(),
-            "apart": self.buffers.state(),
+            "per_shard_buffers": self.shard_buffers.state_dict(),
             "ema": self.ema.model.state_dict() if self.ema else None,
             "optimizers": {name: opt.state_dict() for name, opt in self.optimizers.items()},
             "scaler": self.scaler.state_dict(),
         }
-        return self.fsdp.gathered(state) if self.fsdp else state
+        return self.fsdp.gather_state(state) if self.fsdp else state
 
-    def load(self, state: dict[str, Any]) -> None:
-        """Become the trainer that `state` was taken from."""
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore the state that `state_dict` returned."""
         if self.fsdp:
-            state = self.fsdp.spread(state, self.model, self.optimizers)
-        self.at, self.pulled, self.seed = state["step"], state["pulled"], state["seed"]
-        self.seconds, self.best, self.pending = state["seconds"], state["best"], state["pending"]
+            state = self.fsdp.shard_state(state, self.model, self.optimizers)
+        self.global_step, self.seed = state["step"], state["seed"]
+        self.batches_consumed = state["batches_consumed"]
+        self.seconds, self.best = state["seconds"], state["best"]
+        self.unlogged_losses = state["unlogged_losses"]
         self.model.load_state_dict(state["model"])
-        self.buffers.load(state.get("apart", {}))  # older checkpoints have none
+        # the first checkpoints of format 1 have no such entry
+        self.shard_buffers.load_state_dict(state.get("per_shard_buffers", {}))
         if self.ema:
             self.ema.model.load_state_dict(state["ema"])
         for name, optimizer in self.optimizers.items():

@@ -1,9 +1,8 @@
-"""A latent space as pictures: where the codes of data lie, what lies between them, and what comes back from a code."""
+"""Plots of a latent space: codes of data, a manifold of decoded codes, reconstructions."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from inspect import signature
 from typing import Any
 
 import numpy as np
@@ -11,18 +10,23 @@ import torch
 from torch import Tensor, nn
 
 from genlab.abilities import abilities
-from genlab.spec import Spec
+from genlab.model import GenerativeModel
+from genlab.spec import DataSpec
 from genlab.viz import image_grids
 
-SIDE = 20  # codes along each axis of a manifold
-SIGMAS = 2.0  # a prior is shown between the quantiles that a Gaussian has at ± this many standard deviations
-DRAWS = 100_000  # codes that a prior's quantiles are taken from
-PAIRS = 40  # items beside their reconstructions
-COLUMNS = 10
+MANIFOLD_SIDE = 20  # codes along each axis of a manifold
+# a manifold covers the quantiles of the prior that N(0, 1) has at ± this many standard deviations
+MANIFOLD_SIGMAS = 2.0
+NUM_PRIOR_CODES = 100_000  # codes from which the quantiles of a prior are computed
+MAX_RECONSTRUCTIONS = 40
+RECONSTRUCTION_COLUMNS = 10
+ENCODE_BATCH_SIZE = 250
+MAX_LEGEND_CLASSES = 30  # a larger legend would hide the codes
+BLUE = "#1f4e9c"
 
 
-def figure():
-    """Return a square canvas (500 × 500 pixels) and its axes."""
+def make_figure() -> tuple[Any, Any]:
+    """Return a square Matplotlib canvas (500 × 500 pixels) and its axes."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -30,104 +34,101 @@ def figure():
     return canvas, canvas.figure.add_axes((0.11, 0.08, 0.86, 0.85))
 
 
-def pixels(canvas) -> np.ndarray:
+def render_canvas(canvas: Any) -> np.ndarray:
     """Return a canvas as bytes (H', W', 3)."""
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 
 
-def latent_scatter(z: np.ndarray, y: np.ndarray | None = None) -> np.ndarray:
-    """Return codes (N, …) as a picture (H', W', 3), coloured by label y (N,) with a legend.
+def plot_codes(z: np.ndarray, y: np.ndarray | None = None) -> np.ndarray:
+    """Return a scatter plot (H', W', 3) of codes z (N, …), colored by the label y (N,).
 
-    Two dimensions stand as they are, more as their first two principal components, which the title says, with the share
-    of the codes' variance in them; a single one stands against the label.
+    Two dimensions are shown as they are. More are projected to their first two principal
+    components; the title has the fraction of the variance that these explain. A single dimension
+    is plotted against the label.
     """
     from matplotlib import colormaps
 
     z = np.asarray(z, np.float64).reshape(len(z), -1)  # (N, d)
-    plane, title = projected(z, y)
-    canvas, axes = figure()
+    plane, title = project_to_plane(z, y)
+    canvas, axes = make_figure()
     if y is None:
-        axes.scatter(plane[:, 0], plane[:, 1], s=7, c="#1f4e9c", alpha=0.7, linewidths=0)
+        axes.scatter(plane[:, 0], plane[:, 1], s=7, c=BLUE, alpha=0.7, linewidths=0)
     else:
         classes = np.unique(y)
-        colours = colormaps["tab10" if len(classes) <= 10 else "turbo"]
+        is_categorical = len(classes) <= 10
+        colormap = colormaps["tab10" if is_categorical else "turbo"]
         for i, label in enumerate(classes):
-            colour = colours(i if len(classes) <= 10 else i / (len(classes) - 1))
+            color = colormap(i if is_categorical else i / (len(classes) - 1))
             points = plane[y == label]
-            axes.scatter(
-                points[:, 0],
-                points[:, 1],
-                s=9,
-                color=colour,
-                alpha=0.8,
-                linewidths=0,
-                label=str(label),
-            )
-        if len(classes) <= 30:  # more would hide the codes
-            axes.legend(
-                markerscale=2,
-                fontsize=8,
-                ncols=1 + len(classes) // 16,
-                loc="best",
-                handletextpad=0.1,
-            )
+            style = {"s": 9, "color": color, "alpha": 0.8, "linewidths": 0}
+            axes.scatter(points[:, 0], points[:, 1], label=str(label), **style)
+        if len(classes) <= MAX_LEGEND_CLASSES:
+            columns = 1 + len(classes) // 16
+            layout = {"markerscale": 2, "fontsize": 8, "handletextpad": 0.1}
+            axes.legend(ncols=columns, loc="best", **layout)
     axes.set_title(title, fontsize=10)
-    return pixels(canvas)
+    return render_canvas(canvas)
 
 
-def projected(z: np.ndarray, y: np.ndarray | None) -> tuple[np.ndarray, str]:
-    """Return codes (N, d) in a plane (N, 2), and the words that say which plane it is."""
+def project_to_plane(z: np.ndarray, y: np.ndarray | None) -> tuple[np.ndarray, str]:
+    """Return codes z (N, d) projected to a plane (N, 2), and a description of the plane."""
     d = z.shape[1]
     if d == 1:
-        other, title = (
-            (np.zeros(len(z)), "the code") if y is None else (y, "the code against the label")
-        )
-        return np.stack([z[:, 0], other], 1), title
+        if y is None:
+            return np.stack([z[:, 0], np.zeros(len(z))], 1), "the code"
+        return np.stack([z[:, 0], y], 1), "the code against the label"
     if d == 2:
         return z, "the 2 dimensions of the code"
-    centred = z - z.mean(0)
-    _, s, axes = np.linalg.svd(
-        centred, full_matrices=len(z) < 2
-    )  # columns of axesᵀ: principal directions; a lone code has none
-    share = (s[:2] ** 2).sum() / max((s**2).sum(), np.finfo(float).tiny)
-    return centred @ axes[:2].T, f"first 2 principal components of {d}, {share:.0%} of the variance"
+    centered = z - z.mean(0)
+    # the rows of `axes` are the principal directions; a single code needs the full matrices
+    _, s, axes = np.linalg.svd(centered, full_matrices=len(z) < 2)
+    explained = (s[:2] ** 2).sum() / max((s**2).sum(), np.finfo(float).tiny)
+    title = f"first 2 principal components of {d}, {explained:.0%} of the variance"
+    return centered @ axes[:2].T, title
 
 
-def manifold(
-    decode: Callable[[Tensor], Tensor], spec: Spec, axes: tuple[Tensor, Tensor]
+def plot_manifold(
+    decode: Callable[[Tensor], Tensor], spec: DataSpec, axes: tuple[Tensor, Tensor]
 ) -> np.ndarray:
-    """Return what the codes of a grid stand for, as a picture (H', W', 3): images in their places, points as a bent grid.
+    """Return the decoded items of a grid of two-dimensional codes as an image (H', W', 3).
+
+    Images are shown in their places, points as a bent grid.
 
     Args:
-        decode: codes (B, 2) to items (B, *shape).
-        axes: the codes' coordinates along the picture's width and, upwards, along its height.
+        decode: maps codes (B, 2) to items (B, *shape).
+        axes: coordinates of the codes along the width and, upward, along the height.
     """
     x, y = axes
-    codes = torch.stack(
-        [x.repeat(len(y)), y.flip(0).repeat_interleave(len(x))], 1
-    )  # (len(y) len(x), 2), top row first
+    # (len(y) len(x), 2), top row first
+    codes = torch.stack([x.repeat(len(y)), y.flip(0).repeat_interleave(len(x))], 1)
     with torch.no_grad():
         items = decode(codes)
     if spec.kind == "image":
-        return image_grids.grid(image_grids.to_bytes(items, spec), columns=len(x), gap=0)
+        return image_grids.make_grid(
+            image_grids.to_uint8_images(items, spec), columns=len(x), gap=0
+        )
     lines = items.detach().float().cpu().numpy().reshape(len(y), len(x), -1)[..., :2]
-    canvas, plot = figure()
+    canvas, plot = make_figure()
     for line in (*lines, *lines.swapaxes(0, 1)):
-        plot.plot(line[:, 0], line[:, -1], lw=0.7, c="#1f4e9c")
-    return pixels(canvas)
+        plot.plot(line[:, 0], line[:, -1], lw=0.7, c=BLUE)
+    return render_canvas(canvas)
 
 
-def prior_axes(codes: Tensor, side: int = SIDE) -> tuple[Tensor, Tensor]:
-    """Return two axes (side,) over the quantiles of a prior's codes (N, 2): of N(0, I), evenly in probability from −2σ to 2σ."""
-    edge = torch.special.ndtr(torch.tensor(-SIGMAS, dtype=torch.float64)).item()
+def prior_quantile_axes(codes: Tensor, side: int = MANIFOLD_SIDE) -> tuple[Tensor, Tensor]:
+    """Return two axes (side,) over the quantiles of prior samples (N, 2).
+
+    They are spaced evenly in probability: for N(0, I) from −2σ to 2σ.
+    """
+    sigmas = torch.tensor(-MANIFOLD_SIGMAS, dtype=torch.float64)
+    edge = torch.special.ndtr(sigmas).item()
     levels = torch.linspace(edge, 1 - edge, side, dtype=codes.dtype, device=codes.device)
     a, b = codes.T
     return torch.quantile(a, levels), torch.quantile(b, levels)
 
 
-def range_axes(codes: Tensor, side: int = SIDE) -> tuple[Tensor, Tensor]:
-    """Return two axes (side,) evenly over the range of codes (N, 2)."""
+def code_range_axes(codes: Tensor, side: int = MANIFOLD_SIDE) -> tuple[Tensor, Tensor]:
+    """Return two axes (side,) spaced evenly over the range of codes (N, 2)."""
     a, b = (
         torch.linspace(z.min().item(), z.max().item(), side, dtype=z.dtype, device=z.device)
         for z in codes.T
@@ -135,46 +136,52 @@ def range_axes(codes: Tensor, side: int = SIDE) -> tuple[Tensor, Tensor]:
     return a, b
 
 
-def reconstructions(x: Tensor, r: Tensor, spec: Spec, *, columns: int = COLUMNS) -> np.ndarray:
-    """Return items x (N, *shape) and what came back r (N, *shape) as a picture (H', W', 3).
+def plot_reconstructions(
+    x: Tensor,
+    reconstructions: Tensor,
+    spec: DataSpec,
+    *,
+    columns: int = RECONSTRUCTION_COLUMNS,
+) -> np.ndarray:
+    """Return items x (N, *shape) with their reconstructions as an image (H', W', 3).
 
-    Images stand in pairs of rows, the original above its reconstruction; points lie in grey with theirs before them.
+    Images are shown in pairs of rows, each original above its reconstruction. Points are shown in
+    gray behind their reconstructions.
     """
     if spec.kind == "points":
-        return image_grids.picture(r, spec, reals=x)
-    full = len(x) // columns * columns or len(x)  # whole rows, or all where there are fewer
+        return image_grids.render_items(reconstructions, spec, reals=x)
+    full = len(x) // columns * columns or len(x)  # complete rows, or all if there are fewer
     columns = min(columns, len(x))
-    pairs = torch.stack(
-        [part[:full].unflatten(0, (-1, columns)) for part in (x, r)], 1
-    )  # (rows, 2, columns, C, H, W)
-    return image_grids.grid(image_grids.to_bytes(pairs.flatten(0, 2), spec), columns=columns)
+    rows = [part[:full].unflatten(0, (-1, columns)) for part in (x, reconstructions)]
+    pairs = torch.stack(rows, 1)  # (rows, 2, columns, C, H, W)
+    return image_grids.make_grid(
+        image_grids.to_uint8_images(pairs.flatten(0, 2), spec), columns=columns
+    )
 
 
-def lines(ways: Tensor, behind: Tensor | None = None) -> np.ndarray:
-    """Return ways (n, T, D) through the points' space as curves of the first two coordinates, items behind them in grey."""
+def plot_paths(paths: Tensor, background: Tensor | None = None) -> np.ndarray:
+    """Return a plot of paths (n, T, D) in data space, in the first two coordinates.
+
+    Args:
+        background: items (N, D) to show in gray behind the paths.
+    """
     from matplotlib import colormaps
 
-    canvas, axes = figure()
-    if behind is not None:
-        x = behind.flatten(1).float().cpu().numpy()
+    canvas, axes = make_figure()
+    if background is not None:
+        x = background.flatten(1).float().cpu().numpy()
         axes.scatter(x[:, 0], x[:, min(1, x.shape[1] - 1)], s=9, c="0.6", linewidths=0)
-    for i, way in enumerate(ways.detach().flatten(2).float().cpu().numpy()):
-        colour = colormaps["tab10"](i % 10)
-        axes.plot(
-            way[:, 0],
-            way[:, min(1, way.shape[1] - 1)],
-            marker=".",
-            ms=5,
-            lw=1,
-            color=colour,
-            alpha=0.8,
-        )
-    return pixels(canvas)
+    for i, path in enumerate(paths.detach().flatten(2).float().cpu().numpy()):
+        color = colormaps["tab10"](i % 10)
+        second = min(1, path.shape[1] - 1)
+        style = {"marker": ".", "ms": 5, "lw": 1, "color": color, "alpha": 0.8}
+        axes.plot(path[:, 0], path[:, second], **style)
+    return render_canvas(canvas)
 
 
 @torch.no_grad()
-def latent_pictures(
-    model: nn.Module,
+def plot_latent_space(
+    model: Any,
     dataset: Any,
     *,
     n: int,
@@ -182,27 +189,43 @@ def latent_pictures(
     device: torch.device | str = "cpu",
     split: str = "test",
 ) -> dict[str, np.ndarray]:
-    """Return the pictures (H', W', 3) of a model's latent space that fit, by name; none for a model without `encode`.
+    """Return the plots (H', W', 3) of a latent space that the model supports, by name.
 
-    "latent" shows the codes of n held-out items; of a model that decodes, "reconstructions" shows what comes back, and
-    "manifold" what a grid of two-dimensional codes stands for: over the prior where there is one, else over the codes' range.
-    An image's code that takes many steps is noise of as many values, which a plane tells nothing of: it has no "latent".
+    "latent" shows the codes of n held-out items. If the model decodes, "reconstructions" shows
+    reconstructed items, and "manifold" decodes a grid of two-dimensional codes: over the prior if
+    there is one, otherwise over the range of the codes. There are none for a model without
+    `encode`. If the code of an image is noise of the same size, as in diffusion models, "latent" is
+    left out, since two dimensions of it are not informative.
     """
-    verbs, spec = abilities(model), dataset.spec
-    if "encode" not in verbs:
+    supported, spec = abilities(model), dataset.spec
+    if "encode" not in supported:
         return {}
-    walks = spec.kind == "image" and "steps" in signature(model.encode).parameters
-    held = dataset.take(split, min(n, PAIRS) if walks else n, seed=seed)
-    like = next(model.parameters())
-    z = torch.cat([model.encode(part.to(device, like.dtype)) for part in held.x.split(250)])
-    y = None if held.y is None else held.y.cpu().numpy()
-    found = {} if walks else {"latent": latent_scatter(z.flatten(1).cpu().numpy(), y)}
-    if "decode" not in verbs or spec.kind not in ("image", "points"):
-        return found
-    shown = PAIRS if spec.kind == "image" else len(z)
-    found["reconstructions"] = reconstructions(held.x[:shown], model.decode(z[:shown]), spec)
+    is_noise = spec.kind == "image" and encodes_to_noise(model)
+    batch = dataset.head(split, min(n, MAX_RECONSTRUCTIONS) if is_noise else n, seed=seed)
+    dtype = next(model.parameters()).dtype
+    parts = batch.x.split(ENCODE_BATCH_SIZE)
+    z = torch.cat([model.encode(part.to(device, dtype)) for part in parts])
+    y = None if batch.y is None else batch.y.cpu().numpy()
+    plots = {} if is_noise else {"latent": plot_codes(z.flatten(1).cpu().numpy(), y)}
+    if "decode" not in supported or spec.kind not in ("image", "points"):
+        return plots
+    shown = MAX_RECONSTRUCTIONS if spec.kind == "image" else len(z)
+    decoded = model.decode(z[:shown])
+    plots["reconstructions"] = plot_reconstructions(batch.x[:shown], decoded, spec)
     if z.shape[1:] == (2,):
         torch.manual_seed(seed)
-        axes = prior_axes(model.prior(DRAWS)) if "prior" in verbs else range_axes(z)
-        found["manifold"] = manifold(model.decode, spec, axes)
-    return found
+        if "prior" in supported:
+            axes = prior_quantile_axes(model.prior(NUM_PRIOR_CODES))
+        else:
+            axes = code_range_axes(z)
+        plots["manifold"] = plot_manifold(model.decode, spec, axes)
+    return plots
+
+
+def encodes_to_noise(model: nn.Module) -> bool:
+    """Whether `encode` follows the sampler backward in many steps, from data to noise."""
+    return (
+        isinstance(model, GenerativeModel)
+        and model.step_by_step
+        and model.latent_interpolation == "spherical"
+    )

@@ -1,4 +1,4 @@
-"""A machine from inside, as pictures: what each hidden unit looks at, and where the model's own chains wander."""
+"""Plots of an RBM: hidden-unit filters and Gibbs chains."""
 
 from __future__ import annotations
 
@@ -9,36 +9,45 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from genlab.spec import Spec
+from genlab.abilities import HasFilters, HasGibbsChain
+from genlab.nn.broadcast import expand_like
+from genlab.spec import DataSpec
 from genlab.viz import image_grids
 
-FILTERS = 100  # shown, at most: those with the largest weights
-CHAINS = 10
-STEPS = (0, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)  # at which a chain is shown
+MAX_FILTERS = 100  # those with the largest norm
+NUM_CHAINS = 10
+CHAIN_STEPS = (0, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)  # Gibbs steps at which a chain is shown
 
 
-def filters(weights: Tensor, spec: Spec) -> np.ndarray:
-    """Return weights (n, *shape) as a picture (H', W', 3): each from black to white through grey, where it is 0."""
-    size = weights.flatten(1).norm(dim=1)
-    largest = weights[size.argsort(descending=True)[:FILTERS]]
+def plot_filters(weights: Tensor, spec: DataSpec) -> np.ndarray:
+    """Return weights (n, *shape) as an image (H', W', 3), each scaled from black to white.
+
+    A weight of 0 is gray.
+    """
+    norm = weights.flatten(1).norm(dim=1)
+    largest = weights[norm.argsort(descending=True)[:MAX_FILTERS]]
+    scale = largest.flatten(1).abs().amax(1).clamp(min=1e-12)
+    unit = largest / expand_like(scale, largest)  # −1 … 1
     low, high = spec.range
-    unit = largest / largest.flatten(1).abs().amax(1).clamp(min=1e-12).view(
-        -1, *[1] * len(spec.shape)
-    )  # −1 … 1
-    return image_grids.grid(image_grids.to_bytes(low + (high - low) * (unit + 1) / 2, spec))
+    return image_grids.make_grid(
+        image_grids.to_uint8_images(low + (high - low) * (unit + 1) / 2, spec)
+    )
 
 
-def chains(model: nn.Module, x: Tensor, spec: Spec) -> np.ndarray:
-    """Return the Gibbs chains that begin at the items x (n, *shape), a row a chain: its states after 0, 1, 2, 5, … steps."""
-    seen = [x]
-    for before, after in pairwise(STEPS):
-        seen.append(model.walk(seen[-1], after - before))
-    images = image_grids.to_bytes(torch.stack(seen, 1).flatten(0, 1), spec)
-    return image_grids.grid(images, columns=len(STEPS))
+def plot_gibbs_chains(model: HasGibbsChain, x: Tensor, spec: DataSpec) -> np.ndarray:
+    """Return the Gibbs chains that start at the items x (n, *shape), one row per chain.
+
+    The columns are its states after `CHAIN_STEPS` steps.
+    """
+    states = [x]
+    for before, after in pairwise(CHAIN_STEPS):
+        states.append(model.gibbs_chain(states[-1], after - before))
+    images = image_grids.to_uint8_images(torch.stack(states, 1).flatten(0, 1), spec)
+    return image_grids.make_grid(images, columns=len(CHAIN_STEPS))
 
 
 @torch.no_grad()
-def machine_pictures(
+def plot_rbm(
     model: nn.Module,
     dataset: Any,
     *,
@@ -46,20 +55,21 @@ def machine_pictures(
     device: torch.device | str = "cpu",
     split: str = "test",
 ) -> dict[str, np.ndarray]:
-    """Return the pictures (H', W', 3) that fit, by name: "filters" of a model that has `filters`, "chains" of one with `walk`.
+    """Return the plots (H', W', 3) that the model supports, by name; none for data but images.
 
-    `filters()` gives the weights (n, *shape) between the data and each unit of the first layer; `walk(x, k)` the items
-    (B, *shape) that k steps of the model's own Markov chain make of x.
+    They are "filters" of a model with `filters` and "chains" of a model with `gibbs_chain`.
     """
-    spec, found = dataset.spec, {}
+    spec = dataset.spec
+    plots: dict[str, np.ndarray] = {}
     if spec.kind != "image":
-        return found
-    if callable(getattr(model, "filters", None)) and len(weights := model.filters()):
-        found["filters"] = filters(weights, spec)
-    if callable(getattr(model, "walk", None)):
-        like = next(model.parameters())
+        return plots
+    if isinstance(model, HasFilters):
+        weights = model.filters()
+        if len(weights):
+            plots["filters"] = plot_filters(weights, spec)
+    if isinstance(model, HasGibbsChain):
+        dtype = next(model.parameters()).dtype
         torch.manual_seed(seed)
-        found["chains"] = chains(
-            model, dataset.take(split, CHAINS, seed=seed).x.to(device, like.dtype), spec
-        )
-    return found
+        x = dataset.head(split, NUM_CHAINS, seed=seed).x.to(device, dtype)
+        plots["chains"] = plot_gibbs_chains(model, x, spec)
+    return plots

@@ -1,4 +1,4 @@
-"""The commands that ask a run's model: reconstruct, encode, interpolate, traverse, arithmetic, inpaint, denoise."""
+"""The commands reconstruct, encode, interpolate, traverse, arithmetic, inpaint and denoise."""
 
 from __future__ import annotations
 
@@ -20,25 +20,26 @@ from genlab.commands.interpolate import linear, spherical
 from genlab.data.degradations import TASKS
 from genlab.errors import UserError
 from genlab.inference import corruptions, latent_search, queries, requirements
+from genlab.metrics import features
 from genlab.models.vae.vae import VAE
-from genlab.spec import Spec
+from genlab.spec import DataSpec
 
-RUNS = {  # small ones of every sort of ability
+RUNS = {  # small models with different abilities
     "vae": ("model=vae", "model.latent=2"),
     "cvae": ("model=cvae", "model.latent=4"),
     "ae": ("model=ae", "model.hidden=[]", "model.output=linear", "model.latent=5"),
     "pca": ("model=pca", "model.latent=6"),
     "gan": ("model=gan", "model.latent=8", "model.hidden=[16]", "model.conditional=true"),
-    "rbm": ("model=rbm", "model.hidden=12", "model.chains=4"),
-    "flow": ("model=realnvp_points", "model.couplings=2", "dataset.n=1000"),
+    "rbm": ("model=rbm", "model.hidden=12", "model.num_chains=4"),
+    "flow": ("model=realnvp_points", "model.num_couplings=2", "dataset.n=1000"),
     "ddpm": ("model=ddpm_points", "dataset.n=1000"),
 }
-ASKED = {  # what each command is asked beside its defaults, so that it takes little time
+OPTIONS = {  # options that make each command fast
     "reconstruct": {"n": 30},
     "encode": {"n": 30},
-    "interpolate": {"n": 3, "frames": 4, "how": "spherical"},
+    "interpolate": {"n": 3, "frames": 4, "method": "spherical"},
     "traverse": {"n": 3, "frames": 3},
-    "arithmetic": {"by": "draw", "n": 5, "a": [0, 1], "b": 2, "c": 3},
+    "arithmetic": {"group_by": "draw", "n": 5, "a": [0, 1], "b": 2, "c": 3},
     "inpaint": {"n": 3, "draws": 2, "mask": "random", "steps": 3},
     "denoise": {"n": 30, "noise": "masking"},
 }
@@ -46,14 +47,14 @@ ASKED = {  # what each command is asked beside its defaults, so that it takes li
 
 @pytest.fixture
 def ask(trained, tmp_path):
-    """`ask("encode", "vae", n=3)` asks a run and returns what it wrote: the JSON and the .npz as one dict."""
+    """`ask("encode", "vae", n=3)` runs a command and returns its JSON and .npz as one dict."""
 
     def answer(command: str, name: str, **options) -> dict:
         out = tmp_path / "asked"
         for old in out.glob("*"):
             old.unlink()
         function = getattr(import_module(f"genlab.commands.{command}"), command)
-        record = function(loaded(trained(*RUNS[name])), **options, out=str(out))
+        record = function(loaded(trained(*RUNS[name])), **options, output_dir=str(out))
         (file,), (arrays,) = out.glob("*.json"), out.glob("*.npz")
         assert json.loads(file.read_text()) == json.loads(json.dumps(record))
         with np.load(arrays) as held:
@@ -71,29 +72,31 @@ def files(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
-# --- every command on every sort of model -----------------------------------------------------------------------------
+# --- every command on every model -----------------------------------------------------------------
 
 
-@pytest.mark.parametrize("command", ASKED)
+@pytest.mark.parametrize("command", OPTIONS)
 @pytest.mark.parametrize("name", RUNS)
-def test_a_command_writes_the_same_again_or_names_who_can(command, name, trained, tmp_path, capsys):
+def test_command_is_reproducible_or_names_models_that_support_it(
+    command, name, trained, tmp_path, capsys
+):
     run = loaded(trained(*RUNS[name]))
     function = getattr(import_module(f"genlab.commands.{command}"), command)
-    options = dict(ASKED[command])
+    options = dict(OPTIONS[command])
     if command == "arithmetic" and "prior" not in abilities(run.model):
-        options["by"] = "item"
-    if command not in requirements.commands(run):
+        options["group_by"] = "item"
+    if command not in requirements.supported_commands(run):
         with pytest.raises(
-            UserError, match=f"genlab {command} needs .*models that have it: .*(vae|rbm)"
+            UserError, match=f"genlab {command} needs .*models that do: .*(vae|rbm)"
         ):
             function(run, **options)
         return
     if (name, command) == ("ddpm", "denoise"):
-        options["noise"] = "gaussian"  # which alone it takes off
+        options["noise"] = "gaussian"  # the only noise that it removes
     for folder in ("a", "b"):
-        function(run, **options, seed=3, out=str(tmp_path / folder))
+        function(run, **options, seed=3, output_dir=str(tmp_path / folder))
     made = files(tmp_path / "a")
-    assert made == files(tmp_path / "b"), "the same seed, the same bytes"
+    assert made == files(tmp_path / "b"), "the same seed must give the same bytes"
     assert {Path(file).suffix for file in made} == {".png", ".json", ".npz"}
     assert all(str(tmp_path / "a" / file) in capsys.readouterr().out for file in list(made)[:1])
     for file in made:
@@ -109,40 +112,46 @@ COMMAND_LINES = [
     ("reconstruct", "n=null", "items=[1,2]"),
     ("encode", "split=train", "n=20"),
     ("interpolate", "pairs=[[0,1],[2,3]]", "frames=3"),
-    ("interpolate", "between=prior", "how=spherical", "y=[3,8]", "n=2"),
+    ("interpolate", "endpoints=prior", "method=spherical", "label=[3,8]", "n=2"),
     ("traverse", "dims=[1,0]", "item=3", "frames=3"),
     ("arithmetic", "a=7", "b=[1,2]", "c=[0]", "n=50"),
     ("arithmetic", "attribute=3", "strengths=[0,1.5]", "n=50"),
-    ("inpaint", "box=[1,1,4,5]", "how=search", "steps=3", "n=2"),
+    ("inpaint", "box=[1,1,4,5]", "method=search", "steps=3", "n=2"),
 ]
 
 
 @pytest.mark.parametrize("words", COMMAND_LINES, ids=lambda words: "-".join(words[:2]))
-def test_the_command_line_takes_the_options(words, genlab, trained):
-    result = genlab(words[0], f"run={trained(*RUNS['cvae'])}", "device=cpu", "out=here", *words[1:])
+def test_command_line_options_are_accepted(words, genlab, trained):
+    result = genlab(
+        words[0], f"run={trained(*RUNS['cvae'])}", "device=cpu", "output_dir=here", *words[1:]
+    )
     assert result.code == 0, result.err
     assert ".png" in result.out and ".json" in result.out and ".npz" in result.out
 
 
 REFUSED = [
-    ("gan", "interpolate between=data", ["GAN has no encode", "vae", "pca"]),
-    ("gan", "arithmetic a=7", ["GAN has no encode", "vae"]),
-    ("gan", "interpolate y=11", ["y=11", "classes 0 to 9"]),
-    ("vae", "interpolate y=1", ["y=1", "knows no classes", "model.conditional=true"]),
-    ("vae", "interpolate between=prior pairs=[[0,1]]", ["pairs=", "between=data"]),
+    ("gan", "interpolate endpoints=data", ["GAN does not support `encode`", "vae", "pca"]),
+    ("gan", "arithmetic a=7", ["GAN does not support `encode`", "vae"]),
+    ("gan", "interpolate label=11", ["label=11", "classes 0 to 9"]),
+    (
+        "vae",
+        "interpolate label=1",
+        ["label=1", "is not conditioned on classes", "model.conditional=true"],
+    ),
+    ("vae", "interpolate endpoints=prior pairs=[[0,1]]", ["pairs=", "endpoints=data"]),
     ("vae", "reconstruct items=[5000]", ["test split", "not 5000"]),
     ("vae", "traverse dims=[2]", ["dims=[2]", "0 to 1"]),
     ("vae", "traverse frames=1", ["frames", "greater than or equal to 2"]),
     ("vae", "arithmetic", ["a=[7] b=[1] c=[0]", "attribute="]),
-    ("vae", "arithmetic a=1 attribute=2", ["attribute=<class> alone"]),
+    ("vae", "arithmetic a=1 attribute=2", ["only attribute=<class>"]),
     ("vae", "arithmetic a=12", ["classes 0 to 9", "not 12"]),
-    ("vae", "arithmetic by=draw n=4 a=4", ["draws 0 to 3"]),
-    ("vae", "inpaint mask=holes", ["mask=holes", "box, half and random"]),
+    ("vae", "arithmetic group_by=draw n=4 a=4", ["draws 0 to 3"]),
+    ("vae", "inpaint mask=holes", ["mask=holes", "box, half or random"]),
     ("vae", "inpaint box=[4,4,5,1]", ["box=[4, 4, 5, 1]", "8×8"]),
     ("flow", "inpaint", ["mask=box", "points", "mask=half"]),
-    ("flow", "inpaint mask=half judge=true", ["judge=true", "leave it out"]),
-    ("flow", "inpaint how=complete mask=half", ["RealNVP has no complete", "vae"]),
-    ("rbm", "denoise noise=masking level=1.5", ["level=1.5", "share"]),
+    ("flow", "inpaint mask=half classify_fills=true", ["classify_fills=true", "leave it out"]),
+    ("flow", "inpaint method=inpaint mask=half", ["RealNVP does not support `inpaint`", "vae"]),
+    ("rbm", "denoise noise=masking level=1.5", ["level=1.5", "fraction"]),
     ("rbm", "project", ["genlab project needs", "rbm", "vae"]),
     ("ddpm", "project", ["genlab project needs decode and gradient and prior", "ddpm", "vae"]),
 ]
@@ -151,14 +160,14 @@ REFUSED = [
 @pytest.mark.parametrize(
     ("name", "words", "said"), REFUSED, ids=[f"{n} {w}" for n, w, _ in REFUSED]
 )
-def test_a_refusal_says_what_would_be_right(name, words, said, genlab, trained):
+def test_error_message_names_the_fix(name, words, said, genlab, trained):
     command, *options = words.split()
     error = genlab(command, f"run={trained(*RUNS[name])}", "device=cpu", *options).error
     assert all(word in error for word in said), error
 
 
-def test_tasks_lists_what_fits(genlab, trained):
-    listed = genlab("tasks", f"run={trained(*RUNS['gan'])}").out
+def test_info_lists_supported_commands(genlab, trained):
+    listed = genlab("info", f"run={trained(*RUNS['gan'])}").out
     assert all(
         f"genlab {c} run=" in listed
         for c in ("sample", "interpolate", "traverse", "arithmetic", "inpaint")
@@ -168,9 +177,9 @@ def test_tasks_lists_what_fits(genlab, trained):
     )
 
 
-def test_every_command_with_a_need_is_one():
-    assert requirements.NEEDS.keys() <= COMMANDS.keys()
-    words = {word for ways in requirements.NEEDS.values() for way in ways for word in way}
+def test_requirements_name_existing_commands_and_abilities():
+    assert requirements.REQUIREMENTS.keys() <= COMMANDS.keys()
+    words = {word for ways in requirements.REQUIREMENTS.values() for way in ways for word in way}
     assert {word for word in words if not word.startswith("task=")} <= {
         *ABILITIES,
         requirements.CLASSES,
@@ -182,19 +191,19 @@ def test_every_command_with_a_need_is_one():
     }
 
 
-def test_items_are_those_with_the_numbers(trained):
+def test_items_are_selected_by_index(trained):
     dataset = loaded(trained(*RUNS["pca"])).dataset
-    raw, labels = dataset.arrays("test")
+    raw, labels = dataset.raw_arrays("test")
     held = dataset.items("test", torch.tensor([5, 0, 5]))
     assert torch.equal(held.y, labels[[5, 0, 5]])
-    bins = raw[[5, 0, 5]] / 17  # dequantised: each value lies in its bin
+    bins = raw[[5, 0, 5]] / 17  # dequantized: each value lies in its bin
     assert ((held.x >= bins - 1e-6) & (held.x <= bins + 1 / 17 + 1e-6)).all()
 
 
-# --- reconstruct, encode ----------------------------------------------------------------------------------------------
+# --- reconstruct, encode --------------------------------------------------------------------------
 
 
-def test_reconstruction_errors_are_those_of_the_pictures(ask):
+def test_reconstruction_errors_match_the_written_arrays(ask):
     found = ask("reconstruct", "pca", n=40)
     each = (found["x"] - found["reconstruction"]).double().square().flatten(1)  # (40, 64)
     assert found["squared_error"]["value"] == pytest.approx(each.sum(1).mean().item(), rel=1e-6)
@@ -206,7 +215,7 @@ def test_reconstruction_errors_are_those_of_the_pictures(ask):
     )  # range [0, 1]
 
 
-def test_codes_are_the_models(ask, trained):
+def test_encode_writes_the_codes_of_the_model(ask, trained):
     run = loaded(trained(*RUNS["ae"]))
     found = ask("encode", "ae", items=[4, 1])
     held = run.dataset.items("test", torch.tensor([4, 1]))
@@ -217,55 +226,57 @@ def test_codes_are_the_models(ask, trained):
         and found["code"] == [5]
     )
     assert len(ask("encode", "ae", split="validation")["z"]) == run.dataset.size("validation"), (
-        "all, unless n is given"
+        "without n, all items"
     )
 
 
-# --- interpolate, traverse --------------------------------------------------------------------------------------------
+# --- interpolate, traverse ------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("how", ["linear", "spherical"])
-def test_the_ends_are_the_reconstructions(how, ask):
-    ways = ask("interpolate", "ae", how=how, pairs=[(3, 8), (5, 5)], frames=5)
+@pytest.mark.parametrize("method", ["linear", "spherical"])
+def test_interpolation_ends_are_reconstructions(method, ask):
+    ways = ask("interpolate", "ae", method=method, pairs=[(3, 8), (5, 5)], frames=5)
     back = ask("reconstruct", "ae", items=[3, 5, 8, 5])["reconstruction"]
     torch.testing.assert_close(ways["frames"][:, 0], back[:2])
     torch.testing.assert_close(ways["frames"][:, -1], back[2:])
     assert ways["index"].tolist() == [[3, 8], [5, 5]]
     torch.testing.assert_close(
-        ways["frames"][1], back[1].expand(5, -1, -1, -1), msg="from an item to itself nothing moves"
+        ways["frames"][1],
+        back[1].expand(5, -1, -1, -1),
+        msg="the path from an item to itself is constant",
     )
 
 
-def test_a_straight_way_is_evenly_cut_and_no_shorter_than_the_distance(ask):
+def test_linear_path_is_evenly_spaced_and_not_shorter_than_the_distance(ask):
     ways = ask("interpolate", "ae", n=4, frames=6)
     torch.testing.assert_close(ways["z"][:, 2], 0.6 * ways["z"][:, 0] + 0.4 * ways["z"][:, -1])
     steps = ways["frames"].double().diff(dim=1).flatten(2).norm(dim=2)  # (4, 5)
-    assert ways["length_of_the_way"]["value"] == pytest.approx(steps.sum(1).mean().item(), rel=1e-6)
+    assert ways["path_length"]["value"] == pytest.approx(steps.sum(1).mean().item(), rel=1e-6)
     assert ways["longest_step"]["value"] == pytest.approx(
         steps.max(1).values.mean().item(), rel=1e-6
     )
-    assert ways["length_of_the_way"]["value"] >= ways["distance"]["value"] - 1e-6
+    assert ways["path_length"]["value"] >= ways["distance"]["value"] - 1e-6
 
 
-def test_spherical_ways_keep_to_the_sphere():
+def test_spherical_path_stays_on_the_sphere():
     a, b = torch.randn(2, 20, 3, 4, dtype=torch.float64)  # a code may have any shape
     t = torch.linspace(0, 1, 9, dtype=torch.float64)
     z = spherical(a, b, t).flatten(2)
     norms = linear(
         a.flatten(1).norm(dim=1, keepdim=True), b.flatten(1).norm(dim=1, keepdim=True), t
     ).squeeze(2)
-    torch.testing.assert_close(z.norm(dim=2), norms)  # of equal norms: constant
+    torch.testing.assert_close(z.norm(dim=2), norms)  # constant if both norms are equal
     unit = z / z.norm(dim=2, keepdim=True)
     steps = (unit[:, 1:] * unit[:, :-1]).sum(2).clamp(-1, 1).acos()
     torch.testing.assert_close(
         steps, steps.mean(1, keepdim=True).expand_as(steps), rtol=1e-6, atol=1e-8
-    )  # it turns evenly
+    )  # the direction turns evenly
     assert torch.equal(z[:, 0], a.flatten(1)) and torch.equal(z[:, -1], b.flatten(1))
 
 
-def test_spherical_ways_leave_what_both_ends_share_and_survive_having_no_angle():
+def test_spherical_path_keeps_shared_values_and_handles_equal_directions():
     a, b = torch.randn(2, 6, 5, dtype=torch.float64)
-    b[:, 3:] = a[:, 3:]  # a class that both are of
+    b[:, 3:] = a[:, 3:]  # a class that both share
     b[1], b[2], b[3] = a[1], 2 * a[2], -a[3]
     t = torch.linspace(0, 1, 5, dtype=torch.float64)
     z = spherical(a, b, t)
@@ -274,16 +285,16 @@ def test_spherical_ways_leave_what_both_ends_share_and_survive_having_no_angle()
     assert torch.equal(z[1], a[1].expand(5, -1))
 
 
-def test_ways_between_classes_are_of_these_classes(ask):
-    ways = ask("interpolate", "gan", y=(3, 8), n=2, frames=3)
+def test_interpolation_between_classes_starts_and_ends_in_them(ask):
+    ways = ask("interpolate", "gan", label=(3, 8), n=2, frames=3)
     assert ways["z"][:, 0, 8:].argmax(1).tolist() == [3, 3] and ways["z"][:, -1, 8:].argmax(
         1
     ).tolist() == [8, 8]
 
 
-def test_traverse_moves_one_dimension(ask, trained):
+def test_traverse_moves_one_dimension_at_a_time(ask, trained):
     model = loaded(trained(*RUNS["pca"])).model
-    found = ask("traverse", "pca", n=6, frames=3, span=2.0)
+    found = ask("traverse", "pca", n=6, frames=3, range_sigma=2.0)
     spread = (
         model.covariance.scale[0] * 1.0
     ).flatten()  # the prior is N(0, 1), nearly so in 10,000 draws
@@ -300,16 +311,16 @@ def test_traverse_moves_one_dimension(ask, trained):
     torch.testing.assert_close(start, ask("encode", "pca", items=[7])["z"][0])
 
 
-def test_a_plane_of_codes_is_shown_whole(ask, tmp_path):
+def test_two_dimensional_codes_are_shown_as_a_map(ask, tmp_path):
     ask("traverse", "vae", frames=3)
     (whole,) = (tmp_path / "asked").glob("*manifold.png")
     assert Image.open(whole).size == (20 * 48, 20 * 48)  # 20 × 20 codes, 8×8 images enlarged
 
 
-# --- arithmetic -------------------------------------------------------------------------------------------------------
+# --- arithmetic -----------------------------------------------------------------------------------
 
 
-def test_sums_are_of_mean_codes(ask):
+def test_arithmetic_adds_mean_codes(ask):
     z, y = (ask("encode", "ae")[key] for key in ("z", "y"))
     of = lambda *classes: z[torch.isin(y, torch.tensor(classes))].mean(0)  # noqa: E731
     found = ask("arithmetic", "ae", a=[7, 9], b=1, c=[0], n=10_000)
@@ -324,47 +335,47 @@ def test_sums_are_of_mean_codes(ask):
     assert 3 not in direction["y"]
 
 
-def test_items_go_by_their_numbers(ask):
+def test_arithmetic_accepts_item_indices(ask):
     back = ask("reconstruct", "ae", items=[6])["reconstruction"]
     torch.testing.assert_close(
-        ask("arithmetic", "ae", by="item", a=[2, 6], b=2, c=6)["x"][-2], back[0]
+        ask("arithmetic", "ae", group_by="item", a=[2, 6], b=2, c=6)["x"][-2], back[0]
     )
 
 
-def test_draws_are_those_that_sample_shows(ask, trained):
+def test_arithmetic_uses_the_draws_of_sample(ask, trained):
     model = loaded(trained(*RUNS["gan"])).model  # training draws random numbers
     torch.manual_seed(4)
     shown = model.sample(9)
-    found = ask("arithmetic", "gan", by="draw", n=9, seed=4, a=[5], b=[5], c=[7])
+    found = ask("arithmetic", "gan", group_by="draw", n=9, seed=4, a=[5], b=[5], c=[7])
     torch.testing.assert_close(found["x"], shown[[5, 5, 7, 7]])
 
 
-# --- inpaint ----------------------------------------------------------------------------------------------------------
+# --- inpaint --------------------------------------------------------------------------------------
 
-PICTURE = Spec(shape=(3, 6, 8))
+PICTURE = DataSpec(shape=(3, 6, 8))
 
 
 def plane(mask: str, **options) -> torch.Tensor:
-    defaults = {"box": None, "side": "bottom", "share": 0.5, "seed": 0}
-    hidden = corruptions.hidden(PICTURE, mask, 4, **(defaults | options))
+    seed = options.pop("seed", 0)
+    hidden = corruptions.hidden_values(corruptions.Mask(mask, **options), PICTURE, 4, seed=seed)
     assert hidden.shape == (4, 3, 6, 8) and (hidden == hidden[:, :1]).all(), (
-        "a pixel is hidden in all of its channels"
+        "all channels of a pixel are hidden"
     )
     return hidden[:, 0]
 
 
-def test_masks_hide_what_they_say(tmp_path):
+def test_masks_hide_the_described_pixels(tmp_path):
     box = plane("box", box=[1, 2, 3, 4])
     assert box[:, 1:4, 2:6].all() and box.sum() == 4 * 12
     assert plane("box")[0].nonzero().amin(0).tolist() == [1, 2] and plane("box")[0].sum() == 3 * 4
     for one, other in (("left", "right"), ("top", "bottom")):
         assert (
-            torch.equal(plane("half", side=one), ~plane("half", side=other))
-            and plane("half", side=one).sum() == 4 * 24
+            torch.equal(plane("half", half=one), ~plane("half", half=other))
+            and plane("half", half=one).sum() == 4 * 24
         )
-    assert plane("half", side="top")[0, 0].all() and plane("half", side="left")[0, :, 0].all()
+    assert plane("half", half="top")[0, 0].all() and plane("half", half="left")[0, :, 0].all()
     for share in (0.0, 0.25, 0.5, 1.0):
-        random = plane("random", share=share)
+        random = plane("random", ratio=share)
         assert random.flatten(1).sum(1).tolist() == [48 * share] * 4
     assert (plane("random")[0] != plane("random")[1]).any() and (
         plane("random") != plane("random", seed=1)
@@ -372,33 +383,35 @@ def test_masks_hide_what_they_say(tmp_path):
     Image.fromarray(plane("box")[0].numpy()).save(tmp_path / "mask.png")
     assert torch.equal(plane(str(tmp_path / "mask.png")), plane("box"))
     Image.new("L", (8, 8)).save(tmp_path / "large.png")
-    with pytest.raises(UserError, match="8×8 pixels, and the data has 6×8"):
+    with pytest.raises(UserError, match="8×8 pixels, but the data has 6×8"):
         plane(str(tmp_path / "large.png"))
 
 
 @pytest.mark.parametrize(
-    ("name", "how"),
-    [("vae", "complete"), ("vae", "search"), ("rbm", "complete"), ("pca", "search")],
+    ("name", "method"),
+    [("vae", "inpaint"), ("vae", "search"), ("rbm", "inpaint"), ("pca", "search")],
 )
-def test_what_is_known_stays_and_errors_are_of_the_rest(name, how, ask, trained):
-    found = ask("inpaint", name, how=how, mask="random", share=0.25, n=5, draws=2, steps=4)
+def test_inpainting_keeps_known_values_and_measures_the_hidden_ones(name, method, ask, trained):
+    found = ask(
+        "inpaint", name, method=method, mask="random", mask_ratio=0.25, n=5, draws=2, steps=4
+    )
     x, hidden, filled = found["x"][:, None], found["hidden"][:, None], found["filled"]
     assert torch.equal(torch.where(hidden, 0, filled), torch.where(hidden, 0, x).expand_as(filled))
-    assert found["hidden_share"] == 0.25 and filled.shape == (5, 2, 1, 8, 8)
+    assert found["hidden_fraction"] == 0.25 and filled.shape == (5, 2, 1, 8, 8)
     error = lambda guess: (x - guess).double().square().flatten(2).sum(2).mean().item()  # noqa: E731
-    assert found["squared_error_of_a_draw"]["value"] == pytest.approx(error(filled), rel=1e-6)
+    assert found["squared_error_per_draw"]["value"] == pytest.approx(error(filled), rel=1e-6)
     plain = torch.where(hidden, found["mean_fill"], x)
-    assert found["squared_error_of_the_mean_fill"]["value"] == pytest.approx(error(plain), rel=1e-6)
-    train = loaded(trained(*RUNS[name])).dataset.take("train").x
+    assert found["squared_error_of_mean_fill"]["value"] == pytest.approx(error(plain), rel=1e-6)
+    train = loaded(trained(*RUNS[name])).dataset.head("train").x
     torch.testing.assert_close(found["mean_fill"], train.mean(0))
 
 
 class NearestMean:
-    """A classifier of digits that takes no training: the class whose mean is nearest."""
+    """A classifier of digits without training: the class whose mean is nearest."""
 
     def __init__(self, dataset, device) -> None:
         self.conditions = {"features": "classifier of the tests"}
-        train = dataset.shown("train")
+        train = dataset.head_bytes("train")
         self.means = torch.stack(
             [train.x[train.y == k].float().mean(0).flatten() for k in range(10)]
         )
@@ -407,38 +420,39 @@ class NearestMean:
         return x, -torch.cdist(x.flatten(1).float(), self.means)
 
 
-def test_a_classifier_says_in_how_many_draws_the_class_is_kept(ask, monkeypatch):
-    monkeypatch.setattr("genlab.metrics.features.spaces", lambda: {"classifier": NearestMean})
+def test_classify_fills_reports_how_often_the_class_is_kept(ask, monkeypatch):
+    monkeypatch.setitem(features.EXTRACTORS, "classifier", NearestMean)
     kept = {}
-    for share in (0.0, 1.0):  # nothing hidden, and everything
+    for share in (0.0, 1.0):  # nothing and everything is hidden
         found = ask(
             "inpaint",
             "vae",
-            how="complete",
+            method="inpaint",
             mask="random",
-            share=share,
+            mask_ratio=share,
             n=100,
             draws=2,
             steps=4,
-            judge=True,
+            classify_fills=True,
         )
         kept[share] = found["class_kept"]["value"]
         assert (
-            found["class_of_the_items_found"]["value"] > 0.8
+            found["class_found_in_items"]["value"] > 0.8
             and found["features"] == "classifier of the tests"
         )
-    assert kept[0.0] == found["class_of_the_items_found"]["value"] and kept[1.0] < 0.4
+    assert kept[0.0] == found["class_found_in_items"]["value"] and kept[1.0] < 0.4
 
 
-def test_a_search_through_a_linear_decoder_finds_the_least_squares(trained):
+def test_latent_search_with_a_linear_decoder_solves_least_squares(trained):
     model = loaded(trained(*RUNS["pca"])).model
     usual = model.prior(2000)
-    x = loaded(trained(*RUNS["pca"])).dataset.take("test", 6).x
-    known = ~corruptions.hidden(
-        Spec(shape=(1, 8, 8)), "half", 6, box=None, side="right", share=0.5, seed=0
+    x = loaded(trained(*RUNS["pca"])).dataset.head("test", 6).x
+    known = ~corruptions.hidden_values(
+        corruptions.Mask("half", half="right"), DataSpec(shape=(1, 8, 8)), 6, seed=0
     )
     weight = 0.3
-    z, left = latent_search.search(model.decode, x, known, usual=usual, weight=weight, steps=800)
+    search = latent_search.LatentSearch(usual, weight, steps=800)
+    z, left = latent_search.optimize_codes(model.decode, x, known, search)
     middle, spread = usual.mean(0).double(), usual.std(0).double()
     c = model.decode(middle[None].float()).flatten().double()
     A = (
@@ -456,25 +470,26 @@ def test_a_search_through_a_linear_decoder_finds_the_least_squares(trained):
     torch.testing.assert_close(left.double(), least, rtol=1e-5, atol=0)
 
 
-def test_a_decoder_without_a_gradient_is_refused():
+def test_latent_search_refuses_a_decoder_without_gradient():
     def rounded(z: torch.Tensor) -> torch.Tensor:
         return z.round().detach()
 
     with pytest.raises(UserError, match="no gradient"):
-        latent_search.search(
+        latent_search.optimize_codes(
             rounded,
             torch.zeros(1, 2),
             torch.ones(1, 2) > 0,
-            usual=torch.randn(9, 2),
-            weight=1.0,
-            steps=1,
+            latent_search.LatentSearch(torch.randn(9, 2), prior_weight=1.0, steps=1),
         )
 
 
-def test_the_posterior_chain_draws_from_the_conditional_law():
-    """A linear VAE with its exact posterior is a Gaussian: x ~ N(b, w wᵀ + σ² I), whose conditional law is known."""
+def test_vae_inpainting_chain_draws_from_the_conditional_distribution():
+    """A linear VAE with its exact posterior is Gaussian: x ~ N(b, w wᵀ + σ² I).
+
+    Its conditional distributions are known.
+    """
     vae = VAE(
-        Spec(shape=(3,), kind="points", levels=0),
+        DataSpec(shape=(3,), kind="points", levels=0),
         hidden=(),
         latent=1,
         likelihood="gaussian",
@@ -495,8 +510,8 @@ def test_the_posterior_chain_draws_from_the_conditional_law():
         encoder.weight.copy_(torch.stack([w / sigma**2 / precision, torch.zeros(3)]))
         encoder.bias.copy_(torch.stack([-(w @ b) / sigma**2 / precision, -precision.log()]))
     x = torch.tensor([2.0, 9.0, 9.0]).double().expand(20_000, -1)
-    filled = vae.complete(x, torch.tensor([True, False, False]).expand(20_000, -1), steps=40)
-    # z given x₀ alone: N(m, v); a completion's values are w z + b
+    filled = vae.inpaint(x, torch.tensor([True, False, False]).expand(20_000, -1), steps=40)
+    # z given only x₀ is N(m, v); the filled values are w z + b
     v = 1 / (1 + w[0] ** 2 / sigma**2)
     m = v * w[0] * (2.0 - b[0]) / sigma**2
     assert (filled[:, 0] == 2).all()
@@ -509,27 +524,27 @@ def test_the_posterior_chain_draws_from_the_conditional_law():
     torch.testing.assert_close(filled[:, 1:].std(0), w[1:].abs() * v.sqrt(), rtol=0.03, atol=0)
 
 
-# --- denoise ----------------------------------------------------------------------------------------------------------
+# --- denoise --------------------------------------------------------------------------------------
 
 
-def test_noise_is_as_strong_as_it_says():
-    spec = Spec(shape=(1, 50, 50), range=(-1.0, 3.0))
+def test_noise_has_the_requested_level():
+    spec = DataSpec(shape=(1, 50, 50), range=(-1.0, 3.0))
     x = torch.ones(40, 1, 50, 50, dtype=torch.float64)
-    gaussian = corruptions.noisy(x, spec, "gaussian", 0.25)
+    gaussian = corruptions.add_noise(x, spec, "gaussian", 0.25)
     assert gaussian.std().item() == pytest.approx(
         0.25 * 4, rel=0.02
     ) and gaussian.mean().item() == pytest.approx(1, abs=0.02)
-    masked = corruptions.noisy(x, spec, "masking", 0.3)
+    masked = corruptions.add_noise(x, spec, "masking", 0.3)
     assert set(masked.unique().tolist()) == {-1, 1} and (
         masked == -1
     ).double().mean().item() == pytest.approx(0.3, abs=0.01)
-    pepper = corruptions.noisy(x, spec, "salt_and_pepper", 0.3)
+    pepper = corruptions.add_noise(x, spec, "salt_and_pepper", 0.3)
     assert set(pepper.unique().tolist()) == {-1, 1, 3}
     assert (pepper == -1).double().mean().item() == pytest.approx(0.15, abs=0.01)
-    assert torch.equal(corruptions.noisy(x, spec, "masking", 0.0), x)
+    assert torch.equal(corruptions.add_noise(x, spec, "masking", 0.0), x)
 
 
-def test_denoising_is_measured_before_and_after(ask):
+def test_denoise_measures_the_error_before_and_after(ask):
     found = ask("denoise", "rbm", noise="salt_and_pepper", level=0.2, n=20)
     for when, key in (("before", "noisy"), ("after", "denoised")):
         each = (found["x"] - found[key]).double().square().flatten(1).sum(1)
@@ -537,5 +552,5 @@ def test_denoising_is_measured_before_and_after(ask):
             each.mean().item(), rel=1e-6
         )
     assert queries.psnr(found["x"], found["x"], 1.0).isfinite().all(), (
-        "no noise: finite all the same"
+        "finite without any noise too"
     )

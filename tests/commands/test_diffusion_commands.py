@@ -1,4 +1,4 @@
-"""What the commands ask of diffusion models that were trained to draw: restoration, editing, codes, classes, likelihood."""
+"""Commands on diffusion models: restoration, editing, codes, classification, likelihood."""
 
 from __future__ import annotations
 
@@ -14,19 +14,25 @@ import torch
 
 from genlab.builders import entrypoints
 from genlab.commands.classify import classify
+from genlab.commands.colorize import colorize
 from genlab.commands.denoise import denoise
 from genlab.commands.evaluate import evaluate
 from genlab.commands.inpaint import inpaint
 from genlab.commands.interpolate import interpolate, spherical
 from genlab.commands.reconstruct import reconstruct
 from genlab.commands.sample import sample
-from genlab.commands.translate import colorize, superres, translate
+from genlab.commands.superres import superres
+from genlab.commands.translate import translate
 from genlab.errors import UserError
 
-SMALL = ("backbone=unet_small", "model.backbone.channels=8", "model.backbone.attention=[4]")
+SMALL = (
+    "backbone=unet_small",
+    "model.backbone.channels=8",
+    "model.backbone.attention_resolutions=[4]",
+)
 RUNS = {
     "ddpm": ("model=ddpm_small", *SMALL, "model.timesteps=20", "model.conditional=true"),
-    "edm": ("model=edm", *SMALL, "model.backbone.blocks=1", "model.conditional=true"),
+    "edm": ("model=edm", *SMALL, "model.backbone.num_blocks=1", "model.conditional=true"),
     "flow_matching": ("model=flow_matching", *SMALL, "model.conditional=true"),
     "colour": ("model=flow_matching", *SMALL, "dataset=fake", "dataset.shape=[3,8,8]"),
     "vae": ("model=vae",),
@@ -68,79 +74,98 @@ class Terminal(io.StringIO):
 
 
 @each_image
-def test_sampling_shows_on_a_terminal_how_far_it_is(run, name, tmp_path, monkeypatch):
+def test_sampling_shows_a_progress_bar_on_terminals(run, name, tmp_path, monkeypatch):
     for stream, bar in ((io.StringIO(), False), (Terminal(), True)):
         monkeypatch.setattr("sys.stderr", stream)
-        sample(run(name), n=3, batch_size=2, sampler={"steps": 4}, out=str(tmp_path))
+        sample(run(name), n=3, batch_size=2, sampler={"steps": 4}, output_dir=str(tmp_path))
         assert ("items 3 to 3 of 3" in stream.getvalue()) == bar
 
 
 @pytest.mark.parametrize("name", ["ddpm", "points", "latent"])
-@pytest.mark.parametrize(("option", "bad"), [
-    ("steps", 0), ("steps", "many"), ("eta", -0.1), ("eta", "some"), ("eta", 1.5), ("churn", -1), ("shift", 0), ("shift", "far"),
-    ("spacing", "cubic"), ("variance", "none"), ("guidance", -2), ("interval", 3), ("interval", [1]), ("interval", [3, 0.2]),
-    ("noise_interval", 3), ("noise_interval", [3, 0.2]), ("noise_interval", [0.2, 3]),
-    ("threshold", 2),
-])  # fmt: skip
-def test_a_sampler_s_option_has_the_values_that_it_has(run, name, option, bad, tmp_path):
+@pytest.mark.parametrize(
+    ("option", "bad"),
+    [
+        ("steps", 0),
+        ("steps", "many"),
+        ("eta", -0.1),
+        ("eta", "some"),
+        ("eta", 1.5),
+        ("churn_gamma", -1),
+        ("time_shift", 0),
+        ("time_shift", "far"),
+        ("timestep_spacing", "cubic"),
+        ("variance", "none"),
+        ("guidance", -2),
+        ("guidance_interval", 3),
+        ("guidance_interval", [1]),
+        ("guidance_interval", [3, 0.2]),
+        ("noise_sigma_interval", 3),
+        ("noise_sigma_interval", [3, 0.2]),
+        ("noise_sigma_interval", [0.2, 3]),
+        ("dynamic_threshold", 2),
+    ],
+)
+def test_sampler_option_refuses_invalid_values(run, name, option, bad, tmp_path):
     with pytest.raises(UserError, match=re.escape(f"sampler.{option}")):
-        sample(run(name), n=2, sampler={option: bad}, out=str(tmp_path))
+        sample(run(name), n=2, sampler={option: bad}, output_dir=str(tmp_path))
 
 
 @each_image
-def test_super_resolution(run, name, tmp_path):
-    record = superres(run(name), n=4, factor=2, out=str(tmp_path))
+def test_diffusion_super_resolution(run, name, tmp_path):
+    record = superres(run(name), n=4, factor=2, output_dir=str(tmp_path))
     found = arrays(tmp_path)
     assert found["output"].shape == (4, 1, 8, 8) and np.isfinite(found["output"]).all()
-    assert record["task"] == "superres" and record["how"] == "restore"
-    assert "psnr_db_of_bicubic" in record
+    assert record["task"] == "superres" and record["method"] == "restore"
+    assert "psnr_db_bicubic" in record
     with pytest.raises(UserError, match=r"dataset.factor=3"):
-        superres(run(name), n=2, factor=3, out=str(tmp_path))
-    with pytest.raises(UserError, match="own data set"):
-        superres(run(name), folder=str(tmp_path))
+        superres(run(name), n=2, factor=3, output_dir=str(tmp_path))
+    with pytest.raises(UserError, match="items of its dataset"):
+        superres(run(name), input_dir=str(tmp_path))
 
 
-def test_colours_agree_with_the_grey_that_was_seen(run, tmp_path):
-    colorize(run("colour"), n=4, out=str(tmp_path))
+def test_colorized_images_agree_with_their_gray_sources(run, tmp_path):
+    colorize(run("colour"), n=4, output_dir=str(tmp_path))
     found = arrays(tmp_path)
     grey = (found["output"] * np.array([0.299, 0.587, 0.114])[None, :, None, None]).sum(
         1, keepdims=True
     )
     assert found["output"].shape == (4, 3, 8, 8) and np.abs(grey - found["source"]).mean() < 0.15
-    with pytest.raises(UserError, match="colour images"):
-        colorize(run("ddpm"), n=2, out=str(tmp_path))
+    with pytest.raises(UserError, match="color images"):
+        colorize(run("ddpm"), n=2, output_dir=str(tmp_path))
 
 
 @each_image
-def test_editing(run, name, tmp_path):
-    weak = translate(run(name), n=6, strength=0.0, out=str(tmp_path / "a"))
-    assert weak["squared_error_to_the_source"]["value"] < 1e-6
-    strong = translate(run(name), n=6, strength=1.0, y=3, out=str(tmp_path / "b"))
-    assert strong["squared_error_to_the_source"]["value"] > 1
+def test_edit_strength_controls_the_change(run, name, tmp_path):
+    weak = translate(run(name), n=6, strength=0.0, output_dir=str(tmp_path / "a"))
+    assert weak["squared_error_to_source"]["value"] < 1e-6
+    strong = translate(run(name), n=6, strength=1.0, label=3, output_dir=str(tmp_path / "b"))
+    assert strong["squared_error_to_source"]["value"] > 1
     with pytest.raises(UserError, match="classes 0 to 9"):
-        translate(run(name), n=2, y=10)
+        translate(run(name), n=2, label=10)
 
 
 @each_image
-def test_denoising_knows_how_strong_the_noise_is(run, name, tmp_path):
-    record = denoise(run(name), n=6, level=0.1, out=str(tmp_path))
+def test_denoise_uses_the_noise_level(run, name, tmp_path):
+    record = denoise(run(name), n=6, level=0.1, output_dir=str(tmp_path))
     assert record["level"] == 0.1 and np.isfinite(record["psnr_db_after"]["value"])
     with pytest.raises(UserError, match="noise=gaussian"):
-        denoise(run(name), n=2, noise="masking", out=str(tmp_path))
+        denoise(run(name), n=2, noise="masking", output_dir=str(tmp_path))
 
 
 @pytest.mark.parametrize("name", ["ddpm", "edm", "flow_matching", "points"])
 def test_codes_inpainting_and_likelihood(run, name, tmp_path):
     of = run(name)
-    assert np.isfinite(reconstruct(of, n=4, out=str(tmp_path / "a"))["squared_error"]["value"])
-    inpaint(of, n=3, mask="half", side="left", draws=2, steps=5, out=str(tmp_path / "b"))
+    assert np.isfinite(
+        reconstruct(of, n=4, output_dir=str(tmp_path / "a"))["squared_error"]["value"]
+    )
+    inpaint(of, n=3, mask="half", half="left", draws=2, steps=5, output_dir=str(tmp_path / "b"))
     found = arrays(tmp_path / "b")
     assert np.allclose(
         np.where(found["hidden"][:, None], 0, found["filled"] - found["x"][:, None]), 0
     )
-    found = evaluate(of, n=8, terms=3, metrics=["likelihood", "ode_likelihood"])
+    found = evaluate(of, n=8, elbo_timesteps=3, metrics=["likelihood", "ode_likelihood"])
     assert all(np.isfinite(found[key]) for key in ("nll_elbo", "nll_ode"))
-    assert ("bits_per_dim_ode" in found) == (name != "points") and ("nll_ode_gap" in found) == (
+    assert ("bits_per_dim_ode" in found) == (name != "points") and ("kl_to_truth_ode" in found) == (
         name == "points"
     )
     rows = [
@@ -151,7 +176,7 @@ def test_codes_inpainting_and_likelihood(run, name, tmp_path):
     schedule = getattr(of.model, "schedule", None)
     sigma = schedule.snr(torch.tensor([0])).item() ** -0.5 if schedule else 0.002
     said = (
-        f"{sigma:.2g}" if name == "points" else f"{sigma / (2 / 16):.2g} grey levels"
+        f"{sigma:.2g}" if name == "points" else f"{sigma / (2 / 16):.2g} gray levels"
     )  # of the digits' 17
     assert (
         all(row["conditions"]["start noise"] == said and row["tag"] == "estimate" for row in rows)
@@ -159,43 +184,50 @@ def test_codes_inpainting_and_likelihood(run, name, tmp_path):
     )
 
 
-WAYS = {"ddpm": "spherical", "points": "spherical", "latent": "spherical", "vae": "linear"}
+DEFAULT_METHODS = {
+    "ddpm": "spherical",
+    "points": "spherical",
+    "latent": "spherical",
+    "vae": "linear",
+}
 
 
-@pytest.mark.parametrize(("name", "own"), WAYS.items())
-def test_the_way_between_codes_is_the_models_own(run, name, own, tmp_path):
-    assert interpolate(run(name), n=2, frames=3, out=str(tmp_path / "a"))["how"] == own
+@pytest.mark.parametrize(("name", "method"), DEFAULT_METHODS.items())
+def test_interpolation_method_defaults_to_that_of_the_model(run, name, method, tmp_path):
+    assert interpolate(run(name), n=2, frames=3, output_dir=str(tmp_path / "a"))["method"] == method
     found = arrays(tmp_path / "a")
     a, b = (torch.from_numpy(found["z"][:, k]) for k in (0, -1))
-    middle = spherical(a, b, torch.tensor([0.5])) if own == "spherical" else (a + b)[:, None] / 2
+    middle = spherical(a, b, torch.tensor([0.5])) if method == "spherical" else (a + b)[:, None] / 2
     torch.testing.assert_close(torch.from_numpy(found["z"][:, 1:2]), middle)
     asked = interpolate(
-        run(name), n=2, frames=3, how="linear", between="prior", out=str(tmp_path / "b")
+        run(name), n=2, frames=3, method="linear", endpoints="prior", output_dir=str(tmp_path / "b")
     )
-    assert asked["how"] == "linear"
+    assert asked["method"] == "linear"
 
 
-def test_a_latent_model_is_asked_what_its_codes_can_answer(run, tmp_path):
+def test_latent_diffusion_supports_the_commands_on_codes(run, tmp_path):
     of = run("latent")
-    assert np.isfinite(reconstruct(of, n=3, out=str(tmp_path / "a"))["squared_error"]["value"])
-    back = reconstruct(run("codec"), n=6, out=str(tmp_path / "b"))["squared_error"]["value"]
-    weak = translate(of, n=6, strength=0.0, out=str(tmp_path / "c"))["squared_error_to_the_source"][
-        "value"
-    ]
-    strong = translate(of, n=6, strength=1.0, y=3, out=str(tmp_path / "d"))[
-        "squared_error_to_the_source"
+    assert np.isfinite(
+        reconstruct(of, n=3, output_dir=str(tmp_path / "a"))["squared_error"]["value"]
+    )
+    back = reconstruct(run("codec"), n=6, output_dir=str(tmp_path / "b"))["squared_error"]["value"]
+    weak = translate(of, n=6, strength=0.0, output_dir=str(tmp_path / "c"))[
+        "squared_error_to_source"
     ]["value"]
-    assert weak == pytest.approx(back, rel=1e-4) and strong != weak  # the least that a codec leaves
-    first, again = (classify([of], n=8, terms=2) for _ in range(2))
+    strong = translate(of, n=6, strength=1.0, label=3, output_dir=str(tmp_path / "d"))[
+        "squared_error_to_source"
+    ]["value"]
+    assert weak == pytest.approx(back, rel=1e-4) and strong != weak  # the error of the codec itself
+    first, again = (classify([of], n=8, elbo_timesteps=2) for _ in range(2))
     assert first["nll_of_labels"] == again["nll_of_labels"] and "noise" in first["rule"]
-    for ask in (denoise, superres):  # noise on pixels is none of a known strength on codes
-        with pytest.raises(UserError, match="ldm has not"):
+    for ask in (denoise, superres):  # noise on pixels has an unknown level on codes
+        with pytest.raises(UserError, match="ldm does not support"):
             ask(of, n=2)
 
 
 @each_image
-def test_classes_are_told_by_the_same_noise(run, name):
+def test_classification_uses_the_same_noise_for_every_class(run, name):
     of = run(name)
-    for by, said in ((None, "noise"), ("noise", "noise"), ("bound", "bound")):
-        first, again = (classify([of], n=8, terms=2, by=by) for _ in range(2))
+    for score, said in ((None, "noise"), ("noise", "noise"), ("bound", "bound")):
+        first, again = (classify([of], n=8, elbo_timesteps=2, score=score) for _ in range(2))
         assert first["nll_of_labels"] == again["nll_of_labels"] and said in first["rule"]

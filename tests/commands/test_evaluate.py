@@ -11,10 +11,11 @@ from helpers.cli_runner import run_here
 from helpers.recipes import built
 from PIL import Image
 
-from genlab.metrics import Settings, metrics_for, registry
-from genlab.metrics.cache import cached, digest, folder
-from genlab.metrics.context import Subject
+from genlab.metrics.base import Settings
+from genlab.metrics.cache import cache_folder, content_hash, load_or_compute
+from genlab.metrics.context import MetricContext
 from genlab.metrics.features.classifier import Classifier
+from genlab.metrics.registry import applicable_metrics, registry
 from genlab.spec import Batch
 
 SMALL = ("trainer.batch_size=8", "device=cpu", "out=unused")
@@ -28,12 +29,12 @@ SUBJECTS = {
         "model.hidden=[16]",
         "dataset=shapes",
         "dataset.n=600",
-        "prepare.size=16",
+        "preprocess.size=16",
     ),
     "gpt_text": (
         "model=gpt_text",
-        "model.layers=1",
-        "model.heads=2",
+        "model.num_layers=1",
+        "model.num_heads=2",
         "model.width=16",
         "dataset.length=17",
     ),
@@ -41,18 +42,27 @@ SUBJECTS = {
 
 
 @pytest.mark.parametrize("which", SUBJECTS)
-def test_every_measure_that_fits_gives_the_rows_that_it_names(which):
+def test_metrics_return_the_rows_that_they_announce(which):
     _, dataset, trainer = built(*SUBJECTS[which], *SMALL)
     training = {"steps": 10, "seconds": 1.0, "items_per_s": 80.0, "memory_mb": 100.0}
-    subject = Subject(
-        dataset, Settings(n=40, k=2, terms=2), model=trainer.sampler(), training=training
+    context = MetricContext(
+        dataset,
+        Settings(n=40, iwae_samples=2, elbo_timesteps=2),
+        model=trainer.eval_model(),
+        training=training,
     )
-    fitting = metrics_for(subject, "asked")
-    assert {"vae": "likelihood", "gan, conditional": "class_accuracy", "rbm": "likelihood", "realnvp_points": "modes",
-            "vae on shapes": "disentanglement", "gpt_text": "likelihood"}[which] in fitting  # fmt: skip
+    fitting = applicable_metrics(context, "on_request")
+    assert {
+        "vae": "likelihood",
+        "gan, conditional": "class_accuracy",
+        "rbm": "likelihood",
+        "realnvp_points": "mode_coverage",
+        "vae on shapes": "disentanglement",
+        "gpt_text": "likelihood",
+    }[which] in fitting
     for name, metric in fitting.items():
-        rows = metric.measure(subject)
-        assert [row.name for row in rows] == metric.rows(subject), name
+        rows = metric.measure(context)
+        assert [row.name for row in rows] == metric.row_names(context), name
         for row in rows:
             assert row.tag in ("exact", "bound", "estimate") and row.better in (
                 "lower",
@@ -61,17 +71,20 @@ def test_every_measure_that_fits_gives_the_rows_that_it_names(which):
             ), row
             assert np.isfinite(row.value) and (row.error is None or row.error >= 0), row
             assert json.dumps(row.to_json())
-    again = Subject(
-        dataset, Settings(n=40, k=2, terms=2), model=trainer.sampler(), training=training
+    again = MetricContext(
+        dataset,
+        Settings(n=40, iwae_samples=2, elbo_timesteps=2),
+        model=trainer.eval_model(),
+        training=training,
     )
-    for name in set(fitting) - {"cost"}:  # whose seconds are never twice the same
-        if metrics_for(again, "asked")[name].when != "asked":
-            assert registry()[name].measure(again) == fitting[name].measure(subject), (
+    for name in set(fitting) - {"efficiency"}:  # its seconds vary
+        if applicable_metrics(again, "on_request")[name].stage != "on_request":
+            assert registry()[name].measure(again) == fitting[name].measure(context), (
                 f"{name} depends on more than the seed"
             )
 
 
-def test_an_evaluation_is_a_table_a_record_and_pictures(genlab, trained):
+def test_evaluate_prints_a_table_and_writes_a_record_and_pictures(genlab, trained):
     run = trained("model=gan", "model.conditional=true", "dataset=digits")
     result = genlab("evaluate", f"run={run}", "n=50")
     assert result.code == 0, result.err
@@ -79,7 +92,7 @@ def test_an_evaluation_is_a_table_a_record_and_pictures(genlab, trained):
     names = {row["name"] for row in record["metrics"]}
     assert {
         "frechet_classifier",
-        "kernel_distance_classifier",
+        "kid_classifier",
         "precision_classifier",
         "class_accuracy",
         "parameters",
@@ -88,37 +101,48 @@ def test_an_evaluation_is_a_table_a_record_and_pictures(genlab, trained):
         assert row["name"] in result.out
         if row["name"].endswith("_classifier"):
             assert "% on digits test" in row["conditions"]["features"], (
-                "the space says how good it is"
+                "the feature space reports its accuracy"
             )
-    assert record["absent"]["likelihood"].startswith("GAN has no log_prob")
-    assert "metrics=[train_on_generated]" in record["absent"]["train_on_generated"]
+    assert record["absent"]["likelihood"].startswith("GAN does not support log_prob")
+    assert "metrics=[cas]" in record["absent"]["cas"]
     assert {"samples", "reals", "nearest"} <= set(record["pictures"])
     for path in record["pictures"].values():
         assert np.asarray(Image.open(run / path)).ndim == 3
 
 
-def test_the_numbers_of_another_sampler_have_a_file_of_their_own(genlab, trained):
+def test_each_sampler_has_its_own_metrics_file(genlab, trained):
     run = trained("model=ddpm_points", "dataset=ring", "dataset.n=500")
-    ask = ("evaluate", f"run={run}", "n=20", "terms=2", "metrics=[energy_distance,cost]", "sampler=ddim", "sampler.steps=5",
-           "sampler.eta=0.5", "sampler.noise_interval=[0.2,3]")  # fmt: skip
+    ask = (
+        "evaluate",
+        f"run={run}",
+        "n=20",
+        "elbo_timesteps=2",
+        "metrics=[energy_distance,efficiency]",
+        "sampler=ddim",
+        "sampler.steps=5",
+        "sampler.eta=0.5",
+        "sampler.noise_sigma_interval=[0.2,3]",
+    )
     result = genlab(*ask)
     assert result.code == 0, result.err
-    record = json.loads((run / "metrics-ddim-steps5-eta0.5-noise_interval0.2,3.json").read_text())
+    record = json.loads(
+        (run / "metrics-ddim-steps5-eta0.5-noise_sigma_interval0.2,3.json").read_text()
+    )
     assert {row["name"]: row["value"] for row in record["metrics"]}["network_evaluations"] == 5
     assert "ddim" in record["metrics"][0]["conditions"]["sampler"]
     assert not (run / "metrics.json").exists()
     assert "sampler=gibbs is not for ddpm_points" in genlab(*ask[:3], "sampler=gibbs").error
 
 
-def test_anybodys_samples_are_measured_like_a_runs_own(genlab, trained, tmp_path):
+def test_samples_from_files_are_measured_like_those_of_a_run(genlab, trained, tmp_path):
     run = trained("model=gan", "model.conditional=true", "dataset=digits")
     done = genlab(
         "sample",
         f"run={run}",
         "n=60",
-        "y=[0,1,2,3,4,5,6,7,8,9]",
+        "label=[0,1,2,3,4,5,6,7,8,9]",
         "images=true",
-        f"out={tmp_path / 'drawn'}",
+        f"output_dir={tmp_path / 'drawn'}",
     )
     assert done.code == 0, done.err
     npz, images = (next(tmp_path.glob(f"drawn/{kind}")) for kind in ("*.npz", "*/"))
@@ -131,52 +155,66 @@ def test_anybodys_samples_are_measured_like_a_runs_own(genlab, trained, tmp_path
     np.save(tmp_path / "unit.npy", as_bytes / 255)
     found = {}
     for name, path, options in [
-        ("genlab's", npz, ()), ("folder", images, ()), ("bytes", tmp_path / "bytes.npz", ()),
-        ("floats", tmp_path / "unit.npy", ("prepare.range=[0,1]",)),
-    ]:  # fmt: skip
+        ("genlab's", npz, ()),
+        ("folder", images, ()),
+        ("bytes", tmp_path / "bytes.npz", ()),
+        ("floats", tmp_path / "unit.npy", ("preprocess.range=[0,1]",)),
+    ]:
         out = tmp_path / f"{name}.json"
-        result = genlab("evaluate", f"samples='{path}'", "dataset=digits", f'out="{out}"', *options)
+        result = genlab(
+            "evaluate", f"samples='{path}'", "dataset=digits", f'output_file="{out}"', *options
+        )
         assert result.code == 0, result.err
         record = json.loads(out.read_text())
         found[name] = {row["name"]: row["value"] for row in record["metrics"]}
-        assert "not samples alone" in record["absent"]["likelihood"]
+        assert "only samples are given" in record["absent"]["likelihood"]
     accuracy = found["genlab's"].pop("class_accuracy")
-    assert 0 <= accuracy <= 1 and len(y) == 60, "the labels that lie in the file are used"
+    assert 0 <= accuracy <= 1 and len(y) == 60, "the labels in the file are used"
     assert all(found["genlab's"] == other for other in found.values()), found
 
 
 @pytest.mark.parametrize(
     ("arrays", "options", "words"),
     [
-        ({"x": np.zeros((9, 1, 7, 7))}, (), "prepare.size"),
+        ({"x": np.zeros((9, 1, 7, 7))}, (), "preprocess.size"),
         ({"x": np.full((9, 1, 8, 8), 7.0)}, (), "outside of [-1, 1]"),
         ({"x": np.full((9, 1, 8, 8), np.nan)}, (), "not finite"),
         ({"x": np.zeros((2, 1, 8, 8))}, (), "at least 4"),
         ({"x": np.zeros((9, 1, 8, 8))}, ("n=10",), "n=10 cannot be measured"),
         ({"x": np.zeros((9, 1, 8, 8)), "y": np.zeros(3)}, (), "y is (3,)"),
-        ({"a": np.zeros(3), "b": np.zeros(3)}, (), "holds the arrays a, b"),
+        ({"a": np.zeros(3), "b": np.zeros(3)}, (), "has the arrays a, b"),
         ({"x": np.array(["a"], dtype=object)}, (), "plain numbers"),
-        ({"x": np.zeros((9, 1, 8, 8))}, ("metrics=[likelihood]",), "not samples alone"),
+        ({"x": np.zeros((9, 1, 8, 8))}, ("metrics=[likelihood]",), "only samples are given"),
         ({"x": np.zeros((9, 1, 8, 8))}, ("features=[coordinates]",), "does not suit digits"),
         ({"x": np.zeros((9, 1, 8, 8))}, ("features=[inceptoin]",), "did you mean 'inception'"),
         ({"x": np.zeros((9, 1, 8, 8))}, ("run=somewhere",), "not both"),
-        (None, (), "there is no such file or folder"),
+        (None, (), "no such file or folder"),
     ],
 )
-def test_samples_that_cannot_be_measured_are_refused(genlab, tmp_path, arrays, options, words):
+def test_invalid_samples_are_refused(genlab, tmp_path, arrays, options, words):
     if arrays:
         np.savez(tmp_path / "given.npz", **arrays)
     assert words in genlab("evaluate", "samples=given.npz", "dataset=digits", *options).error
 
 
-def test_a_run_is_measured_on_its_own_data(genlab, trained):
+def test_run_is_measured_on_its_own_data(genlab, trained):
     assert "samples=" in genlab("evaluate", f"run={trained('model=gan')}", "dataset=digits").error
-    assert "samples= needs dataset=" in genlab("evaluate", "samples=x").error
+    assert "samples= requires dataset=" in genlab("evaluate", "samples=x").error
 
 
-def test_a_metric_can_choose_the_best_checkpoint(genlab, tmp_path):
-    run = ("train", "model=gan", "trainer.steps=4", "trainer.batch_size=8", "trainer.evaluate_every=2", "trainer.preview_every=0",
-           "device=cpu", "out=run", "evaluate.metrics=[frechet]", "evaluate.n=40")  # fmt: skip
+def test_monitored_metric_selects_the_best_checkpoint(genlab, tmp_path):
+    run = (
+        "train",
+        "model=gan",
+        "trainer.steps=4",
+        "trainer.batch_size=8",
+        "trainer.evaluate_every=2",
+        "trainer.preview_every=0",
+        "device=cpu",
+        "out=run",
+        "evaluate.metrics=[frechet]",
+        "evaluate.n=40",
+    )
     result = genlab(*run, "trainer.monitor=frechet_classifier")
     assert result.code == 0, result.err
     assert (tmp_path / "run" / "checkpoints" / "best.pt").exists()
@@ -191,7 +229,7 @@ def test_a_metric_can_choose_the_best_checkpoint(genlab, tmp_path):
     assert "evaluate.n=3" in genlab(*run, "out=other", "evaluate.n=3").error
 
 
-def test_what_is_made_once_is_kept_by_its_content(tmp_path, monkeypatch, capsys):
+def test_cache_is_keyed_by_content(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("GENLAB_CACHE", str(tmp_path))
     made = []
 
@@ -200,28 +238,34 @@ def test_what_is_made_once_is_kept_by_its_content(tmp_path, monkeypatch, capsys)
         return {"x": torch.arange(3)}
 
     for _ in range(2):
-        assert cached("kind", "key", make)["x"].tolist() == [0, 1, 2]
+        assert load_or_compute("kind", "key", make)["x"].tolist() == [0, 1, 2]
     assert len(made) == 1
-    (path,) = folder().rglob("*.pt")
+    (path,) = cache_folder().rglob("*.pt")
     path.write_bytes(path.read_bytes()[:50])
-    assert cached("kind", "key", make)["x"].tolist() == [0, 1, 2] and len(made) == 2
-    assert "is made anew" in capsys.readouterr().err
+    assert load_or_compute("kind", "key", make)["x"].tolist() == [0, 1, 2] and len(made) == 2
+    assert "is computed again" in capsys.readouterr().err
     zeros = torch.zeros(2, 3)
-    keys = {digest(zeros), digest(zeros.T), digest(zeros.double()), digest("a", "b"), digest("ab")}
+    keys = {
+        content_hash(zeros),
+        content_hash(zeros.T),
+        content_hash(zeros.double()),
+        content_hash("a", "b"),
+        content_hash("ab"),
+    }
     assert len(keys) == 5
 
 
-def test_the_classifier_is_the_datas_own():
+def test_classifier_is_independent_of_the_validation_split():
     spaces = []
-    for share in (0.1, 0.3):  # what a run holds out for validation does not change the space
+    for share in (0.1, 0.3):  # the validation split does not change the feature space
         _, dataset, _ = built("model=gan", f"dataset.validation={share}", *SMALL)
         before = torch.get_rng_state()
-        spaces.append(Classifier.of(dataset, torch.device("cpu")))
+        spaces.append(Classifier.for_dataset(dataset, torch.device("cpu")))
         assert torch.equal(torch.get_rng_state(), before)
     assert spaces[0].key == spaces[1].key and spaces[0].accuracy > 0.97
-    train, test = dataset.shown("train"), dataset.shown("test")
+    train, test = dataset.head_bytes("train"), dataset.head_bytes("test")
     assert spaces[0](train.x)[0].square().mean().sqrt() == pytest.approx(1, abs=0.02), (
-        "a feature is of size 1"
+        "features are normalized"
     )
     assert (spaces[0](test.x)[1].argmax(1) == test.y).double().mean() == pytest.approx(
         spaces[0].accuracy
@@ -229,33 +273,33 @@ def test_the_classifier_is_the_datas_own():
 
 
 @pytest.mark.parametrize("binarize", ["none", "dynamic", "threshold"])
-def test_images_are_shown_as_the_bytes_that_they_were_drawn_from(binarize):
+def test_head_bytes_returns_the_original_bytes(binarize):
     _, dataset, _ = built(
-        "model=gan", f"prepare.binarize={binarize}", "prepare.range=[0,1]", *SMALL
+        "model=gan", f"preprocess.binarize={binarize}", "preprocess.range=[0,1]", *SMALL
     )
-    shown, taken = dataset.shown("test", 50, seed=3), dataset.take("test", 50, seed=3)
+    shown, taken = dataset.head_bytes("test", 50, seed=3), dataset.head("test", 50, seed=3)
     assert shown.x.dtype == torch.uint8 and torch.equal(shown.y, taken.y)
-    if binarize == "dynamic":  # the coin's probability is what is shown: sure ones stay
+    if binarize == "dynamic":  # the probabilities are returned; 0 and 1 are certain
         sure = (shown.x == 0) | (shown.x == 255)
         assert torch.equal(shown.x[sure] / 255, taken.x[sure]) and not sure.all()
     else:
         torch.testing.assert_close(shown.x / 255, taken.x, atol=1 / 510 + 1e-6, rtol=0)
 
 
-def test_samples_and_labels_of_a_conditional_model_are_as_frequent_as_in_training():
+def test_labels_of_samples_are_as_frequent_as_in_training():
     _, dataset, trainer = built("model=gan", "model.conditional=true", *SMALL)
-    subject = Subject(dataset, Settings(n=300), model=trainer.sampler())
+    context = MetricContext(dataset, Settings(n=300), model=trainer.eval_model())
     assert (
-        len(subject.shown(5)) == 5 and subject.draw_seconds is None
-    )  # to be looked at: no more than that is drawn
-    assert isinstance(subject.drawn, Batch)
-    assert torch.equal(subject.shown(5).x, subject.drawn.x[:5])
-    counts = torch.bincount(subject.drawn.y, minlength=10)
+        len(context.preview_samples(5)) == 5 and context.sampling_seconds is None
+    )  # a preview draws no more samples than it shows
+    assert isinstance(context.generated, Batch)
+    assert torch.equal(context.preview_samples(5).x, context.generated.x[:5])
+    counts = torch.bincount(context.generated.y, minlength=10)
     assert len(counts) == 10 and counts.min() > 10
-    assert subject.draw_seconds > 0
+    assert context.sampling_seconds > 0
 
 
-def test_evaluate_refuses_a_folder_of_another_kind(tmp_path):
+def test_evaluate_refuses_an_unsuitable_folder(tmp_path):
     (tmp_path / "empty").mkdir()
     assert "no image" in run_here("evaluate", "samples=empty", "dataset=digits", cwd=tmp_path).error
     Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / "empty" / "a.png")

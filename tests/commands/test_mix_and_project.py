@@ -1,4 +1,4 @@
-"""What can be done with the codes of a style-based generator: mix, project, and the space w of the latent commands."""
+"""Codes of a style-based generator: mix, project, and the space w of the latent commands."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ import torch
 from PIL import Image
 
 from genlab.builders import entrypoints
-from genlab.commands.mix import mixtures
-from genlab.commands.project import edits
+from genlab.commands.mix import mix_styles
+from genlab.commands.project import apply_edit
 from genlab.inference import latent_search, queries
 
-STYLE = ("model=stylegan2", "model.maps=8", "model.latent=12", "model.layers=2")
+STYLE = ("model=stylegan2", "model.channel_max=8", "model.latent=12", "model.num_mapping_layers=2")
 GAN = ("model=gan", "model.latent=8", "model.hidden=[16]")
 
 
@@ -28,14 +28,14 @@ def loaded(folder: Path):
 
 @pytest.fixture
 def ask(trained, tmp_path):
-    """`ask("mix", n=3)` asks a StyleGAN2 and returns what it wrote: the JSON and the .npz as one dict."""
+    """`ask("mix", n=3)` runs a command on a StyleGAN2; returns its JSON and .npz as one dict."""
 
     def answer(command: str, *, of: tuple[str, ...] = STYLE, **options) -> dict:
         out = tmp_path / "asked"
         for old in out.glob("*"):
             old.unlink()
         record = getattr(import_module(f"genlab.commands.{command}"), command)(
-            loaded(trained(*of)), **options, out=str(out)
+            loaded(trained(*of)), **options, output_dir=str(out)
         )
         (file,), (arrays,) = out.glob("*.json"), out.glob("*.npz")
         assert json.loads(file.read_text()) == json.loads(json.dumps(record)) and list(
@@ -47,23 +47,23 @@ def ask(trained, tmp_path):
     return answer
 
 
-# --- mix --------------------------------------------------------------------------------------------------------------
+# --- mix ------------------------------------------------------------------------------------------
 
 
-def test_mixtures_are_loops_over_layers():
+def test_mix_styles_replaces_a_range_of_layers():
     torch.manual_seed(0)
     a, b = torch.randn(2, 5, 3), torch.randn(4, 5, 3)
-    found = mixtures(a, b, 1, 3)
+    found = mix_styles(a, b, 1, 3)
     assert found.shape == (2, 4, 5, 3)
     for i in range(2):
         for j in range(4):
             assert torch.equal(found[i, j], torch.cat([a[i, :1], b[j, 1:3], a[i, 3:]]))
-    assert torch.equal(mixtures(a, b, 0, 5), b.expand(2, 4, 5, 3)) and torch.equal(
-        mixtures(a, b, 2, 2)[:, 0], a
+    assert torch.equal(mix_styles(a, b, 0, 5), b.expand(2, 4, 5, 3)) and torch.equal(
+        mix_styles(a, b, 2, 2)[:, 0], a
     )
 
 
-def test_mix_decodes_the_mixtures(ask, trained):
+def test_mix_decodes_the_mix_styles(ask, trained):
     found = ask("mix", rows=2, columns=3)
     model = loaded(trained(*STYLE)).model
     assert (
@@ -71,9 +71,9 @@ def test_mix_decodes_the_mixtures(ask, trained):
     )
     for scale in ("coarse", "middle", "fine"):
         start, end = found[f"{scale}_layers"]
-        w = mixtures(found["w_a"], found["w_b"], start, end + 1)
+        w = mix_styles(found["w_a"], found["w_b"], start, end + 1)
         torch.testing.assert_close(
-            found[scale], model.synthesise(w.flatten(0, 1)).detach().unflatten(0, (2, 3))
+            found[scale], model.synthesize(w.flatten(0, 1)).detach().unflatten(0, (2, 3))
         )
         off = (found[scale] - found["a"][:, None]).double().square().mean().item()
         assert found[f"{scale}_of_b_distance_to_a"]["value"] == pytest.approx(off, rel=1e-5)
@@ -88,58 +88,67 @@ def test_mix_decodes_the_mixtures(ask, trained):
     )
 
 
-# --- w in the latent commands -----------------------------------------------------------------------------------------
+# --- w in the latent commands ---------------------------------------------------------------------
 
 
-def test_w_is_the_style_of_the_prior(trained):
+def test_w_codes_are_styles_of_prior_draws(trained):
     run = loaded(trained(*STYLE))
     torch.manual_seed(0)
-    w = queries.draw(run, 3, space="w")
+    w = queries.draw_prior_codes(run, 3, space="w")
     torch.manual_seed(0)
     z = run.model.prior(3)
-    torch.testing.assert_close(queries.decoder(run, "w")(w), run.model.decode(z))
-    assert queries.reference(run, "test", 0, space="w").shape == (queries.DRAWS, 12)
+    torch.testing.assert_close(queries.decoder_for(run, "w")(w), run.model.decode(z))
+    assert queries.reference_codes(run, split="test", seed=0, space="w").shape == (
+        queries.REFERENCE_CODES,
+        12,
+    )
 
 
 @pytest.mark.parametrize("space", ["z", "w"])
-def test_the_latent_commands_take_a_space(ask, trained, space):
+def test_latent_commands_accept_a_space(ask, trained, space):
     run = loaded(trained(*STYLE))
-    decode = torch.no_grad()(queries.decoder(run, space))
+    decode = torch.no_grad()(queries.decoder_for(run, space))
     torch.manual_seed(5)
-    codes = queries.draw(run, 9, space=space)
+    codes = queries.draw_prior_codes(run, 9, space=space)
     ways = ask("interpolate", n=2, frames=3, space=space, seed=5)
     torch.testing.assert_close(ways["z"][:, 1], (ways["z"][:, 0] + ways["z"][:, 2]) / 2)
     torch.testing.assert_close(ways["frames"].flatten(0, 1), decode(ways["z"].flatten(0, 1)))
     sums = ask(
-        "arithmetic", by="draw", space=space, a=[0, 1, 2], b=[3, 4, 5], c=[6, 7, 8], n=9, seed=5
+        "arithmetic",
+        group_by="draw",
+        space=space,
+        a=[0, 1, 2],
+        b=[3, 4, 5],
+        c=[6, 7, 8],
+        n=9,
+        seed=5,
     )
-    means = codes.unflatten(0, (3, 3)).mean(1)  # of three draws a term
+    means = codes.unflatten(0, (3, 3)).mean(1)  # of three draws per term
     torch.testing.assert_close(sums["z"], torch.cat([means, means[:1] - means[1:2] + means[2:]]))
     torch.testing.assert_close(sums["direction"], means[2] - means[1])
     moved = ask("traverse", n=2, frames=3, space=space)
     assert moved["frames"].shape[:2] == (2, 3) and moved["start"].shape == (12,)
 
 
-# --- project ----------------------------------------------------------------------------------------------------------
+# --- project --------------------------------------------------------------------------------------
 
 
-def test_the_best_of_several_searches_comes_first():
+def test_restarts_return_the_best_code_first():
     torch.manual_seed(0)
     double_well = lambda z: (z.square() - 1).square() + 0.3 * z  # noqa: E731 — its minimum at −1 is the lower one
     usual = torch.randn(100, 1, dtype=torch.float64)
     x = torch.full((2, 1), -0.31, dtype=torch.float64)
     known = torch.ones_like(x, dtype=torch.bool)
     first = torch.tensor([[1.2], [-1.2], [-1.2], [1.2]], dtype=torch.float64)
-    z = latent_search.searches(
-        double_well, x, known, tries=2, first=first, usual=usual, weight=0.0, steps=200
-    )
+    search = latent_search.LatentSearch(usual, prior_weight=0.0, steps=200)
+    z = latent_search.optimize_with_restarts(double_well, x, known, search, tries=2, start=first)
     assert z.shape == (2, 2, 1)
     left = (double_well(z) - x[:, None]).square().squeeze(2)
     assert (left[:, 0] <= left[:, 1]).all() and (z[:, 0] < -0.8).all() and (z[:, 1] > 0.8).all()
 
 
 @pytest.mark.parametrize("space", ["z", "w"])
-def test_project_finds_an_item_of_its_own(ask, trained, tmp_path, space):
+def test_project_finds_a_generated_image(ask, trained, tmp_path, space):
     run = loaded(trained(*STYLE))
     torch.manual_seed(7)
     low, high = run.spec.range
@@ -151,41 +160,46 @@ def test_project_finds_an_item_of_its_own(ask, trained, tmp_path, space):
     )
     Image.fromarray(mine).save(tmp_path / "mine.png")
     found = ask(
-        "project", images=str(tmp_path / "mine.png"), space=space, steps=150, tries=2, weight=0.0
+        "project",
+        images=str(tmp_path / "mine.png"),
+        space=space,
+        steps=150,
+        tries=2,
+        prior_weight=0.0,
     )
     assert found["x"].shape == found["found"].shape == (1, *run.spec.shape)
     np.testing.assert_array_equal(
         ((found["x"][0, 0] - low) / (high - low) * 255).round().byte(), mine
     )
     torch.testing.assert_close(
-        found["found"], torch.no_grad()(queries.decoder(run, space))(found["z"])
+        found["found"], torch.no_grad()(queries.decoder_for(run, space))(found["z"])
     )
     error = (found["x"] - found["found"]).double().square().sum().item()
     assert found["squared_error"]["value"] == pytest.approx(error)
-    assert error < 0.1 * found["squared_error_of_the_mean_item"]["value"]
+    assert error < 0.1 * found["squared_error_of_mean_item"]["value"]
 
 
-def test_edits_go_towards_the_next_or_along_a_direction(ask):
+def test_edits_interpolate_or_follow_a_direction(ask):
     z = torch.randn(3, 4)
-    ways, names = edits(z, "interpolate", (0.0, 1.0))
+    ways, names = apply_edit(z, "interpolate", (0.0, 1.0))
     torch.testing.assert_close(ways, torch.stack([z, z.roll(-1, 0)], 1))
     assert names == ["+0", "+1"]
-    sums = ask("arithmetic", of=GAN, by="draw", a=0, b=1, c=2, n=3)
+    sums = ask("arithmetic", of=GAN, group_by="draw", a=0, b=1, c=2, n=3)
     kept = Path(sums["npz"]).rename(sums["npz"].parent.parent / "direction.npz")
     found = ask("project", of=GAN, n=2, steps=3, tries=1, edit=str(kept), strengths=(0.5, -1.0))
     moved = found["z"][:, None] + torch.tensor([0.5, -1.0])[:, None] * sums["direction"]
-    torch.testing.assert_close(found["codes_of_edits"], moved)
+    torch.testing.assert_close(found["edited_z"], moved)
     assert found["edited"].shape[:2] == (2, 2)
 
 
 REFUSED = [
     (GAN, "mix", ["genlab mix needs", "stylegan2"]),
-    (GAN, "project space=w", ["GAN has no synthesise", "stylegan2"]),
-    (GAN, "interpolate space=w", ["GAN has no styles", "stylegan2"]),
+    (GAN, "project space=w", ["GAN does not support `synthesize`", "stylegan2"]),
+    (GAN, "interpolate space=w", ["GAN does not support `styles`", "stylegan2"]),
     (STYLE, "mix cuts=[3,9]", ["cuts=[3, 9]", "0 to 3"]),
-    (STYLE, "interpolate space=w between=data", ["has no encode"]),
+    (STYLE, "interpolate space=w endpoints=data", ["does not support `encode`"]),
     (STYLE, "traverse space=w item=3", ["space=z", "genlab project"]),
-    (STYLE, "arithmetic space=w a=3", ["by=draw"]),
+    (STYLE, "arithmetic space=w a=3", ["group_by=draw"]),
     (STYLE, "project edit=nothing.npz", ["edit=nothing.npz", "interpolate"]),
     (STYLE, "project images=nothing.png", ["nothing.png", "cannot be read"]),
     (GAN, "sample sampler.truncation=0.5", ["truncation"]),
@@ -193,7 +207,7 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("of", "words", "said"), REFUSED, ids=[words for _, words, _ in REFUSED])
-def test_a_refusal_says_what_would_be_right(of, words, said, genlab, trained):
+def test_error_message_names_the_fix(of, words, said, genlab, trained):
     command, *options = words.split()
     error = genlab(command, f"run={trained(*of)}", "device=cpu", *options).error
     assert all(word in error for word in said), error
@@ -207,8 +221,10 @@ COMMAND_LINES = [
 
 
 @pytest.mark.parametrize("words", COMMAND_LINES, ids=lambda words: words[0])
-def test_the_command_line_takes_the_options(words, genlab, trained):
-    run = partial(genlab, words[0], f"run={trained(*STYLE)}", "device=cpu", "out=here", *words[1:])
+def test_command_line_options_are_accepted(words, genlab, trained):
+    run = partial(
+        genlab, words[0], f"run={trained(*STYLE)}", "device=cpu", "output_dir=here", *words[1:]
+    )
     result = run()
     assert result.code == 0, result.err
     assert ".png" in result.out and ".npz" in result.out

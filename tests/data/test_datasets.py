@@ -1,4 +1,4 @@
-"""The data layer: exact laws, exact streams, and images of every kind."""
+"""Datasets: toy distributions, reproducible batches, and images of every format."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from PIL import Image
 
 from genlab.data.digits import Digits
 from genlab.data.fake import Fake
-from genlab.data.image_decoding import Reader
+from genlab.data.image_decoding import ImageDecoder
 from genlab.data.image_folder import CelebA, ImageFolder
-from genlab.data.preprocessing import Preparation
+from genlab.data.preprocessing import Preprocessor
 from genlab.data.stacked_mnist import StackedMNIST
 from genlab.data.tabular import Table
 from genlab.data.torchvision_sets import CIFAR10, KMNIST, MNIST
@@ -25,12 +25,12 @@ from genlab.data.toy_points import Points
 from genlab.errors import UserError
 
 
-def same(a, b) -> bool:
+def is_equal(a, b) -> bool:
     labels = (a.y is None and b.y is None) or torch.equal(a.y, b.y)
     return torch.equal(a.x, b.x) and labels
 
 
-def real(*parts: str) -> Path:
+def real_data(*parts: str) -> Path:
     root = os.environ.get("GENLAB_DATA")
     path = Path(root or ".").joinpath(*parts)
     if not root or not path.exists():
@@ -38,12 +38,12 @@ def real(*parts: str) -> Path:
     return path
 
 
-# --- laws ------------------------------------------------------------------------------------------------------------
+# --- toy distributions ----------------------------------------------------------------------------
 
-ENTROPIES = [  # name, options, entropy in nats where a formula gives it
+ENTROPIES = [  # name, options, entropy in nats if there is a formula
     ("ring", {}, math.log(8) + 1 + math.log(2 * math.pi * 0.1**2)),
     ("ring", {"radius": 1.0, "std": 0.01}, -4.2930),
-    ("ring", {"modes": 1}, 1 + math.log(2 * math.pi * 0.1**2)),
+    ("ring", {"num_modes": 1}, 1 + math.log(2 * math.pi * 0.1**2)),
     ("ring", {"std": 0.5}, None),  # the modes overlap
     ("grid", {}, 0.0653),
     ("grid", {"spacing": 1.0}, 0.0653),
@@ -55,9 +55,9 @@ ENTROPIES = [  # name, options, entropy in nats where a formula gives it
 
 
 @pytest.mark.parametrize(("name", "options", "entropy"), ENTROPIES)
-def test_law(name, options, entropy):
-    points = Points(name=name, n=100, held_out=10_000, **options)
-    x, _ = points.arrays("test")
+def test_toy_distribution_entropy_and_normalization(name, options, entropy):
+    points = Points(name=name, n=100, num_heldout=10_000, **options)
+    x, _ = points.raw_arrays("test")
     surprise = -points.log_prob(x.double())
     error = (surprise.std() / len(x) ** 0.5).item()
     assert abs(surprise.mean().item() - points.entropy) < 5.5 * error + 1e-6
@@ -73,35 +73,40 @@ def test_law(name, options, entropy):
     assert mass == pytest.approx(1, abs=1e-6)
 
 
-def test_law_refuses_what_it_has_not():
-    with pytest.raises(UserError, match="moons has no dataset.radius"):
+def test_unknown_distribution_options_are_refused():
+    with pytest.raises(UserError, match="moons does not have dataset.radius"):
         Points(name="moons", radius=1.0)
 
 
-# --- the stream ------------------------------------------------------------------------------------------------------
+# --- batches --------------------------------------------------------------------------------------
 
 SETS = {
-    "digits": lambda: Digits(dequantise=True, flip=True),
-    "dynamic": lambda: Fake(n=100, classes=3, binarize="dynamic"),
+    "digits": lambda: Digits(dequantize=True, flip=True),
+    "dynamic": lambda: Fake(n=100, num_classes=3, binarize="dynamic"),
     "plain": lambda: Fake(n=7),
-    "points": lambda: Points(n=50, held_out=10),
+    "points": lambda: Points(n=50, num_heldout=10),
 }
 
 
 @pytest.mark.parametrize("name", SETS)
-def test_stream(name):
-    """Batch k depends on (seed, k) alone; shards join to the batch; an epoch holds each item once; no global draw."""
+def test_batches_are_reproducible(name):
+    """Batch k depends only on (seed, k), shards join to it, an epoch has each item once.
+
+    The global random state is not used.
+    """
     data = SETS[name]()
     state = torch.get_rng_state()
     whole = list(islice(data.batches("train", 24, seed=3), 8))
     assert torch.equal(state, torch.get_rng_state())
     assert all(len(batch) == 24 for batch in whole)
-    assert all(map(same, whole[5:], islice(SETS[name]().batches("train", 24, seed=3, start=5), 3)))
-    assert not same(whole[0], next(data.batches("train", 24, seed=4)))
+    assert all(
+        map(is_equal, whole[5:], islice(SETS[name]().batches("train", 24, seed=3, start=5), 3))
+    )
+    assert not is_equal(whole[0], next(data.batches("train", 24, seed=4)))
 
-    every = list(islice(data.batches("train", 24, seed=3, shard=range(3), shards=3), 24))
-    alone = list(islice(data.batches("train", 24, seed=3, shard=1, shards=3), 8))
-    assert all(map(same, every[1::3], alone))
+    every = list(islice(data.batches("train", 24, seed=3, shard=range(3), num_shards=3), 24))
+    alone = list(islice(data.batches("train", 24, seed=3, shard=1, num_shards=3), 8))
+    assert all(map(is_equal, every[1::3], alone))
     joint = torch.cat([batch.x for batch in every[:3]])
     if name in ("plain", "points"):
         assert torch.equal(joint, whole[0].x)
@@ -109,33 +114,33 @@ def test_stream(name):
         assert torch.equal(torch.cat([batch.y for batch in every[:3]]), whole[0].y)
 
     if name == "plain":  # 7 items: positions 0 … 6 are one epoch, 7 … 13 the next
-        raw = data.prepare(data.arrays("train")[0], torch.Generator())
+        raw = data.preprocess(data.raw_arrays("train")[0], torch.Generator())
         for epoch in (whole[0].x[:7], whole[0].x[7:14]):
             assert torch.equal(epoch.flatten(1).unique(dim=0), raw.flatten(1).unique(dim=0))
 
 
 @pytest.mark.parametrize("name", SETS)
-def test_pass_in_order(name):
-    """One pass has each item once, in order, with noise that does not follow the batch size; `take` repeats itself."""
+def test_ordered_pass_does_not_depend_on_the_batch_size(name):
+    """It has each item once, in order, with the same noise; `head` is reproducible."""
     data = SETS[name]()
     n = data.size("train")
     one, many = (list(data.batches("train", b, seed=1, shuffle=False)) for b in (n, 6))
     assert len(one) == 1 and torch.equal(one[0].x, torch.cat([b.x for b in many]))
     assert len(many[-1]) == (n % 6 or 6)
-    assert same(many[1], next(data.batches("train", 6, seed=1, shuffle=False, start=1)))
-    cut = list(data.batches("train", 6, seed=1, shuffle=False, shard=[0, 1], shards=2))
+    assert is_equal(many[1], next(data.batches("train", 6, seed=1, shuffle=False, start=1)))
+    cut = list(data.batches("train", 6, seed=1, shuffle=False, shard=[0, 1], num_shards=2))
     assert torch.equal(torch.cat([b.x for b in cut]), one[0].x)
-    assert same(data.take("test", 5, seed=2), data.take("test", 5, seed=2))
-    assert len(data.take("test", None)) == len(data.take("test", 10**9)) == data.size("test")
+    assert is_equal(data.head("test", 5, seed=2), data.head("test", 5, seed=2))
+    assert len(data.head("test", None)) == len(data.head("test", 10**9)) == data.size("test")
 
 
-def test_refusals():
+def test_invalid_batch_requests_are_refused():
     data = Fake()
     for call, words in [
         (lambda: data.batches("trian", 4), "did you mean 'train'"),
-        (lambda: data.batches("train", 10, shards=4), "cannot be cut into 4 equal parts"),
-        (lambda: data.batches("train", 10, shards=2, shard=2), "no shard 2"),
-        (lambda: Digits(validation=0.0).take("validation", 4), "no validation items"),
+        (lambda: data.batches("train", 10, num_shards=4), "cannot be cut into 4 equal parts"),
+        (lambda: data.batches("train", 10, num_shards=2, shard=2), "no shard 2"),
+        (lambda: Digits(validation=0.0).head("validation", 4), "no validation items"),
         (lambda: Fake(range=(1, 0)), "is empty"),
     ]:
         with pytest.raises(UserError, match=words):
@@ -143,16 +148,16 @@ def test_refusals():
 
 
 @pytest.mark.parametrize(
-    "make", [Digits, lambda **o: Table(path=str(real("tabular", "magic04.data")), **o)]
+    "make", [Digits, lambda **o: Table(path=str(real_data("tabular", "magic04.data")), **o)]
 )
-def test_splits(make):
-    """The splits are disjoint, make up the whole, and follow `split_seed` alone."""
+def test_seeded_splits(make):
+    """The splits are disjoint and complete, and depend only on `split_seed`."""
     data = make()
-    rows = {s: data.arrays(s)[0].flatten(1) for s in ("train", "validation", "test")}
+    rows = {s: data.raw_arrays(s)[0].flatten(1) for s in ("train", "validation", "test")}
     n = sum(map(len, rows.values()))
     assert len(rows["test"]) == len(rows["validation"]) == round(n / 10)
-    assert torch.equal(rows["test"], make().arrays("test")[0].flatten(1))
-    assert not torch.equal(rows["test"], make(split_seed=1).arrays("test")[0].flatten(1))
+    assert torch.equal(rows["test"], make().raw_arrays("test")[0].flatten(1))
+    assert not torch.equal(rows["test"], make(split_seed=1).raw_arrays("test")[0].flatten(1))
     if isinstance(data, Digits):
         assert torch.cat(list(rows.values())).unique(dim=0).shape == (
             1797,
@@ -160,39 +165,40 @@ def test_splits(make):
         )  # all 1,797 digits differ
 
 
-# --- preparation -----------------------------------------------------------------------------------------------------
+# --- preprocessing --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("levels", [2, 5, 17, 256])
 @pytest.mark.parametrize("interval", [(0.0, 1.0), (-1.0, 1.0), (-0.5, 0.5)])
-def test_preparation(levels, interval):
+def test_preprocessing(levels, interval):
     low, high = interval
     k = torch.arange(levels, dtype=torch.uint8).repeat(20_000 // levels).view(-1, 1, 1, levels)
     share = torch.arange(levels) / (levels - 1)
-    prepare = lambda **o: Preparation(levels=levels, range=interval, **o)(
-        k, torch.Generator().manual_seed(0)
-    )  # noqa: E731
 
-    torch.testing.assert_close(prepare()[0, 0, 0], low + share * (high - low))
-    assert prepare().aminmax() == (low, high)
+    def preprocess(**options):
+        preprocessor = Preprocessor(levels=levels, range=interval, **options)
+        return preprocessor(k, torch.Generator().manual_seed(0))
 
-    hard, drawn = prepare(binarize="threshold"), prepare(binarize="dynamic")
+    torch.testing.assert_close(preprocess()[0, 0, 0], low + share * (high - low))
+    assert preprocess().aminmax() == (low, high)
+
+    hard, drawn = preprocess(binarize="threshold"), preprocess(binarize="dynamic")
     assert torch.equal(hard[0, 0, 0], torch.where(share > 0.5, high, low))
     assert set(drawn.unique().tolist()) == {low, high}
     assert (drawn[..., 0] == low).all() and (drawn[..., -1] == high).all()
     ones = (drawn == high).float().mean((0, 1, 2))
     assert ((ones - share).abs() <= 5 * (share * (1 - share) / len(k)).sqrt()).all()
 
-    spread = (prepare(dequantise=True).double() - low) / (high - low) * levels
-    assert low <= prepare(dequantise=True).min() and prepare(dequantise=True).max() < high
+    spread = (preprocess(dequantize=True).double() - low) / (high - low) * levels
+    assert low <= preprocess(dequantize=True).min() and preprocess(dequantize=True).max() < high
     u = spread - k
     assert u.min() > -1e-4 and u.max() < 1 + 1e-4
     assert u.mean() == pytest.approx(0.5, abs=0.011) and u.var() == pytest.approx(1 / 12, abs=0.005)
 
 
-def test_spec_follows_preparation():
-    spec = Digits(binarize="dynamic", dequantise=True, range=(0, 1)).spec
-    assert (spec.levels, spec.dequantised, spec.range, spec.shape, spec.classes) == (
+def test_spec_describes_the_preprocessed_data():
+    spec = Digits(binarize="dynamic", dequantize=True, range=(0, 1)).spec
+    assert (spec.levels, spec.dequantized, spec.range, spec.shape, spec.num_classes) == (
         2,
         True,
         (0.0, 1.0),
@@ -202,20 +208,22 @@ def test_spec_follows_preparation():
     assert Digits().spec.levels == 17 and Digits(size=16).spec.levels == 256
     assert (
         Digits(size=16).spec.shape == (1, 16, 16)
-        and Digits(size=16).arrays("train")[0].max() == 255
+        and Digits(size=16).raw_arrays("train")[0].max() == 255
     )
 
 
 def test_flip_mirrors_half_of_the_training_images_only():
     data = Fake(n=1000, flip=True)
-    raw = data.prepare(data.arrays("train")[0], torch.Generator())
-    batch = data.prepare(data.arrays("train")[0], torch.Generator().manual_seed(0), augment=True)
+    raw = data.preprocess(data.raw_arrays("train")[0], torch.Generator())
+    batch = data.preprocess(
+        data.raw_arrays("train")[0], torch.Generator().manual_seed(0), augment=True
+    )
     kept = (batch == raw).flatten(1).all(1)
     assert torch.equal(batch[~kept], raw[~kept].flip(-1)) and 400 < kept.sum() < 600
     assert torch.equal(next(data.batches("train", 1000, shuffle=False)).x, raw)
 
 
-# --- image files -----------------------------------------------------------------------------------------------------
+# --- image files ----------------------------------------------------------------------------------
 
 
 def write(path: Path, array: np.ndarray | Image.Image, **options) -> None:
@@ -226,7 +234,7 @@ def write(path: Path, array: np.ndarray | Image.Image, **options) -> None:
 
 @pytest.fixture
 def folder(tmp_path):
-    """24 grey images 6×6 in two class folders."""
+    """24 gray images 6×6 in two class folders."""
     for i in range(24):
         write(
             tmp_path / "ab"[i % 2] / f"{i:02}.png",
@@ -235,30 +243,30 @@ def folder(tmp_path):
     return tmp_path
 
 
-def test_every_kind_of_image(tmp_path):
-    """Grey, RGB, RGBA, palette, 16-bit, CMYK, 1-bit and rotated files give the bytes that they stand for."""
-    grey = np.arange(36, dtype=np.uint8).reshape(6, 6) * 7
-    colour = np.random.default_rng(0).integers(0, 256, (6, 6, 3), dtype=np.uint8)
-    half = np.dstack([colour, np.full((6, 6), 51, dtype=np.uint8)])
-    palette = Image.fromarray(grey).convert("P")
+def test_image_formats_are_decoded(tmp_path):
+    """Gray, RGB, RGBA, palette, 16-bit, CMYK, 1-bit and rotated files give the right bytes."""
+    gray = np.arange(36, dtype=np.uint8).reshape(6, 6) * 7
+    color = np.random.default_rng(0).integers(0, 256, (6, 6, 3), dtype=np.uint8)
+    half = np.dstack([color, np.full((6, 6), 51, dtype=np.uint8)])
+    palette = Image.fromarray(gray).convert("P")
     palette.putpalette([v for i in range(256) for v in (i, 255 - i, 0)])
     turned = Image.Exif()
-    turned[0x0112] = 6  # stored rotated: to be turned by 90° clockwise
+    turned[0x0112] = 6  # stored rotated by 90°
     cases = {
-        "grey.png": (grey, {}, np.dstack([grey] * 3)),
-        "grey.pgm": (grey, {}, np.dstack([grey] * 3)),
-        "rgb.png": (colour, {}, colour),
-        "rgba.png": (half, {}, np.round(255 - (255.0 - colour) * 0.2)),
-        "palette.png": (palette, {}, np.dstack([grey, 255 - grey, 0 * grey])),
-        "deep.png": (grey.astype(np.uint16) * 257, {}, np.dstack([grey] * 3)),
+        "gray.png": (gray, {}, np.dstack([gray] * 3)),
+        "gray.pgm": (gray, {}, np.dstack([gray] * 3)),
+        "rgb.png": (color, {}, color),
+        "rgba.png": (half, {}, np.round(255 - (255.0 - color) * 0.2)),
+        "palette.png": (palette, {}, np.dstack([gray, 255 - gray, 0 * gray])),
+        "deep.png": (gray.astype(np.uint16) * 257, {}, np.dstack([gray] * 3)),
         "deep_low.png": (np.full((6, 6), 128, dtype=np.uint16), {}, np.zeros((6, 6, 3))),
         "bit.png": (
-            Image.fromarray(grey).point(lambda v: 255 * (v > 100), "1"),
+            Image.fromarray(gray).point(lambda v: 255 * (v > 100), "1"),
             {},
-            np.dstack([(grey > 100) * 255] * 3),
+            np.dstack([(gray > 100) * 255] * 3),
         ),
-        "turned.png": (colour, {"exif": turned}, np.rot90(colour, -1)),
-        "hole.png": (colour, {"transparency": tuple(colour[0, 0].tolist())}, None),
+        "turned.png": (color, {"exif": turned}, np.rot90(color, -1)),
+        "hole.png": (color, {"transparency": tuple(color[0, 0].tolist())}, None),
         "cmyk.jpg": (
             Image.new("CMYK", (6, 6), (0, 255, 255, 0)),
             {"quality": 95},
@@ -268,20 +276,22 @@ def test_every_kind_of_image(tmp_path):
     for name, (array, options, wanted) in cases.items():
         write(tmp_path / name, array, **options)
         got = (
-            Reader(channels=3, side=None, crop=None)(tmp_path / name)
+            ImageDecoder(channels=3, side=None, crop=None)(tmp_path / name)
             .permute(1, 2, 0)
             .numpy()
             .astype(float)
         )
         if wanted is None:
-            wanted = colour.astype(float)
-            wanted[(colour == colour[0, 0]).all(-1)] = 255
+            wanted = color.astype(float)
+            wanted[(color == color[0, 0]).all(-1)] = 255
         assert np.abs(got - wanted).max() <= (
             2 if name.endswith("jpg") else 1 if name == "rgba.png" else 0
         ), name
     data = ImageFolder(path=str(tmp_path), test=0.0, validation=0.0)
     assert (
-        data.spec.shape == (3, 6, 6) and data.spec.classes == 0 and data.size("train") == len(cases)
+        data.spec.shape == (3, 6, 6)
+        and data.spec.num_classes == 0
+        and data.size("train") == len(cases)
     )
     assert ImageFolder(path=str(tmp_path), channels=1).spec.shape == (1, 6, 6)
     assert data.report() == []
@@ -296,14 +306,14 @@ def test_every_kind_of_image(tmp_path):
         ("stretch", 2, [[2, 4], [6, 7]]),
     ],
 )
-def test_crop(tmp_path, crop, size, wanted):
+def test_crop_and_resize(tmp_path, crop, size, wanted):
     write(tmp_path / "wide.png", np.arange(1, 9, dtype=np.uint8).reshape(2, 4))
     data = ImageFolder(path=str(tmp_path), crop=crop, size=size, validation=0.0, test=0.0)
-    got = data.arrays("train")[0][0, 0].tolist()
+    got = data.raw_arrays("train")[0][0, 0].tolist()
     assert np.abs(np.array(got) - np.array(wanted)).max() <= (crop == "stretch" or size == 1)
 
 
-def test_crop_and_size_must_be_stated(tmp_path):
+def test_images_of_mixed_shapes_require_crop_and_size(tmp_path):
     write(tmp_path / "wide.png", np.zeros((2, 4), dtype=np.uint8))
     write(tmp_path / "big.png", np.zeros((8, 8), dtype=np.uint8))
     for options, words in [
@@ -315,9 +325,9 @@ def test_crop_and_size_must_be_stated(tmp_path):
             ImageFolder(path=str(tmp_path), **options)
 
 
-def test_class_and_split_folders(folder, tmp_path_factory):
+def test_class_folders_and_split_folders(folder, tmp_path_factory):
     data = ImageFolder(path=str(folder))
-    assert data.spec.classes == 2 and data.spec.shape == (1, 6, 6)
+    assert data.spec.num_classes == 2 and data.spec.shape == (1, 6, 6)
     assert [data.size(s) for s in ("train", "validation", "test")] == [20, 2, 2]
     base = tmp_path_factory.mktemp("split")
     for split, n in (("train", 5), ("val", 2), ("test", 3)):
@@ -328,7 +338,7 @@ def test_class_and_split_folders(folder, tmp_path_factory):
         5,
         2,
         3,
-    ] and data.spec.classes == 0
+    ] and data.spec.num_classes == 0
 
 
 def test_unreadable_images_are_named_and_counted(folder):
@@ -342,12 +352,14 @@ def test_unreadable_images_are_named_and_counted(folder):
     with pytest.raises(UserError, match="unreadable image .*text.png"):
         ImageFolder(path=str(folder), strict=True)
 
-    streamed = ImageFolder(path=str(folder), resident=False, workers=0, validation=0.0, test=0.0)
+    streamed = ImageFolder(
+        path=str(folder), cache_in_memory=False, workers=0, validation=0.0, test=0.0
+    )
     assert len(next(streamed.batches("train", 25)).x) == 25 and streamed.report() == [line]
 
 
 def test_a_small_file_that_unpacks_to_a_huge_image_is_unreadable(folder, monkeypatch):
-    monkeypatch.setattr("genlab.data.image_decoding.PIXELS", 49)
+    monkeypatch.setattr("genlab.data.image_decoding.MAX_PIXELS", 49)
     write(folder / "a" / "bomb.png", np.zeros((8, 8), dtype=np.uint8))
     assert (
         "1 of 25 images was unreadable and skipped: a/bomb.png"
@@ -355,7 +367,7 @@ def test_a_small_file_that_unpacks_to_a_huge_image_is_unreadable(folder, monkeyp
     )
 
 
-def test_folder_errors(tmp_path):
+def test_image_folder_errors(tmp_path):
     with pytest.raises(UserError, match="dataset.path=<folder>"):
         ImageFolder()
     with pytest.raises(UserError, match="no such folder"):
@@ -368,40 +380,42 @@ def test_folder_errors(tmp_path):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_streaming_is_the_resident_set_bit_for_bit(folder, workers):
+def test_streaming_equals_memory_bit_for_bit(folder, workers):
     options = dict(path=str(folder), size=4, binarize="dynamic", flip=True)
     held = ImageFolder(**options)
-    streamed = ImageFolder(**options, resident=False, workers=workers)
+    streamed = ImageFolder(**options, cache_in_memory=False, workers=workers)
     state = torch.get_rng_state()
-    order = dict(seed=5, start=2, shard=[0, 2], shards=3)
+    order = dict(seed=5, start=2, shard=[0, 2], num_shards=3)
     pairs = [(held.batches("train", 12, **order), streamed.batches("train", 12, **order))]
     pairs += [
         (held.batches("train", 7, shuffle=False), streamed.batches("train", 7, shuffle=False))
     ]
     for ours, theirs in pairs:
-        assert all(map(same, islice(ours, 9), islice(theirs, 9)))
-    assert same(held.take("train", 9), streamed.take("train", 9))
+        assert all(map(is_equal, islice(ours, 9), islice(theirs, 9)))
+    assert is_equal(held.head("train", 9), streamed.head("train", 9))
     assert torch.equal(state, torch.get_rng_state())
-    with pytest.raises(UserError, match="dataset.resident=true"):
-        streamed.arrays("train")
+    with pytest.raises(UserError, match="dataset.cache_in_memory=true"):
+        streamed.raw_arrays("train")
 
 
-def test_too_large_a_set_streams_by_itself(tmp_path):
+def test_a_dataset_over_the_memory_limit_streams(tmp_path):
     write(tmp_path / "0.png", np.zeros((8, 8), dtype=np.uint8))
     options = dict(path=str(tmp_path), size=1200, validation=0.0, test=0.0, workers=0)
-    assert torch.is_tensor(ImageFolder(**options, resident_mb=2).arrays("train")[0])
+    assert torch.is_tensor(ImageFolder(**options, cache_limit_mb=2).raw_arrays("train")[0])
     with pytest.raises(UserError, match="streams"):
-        ImageFolder(**options, resident_mb=1).arrays("train")
+        ImageFolder(**options, cache_limit_mb=1).raw_arrays("train")
 
 
-# --- sets to download ------------------------------------------------------------------------------------------------
+# --- downloaded datasets --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("download", [False, True])
 @pytest.mark.parametrize(
     ("make", "words"), [(KMNIST, "kmnist.*four files"), (CIFAR10, "cifar-10"), (CelebA, "celeba")]
 )
-def test_missing_set_says_what_to_put_where(make, words, download, tmp_path, monkeypatch):
+def test_a_missing_dataset_says_which_files_to_put_where(
+    make, words, download, tmp_path, monkeypatch
+):
     datasets = pytest.importorskip("torchvision.datasets")
 
     def offline(*args, **kwargs):
@@ -416,7 +430,7 @@ def test_missing_set_says_what_to_put_where(make, words, download, tmp_path, mon
     )
 
 
-def test_mnist_reads_the_original_files(tmp_path):
+def test_mnist_reads_idx_files(tmp_path):
     raw = tmp_path / "MNIST" / "raw"
     raw.mkdir(parents=True)
     x = np.random.default_rng(0).integers(0, 256, (24, 28, 28), dtype=np.uint8)
@@ -426,16 +440,16 @@ def test_mnist_reads_the_original_files(tmp_path):
         (raw / f"{part}-labels-idx1-ubyte").write_bytes(head(2049, 24) + bytes(range(24)))
     data = MNIST(root=str(tmp_path))
     assert [data.size(s) for s in ("train", "validation", "test")] == [22, 2, 24]
-    images, labels = data.arrays("train")
+    images, labels = data.raw_arrays("train")
     assert torch.equal(images[:, 0], torch.from_numpy(x)[labels])
     with pytest.raises(UserError, match="dataset.validation is 0"):
-        MNIST(root=str(tmp_path), validation=0.0).take("validation", 1)
+        MNIST(root=str(tmp_path), validation=0.0).head("validation", 1)
     (raw / "train-images-idx3-ubyte").write_bytes(b"short")
     with pytest.raises(UserError, match="damaged"):
         MNIST(root=str(tmp_path))
 
 
-def test_celeba_reads_its_lists(tmp_path):
+def test_celeba_reads_partition_and_attributes(tmp_path):
     base = tmp_path / "celeba"
     names = [f"{i:06}.jpg" for i in range(1, 7)]
     for i, name in enumerate(names):
@@ -447,50 +461,50 @@ def test_celeba_reads_its_lists(tmp_path):
     (base / "list_attr_celeba.txt").write_text(f"6\nBald Smiling\n{rows}")
     data = CelebA(root=str(tmp_path), size=16, label="Smiling")
     assert [data.size(s) for s in ("train", "validation", "test")] == [3, 2, 1]
-    assert data.spec.shape == (3, 16, 16) and data.arrays("train")[1].tolist() == [0, 1, 0]
+    assert data.spec.shape == (3, 16, 16) and data.raw_arrays("train")[1].tolist() == [0, 1, 0]
     with pytest.raises(UserError, match="did you mean 'Smiling'"):
         CelebA(root=str(tmp_path), label="Smilling")
 
 
-def test_real_sets():
-    data = MNIST(root=str(real("MNIST").parent))
+def test_real_datasets():
+    data = MNIST(root=str(real_data("MNIST").parent))
     assert [data.size(s) for s in ("train", "validation", "test")] == [55_000, 5_000, 10_000]
-    assert data.arrays("train")[0].float().mean().item() == pytest.approx(0.1307 * 255, abs=0.2)
+    assert data.raw_arrays("train")[0].float().mean().item() == pytest.approx(0.1307 * 255, abs=0.2)
 
 
-def test_real_folders():
-    data = ImageFolder(path=str(real("orl_faces")), crop="center", size=64)
-    assert data.spec.shape == (1, 64, 64) and data.spec.classes == 40
+def test_real_image_folders():
+    data = ImageFolder(path=str(real_data("orl_faces")), crop="center", size=64)
+    assert data.spec.shape == (1, 64, 64) and data.spec.num_classes == 40
     assert sum(data.size(s) for s in ("train", "validation", "test")) == 400
-    data = CIFAR10(root=str(real("cifar10_png").parent))
+    data = CIFAR10(root=str(real_data("cifar10_png").parent))
     assert data.spec.shape == (3, 32, 32) and data.size("train") + data.size("validation") == 6_000
 
 
-# --- tables ----------------------------------------------------------------------------------------------------------
+# --- tables ---------------------------------------------------------------------------------------
 
 
-def test_table(tmp_path):
+def test_table_standardization_and_errors(tmp_path):
     values = np.random.default_rng(0).normal(3, 2, (50, 3))
     lines = [f"{a:.17g}; {b:.17g}; {c:.17g}; {'gh'[i % 2]}" for i, (a, b, c) in enumerate(values)]
     (tmp_path / "t.csv").write_text("\n".join(["length; width; depth; kind", *lines]))
     data = Table(path=str(tmp_path / "t.csv"))
     assert (
         data.spec.shape == (3,)
-        and data.spec.classes == 2
+        and data.spec.num_classes == 2
         and data.spec.levels == 0
         and data.spec.kind == "points"
     )
-    x, _ = data.arrays("train")
+    x, _ = data.raw_arrays("train")
     torch.testing.assert_close(x.mean(0), torch.zeros(3), atol=1e-6, rtol=0)
     torch.testing.assert_close(x.std(0, correction=0), torch.ones(3))
     back = (
-        torch.cat([data.arrays(s)[0] for s in ("train", "validation", "test")]) * data.scale
+        torch.cat([data.raw_arrays(s)[0] for s in ("train", "validation", "test")]) * data.scale
         + data.mean
     )
     np.testing.assert_allclose(np.sort(back.numpy(), 0), np.sort(values, 0), atol=1e-5)
 
     np.save(tmp_path / "t.npy", values)
-    assert Table(path=str(tmp_path / "t.npy"), label="none", skip=(1,)).spec.shape == (2,)
+    assert Table(path=str(tmp_path / "t.npy"), label="none", skip_columns=(1,)).spec.shape == (2,)
     (tmp_path / "t.data").write_text("1 2 0\n3 4 1\n\n5 nan 1\n")
     for options, words in [
         ({"path": "t.data", "validation": 0.0}, "row 4, column 1: 'nan'"),
@@ -502,14 +516,14 @@ def test_table(tmp_path):
             Table(**{**options, "path": str(tmp_path / options["path"])})
 
 
-# --- options ---------------------------------------------------------------------------------------------------------
+# --- options --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     "make", [Digits, MNIST, CIFAR10, CelebA, ImageFolder, Points, Table, Fake, StackedMNIST]
 )
-def test_configs_name_the_options(make):
-    """Each YAML lists every option of its class, and the hints resolve at runtime."""
+def test_yaml_lists_every_option(make):
+    """Each YAML has every option of its class, and the type hints resolve at runtime."""
     from dataclasses import fields
 
     from omegaconf import OmegaConf

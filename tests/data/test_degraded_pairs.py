@@ -1,4 +1,4 @@
-"""Data with sources: the operators by hand, pairs and unpaired folders, films; all of it a function of (seed, batch number)."""
+"""Datasets with sources: degradation operators, paired and unpaired folders, videos."""
 
 from __future__ import annotations
 
@@ -9,30 +9,32 @@ import pytest
 import torch
 from PIL import Image
 
-from genlab.data.degradations import Operator, downsample, edges
+from genlab.data.degradations import Operator, downsample, edge_strength
 from genlab.data.degraded_pairs import Pairs
 from genlab.data.digits import Digits
 from genlab.data.domain_folders import PairedFolder, UnpairedFolders
 from genlab.data.fake import Fake
 from genlab.data.image_folder import ImageFolder
-from genlab.data.video import FramesFolder, MovingMNIST, bounced
+from genlab.data.video import FramesFolder, MovingMNIST, bounce
 from genlab.errors import UserError
-from genlab.spec import Spec
+from genlab.spec import DataSpec
 
-OPERATORS = ("grey", "downsample", "noise", "mask", "edges")
+OPERATORS = ("gray", "downsample", "noise", "mask", "edges")
 
 
-def colours(**options) -> Fake:
-    return Fake(shape=(3, 12, 8), n=40, classes=3, **options)
+def color_images(**options) -> Fake:
+    return Fake(shape=(3, 12, 8), n=40, num_classes=3, **options)
 
 
 def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def operator(name: str, spec: Spec, **options) -> Operator:
+def operator(name: str, spec: DataSpec, **options) -> Operator:
     return Operator(
-        name=name, spec=spec, **{"factor": 2, "sigma": 0.1, "mask": "box", "share": 0.25, **options}
+        name=name,
+        spec=spec,
+        **{"factor": 2, "sigma": 0.1, "mask": "box", "mask_ratio": 0.25, **options},
     )
 
 
@@ -41,17 +43,17 @@ def png(path: Path, x: np.ndarray) -> None:
     Image.fromarray(x.astype(np.uint8)).save(path)
 
 
-# --- the operators ----------------------------------------------------------------------------------------------------
+# --- the operators --------------------------------------------------------------------------------
 
 
-def test_luminance_is_its_sum():
+def test_gray_is_the_weighted_sum_of_the_channels():
     x = torch.rand(2, 3, 4, 5, dtype=torch.float64)
-    made = operator("grey", Spec((3, 4, 5), range=(0.0, 1.0), levels=0))(x, generator())
+    made = operator("gray", DataSpec((3, 4, 5), range=(0.0, 1.0), levels=0))(x, generator())
     torch.testing.assert_close(made[:, 0], 0.299 * x[:, 0] + 0.587 * x[:, 1] + 0.114 * x[:, 2])
 
 
 @pytest.mark.parametrize("factor", [2, 4])
-def test_smaller_images_are_pillows_bicubic(factor):
+def test_downsample_equals_pillows_bicubic(factor):
     x = torch.rand(1, 1, 16, 24)
     theirs = Image.fromarray(x[0, 0].numpy()).resize(
         (24 // factor, 16 // factor), Image.Resampling.BICUBIC
@@ -61,9 +63,9 @@ def test_smaller_images_are_pillows_bicubic(factor):
     )
 
 
-def test_edges_are_the_gradients_length():
+def test_edges_are_the_length_of_the_sobel_gradient():
     x = torch.rand(1, 1, 5, 6, dtype=torch.float64) / 2
-    made = edges(x)[0, 0]
+    made = edge_strength(x)[0, 0]
     for i, j in ((1, 1), (2, 3), (3, 4)):
         p = x[0, 0, i - 1 : i + 2, j - 1 : j + 2]
         across = (p[0, 2] + 2 * p[1, 2] + p[2, 2] - p[0, 0] - 2 * p[1, 0] - p[2, 0]) / 4
@@ -71,23 +73,23 @@ def test_edges_are_the_gradients_length():
         assert made[i, j].item() == pytest.approx((across**2 + down**2).sqrt().item())
     step = torch.zeros(1, 3, 4, 6)
     step[..., 3:] = 1
-    assert edges(step)[0, 0, 1].tolist() == pytest.approx([0, 0, 1, 1, 0, 0])
+    assert edge_strength(step)[0, 0, 1].tolist() == pytest.approx([0, 0, 1, 1, 0, 0])
 
 
-def test_noise_has_its_strength_and_no_bounds():
+def test_noise_has_its_standard_deviation_and_leaves_the_range():
     x = torch.full((50, 1, 20, 20), 1.0)
-    made = operator("noise", Spec((1, 20, 20), range=(-1.0, 1.0)), sigma=0.2)(x, generator())
+    made = operator("noise", DataSpec((1, 20, 20), range=(-1.0, 1.0)), sigma=0.2)(x, generator())
     assert made.mean().item() == pytest.approx(1, abs=0.02) and made.std().item() == pytest.approx(
         0.4, rel=0.02
     )
     assert made.max() > 1.5
 
 
-@pytest.mark.parametrize(("mask", "share"), [("box", 0.25), ("half", 0.5), ("random", 0.3)])
-def test_masks_are_marked(mask, share):
-    spec = Spec((3, 8, 12), range=(-1.0, 3.0))
+@pytest.mark.parametrize(("mask", "mask_ratio"), [("box", 0.25), ("half", 0.5), ("random", 0.3)])
+def test_masks_hide_pixels_and_mark_them(mask, mask_ratio):
+    spec = DataSpec((3, 8, 12), range=(-1.0, 3.0))
     x = torch.rand(400, 3, 8, 12) * 4 - 1
-    made = operator("mask", spec, mask=mask, share=share)(x, generator())
+    made = operator("mask", spec, mask=mask, mask_ratio=mask_ratio)(x, generator())
     hidden = made[:, 3] == 3.0
     assert made.shape == (400, 4, 8, 12) and set(made[:, 3].unique().tolist()) == {-1.0, 3.0}
     assert (made[:, :3].movedim(1, 3)[hidden] == 1.0).all(), "the middle of the range"
@@ -95,7 +97,7 @@ def test_masks_are_marked(mask, share):
     if mask == "random":
         assert hidden.float().mean().item() == pytest.approx(0.3, abs=0.01)
     else:
-        assert (hidden.flatten(1).sum(1) == 96 * share).all()
+        assert (hidden.flatten(1).sum(1) == 96 * mask_ratio).all()
     if mask == "box":
         for one in hidden[:20]:
             rows, columns = one.any(1).nonzero()[:, 0], one.any(0).nonzero()[:, 0]
@@ -106,23 +108,23 @@ def test_masks_are_marked(mask, share):
         assert hidden.any(0).all(), "a box may be anywhere"
 
 
-# --- pairs ------------------------------------------------------------------------------------------------------------
+# --- pairs ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("name", OPERATORS)
-def test_a_batch_has_the_shapes_of_its_spec_and_is_the_operators(name, reverse):
-    data = Pairs(of=colours(), operator=name, reverse=reverse)
+def test_sources_of_a_batch_are_the_operators_results(name, reverse):
+    data = Pairs(base=color_images(), operator=name, reverse=reverse)
     batch = next(data.batches("train", 6, seed=3))
     assert batch.x.shape == (6, *data.spec.shape) and batch.cond.shape == (
         6,
         *data.spec.source.shape,
     )
-    assert len(batch.y) == 6 and data.spec.classes == 3 and data.spec.source.classes == 0
+    assert len(batch.y) == 6 and data.spec.num_classes == 3 and data.spec.source.num_classes == 0
     image, made = (batch.cond, batch.x) if reverse else (batch.x, batch.cond)
-    plain = next(data.of.batches("train", 6, seed=3))
-    assert torch.equal(image, plain.x), "the images are those of the set"
-    if name in ("grey", "downsample", "edges"):
+    plain = next(data.base.batches("train", 6, seed=3))
+    assert torch.equal(image, plain.x), "the images are those of the base dataset"
+    if name in ("gray", "downsample", "edges"):
         assert torch.equal(made, data.apply(image, generator()))
         levels = (made + 1) / 2 * 255
         torch.testing.assert_close(levels, levels.round(), rtol=0, atol=1e-3)
@@ -133,8 +135,8 @@ def test_a_batch_has_the_shapes_of_its_spec_and_is_the_operators(name, reverse):
 
 
 @pytest.mark.parametrize("name", ["noise", "mask"])
-def test_chance_is_fresh_in_training_and_fixed_in_a_pass(name):
-    data = Pairs(of=colours(), operator=name)
+def test_source_noise_is_new_in_training_and_fixed_in_an_ordered_pass(name):
+    data = Pairs(base=color_images(), operator=name)
     stream = data.batches("train", 8, seed=5)
     first = [next(stream) for _ in range(12)]
     again = data.batches("train", 8, seed=5, start=7)
@@ -149,14 +151,14 @@ def test_chance_is_fresh_in_training_and_fixed_in_a_pass(name):
     )
     assert torch.equal(whole, parts) and len(whole) == data.size("test")
     assert torch.equal(whole[[2, 0]], data.items("test", torch.arange(4)).cond[[2, 0]]), (
-        "an item's noise is its place's"
+        "an item's noise depends on its position"
     )
 
 
-def test_patches_lie_in_the_images_and_pairs_belong_together():
-    data = Pairs(of=colours(), operator="downsample", crop=6)
+def test_patches_are_parts_of_the_images_with_their_sources():
+    data = Pairs(base=color_images(), operator="downsample", crop_size=6)
     assert data.spec.shape == (3, 6, 6) and data.spec.source.shape == (3, 3, 3)
-    whole, stream = data.of.take("train").x, data.batches("train", 10)
+    whole, stream = data.base.head("train").x, data.batches("train", 10)
     windows = (
         whole.unfold(2, 6, 1).unfold(3, 6, 1).flatten(2, 3).transpose(1, 2).flatten(0, 1)
     )  # (40 · 7 · 3, 3, 6, 6)
@@ -166,55 +168,55 @@ def test_patches_lie_in_the_images_and_pairs_belong_together():
         assert found.any(1).all()
         places |= {int(i) % 21 for i in found.float().argmax(1)}
         assert torch.equal(batch.cond, data.apply(batch.x, generator()))
-    assert len(places) > 5, "the patches are from many places"
-    middle = data.of.take("test", 3).x[..., 3:9, 1:7]
-    assert torch.equal(data.take("test", 3).x, middle)
-    assert torch.equal(data.shown("test", 3).x, ((middle + 1) / 2 * 255).round().byte())
+    assert len(places) > 5, "the patches have many positions"
+    middle = data.base.head("test", 3).x[..., 3:9, 1:7]
+    assert torch.equal(data.head("test", 3).x, middle)
+    assert torch.equal(data.head_bytes("test", 3).x, ((middle + 1) / 2 * 255).round().byte())
 
 
-def test_a_set_that_streams_from_its_files_gives_the_same_pairs(tmp_path):
+def test_a_streaming_dataset_gives_the_same_pairs(tmp_path):
     noise = np.random.default_rng(0)
     for i in range(12):
         png(tmp_path / f"{i}.png", noise.integers(0, 256, (8, 8, 3)))
     held, streamed = (
-        Pairs(of=ImageFolder(path=str(tmp_path), resident=r, workers=0), operator="mask")
+        Pairs(base=ImageFolder(path=str(tmp_path), cache_in_memory=r, workers=0), operator="mask")
         for r in (True, False)
     )
     for a, b in zip(held.batches("train", 4), streamed.batches("train", 4), strict=False):
         assert torch.equal(a.x, b.x) and torch.equal(a.cond, b.cond)
         break
-    assert torch.equal(held.take("train", 3).cond, streamed.take("train", 3).cond)
+    assert torch.equal(held.head("train", 3).cond, streamed.head("train", 3).cond)
 
 
 REFUSED = [
-    (lambda: Pairs(of=Digits(), operator="grey"), "cifar10"),
-    (lambda: Pairs(of=Digits(), operator="downsample", factor=3), "prepare.size=6"),
-    (lambda: Pairs(of=Digits(), crop=9), "8×8"),
-    (lambda: MovingMNIST(of=Digits(), size=7), "dataset.size=7"),
+    (lambda: Pairs(base=Digits(), operator="gray"), "cifar10"),
+    (lambda: Pairs(base=Digits(), operator="downsample", factor=3), "preprocess.size=6"),
+    (lambda: Pairs(base=Digits(), crop_size=9), "8×8"),
+    (lambda: MovingMNIST(base=Digits(), size=7), "dataset.size=7"),
 ]
 
 
-@pytest.mark.parametrize(("make", "said"), REFUSED, ids=[said for _, said in REFUSED])
-def test_what_cannot_be_is_refused(make, said):
-    with pytest.raises(UserError, match=said):
+@pytest.mark.parametrize(("make", "message"), REFUSED, ids=[message for _, message in REFUSED])
+def test_impossible_options_are_refused(make, message):
+    with pytest.raises(UserError, match=message):
         make()
 
 
-# --- folders ----------------------------------------------------------------------------------------------------------
+# --- folders --------------------------------------------------------------------------------------
 
 
 def images(n: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (n, 8, 8, 3))
 
 
-def side_by_side(folder: Path) -> None:
+def write_side_by_side(folder: Path) -> None:
     for i, a in enumerate(images(6)):
         png(folder / "train" / f"{i}.png", np.concatenate([a, 255 - a], 1))
     for i, a in enumerate(images(2, 1)):
         png(folder / "test" / f"{i}.png", np.concatenate([a, 255 - a], 1))
 
 
-def in_two_folders(folder: Path, pattern: str) -> None:
+def write_two_folders(folder: Path, pattern: str) -> None:
     for split, whole in (("train", images(6)), ("test", images(2, 1))):
         for i, a in enumerate(whole):
             png(folder / pattern.format(split=split, domain="A") / f"{i}.png", a)
@@ -227,7 +229,7 @@ LAYOUTS = [None, "{split}{domain}", "{domain}/{split}", "{split}/{domain}"]
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("direction", ["AtoB", "BtoA"])
 def test_pairs_are_found_in_every_layout(layout, direction, tmp_path):
-    side_by_side(tmp_path) if layout is None else in_two_folders(tmp_path, layout)
+    write_side_by_side(tmp_path) if layout is None else write_two_folders(tmp_path, layout)
     data = PairedFolder(path=str(tmp_path), direction=direction, range=(0.0, 255.0), validation=0.0)
     assert (data.size("train"), data.size("test")) == (
         6,
@@ -237,32 +239,30 @@ def test_pairs_are_found_in_every_layout(layout, direction, tmp_path):
     a = torch.from_numpy(images(2, 1)).permute(0, 3, 1, 2).float()
     source, target = (a, 255 - a) if direction == "AtoB" else (255 - a, a)
     assert torch.equal(batch.cond, source) and torch.equal(batch.x, target)
-    order = data.take("test", 2)
-    assert torch.equal(data.shown("test", 2).x.float(), order.x)
+    order = data.head("test", 2)
+    assert torch.equal(data.head_bytes("test", 2).x.float(), order.x)
 
 
-def test_flip_and_jitter_are_of_both_together(tmp_path):
-    side_by_side(tmp_path)
+def test_flip_and_jitter_apply_to_both_images(tmp_path):
+    write_side_by_side(tmp_path)
     data = PairedFolder(path=str(tmp_path), range=(0.0, 255.0), flip=True, jitter=0.5)
     batch = next(data.batches("train", 64))
     assert batch.x.shape == (64, 3, 8, 8)
-    assert ((batch.x + batch.cond) - 255).abs().max() <= 1, (
-        "bicubic keeps 255 − a, but for rounding"
-    )
+    assert ((batch.x + batch.cond) - 255).abs().max() <= 1, "bicubic keeps 255 − a, up to rounding"
     still = next(PairedFolder(path=str(tmp_path), range=(0.0, 255.0)).batches("train", 64))
     assert not torch.equal(batch.x, still.x) and len(batch.x.flatten(1).unique(dim=0)) > 30
     test = next(data.batches("test", 2, shuffle=False))
     assert torch.equal(test.cond, torch.from_numpy(images(2, 1)).permute(0, 3, 1, 2).float()), (
-        "a test pair stays as it is"
+        "test pairs are not augmented"
     )
 
 
-def test_a_folder_of_pairs_may_be_the_images_of_pairs(tmp_path):
-    side_by_side(tmp_path)
-    of = PairedFolder(path=str(tmp_path), direction="BtoA")
-    data = Pairs(of=of, operator="downsample", crop=4)
-    batch = data.take("test", 2)
-    assert torch.equal(batch.x, of.take("test", 2).x[..., 2:6, 2:6]) and batch.cond.shape == (
+def test_pairs_of_a_paired_folder_use_its_targets(tmp_path):
+    write_side_by_side(tmp_path)
+    base = PairedFolder(path=str(tmp_path), direction="BtoA")
+    data = Pairs(base=base, operator="downsample", crop_size=4)
+    batch = data.head("test", 2)
+    assert torch.equal(batch.x, base.head("test", 2).x[..., 2:6, 2:6]) and batch.cond.shape == (
         2,
         3,
         2,
@@ -270,11 +270,11 @@ def test_a_folder_of_pairs_may_be_the_images_of_pairs(tmp_path):
     )
 
 
-def test_folders_that_do_not_fit_are_refused(tmp_path):
-    in_two_folders(tmp_path / "alone", "{split}{domain}")
-    (tmp_path / "alone/trainB/3.png").unlink()
-    with pytest.raises(UserError, match=r"trainA/3.png has no partner"):
-        PairedFolder(path=str(tmp_path / "alone"))
+def test_incomplete_folders_are_refused(tmp_path):
+    write_two_folders(tmp_path / "missing", "{split}{domain}")
+    (tmp_path / "missing/trainB/3.png").unlink()
+    with pytest.raises(UserError, match=r"trainA/3.png does not have a partner"):
+        PairedFolder(path=str(tmp_path / "missing"))
     png(tmp_path / "odd/1.png", np.zeros((8, 15)))
     with pytest.raises(UserError, match="width is odd"):
         PairedFolder(path=str(tmp_path / "odd"))
@@ -283,7 +283,7 @@ def test_folders_that_do_not_fit_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize("layout", ["{split}{domain}", "{domain}/{split}", "{split}/{domain}"])
-def test_partners_have_the_same_path_below_their_side(layout, tmp_path):
+def test_partners_have_the_same_path_in_their_domain(layout, tmp_path):
     for at, name in enumerate(("x/1", "y/1", "x/2.a", "y/deep/1")):
         for domain, low in (("A", 10), ("B", 110)):
             png(
@@ -292,22 +292,22 @@ def test_partners_have_the_same_path_below_their_side(layout, tmp_path):
             )
     data = PairedFolder(path=str(tmp_path), range=(0.0, 255.0), validation=0.0, test=0.0)
     (batch,) = data.batches("train", 4, shuffle=False)
-    x, cond = numbers(batch)
+    x, cond = first_pixels(batch)
     assert sorted(cond) == [10, 11, 12, 13] and x == [value + 100 for value in cond]
     (tmp_path / layout.format(split="train", domain="B") / "y/1.png").unlink()
-    with pytest.raises(UserError, match="y/1.png has no partner"):  # and takes not that of x/1
+    with pytest.raises(UserError, match="y/1.png does not have a partner"):  # not paired with x/1
         PairedFolder(path=str(tmp_path))
 
 
 @pytest.mark.parametrize("domain", ["A", "B"])
-def test_a_name_that_stands_twice_on_a_side_is_refused(domain, tmp_path):
-    in_two_folders(tmp_path, "{split}{domain}")
+def test_duplicate_names_in_a_domain_are_refused(domain, tmp_path):
+    write_two_folders(tmp_path, "{split}{domain}")
     png(tmp_path / f"train{domain}" / "3.bmp", np.zeros((8, 8)))
     with pytest.raises(UserError, match=rf"train{domain}/3\.bmp and .*train{domain}/3\.png"):
         PairedFolder(path=str(tmp_path))
 
 
-def unpaired(folder: Path, a: int = 7, b: int = 5, **options) -> UnpairedFolders:
+def make_unpaired(folder: Path, a: int = 7, b: int = 5, **options) -> UnpairedFolders:
     for domain, n, low in (("A", a, 0), ("B", b, 100)):
         for i in range(n):
             png(folder / f"train{domain}" / f"{i}.png", np.full((4, 4), low + i))
@@ -315,61 +315,73 @@ def unpaired(folder: Path, a: int = 7, b: int = 5, **options) -> UnpairedFolders
     return UnpairedFolders(path=str(folder), range=(0.0, 255.0), validation=0.0, **options)
 
 
-def numbers(batch) -> tuple[list[int], list[int]]:
+def first_pixels(batch) -> tuple[list[int], list[int]]:
     return batch.x[:, 0, 0, 0].int().tolist(), batch.cond[:, 0, 0, 0].int().tolist()
 
 
-def test_unpaired_sets_go_through_epochs_of_their_own(tmp_path):
-    data = unpaired(tmp_path)
+def test_unpaired_domains_have_independent_epochs(tmp_path):
+    data = make_unpaired(tmp_path)
     assert not data.paired and data.spec.source.shape == (1, 4, 4) and data.spec.task == "translate"
     stream = data.batches("train", 5, seed=2)
-    batches = [numbers(next(stream)) for _ in range(14)]
+    batches = [first_pixels(next(stream)) for _ in range(14)]
     targets, sources = ([number for batch in batches for number in batch[i]] for i in (0, 1))
     for i in range(0, 70, 5):
         assert sorted(targets[i : i + 5]) == list(range(100, 105))
     for i in range(0, 70, 7):
         assert sorted(sources[i : i + 7]) == list(range(7))
-    assert len({(x, z) for x, z in zip(targets, sources, strict=True)}) > 20, "nothing pairs them"
+    assert len({(x, z) for x, z in zip(targets, sources, strict=True)}) > 20, (
+        "the domains are not paired"
+    )
     again = data.batches("train", 5, seed=2, start=9)
-    assert [numbers(next(again)) for _ in range(3)] == batches[9:12]
-    back = unpaired(tmp_path, direction="BtoA")
-    assert sorted(numbers(next(back.batches("train", 7)))[0]) == list(range(7))
+    assert [first_pixels(next(again)) for _ in range(3)] == batches[9:12]
+    back = make_unpaired(tmp_path, direction="BtoA")
+    assert sorted(first_pixels(next(back.batches("train", 7)))[0]) == list(range(7))
 
 
-def test_unpaired_shards_are_parts_of_the_joint_batch(tmp_path):
-    data = unpaired(tmp_path)
-    whole = numbers(next(data.batches("train", 4, seed=1)))
-    parts = [numbers(next(data.batches("train", 4, seed=1, shard=s, shards=2))) for s in (0, 1)]
+def test_unpaired_shards_are_parts_of_the_global_batch(tmp_path):
+    data = make_unpaired(tmp_path)
+    whole = first_pixels(next(data.batches("train", 4, seed=1)))
+    parts = [
+        first_pixels(next(data.batches("train", 4, seed=1, shard=s, num_shards=2))) for s in (0, 1)
+    ]
     assert whole == (parts[0][0] + parts[1][0], parts[0][1] + parts[1][1])
 
 
-def test_a_pass_through_unpaired_sets_is_in_order(tmp_path):
-    data = unpaired(tmp_path, a=3)
-    found = [numbers(batch) for batch in data.batches("test", 2, shuffle=False)]
+def test_an_ordered_pass_of_unpaired_domains(tmp_path):
+    data = make_unpaired(tmp_path, a=3)
+    found = [first_pixels(batch) for batch in data.batches("test", 2, shuffle=False)]
     assert [x for xs, _ in found for x in xs] == [150, 151, 152, 153, 154]
     assert [z for _, zs in found for z in zs] == [50, 51, 52, 50, 51]
-    assert numbers(data.items("test", torch.tensor([4, 2]))) == ([154, 152], [51, 52])
+    assert first_pixels(data.items("test", torch.tensor([4, 2]))) == ([154, 152], [51, 52])
 
 
-# --- films ------------------------------------------------------------------------------------------------------------
+# --- videos ---------------------------------------------------------------------------------------
 
 
-def moving(**options) -> MovingMNIST:
+def moving_digits(**options) -> MovingMNIST:
     return MovingMNIST(
-        of=Digits(),
-        **{"past": 3, "future": 4, "digits": 2, "n": 20, "held": 6, "size": 20, **options},
+        base=Digits(),
+        **{
+            "context_frames": 3,
+            "target_frames": 4,
+            "num_digits": 2,
+            "n": 20,
+            "num_heldout": 6,
+            "size": 20,
+            **options,
+        },
     )
 
 
-def test_bouncing_digits_are_drawn_as_by_a_loop():
-    data = moving(range=(0.0, 255.0))
+def test_bouncing_digits_equal_a_plain_loop():
+    data = moving_digits(range=(0.0, 255.0))
     assert (
         data.spec.shape == (4, 1, 20, 20)
         and data.spec.source.shape == (3, 1, 20, 20)
         and data.spec.kind == "video"
     )
     raw, batch = data.splits["test"].x, next(data.batches("test", 6, shuffle=False))
-    film = torch.cat([batch.cond, batch.x], 1)[:, :, 0]  # (6, 7, 20, 20)
+    video = torch.cat([batch.cond, batch.x], 1)[:, :, 0]  # (6, 7, 20, 20)
     for i in range(6):
         canvas = torch.zeros(7, 20, 20)
         for which, y, x, dy, dx in raw[i].tolist():
@@ -382,11 +394,11 @@ def test_bouncing_digits_are_drawn_as_by_a_loop():
                 canvas[t, top : top + 8, left : left + 8] = torch.maximum(
                     canvas[t, top : top + 8, left : left + 8], ink
                 )
-        assert (canvas - film[i]).abs().flatten(1).amax(1).eq(0).sum() >= 6, (
-            "but where a place lies on a pixel's edge"
+        assert (canvas - video[i]).abs().flatten(1).amax(1).eq(0).sum() >= 6, (
+            "except where a position is on a pixel's edge"
         )
-    assert int(raw[..., 0].min()) >= data.of.size("train"), "test films are of test digits"
-    assert film.flatten(2).amax(2).min() == 255
+    assert int(raw[..., 0].min()) >= data.base.size("train"), "test videos have test digits"
+    assert video.flatten(2).amax(2).min() == 255
 
 
 def test_points_bounce_within_the_square_at_constant_speed():
@@ -394,7 +406,7 @@ def test_points_bounce_within_the_square_at_constant_speed():
         torch.rand(50, 2, dtype=torch.float64),
         torch.randn(50, 2, dtype=torch.float64) / 10,
     )
-    places = bounced(start, velocity, 200)
+    places = bounce(start, velocity, 200)
     assert places.shape == (50, 200, 2) and places.min() >= 0 and places.max() <= 1
     inside = (places[:, 1:] > 0) & (places[:, 1:] < 1) & (places[:, :-1] > 0) & (places[:, :-1] < 1)
     torch.testing.assert_close(
@@ -402,45 +414,50 @@ def test_points_bounce_within_the_square_at_constant_speed():
     )
 
 
-def test_films_are_the_same_again_and_may_go_on_longer():
-    data, other = moving(), moving()
-    test = data.take("test")
-    assert torch.equal(test.x, other.take("test").x) and not torch.equal(
-        test.x, data.take("validation").x
+def test_videos_are_reproducible_and_can_be_longer():
+    data, other = moving_digits(), moving_digits()
+    test = data.head("test")
+    assert torch.equal(test.x, other.head("test").x) and not torch.equal(
+        test.x, data.head("validation").x
     )
-    longer = data.reaching(9)
+    longer = data.with_target_frames(9)
     assert longer.spec.shape == (9, 1, 20, 20) and data.spec.shape == (4, 1, 20, 20)
-    assert torch.equal(longer.take("test").x[:, :4], test.x) and torch.equal(
-        longer.take("test").cond, test.cond
+    assert torch.equal(longer.head("test").x[:, :4], test.x) and torch.equal(
+        longer.head("test").cond, test.cond
     )
     a, b = next(data.batches("train", 4, start=3)), next(other.batches("train", 4, start=3))
     assert torch.equal(a.x, b.x) and torch.equal(a.cond, b.cond)
 
 
-def test_frames_are_in_the_order_of_their_numbers_and_in_one_split(tmp_path):
-    for film, n in (("b", 30), ("a", 12)):
+def test_frames_are_sorted_by_number_and_in_one_split(tmp_path):
+    for name, n in (("b", 30), ("a", 12)):
         for i in range(n):
             png(
-                tmp_path / film / f"frame_{i}.png", np.full((4, 4), i + (100 if film == "b" else 0))
+                tmp_path / name / f"frame_{i}.png", np.full((4, 4), i + (100 if name == "b" else 0))
             )
     data = FramesFolder(
-        path=str(tmp_path), past=2, future=1, range=(0.0, 255.0), validation=0.1, test=0.2
+        path=str(tmp_path),
+        context_frames=2,
+        target_frames=1,
+        range=(0.0, 255.0),
+        validation=0.1,
+        test=0.2,
     )
     seen = {}
     for split in ("train", "validation", "test"):
         if data.size(split):
             (batch,) = data.batches(split, 100, shuffle=False)
-            film = torch.cat([batch.cond, batch.x], 1)[:, :, 0, 0, 0]  # (N, 3)
-            assert (film.diff(dim=1) == 1).all(), (
-                "frame 10 comes after frame 9, and no window leaves its film"
+            video = torch.cat([batch.cond, batch.x], 1)[:, :, 0, 0, 0]  # (N, 3)
+            assert (video.diff(dim=1) == 1).all(), (
+                "frame 10 comes after frame 9, and no window leaves its video"
             )
-            seen[split] = set(film.flatten().int().tolist())
+            seen[split] = set(video.flatten().int().tolist())
     assert seen["train"] == {*range(9), *range(100, 121)} and seen["test"] == {*range(124, 130)}
     assert seen["validation"] == {121, 122, 123}
     assert data.size("train") == 7 + 19
-    longer = data.reaching(3)
+    longer = data.with_target_frames(3)
     assert longer.size("train") == 5 + 17 and longer.spec.shape == (3, 1, 4, 4)
-    flipped = FramesFolder(path=str(tmp_path), past=2, future=1, flip=True)
+    flipped = FramesFolder(path=str(tmp_path), context_frames=2, target_frames=1, flip=True)
     assert next(flipped.batches("train", 4)).x.shape == (4, 1, 1, 4, 4)
-    with pytest.raises(UserError, match="no film of .* has 41 frames"):
-        data.reaching(39)
+    with pytest.raises(UserError, match="no video of .* has 41 frames"):
+        data.with_target_frames(39)

@@ -1,4 +1,4 @@
-"""Text as tokens: windows of a file, what a run says of them, and the commands that show text."""
+"""Text datasets, likelihoods per token, and the commands that show text."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ from helpers.cli_runner import run_here
 from genlab.data import text as source
 from genlab.data.text import Shakespeare, Text
 from genlab.errors import UserError
-from genlab.metrics import Settings, measure
-from genlab.metrics.context import Subject
+from genlab.metrics.base import Settings
+from genlab.metrics.context import MetricContext
+from genlab.metrics.registry import measure
 from genlab.models.autoregressive.gpt_text import GPTText
-from genlab.spec import Spec
+from genlab.spec import DataSpec
 from genlab.viz import image_grids
 
 WORDS = "".join(f"the {i}th of many words, né {i * i} — ß\n" for i in range(200))
@@ -32,11 +33,11 @@ def file(tmp_path) -> Path:
     return path
 
 
-# --- the data -----------------------------------------------------------------------------------------------------------
+# --- the data -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("unit", ["characters", "bytes"])
-def test_windows_are_the_files_own(file, unit):
+def test_windows_are_parts_of_the_file(file, unit):
     data = Text(path=str(file), unit=unit, length=20)
     whole = WORDS if unit == "characters" else WORDS.encode()
     show = data.spec.to_text if unit == "characters" else bytes
@@ -52,30 +53,32 @@ def test_windows_are_the_files_own(file, unit):
     held = torch.cat([batch.x for batch in data.batches("validation", 7, shuffle=False)]).tolist()
     joined = show(held[0]) + show(
         [token for row in held[1:] for token in row[1:]]
-    )  # each overlaps the one before by a token
+    )  # each overlaps the previous one by a token
     assert whole[end:].startswith(joined) and len(whole) - end - len(joined) < 19
     assert len(held) == data.size("validation") == data.size("test")
-    assert data.arrays("validation")[0].tolist() == held
+    assert data.raw_arrays("validation")[0].tolist() == held
 
 
 def test_an_epoch_starts_at_every_token_once(file):
     data = Text(path=str(file), length=20)
     epoch = next(data.batches("train", data.size("train"), seed=1)).x.tolist()
-    every = data.arrays("train")[0].tolist()
+    every = data.raw_arrays("train")[0].tolist()
     assert sorted(epoch) == sorted(every) and epoch != every
 
 
-def test_a_batch_depends_on_its_number_alone(file):
+def test_a_batch_depends_only_on_its_number(file):
     data = Text(path=str(file), length=20)
     whole = [batch.x for batch in islice(data.batches("train", 8, seed=5), 6)]
     later = next(data.batches("train", 8, seed=5, start=5)).x
     assert torch.equal(whole[5], later) and not torch.equal(whole[5], whole[4])
-    halves = [next(data.batches("train", 8, seed=5, start=5, shard=s, shards=2)).x for s in (0, 1)]
+    halves = [
+        next(data.batches("train", 8, seed=5, start=5, shard=s, num_shards=2)).x for s in (0, 1)
+    ]
     assert torch.equal(torch.cat(halves), later)
     assert not torch.equal(next(data.batches("train", 8, seed=6, start=5)).x, later)
 
 
-def test_a_test_part_of_its_own_comes_last(file):
+def test_a_separate_test_part_comes_last(file):
     data = Text(path=str(file), length=10, validation=0.2, test=0.1)
     first = {
         split: data.spec.to_text(next(data.batches(split, 1, shuffle=False)).x[0].tolist())
@@ -88,36 +91,36 @@ def test_a_test_part_of_its_own_comes_last(file):
     )
 
 
-def test_the_spec_says_what_tokens_stand_for(file):
+def test_spec_converts_text_to_tokens_and_back(file):
     for unit in ("characters", "bytes"):
         spec = Text(path=str(file), unit=unit).spec
-        again = Spec.from_json(json.loads(json.dumps(spec.to_json())))
-        assert again == spec and spec.discrete
+        again = DataSpec.from_json(json.loads(json.dumps(spec.to_json())))
+        assert again == spec and spec.is_discrete
         assert again.to_text(again.to_tokens("né — ß")) == "né — ß"
-    with pytest.raises(UserError, match="no 'Qiu'"):
+    with pytest.raises(UserError, match="does not have 'Qiu'"):
         Text(path=str(file)).spec.to_tokens("Quit")
 
 
-def test_without_a_file_it_is_what_comes_with_python():
+def test_the_default_text_is_pythons_help_topics():
     data = Text()
     assert data.size("train") > 200_000 and "characters" in data.report()[0]
     assert "statement" in data.spec.to_text(data.splits["train"].x.tolist())
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         ({"path": "absent.txt"}, "no such file"),
         ({"length": 10_000}, "dataset.length"),
         ({"validation": 0.9, "test": 0.2}, "dataset.validation"),
     ],
 )
-def test_refusals_say_what_to_set(file, options, said):
-    with pytest.raises(UserError, match=re.escape(said)):
+def test_errors_name_the_option_to_set(file, options, message):
+    with pytest.raises(UserError, match=re.escape(message)):
         Text(**({"path": str(file)} | options))
 
 
-def test_what_is_no_utf8_is_read_as_bytes(tmp_path):
+def test_text_that_is_not_utf8_is_read_as_bytes(tmp_path):
     path = tmp_path / "latin.txt"
     path.write_bytes(bytes([228, 246, 10]) * 100)
     with pytest.raises(UserError, match=re.escape("dataset.unit=bytes")):
@@ -130,13 +133,13 @@ def test_what_is_no_utf8_is_read_as_bytes(tmp_path):
 def test_a_split_too_short_for_a_window_says_so(file):
     data = Text(path=str(file), length=20, validation=0.001)
     with pytest.raises(UserError, match=r"dataset\.validation=0\.001"):
-        data.take("validation")
+        data.head("validation")
 
 
 def test_shakespeare_is_downloaded_and_checked(tmp_path, monkeypatch):
     origin = tmp_path / "origin.txt"
     origin.write_text(WORDS)
-    monkeypatch.setattr(source, "SHAKESPEARE", origin.as_uri())
+    monkeypatch.setattr(source, "SHAKESPEARE_URL", origin.as_uri())
     with pytest.raises(UserError, match="SHA-256"):
         Shakespeare(root=str(tmp_path))
     assert not (tmp_path / "tinyshakespeare").exists()
@@ -147,10 +150,10 @@ def test_shakespeare_is_downloaded_and_checked(tmp_path, monkeypatch):
     )
     assert Shakespeare(root=str(tmp_path)).spec.vocab == len(set(WORDS))
     origin.unlink()
-    assert Shakespeare(root=str(tmp_path)).size("train")  # it is there
+    assert Shakespeare(root=str(tmp_path)).size("train")  # no download needed
 
 
-def test_shakespeare_is_cut_as_nanogpt_cuts_it():
+def test_shakespeare_is_split_as_in_nanogpt():
     root = os.environ.get("GENLAB_DATA")
     if not root or not Path(root, "tinyshakespeare").exists():
         pytest.skip("needs tinyshakespeare in the folder that GENLAB_DATA names")
@@ -163,35 +166,35 @@ def test_shakespeare_is_cut_as_nanogpt_cuts_it():
     assert data.size("validation") == 111_539 // 64
 
 
-# --- measured ----------------------------------------------------------------------------------------------------------
+# --- metrics --------------------------------------------------------------------------------------
 
 
-def test_nats_a_token_are_those_after_the_first(file):
+def test_nats_per_token_leave_out_the_first(file):
     data = Text(path=str(file), length=20)
-    model = GPTText(data.spec, layers=1, heads=1, width=8).eval()
+    model = GPTText(data.spec, num_layers=1, num_heads=1, width=8).eval()
     torch.nn.init.normal_(model.decoder.tokens.weight)
     rows = {
         row.name: row
-        for row in measure(Subject(data, Settings(split="validation", n=10_000), model=model))[
-            "likelihood"
-        ]
+        for row in measure(
+            MetricContext(data, Settings(split="validation", n=10_000), model=model)
+        )["likelihood"]
     }
     assert list(rows) == ["nll", "nats_per_token", "bits_per_token"]
-    x = data.take("validation").x
-    each = model.decoder.log_probs(x, model.start(len(x)))  # (N, 20)
+    x = data.head("validation").x
+    each = model.decoder.token_log_probs(x, model.start_tokens(len(x)))  # (N, 20)
     assert rows["nll"].value == pytest.approx(-each.sum(1).mean().item(), rel=1e-5)
     assert rows["nats_per_token"].value == pytest.approx(-each[:, 1:].mean().item(), rel=1e-5)
     assert rows["bits_per_token"].value == pytest.approx(rows["nats_per_token"].value / np.log(2))
     assert rows["nats_per_token"].conditions["n"] == data.size("validation")
 
 
-# --- shown -------------------------------------------------------------------------------------------------------------
+# --- commands -------------------------------------------------------------------------------------
 
 
-def test_text_is_shown_as_text(tmp_path):
-    spec = Spec((4,), kind="tokens", levels=0, vocab=3, symbols="ab\n")
+def test_text_is_written_as_text(tmp_path):
+    spec = DataSpec((4,), kind="tokens", levels=0, vocab=3, symbols="ab\n")
     x = torch.tensor([[0, 1, 2, 0], [1, 1, 1, 1]])
-    image = image_grids.write(x, spec, tmp_path / "x.png")
+    image = image_grids.save_items(x, spec, tmp_path / "x.png")
     assert (tmp_path / "x.png").exists() and (tmp_path / "x.txt").read_text().splitlines() == [
         "ab",
         "a",
@@ -199,7 +202,7 @@ def test_text_is_shown_as_text(tmp_path):
         "bbbb",
     ]
     assert image.ndim == 3 and image.std() > 10
-    other = image_grids.picture(x[:1], spec)
+    other = image_grids.render_items(x[:1], spec)
     assert other.shape[0] < image.shape[0]
 
 
@@ -207,8 +210,8 @@ def test_text_is_shown_as_text(tmp_path):
 def run(tmp_path_factory) -> Path:
     cwd = tmp_path_factory.mktemp("text")
     small = (
-        "model.layers=1",
-        "model.heads=2",
+        "model.num_layers=1",
+        "model.num_heads=2",
         "model.width=16",
         "trainer.batch_size=4",
         "device=cpu",
@@ -221,7 +224,7 @@ def run(tmp_path_factory) -> Path:
     return cwd / "run"
 
 
-def test_training_and_sampling_show_text(run, genlab):
+def test_train_and_sample_write_text(run, genlab):
     assert len((run / "samples" / "step_000000001.txt").read_text()) > 8 * 65
     assert len((run / "reals.txt").read_text()) > 8 * 65
     result = genlab("sample", f"run={run}", "n=3")
@@ -234,7 +237,7 @@ def test_training_and_sampling_show_text(run, genlab):
     assert text.read_text().count("-" * 100) == 2
 
 
-def test_complete_goes_on_from_a_prompt(run, genlab):
+def test_complete_continues_a_prompt(run, genlab):
     ask = (
         "complete",
         f"run={run}",
@@ -259,24 +262,24 @@ def test_complete_goes_on_from_a_prompt(run, genlab):
     assert genlab("complete", f"run={run}", "prompt=1605", "n=5").out.startswith("1605")
 
 
-def test_complete_refuses_what_has_no_text(trained, genlab):
+def test_complete_refuses_image_models(trained, genlab):
     assert "gpt_text" in genlab("complete", f"run={trained('model=vae')}").error
 
 
-def test_evaluate_and_tasks_know_text(run, genlab):
+def test_evaluate_and_info_of_a_text_model(run, genlab):
     result = genlab("evaluate", f"run={run}", "n=4")
     assert (
         result.code == 0
         and "nats_per_token" in result.out
         and (run / "evaluation" / "samples.png").exists()
     )
-    assert f"genlab complete run={run}" in genlab("tasks", f"run={run}").out
+    assert f"genlab complete run={run}" in genlab("info", f"run={run}").out
 
 
-def test_plan_says_what_the_tokens_are(genlab, file):
+def test_plan_describes_the_tokens(genlab, file):
     small = (
-        "model.layers=1",
-        "model.heads=1",
+        "model.num_layers=1",
+        "model.num_heads=1",
         "model.width=8",
         "trainer.batch_size=2",
         "device=cpu",

@@ -1,4 +1,4 @@
-"""What only a GPU can show: every recipe in every precision, resumes bit for bit, compilation, where data and weights lie."""
+"""Tests that need a GPU: recipes in every precision, exact resumes, compilation, placement."""
 
 from __future__ import annotations
 
@@ -11,45 +11,46 @@ import torch
 from helpers.cli_runner import REPOSITORY, run_here, run_process
 from helpers.recipes import RECIPES, built, same
 
-from genlab.distributed.device import bricks
-from genlab.metrics import Settings, measure
-from genlab.metrics.context import Subject
+from genlab.distributed.device import callable_children
+from genlab.metrics.base import Settings
+from genlab.metrics.context import MetricContext
+from genlab.metrics.registry import measure
 from genlab.runs.run_folder import RunFolder
 
 pytestmark = [
     pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="PyTorch sees no GPU"),
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="PyTorch finds no GPU"),
 ]
 SMALL = ("trainer.batch_size=8", "device=cuda")
 SHORT = ("trainer.preview_every=0", "out=run")
 FLAGSHIPS = ["vae", "dcgan", "realnvp_points", "rbm", "ddpm_small", "gan"]
-# Large networks, made small so that the file takes a minute; what they compute with stays the same.
-NARROW = {
+# Options that make large networks small, so that the file takes a minute.
+SMALL_NETWORKS = {
     "dcgan": ("model.width=16", "dataset.size=16"),
-    "ddpm": ("model.backbone.channels=32", "model.backbone.attention=[4]"),
-    "realnvp": ("model.channels=8", "model.blocks=1"),
-    "rectified_flow": ("trainer.pairs=64", "model.solver_steps=5"),
+    "ddpm": ("model.backbone.channels=32", "model.backbone.attention_resolutions=[4]"),
+    "realnvp": ("model.channels=8", "model.num_blocks=1"),
+    "rectified_flow": ("trainer.num_pairs=64", "model.solver_steps=5"),
 }
 
 
-def options(recipe: str, *more: str) -> tuple[str, ...]:
-    return (f"model={recipe}", *NARROW.get(recipe, ()), *SMALL, *more)
+def recipe_options(recipe: str, *more: str) -> tuple[str, ...]:
+    return (f"model={recipe}", *SMALL_NETWORKS.get(recipe, ()), *SMALL, *more)
 
 
-def made(*overrides: str):
+def build(*overrides: str):
     """Return (dataset, trainer)."""
     return built(*overrides, "out=unused")[1:]
 
 
-def advanced(steps: int, *overrides: str):
+def train_steps(steps: int, *overrides: str):
     """Return (dataset, trainer, losses) after so many updates."""
-    dataset, trainer = made(*overrides)
+    dataset, trainer = build(*overrides)
     trainer.model.train()
-    batches = trainer.stream(dataset)
-    return dataset, trainer, [trainer.advance(batches) for _ in range(steps)]
+    batches = trainer.train_batches(dataset)
+    return dataset, trainer, [trainer.train_step(batches) for _ in range(steps)]
 
 
-def finite(trainer) -> bool:
+def has_finite_weights(trainer) -> bool:
     return all(bool(torch.isfinite(p).all()) for p in trainer.model.parameters())
 
 
@@ -58,30 +59,29 @@ def finite(trainer) -> bool:
 def test_every_recipe_trains_two_steps(recipe, precision):
     if precision == "bf16" and not torch.cuda.is_bf16_supported():
         pytest.skip("this GPU has no bfloat16")
-    _, trainer, losses = advanced(2, *options(recipe, f"device.precision={precision}"))
-    assert finite(trainer)
+    _, trainer, losses = train_steps(2, *recipe_options(recipe, f"device.precision={precision}"))
+    assert has_finite_weights(trainer)
     assert {p.device.type for p in trainer.model.parameters()} == {"cuda"}
-    assert {p.dtype for p in trainer.model.parameters()} == {
-        torch.float32
-    }  # autocast: the weights stay in fp32
-    if precision != "fp16":  # whose scaler may skip the first updates
+    # autocast: the weights stay in fp32
+    assert {p.dtype for p in trainer.model.parameters()} == {torch.float32}
+    if precision != "fp16":  # its scaler may skip the first updates
         assert all(bool(torch.isfinite(v)) for step in losses for v in step.values())
 
 
 @pytest.mark.parametrize("recipe", ["vae", "ddpm_small", "dcgan"])
-def test_bf16_is_what_the_networks_compute_in(recipe):
-    dataset, trainer = made(*options(recipe, "device.precision=bf16"))
+def test_networks_compute_in_bf16(recipe):
+    dataset, trainer = build(*recipe_options(recipe, "device.precision=bf16"))
     seen = set()
     for module in trainer.model.modules():
         if isinstance(module, torch.nn.Linear | torch.nn.Conv2d):
             module.register_forward_hook(lambda _m, _i, out: seen.add(out.dtype))
-    trainer.advance(trainer.stream(dataset))
+    trainer.train_step(trainer.train_batches(dataset))
     assert seen == {torch.bfloat16}
 
 
 @pytest.mark.parametrize("recipe", FLAGSHIPS)
-def test_a_resume_is_bit_for_bit(recipe, tmp_path):
-    """In processes of their own, as cuBLAS reads its workspace's size when the first product is computed."""
+def test_resume_is_bit_exact(recipe, tmp_path):
+    """In new processes, because cuBLAS reads its workspace size at the first matrix product."""
     exact = (
         "device.deterministic=true",
         "trainer.preview_every=0",
@@ -89,76 +89,75 @@ def test_a_resume_is_bit_for_bit(recipe, tmp_path):
         "trainer.steps=4",
     )
     for name in ("whole", "parts"):
-        result = run_process("train", *options(recipe, *exact), f"out={name}", cwd=tmp_path)
+        result = run_process("train", *recipe_options(recipe, *exact), f"out={name}", cwd=tmp_path)
         assert result.code == 0, result.err
-    (
-        tmp_path / "parts" / "checkpoints" / "step_000000004.pt"
-    ).unlink()  # as if it had been killed after step 2
+    # as if it had been killed after step 2
+    (tmp_path / "parts" / "checkpoints" / "step_000000004.pt").unlink()
     again = run_process("train", "resume=parts", cwd=tmp_path)
     assert again.code == 0, again.err
-    a, b = (RunFolder(tmp_path / name).load() for name in ("whole", "parts"))
-    timeless = lambda state: {k: v for k, v in state.items() if k != "seconds"}  # noqa: E731
+    a, b = (RunFolder(tmp_path / name).load_checkpoint() for name in ("whole", "parts"))
+    a.pop("seconds"), b.pop("seconds")
     assert a["step"] == b["step"] == 4
-    assert same(timeless(a), timeless(b))
+    assert same(a, b)
 
 
 @pytest.mark.parametrize("recipe", ["vae", "ddpm_small"])
-def test_compiled_losses_are_those_of_the_plain_model(recipe):
+def test_compiled_model_gives_the_same_losses(recipe):
     exact = ("device.tf32=false",)
-    _, plain, ours = advanced(3, *options(recipe, *exact))
-    _, compiled, theirs = advanced(3, *options(recipe, *exact, "device.compile=true"))
-    assert any(brick._compiled_call_impl is not None for brick in bricks(compiled.model))
+    _, plain, ours = train_steps(3, *recipe_options(recipe, *exact))
+    _, compiled, theirs = train_steps(3, *recipe_options(recipe, *exact, "device.compile=true"))
+    assert any(m._compiled_call_impl is not None for m in callable_children(compiled.model))
     assert list(plain.model.state_dict()) == list(compiled.model.state_dict())
     for a, b in zip(ours, theirs, strict=True):
         assert a["loss"].item() == pytest.approx(b["loss"].item(), rel=1e-3)
 
 
-def test_a_checkpoint_of_the_gpu_samples_on_a_processor(tmp_path):
-    train = options("ddpm_small", "device.precision=bf16", "trainer.steps=2", *SHORT)
+def test_a_checkpoint_of_the_gpu_samples_on_the_cpu(tmp_path):
+    train = recipe_options("ddpm_small", "device.precision=bf16", "trainer.steps=2", *SHORT)
     result = run_here("train", *train, cwd=tmp_path)
     assert result.code == 0, result.err
     hidden = {"CUDA_VISIBLE_DEVICES": ""}  # a machine without a GPU
-    ask = ("sample", "run=run", "n=2", "sampler=ddim", "sampler.steps=2")
-    drawn = run_process(*ask, "device=cpu", cwd=tmp_path, **hidden)
+    sample = ("sample", "run=run", "n=2", "sampler=ddim", "sampler.steps=2")
+    drawn = run_process(*sample, "device=cpu", cwd=tmp_path, **hidden)
     assert drawn.code == 0, drawn.err
-    assert run_here(*ask, "device=cuda", cwd=tmp_path).code == 0
+    assert run_here(*sample, "device=cuda", cwd=tmp_path).code == 0
 
 
 @pytest.mark.parametrize("recipe", ["vae", "dcgan", "realnvp_points"])
-def test_the_data_lies_on_the_device(recipe):
-    dataset, trainer = made(*options(recipe))
-    batches = trainer.stream(dataset)
+def test_data_is_stored_on_the_device(recipe):
+    dataset, trainer = build(*recipe_options(recipe))
+    batches = trainer.train_batches(dataset)
     next(batches)
-    held = {key[1].type: x for key, (x, _) in dataset._placed.items() if key[0] == "train"}
-    assert "cuda" in held and held["cuda"].device.type == "cuda"
+    stored = {key[1].type: x for key, (x, _) in dataset._on_device.items() if key[0] == "train"}
+    assert "cuda" in stored and stored["cuda"].device.type == "cuda"
     batch = next(batches)
     assert batch.x.is_cuda and (batch.y is None or batch.y.is_cuda)
 
 
-def test_an_update_copies_nothing_from_or_to_the_host():
-    """A wait for the device in an update would leave the GPU idle; PyTorch refuses it here."""
-    dataset, trainer = made(*options("vae", "trainer.log_every=1000"))
-    batches = trainer.stream(dataset)
+def test_an_update_does_not_synchronize_with_the_host():
+    """Waiting for the device in an update would leave the GPU idle."""
+    dataset, trainer = build(*recipe_options("vae", "trainer.log_every=1000"))
+    batches = trainer.train_batches(dataset)
     for _ in range(3):
-        trainer.advance(batches)
+        trainer.train_step(batches)
     torch.cuda.set_sync_debug_mode("error")
     try:
-        trainer.advance(batches)
+        trainer.train_step(batches)
     finally:
         torch.cuda.set_sync_debug_mode("default")
 
 
-def test_the_optimizer_is_fused_and_the_mean_moves_on_the_device():
-    _, trainer, _ = advanced(2, *options("ddpm_small", "trainer.ema=0.9"))
+def test_the_optimizer_is_fused_and_the_ema_is_on_the_device():
+    _, trainer, _ = train_steps(2, *recipe_options("ddpm_small", "trainer.ema_decay=0.9"))
     assert all(group["fused"] for opt in trainer.optimizers.values() for group in opt.param_groups)
-    mean, weights = list(trainer.ema.model.parameters()), list(trainer.model.parameters())
-    assert all(m.is_cuda for m in mean)
-    assert any(not torch.equal(m, w) for m, w in zip(mean, weights, strict=True))
+    averages, weights = list(trainer.ema.model.parameters()), list(trainer.model.parameters())
+    assert all(a.is_cuda for a in averages)
+    assert any(not torch.equal(a, w) for a, w in zip(averages, weights, strict=True))
 
 
-def test_channels_last_reaches_weights_and_batches():
-    dataset, trainer = made(*options("dcgan"))
-    (batch,) = trainer.pull(trainer.stream(dataset))
+def test_channels_last_applies_to_weights_and_batches():
+    dataset, trainer = build(*recipe_options("dcgan"))
+    (batch,) = trainer.next_batch(trainer.train_batches(dataset))
     convolution = next(
         m for m in trainer.model.modules() if isinstance(m, torch.nn.Conv2d) and m.in_channels > 1
     )
@@ -166,23 +165,24 @@ def test_channels_last_reaches_weights_and_batches():
     assert batch.x.is_contiguous(memory_format=torch.channels_last)
 
 
-def test_the_memory_reported_is_the_gpus_peak(tmp_path):
+def test_reported_memory_is_the_peak_of_the_gpu(tmp_path):
     torch.cuda.reset_peak_memory_stats()
     result = run_here(
-        "train", *options("vae", "trainer.steps=2", "trainer.log_every=1", *SHORT), cwd=tmp_path
+        "train",
+        *recipe_options("vae", "trainer.steps=2", "trainer.log_every=1", *SHORT),
+        cwd=tmp_path,
     )
     assert result.code == 0, result.err
-    said = RunFolder(tmp_path / "run").history()[-1]["memory_mb"]
-    assert (
-        0 < said <= torch.cuda.max_memory_allocated() / 2**20
-    )  # the checkpoint after it may have needed more
+    reported = RunFolder(tmp_path / "run").read_log()[-1]["memory_mb"]
+    # the checkpoint after it may have needed more
+    assert 0 < reported <= torch.cuda.max_memory_allocated() / 2**20
 
 
-def test_tf32_is_off_where_it_is_switched_off():
-    for asked in (False, True):
-        made(*options("vae", f"device.tf32={str(asked).lower()}"))
-        assert torch.backends.cuda.matmul.allow_tf32 is asked
-        assert torch.backends.cudnn.allow_tf32 is asked
+def test_tf32_follows_the_option():
+    for tf32 in (False, True):
+        build(*recipe_options("vae", f"device.tf32={str(tf32).lower()}"))
+        assert torch.backends.cuda.matmul.allow_tf32 is tf32
+        assert torch.backends.cudnn.allow_tf32 is tf32
 
 
 @pytest.mark.parametrize(
@@ -194,17 +194,18 @@ def test_tf32_is_off_where_it_is_switched_off():
         (("ddpm_small",), ["likelihood"]),
     ],
 )
-def test_the_measures_take_a_model_on_the_device(recipe, names):
-    dataset, trainer = made(*options(*recipe))
-    settings = Settings(n=32, k=2, terms=2, batch_size=16)
-    found = measure(Subject(dataset, settings, model=trainer.sampler()), names)
+def test_metrics_accept_a_model_on_the_device(recipe, names):
+    dataset, trainer = build(*recipe_options(*recipe))
+    settings = Settings(n=32, iwae_samples=2, elbo_timesteps=2, batch_size=16)
+    found = measure(MetricContext(dataset, settings, model=trainer.eval_model()), names)
     assert list(found) == names
     assert all(math.isfinite(row.value) for rows in found.values() for row in rows)
 
 
-def test_the_benchmark_for_gpus_runs(tmp_path):
+def test_the_gpu_benchmark_runs(tmp_path):
     out = tmp_path / "gpu.json"
-    command = [sys.executable, REPOSITORY / "scripts" / "bench_gpu.py", "vae", "--small", "--steps", "2", "--turns", "1",
-               "--out", out]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
+    script = REPOSITORY / "scripts" / "benchmarks" / "gpu.py"
+    options = ("--small", "--steps", "2", "--turns", "1", "--out", out)
+    command = [sys.executable, script, "vae", *options]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr[-2000:]

@@ -17,9 +17,10 @@ ENVIRONMENT = {
 }
 
 
-def popen(*what: object, cwd: Path, **environment: str) -> subprocess.Popen:
+def popen(*command: object, cwd: Path, **environment: str) -> subprocess.Popen:
+    """Start a command with captured output."""
     return subprocess.Popen(
-        list(map(str, what)),
+        list(map(str, command)),
         cwd=cwd,
         env=ENVIRONMENT | environment,
         stdout=subprocess.PIPE,
@@ -28,33 +29,36 @@ def popen(*what: object, cwd: Path, **environment: str) -> subprocess.Popen:
     )
 
 
-def start(processes: int, *what: object, cwd: Path | list[Path]) -> list[subprocess.Popen]:
-    """Start Python with these arguments in processes that know each other by variables alone, and nobody watches over.
+def start_ranks(
+    processes: int, *arguments: object, cwd: Path | list[Path]
+) -> list[subprocess.Popen]:
+    """Start Python in several ranks, connected only by environment variables.
 
     Args:
-        cwd: the folder of all of them, or one of each.
+        cwd: the folder of all of them, or one for each.
     """
     folders = cwd if isinstance(cwd, list) else [cwd] * processes
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        place = {
+        variables = {
             "WORLD_SIZE": str(processes),
             "MASTER_ADDR": "127.0.0.1",
             "MASTER_PORT": str(free.getsockname()[1]),
         }
     return [
-        popen(sys.executable, *what, cwd=own, **place, RANK=str(n), LOCAL_RANK=str(n))
-        for n, own in enumerate(folders)
+        popen(sys.executable, *arguments, cwd=path, **variables, RANK=str(n), LOCAL_RANK=str(n))
+        for n, path in enumerate(folders)
     ]
 
 
-def ended(processes: list[subprocess.Popen], within: float) -> list[tuple[int, str, str]]:
-    """Return each process's exit code and what it printed, soon."""
+def wait_for(processes: list[subprocess.Popen], within: float) -> list[tuple[int, str, str]]:
+    """Return each process's exit code, output and standard error, within so many seconds."""
     until = time.monotonic() + within
     try:
-        said = [p.communicate(timeout=max(1.0, until - time.monotonic())) for p in processes]
+        outputs = [p.communicate(timeout=max(1.0, until - time.monotonic())) for p in processes]
     finally:
         for p in processes:
             p.kill()
-    assert not any("Traceback" in err and "ChildFailedError" not in err for _, err in said), said
-    return [(p.returncode, *texts) for p, texts in zip(processes, said, strict=True)]
+    tracebacks = [err for _, err in outputs if "Traceback" in err]
+    assert all("ChildFailedError" in err for err in tracebacks), outputs  # torchrun's own
+    return [(p.returncode, *texts) for p, texts in zip(processes, outputs, strict=True)]

@@ -1,4 +1,4 @@
-"""Trials in place of trainings for the tests of searches; a process that is to be killed imports this alone, and no torch."""
+"""Fake trials for tests of searches, without torch, so that processes to be killed start fast."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 from genlab.errors import UserError
-from genlab.sweeps.sweep_folder import SweepFolder, run
+from genlab.sweeps.job_state import run_job
+from genlab.sweeps.sweep_folder import SweepFolder
 
 
-def launch_by(
+def fake_launch(
     work: Callable[[dict[str, str], int], dict[str, float]], batches: list[list[int]] | None = None
 ) -> Callable:
-    """Return a launcher's `launch` whose jobs do `work(overrides, number)` where a training would be."""
+    """Return a launcher's `launch` whose jobs do `work(overrides, number)` instead of training."""
 
     def launch(self, job_overrides, initial_job_idx):
         jobs = SweepFolder(Path(self.config.hydra.sweep.dir)).extend(
@@ -23,7 +24,7 @@ def launch_by(
             batches.append([job.number for job in jobs])
         for job in jobs:
             try:
-                run(
+                run_job(
                     job.folder,
                     lambda job=job: work(dict(o.split("=", 1) for o in job.overrides), job.number),
                 )
@@ -33,8 +34,8 @@ def launch_by(
     return launch
 
 
-def bowl(overrides: dict[str, str], number: int) -> dict[str, float]:
-    """A loss with its least at a rate of 0.01; it diverges at more than 0.05."""
+def quadratic_loss(overrides: dict[str, str], number: int) -> dict[str, float]:
+    """Return a loss that is least at a learning rate of 0.01 and diverges above 0.05."""
     rate = float(overrides["optimizer.lr"])
     if rate > 0.05:
         raise UserError(f"step 7: loss is nan at {rate}")

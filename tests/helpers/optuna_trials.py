@@ -6,14 +6,15 @@ from pathlib import Path
 
 from optuna.trial import FrozenTrial
 
-from genlab.sweeps.optuna_study import NAME, storage
+from genlab.sweeps.optuna_study import STUDY_NAME, open_storage
 
 RATE = "optimizer.lr=tag(log,interval(1e-4,1e-1))"
 
 
-def told_in(folder: Path) -> list[FrozenTrial]:
-    store = storage(folder)
-    return store.get_all_trials(store.get_study_id_from_name(NAME))
+def read_trials(folder: Path) -> list[FrozenTrial]:
+    """Return the trials of the study in a sweep's folder."""
+    store = open_storage(folder)
+    return store.get_all_trials(store.get_study_id_from_name(STUDY_NAME))
 
 
 TRAINS = (
@@ -35,4 +36,4 @@ TRAINS += (
 )
 
 
-TRAINS += ("evaluate.n=50", "evaluate.k=1", "device=cpu")
+TRAINS += ("evaluate.n=50", "evaluate.iwae_samples=1", "device=cpu")

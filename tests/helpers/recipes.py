@@ -11,8 +11,8 @@ from hydra import compose, initialize_config_module
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
-from genlab.builders import entrypoints, factory
-from genlab.builders.pretrained import built_around, part_of
+from genlab.builders import factory, train
+from genlab.builders.pretrained import insert_part_config, pretrained_part_name
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 RECIPES = sorted(p.stem for p in (CONFIGS / "model").glob("*.yaml"))
@@ -28,9 +28,9 @@ def composed(*overrides: str) -> dict:
 @cache
 def composed_once(*overrides: str) -> dict:
     config = typed(*overrides)
-    if name := part_of(config):  # as `with_part` has it, but untrained
-        data = [o for o in overrides if o.split("=")[0].split(".")[0] in ("dataset", "prepare")]
-        config = built_around(config, composed(*config[name]["train"], *data, "out=unused"), name)
+    if name := pretrained_part_name(config):  # as `resolve_pretrained_part` has it, but untrained
+        data = [o for o in overrides if o.split("=")[0].split(".")[0] in ("dataset", "preprocess")]
+        config = insert_part_config(config, composed(*config[name]["train"], *data, "out=unused"), name)
     return config
 
 
@@ -40,7 +40,7 @@ def typed(*overrides: str) -> dict:
     OmegaConf.register_new_resolver("genlab.stamp", lambda: "stamp", replace=True)
     OmegaConf.register_new_resolver("genlab.folder", lambda *names: "-".join(names), replace=True)
     with initialize_config_module("genlab.configs", version_base="1.3"):
-        return entrypoints.plain(compose("train", overrides=list(overrides)))
+        return train.to_plain(compose("train", overrides=list(overrides)))
 
 
 def built(*overrides: str):
@@ -55,7 +55,17 @@ def built(*overrides: str):
     )
 
 
-NARROW = {"channels": 16, "blocks": 1, "width": 32, "layers": 2, "heads": 2}  # of networks
+NARROW = {
+    "channels": 16,
+    "blocks": 1,
+    "num_blocks": 1,
+    "width": 32,
+    "layers": 2,
+    "num_layers": 2,
+    "num_mapping_layers": 2,
+    "heads": 2,
+    "num_heads": 2,
+}
 
 
 @cache
@@ -63,23 +73,20 @@ def small(recipe: str) -> tuple[str, ...]:
     """Return the overrides that make a recipe fast: fewer pixels where they are drawn one by one, fewer maps a layer."""
     overrides = (f"model={recipe}", *SMALL)
     config = composed(*overrides)
-    pixels = ("prepare.size=4",) * (config["trainer"]["name"] == "autoregressive")
-    widths = (
-        ("width", "discriminator_width")
-        if config["trainer"]["name"] in ("gan", "translation")
-        else ()
-    )
-    names = ("maps", "discriminator_maps", *widths)
-    plain = ("model.content=null",) * (
-        "content" in config["model"]
+    pixels = ("preprocess.size=4",) * (config["trainer"]["name"] == "autoregressive")
+    names: tuple[str, ...] = ()
+    if config["trainer"]["name"] in ("gan", "progressive", "translation"):
+        names = ("channels", "channel_max", "discriminator_channels", "width", "discriminator_width")
+    plain = ("model.content_features=null",) * (
+        "content_features" in config["model"]
     )  # no classifier to be trained for it first
-    plain += ("trainer.pairs=16",) * ("pairs" in config["trainer"])
-    if name := part_of(config):
+    plain += ("trainer.num_pairs=16",) * ("num_pairs" in config["trainer"])
+    if name := pretrained_part_name(config):
         (its,) = (o.partition("=")[2] for o in config[name]["train"] if o.startswith("model="))
         plain += (f"{name}.train={list(small(its))}",)
     model = config["model"]
     networks = {"model": model, "model.backbone": model.get("backbone"),
-                "model.diffusion.backbone.maps": ((model.get("diffusion") or {}).get("backbone") or {}).get("maps")}  # fmt: skip
+                "model.diffusion.backbone.map_backbone": ((model.get("diffusion") or {}).get("backbone") or {}).get("map_backbone")}  # fmt: skip
     narrow = [
         f"{path}.{k}={min(v, NARROW[k])}"
         for path, network in networks.items()

@@ -1,4 +1,4 @@
-"""A SLURM cluster that answers, and sweeps that are watched on it."""
+"""A SLURM cluster for tests, and sweeps that run on it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from helpers.sweep_model import states
 
-from genlab.sweeps import sweep_folder
+from genlab.sweeps import job_state
 from genlab.sweeps.sweep_folder import SweepFolder
 
 LONG = ("trainer.save_every=200", "trainer.log_every=150")
@@ -22,7 +22,8 @@ LONG = ("trainer.save_every=200", "trainer.log_every=150")
 SMALL = ("hydra/launcher=slurm_cpu", "hydra.launcher.cpus_per_task=1", "hydra.launcher.mem_gb=1")
 
 
-def answers() -> bool:
+def is_slurm_up() -> bool:
+    """Whether a SLURM controller answers."""
     if shutil.which("scontrol") is None:
         return False
     return (
@@ -35,35 +36,34 @@ def answers() -> bool:
 
 @pytest.fixture(scope="session", autouse=True)
 def cluster() -> Iterator[None]:
-    """A SLURM that answers, for every test of a module that has this fixture."""
-    yield from answering()
+    """A SLURM cluster for every test of a module that has this fixture."""
+    yield from running_cluster()
 
 
-def answering() -> Iterator[None]:
-    """Have a SLURM that answers, or skip with why there is none; end the one that was started."""
+def running_cluster() -> Iterator[None]:
+    """Provide a SLURM cluster, or skip the tests; stop the cluster if it was started here."""
     script = os.environ.get("GENLAB_SLURM")
-    if answers():
+    if is_slurm_up():
         yield
         return
     if not script:
         pytest.skip(
-            "no SLURM answers `scontrol ping`, and GENLAB_SLURM names no script that starts one"
+            "no SLURM answers `scontrol ping`, and GENLAB_SLURM does not name a script to start one"
         )
     if os.geteuid() != 0:
         pytest.skip(f"no SLURM answers `scontrol ping`, and only root can start one with {script}")
     subprocess.run([script, "up"], check=True, timeout=300)
     yield
-    # daemons take their pid files away as they end, which `down` may meet between looking and reading: it is then said again
-    ends = [[script, "down"], [script, "down"]]
-    while subprocess.run(ends.pop(), check=not ends, timeout=120).returncode:
-        pass
+    # A daemon may remove its pid file while `down` reads it: then try once more.
+    if subprocess.run([script, "down"], check=False, timeout=120).returncode:
+        subprocess.run([script, "down"], check=True, timeout=120)
 
 
 class Sweep:
-    """A sweep that another process has started, watched by what it leaves behind."""
+    """A sweep in another process, observed by the files that it writes."""
 
     def __init__(self, cwd: Path, *command: str, seconds: float = 300) -> None:
-        self.until = time.monotonic() + seconds
+        self.deadline = time.monotonic() + seconds
         self.log = open(cwd / "sweep.log", "a+")  # noqa: SIM115
         self.process = subprocess.Popen(
             [sys.executable, "-m", "genlab", *command], cwd=cwd, stderr=self.log, stdout=self.log
@@ -71,36 +71,41 @@ class Sweep:
         self.wait(lambda: list(cwd.glob("outputs/sweeps/*/plan.json")))
         (self.folder,) = cwd.glob("outputs/sweeps/*")
 
-    def said(self) -> str:
+    def output(self) -> str:
+        """Return what the command has printed."""
         self.log.seek(0)
         return self.log.read()
 
     def wait(self, ready) -> None:
-        """Wait until something is so, and fail where the sweep ends before, or lasts too long."""
+        """Wait for a condition; fail if the sweep ends before, or takes too long."""
         while not ready():
-            assert self.process.poll() is None, self.said()
-            assert time.monotonic() < self.until, f"the sweep did not end in time\n{self.said()}"
+            assert self.process.poll() is None, self.output()
+            assert time.monotonic() < self.deadline, (
+                f"the sweep did not end in time\n{self.output()}"
+            )
             time.sleep(0.1)
 
-    def begun(self, number: int) -> bool:
-        """Whether a job is at work and has saved something."""
+    def has_saved(self, number: int) -> bool:
+        """Whether a job is running and has saved a checkpoint."""
         return states(self.folder)[number].status == "running" and bool(
             list(self.folder.glob(f"{number}/checkpoints/*.pt"))
         )
 
-    def end(self) -> int:
-        """Wait for the end, and return the exit code."""
+    def wait_for_end(self) -> int:
+        """Wait until the command ends, and return its exit code."""
         while self.process.poll() is None:
-            assert time.monotonic() < self.until, f"the sweep did not end in time\n{self.said()}"
+            assert time.monotonic() < self.deadline, (
+                f"the sweep did not end in time\n{self.output()}"
+            )
             time.sleep(0.1)
         return self.process.returncode
 
-    def clear(self) -> None:
-        """Leave nothing behind, whatever the test has found."""
+    def cancel(self) -> None:
+        """End the command and cancel its jobs."""
         self.process.kill()
         self.process.wait()
         arrays = {
-            sweep_folder.submitted(job.folder).partition("_")[0]
+            job_state.submitted_id(job.folder).partition("_")[0]
             for job in SweepFolder(self.folder).jobs()
         } - {""}
         subprocess.run(["scancel", *arrays], check=False)

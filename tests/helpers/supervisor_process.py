@@ -1,6 +1,7 @@
-"""Run by test_watch: one of several processes that only watch each other, ending as it is told to; needs no torch.
+"""Run by test_supervisor: one rank that only monitors its peers and ends as it is told; needs no torch.
 
-argv: a folder to meet in, and for each rank how it ends: well | wait | words:<message> | error:<message> | kill | fork-kill.
+Arguments: a folder to meet in, and for each rank how it ends:
+exit | wait | user-error:<message> | bug:<message> | kill | fork-kill.
 """
 
 from __future__ import annotations
@@ -13,47 +14,48 @@ from pathlib import Path
 
 from genlab.cli import main
 from genlab.distributed import supervisor
-from genlab.distributed.environment import world
+from genlab.distributed.environment import read_environment
 from genlab.errors import UserError
 
-place, ends = Path(sys.argv[1]), sys.argv[2:]
-supervisor.UNWIND = 1.0
-supervisor.TOGETHER = 0.5 if len(set(ends)) > 1 else 10.0
-me = world()
+folder, endings = Path(sys.argv[1]), sys.argv[2:]
+supervisor.EXIT_GRACE_S = 1.0
+supervisor.SAME_ERROR_WAIT_S = 0.5 if len(set(endings)) > 1 else 10.0
+environment = read_environment()
 
 
-def post(text: str) -> str:
-    """Give all processes the first one's text, by a file."""
-    if me.rank == 0:
-        (place / "part").write_text(text)
-        (place / "part").rename(place / "post")
-    while not (place / "post").exists():
+def publish(text: str) -> str:
+    """Return rank 0's text on all ranks, by way of a file."""
+    if environment.rank == 0:
+        (folder / "part").write_text(text)
+        (folder / "part").rename(folder / "published")
+    while not (folder / "published").exists():
         time.sleep(0.01)
-    return (place / "post").read_text()
+    return (folder / "published").read_text()
 
 
-def work(how: str) -> None:
-    """Do what one of the commands of genlab would do."""
-    here = supervisor.Watch(me, post)
-    (place / f"pid{me.rank}").write_text(str(os.getpid()))
-    kind, _, message = how.partition(":")
-    while kind not in ("well", "wait") and len(list(place.glob("pid*"))) < me.size:  # all have come
+def run_command(ending: str) -> None:
+    """Stand in for a command of genlab, and end as `ending` says."""
+    monitor = supervisor.PeerMonitor(environment, publish)
+    (folder / f"pid{environment.rank}").write_text(str(os.getpid()))
+    kind, _, message = ending.partition(":")
+    waits_for_others = kind not in ("exit", "wait")
+    while waits_for_others and len(list(folder.glob("pid*"))) < environment.size:
         time.sleep(0.01)
-    if kind == "words":
+    if kind == "user-error":
         raise UserError(message)
-    if kind == "error":
+    if kind == "bug":
         raise LookupError(message)
     if kind == "wait":
         time.sleep(60)
-    if kind == "fork-kill" and os.fork() == 0:  # a worker lives on
+    if kind == "fork-kill" and os.fork() == 0:  # a worker that outlives its parent
         os.closerange(0, 3)
         time.sleep(20)
         os._exit(0)
     if kind in ("kill", "fork-kill"):
         os.kill(os.getpid(), signal.SIGKILL)
-    here.leave()
+    monitor.leave()
 
 
-main.compose_and_run = lambda name, arguments: work(ends[me.rank])
+main.compose_and_run = lambda name, arguments: run_command(endings[environment.rank])
 sys.argv[1:] = ["train"]
 main.main()

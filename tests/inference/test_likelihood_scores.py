@@ -1,4 +1,4 @@
-"""likelihood, anomaly and classify on small runs, against numbers that are worked out here; and the reconstruction error."""
+"""likelihood, anomaly, classify and the reconstruction error, compared with computed numbers."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ from genlab.data.digits import Digits
 from genlab.data.shapes2d import Shapes
 from genlab.data.toy_points import Points
 from genlab.errors import UserError
-from genlab.metrics import Settings, registry
-from genlab.metrics.context import Subject
-from genlab.metrics.reconstruction import without_noise
+from genlab.metrics.base import Settings
+from genlab.metrics.context import MetricContext
+from genlab.metrics.reconstruction import to_bin_centers
+from genlab.metrics.registry import registry
 from genlab.runs.run_folder import RunFolder
 
 PCA = ("model=pca", "model.latent=10")
@@ -28,7 +29,7 @@ SMALL = ("trainer.steps=1", "trainer.preview_every=0", "device=cpu", "out=run")
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """`runs("model=pca", …)`: the folder of a run of one step on the digits, the same one for the same options: to write into."""
+    """`runs("model=pca", …)` trains one step on the digits, once per set of options."""
     from helpers.cli_runner import run_here
 
     made: dict[tuple[str, ...], Path] = {}
@@ -45,7 +46,7 @@ def runs(tmp_path_factory):
 
 
 def answer(genlab, *words: object) -> tuple[dict, str]:
-    """Run a command; return the last JSON that it wrote and what it printed, every picture that it names being one."""
+    """Run a command, check its pictures, and return the last JSON that it wrote and its output."""
     result = genlab(*words, "device=cpu")
     assert result.code == 0, result.err
     paths = [Path(line.split(" ")[0]) for line in result.out.splitlines() if line.startswith("/")]
@@ -56,13 +57,13 @@ def answer(genlab, *words: object) -> tuple[dict, str]:
     ), result.out
 
 
-# --- likelihood -------------------------------------------------------------------------------------------------------
+# --- likelihood -----------------------------------------------------------------------------------
 
 TAGS = {"pca": "exact", "vae": "bound", "rbm": "exact", "kmeans": None, "gan": None}
 
 
 @pytest.mark.parametrize("recipe", TAGS)
-def test_likelihood_writes_a_number_an_item_or_names_the_models_that_can(recipe, runs, genlab):
+def test_likelihood_writes_log_prob_or_names_models_that_have_it(recipe, runs, genlab):
     small = {
         "pca": ("model.latent=10",),
         "vae": ("model.hidden=[8]",),
@@ -79,62 +80,65 @@ def test_likelihood_writes_a_number_an_item_or_names_the_models_that_can(recipe,
             and "ae," not in error.split()
         )
         return
-    record, _ = answer(genlab, "likelihood", f"run={run}", "n=50", "k=4", "seed=3")
+    record, _ = answer(genlab, "likelihood", f"run={run}", "n=50", "iwae_samples=4", "seed=3")
     found = np.load(run / "likelihood" / "test_step1_seed3.npz")
     assert record["tag"] == TAGS[recipe] and record["mean"] == pytest.approx(
         found["log_prob"].mean()
     )
     assert record["lowest"] == pytest.approx(found["log_prob"].min())
     _, dataset, trainer = built(f"model={recipe}", *small[recipe], *SMALL)
-    trainer.load(RunFolder(run).load())
+    trainer.load_state_dict(RunFolder(run).load_checkpoint())
     assert found["index"].shape == found["y"].shape == (50,)
     torch.testing.assert_close(
         torch.from_numpy(found["y"]), dataset.splits["test"].y[found["index"]]
     )
     if recipe == "pca":
-        log_prob = trainer.model.log_prob(dataset.take("test", 50, seed=3).x)
+        log_prob = trainer.model.log_prob(dataset.head("test", 50, seed=3).x)
         torch.testing.assert_close(torch.from_numpy(found["log_prob"]).float(), log_prob)
         assert record["bits_per_dim"] == pytest.approx(dataset.spec.bits_per_dim(record["mean"]))
 
 
-# --- anomaly ----------------------------------------------------------------------------------------------------------
+# --- anomaly --------------------------------------------------------------------------------------
 
 
-def test_anomaly_against_the_classes_left_out(runs, genlab):
-    """The AUROC is that of the likelihoods of test items, worked out here; typicality too."""
-    run = runs(*PCA, "dataset.keep={0:0,1:0}")
+def test_anomaly_detects_the_classes_left_out(runs, genlab):
+    """The AUROC of the likelihood and of the typicality are computed here from the test items."""
+    run = runs(*PCA, "dataset.class_fraction={0:0,1:0}")
     record, out = answer(genlab, "anomaly", f"run={run}")
     assert (
         record["anomalies"] == [0, 1]
         and record["normal"] == list(range(2, 10))
         and "log p(x)" in record["score"]
     )
-    _, dataset, trainer = built(*PCA, "dataset.keep={0:0,1:0}", *SMALL)
-    trainer.load(RunFolder(run).load())
-    test = dataset.take("test")
+    _, dataset, trainer = built(*PCA, "dataset.class_fraction={0:0,1:0}", *SMALL)
+    trainer.load_state_dict(RunFolder(run).load_checkpoint())
+    test = dataset.head("test")
     assert record["n_normal"] + record["n_anomalies"] == len(test) == 180, (
-        "the test split stays whole"
+        "the test split is complete"
     )
-    log_prob, train = (trainer.model.log_prob(x) for x in (test.x, dataset.take("train").x))
+    log_prob, train = (trainer.model.log_prob(x) for x in (test.x, dataset.head("train").x))
     assert record["auroc"] == pytest.approx(roc_auc_score(test.y < 2, -log_prob), abs=1e-6)
     typical = (log_prob - train.mean()).abs()
     assert record["auroc_typicality"] == pytest.approx(roc_auc_score(test.y < 2, typical), abs=1e-6)
     assert f"{record['auroc']:.4f}" in out and record["auroc"] > 0.8
 
 
-@pytest.mark.parametrize("recipe, options, kind", [
-    ("vae", ("model.hidden=[8]",), "bound"),
-    ("rbm", ("model.hidden=6",), "energy"),
-    ("kmeans", (), "reconstruction"),
-])  # fmt: skip
-def test_anomaly_says_which_score_it_used(recipe, options, kind, runs, genlab):
+@pytest.mark.parametrize(
+    "recipe, options, kind",
+    [
+        ("vae", ("model.hidden=[8]",), "bound"),
+        ("rbm", ("model.hidden=6",), "energy"),
+        ("kmeans", (), "reconstruction"),
+    ],
+)
+def test_anomaly_reports_its_score(recipe, options, kind, runs, genlab):
     run = runs(f"model={recipe}", *options)
     named = {"bound": "bound of log p(x)", "energy": "energy", "reconstruction": "squared error"}[
         kind
     ]
-    record, _ = answer(genlab, "anomaly", f"run={run}", "classes=3", "n=20", "k=3")
+    record, _ = answer(genlab, "anomaly", f"run={run}", "classes=3", "n=20", "iwae_samples=3")
     assert named in record["score"] and record["n_anomalies"] <= 20 == record["n_normal"]
-    record, _ = answer(genlab, "anomaly", f"run={run}", "dataset=fake", "n=20", "k=3")
+    record, _ = answer(genlab, "anomaly", f"run={run}", "dataset=fake", "n=20", "iwae_samples=3")
     assert record["anomalies"] == "fake" and 0 <= record["average_precision"] <= 1
     if kind == "reconstruction":
         assert record["auroc"] > 0.95, "noise is far from every centre"
@@ -142,111 +146,124 @@ def test_anomaly_says_which_score_it_used(recipe, options, kind, runs, genlab):
         assert "kmeans has no score of the kind density" in error and "realnvp" in error
 
 
-def test_anomaly_of_several_runs_says_the_mean(runs, genlab):
-    each = [runs(*PCA, f"dataset.only={c}") for c in (0, 1)]
+def test_anomaly_of_several_runs_reports_the_mean(runs, genlab):
+    each = [runs(*PCA, f"dataset.classes={c}") for c in (0, 1)]
     record, out = answer(genlab, "anomaly", f"runs=[{each[0]},{each[1]}]")
     assert record["mean"]["auroc"] == pytest.approx(np.mean([r["auroc"] for r in record["runs"]]))
     assert record["mean"]["auroc"] > 0.9 and "mean of 2" in out
 
 
-@pytest.mark.parametrize("words, said", [
-    ((), "nothing is anomalous"),
-    (("classes=11",), "classes 0 to 9"),
-    (("dataset=digits", "dataset.size=9"), "dataset.size"),
-])  # fmt: skip
-def test_anomaly_refuses(words, said, runs, genlab):
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        ((), "nothing is anomalous"),
+        (("classes=11",), "classes 0 to 9"),
+        (("dataset=digits", "dataset.size=9"), "dataset.size"),
+    ],
+)
+def test_anomaly_refuses_invalid_options(words, said, runs, genlab):
     assert said in genlab("anomaly", f"run={runs(*PCA)}", *words).error
 
 
-# --- classify ---------------------------------------------------------------------------------------------------------
+# --- classify -------------------------------------------------------------------------------------
 
 
-def test_bayes_rule_over_a_conditional_density_is_the_one_over_a_run_a_class(runs, genlab):
+def test_bayes_rule_of_a_conditional_model_equals_that_of_one_run_per_class(runs, genlab):
     run = runs(*PCA, "model.conditional=true")
     record, _ = answer(genlab, "classify", f"run={run}")
     _, dataset, trainer = built(*PCA, "model.conditional=true", *SMALL)
-    trainer.load(RunFolder(run).load())
-    test, model = dataset.take("test"), trainer.model
+    trainer.load_state_dict(RunFolder(run).load_checkpoint())
+    test, model = dataset.head("test"), trainer.model
     joint = torch.stack(
-        [model.share[g].log() + model.log_density(test.x.flatten(1), g) for g in range(10)], 1
+        [
+            model.class_probs[g].log() + model.group_log_prob(test.x.flatten(1), g)
+            for g in range(10)
+        ],
+        1,
     )
     assert record["accuracy"] == (joint.argmax(1) == test.y).double().mean().item() > 0.9
     counts = np.array(record["confusion"])
     assert counts.sum() == 180 and counts.trace() == round(180 * record["accuracy"])
-    each = [runs(*PCA, f"dataset.only={c}") for c in range(10)]
+    each = [runs(*PCA, f"dataset.classes={c}") for c in range(10)]
     several, _ = answer(genlab, "classify", f"runs=[{','.join(map(str, each))}]")
     assert several["confusion"] == record["confusion"]
 
 
-def test_classify_refuses_what_tells_no_classes(runs, genlab):
+def test_classify_refuses_models_without_classes(runs, genlab):
     error = genlab("classify", f"run={runs('model=kmeans')}").error
     assert (
-        "kmeans tells no classes" in error and "model.conditional=true" in error and "gmm" in error
+        "kmeans does not classify" in error and "model.conditional=true" in error and "gmm" in error
     )
-    twice = [runs(*PCA, "dataset.only=0"), runs(*PCA)]
+    twice = [runs(*PCA, "dataset.classes=0"), runs(*PCA)]
     assert "one a class" in genlab("classify", f"runs=[{twice[0]},{twice[1]}]").error
 
 
-# --- what they stand on -------------------------------------------------------------------------------------------------
+# --- data and reconstruction ----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     "make",
-    [Digits, lambda **o: Points(n=300, held_out=60, **o), lambda **o: Shapes(n=300, size=16, **o)],
+    [
+        Digits,
+        lambda **o: Points(n=300, num_heldout=60, **o),
+        lambda **o: Shapes(n=300, size=16, **o),
+    ],
 )
-def test_training_may_be_on_some_of_the_classes_only(make):
+def test_training_can_leave_out_classes(make):
     whole = make()
     for options, left in [
-        ({"only": 2}, [2]),
-        ({"only": (0, 2), "keep": {2: 0}}, [0]),
-        ({"keep": {0: 0}}, None),
+        ({"classes": 2}, [2]),
+        ({"classes": (0, 2), "class_fraction": {2: 0}}, [0]),
+        ({"class_fraction": {0: 0}}, None),
     ]:
         some = make(**options)
-        left = left or list(range(1, whole.spec.classes))
+        left = left or list(range(1, whole.spec.num_classes))
         for split in ("train", "validation"):
-            assert some.take(split).y.unique().tolist() == left
+            assert some.head(split).y.unique().tolist() == left
             assert some.size(split) == torch.isin(whole.splits[split].y, torch.tensor(left)).sum()
         assert some.spec == whole.spec and some.size("test") == whole.size("test")
-        if hasattr(some, "factors"):
+        if isinstance(some, Shapes):
             assert torch.equal(
-                some.factors("train", 9, seed=1)[:, 0], some.take("train", 9, seed=1).y
+                some.factors("train", 9, seed=1)[:, 0], some.head("train", 9, seed=1).y
             )
     for options, words in [
-        ({"only": 99}, "classes 0 to"),
-        ({"only": 1, "keep": {1: 0}}, "no training item"),
+        ({"classes": 99}, "classes 0 to"),
+        ({"classes": 1, "class_fraction": {1: 0}}, "without training"),
     ]:
         with pytest.raises(UserError, match=words):
             make(**options)
 
 
-@pytest.mark.parametrize("dequantise", [False, True])
+@pytest.mark.parametrize("dequantize", [False, True])
 @pytest.mark.parametrize("interval", ["[0,1]", "[-1,1]"])
-def test_reconstruction_is_pca_s_error_in_units_of_the_whole_range(interval, dequantise):
-    """By the SVD of the bytes, whatever the range and the noise of the data that the model is given."""
-    prepare = (f"prepare.range={interval}", f"prepare.dequantise={str(dequantise).lower()}")
-    if dequantise:
+def test_reconstruction_error_equals_that_of_pca(interval, dequantize):
+    """The error equals that of an SVD of the bytes, for every range and noise of the data."""
+    prepare = (f"preprocess.range={interval}", f"preprocess.dequantize={str(dequantize).lower()}")
+    if dequantize:
         _, dataset, trainer = built(*PCA, *prepare, *SMALL)
     else:
-        _, dataset, trainer = built("model=kmeans", "model.components=4", *prepare, *SMALL)
-    trainer.advance(trainer.stream(dataset))
+        _, dataset, trainer = built("model=kmeans", "model.num_clusters=4", *prepare, *SMALL)
+    trainer.train_step(trainer.train_batches(dataset))
     (row,) = registry()["reconstruction"].measure(
-        Subject(dataset, Settings(n=180), model=trainer.sampler())
+        MetricContext(dataset, Settings(n=180), model=trainer.eval_model())
     )
-    k, train = (dataset.arrays(split)[0].flatten(1).double() / 16 for split in ("test", "train"))
-    if dequantise:
+    k, train = (
+        dataset.raw_arrays(split)[0].flatten(1).double() / 16 for split in ("test", "train")
+    )
+    if dequantize:
         away = k - train.mean(0)
         axes = torch.linalg.svd(train - train.mean(0), full_matrices=False)[2][:10]
         wanted = (away - away @ axes.T @ axes).square().sum(1).mean().item()
         assert row.value == pytest.approx(wanted, rel=2e-3)  # the noise turns the axes a little
     else:
         low, high = dataset.spec.range
-        centres = ((trainer.model.centres - low) / (high - low)).double()
+        centers = ((trainer.model.centers - low) / (high - low)).double()
         assert row.value == pytest.approx(
-            torch.cdist(k, centres).min(1).values.square().mean().item(), rel=1e-5
+            torch.cdist(k, centers).min(1).values.square().mean().item(), rel=1e-5
         )
-    if dequantise:
-        x = dataset.take("test", 20).x
-        middle = without_noise(x, dataset.spec)
+    if dequantize:
+        x = dataset.head("test", 20).x
+        middle = to_bin_centers(x, dataset.spec)
         width = (dataset.spec.range[1] - dataset.spec.range[0]) / 17
         assert ((x - middle).abs() <= width / 2 + 1e-6).all() and middle.unique().numel() <= 17
         assert math.isclose(middle.min().item(), dataset.spec.range[0] + width / 2, abs_tol=1e-6)

@@ -1,4 +1,4 @@
-"""Disentanglement on codes whose truth is known, and the set of shapes whose factors are."""
+"""Disentanglement of codes with known values, and the shapes dataset with known factors."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from omegaconf import OmegaConf
 
 from genlab.data.shapes2d import FACTORS, Shapes
 from genlab.errors import UserError
-from genlab.metrics import Settings
-from genlab.metrics.context import Subject
+from genlab.metrics.base import Settings
+from genlab.metrics.context import MetricContext
 from genlab.metrics.disentanglement import (
-    BINS,
-    NAMES,
-    binned,
+    NUM_BINS,
+    ROW_NAMES,
+    bin_codes,
     dci,
-    disentangled,
+    importance_scores,
     information_gap,
-    jackknife,
+    jackknife_error,
     measure,
     mig,
     mutual_information,
-    rows,
+    row_names,
     sap,
 )
 
@@ -34,21 +34,21 @@ GRID = torch.cartesian_prod(
 V, OTHER = (
     GRID[:, :3],
     GRID[:, 3:],
-)  # three factors in all combinations, and what is exactly independent of them
+)  # three factors in all combinations, and two independent ones
 
 
 def normal(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-# --- the measures ----------------------------------------------------------------------------------------------------
+# --- metrics --------------------------------------------------------------------------------------
 
 
-def test_mutual_information_is_that_of_scikit_learn():
+def test_mutual_information_equals_scikit_learn():
     from sklearn.metrics import mutual_info_score
 
     v = torch.randint(0, 5, (300,), generator=torch.Generator().manual_seed(0))
-    a = binned(normal(300, 4) + v[:, None] * torch.tensor([0.0, 0.3, 1.0, 5.0]))
+    a = bin_codes(normal(300, 4) + v[:, None] * torch.tensor([0.0, 0.3, 1.0, 5.0]))
     assert mutual_information(a, v).tolist() == pytest.approx(
         [mutual_info_score(k, v) for k in a.T], abs=1e-12
     )
@@ -60,9 +60,7 @@ def test_mig_by_hand():
     z = torch.tensor([[-3.0, 0.0], [-3.0, 0.0], [7.0, 0.0], [7.0, 1.0]])
     second = math.log(2) - 0.75 * (math.log(3) - 2 / 3 * math.log(2))
     assert mig(z, v) == pytest.approx((math.log(2) - second) / math.log(2), abs=1e-12)
-    assert mig(z[:, 1:], v) == pytest.approx(second / math.log(2), abs=1e-12), (
-        "a code alone has no rival"
-    )
+    assert mig(z[:, 1:], v) == pytest.approx(second / math.log(2), abs=1e-12), "a single code"
 
 
 @pytest.mark.parametrize(
@@ -79,15 +77,15 @@ def test_mig_by_hand():
         ),
     ],
 )
-def test_disentanglement_of_importances_by_hand(r, d, c):
-    ours = disentangled(torch.tensor(r).double())
+def test_importance_scores_by_hand(r, d, c):
+    ours = importance_scores(torch.tensor(r).double())
     assert ours[0] == pytest.approx(d, abs=1e-12) and (
         c is None or ours[1] == pytest.approx(c, abs=1e-12)
     )
 
 
-def test_codes_that_are_the_factors():
-    """Scaled, turned round, in another order, beside codes that tell nothing: all that can be had."""
+def test_codes_that_equal_the_factors_have_the_best_scores():
+    """They may be scaled, negated and permuted, with uninformative codes beside them."""
     z = torch.cat(
         [
             V[:, [2, 0, 1]] * torch.tensor([0.1, -20.0, 3.0]) + 5,
@@ -99,17 +97,17 @@ def test_codes_that_are_the_factors():
     assert mig(z, V) == pytest.approx(1, abs=1e-6)
     assert dci(z, V, seed=0) == pytest.approx((1, 1, 1), abs=0.01)
     assert sap(z, V) == pytest.approx(1, abs=1e-6)
-    # thresholds on a code that tells nothing are right for one class of three
+    # thresholds on an uninformative code are right for one class of three
     assert sap(z, V, categorical=(0,)) == pytest.approx((1 - 1 / 3 + 1 + 1) / 3, abs=1e-6)
 
 
-def test_a_rotation_of_the_factors_is_not_disentangled():
-    """The R² of code i for factor j is q_ij²; equal mixtures of all factors have no gap at all."""
+def test_a_rotation_of_the_factors_is_not_importance_scores():
+    """The R² of code i for factor j is q_ij²; equal mixtures of all factors have a gap of 0."""
     s = (GRID - GRID.double().mean(0)) / GRID.double().std(0)
     q = torch.linalg.qr(normal(4, 4)).Q
     first, second = (
         q.square().topk(2, dim=1).values[:, i] for i in (0, 1)
-    )  # z = s q: row j tells of factor j
+    )  # z = s q: row j belongs to factor j
     assert sap(s @ q, GRID) == pytest.approx((first - second).mean().item(), abs=1e-12)
 
     h = torch.tensor([[1, 1], [1, -1]]).double()
@@ -117,24 +115,24 @@ def test_a_rotation_of_the_factors_is_not_disentangled():
     disentanglement, completeness, informativeness = dci(z, GRID, seed=0)
     assert sap(z, GRID) == pytest.approx(0, abs=1e-12) and mig(z, GRID) < 0.1
     assert disentanglement < 0.15 and completeness < 0.15 and informativeness > 0.5, (
-        "told, but by all codes together"
+        "predictable, but only from all codes together"
     )
 
 
-def test_codes_that_tell_nothing():
-    """The histogram's information of independent codes is (BINS − 1)(C − 1) / 2N in the mean (Miller 1955)."""
+def test_independent_codes_have_the_lowest_scores():
+    """Their histogram's information is (NUM_BINS − 1)(C − 1) / 2N on average (Miller 1955)."""
     n, codes = 4000, 200
     v = torch.randint(0, 5, (n, 2), generator=torch.Generator().manual_seed(1))
     z = torch.rand(n, codes, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
-    bias = (BINS - 1) * 4 / (2 * n)
-    assert mutual_information(binned(z), v[:, 0]).mean().item() == pytest.approx(bias, rel=0.05)
+    bias = (NUM_BINS - 1) * 4 / (2 * n)
+    assert mutual_information(bin_codes(z), v[:, 0]).mean().item() == pytest.approx(bias, rel=0.05)
     assert mig(z[:, :6], v) < bias / math.log(5)
     assert sap(z[:, :6], v) < 0.003 and sap(z[:, :6], v, categorical=(0, 1)) < 0.02
-    told = dci(z[:, :6], v, seed=0)
-    assert max(told[:2]) < 0.02 and told[2] == pytest.approx(0.2, abs=0.04)
+    scores = dci(z[:, :6], v, seed=0)
+    assert max(scores[:2]) < 0.02 and scores[2] == pytest.approx(0.2, abs=0.04)
 
 
-def test_what_is_refused():
+def test_invalid_codes_are_refused():
     for z, v, words in [
         (torch.ones(4, 2), torch.ones(3, 2), "must be"),
         (torch.ones(4, 2), torch.ones(4, 2), "factor 0 has a single value among 4 items"),
@@ -144,11 +142,11 @@ def test_what_is_refused():
             mig(z, v)
 
 
-def test_jackknife_error_is_the_spread():
+def test_jackknife_error_is_the_standard_deviation():
     x = normal(50)
-    said = jackknife(lambda i: x[i].mean(), 50, 50, 0)
-    assert said.item() == pytest.approx(x.std().item() / math.sqrt(50)), (
-        "of a mean, one item a group: the usual one"
+    error = jackknife_error(lambda i: x[i].mean(), 50, 50, 0)
+    assert error.item() == pytest.approx(x.std().item() / math.sqrt(50)), (
+        "for a mean with one item per group it is the usual error"
     )
 
     values, errors = [], []
@@ -156,9 +154,9 @@ def test_jackknife_error_is_the_spread():
         v = torch.randint(0, 4, (300, 2), generator=torch.Generator().manual_seed(seed))
         z = v + 0.6 * normal(300, 2, seed=1000 + seed)
         values.append(mig(z, v))
-        b = binned(z)
+        b = bin_codes(z)
         errors.append(
-            jackknife(
+            jackknife_error(
                 lambda i, b=b, v=v: torch.tensor(information_gap(b[i], v[i])).double(),
                 300,
                 10,
@@ -170,7 +168,7 @@ def test_jackknife_error_is_the_spread():
     )
 
 
-# --- the set ---------------------------------------------------------------------------------------------------------
+# --- the shapes dataset ---------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -178,11 +176,11 @@ def shapes() -> Shapes:
     return Shapes()
 
 
-def test_shapes_are_all_combinations_and_no_two_look_the_same(shapes):
-    x = torch.cat([shapes.arrays(split)[0] for split in ("train", "validation", "test")])
+def test_shapes_are_all_combinations_without_duplicates(shapes):
+    x = torch.cat([shapes.raw_arrays(split)[0] for split in ("train", "validation", "test")])
     assert len(x) == math.prod(FACTORS.values()) and x.shape[1:] == shapes.spec.shape == (1, 32, 32)
     assert len(x.flatten(1).unique(dim=0)) == len(x)
-    assert shapes.spec.classes == 3 and shapes.factor_names == (
+    assert shapes.spec.num_classes == 3 and shapes.factor_names == (
         "shape",
         "scale",
         "orientation",
@@ -192,20 +190,20 @@ def test_shapes_are_all_combinations_and_no_two_look_the_same(shapes):
     assert Shapes(n=10, size=16).spec.shape == (1, 16, 16)
 
 
-def test_factors_are_those_of_the_items(shapes):
-    """The mass of an image tells its scale, its centre of mass its place, whatever shape and orientation."""
-    batch, v = shapes.take("train", 2000, seed=3), shapes.factors("train", 2000, seed=3)
+def test_factors_match_the_images(shapes):
+    """An image's mass determines its scale, and its center of mass its position."""
+    batch, v = shapes.head("train", 2000, seed=3), shapes.factors("train", 2000, seed=3)
     assert v.dtype == torch.int64 and torch.equal(batch.y, v[:, 0])
     mass = (batch.x[:, 0].double() + 1) / 2  # (N, 32, 32)
-    at = torch.arange(32) + 0.5
+    pixel = torch.arange(32) + 0.5
     radius = 8 * (0.5 + 0.1 * v[:, 1])
     torch.testing.assert_close(mass.sum((1, 2)), 1.74 * radius.square().double(), rtol=0.06, atol=0)
     for k, axis in ((3, 1), (4, 2)):
-        centre = (mass.sum(axis) * at).sum(1) / mass.sum((1, 2))
-        torch.testing.assert_close(centre, 8 + 16 * v[:, k].double() / 11, rtol=0, atol=0.1)
+        center = (mass.sum(axis) * pixel).sum(1) / mass.sum((1, 2))
+        torch.testing.assert_close(center, 8 + 16 * v[:, k].double() / 11, rtol=0, atol=0.1)
 
 
-def test_a_draw_of_shapes():
+def test_a_subset_of_shapes():
     data = Shapes(n=100, size=8, validation=0.2, test=0.3)
     assert [data.size(split) for split in ("train", "validation", "test")] == [50, 20, 30]
     every = torch.cat([data.factors(split) for split in ("train", "validation", "test")])
@@ -221,42 +219,42 @@ def test_a_draw_of_shapes():
         with pytest.raises(UserError, match=words):
             Shapes(**options)
     with pytest.raises(UserError, match=r"no validation items: dataset.validation=0"):
-        Shapes(n=10, validation=0.0).take("validation", 1)
+        Shapes(n=10, validation=0.0).head("validation", 1)
 
 
-def test_the_config_names_the_options(repository):
+def test_yaml_lists_every_option(repository):
     shown = set(OmegaConf.load(repository / "configs" / "dataset" / "shapes.yaml")) - {"_target_"}
     assert shown == {field.name for field in fields(Shapes)}
 
 
-# --- together --------------------------------------------------------------------------------------------------------
+# --- rows -----------------------------------------------------------------------------------------
 
 
 class Moments(torch.nn.Module):
-    """Encodes an image as its centre of mass and its mass: x, y and scale."""
+    """Encodes an image as its center of mass and its mass: x, y and scale."""
 
     def encode(self, x):
-        mass, at = (x + 1) / 2, torch.arange(x.shape[-1]).float()
-        whole = mass.sum((1, 2, 3))
+        mass, pixel = (x + 1) / 2, torch.arange(x.shape[-1]).float()
+        total = mass.sum((1, 2, 3))
         return torch.stack(
             [
-                (mass.sum(2)[:, 0] * at).sum(1) / whole,
-                (mass.sum(3)[:, 0] * at).sum(1) / whole,
-                whole,
+                (mass.sum(2)[:, 0] * pixel).sum(1) / total,
+                (mass.sum(3)[:, 0] * pixel).sum(1) / total,
+                total,
             ],
             1,
         )
 
 
-def test_measure(shapes):
-    subject = Subject(shapes, Settings(n=400, batch_size=150), model=Moments())
-    found = measure(subject)
-    assert [row.name for row in found] == rows(subject) == NAMES
+def test_rows_of_a_simple_encoder(shapes):
+    context = MetricContext(shapes, Settings(n=400, batch_size=150), model=Moments())
+    found = measure(context)
+    assert [row.name for row in found] == row_names(context) == ROW_NAMES
     assert all(
         0 <= row.value <= 1 and 0 < row.error < 0.2 and row.better == "higher" for row in found
     )
     assert all(row.conditions["codes"] == 3 and row.conditions["n"] == 400 for row in found)
-    assert [row.to_json() for row in measure(subject)] == [row.to_json() for row in found]
+    assert [row.to_json() for row in measure(context)] == [row.to_json() for row in found]
     value = {row.name: row.value for row in found}
     assert value["mig"] > 0.4 and value["sap"] > 0.4 and value["dci_disentanglement"] > 0.4
-    assert not rows(Subject(shapes, Settings(), model=torch.nn.Identity()))
+    assert not row_names(MetricContext(shapes, Settings(), model=torch.nn.Identity()))

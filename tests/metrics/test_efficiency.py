@@ -1,4 +1,4 @@
-"""What a model costs, against what is known of how each one draws."""
+"""The cost of models, against the known cost of their sampling algorithms."""
 
 from __future__ import annotations
 
@@ -7,17 +7,18 @@ import torch
 from helpers.recipes import SMALL, built
 from torch import nn
 
-from genlab.metrics import Settings, efficiency
-from genlab.metrics.context import Subject
+from genlab.metrics import efficiency
+from genlab.metrics.base import Settings
+from genlab.metrics.context import MetricContext
 from genlab.spec import Batch
 
-# How often one sample makes the network run, from the algorithm that draws it.
+# Network evaluations per sample, from the sampling algorithm.
 KNOWN = [
     ("gan", {}, 1),
     ("dcgan", {}, 1),
     ("vae", {}, 1),
     ("vae_conv", {}, 1),
-    ("realnvp", {}, 1),  # parametrised weights
+    ("realnvp", {}, 1),  # parametrized weights
     ("realnvp_points", {}, 1),
     ("rbm", {"steps": 7}, 14),  # W up and down in each step
     ("ddpm_points", {}, 1000),
@@ -30,12 +31,15 @@ KNOWN = [
     ("recipe", "sampler", "known"), KNOWN, ids=[f"{r}-{n}" for r, _, n in KNOWN]
 )
 def test_network_evaluations(recipe, sampler, known):
-    _, _, trainer = built(f"model={recipe}", "prepare.size=16", *SMALL)
-    assert efficiency.network_evaluations(trainer.sampler(), **sampler) == known
+    _, _, trainer = built(f"model={recipe}", "preprocess.size=16", *SMALL)
+    assert efficiency.network_evaluations(trainer.eval_model(), **sampler) == known
 
 
 class Autoregressive(nn.Module):
-    """Four values, each drawn by one evaluation of a network with a tied, a cast, a normalised and a compiled layer."""
+    """Four values, each sampled by one evaluation of a network.
+
+    It has a tied, a cast, a normalized and a compiled layer.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -54,10 +58,10 @@ class Autoregressive(nn.Module):
         return x
 
 
-def test_evaluations_of_a_foreign_model():
+def test_network_evaluations_of_a_custom_model():
     model = Autoregressive().eval()
     assert efficiency.network_evaluations(model) == 4
-    assert not [m for m in model.modules() if m._forward_hooks], "the model stays as it was"
+    assert not [m for m in model.modules() if m._forward_hooks], "all hooks are removed"
 
 
 @pytest.fixture(scope="module")
@@ -70,9 +74,11 @@ def gan():
 def test_rows_carry_their_conditions(gan):
     _, dataset, trainer = gan
     log = {"seconds": 12.5, "items_per_s": 400.0, "memory_mb": 300.0, "steps": 50}
-    subject = Subject(dataset, Settings(n=30, batch_size=20), model=trainer.sampler(), training=log)
-    found = {row.name: row for row in efficiency.measure(subject)}
-    assert list(found) == efficiency.rows(subject)
+    context = MetricContext(
+        dataset, Settings(n=30, batch_size=20), model=trainer.eval_model(), training=log
+    )
+    found = {row.name: row for row in efficiency.measure(context)}
+    assert list(found) == efficiency.row_names(context)
     pixels = dataset.spec.dim
     assert found["parameters"].value == (3 * 8 + 8 + 8 * pixels + pixels) + (pixels * 8 + 8 + 8 + 1)
     assert (found["training_seconds"].value, found["training_seconds"].conditions) == (
@@ -86,18 +92,25 @@ def test_rows_carry_their_conditions(gan):
     assert (found["peak_memory"].value, found["peak_memory"].unit) == (300, "MB")
     drawing = found["sampling_seconds"]
     assert (
-        drawing.value == pytest.approx(subject.draw_seconds / 30 * 1000)
+        drawing.value == pytest.approx(context.sampling_seconds / 30 * 1000)
         and drawing.tag == "estimate"
     )
     assert drawing.conditions == {"n": 30, "batch_size": 20, "device": "cpu, 1 threads"}
     assert (found["network_evaluations"].value, found["network_evaluations"].tag) == (1, "exact")
 
 
-def test_rows_only_for_what_is_known(gan):
+def test_rows_depend_on_what_is_known(gan):
     _, dataset, trainer = gan
     drawn = Batch(torch.zeros(3, *dataset.spec.shape))
-    assert efficiency.rows(Subject(dataset, Settings(), samples=drawn)) == []
-    assert efficiency.rows(Subject(dataset, Settings(), model=trainer.sampler(), training={"seconds": 1.0})) == [
-        "parameters", "training_seconds", "sampling_seconds", "network_evaluations",
-    ]  # fmt: skip
-    assert efficiency.rows(Subject(dataset, Settings(), model=nn.Linear(2, 2))) == ["parameters"]
+    assert efficiency.row_names(MetricContext(dataset, Settings(), samples=drawn)) == []
+    log = {"seconds": 1.0}
+    context = MetricContext(dataset, Settings(), model=trainer.eval_model(), training=log)
+    assert efficiency.row_names(context) == [
+        "parameters",
+        "training_seconds",
+        "sampling_seconds",
+        "network_evaluations",
+    ]
+    assert efficiency.row_names(MetricContext(dataset, Settings(), model=nn.Linear(2, 2))) == [
+        "parameters"
+    ]

@@ -1,4 +1,4 @@
-"""Fréchet and kernel distances and the Inception score against closed forms, and against torch-fidelity's own numbers."""
+"""Fréchet and kernel distances and the Inception score, against known values."""
 
 from __future__ import annotations
 
@@ -13,14 +13,16 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from genlab.data.dataset import Dataset
 from genlab.errors import UserError
-from genlab.metrics import Settings, features, frechet, inception_score, kid_mmd
-from genlab.metrics.context import Subject
-from genlab.metrics.features.inception import Inception, weights
-from genlab.spec import Batch, Spec
+from genlab.metrics import features, frechet, inception_score, kid_mmd
+from genlab.metrics.base import Settings
+from genlab.metrics.context import MetricContext
+from genlab.metrics.features.inception import Inception, find_or_download
+from genlab.spec import Batch, DataSpec
 
 
-def normal(n: int, mean: Tensor, cov: Tensor, *, exact: bool = False) -> Tensor:
+def sample_normal(n: int, mean: Tensor, cov: Tensor, *, exact: bool = False) -> Tensor:
     """Draw n items (N, D) of N(mean, cov); `exact`: with just these moments."""
     w = torch.randn(n, len(mean)).double()
     if exact:
@@ -32,15 +34,15 @@ def normal(n: int, mean: Tensor, cov: Tensor, *, exact: bool = False) -> Tensor:
     return mean + w @ (vectors * values.clamp(min=0).sqrt()).T
 
 
-def of(*values: object) -> Tensor:
+def vector(*values: object) -> Tensor:
     return torch.tensor(values).double()
 
 
-A, B = of([2.0, 0.9], [0.9, 1.0]), of([0.5, -0.6], [-0.6, 3.0])
-LINE = of([1.0, 2.0], [2.0, 4.0])  # singular
+A, B = vector([2.0, 0.9], [0.9, 1.0]), vector([0.5, -0.6], [-0.6, 3.0])
+LINE = vector([1.0, 2.0], [2.0, 4.0])  # singular
 ZERO = torch.zeros(2).double()
 
-# --- Fréchet distance --------------------------------------------------------------------------------------------------
+# --- Fréchet distance -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -49,12 +51,12 @@ ZERO = torch.zeros(2).double()
 )
 def test_frechet_distance_of_two_normals_is_the_closed_form(cov_x, cov_y):
     """Of 2 × 2 matrices Tr √M is √(Tr M + 2 √det M); the two of a case need not commute."""
-    shift = of(1.0, -2.0)
+    shift = vector(1.0, -2.0)
     product = cov_x @ cov_y
     root = (product.trace() + 2 * product.det().clamp(min=0).sqrt()).sqrt()
     known = 5 + (cov_x.trace() + cov_y.trace() - 2 * root).item()
     value, error = frechet.frechet_distance(
-        normal(50, ZERO, cov_x, exact=True), normal(70, shift, cov_y, exact=True)
+        sample_normal(50, ZERO, cov_x, exact=True), sample_normal(70, shift, cov_y, exact=True)
     )
     assert value == pytest.approx(known, abs=1e-6 if product.det() < 1e-9 else 1e-10)
     assert 0 < error < math.inf
@@ -63,7 +65,7 @@ def test_frechet_distance_of_two_normals_is_the_closed_form(cov_x, cov_y):
 @pytest.mark.parametrize(
     ("n", "m", "d"), [(300, 200, 30), (20, 300, 30), (20, 25, 30), (300, 20, 30)]
 )
-def test_frechet_distance_is_scipy_s_and_zero_of_equal_sets_whatever_the_rank(n, m, d):
+def test_frechet_distance_equals_scipy_for_any_rank(n, m, d):
     from scipy.linalg import eigvals
 
     x, y = (
@@ -77,13 +79,13 @@ def test_frechet_distance_is_scipy_s_and_zero_of_equal_sets_whatever_the_rank(n,
     assert frechet.frechet_distance(x, x + 0.5)[0] == pytest.approx(d / 4, rel=1e-9)
 
 
-def test_frechet_distance_of_equal_laws_has_the_bias_that_it_states():
+def test_frechet_distance_of_equal_distributions_has_the_stated_bias():
     n, m, d = 400, 600, 8
     found = [frechet.frechet_distance(torch.randn(n, d), torch.randn(m, d))[0] for _ in range(60)]
     assert sum(found) / len(found) == pytest.approx((1 / n + 1 / m) * d * (d + 5) / 4, rel=0.1)
 
 
-# --- kernel distances --------------------------------------------------------------------------------------------------
+# --- kernel distances -----------------------------------------------------------------------------
 
 
 def cubic_mean(mean_x: Tensor, cov_x: Tensor, mean_y: Tensor, cov_y: Tensor) -> float:
@@ -122,16 +124,18 @@ def mmd(x: Tensor, y: Tensor) -> tuple[float, float]:
 )
 @pytest.mark.parametrize("shift", [0.0, 0.8])
 def test_kernel_distance_of_two_normals_is_the_closed_form(distance, mean, shift):
-    p, q = (ZERO, A), (of(shift, shift), B)
+    p, q = (ZERO, A), (vector(shift, shift), B)
     known = mean(*p, *p) + mean(*q, *q) - 2 * mean(*p, *q)
-    found = torch.tensor([distance(normal(200, *p), normal(300, *q)) for _ in range(40)])
+    found = torch.tensor(
+        [distance(sample_normal(200, *p), sample_normal(300, *q)) for _ in range(40)]
+    )
     assert abs(found[:, 0].mean() - known) < 4 * found[:, 0].std() / math.sqrt(40)
-    value, error = distance(normal(2500, *p), normal(2000, *q))
+    value, error = distance(sample_normal(2500, *p), sample_normal(2000, *q))
     assert abs(value - known) < 4 * error < 0.5 * known
 
 
 @pytest.mark.parametrize("distance", [kid_mmd.kernel_distance, mmd])
-def test_kernel_distance_of_equal_laws_is_zero_in_the_mean_and_its_error_is_right_there(distance):
+def test_kernel_distance_of_equal_distributions_is_unbiased(distance):
     found = torch.tensor(
         [distance(0.7 * torch.randn(80, 6), 0.7 * torch.randn(120, 6)) for _ in range(200)]
     )
@@ -139,7 +143,9 @@ def test_kernel_distance_of_equal_laws_is_zero_in_the_mean_and_its_error_is_righ
     assert found[:, 1].mean() == pytest.approx(found[:, 0].std().item(), rel=0.25)
 
 
-@pytest.mark.parametrize("similar", [kid_mmd.cubic, lambda x, y: kid_mmd.gaussian(x, y, 2.0)])
+@pytest.mark.parametrize(
+    "similar", [kid_mmd.cubic_kernel, lambda x, y: kid_mmd.gaussian_kernel(x, y, 2.0)]
+)
 def test_kernel_distance_is_the_mean_over_pairs_in_chunks_of_any_size(similar, monkeypatch):
     x, y = torch.randn(23, 5).double(), 0.4 + torch.randn(31, 5).double()
     between = lambda a, b: sum(similar(p[None], q[None]).item() for p in a for q in b)  # noqa: E731
@@ -147,16 +153,16 @@ def test_kernel_distance_is_the_mean_over_pairs_in_chunks_of_any_size(similar, m
     known = within(x) / (23 * 22) + within(y) / (31 * 30) - 2 * between(x, y) / (23 * 31)
     whole = kid_mmd.squared_mmd(x, y, similar)
     assert whole[0] == pytest.approx(known, abs=1e-12)
-    monkeypatch.setattr(kid_mmd, "CHUNK", 7)
+    monkeypatch.setattr(kid_mmd, "KERNEL_CHUNK_ROWS", 7)
     assert kid_mmd.squared_mmd(x, y, similar) == pytest.approx(whole, rel=1e-9)
 
 
-def test_the_bandwidth_is_the_median_distance_between_different_items():
-    assert kid_mmd.median_distance(of([0.0], [1.0], [1.0], [5.0])) == 4  # 1, 1, 5, 4, 4
-    assert kid_mmd.median_distance(torch.zeros(3, 2)) == 1, "whatever it is: all distances are zero"
+def test_bandwidth_is_the_median_distance_of_different_items():
+    assert kid_mmd.median_distance(vector([0.0], [1.0], [1.0], [5.0])) == 4  # 1, 1, 5, 4, 4
+    assert kid_mmd.median_distance(torch.zeros(3, 2)) == 1, "all distances are zero"
 
 
-# --- Inception score ---------------------------------------------------------------------------------------------------
+# --- Inception score ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -166,41 +172,42 @@ def test_the_bandwidth_is_the_median_distance_between_different_items():
             1e3 * torch.eye(5).repeat(200, 1),
             5,
             0.03,
-        ),  # sure, and each class as often, save for what the shuffle does to a split
+        ),  # certain, classes equally frequent up to the shuffling of splits
         (
             torch.full((100, 5), -math.inf).index_fill(1, torch.tensor([2]), 0.0),
             1,
             1e-9,
-        ),  # sure, always of the same
-        (torch.zeros(100, 5), 1, 1e-9),  # never sure
+        ),  # certain, always the same class
+        (torch.zeros(100, 5), 1, 1e-9),  # uncertain
     ],
 )
-def test_inception_score_of_sure_and_of_constant_labels(logits, known, off):
+def test_inception_score_of_certain_and_constant_predictions(logits, known, off):
     score, error = inception_score.inception_score(logits, splits=2)
     assert score == pytest.approx(known, abs=off) and score <= known + 1e-9
     assert error == pytest.approx(0, abs=off)
 
 
-# --- what they share ---------------------------------------------------------------------------------------------------
+# --- shared properties ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("distance", [frechet.frechet_distance, kid_mmd.kernel_distance, mmd])
 @pytest.mark.parametrize(
     ("n", "m", "d", "shift"), [(200, 100, 2, 0.6), (150, 300, 12, 0.6), (200, 300, 2, 0.0)]
 )
-def test_the_standard_error_is_the_spread_over_replicates(distance, n, m, d, shift):
+def test_standard_error_is_the_deviation_over_replicates(distance, n, m, d, shift):
     mix = torch.randn(d, d) / d**0.5
-    draw = lambda: (
-        (torch.randn(n, d) @ mix).relu(),
-        (shift + 1.6 * torch.randn(m, d) @ mix).relu(),
-    )  # noqa: E731
+
+    def draw() -> tuple[Tensor, Tensor]:
+        x = (torch.randn(n, d) @ mix).relu()
+        return x, (shift + 1.6 * torch.randn(m, d) @ mix).relu()
+
     found = torch.tensor([distance(*draw()) for _ in range(150)])
     assert found[:, 1].mean() == pytest.approx(found[:, 0].std().item(), rel=0.25)
 
 
-def test_the_standard_error_of_the_frechet_distance_is_the_jackknife_s():
-    """Of laws that differ in their covariance alone, so that it is the gradient in the covariance that tells."""
-    x, y = normal(300, ZERO, A), normal(200, ZERO, B)
+def test_frechet_standard_error_equals_the_jackknife():
+    """The distributions differ only in their covariance."""
+    x, y = sample_normal(300, ZERO, A), sample_normal(200, ZERO, B)
     without = lambda t: (t[torch.arange(len(t)) != i] for i in range(len(t)))  # noqa: E731
     of_x = torch.tensor([frechet.frechet_distance(part, y)[0] for part in without(x)])
     of_y = torch.tensor([frechet.frechet_distance(x, part)[0] for part in without(y)])
@@ -208,58 +215,63 @@ def test_the_standard_error_of_the_frechet_distance_is_the_jackknife_s():
     assert frechet.frechet_distance(x, y)[1] == pytest.approx(jackknife, rel=0.02)
 
 
-def test_the_standard_error_of_the_inception_score_is_the_spread_over_replicates():
+def test_inception_score_error_is_the_deviation_over_replicates():
     found = torch.tensor(
         [inception_score.inception_score(2 * torch.randn(500, 6)) for _ in range(200)]
     )
     assert found[:, 1].mean() == pytest.approx(found[:, 0].std().item(), rel=0.25)
 
 
-def test_the_inception_score_of_fewer_real_items_is_of_splits_as_large(monkeypatch):
+def test_inception_score_of_fewer_real_items_uses_equal_splits(monkeypatch):
     labels = torch.arange(300) % 10
-    monkeypatch.setattr(features, "spaces", lambda: {"inception": lambda *_: told})
-    told = lambda x: (
-        x.flatten(1),
-        1e3 * torch.nn.functional.one_hot(x[:, 0, 0, 0].long(), 10).float(),
-    )  # noqa: E731
-    told.name, told.key, told.conditions = "pixels", "told", {}
+
+    def extractor(x: Tensor) -> tuple[Tensor, Tensor]:
+        logits = 1e3 * torch.nn.functional.one_hot(x[:, 0, 0, 0].long(), 10).float()
+        return x.flatten(1), logits
+
+    extractor.name, extractor.key, extractor.conditions = "pixels", "brightness", {}
+    monkeypatch.setitem(features.EXTRACTORS, "inception", lambda *_: extractor)
     x = labels.byte()[:, None, None, None].expand(-1, 3, 2, 2)
-    subject = Subject(
-        Held(x[:60]), Settings(n=300, features=("inception",)), samples=Batch(x.float() / 127.5 - 1)
+    context = MetricContext(
+        GivenImages(x[:60]),
+        Settings(n=300, features=("inception",)),
+        samples=Batch(x.float() / 127.5 - 1),
     )
-    (row,) = inception_score.measure(subject)
-    assert row.floor == pytest.approx(row.value, rel=0.15), "in 10 splits of 6 it would be under 6"
-    assert (row.conditions["splits"], row.conditions["floor"]) == (10, "60 held-out items")
+    (row,) = inception_score.measure(context)
+    assert row.real_vs_real == pytest.approx(row.value, rel=0.15), (
+        "in 10 splits of 6 it would be under 6"
+    )
+    assert (row.conditions["splits"], row.conditions["real_vs_real"]) == (10, "60 held-out items")
 
 
-def test_too_few_items_are_refused_and_what_is_not_finite_stays_so():
+def test_too_few_items_are_refused_and_nan_stays_nan():
     for distance in (frechet.frechet_distance, kid_mmd.kernel_distance, mmd):
-        with pytest.raises(UserError, match="two items of each kind or more; there are 9 and 1"):
+        with pytest.raises(UserError, match="at least two items per set; there are 9 and 1"):
             distance(torch.randn(9, 2), torch.randn(1, 2))
         assert all(map(math.isnan, distance(torch.randn(9, 2), torch.full((9, 2), math.nan))))
-    with pytest.raises(UserError, match="over 10 splits needs 10 items or more; there are 4"):
+    with pytest.raises(UserError, match="over 10 splits requires at least 10 items; there are 4"):
         inception_score.inception_score(torch.randn(4, 3))
 
 
-# --- the numbers of torch-fidelity -------------------------------------------------------------------------------------
+# --- the numbers of torch-fidelity ----------------------------------------------------------------
 
 
-class Held:
+class GivenImages(Dataset):
     """A dataset of given images uint8 (N, 3, H, W)."""
 
     name = "held"
 
     def __init__(self, x: Tensor, channels: int = 3) -> None:
-        self.x, self.spec = x, Spec((channels, *x.shape[2:]), classes=0)
+        self.x, self.spec = x, DataSpec((channels, *x.shape[2:]), num_classes=0)
 
     def size(self, split: str) -> int:
         return len(self.x)
 
-    def shown(self, split: str, n: int, *, seed: int = 0) -> Batch:
+    def head_bytes(self, split: str, n: int, *, seed: int = 0) -> Batch:
         return Batch(self.x[:n])
 
 
-def pictures(n: int, folder: Path, *, bright: float) -> Tensor:
+def write_images(n: int, folder: Path, *, bright: float) -> Tensor:
     """Write n RGB images of smooth noise to a folder and return them, uint8 (N, 3, 12, 12)."""
     x = torch.nn.functional.interpolate(torch.randn(n, 3, 4, 4), 12, mode="bilinear")
     x = ((0.5 + bright + 0.25 * x).clamp(0, 1) * 255).round().byte()
@@ -269,7 +281,7 @@ def pictures(n: int, folder: Path, *, bright: float) -> Tensor:
     return x
 
 
-def fidelity(one: Path, other: Path, **options: object) -> dict[str, float]:
+def torch_fidelity_metrics(one: Path, other: Path, **options: object) -> dict[str, float]:
     from torch_fidelity import calculate_metrics
 
     common = {
@@ -283,8 +295,11 @@ def fidelity(one: Path, other: Path, **options: object) -> dict[str, float]:
     )
 
 
-def substitute() -> type:
-    """Return an extractor registered with torch-fidelity: random features of the scale of Inception's, with logits."""
+def substitute_extractor() -> type:
+    """Return an extractor that is registered with torch-fidelity.
+
+    It has random features of the scale of Inception's, with logits.
+    """
     from torch_fidelity import FeatureExtractorBase, register_feature_extractor
     from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
 
@@ -319,26 +334,22 @@ def substitute() -> type:
     return Substitute
 
 
-def test_with_the_same_extractor_fid_kid_and_inception_score_are_torch_fidelity_s(
-    tmp_path, monkeypatch
-):
+def test_fid_kid_and_inception_score_equal_torch_fidelity(tmp_path, monkeypatch):
     pytest.importorskip("torch_fidelity")
     drawn, real = (
-        pictures(320, tmp_path / "drawn", bright=0.1),
-        pictures(320, tmp_path / "real", bright=0.0),
+        write_images(320, tmp_path / "drawn", bright=0.1),
+        write_images(320, tmp_path / "real", bright=0.0),
     )
-    extractor = substitute()()
+    extractor = substitute_extractor()()
     extractor.key, extractor.conditions = "substitute", {"features": "substitute"}
-    monkeypatch.setattr(
-        features, "spaces", lambda: {"inception": lambda dataset, device: extractor}
-    )
+    monkeypatch.setitem(features.EXTRACTORS, "inception", lambda dataset, device: extractor)
     monkeypatch.setenv("GENLAB_CACHE", str(tmp_path / "cache"))
     settings = Settings(n=320, features=("inception",), batch_size=50)
-    subject = Subject(Held(real), settings, samples=Batch(drawn.float() / 127.5 - 1))
-    measures = (frechet.measure, kid_mmd.kid_measure, inception_score.measure)
-    fid, kid, score = (row for measure in measures for row in measure(subject))
+    context = MetricContext(GivenImages(real), settings, samples=Batch(drawn.float() / 127.5 - 1))
+    measures = (frechet.measure, kid_mmd.measure_kid, inception_score.measure)
+    fid, kid, score = (row for measure in measures for row in measure(context))
 
-    theirs = fidelity(
+    theirs = torch_fidelity_metrics(
         tmp_path / "drawn",
         tmp_path / "real",
         fid=True,
@@ -351,7 +362,7 @@ def test_with_the_same_extractor_fid_kid_and_inception_score_are_torch_fidelity_
     assert score.error == pytest.approx(theirs["inception_score_std"] / 3, abs=1e-3), (
         "its deviation divides by 10, not 9"
     )
-    whole = fidelity(
+    whole = torch_fidelity_metrics(
         tmp_path / "drawn",
         tmp_path / "real",
         feature_extractor="substitute",
@@ -360,46 +371,51 @@ def test_with_the_same_extractor_fid_kid_and_inception_score_are_torch_fidelity_
     )
     assert kid.value == pytest.approx(whole["kernel_inception_distance_mean"], abs=1e-6)
     assert [fid.name, kid.name, score.name] == ["fid", "kid", "inception_score"]
-    assert all(row.value > row.floor + 3 * row.error for row in (fid, kid)) and score.floor > 1
+    assert (
+        all(row.value > row.real_vs_real + 3 * row.error for row in (fid, kid))
+        and score.real_vs_real > 1
+    )
     assert [row.better for row in (fid, kid, score)] == ["lower", "lower", "higher"]
 
 
-def test_every_measure_gives_the_rows_that_it_names():
+def test_metrics_give_the_rows_that_they_name():
     settings = Settings(n=100, features=("pixels",))
     x = torch.randint(0, 256, (200, 3, 4, 4)).byte()
-    subject = Subject(Held(x), settings, samples=Batch(2 * torch.rand(100, 3, 4, 4) - 1))
+    context = MetricContext(
+        GivenImages(x), settings, samples=Batch(2 * torch.rand(100, 3, 4, 4) - 1)
+    )
     pairs = [
-        (frechet.rows, frechet.measure),
-        (kid_mmd.kid_rows, kid_mmd.kid_measure),
-        (kid_mmd.mmd_rows, kid_mmd.mmd_measure),
+        (frechet.row_names, frechet.measure),
+        (kid_mmd.kid_row_names, kid_mmd.measure_kid),
+        (kid_mmd.mmd_row_names, kid_mmd.measure_mmd),
     ]
-    for rows, measure in pairs:
-        found = measure(subject)
-        assert [row.name for row in found] == rows(subject) and len(found) == 1
+    for row_names, measure in pairs:
+        found = measure(context)
+        assert [row.name for row in found] == row_names(context) and len(found) == 1
         assert (
             found[0].error > 0
-            and found[0].floor is not None
+            and found[0].real_vs_real is not None
             and found[0].conditions["features"] == "pixels"
         )
-    assert inception_score.rows(subject) == [], "pixels tell no classes"
+    assert inception_score.row_names(context) == [], "pixels do not give class logits"
 
 
-# --- Inception's own weights -------------------------------------------------------------------------------------------
+# --- Inception's weights --------------------------------------------------------------------------
 
 WEIGHTS = "weights-inception-2015-12-05-6726825d.pth"
 
 
 @pytest.fixture
-def empty(tmp_path, monkeypatch) -> Path:
-    """A cache with nothing in it, of genlab and of torch."""
+def empty_cache(tmp_path, monkeypatch) -> Path:
+    """Empty caches of genlab and torch; returns the path of the weights."""
     pytest.importorskip("torch_fidelity")
     monkeypatch.setenv("GENLAB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
     return tmp_path / "cache" / "inception" / WEIGHTS
 
 
-def made_up_weights() -> dict[str, Tensor]:
-    """Return weights of the network's shapes that keep the scale of what goes through it."""
+def random_weights() -> dict[str, Tensor]:
+    """Return weights of the network's shapes that keep the scale of the activations."""
     from torch_fidelity import feature_extractor_inceptionv3 as theirs
 
     with pytest.MonkeyPatch.context() as patch:
@@ -414,30 +430,30 @@ def made_up_weights() -> dict[str, Tensor]:
     return network.state_dict()
 
 
-def test_inception_gives_torch_fidelity_s_numbers_with_the_same_weights(tmp_path, empty):
-    empty.parent.mkdir(parents=True)
-    torch.save(made_up_weights(), empty)
+def test_inception_equals_torch_fidelity_with_the_same_weights(tmp_path, empty_cache):
+    empty_cache.parent.mkdir(parents=True)
+    torch.save(random_weights(), empty_cache)
     drawn, real = (
-        pictures(4, tmp_path / "drawn", bright=0.1),
-        pictures(4, tmp_path / "real", bright=0.0),
+        write_images(4, tmp_path / "drawn", bright=0.1),
+        write_images(4, tmp_path / "real", bright=0.0),
     )
-    extractor = Inception(Held(drawn), torch.device("cpu"))
+    extractor = Inception(GivenImages(drawn), torch.device("cpu"))
     (x, logits), (y, _) = extractor(drawn), extractor(real)
     assert (x.shape, logits.shape, x.dtype) == ((4, 2048), (4, 1008), torch.float32)
-    theirs = fidelity(
-        tmp_path / "drawn", tmp_path / "real", feature_extractor_weights_path=str(empty),
+    theirs = torch_fidelity_metrics(
+        tmp_path / "drawn", tmp_path / "real", feature_extractor_weights_path=str(empty_cache),
         kid_subset_size=4, kid_subsets=1, isc_splits=2,
     )  # fmt: skip
     kid, _ = kid_mmd.kernel_distance(x, y)
     score, _ = inception_score.inception_score(logits, splits=2)
     assert kid == pytest.approx(theirs["kernel_inception_distance_mean"], rel=1e-3, abs=1e-6)
     assert score == pytest.approx(theirs["inception_score_mean"], abs=1e-3) and score > 1.001
-    grey, same = extractor(drawn[:1, :1]), extractor(drawn[:1, :1].repeat(1, 3, 1, 1))
-    assert torch.equal(grey[0], same[0])
+    gray, same = extractor(drawn[:1, :1]), extractor(drawn[:1, :1].repeat(1, 3, 1, 1))
+    assert torch.equal(gray[0], same[0])
     assert extractor.conditions == {"features": f"inception {extractor.key[:6]}"}
 
 
-def test_weights_are_downloaded_once_and_held_against_the_hash_in_their_name(tmp_path, empty):
+def test_weights_are_downloaded_once_and_checked_by_hash(tmp_path, empty_cache):
     source = tmp_path / "source"
     source.mkdir()
     right, wrong = (
@@ -446,23 +462,21 @@ def test_weights_are_downloaded_once_and_held_against_the_hash_in_their_name(tmp
     )
     for file in (right, wrong):
         file.write_bytes(b"weights")
-    path = weights(right.as_uri())
-    assert path == empty.parent / right.name and path.read_bytes() == b"weights"
+    path = find_or_download(right.as_uri())
+    assert path == empty_cache.parent / right.name and path.read_bytes() == b"weights"
     right.unlink()
-    assert weights(right.as_uri()) == path
+    assert find_or_download(right.as_uri()) == path
     with pytest.raises(UserError, match="invalid hash value"):
-        weights(wrong.as_uri())
-    assert not (empty.parent / wrong.name).exists()
-    hub = (
-        tmp_path / "hub" / "checkpoints" / wrong.name
-    )  # where torch-fidelity itself would have put it
+        find_or_download(wrong.as_uri())
+    assert not (empty_cache.parent / wrong.name).exists()
+    hub = tmp_path / "hub" / "checkpoints" / wrong.name  # where torch-fidelity puts it
     hub.parent.mkdir(parents=True)
     hub.write_bytes(b"weights")
-    assert weights(wrong.as_uri()) == hub
+    assert find_or_download(wrong.as_uri()) == hub
 
 
-def test_without_network_or_package_one_line_says_what_to_do(empty, monkeypatch):
-    pixels = Held(torch.zeros(1, 3, 8, 8).byte())
+def test_inception_errors_say_what_to_do(empty_cache, monkeypatch):
+    pixels = GivenImages(torch.zeros(1, 3, 8, 8).byte())
 
     def refuse(*_: object, **__: object) -> None:
         raise OSError("no route\nto host")
@@ -470,20 +484,20 @@ def test_without_network_or_package_one_line_says_what_to_do(empty, monkeypatch)
     monkeypatch.setattr(torch.hub, "download_url_to_file", refuse)
     with pytest.raises(UserError) as refused:
         Inception(pixels, torch.device("cpu"))
-    said = str(refused.value)
+    message = str(refused.value)
     assert (
-        str(empty) in said
-        and f"/{WEIGHTS} where there is a network" in said
-        and "no route to host" in said
+        str(empty_cache) in message
+        and f"/{WEIGHTS} where there is a network" in message
+        and "no route to host" in message
     )
-    assert "\n" not in said
-    empty.write_bytes(b"cut short")
+    assert "\n" not in message
+    empty_cache.write_bytes(b"cut short")
     with pytest.raises(
-        UserError, match=f"{WEIGHTS} does not hold torch-fidelity's Inception weights"
+        UserError, match=f"{WEIGHTS} does not have torch-fidelity's Inception weights"
     ):
         Inception(pixels, torch.device("cpu"))
-    with pytest.raises(UserError, match="grey or RGB images; those of held have 2 channels"):
-        Inception(SimpleNamespace(name="held", spec=Spec((2, 8, 8))), torch.device("cpu"))
+    with pytest.raises(UserError, match="gray or RGB images; those of held have 2 channels"):
+        Inception(SimpleNamespace(name="held", spec=DataSpec((2, 8, 8))), torch.device("cpu"))
     for name in [name for name in sys.modules if name.startswith("torch_fidelity")]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "torch_fidelity", None)

@@ -1,4 +1,4 @@
-"""The autoencoder against principal components, its layers, and the pictures of a latent space."""
+"""Autoencoders against PCA and the Wiener filter, and the plots of a latent space."""
 
 from __future__ import annotations
 
@@ -7,30 +7,32 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
+from torch.distributions import Bernoulli, kl_divergence
 
 from genlab.abilities import abilities
 from genlab.errors import UserError
+from genlab.model import GenerativeModel
 from genlab.models.autoencoder.autoencoder import Autoencoder
 from genlab.models.autoencoder.dae import DenoisingAutoencoder
 from genlab.models.autoencoder.sparse_ae import SparseAutoencoder, bernoulli_kl
 from genlab.models.vae.vae import VAE
-from genlab.spec import Batch, Spec
+from genlab.spec import Batch, DataSpec
 from genlab.viz import latents
 
-IMAGE = Spec((1, 8, 8), range=(0.0, 1.0), levels=17)
-POINTS = Spec((6,), kind="points", levels=0)
+IMAGE = DataSpec((1, 8, 8), range=(0.0, 1.0), levels=17)
+POINTS = DataSpec((6,), kind="points", levels=0)
 
 
 @pytest.mark.parametrize("k", [1, 2, 3])
 def test_linear_autoencoder_is_pca(k):
-    """Without hidden layers the optimum is PCA: its squared error, and the subspace of its first k components."""
+    """Without hidden layers the optimum has PCA's squared error and principal subspace."""
     torch.manual_seed(0)
     scales = torch.tensor([3.0, 2.0, 1.5, 0.7, 0.4, 0.2], dtype=torch.float64)
     rotation = torch.linalg.qr(torch.randn(6, 6, dtype=torch.float64)).Q
     x = torch.randn(400, 6, dtype=torch.float64) * scales @ rotation.T + 1
-    centred = x - x.mean(0)
-    _, s, axes = torch.linalg.svd(centred, full_matrices=False)
-    least = s[k:].square().sum().item() / len(x)  # PCA's squared error an item
+    centered = x - x.mean(0)
+    _, s, axes = torch.linalg.svd(centered, full_matrices=False)
+    least = s[k:].square().sum().item() / len(x)  # PCA's squared error per item
 
     model = Autoencoder(POINTS, hidden=(), latent=k, output="linear").double()
     optimizer = torch.optim.LBFGS(
@@ -57,7 +59,7 @@ def test_linear_autoencoder_is_pca(k):
         (IMAGE, {}),
         (IMAGE, {"network": "conv", "hidden": (4, 6), "activation": "silu", "latent": 2}),
         (
-            Spec((3, 9, 13), range=(0.0, 1.0)),
+            DataSpec((3, 9, 13), range=(0.0, 1.0)),
             {"network": "conv", "hidden": (4, 6), "output": "linear"},
         ),
         (POINTS, {"hidden": (5,), "output": "linear", "latent": 1}),
@@ -79,9 +81,9 @@ def test_loss_is_the_squared_error_of_the_reconstruction(spec, options):
     assert abilities(model) == {"encode", "decode"}
 
 
-def test_the_papers_layers():
+def test_default_layers_are_those_of_the_paper():
     """784-1000-500-250-30 and back: Hinton & Salakhutdinov 2006, figure 1."""
-    model = Autoencoder(Spec((1, 28, 28), range=(0.0, 1.0)))
+    model = Autoencoder(DataSpec((1, 28, 28), range=(0.0, 1.0)))
     shapes = [tuple(p.shape) for name, p in model.named_parameters() if name.endswith("weight")]
     widths = (784, 1000, 500, 250, 30, 250, 500, 1000, 784)
     assert shapes == [(b, a) for a, b in pairwise(widths)]
@@ -90,52 +92,55 @@ def test_the_papers_layers():
 @pytest.mark.parametrize(
     ("spec", "options", "words"),
     [
-        (Spec((1, 8, 8)), {}, "dataset.range=[0,1]"),
+        (DataSpec((1, 8, 8)), {}, "preprocess.range=[0,1]"),
         (POINTS, {}, "model.output=linear"),
         (IMAGE, {"network": "conv", "hidden": ()}, "model.network=mlp"),
         (IMAGE, {"network": "conv", "hidden": (4, 4, 4, 4)}, "model.network=mlp"),
-        (Spec((5,), kind="tokens", vocab=3), {}, "images or points"),
+        (DataSpec((5,), kind="tokens", vocab=3), {}, "images and points"),
     ],
 )
-def test_refusals_name_the_mend(spec, options, words):
+def test_errors_name_the_fix(spec, options, words):
     with pytest.raises(UserError) as refusal:
         Autoencoder(spec, **options)
     assert words in str(refusal.value)
 
 
-# --- the pictures -----------------------------------------------------------------------------------------------------
+# --- plots ----------------------------------------------------------------------------------------
 
 
-class Data:
+class SmallData:
     """Twenty held-out items with labels."""
 
-    def __init__(self, spec: Spec) -> None:
+    def __init__(self, spec: DataSpec) -> None:
         self.spec = spec
 
-    def take(self, split: str, n: int, *, seed: int) -> Batch:
+    def head(self, split: str, n: int, *, seed: int) -> Batch:
         torch.manual_seed(seed)
         return Batch(torch.rand(min(n, 20), *self.spec.shape), torch.arange(min(n, 20)) % 3)
 
 
-class Walker(torch.nn.Module):
-    """A model whose codes take many steps, each item's once: more items than are shown would be steps for nothing."""
+class NoiseEncoder(GenerativeModel):
+    """A model that encodes in many steps, so that no more items than are shown may be encoded."""
 
-    spec = Spec((1, 8, 8), range=(0.0, 1.0))
+    step_by_step = True
+    latent_interpolation = "spherical"
+
+    spec = DataSpec((1, 8, 8), range=(0.0, 1.0))
 
     def __init__(self) -> None:
         super().__init__()
         self.scale = torch.nn.Parameter(torch.ones(()))
 
-    def encode(self, x: torch.Tensor, *, steps: int = 100) -> torch.Tensor:
-        assert len(x) <= latents.PAIRS
+    def encode(self, x: torch.Tensor, *, steps: int | None = None) -> torch.Tensor:
+        assert len(x) <= latents.MAX_RECONSTRUCTIONS
         return self.scale * x
 
-    def decode(self, z: torch.Tensor, *, steps: int = 100) -> torch.Tensor:
+    def decode(self, z: torch.Tensor) -> torch.Tensor:
         return z
 
 
-def models():
-    square = Spec((2,), kind="points", levels=0)
+def models_and_plots():
+    square = DataSpec((2,), kind="points", levels=0)
     yield Autoencoder(IMAGE, hidden=(8,), latent=2), {"latent", "manifold", "reconstructions"}
     yield Autoencoder(IMAGE, hidden=(8,), latent=3), {"latent", "reconstructions"}
     yield (
@@ -146,20 +151,23 @@ def models():
         VAE(square, hidden=(8,), latent=2, likelihood="gaussian"),
         {"latent", "manifold", "reconstructions"},
     )
-    yield VAE(Spec((1, 8, 8), levels=2, range=(0.0, 1.0)), latent=1), {"latent", "reconstructions"}
+    yield (
+        VAE(DataSpec((1, 8, 8), levels=2, range=(0.0, 1.0)), latent=1),
+        {"latent", "reconstructions"},
+    )
     only_encodes = Autoencoder(IMAGE, hidden=(8,), latent=5)
     only_encodes.decode = None
     yield only_encodes, {"latent"}
-    yield Walker(), {"reconstructions"}
+    yield NoiseEncoder(), {"reconstructions"}
     yield torch.nn.Linear(2, 2), set()
 
 
-@pytest.mark.parametrize(("model", "names"), list(models()))
-def test_latent_pictures_that_fit(model, names):
+@pytest.mark.parametrize(("model", "names"), list(models_and_plots()))
+def test_latent_space_plots_depend_on_the_abilities(model, names):
     spec = getattr(model, "spec", IMAGE)
-    found = latents.latent_pictures(model, Data(spec), n=30, seed=1)
+    found = latents.plot_latent_space(model, SmallData(spec), n=30, seed=1)
     assert set(found) == names
-    again = latents.latent_pictures(model, Data(spec), n=30, seed=1)
+    again = latents.plot_latent_space(model, SmallData(spec), n=30, seed=1)
     for name, picture in found.items():
         assert (
             picture.dtype == np.uint8
@@ -170,37 +178,39 @@ def test_latent_pictures_that_fit(model, names):
         assert (picture == again[name]).all()
 
 
-def test_a_priors_axes_are_its_quantiles():
+def test_prior_axes_are_quantiles():
     """Evenly in probability from −2σ to 2σ of N(0, I): Φ⁻¹ of evenly spaced levels."""
     torch.manual_seed(0)
-    a, b = latents.prior_axes(torch.randn(latents.DRAWS, 2), side=5)
+    a, b = latents.prior_quantile_axes(torch.randn(latents.NUM_PRIOR_CODES, 2), side=5)
     edge = torch.special.ndtr(torch.tensor(-2.0))
     expected = torch.special.ndtri(torch.linspace(edge, 1 - edge, 5))
     torch.testing.assert_close(a, expected, atol=0.03, rtol=0)
     torch.testing.assert_close(b, expected, atol=0.03, rtol=0)
 
 
-def test_a_manifold_has_the_first_code_to_the_right_and_the_second_upwards():
-    spec = Spec((1, 1, 1), range=(0.0, 1.0))
+def test_manifold_has_the_first_code_to_the_right_and_the_second_upward():
+    spec = DataSpec((1, 1, 1), range=(0.0, 1.0))
     axes = torch.tensor([0.0, 0.5]), torch.tensor([0.0, 0.25, 0.5])
-    picture = latents.manifold(lambda z: (z[:, 0] + z[:, 1]).view(-1, 1, 1, 1), spec, axes)
+    picture = latents.plot_manifold(lambda z: (z[:, 0] + z[:, 1]).view(-1, 1, 1, 1), spec, axes)
     cell = picture.shape[1] // 2
     values = picture[cell // 2 :: cell, cell // 2 :: cell, 0] / 255
     np.testing.assert_allclose(values, [[0.5, 1.0], [0.25, 0.75], [0.0, 0.5]], atol=0.003)
 
 
-def test_the_plane_of_many_dimensions_is_that_of_most_variance():
+def test_codes_of_many_dimensions_are_projected_to_the_plane_of_largest_variance():
     rng = np.random.default_rng(0)
     z = rng.normal(size=(500, 4)) * [0.1, 3.0, 0.1, 1.0]
-    plane, title = latents.projected(z, None)
+    plane, title = latents.project_to_plane(z, None)
     assert "of 4" in title
     for found, expected in zip(plane.T, (z[:, 1], z[:, 3]), strict=True):
         assert abs(np.corrcoef(found, expected)[0, 1]) > 0.99
 
 
-def test_reconstructions_stand_below_their_originals():
+def test_reconstructions_are_shown_below_their_originals():
     x = torch.arange(6.0).view(6, 1, 1, 1) / 10
-    picture = latents.reconstructions(x, 1 - x, Spec((1, 1, 1), range=(0.0, 1.0)), columns=3)
+    picture = latents.plot_reconstructions(
+        x, 1 - x, DataSpec((1, 1, 1), range=(0.0, 1.0)), columns=3
+    )
     cell = (picture.shape[1] - 2) // 3
     values = picture[cell // 2 :: cell, cell // 2 :: cell, 0][:4, :3] / 255
     np.testing.assert_allclose(
@@ -208,37 +218,37 @@ def test_reconstructions_stand_below_their_originals():
     )
 
 
-# --- denoising and sparse autoencoders --------------------------------------------------------------------------------
+# --- denoising and sparse autoencoders ------------------------------------------------------------
 
 
-def corrupted(noise: str, level: float, value: float) -> torch.Tensor:
-    """Return 200,000 values that were all `value` before the noise."""
+def corrupt_constant(noise: str, level: float, value: float) -> torch.Tensor:
+    """Return 200,000 corrupted values, all equal to `value` before."""
     torch.manual_seed(0)
-    model = DenoisingAutoencoder(IMAGE, hidden=(), noise=noise, level=level)
+    model = DenoisingAutoencoder(IMAGE, hidden=(), noise=noise, noise_level=level)
     return model.corrupt(torch.full((3125, *IMAGE.shape), value, dtype=torch.float64)).flatten()
 
 
 @pytest.mark.parametrize("level", [0.0, 0.1, 0.5, 1.0])
-def test_noise_has_its_law(level):
+def test_corruption_has_its_distribution(level):
     n = 200_000
-    normal = corrupted("gaussian", level, 0.25)
+    normal = corrupt_constant("gaussian", level, 0.25)
     assert normal.mean().item() == pytest.approx(0.25, abs=5 * level / n**0.5)
     assert normal.std().item() == pytest.approx(level, rel=0.01, abs=1e-12)
     kept = (normal - 0.25).abs() < level  # one standard deviation
     assert level == 0 or kept.double().mean().item() == pytest.approx(0.6827, abs=0.005)
-    masked = corrupted("masking", level, 0.25)
+    masked = corrupt_constant("masking", level, 0.25)
     assert set(masked.unique().tolist()) <= {0.0, 0.25}
     assert (masked == 0).double().mean().item() == pytest.approx(level, abs=0.006)
-    salted = corrupted("salt_and_pepper", level, 0.25)
+    salted = corrupt_constant("salt_and_pepper", level, 0.25)
     assert set(salted.unique().tolist()) <= {0.0, 0.25, 1.0}
     for end in (0.0, 1.0):
         assert (salted == end).double().mean().item() == pytest.approx(level / 2, abs=0.006)
 
 
-def test_a_denoiser_is_asked_for_the_clean_item():
+def test_denoising_loss_is_the_error_against_the_clean_item():
     torch.manual_seed(0)
     model = DenoisingAutoencoder(
-        IMAGE, hidden=(8,), latent=4, noise="salt_and_pepper", level=0.3
+        IMAGE, hidden=(8,), latent=4, noise="salt_and_pepper", noise_level=0.3
     ).double()
     x = torch.rand(7, *IMAGE.shape, dtype=torch.float64)
     torch.manual_seed(1)
@@ -253,12 +263,12 @@ def test_a_denoiser_is_asked_for_the_clean_item():
     }
 
 
-def test_a_linear_denoiser_finds_the_optimal_filter():
-    """Gaussian noise on N(0, C): the best linear map is C (C + σ² I)⁻¹, Wiener's filter, and its error is known."""
+def test_linear_denoiser_learns_the_wiener_filter():
+    """For Gaussian noise on N(0, C) the best linear map is C (C + σ² I)⁻¹."""
     torch.manual_seed(0)
     sd = torch.tensor([3.0, 2.0, 1.0, 0.5, 0.5, 0.5])
     model = DenoisingAutoencoder(
-        POINTS, hidden=(), latent=6, output="linear", noise="gaussian", level=1.0
+        POINTS, hidden=(), latent=6, output="linear", noise="gaussian", noise_level=1.0
     )
     optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
     for step in range(600):
@@ -273,15 +283,16 @@ def test_a_linear_denoiser_finds_the_optimal_filter():
 
 
 @pytest.mark.parametrize("target", [0.05, 0.3])
-def test_the_sparsitys_cost_is_the_kl_of_two_coins(target):
+def test_kl_sparsity_penalty_matches_torch_distributions(target):
     torch.manual_seed(0)
-    model = SparseAutoencoder(IMAGE, hidden=(8,), latent=12, weight=3.0, target=target).double()
+    model = SparseAutoencoder(
+        IMAGE, hidden=(8,), latent=12, sparsity_weight=3.0, sparsity_target=target
+    ).double()
     x = torch.rand(9, *IMAGE.shape, dtype=torch.float64)
     z = model.encode(x)
     assert z.min() > 0 and z.max() < 1
-    coin = lambda p: torch.distributions.Bernoulli(p)  # noqa: E731
-    rate = coin(torch.tensor(target, dtype=torch.float64))
-    expected = torch.distributions.kl_divergence(rate, coin(z.mean(0))).sum()
+    rate = Bernoulli(torch.tensor(target, dtype=torch.float64))
+    expected = kl_divergence(rate, Bernoulli(z.mean(0))).sum()
     losses = model.loss(Batch(x))
     torch.testing.assert_close(losses["sparsity"], expected, atol=1e-10, rtol=0)
     error = (x - model.decode(z)).square().sum() / 9
@@ -291,9 +302,11 @@ def test_the_sparsitys_cost_is_the_kl_of_two_coins(target):
     )
 
 
-def test_l1_is_the_sum_of_rectified_codes():
+def test_l1_sparsity_penalty_is_the_sum_of_relu_codes():
     torch.manual_seed(0)
-    model = SparseAutoencoder(IMAGE, hidden=(), latent=12, sparsity="l1", weight=0.5).double()
+    model = SparseAutoencoder(
+        IMAGE, hidden=(), latent=12, sparsity="l1", sparsity_weight=0.5
+    ).double()
     x = torch.rand(9, *IMAGE.shape, dtype=torch.float64)
     z = model.encode(x)
     assert z.min() == 0 and (z == 0).any(1).all()
@@ -302,8 +315,7 @@ def test_l1_is_the_sum_of_rectified_codes():
 
 
 @pytest.mark.parametrize("sparsity, weight", [("kl", 2.0), ("l1", 0.3)])
-def test_sparsity_makes_codes_sparser(sparsity, weight):
-    """The mean activation of the code falls to less than half."""
+def test_sparsity_penalty_halves_the_mean_activation(sparsity, weight):
     torch.manual_seed(0)
     x = torch.rand(256, 5).double() @ torch.rand(5, 64).double()
     x = (x / x.max()).view(-1, 1, 8, 8)
@@ -311,7 +323,7 @@ def test_sparsity_makes_codes_sparser(sparsity, weight):
     for w in (0.0, weight):
         torch.manual_seed(1)
         model = SparseAutoencoder(
-            IMAGE, hidden=(), latent=40, sparsity=sparsity, weight=w, target=0.05
+            IMAGE, hidden=(), latent=40, sparsity=sparsity, sparsity_weight=w, sparsity_target=0.05
         ).double()
         optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
         for _ in range(200):
@@ -325,13 +337,13 @@ def test_sparsity_makes_codes_sparser(sparsity, weight):
 @pytest.mark.parametrize(
     ("kind", "spec", "options", "words"),
     [
-        ("dae", IMAGE, {"noise": "masking", "level": 1.5}, "model.level=1.5"),
+        ("dae", IMAGE, {"noise": "masking", "noise_level": 1.5}, "model.noise_level=1.5"),
         ("dae", POINTS, {"noise": "salt_and_pepper", "output": "linear"}, "model.noise=gaussian"),
-        ("dae", Spec((1, 8, 8)), {}, "dataset.range=[0,1]"),
-        ("sparse_ae", IMAGE, {"target": 0.0}, "model.target=0"),
+        ("dae", DataSpec((1, 8, 8)), {}, "preprocess.range=[0,1]"),
+        ("sparse_ae", IMAGE, {"sparsity_target": 0.0}, "model.sparsity_target=0"),
     ],
 )
-def test_kin_refuse_with_the_mend(kind, spec, options, words):
+def test_errors_of_variants_name_the_fix(kind, spec, options, words):
     with pytest.raises(UserError) as refusal:
         {"dae": DenoisingAutoencoder, "sparse_ae": SparseAutoencoder}[kind](spec, **options)
     assert words in str(refusal.value)

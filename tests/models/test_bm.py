@@ -1,4 +1,4 @@
-"""The general machine and Gaussian visibles against enumeration and quadrature; bars, stripes and parity as laws."""
+"""BM and GRBM against enumeration and quadrature; the bars and parity datasets."""
 
 import itertools
 import math
@@ -9,18 +9,18 @@ import torch
 from helpers.recipes import built
 
 from genlab.abilities import abilities
-from genlab.data.binary_toy import Bars, Parity
+from genlab.data.binary_toy import BarsAndStripes, Parity
 from genlab.distributed.device import Device
 from genlab.errors import UserError
 from genlab.models.boltzmann import bm as bm_module
 from genlab.models.boltzmann.bm import BM
 from genlab.models.boltzmann.grbm import GRBM
 from genlab.models.boltzmann.trainer import CDTrainer
-from genlab.spec import Batch, Spec
-from genlab.viz.rbm import machine_pictures
+from genlab.spec import Batch, DataSpec
+from genlab.viz.rbm import plot_rbm
 
 D = 4
-SPEC = Spec((1, 2, 2), levels=2, range=(0.0, 1.0))
+SPEC = DataSpec((1, 2, 2), levels=2, range=(0.0, 1.0))
 
 
 def states(n: int) -> torch.Tensor:
@@ -34,37 +34,37 @@ X = V.view(-1, *SPEC.shape)
 
 
 def bm(hidden: int = 3, scale: float = 1.0, *, sampled: bool = False, **options) -> BM:
-    """A machine with random couplings; `sampled`: one that takes itself to be too large to list."""
+    """Return a BM with random couplings; `sampled` disables the enumeration of states."""
     torch.manual_seed(0)
-    limit = bm_module.ENUMERABLE
-    bm_module.ENUMERABLE = 0 if sampled else limit
+    limit = bm_module.MAX_ENUMERATED_UNITS
+    bm_module.MAX_ENUMERATED_UNITS = 0 if sampled else limit
     try:
-        model = BM(SPEC, hidden=hidden, chains=6, **options).double()
+        model = BM(SPEC, hidden=hidden, num_chains=6, **options).double()
     finally:
-        bm_module.ENUMERABLE = limit
+        bm_module.MAX_ENUMERATED_UNITS = limit
     for p in model.parameters():
         torch.nn.init.normal_(p, std=scale)
     return model
 
 
 def joint(model: BM) -> torch.Tensor:
-    """−E(s) (2^N,) of every state, written with the sum over pairs."""
+    """Return −E(s) (2^N,) of every state, as a sum over pairs."""
     s, J = states(D + model.hidden), model.J
     pairs = list(itertools.combinations(range(s.shape[1]), 2))
     return s @ model.b + sum(J[k] * s[:, i] * s[:, j] for k, (i, j) in enumerate(pairs))
 
 
 def log_p(model: BM) -> torch.Tensor:
-    """log p(v) (2^D,) by the sum over all states."""
+    """Return log p(v) (2^D,) by a sum over all states."""
     log_joint = joint(model).view(2**D, -1).logsumexp(1)
     return log_joint - log_joint.logsumexp(0)
 
 
-# --- the general Boltzmann machine ------------------------------------------------------------------------------------
+# --- the general Boltzmann machine ----------------------------------------------------------------
 
 
 @pytest.mark.parametrize("hidden", [0, 3])
-def test_log_z_and_probabilities_are_the_sums_over_all_states(hidden):
+def test_log_z_and_probabilities_are_sums_over_all_states(hidden):
     model = bm(hidden)
     assert model.log_partition().value == pytest.approx(joint(model).logsumexp(0).item(), rel=1e-13)
     torch.testing.assert_close(model.log_prob(X), log_p(model), rtol=1e-12, atol=1e-12)
@@ -77,7 +77,7 @@ def test_log_z_and_probabilities_are_the_sums_over_all_states(hidden):
     )
 
 
-def test_the_gradient_is_the_difference_of_the_two_phases():
+def test_exact_gradient_is_the_difference_of_the_two_phases():
     model = bm()
     x = X[torch.tensor([1, 1, 6, 13])]
     model.loss(Batch(x))["loss"].backward()
@@ -85,7 +85,7 @@ def test_the_gradient_is_the_difference_of_the_two_phases():
     free = joint(model).softmax(0)
     given = torch.stack(
         [(s[:, :D] == v).all(1) for v in x.flatten(1)]
-    )  # (B, 2^N) states that v agrees with
+    )  # (B, 2^N): states that agree with v
     clamped = joint(model).expand_as(given).masked_fill(~given, -torch.inf).softmax(1).mean(0)
     pairs = s[:, i] * s[:, j]
     torch.testing.assert_close(
@@ -96,7 +96,7 @@ def test_the_gradient_is_the_difference_of_the_two_phases():
     )
 
 
-def test_the_sampled_loss_has_that_gradient_where_its_states_are_exact():
+def test_sampled_loss_has_the_exact_gradient_for_exact_model_states():
     exact, model = bm(0), bm(0, sampled=True)
     model.load_state_dict({**model.state_dict(), "J": exact.J, "b": exact.b})
     x = X[torch.tensor([1, 1, 6, 13])]
@@ -109,7 +109,7 @@ def test_the_sampled_loss_has_that_gradient_where_its_states_are_exact():
 
 
 @pytest.mark.parametrize("clamped", [False, True])
-def test_gibbs_leaves_the_distribution_as_it_is(clamped):
+def test_gibbs_leaves_the_distribution_invariant(clamped):
     model, n = bm(), 60_000
     p = joint(model)
     if clamped:
@@ -126,7 +126,7 @@ def test_gibbs_leaves_the_distribution_as_it_is(clamped):
     )
     assert ((share - p).abs() <= 5 * (p * (1 - p) / n).sqrt() + 1e-9).all()
     assert (after != s).any(1).float().mean() > 0.3
-    # and forgets where it began
+    # and it forgets its initial state
     s = model.gibbs(
         states(D + 3)[48].expand(n, -1), 30, free=torch.arange(D + 3) >= D if clamped else None
     )
@@ -134,7 +134,7 @@ def test_gibbs_leaves_the_distribution_as_it_is(clamped):
 
 
 @pytest.mark.parametrize("sampled", [False, True])
-def test_samples_and_completions_follow_the_law(sampled):
+def test_samples_and_inpainting_follow_the_distribution(sampled):
     model, n = bm(2, 0.7, sampled=sampled), 20_000
     options = {"steps": 30} if sampled else {}
     torch.manual_seed(0)
@@ -145,21 +145,21 @@ def test_samples_and_completions_follow_the_law(sampled):
     known = torch.tensor([[True, False], [False, True]])
     agrees = (V[:, 0] == 1) & (V[:, 3] == 0)
     means = log_p(model).masked_fill(~agrees, -torch.inf).softmax(0) @ V
-    x = model.complete(X[8:9].expand(n, -1, -1, -1), known, **options).flatten(1)
+    x = model.inpaint(X[8:9].expand(n, -1, -1, -1), known, **options).flatten(1)
     assert set(x.unique().tolist()) == {0.0, 1.0}
     torch.testing.assert_close(x.mean(0), means.detach(), rtol=0, atol=5 * 0.5 / n**0.5)
 
 
-def test_ais_is_within_its_error_of_the_enumeration():
-    model = bm(5, 0.7, sampled=True, temperatures=300)
+def test_ais_is_within_its_error_of_the_exact_value():
+    model = bm(5, 0.7, sampled=True, num_temperatures=300)
     estimate = model.log_partition()
     assert estimate.tag == "estimate" and 0 < estimate.error < 0.1
     assert abs(estimate.value - joint(model).logsumexp(0).item()) < 4 * estimate.error
 
 
-def test_what_is_too_large_a_sum_is_no_ability():
+def test_intractable_sums_are_not_abilities():
     assert {"energy", "log_prob"} <= abilities(bm())
-    large = BM(Spec((1, 4, 4), levels=2, range=(0.0, 1.0)), hidden=5)
+    large = BM(DataSpec((1, 4, 4), levels=2, range=(0.0, 1.0)), hidden=5)
     assert (
         "log_prob" not in abilities(large)
         and "energy" in abilities(large)
@@ -168,9 +168,9 @@ def test_what_is_too_large_a_sum_is_no_ability():
     assert "energy" not in abilities(BM(SPEC, hidden=21))
 
 
-def test_both_phases_sampled_learn_a_law():
+def test_sampled_phases_learn_a_distribution():
     model = bm(0, 0.01, sampled=True)
-    options = CDTrainer.Options(batch_size=12, steps=600, schedule="linear")
+    options = CDTrainer.Options(batch_size=12, steps=600, lr_schedule="linear")
     trainer = CDTrainer(
         model,
         partial(torch.optim.SGD, lr=0.3),
@@ -179,31 +179,31 @@ def test_both_phases_sampled_learn_a_law():
     )
     data = X[torch.tensor([0, 15, 15])].repeat(4, 1, 1, 1)  # all units are equal
     for _ in range(options.steps):
-        trainer.advance(iter([Batch(data)]))
+        trainer.train_step(iter([Batch(data)]))
     assert (
         -log_p(model)[torch.tensor([0, 15, 15])].mean().item()
         < math.log(3) - 2 / 3 * math.log(2) + 0.15
     )
 
 
-# --- the laws of bits, and the machines that learn them ---------------------------------------------------------------
+# --- binary toy datasets, and the models that learn them ------------------------------------------
 
 
-def test_bars_and_parity_are_whole_laws_with_their_entropies():
-    bars, parity = Bars(range=(0.0, 1.0)), Parity(range=(0.0, 1.0), bits=4)
-    x = bars.take("train").x
+def test_bars_and_parity_enumerate_their_distributions():
+    bars, parity = BarsAndStripes(range=(0.0, 1.0)), Parity(range=(0.0, 1.0), bits=4)
+    x = bars.head("train").x
     assert x.shape == (16, 1, 3, 3) and 16 * bars.entropy == pytest.approx(41.5888, abs=1e-4)
     assert all((row == row[:1]).all() or (row == row[:, :1]).all() for row in x[:, 0])
     assert len(x.flatten(1).unique(dim=0)) == 14
-    x = parity.take("test").x
+    x = parity.head("test").x
     assert (
         x.shape == (8, 1, 1, 4)
         and (x.sum((1, 2, 3)) % 2 == 0).all()
         and len(x.flatten(1).unique(dim=0)) == 8
     )
     assert parity.entropy == pytest.approx(math.log(8))
-    for make in (partial(Bars, size=17), partial(Parity, bits=17)):
-        with pytest.raises(UserError, match="listed whole, up to 16"):
+    for make in (partial(BarsAndStripes, size=17), partial(Parity, bits=17)):
+        with pytest.raises(UserError, match="all (bars|rows) are listed"):
             make()
 
 
@@ -218,44 +218,46 @@ def test_parity_needs_hidden_units(hidden, low, high):
         "device=cpu",
         "out=unused",
     )
-    batches = trainer.stream(dataset)
+    batches = trainer.train_batches(dataset)
     for _ in range(400):
-        trainer.advance(batches)
-    kl = -trainer.model.log_prob(dataset.take("test").x).mean().item() - dataset.entropy
+        trainer.train_step(batches)
+    kl = -trainer.model.log_prob(dataset.head("test").x).mean().item() - dataset.entropy
     assert low <= kl <= high
 
 
-def test_filters_and_chains_are_pictures():
+def test_filters_and_chains_are_plotted():
     _, dataset, trainer = built("experiment=bm_bars", "model.hidden=4", "device=cpu", "out=unused")
-    found = machine_pictures(trainer.model, dataset, seed=0)
-    assert set(found) == {"filters", "chains"}
-    for picture in found.values():
+    plots = plot_rbm(trainer.model, dataset, seed=0)
+    assert set(plots) == {"filters", "chains"}
+    for picture in plots.values():
         assert (
             picture.dtype == "uint8"
             and picture.ndim == 3
             and picture.min() == 0
             and picture.max() == 255
         )
-    assert found["filters"].shape == (2 + 2 * 50, 2 + 2 * 50, 3) and found["chains"].shape == (
+    assert plots["filters"].shape == (2 + 2 * 50, 2 + 2 * 50, 3) and plots["chains"].shape == (
         2 + 10 * 50,
         2 + 11 * 50,
         3,
     )
-    assert machine_pictures(torch.nn.Linear(2, 2), dataset, seed=0) == {}
+    assert plot_rbm(torch.nn.Linear(2, 2), dataset, seed=0) == {}
 
 
-# --- Gaussian visible units -------------------------------------------------------------------------------------------
+# --- Gaussian visible units -----------------------------------------------------------------------
 
 
 def grbm(visible: int = 2, hidden: int = 3, scale: float = 0.7) -> GRBM:
     torch.manual_seed(0)
-    model = GRBM(Spec((visible,), kind="points", levels=0), hidden=hidden, chains=4).double()
+    model = GRBM(
+        DataSpec((visible,), kind="points", levels=0), hidden=hidden, num_chains=4
+    ).double()
     for p in model.parameters():
         torch.nn.init.normal_(p, std=scale)
     return model
 
 
-def test_the_density_is_a_mixture_of_gaussians_that_integrates_to_one():
+def test_grbm_density_is_a_mixture_of_gaussians_and_integrates_to_one():
     model = grbm()
     side = torch.linspace(-14, 14, 1200, dtype=torch.float64)
     grid = torch.cartesian_prod(side, side)
@@ -264,7 +266,7 @@ def test_the_density_is_a_mixture_of_gaussians_that_integrates_to_one():
     assert (log_density.exp().sum() * cell).item() == pytest.approx(1, abs=1e-9)
     # weights p(h), means b + Wᵀh, variances σ²
     h = states(3)
-    mean, var = model.mean_visible(h), model.var
+    mean, var = model.visible_mean(h), model.var
     log_weight = h @ model.c + ((mean.square() - model.b.square()) / (2 * var)).sum(1)
     normal = torch.distributions.Normal(mean, var.sqrt()).log_prob(grid[::9973, None]).sum(2)
     torch.testing.assert_close(
@@ -272,7 +274,7 @@ def test_the_density_is_a_mixture_of_gaussians_that_integrates_to_one():
     )
 
 
-def test_the_contrast_with_exact_expectations_is_the_likelihoods_gradient():
+def test_grbm_contrast_with_exact_expectations_is_the_likelihood_gradient():
     model = grbm(1, 3)
     v = torch.randn(7, 1, dtype=torch.float64)
     grid = torch.linspace(-20, 20, 40_001, dtype=torch.float64)[:, None]
@@ -286,14 +288,14 @@ def test_the_contrast_with_exact_expectations_is_the_likelihoods_gradient():
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-10)
 
 
-def test_gaussian_gibbs_reaches_the_mixtures_moments():
+def test_grbm_gibbs_reaches_the_moments_of_the_mixture():
     model, n = grbm(), 40_000
     h = states(3)
-    mean = model.mean_visible(h)
+    mean = model.visible_mean(h)
     log_weight = h @ model.c + ((mean.square() - model.b.square()) / (2 * model.var)).sum(1)
     p = log_weight.softmax(0)[:, None]
     torch.manual_seed(0)
-    v = model.gibbs(model.draw_base(n), 60)
+    v = model.gibbs(model.sample_base(n), 60)
     first, second = (p * mean).sum(0), (p * (mean.square() + model.var)).sum(0)
     for drawn, wanted in ((v, first), (v.square(), second)):
         torch.testing.assert_close(
@@ -302,19 +304,19 @@ def test_gaussian_gibbs_reaches_the_mixtures_moments():
 
 
 @pytest.mark.parametrize(("visible", "hidden"), [(2, 3), (6, 10)])
-def test_gaussian_ais_is_within_its_error_of_the_enumeration(visible, hidden):
+def test_grbm_ais_is_within_its_error_of_the_exact_value(visible, hidden):
     model = grbm(visible, hidden, 0.5)
     model.base_var.fill_(2.0)
-    estimate = model.ais(chains=300, temperatures=600)
+    estimate = model.ais_log_partition(num_chains=300, num_temperatures=600)
     assert 0 < estimate.error < 0.2
     assert abs(estimate.value - model.enumerate_log_partition()) < 4 * estimate.error
 
 
-def test_it_starts_from_the_datas_moments():
-    model = GRBM(Spec((2,), kind="points", levels=0), hidden=3)
+def test_grbm_is_initialized_from_the_moments_of_the_data():
+    model = GRBM(DataSpec((2,), kind="points", levels=0), hidden=3)
     x = torch.randn(2, 500, 2) * 3 + 1
-    for at, part in enumerate(x):
-        model.watch(model.statistics(part), at=at, batch_size=500)
+    for step, part in enumerate(x):
+        model.update_data_stats(model.data_statistics(part), step=step, batch_size=500)
     whole = x.flatten(0, 1)
     torch.testing.assert_close(model.base_rate, whole.mean(0))
     torch.testing.assert_close(model.base_var, whole.var(0, correction=0))
@@ -322,18 +324,20 @@ def test_it_starts_from_the_datas_moments():
     torch.testing.assert_close(model.z.exp().detach(), x[0].var(0, correction=0))
 
 
-@pytest.mark.parametrize("spec", [Spec((1, 8, 8)), Spec((9,), kind="tokens", levels=0, vocab=5)])
-def test_refuses_data_without_a_density(spec):
-    with pytest.raises(UserError, match=r"prepare\.dequantise=true"):
+@pytest.mark.parametrize(
+    "spec", [DataSpec((1, 8, 8)), DataSpec((9,), kind="tokens", levels=0, vocab=5)]
+)
+def test_grbm_rejects_discrete_data(spec):
+    with pytest.raises(UserError, match=r"preprocess\.dequantize=true"):
         GRBM(spec)
 
 
-def test_refuses_data_that_is_not_binary_and_classes():
-    with pytest.raises(UserError, match=r"dataset\.binarize=dynamic"):
-        BM(Spec((1, 8, 8)))
-    for ask in (
+def test_rejects_labels_and_data_that_is_not_binary():
+    with pytest.raises(UserError, match=r"preprocess\.binarize=dynamic"):
+        BM(DataSpec((1, 8, 8)))
+    for call in (
         lambda m: m.sample(2, torch.tensor([0, 1])),
         lambda m: m.log_prob(X, torch.tensor([0])),
     ):
-        with pytest.raises(UserError, match="no classes"):
-            ask(bm())
+        with pytest.raises(UserError, match="not class-conditional"):
+            call(bm())

@@ -1,4 +1,4 @@
-"""The RBM: energies, partition function, gradients and the Gibbs chain against enumeration."""
+"""RBMs against enumeration: energies, partition function, gradients and Gibbs chains."""
 
 import itertools
 from functools import partial
@@ -8,10 +8,10 @@ import torch
 
 from genlab.distributed.device import Device
 from genlab.errors import UserError
-from genlab.models.boltzmann.ais import schedule
+from genlab.models.boltzmann.ais import inverse_temperatures
 from genlab.models.boltzmann.rbm import RBM
 from genlab.models.boltzmann.trainer import CDTrainer
-from genlab.spec import Batch, Spec
+from genlab.spec import Batch, DataSpec
 
 D, H = 4, 3
 
@@ -23,7 +23,7 @@ def states(n: int) -> torch.Tensor:
 def rbm(visible: int = D, hidden: int = H, scale: float = 1.0, **options) -> RBM:
     torch.manual_seed(0)
     model = RBM(
-        Spec((1, visible // 2, 2), levels=2, range=(0.0, 1.0)), hidden=hidden, **options
+        DataSpec((1, visible // 2, 2), levels=2, range=(0.0, 1.0)), hidden=hidden, **options
     ).double()
     for p in model.parameters():
         torch.nn.init.normal_(p, std=scale)
@@ -31,7 +31,7 @@ def rbm(visible: int = D, hidden: int = H, scale: float = 1.0, **options) -> RBM
 
 
 def joint(model: RBM) -> torch.Tensor:
-    """−E(v, h) of every pair of states (2^D, 2^H)."""
+    """Return −E(v, h) of every pair of states (2^D, 2^H)."""
     v, h = states(model.W.shape[1]), states(model.W.shape[0])
     return (v @ model.b)[:, None] + (h @ model.c)[None] + v @ model.W.T @ h.T
 
@@ -43,13 +43,15 @@ def test_free_energy_sums_over_the_hidden_states():
 
 
 @pytest.mark.parametrize(("visible", "hidden"), [(4, 3), (2, 5), (14, 13)])
-def test_both_sides_give_the_same_partition_function(visible, hidden):
+def test_enumeration_over_either_layer_gives_the_same_partition_function(visible, hidden):
     model = rbm(visible, hidden)
-    sides = [model.enumerate_log_partition(over=side) for side in ("visible", "hidden")]
-    assert sides[0] == pytest.approx(sides[1], rel=1e-13)
+    log_z, log_z_hidden = (
+        model.enumerate_log_partition(over=layer) for layer in ("visible", "hidden")
+    )
+    assert log_z == pytest.approx(log_z_hidden, rel=1e-13)
     assert model.log_partition()[:3] == (model.enumerate_log_partition(), None, "exact")
     if visible + hidden < 10:
-        assert sides[0] == pytest.approx(joint(model).logsumexp((0, 1)).item(), rel=1e-13)
+        assert log_z == pytest.approx(joint(model).logsumexp((0, 1)).item(), rel=1e-13)
 
 
 def test_probabilities_sum_to_one():
@@ -58,7 +60,7 @@ def test_probabilities_sum_to_one():
     assert log_p.exp().sum().item() == pytest.approx(1, abs=1e-12)
 
 
-def test_conditionals_are_those_of_the_joint():
+def test_conditionals_match_the_joint_distribution():
     model = rbm()
     v, h = states(D), states(H)
     p = joint(model).exp()  # (2^D, 2^H)
@@ -67,17 +69,17 @@ def test_conditionals_are_those_of_the_joint():
     torch.testing.assert_close(model.decode(h).flatten(1), given_h.T @ v)
 
 
-def test_the_gradient_is_the_contrastive_statistic():
+def test_loss_gradient_is_the_contrastive_statistic():
     model = rbm()
     v, v_model = torch.rand(2, 9, D, dtype=torch.float64).round()
     model.loss(Batch(v.view(-1, 1, D // 2, 2)), v_model)["loss"].backward()
-    p, q = model.p_hidden(v), model.p_hidden(v_model)
+    p, q = model.hidden_probs(v), model.hidden_probs(v_model)
     torch.testing.assert_close(-model.W.grad, p.T @ v / 9 - q.T @ v_model / 9)
     torch.testing.assert_close(-model.b.grad, v.mean(0) - v_model.mean(0))
     torch.testing.assert_close(-model.c.grad, p.mean(0) - q.mean(0))
 
 
-def test_with_the_models_own_expectation_it_is_the_likelihoods_gradient():
+def test_loss_gradient_with_exact_model_expectation_is_the_likelihood_gradient():
     model = rbm()
     v = torch.rand(9, D, dtype=torch.float64).round()
     parameters = list(model.parameters())
@@ -90,26 +92,29 @@ def test_with_the_models_own_expectation_it_is_the_likelihoods_gradient():
         torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-12)
 
 
-def transitions(model: RBM) -> torch.Tensor:
-    """P[v, v'] of one Gibbs step, from the model's conditionals (2^D, 2^D)."""
+def transition_matrix(model: RBM) -> torch.Tensor:
+    """Return P[v, v'] (2^D, 2^D) of one Gibbs step, from the model's conditionals."""
     v, h = states(D), states(H)
-    bernoulli = lambda p, s: (p[:, None] * s + (1 - p[:, None]) * (1 - s)).prod(2)  # noqa: E731
-    return bernoulli(model.p_hidden(v), h) @ bernoulli(model.p_visible(h), v)
+
+    def probability(p, s):
+        return (p[:, None] * s + (1 - p[:, None]) * (1 - s)).prod(2)
+
+    return probability(model.hidden_probs(v), h) @ probability(model.visible_probs(h), v)
 
 
-def test_gibbs_leaves_the_distribution_as_it_is():
+def test_gibbs_leaves_the_distribution_invariant():
     model = rbm()
-    P = transitions(model)
+    P = transition_matrix(model)
     pi = (-model.free_energy(states(D)) - model.log_partition().value).exp()
     torch.testing.assert_close(P.sum(1), torch.ones(2**D, dtype=torch.float64), rtol=0, atol=1e-12)
     torch.testing.assert_close(pi @ P, pi, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("k", [1, 2])
-def test_the_sampler_makes_these_transitions(k):
+def test_gibbs_samples_match_the_transition_matrix(k):
     model = rbm()
     n = 40_000
-    P = torch.linalg.matrix_power(transitions(model), k).detach()
+    P = torch.linalg.matrix_power(transition_matrix(model), k).detach()
     power = 2 ** torch.arange(D - 1, -1, -1, dtype=torch.float64)
     for row in (0, 6, 15):
         v = model.gibbs(states(D)[row].expand(n, -1), k)
@@ -117,7 +122,7 @@ def test_the_sampler_makes_these_transitions(k):
         assert ((share - P[row]).abs() <= 5 * (P[row] * (1 - P[row]) / n).sqrt() + 1e-9).all()
 
 
-def test_sample_gives_probabilities_that_average_to_the_models_means():
+def test_samples_average_to_the_means_of_the_model():
     model = rbm(scale=0.7)
     n = 20_000
     x = model.sample(n, steps=30)
@@ -133,28 +138,28 @@ def test_sample_gives_probabilities_that_average_to_the_models_means():
 @pytest.mark.parametrize(
     ("visible", "hidden", "scale"), [(4, 3, 1.0), (12, 16, 0.5), (30, 10, 0.3)]
 )
-def test_ais_is_within_its_error_of_the_enumeration(visible, hidden, scale):
+def test_ais_is_within_its_error_of_the_exact_value(visible, hidden, scale):
     model = rbm(visible, hidden, scale)
-    estimate = model.ais(chains=200, temperatures=600)
+    estimate = model.ais_log_partition(num_chains=200, num_temperatures=600)
     assert estimate.tag == "estimate" and 0 < estimate.error < 0.1
     assert abs(estimate.value - model.enumerate_log_partition()) < 4 * estimate.error
 
 
-def test_large_models_are_estimated():
+def test_log_partition_of_large_models_is_estimated():
     model = rbm(22, 21, 0.1)
-    model.ais = partial(model.ais, chains=10, temperatures=20)
+    model.ais_log_partition = partial(model.ais_log_partition, num_chains=10, num_temperatures=20)
     assert model.log_partition().tag == "estimate"
 
 
-def test_the_schedule_rises_from_0_to_1():
-    betas = schedule(14_500)
+def test_inverse_temperatures_increase_from_0_to_1():
+    betas = inverse_temperatures(14_500)
     assert len(betas) == 14_501 and betas[0] == 0 and betas[-1] == 1 and betas == sorted(betas)
     assert betas[500] == 0.5 and betas[4_500] == 0.9
 
 
 def trainer_of(**options) -> CDTrainer:
     device = Device(name="cpu", precision="fp64")
-    model = rbm(chains=4)
+    model = rbm(num_chains=4)
     return CDTrainer(
         model,
         partial(torch.optim.SGD, lr=0.1),
@@ -170,18 +175,20 @@ def batches():
 
 
 @pytest.mark.parametrize("persistent", [True, False])
-def test_chains_go_on_only_where_they_persist(persistent, monkeypatch):
-    trainer = trainer_of(persistent=persistent, k=3)
+def test_only_persistent_chains_continue(persistent, monkeypatch):
+    trainer = trainer_of(persistent=persistent, cd_steps=3)
     starts, ends = [], []
     gibbs = trainer.model.gibbs
-    monkeypatch.setattr(
-        trainer.model,
-        "gibbs",
-        lambda v, k: (starts.append(v.clone()), ends.append(gibbs(v, k)), ends[-1])[2],
-    )
+
+    def recorded_gibbs(v, num_steps):
+        starts.append(v.clone())
+        ends.append(gibbs(v, num_steps))
+        return ends[-1]
+
+    monkeypatch.setattr(trainer.model, "gibbs", recorded_gibbs)
     data = batches()
     trainer.step(data)
-    trainer.at += 1
+    trainer.global_step += 1
     trainer.step(data)
     if persistent:
         assert torch.equal(starts[1], ends[0]) and torch.equal(trainer.model.chains, ends[1])
@@ -190,44 +197,45 @@ def test_chains_go_on_only_where_they_persist(persistent, monkeypatch):
         assert all(torch.equal(start, next(shown).x.flatten(1)) for start in starts)
 
 
-def test_the_base_rate_is_the_mean_of_the_data_seen():
+def test_base_rate_is_the_mean_of_the_training_data():
     trainer = trainer_of()
     data = batches()
     for _ in range(3):
         trainer.step(data)
-        trainer.at += 1
+        trainer.global_step += 1
     shown = batches()
     mean = torch.cat([next(shown).x.flatten(1) for _ in range(3)]).mean(0)
     torch.testing.assert_close(trainer.model.base_rate, mean)
 
 
-def test_the_visible_biases_start_at_the_logit_of_the_mean():
+def test_visible_biases_are_initialized_to_the_logit_of_the_mean():
     trainer = trainer_of()
     x = next(batches()).x
-    trainer.watch([Batch(x)])
+    trainer.update_data_stats([Batch(x)])
     p = x.flatten(1).mean(0).clamp(1 / 6, 5 / 6)
     torch.testing.assert_close(trainer.model.b.detach(), (p / (1 - p)).log())
 
 
-def test_shards_share_the_chains():
-    trainer = trainer_of(accumulate=2)
+def test_chains_are_split_over_the_shards():
+    trainer = trainer_of(grad_accum_steps=2)
     chains = trainer.model.chains.clone()
     trainer.step(batches())
-    assert trainer.model.chains.shape == chains.shape and trainer.pulled == 1
-    with pytest.raises(UserError, match=r"model\.chains=6"):
-        trainer_of(accumulate=3)
+    assert trainer.model.chains.shape == chains.shape and trainer.batches_consumed == 1
+    with pytest.raises(UserError, match=r"model\.num_chains=6"):
+        trainer_of(grad_accum_steps=3)
 
 
 @pytest.mark.parametrize(
-    "spec", [Spec((1, 8, 8)), Spec((1, 8, 8), levels=2), Spec((2,), kind="points", levels=0)]
+    "spec",
+    [DataSpec((1, 8, 8)), DataSpec((1, 8, 8), levels=2), DataSpec((2,), kind="points", levels=0)],
 )
-def test_refuses_data_that_is_not_binary(spec):
-    with pytest.raises(UserError, match=r"dataset\.binarize=dynamic dataset\.range=\[0,1\]"):
+def test_rejects_data_that_is_not_binary(spec):
+    with pytest.raises(UserError, match=r"preprocess\.binarize=dynamic preprocess\.range=\[0,1\]"):
         RBM(spec)
 
 
-def test_refuses_classes_and_unknown_samplers():
-    with pytest.raises(UserError, match="no classes"):
+def test_rejects_labels_and_unknown_samplers():
+    with pytest.raises(UserError, match="not class-conditional"):
         rbm().sample(2, torch.tensor([0, 1]))
-    with pytest.raises(UserError, match="no sampler 'ddim'"):
+    with pytest.raises(UserError, match="does not support sampler=ddim"):
         rbm().sample(2, sampler="ddim")

@@ -1,4 +1,4 @@
-"""Diffusion against what is known exactly: Gaussian data, Bayes' rule, identities of samplers and predictions."""
+"""DDPM against closed forms: Gaussian data, Bayes' rule, identities of samplers."""
 
 from __future__ import annotations
 
@@ -11,21 +11,33 @@ import torch
 from genlab.errors import UserError
 from genlab.models.diffusion.ddpm import DDPM
 from genlab.models.diffusion.networks import mlp, unet
-from genlab.models.diffusion.samplers import ancestral, ddim, quadratic, spread, strided
-from genlab.models.diffusion.schedule import Schedule
-from genlab.models.diffusion.vlb import bound, discretised, strata
-from genlab.nn.embeddings import waves
+from genlab.models.diffusion.samplers import (
+    ancestral,
+    ddim,
+    ddim_timesteps,
+    linspace_timesteps,
+    quadratic_timesteps,
+)
+from genlab.models.diffusion.schedule import NoiseSchedule
+from genlab.models.diffusion.vlb import discretized_gaussian_log_prob, timestep_strata, vlb
+from genlab.nn.embeddings import fourier_features
 from genlab.nn.unet import UNet
-from genlab.spec import Batch, Spec
+from genlab.spec import Batch, DataSpec
 
 T = 1000
-POINTS = Spec((2,), kind="points", levels=0)
-LABELLED = Spec((2,), kind="points", levels=0, classes=3)
-NARROW = {"channels": 8, "multipliers": (1, 2), "blocks": 1, "attention": (), "dropout": 0.0}
+POINTS = DataSpec((2,), kind="points", levels=0)
+LABELED = DataSpec((2,), kind="points", levels=0, num_classes=3)
+NARROW = {
+    "channels": 8,
+    "channel_mult": (1, 2),
+    "num_blocks": 1,
+    "attention_resolutions": (),
+    "dropout": 0.0,
+}
 SMALL = {"backbone": partial(unet, **NARROW)}
 
-# schedule, s² of N(0, s²) -> floor of the ε-loss; bound with β; with β̃; variance / s² of ancestral sampling with β̃
-# and β and of DDIM in 10, 50, 100, 1000 steps
+# schedule, s² of N(0, s²) -> minimum of the ε-loss; bound with β; bound with β̃; variance / s² of
+# ancestral sampling with β̃ and with β, and of DDIM with 10, 50, 100 and 1000 steps
 TRUTH = {
     ("linear", 1.0): (0.27551, 1.4189, 1.9975, (0.9911, 0.9999, 0.6917, 0.9294, 0.9640, 0.9963)),
     ("linear", 0.25): (0.17305, 0.7269, 1.2957, (0.9845, 1.0030, 0.5599, 0.8928, 0.9447, 0.9940)),
@@ -39,31 +51,32 @@ each_truth = pytest.mark.parametrize(("name", "s2"), TRUTH)
 pytestmark = pytest.mark.usefixtures("float64")
 
 
-def optimal(schedule: Schedule, s2: float):
-    """Return the best denoiser E[x_0 | x_t] of N(0, s²), at a time of all rows or at times (B,)."""
+def optimal_denoiser(schedule: NoiseSchedule, s2: float):
+    """Return the optimal denoiser E[x_0 | x_t] of N(0, s²), for one time or times (B,)."""
 
     def denoise(x, t):
         t = torch.as_tensor(t).expand(len(x))
-        ab = schedule.at("alphas_bar", t, x)
+        ab = schedule.lookup("alphas_bar", t, x)
         return ab.sqrt() * s2 / (ab * s2 + 1 - ab) * x
 
     return denoise
 
 
-def for_bound(denoise):
-    """Return a denoiser as the bound asks it: with no variance of its own, and told the row."""
+def without_variance(denoise):
+    """Return a denoiser with the signature that `vlb` requires, without a learned variance."""
     return lambda x, t, row: (denoise(x, t.long()), None)
 
 
-def variance(sampler, schedule: Schedule, s2: float, **options) -> float:
+def relative_variance(sampler, schedule: NoiseSchedule, s2: float, **options) -> float:
     """Return the exact variance of a sampler's output in units of s².
 
-    With a linear denoiser each output is a sum of the random numbers drawn, so they go in as unit vectors.
+    With a linear denoiser each output is a linear combination of the random numbers, so unit
+    vectors replace them.
     """
     drawn = iter(torch.eye(schedule.T + 1))
-    levels = schedule.levels(options.pop("times", range(schedule.T)))
+    levels = schedule.noise_levels(options.pop("times", range(schedule.T)))
     x = sampler(
-        optimal(schedule, s2),
+        optimal_denoiser(schedule, s2),
         next(drawn)[None],
         levels,
         noise=lambda _: next(drawn)[None],
@@ -73,22 +86,26 @@ def variance(sampler, schedule: Schedule, s2: float, **options) -> float:
 
 
 @each_truth
-def test_gaussian_samples(name, s2):
-    schedule, given = Schedule(name, T), TRUTH[name, s2][3]
-    found = [variance(ancestral, schedule, s2, variance=v) for v in ("beta_tilde", "beta")]
-    found += [variance(ddim, schedule, s2, times=strided(T, S)) for S in (10, 50, 100, 1000)]
+def test_variance_of_gaussian_samples_is_exact(name, s2):
+    schedule, given = NoiseSchedule(name, T), TRUTH[name, s2][3]
+    found = [relative_variance(ancestral, schedule, s2, variance=v) for v in ("beta_tilde", "beta")]
+    found += [
+        relative_variance(ddim, schedule, s2, times=ddim_timesteps(T, S))
+        for S in (10, 50, 100, 1000)
+    ]
     assert found == pytest.approx(given, abs=5.1e-5)
 
 
 @each_truth
-def test_gaussian_loss_floor(name, s2):
-    schedule = Schedule(name, T)
+def test_minimum_of_loss_on_a_gaussian_is_exact(name, s2):
+    schedule = NoiseSchedule(name, T)
     ab = schedule.alphas_bar
     assert (ab * s2 / (ab * s2 + 1 - ab)).mean().item() == pytest.approx(
         TRUTH[name, s2][0], abs=5.1e-6
     )
-    # The same floor from `q_sample` and `to_eps`: the exact squared error of the optimal ε over the signs of x_0 and ε.
-    t, denoise = torch.arange(T).repeat(4), optimal(schedule, s2)
+    # The same minimum from `q_sample` and `eps_from_x0`: the exact squared error of the optimal ε,
+    # averaged over the signs of x_0 and ε.
+    t, denoise = torch.arange(T).repeat(4), optimal_denoiser(schedule, s2)
     x0, eps = (
         torch.tensor([[1, 1], [1, -1], [-1, 1], [-1, -1]])
         .double()
@@ -97,23 +114,26 @@ def test_gaussian_loss_floor(name, s2):
     )
     x0 = x0 * math.sqrt(s2)
     xt = schedule.q_sample(x0, t, eps)
-    error = schedule.to_eps(denoise(xt, t), xt, t) - eps
+    error = schedule.eps_from_x0(denoise(xt, t), xt, t) - eps
     assert (error**2).mean().item() == pytest.approx(TRUTH[name, s2][0], abs=5.1e-6)
 
 
 @each_truth
 @pytest.mark.parametrize("kind", ["beta", "beta_tilde"])
-def test_gaussian_bound(name, s2, kind):
-    schedule = Schedule(name, T)
+def test_bound_of_a_gaussian_is_exact(name, s2, kind):
+    schedule = NoiseSchedule(name, T)
     s, entropy = math.sqrt(s2), 0.5 * math.log(2 * math.pi * math.e * s2)
-    # The bound is quadratic in (x_0, ε): its mean over their signs is the mean over the Gaussians.
+    # The bound is quadratic in (x_0, ε), so its mean over their signs is that over the Gaussians.
     x0 = torch.tensor([[s, s, -s, -s]])
-    noise = lambda x: torch.tensor([1.0, -1, 1, -1]).expand_as(x)  # noqa: E731
+
+    def noise(x):
+        return torch.tensor([1.0, -1, 1, -1]).expand_as(x)
+
     nats = (
-        -bound(
-            for_bound(optimal(schedule, s2)),
+        -vlb(
+            without_variance(optimal_denoiser(schedule, s2)),
             x0,
-            schedule.levels(range(T)),
+            schedule.noise_levels(range(T)),
             variance=kind,
             noise=noise,
         ).item()
@@ -124,10 +144,10 @@ def test_gaussian_bound(name, s2, kind):
 
 
 @pytest.mark.parametrize("name", ["linear", "cosine"])
-def test_posterior_is_bayes_rule(name):
+def test_posterior_follows_bayes_rule(name):
     """q(x_{t−1} | x_t, x_0) ∝ q(x_t | x_{t−1}) q(x_{t−1} | x_0), as densities on a grid."""
-    schedule = Schedule(name, 50)
-    beta, ab = schedule.exact["betas"], schedule.exact["alphas_bar"]
+    schedule = NoiseSchedule(name, 50)
+    beta, ab = schedule.float64_tables["betas"], schedule.float64_tables["alphas_bar"]
     x0, xt = 0.7, -0.4
     for t in (1, 20, 49):
         mean, var = schedule.q_posterior(
@@ -144,40 +164,55 @@ def test_posterior_is_bayes_rule(name):
 
 @pytest.mark.parametrize("objective", ["eps", "x0", "v"])
 @pytest.mark.parametrize("name", ["linear", "cosine"])
-def test_predictions_agree(name, objective):
-    schedule, t = Schedule(name, T), torch.tensor([0, 10, 500, 990])
+def test_targets_convert_back_to_x0_and_eps(name, objective):
+    schedule, t = NoiseSchedule(name, T), torch.tensor([0, 10, 500, 990])
     x0, eps = torch.randn(2, 4, 3)
     xt = schedule.q_sample(x0, t, eps)
-    found = schedule.to_x0(objective, schedule.target(objective, x0, eps, t), xt, t)
+    found = schedule.x0_from_prediction(
+        objective, schedule.training_target(objective, x0, eps, t), xt, t
+    )
     torch.testing.assert_close(found, x0, rtol=1e-9, atol=1e-9)
-    torch.testing.assert_close(schedule.to_eps(x0, xt, t), eps, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(schedule.eps_from_x0(x0, xt, t), eps, rtol=1e-9, atol=1e-9)
 
 
-def test_precision_comes_from_float64():
-    schedule = Schedule("linear", T).float()
+def test_change_of_precision_starts_from_float64():
+    schedule = NoiseSchedule("linear", T).float()
     assert schedule.alphas_bar.dtype == torch.float32
-    assert torch.equal(schedule.double().alphas_bar, schedule.exact["alphas_bar"])
+    assert torch.equal(schedule.double().alphas_bar, schedule.float64_tables["alphas_bar"])
 
 
-@pytest.mark.parametrize("times", [range(T), spread(T, 37), strided(T, 37), quadratic(T, 37)])
-def test_ddim_with_noise_is_ancestral(times):
-    schedule, start = Schedule("linear", T), torch.randn(5, 3)
-    denoise = lambda x, t: torch.tanh(3 * x + t / T)  # noqa: E731
+@pytest.mark.parametrize(
+    "times",
+    [range(T), linspace_timesteps(T, 37), ddim_timesteps(T, 37), quadratic_timesteps(T, 37)],
+)
+def test_ddim_with_eta_1_is_ancestral_sampling(times):
+    schedule, start = NoiseSchedule("linear", T), torch.randn(5, 3)
+
+    def denoise(x, t):
+        return torch.tanh(3 * x + t / T)
+
     found = []
     for sampler, options in ((ddim, {"eta": 1.0}), (ancestral, {"variance": "beta_tilde"})):
         torch.manual_seed(1)
-        found.append(sampler(denoise, start, schedule.levels(times), **options))
+        found.append(sampler(denoise, start, schedule.noise_levels(times), **options))
     torch.testing.assert_close(*found, rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize("steps", [1, 7, 50, T])
-def test_times(steps):
-    for times in (strided(T, steps), spread(T, steps), quadratic(T, steps)):
+def test_timesteps_are_distinct_and_in_range(steps):
+    for times in (
+        ddim_timesteps(T, steps),
+        linspace_timesteps(T, steps),
+        quadratic_timesteps(T, steps),
+    ):
         assert (
             len(set(times)) == steps and times == sorted(times) and times[0] >= 0 and times[-1] < T
         )
-    assert strided(T, steps)[0] == 0 and spread(T, steps)[-1] == quadratic(T, steps)[-1] == T - 1
-    borders = strata(T, steps)
+    assert (
+        ddim_timesteps(T, steps)[0] == 0
+        and linspace_timesteps(T, steps)[-1] == quadratic_timesteps(T, steps)[-1] == T - 1
+    )
+    borders = timestep_strata(T, steps)
     assert (
         borders[0] == 1
         and borders[-1] == T
@@ -188,37 +223,37 @@ def test_times(steps):
 
 @pytest.mark.parametrize("levels", [2, 256])
 @pytest.mark.parametrize(("mean", "std"), [(0.0, 0.5), (0.97, 0.007), (-3.0, 0.01), (0.1, 20.0)])
-def test_decoder_of_levels_sums_to_one(levels, mean, std):
+def test_discretized_gaussian_sums_to_one(levels, mean, std):
     x = torch.linspace(-1, 1, levels, requires_grad=True)
-    log_p = discretised(x, torch.tensor(mean), torch.tensor(std**2), levels)
+    log_p = discretized_gaussian_log_prob(x, torch.tensor(mean), torch.tensor(std**2), levels)
     assert log_p.exp().sum().item() == pytest.approx(1, abs=1e-9)
     assert log_p.isfinite().all() and torch.autograd.grad(log_p.sum(), x)[0].isfinite().all()
 
 
 @pytest.mark.parametrize("terms", [1, 10])
 def test_bound_from_few_terms_is_unbiased(terms):
-    schedule = Schedule("linear", 100)
+    schedule = NoiseSchedule("linear", 100)
     x0 = torch.full((40_000, 1), 0.6)
-    denoise = for_bound(optimal(schedule, 0.25))
-    path = schedule.levels(range(100))
-    full = bound(denoise, x0[:4000], path)
-    few = bound(denoise, x0, path, terms=terms)
+    denoise = without_variance(optimal_denoiser(schedule, 0.25))
+    path = schedule.noise_levels(range(100))
+    full = vlb(denoise, x0[:4000], path)
+    few = vlb(denoise, x0, path, num_terms=terms)
     error = (full.var() / len(full) + few.var() / len(few)).sqrt()
     assert abs(few.mean() - full.mean()) < 4 * error
 
 
 @pytest.mark.parametrize(
-    "spec", [Spec((1, 5, 5), levels=2), Spec((1, 5, 5), dequantised=True), POINTS]
+    "spec", [DataSpec((1, 5, 5), levels=2), DataSpec((1, 5, 5), dequantized=True), POINTS]
 )
-def test_elbo_of_a_model(spec):
+def test_elbo_is_finite_and_differentiable(spec):
     model = DDPM(spec, timesteps=20, **(SMALL if spec.kind == "image" else {})).eval()
     x = torch.rand(3, *spec.shape).round() * 2 - 1
-    x.requires_grad_(not spec.discrete)
+    x.requires_grad_(not spec.is_discrete)
     nats = model.elbo(x)
     assert nats.shape == (3,) and nats.isfinite().all()
-    if spec.discrete:
-        assert (nats < 0).all()  # the log of a probability
-    assert model.elbo(x, terms=4).shape == (3,)
+    if spec.is_discrete:
+        assert (nats < 0).all()  # the logarithm of a probability
+    assert model.elbo(x, num_terms=4).shape == (3,)
     assert (
         torch.autograd.grad(nats.sum(), next(model.network.parameters()), allow_unused=True)[0]
         is not None
@@ -229,7 +264,12 @@ def test_elbo_of_a_model(spec):
 @pytest.mark.parametrize("classes", [0, 3])
 def test_unet_shapes(shape, classes):
     net = UNet(
-        shape, channels=8, multipliers=(1, 2, 2), blocks=1, attention=(7, 4), classes=classes
+        shape,
+        channels=8,
+        channel_mult=(1, 2, 2),
+        num_blocks=1,
+        attention_sides=(7, 4),
+        num_classes=classes,
     )
     x, t = torch.randn(2, *shape), torch.tensor([0, 999])
     y = torch.tensor([0, 2]) if classes else None
@@ -248,7 +288,7 @@ def test_unet_shapes(shape, classes):
 
 
 @pytest.mark.parametrize(
-    ("side", "asked", "found"),
+    ("side", "requested", "expected"),
     [
         (28, [7], [7]),
         (32, [16, 8], [16, 8]),
@@ -258,41 +298,44 @@ def test_unet_shapes(shape, classes):
         (32, [7], None),
     ],
 )
-def test_attention_is_where_it_is_asked_for_or_at_the_next_smaller_maps(side, asked, found):
-    shape, small_net = (1, side, side), {"channels": 8, "multipliers": (1, 2, 2), "blocks": 1}
-    if found is None:
-        with pytest.raises(UserError, match=r"attention=\[7\].*sides 32, 16, 8"):
-            unet(shape, **small_net, attention=asked)
+def test_attention_is_at_requested_or_next_smaller_maps(side, requested, expected):
+    shape, small_net = (1, side, side), {"channels": 8, "channel_mult": (1, 2, 2), "num_blocks": 1}
+    if expected is None:
+        with pytest.raises(UserError, match=r"attention_resolutions=\[7\].*sides are 32, 16, 8"):
+            unet(shape, **small_net, attention_resolutions=requested)
         return
-    net, seen = unet(shape, **small_net, attention=asked), []
+    net, seen = unet(shape, **small_net, attention_resolutions=requested), []
     for stages in net.down:
         for stage in stages:
             stage.attention.register_forward_hook(
                 lambda m, x, _: seen.append((type(m).__name__, x[0].shape[-1]))
             )
     net(torch.zeros(1, *shape), torch.tensor([0]))
-    assert [size for name, size in seen if name == "SelfAttention2d"] == found
+    assert [size for name, size in seen if name == "SelfAttention2d"] == expected
 
 
-def test_paper_size():
-    assert sum(p.numel() for p in DDPM(Spec((3, 32, 32))).parameters()) == 35_746_307
+def test_default_ddpm_has_the_paper_s_parameter_count():
+    assert sum(p.numel() for p in DDPM(DataSpec((3, 32, 32))).parameters()) == 35_746_307
 
 
 @pytest.mark.parametrize(("count", "angles"), [(0, []), (3, [0.5, 1.0, 2.0, -0.25, -0.5, -1.0])])
-def test_a_point_beside_its_sines_and_cosines(count, angles):
+def test_fourier_features_of_a_point(count, angles):
     x = torch.tensor([[0.5, -0.25]], dtype=torch.float64)
-    there = torch.tensor(
+    expected = torch.tensor(
         [[0.5, -0.25, *map(math.sin, angles), *map(math.cos, angles)]], dtype=torch.float64
     )
-    torch.testing.assert_close(waves(x, count), there, rtol=0, atol=1e-15)
-    network = mlp((2,), hidden=(8,), frequencies=count)
-    assert network.layers[0].in_features == there.shape[1]
+    torch.testing.assert_close(fourier_features(x, count), expected, rtol=0, atol=1e-15)
+    network = mlp((2,), hidden=(8,), num_frequencies=count)
+    assert network.layers[0].in_features == expected.shape[1]
 
 
-def test_training_reaches_every_parameter():
-    spec = Spec((1, 6, 6), classes=3)
+def test_every_parameter_gets_a_gradient():
+    spec = DataSpec((1, 6, 6), num_classes=3)
     model = DDPM(
-        spec, timesteps=20, conditional=True, backbone=partial(unet, **NARROW | {"attention": (6,)})
+        spec,
+        timesteps=20,
+        conditional=True,
+        backbone=partial(unet, **NARROW | {"attention_resolutions": (6,)}),
     )
     for p in model.parameters():
         torch.nn.init.normal_(p, std=0.2)
@@ -303,8 +346,8 @@ def test_training_reaches_every_parameter():
 
 
 @pytest.mark.parametrize("objective", ["eps", "x0", "v"])
-def test_loss_of_a_network_at_zero(objective):
-    """A network that answers 0 has the loss E[target²]: 1, E[x_0²], or ᾱ + (1 − ᾱ) E[x_0²] averaged over t."""
+def test_loss_of_a_zero_network(objective):
+    """A zero network has the loss E[target²]: 1, E[x_0²], or the mean of ᾱ + (1 − ᾱ) E[x_0²]."""
     model = DDPM(POINTS, objective=objective, backbone=partial(mlp, hidden=(4,)))
     torch.nn.init.zeros_(model.network.last.weight), torch.nn.init.zeros_(model.network.last.bias)
     ab = model.schedule.alphas_bar.mean().item()
@@ -314,12 +357,12 @@ def test_loss_of_a_network_at_zero(objective):
     assert found == pytest.approx(expected, rel=0.01)
 
 
-def test_guidance():
-    model = DDPM(LABELLED, timesteps=10, conditional=True, backbone=partial(mlp, hidden=(16, 16)))
+def test_guidance_interpolates_predictions():
+    model = DDPM(LABELED, timesteps=10, conditional=True, backbone=partial(mlp, hidden=(16, 16)))
     x, t, y = torch.randn(4, 2), torch.tensor([6]), torch.tensor([0, 1, 2, 2])
     at = {g: model.denoiser(y, g)(x, 6) for g in (0.0, 0.5, 1.0, 3.0)}
-    torch.testing.assert_close(at[1.0], model.guess(x, t, y))
-    torch.testing.assert_close(at[0.0], model.guess(x, t, None))
+    torch.testing.assert_close(at[1.0], model.predict_x0_clipped(x, t, y))
+    torch.testing.assert_close(at[0.0], model.predict_x0_clipped(x, t, None))
     assert not torch.allclose(at[0.0], at[1.0])
     for g in (0.5, 3.0):  # a prediction is linear in the guided ε
         torch.testing.assert_close(at[g], at[0.0] + g * (at[1.0] - at[0.0]))
@@ -330,8 +373,8 @@ def test_guidance():
     [{}, {"steps": 3}, {"sampler": "ddim", "steps": 4, "eta": 0.5}, {"variance": "beta_tilde"}],
 )
 @pytest.mark.parametrize("conditional", [False, True])
-def test_sample(options, conditional):
-    spec = Spec((1, 5, 5), classes=3)
+def test_samples_have_shape_dtype_and_range(options, conditional):
+    spec = DataSpec((1, 5, 5), num_classes=3)
     model = DDPM(spec, timesteps=8, conditional=conditional, **SMALL)
     if conditional:
         options = options | {"guidance": 2.0}
@@ -348,35 +391,38 @@ def test_sample(options, conditional):
 @pytest.mark.parametrize(
     ("act", "words"),
     [
-        (lambda: DDPM(Spec((1, 8, 8), range=(0, 1))), r"dataset.range=\[-1,1\]"),
-        (lambda: DDPM(Spec((9,), kind="tokens", vocab=5)), "not tokens"),
+        (lambda: DDPM(DataSpec((1, 8, 8), range=(0, 1))), r"dataset.range=\[-1,1\]"),
+        (lambda: DDPM(DataSpec((9,), kind="tokens", vocab=5)), "not tokens"),
         (lambda: DDPM(POINTS, conditional=True), "conditional=false"),
         (lambda: DDPM(POINTS).sample(2, torch.tensor([0, 1])), "conditional=true"),
         (lambda: DDPM(POINTS).sample(2, guidance=2.0), "conditional=true"),
         (
-            lambda: DDPM(LABELLED, conditional=True, drop_label=0.0).sample(2, guidance=2.0),
-            "drop_label",
+            lambda: DDPM(LABELED, conditional=True, label_dropout=0.0).sample(2, guidance=2.0),
+            "label_dropout",
         ),
         (
-            lambda: DDPM(LABELLED, conditional=True, drop_label=0.0).elbo(torch.zeros(2, 2)),
-            "drop_label",
+            lambda: DDPM(LABELED, conditional=True, label_dropout=0.0).elbo(torch.zeros(2, 2)),
+            "label_dropout",
         ),
         (
-            lambda: DDPM(LABELLED, conditional=True, drop_label=0.0).noise_error(torch.zeros(2, 2)),
-            "drop_label",
+            lambda: DDPM(LABELED, conditional=True, label_dropout=0.0).eps_mse(torch.zeros(2, 2)),
+            "label_dropout",
         ),
         (
-            lambda: DDPM(LABELLED, conditional=True, drop_label=0.0).encode(torch.zeros(2, 2)),
-            "drop_label",
+            lambda: DDPM(LABELED, conditional=True, label_dropout=0.0).encode(torch.zeros(2, 2)),
+            "label_dropout",
         ),
-        (lambda: DDPM(POINTS).sample(2, threshold=0.9), "sampler.threshold"),
-        (lambda: DDPM(POINTS, objective="v", zero_snr=True, min_snr=5.0), "model.min_snr"),
+        (lambda: DDPM(POINTS).sample(2, dynamic_threshold=0.9), "sampler.dynamic_threshold"),
+        (
+            lambda: DDPM(POINTS, objective="v", zero_terminal_snr=True, min_snr_gamma=5.0),
+            "model.min_snr_gamma",
+        ),
         (lambda: DDPM(POINTS).sample(2, sampler="dimm"), "did you mean 'ddim'"),
         (lambda: DDPM(POINTS).sample(2, steps=1001), "1…1000"),
         (lambda: DDPM(POINTS).sample(2, eta=1.0), "sampler=ddim"),
         (lambda: DDPM(POINTS).sample(2, sampler="ddim", variance="beta"), "sampler=ancestral"),
     ],
 )
-def test_refusals(act, words):
+def test_error_names_the_fix(act, words):
     with pytest.raises(UserError, match=words):
         act()

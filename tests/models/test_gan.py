@@ -1,4 +1,4 @@
-"""GANs: the losses against their formulas, the game's rules, the networks' shapes."""
+"""GANs: losses against formulas, regularization, augmentation, updates and shapes."""
 
 import math
 import re
@@ -9,39 +9,38 @@ import pytest
 import torch
 from helpers.recipes import CONFIGS, RECIPES, composed
 
-from genlab.abilities import choices
 from genlab.builders.factory import make_device, make_model, make_trainer
 from genlab.distributed.device import Device
 from genlab.errors import UserError
 from genlab.models.gan import augment
 from genlab.models.gan.augment import (
-    AUGMENTS,
-    AdaptiveAugment,
+    AUGMENTATIONS,
+    AdaptiveAugmentation,
     DiffAugment,
-    Unchanged,
-    hue_turned,
+    NoAugmentation,
+    flip_luma,
     luma,
-    luma_flipped,
-    moved,
-    saturated,
+    rotate_hue,
+    scale_saturation,
+    translate_pixels,
 )
-from genlab.models.gan.base import fixed
+from genlab.models.gan.base import frozen_statistics
 from genlab.models.gan.dcgan import DCGAN
 from genlab.models.gan.discriminator import Condition
 from genlab.models.gan.gan import GAN
-from genlab.models.gan.losses import LOSSES, Name
+from genlab.models.gan.losses import LOSSES, LossName
 from genlab.models.gan.regularizers import (
+    add_spectral_norm,
     clip_weights,
     gradient_penalty,
     r1_penalty,
-    spectrally_normalised,
 )
-from genlab.models.gan.trainer import WINDOWS, GANTrainer
-from genlab.nn.minibatch_stddev import MinibatchDeviation
-from genlab.spec import Batch, Spec
+from genlab.models.gan.trainer import REPORT_AFTER_INTERVALS, GANTrainer
+from genlab.nn.minibatch_stddev import MinibatchStddev
+from genlab.spec import Batch, DataSpec
 
-POINTS = Spec((2,), kind="points", levels=0, classes=3)
-IMAGES = Spec((1, 16, 16), classes=3, range=(0.0, 1.0))
+POINTS = DataSpec((2,), kind="points", levels=0, num_classes=3)
+IMAGES = DataSpec((1, 16, 16), num_classes=3, range=(0.0, 1.0))
 
 
 def small(name: str, **options):
@@ -67,10 +66,11 @@ def trainer_of(model, **options) -> GANTrainer:
 
 
 def test_every_loss_has_a_name():
-    assert set(get_args(Name)) == set(LOSSES)
+    assert set(get_args(LossName)) == set(LOSSES)
 
 
-FORMULAS = {  # name -> what D minimises and what G minimises, of D's logits a (real) and b (fake)
+# name -> losses of D and of G, as functions of D's logits a (real) and b (fake)
+FORMULAS = {
     "minimax": (
         lambda a, b: -(a.sigmoid().log() + (1 - b.sigmoid()).log()),
         lambda a, b: (1 - b.sigmoid()).log(),
@@ -90,19 +90,19 @@ FORMULAS = {  # name -> what D minimises and what G minimises, of D's logits a (
 
 
 @pytest.mark.parametrize("name", LOSSES)
-def test_losses_are_their_formulas(name):
+def test_losses_match_formulas(name):
     torch.manual_seed(0)
     real, fake = torch.randn(2, 50, dtype=torch.float64)
     d, g = FORMULAS[name]
     loss, zero = LOSSES[name], torch.zeros(5, dtype=torch.float64)
     torch.testing.assert_close(loss.discriminator(real, fake), d(real, fake).mean())
     torch.testing.assert_close(loss.generator(fake, real), g(real, fake).mean())
-    if not loss.paired:
+    if not loss.needs_real:
         assert loss.generator(fake, None) == loss.generator(fake, real)
-    assert loss.discriminator(zero, zero).item() == pytest.approx(loss.par, abs=1e-15)
+    assert loss.discriminator(zero, zero).item() == pytest.approx(loss.chance_loss, abs=1e-15)
 
 
-# of p and q at a place, D's best logit and the value that its loss then has there
+# the optimal logit of D at a point, given the densities p and q of real and fake data there
 OPTIMA = {
     "minimax": lambda p, q: (p / q).log(),  # D = p/(p + q)
     "non_saturating": lambda p, q: (p / q).log(),
@@ -112,16 +112,15 @@ OPTIMA = {
 
 
 @pytest.mark.parametrize("name", OPTIMA)
-def test_the_best_discriminator_of_two_gaussians_cannot_be_bettered(name):
+def test_optimal_discriminator_minimizes_the_loss(name):
     x = torch.linspace(-6, 6, 301, dtype=torch.float64)
     p, q = (torch.exp(-((x - m) ** 2) / 2) for m in (-0.5, 0.5))
     p, q = p / p.sum(), q / q.sum()
     best = OPTIMA[name](p, q)
     d = FORMULAS[name][0]
 
-    def value(
-        logit,
-    ):  # E_p and E_q on the grid: the loss of one real and one fake item is a sum of a part of each
+    def value(logit):
+        # E_p and E_q on the grid: the loss is the sum of a real and a fake part
         zero = torch.zeros_like(logit)
         return (
             p * (d(logit, zero) - d(zero, zero)) + q * (d(zero, logit) - d(zero, zero))
@@ -137,19 +136,22 @@ def test_the_best_discriminator_of_two_gaussians_cannot_be_bettered(name):
         assert least.item() == pytest.approx((p * q / (p + q)).sum().item() / 2, abs=1e-12)
 
 
-def test_the_best_relativistic_discriminator_is_the_log_ratio_up_to_a_constant():
-    """Of pairs (x, y) from p ⊗ q against the same turned round, from q ⊗ p, the best logit is that of two equally likely classes.
+def test_optimal_relativistic_discriminator_is_the_log_density_ratio():
+    """D classifies pairs (x, y) from p ⊗ q against pairs from q ⊗ p.
 
-    So C(x) − C(y) = log p(x)q(y) / q(x)p(y): C = log p/q + any constant, and the least loss is log 2 − JSD(p ⊗ q ‖ q ⊗ p).
+    So the optimum is C(x) − C(y) = log p(x)q(y) / q(x)p(y): C = log p/q + any constant, and the
+    minimal loss is log 2 − JSD(p ⊗ q ‖ q ⊗ p).
     """
     x = torch.linspace(-3, 3, 25, dtype=torch.float64)
     p, q = ((15 * torch.exp(-((x - m) ** 2) / 2)).round().long() + 1 for m in (-0.5, 0.5))
     assert p.sum() == q.sum()
-    real, fake = (
-        torch.arange(25).repeat_interleave(n) for n in (p, q)
-    )  # so that the empirical distributions are exact
+    # repetition makes the empirical distributions exact
+    real, fake = (torch.arange(25).repeat_interleave(n) for n in (p, q))
     pairs = torch.cartesian_prod(real, fake)
-    value = lambda C: LOSSES["relativistic"].discriminator(C[pairs[:, 0]], C[pairs[:, 1]])  # noqa: E731
+
+    def value(C):
+        return LOSSES["relativistic"].discriminator(C[pairs[:, 0]], C[pairs[:, 1]])
+
     best = (p.double() / q).log().requires_grad_()
     least = value(best)
     (slope,) = torch.autograd.grad(least, best)
@@ -159,11 +161,11 @@ def test_the_best_relativistic_discriminator_is_the_log_ratio_up_to_a_constant()
     for scale in (1e-3, 1e-1, 1.0):
         assert value(best + scale * torch.randn_like(best)) > least
     P = torch.outer(p.double() / p.sum(), q.double() / q.sum())
-    jsd = (P * (2 * P / (P + P.T)).log()).sum()  # the other half of it is the same, turned round
+    jsd = (P * (2 * P / (P + P.T)).log()).sum()  # the other half is equal by symmetry
     assert least.item() == pytest.approx(math.log(2) - jsd.item(), abs=1e-12)
 
 
-def test_the_best_critic_of_two_shifted_sets_is_their_wasserstein_distance():
+def test_optimal_critic_gives_the_wasserstein_distance():
     torch.manual_seed(0)
     x = torch.randn(1000, dtype=torch.float64)
     # W1 of a set and its copy moved by 0.7 is 0.7; D(x) = −x has slope 1 and reaches it
@@ -171,12 +173,12 @@ def test_the_best_critic_of_two_shifted_sets_is_their_wasserstein_distance():
     assert value.item() == pytest.approx(0.7, abs=1e-12)
     for slope in torch.linspace(
         -1, 1, 9, dtype=torch.float64
-    ):  # no linear critic of slope ≤ 1 does better
+    ):  # no linear critic of slope ≤ 1 is better
         assert -LOSSES["wasserstein"].discriminator(slope * x, slope * (x + 0.7)) <= value + 1e-12
 
 
-def test_the_best_discriminator_is_p_over_p_plus_q():
-    # two Gaussians on a grid, as counts: the empirical distributions then are exact
+def test_optimal_discriminator_is_p_over_p_plus_q():
+    # two Gaussians on a grid, as counts, which makes the empirical distributions exact
     x = torch.linspace(-3, 3, 41, dtype=torch.float64)
     p, q = ((1e4 * torch.exp(-((x - m) ** 2) / 2)).round().long() + 1 for m in (-0.5, 0.5))
     assert p.sum() == q.sum()
@@ -191,7 +193,7 @@ def test_the_best_discriminator_is_p_over_p_plus_q():
     assert -loss.item() == pytest.approx(-math.log(4) + 2 * jsd.item(), abs=1e-12)
 
 
-def test_the_value_at_the_equilibrium_is_minus_log_4():
+def test_value_at_equilibrium_is_minus_log_4():
     logit = torch.zeros(7, dtype=torch.float64)  # p = q, so D* = 1/2
     assert -LOSSES["minimax"].discriminator(logit, logit).item() == pytest.approx(
         -math.log(4), abs=1e-15
@@ -208,20 +210,19 @@ def test_r1_is_the_squared_gradient_on_data():
 
 
 @pytest.mark.parametrize("slope", [0.5, 1.0, 3.0])
-def test_the_gradient_penalty_of_a_linear_critic_is_its_slopes(slope):
+def test_gradient_penalty_of_a_linear_critic(slope):
     torch.manual_seed(0)
     w = torch.randn(12, dtype=torch.float64)
     w = (slope * w / w.norm()).requires_grad_()
     x, fake_x = torch.randn(2, 7, 3, 2, 2, dtype=torch.float64)
     value = gradient_penalty(lambda t: t.flatten(1) @ w, x, fake_x)
     assert value.item() == pytest.approx((slope - 1) ** 2, abs=1e-12)
-    (by_w,) = torch.autograd.grad(
-        value, w
-    )  # it can be descended: ∂(|w| − 1)²/∂w = 2(|w| − 1) w/|w|
-    torch.testing.assert_close(by_w, 2 * (slope - 1) * w / slope)
+    # it is differentiable: ∂(|w| − 1)²/∂w = 2(|w| − 1) w/|w|
+    (grad_w,) = torch.autograd.grad(value, w)
+    torch.testing.assert_close(grad_w, 2 * (slope - 1) * w / slope)
 
 
-def test_the_gradient_penalty_looks_between_data_and_samples():
+def test_gradient_penalty_interpolates_real_and_fake():
     x, fake_x = torch.zeros(500, 2, dtype=torch.float64), torch.ones(500, 2, dtype=torch.float64)
     seen = []
     torch.manual_seed(0)
@@ -239,19 +240,19 @@ def test_the_gradient_penalty_looks_between_data_and_samples():
         lambda: torch.nn.Embedding(6, 4),
     ],
 )
-def test_spectral_normalisation_divides_by_the_largest_singular_value(layer):
+def test_spectral_norm_divides_by_the_largest_singular_value(layer):
     torch.manual_seed(0)
     net = layer().double()
     plain = net.weight.detach().clone().flatten(1)
-    net = spectrally_normalised(net).train()
+    net = add_spectral_norm(net).train()
     for _ in range(200):
-        weight = net.weight  # each look is a step of the power iteration
+        weight = net.weight  # each access is a step of the power iteration
     torch.testing.assert_close(weight.detach().flatten(1), plain / torch.linalg.svdvals(plain)[0])
 
 
-def test_clipping_keeps_every_weight_within_its_bounds():
+def test_weight_clip_bounds_every_weight():
     torch.manual_seed(0)
-    model = small("dcgan", loss="wasserstein", clip=0.01)
+    model = small("dcgan", loss="wasserstein", weight_clip=0.01)
     trainer_of(model).step(iter([batch_of(model.double())]))
     weights = torch.cat([p.detach().flatten() for p in model.discriminator.parameters()])
     assert weights.abs().max() <= 0.01 and (weights.abs() == 0.01).float().mean() > 0.1
@@ -261,10 +262,8 @@ def test_clipping_keeps_every_weight_within_its_bounds():
     torch.testing.assert_close(layer.weight.detach(), before.clamp(-0.05, 0.05))
 
 
-PENALTIES = {
-    "r1": 0.5,
-    "gradient_penalty": 1.0,
-}  # name -> the share of its weight that enters the loss
+# name -> the factor of its weight in the loss
+PENALTIES = {"r1": 0.5, "gradient_penalty": 1.0}
 
 
 @pytest.mark.parametrize("name", ["gan", "dcgan"])
@@ -276,35 +275,41 @@ def test_penalties_enter_the_loss_with_their_weight(name, penalty, weight):
         torch.manual_seed(0)
         model = small(name, **{penalty: strength}).double().eval()
         torch.manual_seed(1)
-        losses.append(model.discriminator_loss(batch_of(model), penalty=weight))
+        losses.append(model.discriminator_loss(batch_of(model), penalty_scale=weight))
     part = PENALTIES[penalty] * 3 * weight * losses[1].get(penalty, 0)
     torch.testing.assert_close(losses[1]["loss"], losses[0]["loss"] + part)
     assert (penalty in losses[1]) == (weight > 0)
 
 
-REGULARISERS = [
-    {}, {"r1": 1.0}, {"gradient_penalty": 10.0}, {"spectral": True}, {"clip": 0.05}, {"deviation": True},
-    {"augment": "diffaugment"}, {"augment": "ada"},
-]  # fmt: skip
-WAYS = [{}, *({"conditional": True, "condition": way} for way in get_args(Condition))]
+REGULARIZERS = [
+    {},
+    {"r1": 1.0},
+    {"gradient_penalty": 10.0},
+    {"spectral_norm": True},
+    {"weight_clip": 0.05},
+    {"minibatch_stddev": True},
+    {"augment": "diffaugment"},
+    {"augment": "ada"},
+]
+CONDITIONING = [{}, *({"conditional": True, "condition": way} for way in get_args(Condition))]
 
 
 @pytest.mark.parametrize("name", ["gan", "dcgan"])
 @pytest.mark.parametrize("loss", LOSSES)
-@pytest.mark.parametrize("regulariser", REGULARISERS, ids=str)
-def test_every_loss_goes_with_every_regulariser_and_network(name, loss, regulariser):
-    if "augment" in regulariser and name == "gan":
+@pytest.mark.parametrize("regularizer", REGULARIZERS, ids=str)
+def test_every_loss_works_with_every_regularizer_and_network(name, loss, regularizer):
+    if "augment" in regularizer and name == "gan":
         with pytest.raises(UserError, match=r"model\.augment=none"):
-            small(name, **regulariser)
+            small(name, **regularizer)
         return
-    if regulariser == {"augment": "ada"} and loss in ("wasserstein", "relativistic"):
+    if regularizer == {"augment": "ada"} and loss in ("wasserstein", "relativistic"):
         with pytest.raises(UserError, match="minimax, non_saturating, least_squares or hinge"):
-            small(name, loss=loss, **regulariser)
+            small(name, loss=loss, **regularizer)
         return
-    for way in WAYS:
+    for way in CONDITIONING:
         torch.manual_seed(0)
-        trainer = trainer_of(small(name, loss=loss, **regulariser, **way))
-        logs = trainer.advance(iter([batch_of(trainer.model)]))
+        trainer = trainer_of(small(name, loss=loss, **regularizer, **way))
+        logs = trainer.train_step(iter([batch_of(trainer.model)]))
         assert all(torch.isfinite(v) for v in logs.values())
         for optimizer in trainer.optimizers.values():
             assert all(
@@ -312,25 +317,25 @@ def test_every_loss_goes_with_every_regulariser_and_network(name, loss, regulari
             )
 
 
-def test_penalties_are_computed_every_so_many_steps_and_weigh_as_much_more(monkeypatch):
-    trainer = trainer_of(small("gan", r1=2.0), penalty_every=3)
+def test_lazy_penalties_are_scaled_by_their_interval(monkeypatch):
+    trainer = trainer_of(small("gan", r1=2.0), lazy_reg_interval=3)
     asked = []
     method = trainer.model.discriminator_loss
     monkeypatch.setattr(
         trainer.model,
         "discriminator_loss",
-        lambda b, penalty: (asked.append(penalty), method(b, penalty))[1],
+        lambda b, penalty_scale: (asked.append(penalty_scale), method(b, penalty_scale))[1],
     )
-    logs = [trainer.advance(iter([batch_of(trainer.model)])) for _ in range(7)]
+    logs = [trainer.train_step(iter([batch_of(trainer.model)])) for _ in range(7)]
     assert asked == [3, 0, 0, 3, 0, 0, 3]
     assert [i for i, log in enumerate(logs) if "r1" in log] == [0, 3, 6]
 
 
 @pytest.mark.parametrize("schedule", ["constant", "linear"])
-def test_two_time_scales(schedule):
-    trainer = trainer_of(small("gan"), discriminator_rate=4.0, schedule=schedule, steps=4)
+def test_d_lr_mult_scales_the_discriminator_learning_rate(schedule):
+    trainer = trainer_of(small("gan"), d_lr_mult=4.0, lr_schedule=schedule, steps=4)
     for _ in range(3):
-        trainer.advance(iter([batch_of(trainer.model)]))
+        trainer.train_step(iter([batch_of(trainer.model)]))
         d, g = (o.param_groups[0]["lr"] for o in trainer.optimizers.values())
         assert d == pytest.approx(4 * g)
 
@@ -338,41 +343,46 @@ def test_two_time_scales(schedule):
 @pytest.mark.parametrize(
     ("means", "says"),
     [
-        ({"advantage": 0.995, "spread": 1.0}, "the discriminator has won"),
-        ({"advantage/source": 0.5, "advantage/target": 0.995}, "the discriminator has won"),
-        ({"advantage": 0.3, "spread": 0.05}, "mode collapse"),
-        ({"advantage": 0.5, "spread": 0.9}, None),
+        ({"d_advantage": 0.995, "diversity_ratio": 1.0}, "the discriminator has won"),
+        ({"d_advantage/source": 0.5, "d_advantage/target": 0.995}, "the discriminator has won"),
+        ({"d_advantage": 0.3, "diversity_ratio": 0.05}, "mode collapse"),
+        ({"d_advantage": 0.5, "diversity_ratio": 0.9}, None),
     ],
 )
-def test_ailments_are_named_once_when_they_have_lasted(means, says):
+def test_lasting_failure_modes_are_reported_once(means, says):
     trainer = trainer_of(small("gan"))
-    said = [trainer.diagnose(means) for _ in range(3 * WINDOWS)]
-    named = [i for i, notes in enumerate(said) if notes]
-    assert named == ([WINDOWS - 1] if says else [])
-    assert not says or (says in said[WINDOWS - 1][0] and "try +" in said[WINDOWS - 1][0])
-    trainer.diagnose({"advantage": 0.0, "spread": 1.0})  # well again: from then on it counts anew
-    assert any(trainer.diagnose(means) for _ in range(WINDOWS)) == bool(says)
+    notes_by_call = [trainer.diagnose(means) for _ in range(3 * REPORT_AFTER_INTERVALS)]
+    named = [i for i, notes in enumerate(notes_by_call) if notes]
+    assert named == ([REPORT_AFTER_INTERVALS - 1] if says else [])
+    assert not says or (
+        says in notes_by_call[REPORT_AFTER_INTERVALS - 1][0]
+        and "try +" in notes_by_call[REPORT_AFTER_INTERVALS - 1][0]
+    )
+    # a healthy interval resets the count
+    trainer.diagnose({"d_advantage": 0.0, "diversity_ratio": 1.0})
+    assert any(trainer.diagnose(means) for _ in range(REPORT_AFTER_INTERVALS)) == bool(says)
 
 
-def test_what_the_ailments_are_read_from():
+def test_logged_diversity_ratio_and_advantage():
     torch.manual_seed(0)
     model = small("gan").double()
     batch = batch_of(model, 64)
     torch.nn.init.zeros_(model.generator[-2].weight)  # every sample is the same point
-    assert model.generator_loss(batch)["spread"] == 0
+    assert model.generator_loss(batch)["diversity_ratio"] == 0
     model.decode = model.generator = torch.nn.Sequential(torch.nn.Linear(4, 2).double())
     torch.testing.assert_close(
-        model.discriminator_loss(batch)["advantage"],
+        model.discriminator_loss(batch)["d_advantage"],
         1 - (model.discriminator_loss(batch)["loss"].detach() / math.log(4)),
-        atol=0.05, rtol=0,
-    )  # fmt: skip
+        atol=0.05,
+        rtol=0,
+    )
 
 
 @pytest.mark.parametrize("augment", ["diffaugment", "ada"])
 @pytest.mark.parametrize("channels", [1, 3])
-def test_augmented_images_can_be_descended_and_keep_their_shape(augment, channels):
+def test_augmentation_is_differentiable_and_keeps_the_shape(augment, channels):
     torch.manual_seed(0)
-    change = AUGMENTS[augment]()
+    change = AUGMENTATIONS[augment]()
     if augment == "ada":
         change.running_p.fill_(0.8)
     x = torch.rand(16, channels, 12, 16, requires_grad=True)
@@ -386,11 +396,11 @@ def test_augmented_images_can_be_descended_and_keep_their_shape(augment, channel
     assert torch.equal(first, change(x))
 
 
-def test_moved_is_what_rolling_does_inside():
+def test_translate_pixels_equals_roll_inside():
     torch.manual_seed(0)
     x = torch.rand(3, 2, 6, 7)
     down, right = torch.tensor([0, 2, -1]), torch.tensor([0, -3, 2])
-    y = moved(x, down, right)
+    y = translate_pixels(x, down, right)
     assert torch.equal(y[0], x[0])
     for i in (1, 2):
         d, r = int(down[i]), int(right[i])
@@ -401,36 +411,33 @@ def test_moved_is_what_rolling_does_inside():
 
 
 @pytest.mark.parametrize(("height", "width"), [(32, 32), (28, 20), (9, 13)])
-def test_the_hole_is_half_the_side_wherever_it_lies(height, width):
+def test_cutout_has_half_the_side(height, width):
     torch.manual_seed(0)
-    x = DiffAugment()(
-        torch.full((2000, 1, height, width), 100.0)
-    )  # so bright that nothing else makes a zero
+    # so bright that only the cutout and the borders are zero
+    x = DiffAugment()(torch.full((2000, 1, height, width), 100.0))
     hole = x[:, 0] == 0
-    inside = hole[
-        :, height // 8 : -(height // 8), width // 8 : -(width // 8)
-    ]  # where translation brings nothing in
+    # without the borders that translation fills
+    inside = hole[:, height // 8 : -(height // 8), width // 8 : -(width // 8)]
     rows, columns = inside.any(2).sum(1), inside.any(1).sum(1)
-    assert (
-        rows.max() == (height + 1) // 2 and columns.max() == (width + 1) // 2
-    )  # as the authors round it
+    # rounded as in the authors' code
+    assert rows.max() == (height + 1) // 2 and columns.max() == (width + 1) // 2
     assert (
         hole[(rows == rows.max()) & (columns == columns.max())].flatten(1).sum(1).min()
         >= rows.max() * columns.max()
     )
 
 
-def test_a_hole_within_an_image_of_32_has_16_by_16_pixels(monkeypatch):
-    middles = {(-4, 4): 0, (0, 32): 16}  # no translation, the hole in the middle
+def test_cutout_of_a_32_pixel_image_has_16_by_16_pixels(monkeypatch):
+    middles = {(-4, 4): 0, (0, 32): 16}  # no translation, the cutout in the middle
     monkeypatch.setattr(
-        augment, "whole", lambda x, low, high: torch.full((len(x),), middles[low, high])
+        augment, "draw_integers", lambda x, low, high: torch.full((len(x),), middles[low, high])
     )
     x = DiffAugment()(torch.full((5, 3, 32, 32), 100.0))
     assert ((x == 0).flatten(1).sum(1) == 3 * 16 * 16).all() and (x[:, :, 8:24, 8:24] == 0).all()
 
 
-class Scaled(Unchanged):
-    """Images made three times as large: an augmentation of known slope, which notes what it gave."""
+class TripledImages(NoAugmentation):
+    """Multiply images by 3: an augmentation of known gradient that records its results."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -441,72 +448,74 @@ class Scaled(Unchanged):
         return self.given[-1]
 
 
-def test_the_gradient_penalty_lies_between_what_d_is_shown(monkeypatch):
+def test_gradient_penalty_interpolates_augmented_images(monkeypatch):
     torch.manual_seed(0)
     model = small("dcgan", gradient_penalty=1.0).double()
-    model.augment = Scaled()
+    model.augment = TripledImages()
     asked = []
-    noted = lambda D, *ends: (asked.append(ends), ends[0].sum() * 0)[1]  # noqa: E731
+
+    def noted(D, *ends):
+        return (asked.append(ends), ends[0].sum() * 0)[1]
+
     monkeypatch.setattr("genlab.models.gan.regularizers.gradient_penalty", noted)
     model.discriminator_loss(batch_of(model))
     ((real, fake),) = asked
     assert torch.equal(real, model.augment.given[0]) and torch.equal(fake, model.augment.given[1])
 
 
-def test_r1_is_taken_at_the_data_through_the_augmentation():
+def test_r1_differentiates_through_the_augmentation():
     torch.manual_seed(0)
     model = small("dcgan", r1=1.0).double().eval()
     batch = batch_of(model)
-    model.augment = Scaled()
+    model.augment = TripledImages()
     found = model.discriminator_loss(batch)["r1"]
     seen = (3 * batch.x).requires_grad_()
-    torch.testing.assert_close(
-        found, 9 * r1_penalty(model.discriminator(seen), seen)
-    )  # the chain rule: ∇ D(3x) = 3 (∇D)(3x)
+    # the chain rule: ∇ D(3x) = 3 (∇D)(3x)
+    torch.testing.assert_close(found, 9 * r1_penalty(model.discriminator(seen), seen))
 
 
 @pytest.mark.parametrize("loss", ["minimax", "non_saturating", "least_squares", "hinge"])
-def test_a_discriminator_that_knows_nothing_is_not_sure_of_data(loss, monkeypatch):
-    """Of least squares, D is undecided at 1/2, not at 0."""
+def test_ada_receives_zero_from_an_undecided_discriminator(loss, monkeypatch):
+    """With least squares, D is undecided at 1/2, not at 0."""
     model = small("dcgan", loss=loss, augment="ada")
     logits = torch.zeros(1, requires_grad=True)
     descent = torch.optim.SGD([logits], lr=0.1)
-    for _ in range(500):  # real and fake that no D can tell apart
+    for _ in range(500):  # identical real and fake data
         descent.zero_grad()
         LOSSES[loss].discriminator(logits, logits).backward()
         descent.step()
-    heard = []
-    monkeypatch.setattr(model.augment, "heed", heard.append)
+    received = []
+    monkeypatch.setattr(model.augment, "update", received.append)
     monkeypatch.setattr(
-        model.discriminator, "judged", lambda h, y: logits.expand(len(h)) + 0 * h.flatten(1).sum(1)
+        model.discriminator, "logits", lambda h, y: logits.expand(len(h)) + 0 * h.flatten(1).sum(1)
     )
     model.discriminator_loss(batch_of(model))
-    assert heard[0].abs().max() < 1e-3
+    assert received[0].abs().max() < 1e-3
 
 
-def test_ada_does_nothing_at_p_0_and_follows_how_sure_d_is():
+def test_ada_probability_follows_the_sign_of_the_logits():
     torch.manual_seed(0)
-    ada = AdaptiveAugment(target=0.6, speed=100)
+    ada = AdaptiveAugmentation(target=0.6, ramp_images=100)
     x = torch.rand(8, 3, 9, 9)
     torch.testing.assert_close(ada(x), x, atol=1e-5, rtol=0)
-    ada.heed(torch.ones(10))  # r_t = 1 > 0.6: more augmentation
+    ada.update(torch.ones(10))  # r_t = 1 > 0.6: more augmentation
     assert ada.running_p.item() == pytest.approx(0.1)
-    ada.heed(torch.tensor([1.0, -1.0] * 5))  # r_t = 0
+    ada.update(torch.tensor([1.0, -1.0] * 5))  # r_t = 0
     assert ada.running_p.item() == 0
-    ada.heed(torch.ones(1000))
+    ada.update(torch.ones(1000))
     assert ada.running_p.item() == 1
 
 
-def reflected(at: float, side: int) -> float:
-    """Return the place −0.5 ≤ at ≤ side − 0.5 where a place beyond an image's borders lies in the mirrors of these."""
+def reflect(at: float, side: int) -> float:
+    """Mirror a coordinate at an image's borders into −0.5 ≤ at ≤ side − 0.5."""
     at = (at + 0.5) % (2 * side)
     return min(at, 2 * side - at) - 0.5
 
 
-def looked_up(image: torch.Tensor, row: float, column: float) -> torch.Tensor:
-    """Return the colour (C,) between the pixels of an image (C, H, W), pixel (i, j) lying at (i, j)."""
+def interpolate_pixel(image: torch.Tensor, row: float, column: float) -> torch.Tensor:
+    """Return the bilinear interpolation (C,) of an image (C, H, W) at a position."""
     (_, height, width), value = image.shape, 0
-    row, column = reflected(row, height), reflected(column, width)
+    row, column = reflect(row, height), reflect(column, width)
     for i in (math.floor(row), math.floor(row) + 1):
         for j in (math.floor(column), math.floor(column) + 1):
             share = (1 - abs(row - i)) * (1 - abs(column - j))
@@ -514,7 +523,8 @@ def looked_up(image: torch.Tensor, row: float, column: float) -> torch.Tensor:
     return value
 
 
-DRAWN = [  # what ADA draws in turn, for each of two images, and what it does to a point (x, y)
+# what ADA draws in turn for each of two images, and the map of a point (x, y); None: rotation
+DRAWS = [
     (torch.tensor([1.0, -1.0]), lambda x, y, v: (x * v, y)),
     (torch.tensor([0.0, math.pi / 2]), None),
     (torch.tensor([[0.0, 0.0], [1.0, -1.0]]), lambda x, y, v: (x + v[0], y + v[1])),
@@ -526,63 +536,66 @@ DRAWN = [  # what ADA draws in turn, for each of two images, and what it does to
 ]
 
 
-def test_ada_moves_every_point_by_its_maps_one_after_another(monkeypatch):
-    """Each pixel is looked up where its maps, undone from the last to the first, put it: by loops over pixels."""
+def test_ada_applies_its_affine_maps_in_order(monkeypatch):
+    """Each pixel is compared with the one where its maps, from the last to the first, send it."""
     torch.manual_seed(0)
     x = torch.rand(2, 3, 13, 9, dtype=torch.float64)
-    drawn = iter([values.double() for values, _ in DRAWN])
-    ada = AdaptiveAugment()
-    monkeypatch.setattr(ada, "some", lambda draw, default, p=None: next(drawn))
-    found = ada.bent(x)
-    turned = lambda x, y, v: (x * math.cos(v) - y * math.sin(v), x * math.sin(v) + y * math.cos(v))  # noqa: E731
+    drawn = iter([values.double() for values, _ in DRAWS])
+    ada = AdaptiveAugmentation()
+    monkeypatch.setattr(ada, "draw_or_default", lambda draw, default, p=None: next(drawn))
+    found = ada.apply_geometry(x)
+
+    def rotate(x, y, v):
+        return (x * math.cos(v) - y * math.sin(v), x * math.sin(v) + y * math.cos(v))
+
     for b in range(2):
         for i in range(13):
             for j in range(9):
-                point = (j - 4, i - 6)  # from the middle, in pixels
-                for values, by in reversed(
-                    DRAWN
-                ):  # x_in = T₁ T₂ … T₈ x_out: the laws of a map and of its inverse are one
-                    point = (by or turned)(*point, values[b].tolist())
+                point = (j - 4, i - 6)  # from the center, in pixels
+                # x_in = T₁ T₂ … T₈ x_out: a map and its inverse have the same distribution
+                for values, transform in reversed(DRAWS):
+                    point = (transform or rotate)(*point, values[b].tolist())
                 torch.testing.assert_close(
-                    found[b, :, i, j], looked_up(x[b], point[1] + 6, point[0] + 4)
+                    found[b, :, i, j], interpolate_pixel(x[b], point[1] + 6, point[0] + 4)
                 )
 
 
-def test_ada_flips_turns_by_quarters_and_moves_without_changing_a_pixel(monkeypatch):
+def test_ada_flips_quarter_turns_and_whole_shifts_are_exact(monkeypatch):
     torch.manual_seed(0)
     x = torch.rand(1, 2, 8, 8, dtype=torch.float64)
-    plain = [values[:1] for values, _ in DRAWN[:-1]] + [torch.zeros(1, 2)]
+    plain = [values[:1] for values, _ in DRAWS[:-1]] + [torch.zeros(1, 2)]
     for place, value, expected in (
         (0, [-1.0], x.flip(3)),
         (1, [math.pi / 2], x.rot90(1, (2, 3))),
         (1, [math.pi], x.flip(2, 3)),
-        (
-            2,
-            [[0.0, 1.0]],
-            torch.cat([x[:, :, 1:], x[:, :, -1:]], 2),
-        ),  # the last row again: the mirror lies beside it
+        # the mirror repeats the last row
+        (2, [[0.0, 1.0]], torch.cat([x[:, :, 1:], x[:, :, -1:]], 2)),
     ):
-        ada, drawn = AdaptiveAugment(), [t.double() for t in plain]
+        ada, drawn = AdaptiveAugmentation(), [t.double() for t in plain]
         drawn[place] = torch.tensor(value, dtype=torch.float64)
-        monkeypatch.setattr(ada, "some", lambda *how, drawn=drawn: drawn.pop(0))
-        torch.testing.assert_close(ada.bent(x), expected, atol=1e-12, rtol=0)
+        monkeypatch.setattr(ada, "draw_or_default", lambda *how, drawn=drawn: drawn.pop(0))
+        torch.testing.assert_close(ada.apply_geometry(x), expected, atol=1e-12, rtol=0)
 
 
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("p", [0.0, 0.3, 1.0])
-def test_ada_draws_what_the_paper_draws_as_often_as_it_does(channels, p, monkeypatch):
-    """Appendix B: with probability p each, a draw may be what was there; of the two turns, one or more with probability p."""
+def test_ada_distributions_match_the_paper(channels, p, monkeypatch):
+    """Appendix B: each change is applied with probability p, one of the two rotations too.
+
+    A drawn value may equal the default.
+    """
     torch.manual_seed(0)
-    ada = AdaptiveAugment().double()
+    ada = AdaptiveAugmentation().double()
     ada.running_p.fill_(p)
-    some, drawn = ada.some, []
+    some, drawn = ada.draw_or_default, []
     monkeypatch.setattr(
-        ada, "some", lambda *how: (drawn.append((some(*how), how[1])), drawn[-1][0])[1]
+        ada, "draw_or_default", lambda *how: (drawn.append((some(*how), how[1])), drawn[-1][0])[1]
     )
-    monkeypatch.setattr(
-        augment, "warped", lambda x, where: x[:, :, :1, :1]
-    )  # what it does there is not asked
-    ada.coloured(ada.bent(torch.zeros((), dtype=torch.float64).expand(20_000, channels, 16, 32)))
+    # the pixels do not matter here
+    monkeypatch.setattr(augment, "warp", lambda x, maps: x[:, :, :1, :1])
+    ada.apply_color(
+        ada.apply_geometry(torch.zeros((), dtype=torch.float64).expand(20_000, channels, 16, 32))
+    )
     changed = [(value != default).view(20_000, -1).any(1) for value, default in drawn]
     value = [v[c] if p else torch.ones(0) for (v, _), c in zip(drawn, changed, strict=True)]
     moved = 1 - 0.5 / 2 * 0.5 / 4  # all but |t| < ½ of up to ±2 rows and of up to ±4 columns
@@ -612,11 +625,16 @@ def test_ada_draws_what_the_paper_draws_as_often_as_it_does(channels, p, monkeyp
         4,
         2,
     ]  # 1/8 of 32 columns and 16 rows
-    spreads = {  # of each draw's law: its standard deviation
-        "isotropic": (value[3].log2(), 0.2), "turn": (value[4], math.pi / math.sqrt(3)), "anisotropic": (value[5].log2(), 0.2),
-        "turn again": (value[6], math.pi / math.sqrt(3)), "columns": (moves[:, 0], 32 / 8), "rows": (moves[:, 1], 16 / 8),
-        "brightness": (value[8], 0.2), "contrast": (value[9].log2(), 0.5),
-    }  # fmt: skip
+    spreads = {  # values of each draw and their standard deviation
+        "isotropic": (value[3].log2(), 0.2),
+        "rotation": (value[4], math.pi / math.sqrt(3)),
+        "anisotropic": (value[5].log2(), 0.2),
+        "second rotation": (value[6], math.pi / math.sqrt(3)),
+        "columns": (moves[:, 0], 32 / 8),
+        "rows": (moves[:, 1], 16 / 8),
+        "brightness": (value[8], 0.2),
+        "contrast": (value[9].log2(), 0.5),
+    }
     if channels == 3:
         spreads |= {
             "hue": (value[11], math.pi / math.sqrt(3)),
@@ -627,7 +645,7 @@ def test_ada_draws_what_the_paper_draws_as_often_as_it_does(channels, p, monkeyp
         assert values.mean().abs() < 5 * spread / len(values) ** 0.5, name
 
 
-def test_ada_colours_are_the_papers_matrices():
+def test_ada_color_transforms_match_the_papers_matrices():
     torch.manual_seed(0)
     x = torch.randn(5, 3, 4, 6, dtype=torch.float64)
     v = torch.full((3,), 3**-0.5, dtype=torch.float64)
@@ -635,27 +653,30 @@ def test_ada_colours_are_the_papers_matrices():
         torch.outer(v, v),
         torch.linalg.cross(v.expand(3, 3), torch.eye(3, dtype=torch.float64)).T,
     )  # vvᵀ, and v × as a matrix
-    apply = lambda matrix: torch.einsum("ij,bjhw->bihw", matrix, x)  # noqa: E731
+
+    def apply(matrix):
+        return torch.einsum("ij,bjhw->bihw", matrix, x)
+
     eye, one = torch.eye(3, dtype=torch.float64), torch.ones((), dtype=torch.float64)
     close = partial(torch.testing.assert_close, atol=1e-12, rtol=0)
-    close(luma_flipped(x, one), apply(eye - 2 * P))
-    close(luma_flipped(luma_flipped(x, one), one), x)
-    close(luma_flipped(x, one) - luma(luma_flipped(x, one)), x - luma(x))  # it keeps chroma
-    close(luma_flipped(x, 0 * one), x)
-    close(luma_flipped(x[:, :1], one), -x[:, :1])
+    close(flip_luma(x, one), apply(eye - 2 * P))
+    close(flip_luma(flip_luma(x, one), one), x)
+    close(flip_luma(x, one) - luma(flip_luma(x, one)), x - luma(x))  # chroma is kept
+    close(flip_luma(x, 0 * one), x)
+    close(flip_luma(x[:, :1], one), -x[:, :1])
     for angle in (0.0, 0.4, -2.5, math.pi):
-        close(hue_turned(x, angle * one), apply(torch.linalg.matrix_exp(angle * K)))
-    close(hue_turned(x, 2 * math.pi * one), x)
-    close(hue_turned(x, 2 * math.pi / 3 * one), x.roll(1, 1))  # red to green, green to blue
-    close(saturated(x, 0.3 * one), apply(P + 0.3 * (eye - P)))
-    close(saturated(x, one), x)
+        close(rotate_hue(x, angle * one), apply(torch.linalg.matrix_exp(angle * K)))
+    close(rotate_hue(x, 2 * math.pi * one), x)
+    close(rotate_hue(x, 2 * math.pi / 3 * one), x.roll(1, 1))  # red to green, green to blue
+    close(scale_saturation(x, 0.3 * one), apply(P + 0.3 * (eye - P)))
+    close(scale_saturation(x, one), x)
 
 
 @pytest.mark.parametrize("name", ["diffaugment", "ada"])
-def test_images_of_any_range_are_changed_as_those_from_minus_1_to_1_are(name):
+def test_augmentation_does_not_depend_on_the_image_range(name):
     x, found = torch.rand(6, 3, 8, 8, dtype=torch.float64) * 2 - 1, []
     for span in ((-1.0, 1.0), (0.0, 1.0), (0.0, 255.0)):
-        change = AUGMENTS[name](span).double()
+        change = AUGMENTATIONS[name](span).double()
         if name == "ada":
             change.running_p.fill_(1)
         low, high = span
@@ -665,20 +686,22 @@ def test_images_of_any_range_are_changed_as_those_from_minus_1_to_1_are(name):
     torch.testing.assert_close(found[2], found[0])
 
 
-def test_r1_can_be_descended_through_ada():
-    ada = AdaptiveAugment().double()
+def test_ada_has_second_derivatives():
+    ada = AdaptiveAugmentation().double()
     ada.running_p.fill_(1)
     x = torch.rand(2, 3, 5, 4, dtype=torch.float64, requires_grad=True)
 
-    def changed(x):
+    def augment_squared(x):
         torch.manual_seed(0)
         return ada(x).square()
 
-    assert torch.autograd.gradcheck(changed, x) and torch.autograd.gradgradcheck(changed, x)
+    assert torch.autograd.gradcheck(augment_squared, x) and torch.autograd.gradgradcheck(
+        augment_squared, x
+    )
 
 
-def test_ada_places_pixels_in_full_precision_under_autocast():
-    ada, found = AdaptiveAugment(), []
+def test_ada_samples_pixels_in_full_precision_under_autocast():
+    ada, found = AdaptiveAugmentation(), []
     ada.running_p.fill_(1)
     x = torch.rand(16, 1, 32, 32, generator=torch.Generator().manual_seed(0))
     for half in (False, True):
@@ -689,18 +712,18 @@ def test_ada_places_pixels_in_full_precision_under_autocast():
 
 
 @pytest.mark.parametrize("name", ["gan", "dcgan"])
-def test_projection_adds_the_classes_product_and_auxiliary_names_the_class(name):
+def test_projection_and_auxiliary_conditioning_match_formulas(name):
     torch.manual_seed(0)
     model = small(name, conditional=True, condition="projection").double().eval()
     batch, D = batch_of(model), model.discriminator
-    h = D.seen(batch.x)
+    h = D.extract_features(batch.x)
     v = D.embedding.weight[batch.y]
     torch.testing.assert_close(
         D(batch.x, batch.y), D.head(h.flatten(1)).squeeze(1) + (v * h.flatten(1)).sum(1)
     )
     model = small(name, conditional=True, condition="auxiliary").double().eval()
     D = model.discriminator
-    logits = D.named(D.seen(batch.x))
+    logits = D.class_logits(D.extract_features(batch.x))
     assert logits.shape == (6, 3)
     expected = -logits.log_softmax(1)[range(6), batch.y].mean()
     torch.testing.assert_close(model.discriminator_loss(batch)["classification"], expected)
@@ -711,13 +734,16 @@ def test_projection_adds_the_classes_product_and_auxiliary_names_the_class(name)
 @pytest.mark.parametrize(
     ("player", "opponent"), [("discriminator", "generator"), ("generator", "discriminator")]
 )
-def test_an_update_leaves_the_opponent_as_it_was(name, conditional, player, opponent):
+def test_an_update_changes_one_network_only(name, conditional, player, opponent):
     torch.manual_seed(0)
     trainer = trainer_of(small(name, conditional=conditional, r1=0.1))
     model = trainer.model.train()
-    state = lambda who: {k: v.clone() for k, v in getattr(model, who).state_dict().items()}  # noqa: E731
+
+    def state(who):
+        return {k: v.clone() for k, v in getattr(model, who).state_dict().items()}
+
     mine, theirs = state(player), state(opponent)
-    trainer.descend(player, getattr(model, f"{player}_loss"), [batch_of(model)])
+    trainer.optimize(player, getattr(model, f"{player}_loss"), [batch_of(model)])
     assert all(torch.equal(v, theirs[k]) for k, v in state(opponent).items())
     moved = {k for k, v in state(player).items() if not torch.equal(v, mine[k])}
     assert moved >= {
@@ -726,10 +752,10 @@ def test_an_update_leaves_the_opponent_as_it_was(name, conditional, player, oppo
     assert all(p.grad is None for p in getattr(model, opponent).parameters())
 
 
-def test_fixed_normalises_by_the_batch_and_records_nothing():
+def test_frozen_statistics_normalizes_by_the_batch_and_keeps_buffers():
     norm = torch.nn.BatchNorm2d(2).double().train()
     x = torch.randn(5, 2, 3, 3, dtype=torch.float64) + 4
-    with fixed(norm):
+    with frozen_statistics(norm):
         y = norm(x)
     assert norm.num_batches_tracked == 0 and torch.equal(
         norm.running_mean, torch.zeros(2, dtype=torch.float64)
@@ -740,9 +766,9 @@ def test_fixed_normalises_by_the_batch_and_records_nothing():
 
 @pytest.mark.parametrize("k", [1, 3])
 @pytest.mark.parametrize("accumulate", [1, 2])
-def test_k_updates_of_d_with_fresh_batches_then_one_of_g(k, accumulate, monkeypatch):
+def test_d_steps_updates_of_d_then_one_of_g(k, accumulate, monkeypatch):
     torch.manual_seed(0)
-    trainer = trainer_of(small("gan"), k=k, accumulate=accumulate)
+    trainer = trainer_of(small("gan"), d_steps=k, grad_accum_steps=accumulate)
     batches = [batch_of(trainer.model) for _ in range(20)]
     seen = {"discriminator": [], "generator": []}
     for who, log in seen.items():
@@ -754,7 +780,7 @@ def test_k_updates_of_d_with_fresh_batches_then_one_of_g(k, accumulate, monkeypa
         )
     logs = trainer.step(iter(batches))
     assert len(seen["discriminator"]) == k * accumulate and len(seen["generator"]) == accumulate
-    assert trainer.pulled == k
+    assert trainer.batches_consumed == k
     assert [o.state_dict()["state"][0]["step"].item() for o in trainer.optimizers.values()] == [
         k,
         1,
@@ -767,7 +793,7 @@ def test_k_updates_of_d_with_fresh_batches_then_one_of_g(k, accumulate, monkeypa
 @pytest.mark.parametrize("side", [16, 32, 64, 128])
 @pytest.mark.parametrize("channels", [1, 3])
 def test_dcgan_shapes(side, channels):
-    spec = Spec((channels, side, side), range=(0.0, 1.0))
+    spec = DataSpec((channels, side, side), range=(0.0, 1.0))
     model = DCGAN(spec, width=2)
     maps = [
         m.out_channels for m in model.generator.layers if isinstance(m, torch.nn.ConvTranspose2d)
@@ -780,8 +806,8 @@ def test_dcgan_shapes(side, channels):
     assert four.shape[2:] == (4, 4)
 
 
-def test_dcgan_has_the_papers_sizes():
-    model = DCGAN(Spec((3, 64, 64)))
+def test_dcgan_matches_the_papers_sizes():
+    model = DCGAN(DataSpec((3, 64, 64)))
     maps = [
         m.out_channels for m in model.generator.layers if isinstance(m, torch.nn.ConvTranspose2d)
     ]
@@ -795,22 +821,22 @@ def test_dcgan_has_the_papers_sizes():
 @pytest.mark.parametrize(
     ("model", "spec", "options", "says"),
     [
-        (DCGAN, Spec((1, 28, 28)), {}, r"dataset\.size=32"),
-        (DCGAN, Spec((1, 8, 8)), {}, r"dataset\.size=16"),
-        (DCGAN, Spec((3, 64, 48)), {}, r"dataset\.size=64"),
-        (DCGAN, Spec((2,), kind="points"), {}, "images"),
-        (GAN, Spec((64,), kind="tokens", vocab=65), {}, "tokens"),
-        (GAN, Spec((2,), kind="points"), {"conditional": True}, r"model\.conditional=false"),
+        (DCGAN, DataSpec((1, 28, 28)), {}, r"dataset\.size=32"),
+        (DCGAN, DataSpec((1, 8, 8)), {}, r"dataset\.size=16"),
+        (DCGAN, DataSpec((3, 64, 48)), {}, r"dataset\.size=64"),
+        (DCGAN, DataSpec((2,), kind="points"), {}, "images"),
+        (GAN, DataSpec((64,), kind="tokens", vocab=65), {}, "tokens"),
+        (GAN, DataSpec((2,), kind="points"), {"conditional": True}, r"model\.conditional=false"),
     ],
 )
-def test_refuses_what_does_not_fit(model, spec, options, says):
+def test_unsuitable_data_is_refused(model, spec, options, says):
     with pytest.raises(UserError, match=says):
         model(spec, **options)
 
 
 @pytest.mark.parametrize("name", ["gan", "dcgan"])
 @pytest.mark.parametrize("noise", ["normal", "uniform"])
-def test_samples_are_decoded_codes(name, noise):
+def test_samples_are_decoded_prior_codes(name, noise):
     model = small(name, conditional=True, noise=noise).double().eval()
     y = torch.tensor([0, 1, 2, 1])
     torch.manual_seed(0)
@@ -820,56 +846,60 @@ def test_samples_are_decoded_codes(name, noise):
     assert torch.equal(x, model.decode(z)) and x.dtype == torch.float64
     assert torch.equal(z[:, 4:].argmax(1), y) and (noise == "normal" or z[:, :4].abs().max() <= 1)
     other = model.decode(torch.cat([z[:, :4], z[:, 4:].roll(1, 1)], 1))
-    assert not torch.allclose(x, other)  # the class matters to G …
-    assert not torch.allclose(
-        model.discriminator(x, y), model.discriminator(x, (y + 1) % 3)
-    )  # … and to D
+    assert not torch.allclose(x, other)  # G depends on the class
+    # and D too
+    assert not torch.allclose(model.discriminator(x, y), model.discriminator(x, (y + 1) % 3))
     drawn = model.prior(3000)[:, 4:].mean(0)
     torch.testing.assert_close(drawn, torch.full_like(drawn, 1 / 3), atol=0.04, rtol=0)
     with pytest.raises(UserError, match=r"model\.conditional=true"):
         small(name).sample(4, y)
 
 
-def game(*overrides: str) -> GANTrainer:
-    """Return the trainer of `genlab train <overrides>`, with fewer maps, on images of 32 by 32."""
+def make_trainer_of_recipe(*overrides: str) -> GANTrainer:
+    """Return the trainer of `genlab train <overrides>` with fewer channels, for 32×32 images."""
     config = composed(*overrides, "out=unused", "device=cpu")
-    few = lambda maps: min(maps, 8) if isinstance(maps, int) else [few(m) for m in maps]  # noqa: E731
-    names = ("maps", "discriminator_maps", "width", "discriminator_width")
+
+    def shrink(maps):
+        return min(maps, 8) if isinstance(maps, int) else [shrink(m) for m in maps]
+
+    names = ("channels", "channel_max", "discriminator_channels", "width", "discriminator_width")
     config["model"] |= {
-        name: few(config["model"][name]) for name in names if name in config["model"]
+        name: shrink(config["model"][name]) for name in names if name in config["model"]
     }
-    model = make_model(config, Spec((3, 32, 32), classes=10, range=(-1.0, 1.0)))
+    model = make_model(config, DataSpec((3, 32, 32), num_classes=10, range=(-1.0, 1.0)))
     return make_trainer(config, model, make_device(config["device"], seed=0))
 
 
-def advice(trainer: GANTrainer) -> list[str]:
-    """Return what is said of a game that has every ailment."""
+def all_suggestions(trainer: GANTrainer) -> list[str]:
+    """Return the notes of a training with every failure mode."""
     return [
-        note for _ in range(WINDOWS) for note in trainer.diagnose({"advantage": 1.0, "spread": 0.0})
+        note
+        for _ in range(REPORT_AFTER_INTERVALS)
+        for note in trainer.diagnose({"d_advantage": 1.0, "diversity_ratio": 0.0})
     ]
 
 
-PLAYED = [
+GAN_RECIPES = [
     r
     for r in RECIPES
     if re.search(r"^  name: (gan|progressive)$", (CONFIGS / f"model/{r}.yaml").read_text(), re.M)
 ]
-GAMES = [f"model={recipe}" for recipe in PLAYED] + [
+GAN_RUNS = [f"model={recipe}" for recipe in GAN_RECIPES] + [
     f"experiment={path.stem}"
     for path in sorted((CONFIGS / "experiment").glob("*.yaml"))
-    if re.search(rf"override /model: ({'|'.join(PLAYED)})$", path.read_text(), re.M)
+    if re.search(rf"override /model: ({'|'.join(GAN_RECIPES)})$", path.read_text(), re.M)
 ]
-RESTRAINED = [
-    *((name,) for name in GAMES),
+REGULARIZED_RUNS = [
+    *((name,) for name in GAN_RUNS),
     *(
-        ("model=dcgan", f"+regulariser={name}")
-        for name in ("r1", "gradient_penalty", "spectral", "clip", "deviation")
+        ("model=dcgan", f"+regularizer={name}")
+        for name in ("r1", "gradient_penalty", "spectral_norm", "weight_clip", "minibatch_stddev")
     ),
     (
         "model=dcgan",
-        "+regulariser=[r1,deviation]",
+        "+regularizer=[r1,minibatch_stddev]",
         "model.loss=hinge",
-        "++trainer.discriminator_rate=0.1",
+        "++trainer.d_lr_mult=0.1",
     ),
     ("model=stylegan2", "model.r1=0", "model.augment=ada"),
     ("model=progan", "++model.gradient_penalty=0", "++model.r1=0"),
@@ -877,54 +907,66 @@ RESTRAINED = [
 ]
 
 
-@pytest.mark.parametrize("typed", RESTRAINED, ids=" ".join)
-def test_what_an_ailment_says_to_try_builds_and_weakens_nothing(typed):
-    trainer = game(*typed)
-    held = lambda model: [model.r1, model.gradient_penalty, -model.clip if model.clip else -math.inf, model.spectral,  # noqa: E731
-                          model.deviation, type(model.augment) is not AUGMENTS["none"]]  # fmt: skip
-    said = advice(trainer)
-    assert len(said) == 2
-    for note in said:
+@pytest.mark.parametrize("overrides", REGULARIZED_RUNS, ids=" ".join)
+def test_suggestions_build_and_do_not_weaken_regularization(overrides):
+    trainer = make_trainer_of_recipe(*overrides)
+
+    def strengths(model) -> list[float]:
+        return [
+            model.r1,
+            model.gradient_penalty,
+            -model.weight_clip if model.weight_clip else -math.inf,
+            model.spectral_norm,
+            model.minibatch_stddev,
+            type(model.augment) is not AUGMENTATIONS["none"],
+        ]
+
+    notes_by_call = all_suggestions(trainer)
+    assert len(notes_by_call) == 2
+    for note in notes_by_call:
         what, _, tries = note.partition("; try ")
         assert what.startswith(("the discriminator has won", "mode collapse")) and tries, note
         for override in re.findall(r"[+]+[\w.]+=[\w.]+", tries):
-            stronger = game(*typed, override)
-            now, then = held(trainer.model), held(stronger.model)
+            stronger = make_trainer_of_recipe(*overrides, override)
+            now, then = strengths(trainer.model), strengths(stronger.model)
             assert all(b >= a for a, b in zip(now, then, strict=True)), (override, now, then)
-            slower = stronger.options.discriminator_rate < trainer.options.discriminator_rate
+            slower = stronger.options.d_lr_mult < trainer.options.d_lr_mult
             assert now != then or slower, f"{override} changes nothing"
-        assert "has won" not in what or "discriminator_rate=" in tries
+        assert "has won" not in what or "d_lr_mult=" in tries
 
 
-def narrow(recipe: str, **options):
-    """Return a recipe's model with other options, every number of maps, units and dimensions at most 8, on images of 32 by 32."""
+def narrow_model(recipe: str, **options):
+    """Return a recipe's model for 32×32 images with other options and all widths at most 8."""
     config = composed(f"model={recipe}", "out=unused", "device=cpu")
-    few = lambda v: (
-        [few(m) for m in v] if isinstance(v, list) else min(v, 8) if type(v) is int else v
-    )  # noqa: E731
+
+    def shrink(v):
+        return [shrink(m) for m in v] if isinstance(v, list) else min(v, 8) if type(v) is int else v
+
     config["model"] = {
-        name: v if name == "base" else few(v) for name, v in config["model"].items()
+        name: v if name == "channel_base" else shrink(v) for name, v in config["model"].items()
     } | options
     torch.manual_seed(0)
-    return make_model(config, Spec((1, 32, 32), classes=3, range=(-1.0, 1.0))).double()
+    return make_model(config, DataSpec((1, 32, 32), num_classes=3, range=(-1.0, 1.0))).double()
 
 
-def shows(model, regulariser: str) -> bool:
-    """Whether a regulariser is in a model's D, or in the loss of it: this much more, to the last digit."""
-    if regulariser in PENALTIES:
+def has_effect(model, regularizer: str) -> bool:
+    """Whether a regularizer is in a model's D, or adds its exact amount to D's loss."""
+    if regularizer in PENALTIES:
         losses = []
         for penalty in (0, 3):
             torch.manual_seed(1)
-            losses.append(model.eval().discriminator_loss(batch_of(model, 4), penalty=penalty))
+            losses.append(
+                model.eval().discriminator_loss(batch_of(model, 4), penalty_scale=penalty)
+            )
         added = [
             PENALTIES[name] * 3 * getattr(model, name) * losses[1][name]
             for name in PENALTIES
             if getattr(model, name)
         ]
         torch.testing.assert_close(losses[1]["loss"], losses[0]["loss"] + sum(added))
-        return losses[1][regulariser] > 0
-    if regulariser == "spectral":
-        D = model.discriminator  # but for what reads codes off its features, which judges nothing
+        return losses[1][regularizer] > 0
+    if regularizer == "spectral_norm":
+        D = model.discriminator  # without InfoGAN's Q, which returns no logit
         parts = [part for name, part in D.named_children() if name != "recognition"]
         layers = [
             m
@@ -933,87 +975,96 @@ def shows(model, regulariser: str) -> bool:
             if isinstance(m, torch.nn.Linear | torch.nn.Conv2d)
         ]
         return bool(layers) and all(hasattr(m, "parametrizations") for m in layers)
-    if regulariser == "clip":
-        return max(p.abs().max().item() for p in model.discriminator.parameters()) <= model.clip
-    if regulariser == "deviation":
-        return any(isinstance(m, MinibatchDeviation) for m in model.discriminator.modules())
-    if regulariser == "augment":
+    if regularizer == "weight_clip":
+        return (
+            max(p.abs().max().item() for p in model.discriminator.parameters()) <= model.weight_clip
+        )
+    if regularizer == "minibatch_stddev":
+        return any(isinstance(m, MinibatchStddev) for m in model.discriminator.modules())
+    if regularizer == "augment":
         x = batch_of(model).x
         getattr(model.augment, "running_p", torch.zeros(())).fill_(1)
         return (model.augment(x) - x).abs().mean() > 0.1
-    raise AssertionError(regulariser)
+    raise AssertionError(regularizer)
 
 
-@pytest.mark.parametrize("recipe", PLAYED)
-def test_every_recipe_of_a_game_takes_every_loss_and_every_regulariser(recipe):
-    """A step each: with every loss, under R1, and with every regulariser, under the recipe's own loss."""
-    for options in [*({"loss": loss, "r1": 0.5} for loss in LOSSES), *REGULARISERS]:
+@pytest.mark.parametrize("recipe", GAN_RECIPES)
+def test_every_gan_recipe_trains_with_every_loss_and_regularizer(recipe):
+    """One step with each loss and R1, and one with each regularizer and the recipe's loss."""
+    for options in [*({"loss": loss, "r1": 0.5} for loss in LOSSES), *REGULARIZERS]:
         loss = LOSSES[
             options.get(
                 "loss", composed(f"model={recipe}", "out=unused", "device=cpu")["model"]["loss"]
             )
         ]
-        if options.get("augment") == "ada" and not loss.absolute:
+        if options.get("augment") == "ada" and loss.is_shift_invariant:
             with pytest.raises(UserError, match="augment=diffaugment"):
-                narrow(recipe, **options)
+                narrow_model(recipe, **options)
             continue
-        if "spectral" in options and recipe in ("progan", "stylegan2"):
-            with pytest.raises(UserError, match="equalised"):
-                narrow(recipe, **options)
+        if "spectral_norm" in options and recipe in ("progan", "stylegan2"):
+            with pytest.raises(UserError, match="equalized"):
+                narrow_model(recipe, **options)
             continue
-        trainer = trainer_of(narrow(recipe, **options))
+        trainer = trainer_of(narrow_model(recipe, **options))
         model, D = trainer.model, trainer.model.discriminator
         before = {name: p.detach().clone() for name, p in D.named_parameters()}
-        logs = trainer.advance(iter([batch_of(model, 4)]))
+        logs = trainer.train_step(iter([batch_of(model, 4)]))
         assert all(torch.isfinite(v) for v in logs.values()), options
         changed = {name for name, p in D.named_parameters() if not torch.equal(p, before[name])}
         assert (
             any(name.startswith("head.") for name in changed) and len(changed) > len(before) / 2
         ), options
-        assert all(shows(model, name) for name in options if name != "loss"), options
+        assert all(has_effect(model, name) for name in options if name != "loss"), options
 
 
-def test_the_recipes_of_games_are_all_asked():
-    assert len(PLAYED) > 10 and {"experiment=dcgan_mnist", "experiment=stylegan2_faces"} <= set(
-        GAMES
-    )
+def test_gan_recipes_are_found():
+    assert len(GAN_RECIPES) > 10 and {
+        "experiment=dcgan_mnist",
+        "experiment=stylegan2_faces",
+    } <= set(GAN_RUNS)
 
 
 @pytest.mark.parametrize("conditional", [False, True])
-@pytest.mark.parametrize("recipe", PLAYED)
-def test_a_model_names_all_parts_of_its_codes_that_are_one_hot(recipe, conditional):
-    model = game(f"model={recipe}", *["++model.conditional=true"] * conditional).model
-    conditional = model.conditional  # a few are so by their recipe
-    z, named = model.prior(300), torch.zeros(model.code, dtype=torch.bool)
-    for part in choices(model).values():
+@pytest.mark.parametrize("recipe", GAN_RECIPES)
+def test_code_choices_are_the_one_hot_parts_of_a_code(recipe, conditional):
+    model = make_trainer_of_recipe(
+        f"model={recipe}", *["++model.conditional=true"] * conditional
+    ).model
+    conditional = model.conditional  # some recipes are conditional
+    z, named = model.prior(300), torch.zeros(model.code_dim, dtype=torch.bool)
+    for part in model.code_choices.values():
         assert torch.equal(z[:, part].sum(1), torch.ones(300)) and not named[part].any()
         named[part] = True
     assert torch.equal(named, ((z == 0) | (z == 1)).all(0))
-    assert ("class" in choices(model)) == conditional and (recipe == "infogan") == (
-        "category" in choices(model)
+    assert ("class" in model.code_choices) == conditional and (recipe == "infogan") == (
+        "category" in model.code_choices
     )
     if conditional:
         y = torch.arange(300) % 10
-        assert torch.equal(model.prior(300, y)[:, choices(model)["class"]].argmax(1), y)
+        assert torch.equal(model.prior(300, y)[:, model.code_choices["class"]].argmax(1), y)
 
 
 @pytest.mark.parametrize(
-    ("typed", "won", "collapsed"),
+    ("overrides", "won", "collapsed"),
     [
         (
             ("model=dcgan",),
-            ["++model.r1=0.1", "++model.spectral=true"],
-            ["++model.r1=0.1", "++model.spectral=true", "++model.deviation=true"],
+            ["++model.r1=0.1", "++model.spectral_norm=true"],
+            ["++model.r1=0.1", "++model.spectral_norm=true", "++model.minibatch_stddev=true"],
         ),
-        (("experiment=dcgan_mnist",), ["++model.r1=2"], ["++model.r1=2", "++model.deviation=true"]),
+        (
+            ("experiment=dcgan_mnist",),
+            ["++model.r1=2"],
+            ["++model.r1=2", "++model.minibatch_stddev=true"],
+        ),
         (("model=stylegan2",), ["++model.r1=20"], ["++model.r1=20"]),
-        (("model=wgan_gp",), ["++model.augment=diffaugment"], ["++model.deviation=true"]),
+        (("model=wgan_gp",), ["++model.augment=diffaugment"], ["++model.minibatch_stddev=true"]),
         (("model=progan",), ["++model.augment=diffaugment"], []),
-        (("model=sngan",), ["++model.r1=0.1"], ["++model.r1=0.1", "++model.deviation=true"]),
+        (("model=sngan",), ["++model.r1=0.1"], ["++model.r1=0.1", "++model.minibatch_stddev=true"]),
     ],
 )
-def test_the_advice_follows_what_restrains_the_discriminator(typed, won, collapsed):
-    trainer = game(*typed)
-    half = f"++trainer.discriminator_rate={trainer.options.discriminator_rate / 2:g}"
-    found = [re.findall(r"[+]+[\w.]+=[\w.]+", note) for note in advice(trainer)]
+def test_suggestions_depend_on_the_regularization(overrides, won, collapsed):
+    trainer = make_trainer_of_recipe(*overrides)
+    half = f"++trainer.d_lr_mult={trainer.options.d_lr_mult / 2:g}"
+    found = [re.findall(r"[+]+[\w.]+=[\w.]+", note) for note in all_suggestions(trainer)]
     assert found == [[*won, half], collapsed]

@@ -1,4 +1,4 @@
-"""The GPTs against the definitions: causality, sums over all sequences, the cache, what is drawn from, the sliding window."""
+"""GPTs against the definitions: causality, normalization, cache, sliding window."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ import torch
 import torch.nn.functional as F
 
 from genlab.errors import UserError
-from genlab.models.autoregressive.gpt import sharpened
+from genlab.models.autoregressive.gpt import filter_logits
 from genlab.models.autoregressive.gpt_pixels import GPTPixels
 from genlab.models.autoregressive.gpt_text import GPTText
-from genlab.nn.transformer import CausalAttention, rotated, rotations
-from genlab.spec import Batch, Spec
+from genlab.nn.transformer import CausalAttention, apply_rotary, rotary_cos_sin
+from genlab.spec import Batch, DataSpec
 
-SMALL = {"layers": 2, "heads": 2, "width": 8}
-
-
-def tokens_of(length: int = 6, vocab: int = 3) -> Spec:
-    return Spec((length,), kind="tokens", levels=0, vocab=vocab, symbols="abcdefghij"[:vocab])
+SMALL = {"num_layers": 2, "num_heads": 2, "width": 8}
 
 
-def awake(model: torch.nn.Module, dtype: torch.dtype = torch.float64) -> torch.nn.Module:
-    """Return the model with parameters far from those at which all tokens are nearly alike."""
+def token_spec(length: int = 6, vocab: int = 3) -> DataSpec:
+    return DataSpec((length,), kind="tokens", levels=0, vocab=vocab, symbols="abcdefghij"[:vocab])
+
+
+def randomize(model: torch.nn.Module, dtype: torch.dtype = torch.float64) -> torch.nn.Module:
+    """Return the model with large random parameters, so that tokens are not equally likely."""
     torch.manual_seed(0)
     with torch.no_grad():
         for p in model.parameters():
@@ -32,11 +32,13 @@ def awake(model: torch.nn.Module, dtype: torch.dtype = torch.float64) -> torch.n
     return model.to(dtype).eval()
 
 
-def text(length: int = 6, vocab: int = 3, dtype: torch.dtype = torch.float64, **options) -> GPTText:
-    return awake(GPTText(tokens_of(length, vocab), **(SMALL | options)), dtype)
+def make_text(
+    length: int = 6, vocab: int = 3, dtype: torch.dtype = torch.float64, **options
+) -> GPTText:
+    return randomize(GPTText(token_spec(length, vocab), **(SMALL | options)), dtype)
 
 
-def pixels(
+def make_pixels(
     shape: tuple[int, int, int] = (1, 3, 3),
     levels: int = 2,
     *,
@@ -44,21 +46,21 @@ def pixels(
     dtype=torch.float64,
     **options,
 ) -> GPTPixels:
-    spec = Spec(shape, levels=levels, classes=classes, range=(-1.0, 1.0))
-    return awake(GPTPixels(spec, **(SMALL | options)), dtype)
+    spec = DataSpec(shape, levels=levels, num_classes=classes, range=(-1.0, 1.0))
+    return randomize(GPTPixels(spec, **(SMALL | options)), dtype)
 
 
-# --- the probability --------------------------------------------------------------------------------------------------
+# --- probabilities --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("rotary", [False, True])
-def test_a_token_depends_on_those_before_it_alone(rotary):
-    model = text(7, rotary=rotary)
+def test_token_depends_only_on_earlier_tokens(rotary):
+    model = make_text(7, rotary=rotary)
     decoder, x = model.decoder, torch.tensor([[0, 2, 1, 1, 0, 2, 1]])
     vectors = decoder.tokens(x).detach().requires_grad_()
-    before = torch.cat([decoder.start(model.start(1))[:, None], vectors[:, :-1]], 1)
+    before = torch.cat([decoder.start(model.start_tokens(1))[:, None], vectors[:, :-1]], 1)
     logits = decoder.logits(decoder.transformer(before))[0]  # (T, vocab)
-    torch.testing.assert_close(logits, decoder(x, model.start(1))[0])
+    torch.testing.assert_close(logits, decoder(x, model.start_tokens(1))[0])
     reach = torch.stack(
         [
             torch.autograd.grad(logits[t].square().sum(), vectors, retain_graph=True)[0][0]
@@ -69,11 +71,11 @@ def test_a_token_depends_on_those_before_it_alone(rotary):
     )
     assert torch.equal(
         reach > 0, torch.ones(7, 7, dtype=torch.bool).tril(-1)
-    )  # all of those before, and no other
+    )  # all earlier tokens, and no others
 
 
-def test_attention_is_its_formula():
-    layer = CausalAttention(6, heads=2).double()
+def test_attention_matches_its_formula():
+    layer = CausalAttention(6, num_heads=2).double()
     x = torch.randn(2, 5, 6, dtype=torch.float64)
     q, k, v = layer.qkv(x).split(6, -1)
     found = torch.zeros_like(x)
@@ -84,10 +86,10 @@ def test_attention_is_its_formula():
     torch.testing.assert_close(layer(x), layer.out(found))
 
 
-def test_rotated_products_depend_on_the_distance_alone():
+def test_products_of_rotated_vectors_depend_only_on_the_distance():
     q, k = torch.randn(2, 1, 8, dtype=torch.float64).expand(2, 20, 8)
-    rotation = rotations(20, 8).double()
-    products = rotated(q, rotation) @ rotated(k, rotation).T  # (20, 20)
+    rotation = rotary_cos_sin(20, 8).double()
+    products = apply_rotary(q, rotation) @ apply_rotary(k, rotation).T  # (20, 20)
     for distance in range(-19, 20):
         along = products.diagonal(distance)
         torch.testing.assert_close(along, along[:1].expand_as(along), atol=1e-5, rtol=0)
@@ -97,13 +99,14 @@ def test_rotated_products_depend_on_the_distance_alone():
     )  # (20, 4): pairs as complex numbers
     angles = torch.outer(torch.arange(20.0), 10_000 ** (-torch.arange(4) / 4)).double()
     torch.testing.assert_close(
-        rotated(q, rotation)[:, :4], (turned * torch.polar(torch.ones_like(angles), angles)).real
+        apply_rotary(q, rotation)[:, :4],
+        (turned * torch.polar(torch.ones_like(angles), angles)).real,
     )
 
 
 @pytest.mark.parametrize("length", [1, 2, 6])
 def test_probabilities_of_all_texts_sum_to_one(length):
-    model = text(length)
+    model = make_text(length)
     every = torch.tensor(list(itertools.product(range(3), repeat=length)))
     log_p = model.log_prob(every)
     assert log_p.std() > 0.1 or length == 1
@@ -111,7 +114,7 @@ def test_probabilities_of_all_texts_sum_to_one(length):
     torch.testing.assert_close(model.loss(Batch(every))["loss"], -log_p.mean() / length)
 
 
-def images(model: GPTPixels) -> torch.Tensor:
+def all_images(model: GPTPixels) -> torch.Tensor:
     levels = torch.linspace(*model.spec.range, model.spec.levels, dtype=torch.float64)
     every = torch.cartesian_prod(*[levels] * model.spec.dim)
     return every.view(-1, *model.spec.shape)
@@ -119,16 +122,16 @@ def images(model: GPTPixels) -> torch.Tensor:
 
 @pytest.mark.parametrize(("shape", "levels"), [((1, 3, 3), 2), ((3, 1, 2), 3), ((1, 2, 2), 5)])
 def test_probabilities_of_all_images_sum_to_one(shape, levels):
-    model = pixels(shape, levels)
-    x = images(model)
+    model = make_pixels(shape, levels)
+    x = all_images(model)
     assert len(x) == levels**model.spec.dim
-    torch.testing.assert_close(model.images(model.tokens(x)), x)
+    torch.testing.assert_close(model.tokens_to_images(model.images_to_tokens(x)), x)
     assert model.log_prob(x).exp().sum().item() == pytest.approx(1, abs=1e-12)
 
 
-def test_classes_have_probabilities_of_their_own():
-    model = pixels((1, 2, 2), 3, classes=4, conditional=True)
-    x = images(model)
+def test_each_class_has_its_own_distribution():
+    model = make_pixels((1, 2, 2), 3, classes=4, conditional=True)
+    x = all_images(model)
     each = torch.stack([model.log_prob(x, torch.full((len(x),), k)) for k in range(4)])  # (4, 81)
     torch.testing.assert_close(each.exp().sum(1), torch.ones(4, dtype=torch.float64))
     assert (each[0] - each[1]).abs().max() > 0.1
@@ -138,24 +141,24 @@ def test_classes_have_probabilities_of_their_own():
     torch.testing.assert_close(loss, -each[y, torch.arange(81)].mean() / 4)
 
 
-def test_colours_are_taken_in_turn():
-    model = pixels((3, 1, 2), 7)
-    x = model.images(torch.tensor([[0, 1, 2, 3, 4, 5]]))
+def test_tokens_alternate_between_colors():
+    model = make_pixels((3, 1, 2), 7)
+    x = model.tokens_to_images(torch.tensor([[0, 1, 2, 3, 4, 5]]))
     assert (x[0, :, 0] * 3 + 3).round().tolist() == [
         [0, 3],
         [1, 4],
         [2, 5],
-    ]  # each channel's two pixels
+    ]  # the two pixels of each channel
 
 
-# --- drawing ----------------------------------------------------------------------------------------------------------
+# --- sampling -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("rotary", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize(("prompt", "n"), [(0, 12), (5, 30), (12, 15), (20, 9)])
-def test_the_cache_changes_no_token(prompt, n, dtype, rotary):
-    model = text(12, 10, dtype, rotary=rotary)
+def test_cache_does_not_change_tokens(prompt, n, dtype, rotary):
+    model = make_text(12, 10, dtype, rotary=rotary)
     x = torch.randint(10, (3, prompt))
     draws = []
     for cache in (True, False):
@@ -167,8 +170,8 @@ def test_the_cache_changes_no_token(prompt, n, dtype, rotary):
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-def test_the_cache_changes_no_pixel(dtype):
-    model = pixels((3, 4, 5), 16, classes=3, dtype=dtype, conditional=True)
+def test_cache_does_not_change_pixels(dtype):
+    model = make_pixels((3, 4, 5), 16, classes=3, dtype=dtype, conditional=True)
     draws = []
     for cache in (True, False):
         torch.manual_seed(1)
@@ -178,63 +181,63 @@ def test_the_cache_changes_no_pixel(dtype):
 
 @pytest.mark.parametrize("cache", [True, False])
 def test_samples_follow_the_probabilities(cache):
-    model = text(3, 2)
+    model = make_text(3, 2)
     every = torch.tensor(list(itertools.product(range(2), repeat=3)))
     p = model.log_prob(every).exp()
     counts = torch.bincount(
         model.sample(20_000, cache=cache) @ torch.tensor([4, 2, 1]), minlength=8
     )
     chi2 = ((counts - 20_000 * p).square() / (20_000 * p)).sum().item()
-    assert chi2 < 24.3  # of 7 degrees of freedom, once in a thousand
+    assert chi2 < 24.3  # 7 degrees of freedom, p = 0.001
 
 
 @pytest.mark.parametrize("cache", [True, False])
-def test_past_its_context_the_window_slides_by_halves(cache):
-    """Each token is the most probable one given the start and what the window holds: its context, then a half that grows."""
-    model, context = text(8, 10), 8
+def test_window_slides_by_halves_beyond_the_context(cache):
+    """Each token is the most probable one given the start token and the window."""
+    model, context = make_text(8, 10), 8
     x = model.extend(torch.tensor([[3, 1]]), 30, temperature=0.0, cache=cache)[0]
     first, firsts = 0, []
     for t in range(2, 32):
-        if t - first == context:  # the start token and 8 tokens are one too many
+        if t - first == context:  # the start token and 8 tokens exceed the context by one
             first = t - context // 2 + 1
         firsts.append(first)
-        logits = model.decoder(torch.cat([x[first:t], x[:1]])[None], model.start(1))[0, -1]
+        logits = model.decoder(torch.cat([x[first:t], x[:1]])[None], model.start_tokens(1))[0, -1]
         assert x[t] == logits.argmax()
     assert sorted(set(firsts)) == [0, 5, 10, 15, 20, 25]  # a new window every 5 tokens
 
 
-def test_a_long_prompt_keeps_its_newest_part():
-    model, x = text(8, 10), torch.randint(10, (2, 50))
-    logits = model.decoder(torch.cat([x[:, -7:], x[:, :1]], 1), model.start(2))[:, -1]
+def test_long_prompt_is_cut_to_its_newest_part():
+    model, x = make_text(8, 10), torch.randint(10, (2, 50))
+    logits = model.decoder(torch.cat([x[:, -7:], x[:, :1]], 1), model.start_tokens(2))[:, -1]
     assert torch.equal(model.extend(x, 1, temperature=0.0)[:, -1], logits.argmax(-1))
 
 
-def test_what_is_known_stays_and_the_rest_follows_it():
-    model = pixels((1, 2, 2), 3)
-    x = images(model)[[50]].expand(8_000, 1, 2, 2)
+def test_inpainting_draws_from_the_conditional_distribution():
+    model = make_pixels((1, 2, 2), 3)
+    x = all_images(model)[[50]].expand(8_000, 1, 2, 2)
     known = torch.tensor([[[True, True], [False, False]]])
-    done = model.complete(x, known)
+    done = model.inpaint(x, known)
     assert torch.equal(done[:, :, 0], x[:, :, 0])
-    every = images(model)
+    every = all_images(model)
     fitting = every[(every[:, :, 0] == x[0, :, 0]).all((1, 2))]  # (9, 1, 2, 2)
     p = (model.log_prob(fitting) - model.log_prob(fitting).logsumexp(0)).exp()
     share = (done.flatten(1)[:, None] == fitting.flatten(1)).all(2).double().mean(0)
     assert (share - p).abs().max() < 4 * math.sqrt(0.25 / 8_000)
-    later = model.complete(
+    later = model.inpaint(
         x, ~known.flip(1)
-    )  # the other way round: an order has no later pixels to look at
+    )  # here the known pixels come last and cannot affect earlier ones
     assert torch.equal(later[:, :, 0], x[:, :, 0])
 
 
-# --- what is drawn from -------------------------------------------------------------------------------------------------
+# --- filtering of logits --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.5, 2.0])
 @pytest.mark.parametrize("top_k", [None, 1, 3, 50])
 @pytest.mark.parametrize("top_p", [None, 0.05, 0.6, 1.0])
-def test_sharpened_is_its_definition(temperature, top_k, top_p):
+def test_filter_logits_matches_its_definition(temperature, top_k, top_p):
     logits = torch.randn(5, 7, dtype=torch.float64)
-    found = sharpened(logits, temperature=temperature, top_k=top_k, top_p=top_p).softmax(-1)
+    found = filter_logits(logits, temperature=temperature, top_k=top_k, top_p=top_p).softmax(-1)
     for row, p_found in zip(logits, found, strict=True):
         p = (row / temperature).softmax(0)
         kept = sorted(range(7), key=lambda i: -p[i].item())[:top_k]
@@ -249,18 +252,18 @@ def test_sharpened_is_its_definition(temperature, top_k, top_p):
         torch.testing.assert_close(p_found, expected)
 
 
-def test_temperature_zero_takes_the_most_probable():
+def test_temperature_zero_selects_the_most_probable_token():
     logits = torch.randn(100, 9)
     for temperature in (0.0, 1e-4):
-        p = sharpened(logits, temperature=temperature).softmax(-1)
+        p = filter_logits(logits, temperature=temperature).softmax(-1)
         torch.testing.assert_close(p, F.one_hot(logits.argmax(-1), 9).float(), atol=1e-3, rtol=0)
 
 
-# --- training and refusals -----------------------------------------------------------------------------------------------
+# --- training and errors --------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("model", [text(bias=True), pixels()])
-def test_weight_decay_leaves_the_vectors(model):
+@pytest.mark.parametrize("model", [make_text(bias=True), make_pixels()])
+def test_weight_decay_applies_to_matrices_only(model):
     groups = model.parameter_groups()
     assert [p.ndim for p in groups[1]["params"]] == [1] * len(groups[1]["params"]) and groups[1][
         "weight_decay"
@@ -270,19 +273,19 @@ def test_weight_decay_leaves_the_vectors(model):
 
 
 @pytest.mark.parametrize(
-    ("make", "said"),
+    ("make", "message"),
     [
-        (lambda: text(heads=3), "model.heads=3"),
-        (lambda: pixels(heads=3), "model.heads=3"),
-        (lambda: text(heads=8, rotary=True), "model.rotary=true"),
-        (lambda: GPTText(Spec((1, 3, 3))), "dataset=text"),
-        (lambda: GPTPixels(tokens_of()), "takes images"),
-        (lambda: GPTPixels(Spec((1, 3, 3), dequantised=True)), "dataset.dequantise=false"),
-        (lambda: pixels(conditional=True), "model.conditional=false"),
-        (lambda: text().sample(1, torch.tensor([0])), "knows no classes"),
-        (lambda: pixels().sample(1, torch.tensor([0])), "model.conditional=true"),
+        (lambda: make_text(num_heads=3), "model.num_heads=3"),
+        (lambda: make_pixels(num_heads=3), "model.num_heads=3"),
+        (lambda: make_text(num_heads=8, rotary=True), "model.rotary=true"),
+        (lambda: GPTText(DataSpec((1, 3, 3))), "dataset=text"),
+        (lambda: GPTPixels(token_spec()), "needs images"),
+        (lambda: GPTPixels(DataSpec((1, 3, 3), dequantized=True)), "dataset.dequantize=false"),
+        (lambda: make_pixels(conditional=True), "model.conditional=false"),
+        (lambda: make_text().sample(1, torch.tensor([0])), "does not support labels"),
+        (lambda: make_pixels().sample(1, torch.tensor([0])), "model.conditional=true"),
     ],
 )
-def test_refusals_say_what_to_set(make, said):
-    with pytest.raises(UserError, match=said):
+def test_error_names_the_fix(make, message):
+    with pytest.raises(UserError, match=message):
         make()

@@ -1,4 +1,4 @@
-"""InfoGAN: its bound against the distributions, the parts of its codes, and the purity of what it finds."""
+"""InfoGAN: its bound against the distributions, the parts of its codes, and purity."""
 
 import math
 from functools import partial
@@ -15,19 +15,20 @@ from genlab.builders import entrypoints
 from genlab.commands import traverse
 from genlab.distributed.device import Device
 from genlab.errors import UserError
-from genlab.metrics import Settings, cluster_purity
-from genlab.metrics.context import Subject
+from genlab.metrics import cluster_purity
+from genlab.metrics.base import Settings
+from genlab.metrics.context import MetricContext
 from genlab.models.gan.infogan import InfoGAN
 from genlab.models.gan.trainer import GANTrainer
-from genlab.spec import Batch, Spec
+from genlab.spec import Batch, DataSpec
 
-IMAGES = Spec((1, 8, 8), classes=3, range=(0.0, 1.0))
+IMAGES = DataSpec((1, 8, 8), num_classes=3, range=(0.0, 1.0))
 
 
 def small(**options) -> InfoGAN:
     torch.manual_seed(0)
     return InfoGAN(
-        IMAGES, **{"latent": 5, "categories": 4, "continuous": 2, "width": 2, **options}
+        IMAGES, **{"latent": 5, "num_categories": 4, "num_continuous": 2, "width": 2, **options}
     ).double()
 
 
@@ -36,10 +37,10 @@ def batch_of(n: int = 8) -> Batch:
 
 
 @pytest.mark.parametrize("conditional", [False, True])
-def test_a_code_is_noise_a_category_continuous_codes_and_the_class(conditional):
+def test_prior_concatenates_noise_category_continuous_codes_and_class(conditional):
     model = small(conditional=conditional)
     y = torch.arange(6000) % 3 if conditional else None
-    noise, category, c, classes = model.prior(6000, y).split(model.sizes, 1)
+    noise, category, c, classes = model.prior(6000, y).split(model.code_sizes, 1)
     assert torch.equal(category.sum(1), torch.ones(6000).double()) and set(
         category.unique().tolist()
     ) == {0, 1}
@@ -54,37 +55,37 @@ def test_a_code_is_noise_a_category_continuous_codes_and_the_class(conditional):
     )
 
 
-def test_what_is_recovered_is_minus_the_log_of_q():
+def test_code_losses_are_negative_log_q():
     model = small(categorical_weight=0.7, continuous_weight=0.3).eval()
     z, h = model.prior(9), torch.randn(9, 32, dtype=torch.float64)
-    log_q, mean, log_var = model.recognised(h)
-    _, category, c, _ = z.split(model.sizes, 1)
-    found = model.recovered(z, h)
+    log_q, mean, log_var = model.code_posterior(h)
+    _, category, c, _ = z.split(model.code_sizes, 1)
+    found = model.code_losses(z, h)
     expected = -Categorical(logits=log_q).log_prob(category.argmax(1)).mean()
     torch.testing.assert_close(found["categorical"], 0.7 * expected)
     expected = -Normal(mean, (log_var / 2).exp()).log_prob(c).sum(1).mean()
     torch.testing.assert_close(found["continuous"], 0.3 * expected)
-    assert set(small(continuous=0).recovered(*(small(continuous=0).prior(2), h[:2]))) == {
+    assert set(small(num_continuous=0).code_losses(*(small(num_continuous=0).prior(2), h[:2]))) == {
         "categorical"
     }
 
 
-def test_a_q_that_knows_nothing_pays_the_entropy():
+def test_uninformed_q_has_the_entropy_as_loss():
     model = small(continuous_weight=1.0)
     for parameter in model.discriminator.recognition[-1].parameters():
         nn.init.zeros_(parameter)
     z = model.prior(7)
-    found = model.recovered(z, torch.randn(7, 32, dtype=torch.float64))
+    found = model.code_losses(z, torch.randn(7, 32, dtype=torch.float64))
     assert found["categorical"].item() == pytest.approx(
         math.log(4), abs=1e-12
     )  # L_I = H(c) − log 4 = 0
-    c = z.split(model.sizes, 1)[2]
+    c = z.split(model.code_sizes, 1)[2]
     assert found["continuous"].item() == pytest.approx(
         (c.square().sum(1).mean() / 2 + math.log(2 * math.pi)).item(), abs=1e-12
     )
 
 
-def test_both_players_pay_and_only_d_learns_to_read():
+def test_both_networks_minimize_code_losses_and_only_d_trains_q():
     model = small().train()
     for player, opponent in (("discriminator", "generator"), ("generator", "discriminator")):
         model.zero_grad()
@@ -104,11 +105,11 @@ def test_both_players_pay_and_only_d_learns_to_read():
         assert all(p.grad is None for p in theirs)
 
 
-def test_encode_is_the_mean_that_q_and_the_prior_tell():
+def test_encode_combines_the_means_of_q_and_prior():
     model = small(conditional=True).eval()
     x = batch_of(3).x
-    noise, category, c, classes = model.encode(x).split(model.sizes, 1)
-    log_q, mean, _ = model.recognised(model.discriminator.seen(x))
+    noise, category, c, classes = model.encode(x).split(model.code_sizes, 1)
+    log_q, mean, _ = model.code_posterior(model.discriminator.extract_features(x))
     torch.testing.assert_close(category, log_q.exp())
     assert (
         torch.equal(c, mean)
@@ -119,8 +120,8 @@ def test_encode_is_the_mean_that_q_and_the_prior_tell():
     assert model.decode(model.encode(x)).shape == x.shape
 
 
-def test_infogan_has_the_papers_sizes():
-    model = InfoGAN(Spec((1, 28, 28), range=(0.0, 1.0)))
+def test_infogan_matches_the_papers_sizes():
+    model = InfoGAN(DataSpec((1, 28, 28), range=(0.0, 1.0)))
     shapes = [
         tuple(m.weight.shape)
         for m in model.generator
@@ -141,33 +142,36 @@ def test_infogan_has_the_papers_sizes():
 @pytest.mark.parametrize(
     ("spec", "options", "says"),
     [
-        (Spec((1, 30, 30)), {}, r"prepare\.size=32"),
-        (Spec((2,), kind="points"), {}, "images"),
+        (DataSpec((1, 30, 30)), {}, r"preprocess\.size=32"),
+        (DataSpec((2,), kind="points"), {}, "images"),
         (IMAGES, {"conditional": True, "condition": "concat"}, r"model\.condition=projection"),
     ],
 )
-def test_refuses_what_does_not_fit(spec, options, says):
+def test_unsuitable_data_is_refused(spec, options, says):
     with pytest.raises(UserError, match=says):
         InfoGAN(spec, **options)
 
 
-# --- what its codes can be asked --------------------------------------------------------------------------------------
+# --- commands on codes ------------------------------------------------------------------------
 
 
 @pytest.fixture
-def moved(trained, tmp_path):
-    """`moved(item=3)` asks `genlab traverse` of a conditional InfoGAN: its run, its pictures' names, and what it wrote."""
+def run_traverse(trained, tmp_path):
+    """A function that runs `genlab traverse` on a conditional InfoGAN.
+
+    It returns the run, the names of the images, and the record with the arrays.
+    """
     folder = trained(
         "model=infogan",
         "model.width=2",
         "model.latent=5",
-        "model.categories=4",
+        "model.num_categories=4",
         "model.conditional=true",
     )
     run = entrypoints.load_run({"run": str(folder), "device": {"name": "cpu"}})
 
-    def ask(**options):
-        record = traverse.traverse(run, **options, out=str(tmp_path / "asked"))
+    def traverse_with(**options):
+        record = traverse.traverse(run, **options, output_dir=str(tmp_path / "asked"))
         (arrays,) = (tmp_path / "asked").glob("*.npz")
         with np.load(arrays) as held:
             found = {**record, **{key: torch.from_numpy(held[key]) for key in held}}
@@ -177,24 +181,26 @@ def moved(trained, tmp_path):
             found,
         )
 
-    return ask
+    return traverse_with
 
 
 @pytest.mark.parametrize(
-    ("options", "y"), [({}, 0), ({"y": 7}, 7), ({"item": 3}, 0), ({"item": 3, "y": 7}, 7)], ids=str
+    ("options", "y"),
+    [({}, 0), ({"label": 7}, 7), ({"item": 3}, 0), ({"item": 3, "label": 7}, 7)],
+    ids=str,
 )
-def test_traverse_goes_through_the_values_of_a_choice_and_moves_none(moved, options, y):
-    run, pictures, found = moved(n=100, frames=3, **options)
+def test_traverse_enumerates_one_hot_parts(run_traverse, options, y):
+    run, pictures, found = run_traverse(n=100, frames=3, **options)
     model, z = run.model, found["start"]
     assert pictures >= {"category", "class"}
-    _, category, c, classes = z.split(model.sizes)
+    _, category, c, classes = z.split(model.code_sizes)
     assert torch.equal(classes, one_hot(torch.tensor(y), 10).float())
     assert category.sum() == 1 and set(category.tolist()) == {0, 1}
     assert sorted(found["dims"].tolist()) == [*range(5), 9, 10], "noise and continuous codes"
     if "item" in options:
         mean = model.encode(run.dataset.items("test", torch.tensor([3])).x)
         assert category.argmax() == model.category(mean)[0] and torch.equal(
-            c, mean[0].split(model.sizes)[2]
+            c, mean[0].split(model.code_sizes)[2]
         )
     for name, size, first in (("category", 4, 5), ("class", 10, 11)):
         codes = z.repeat(size, 1)
@@ -211,12 +217,12 @@ def test_traverse_goes_through_the_values_of_a_choice_and_moves_none(moved, opti
 @pytest.mark.parametrize(
     ("dim", "name"), [(5, "category"), (8, "category"), (11, "class"), (20, "class")]
 )
-def test_a_value_of_a_choice_is_no_dimension(moved, dim, name):
+def test_traverse_refuses_dimensions_of_one_hot_parts(run_traverse, dim, name):
     with pytest.raises(UserError, match=rf"dimension {dim} .* its {name}.*leave {dim} out"):
-        moved(dims=[0, dim])
+        run_traverse(dims=[0, dim])
 
 
-# --- what it finds ---------------------------------------------------------------------------------------------------
+# --- purity -----------------------------------------------------------------------------------
 
 
 def test_purity_by_hand():
@@ -227,11 +233,11 @@ def test_purity_by_hand():
         "the names of the categories do not matter"
     )
     assert cluster_purity.purity(torch.zeros(30).long(), y) == pytest.approx(1 / 3)
-    assert cluster_purity.purity(torch.arange(30), y) == 1, "a category each tells nothing"
+    assert cluster_purity.purity(torch.arange(30), y) == 1, "one category per item has purity 1"
 
 
-class Finds(nn.Module):
-    """A model of images that are 40 × class bright, which finds the class up to its name, and draws one of 10 wrongly."""
+class BrightnessModel(nn.Module):
+    """Images of brightness 40 × class; finds a permuted class, and 1 in 10 samples is wrong."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -255,42 +261,42 @@ class Finds(nn.Module):
         return self.decode(self.prior(n))
 
 
-def reads(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the logits of bytes (B, 1, 8, 8) that are 40 × class bright, in the form of a classifier."""
+def brightness_classifier(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the logits of bytes (B, 1, 8, 8) of brightness 40 × class, as a classifier does."""
     logits = one_hot(x[:, 0, 0, 0].long() // 40, 3).float()
     return logits, logits
 
 
-reads.conditions = {"features": "reads"}
+brightness_classifier.conditions = {"features": "brightness_classifier"}
 
 
-def test_purity_of_items_and_of_samples():
+def test_code_purity_and_sample_purity():
     y = torch.arange(50) % 3
     x = (40 / 255 * y[:, None, None, None]).expand(-1, 1, 8, 8)
     data = SimpleNamespace(
-        spec=IMAGES, take=lambda split, n, seed, device="cpu": Batch(x[:n], y[:n])
+        spec=IMAGES, stacked=False, head=lambda split, n, seed, device="cpu": Batch(x[:n], y[:n])
     )
-    subject = Subject(data, Settings(n=30), model=Finds())
-    subject._extractors["classifier"] = reads
-    assert cluster_purity.rows(subject) == ["code_purity", "sample_purity"]
-    found, made = cluster_purity.measure(subject)
-    assert found.value == 1 and made.value == pytest.approx(0.9)
+    context = MetricContext(data, Settings(n=30), model=BrightnessModel())
+    context._extractors["classifier"] = brightness_classifier
+    assert cluster_purity.row_names(context) == ["code_purity", "sample_purity"]
+    found, sampled = cluster_purity.measure(context)
+    assert found.value == 1 and sampled.value == pytest.approx(0.9)
     assert found.conditions == {"n": 30, "split": "test", "seed": 0, "categories": 3}
-    assert made.error == pytest.approx(math.sqrt(0.9 * 0.1 / 30))
+    assert sampled.error == pytest.approx(math.sqrt(0.9 * 0.1 / 30))
     data.stacked = True
-    assert cluster_purity.rows(subject) == ["code_purity"]
-    assert cluster_purity.rows(SimpleNamespace(model=nn.Linear(1, 1), spec=IMAGES)) == [], (
+    assert cluster_purity.row_names(context) == ["code_purity"]
+    assert cluster_purity.row_names(SimpleNamespace(model=nn.Linear(1, 1), spec=IMAGES)) == [], (
         "it has no categories"
     )
 
 
-def test_training_makes_the_category_legible():
+def test_training_makes_the_category_recoverable():
     torch.manual_seed(0)
-    model = InfoGAN(IMAGES, latent=4, categories=2, continuous=1, width=4).train()
+    model = InfoGAN(IMAGES, latent=4, num_categories=2, num_continuous=1, width=4).train()
     adam = partial(torch.optim.Adam, lr=2e-3, betas=(0.5, 0.999))
     trainer = GANTrainer(model, adam, GANTrainer.Options(batch_size=16), device=Device(name="cpu"))
     bars = torch.zeros(2, 1, 8, 8)  # bright on the left, or on the right
     bars[0, :, :, :4], bars[1, :, :, 4:] = 1, 1
     batch = Batch(bars[torch.arange(16) % 2], torch.arange(16) % 2)
-    first, *_, last = [trainer.advance(iter([batch]))["categorical"].item() for _ in range(120)]
-    assert abs(first - math.log(2)) < 0.1 and last < 0.2  # −log Q, from knowing nothing
+    first, *_, last = [trainer.train_step(iter([batch]))["categorical"].item() for _ in range(120)]
+    assert abs(first - math.log(2)) < 0.1 and last < 0.2  # −log Q, from chance level

@@ -1,4 +1,4 @@
-"""Restoration by an unconditional model, where the answer is known: Gaussians, whose denoisers and conditionals are exact."""
+"""Inverse problems of Gaussians, whose denoisers and conditional distributions are exact."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from genlab.models.diffusion.edm import EDM
 from genlab.models.diffusion.flow_matching import FlowMatching
 from genlab.models.diffusion.inverse_problems import pseudo_inverse
 from genlab.models.diffusion.networks import mlp
-from genlab.spec import Spec
+from genlab.spec import DataSpec
 
 MODELS = {
-    "ddpm": partial(DDPM, schedule="cosine"),
+    "ddpm": partial(DDPM, noise_schedule="cosine"),
     "edm": partial(EDM),
     "flow_matching": partial(FlowMatching),
 }
@@ -31,21 +31,21 @@ pytestmark = pytest.mark.usefixtures("float64")
 
 
 def gaussian(name: str, cov: torch.Tensor = COV, **options):
-    """Return a model whose denoiser is the best of N(0, cov)."""
+    """Return a model with the optimal denoiser of N(0, cov)."""
     dim = len(cov)
     model = MODELS[name](
-        Spec((dim,), kind="points", levels=0), backbone=partial(mlp, hidden=(4,)), **options
+        DataSpec((dim,), kind="points", levels=0), backbone=partial(mlp, hidden=(4,)), **options
     ).eval()
 
     known = {
         level.t: level
         for steps in (100, 50)
         for s in ("ancestral", "ddim", "heun")
-        for level in model.levels(steps, s)
+        for level in model.noise_levels(steps, s)
     }
 
-    def answer(x, t, y=None):
-        level = known.get(t.item()) or model.level(model.noise_level(t.item()))
+    def predict_x0(x, t, y=None):
+        level = known.get(t.item()) or model.level_at(model.noise_to_signal(t.item()))
         gain = (
             level.alpha
             * cov
@@ -53,45 +53,51 @@ def gaussian(name: str, cov: torch.Tensor = COV, **options):
         )
         return x @ gain.T, None
 
-    model.answer = answer
+    model.predict_x0 = predict_x0
     return model
 
 
 @pytest.mark.parametrize(
     ("jump", "resample"), [(1, 10), (10, 20)]
-)  # 10 rounds of such leave the mean 0.03 off
+)  # with (10, 10) the mean would be off by 0.03
 @pytest.mark.parametrize("name", MODELS)
 def test_inpainting_draws_from_the_exact_conditional(name, jump, resample):
-    """Of a Gaussian with one value known: the other is N(ρ x, …); what is known stays."""
+    """If one value of a Gaussian is known, the other is N(ρ x, …); known values stay."""
     model = gaussian(name)
     torch.manual_seed(0)
-    seen = torch.tensor([[0.9, 0.0]]).expand(DRAWS, 2)
+    observed = torch.tensor([[0.9, 0.0]]).expand(DRAWS, 2)
     known = torch.tensor([[True, False]]).expand(DRAWS, 2)
-    x = model.complete(seen, known, steps=100, resample=resample, jump=jump)
-    assert torch.equal(x[:, 0], seen[:, 0])
+    x = model.inpaint(observed, known, steps=100, resample=resample, jump=jump)
+    assert torch.equal(x[:, 0], observed[:, 0])
     mean, var = COV[1, 0] / COV[0, 0] * 0.9, COV[1, 1] - COV[1, 0] ** 2 / COV[0, 0]
     assert x[:, 1].mean().item() == pytest.approx(mean.item(), abs=0.03)
     assert x[:, 1].std().item() == pytest.approx(math.sqrt(var), rel=0.1)
-    once = model.complete(seen, known, steps=100, resample=1, jump=jump)
-    assert abs(once[:, 1].mean() - mean) > abs(x[:, 1].mean() - mean)  # what the resampling is for
+    once = model.inpaint(observed, known, steps=100, resample=1, jump=jump)
+    assert abs(once[:, 1].mean() - mean) > abs(x[:, 1].mean() - mean)  # the reason for resampling
 
 
-def test_the_pseudo_inverse_is_that_of_the_matrix():
+def test_pseudo_inverse_equals_that_of_the_matrix():
     A = torch.randn(3, 5)
-    linear = lambda x: x @ A.T  # noqa: E731
+
+    def linear(x):
+        return x @ A.T
+
     r = torch.randn(4, 3)
     found = pseudo_inverse(linear, r, like=torch.zeros(4, 5))
     torch.testing.assert_close(found, r @ torch.linalg.pinv(A).T, rtol=1e-6, atol=1e-8)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_images_made_smaller_are_undone_to_what_was_seen(dtype):
-    """The operator of dataset=superres, in both precisions, of residuals large and small, and of one that is 0."""
+def test_pseudo_inverse_of_downsampling_reproduces_the_observation(dtype):
+    """The operator of dataset=superres in both precisions, with large, small, zero residuals."""
     operator = Operator(
-        name="downsample", spec=Spec((1, 8, 8)), factor=2, sigma=0.0, mask="box", share=0.5
-    ).smooth
+        name="downsample", spec=DataSpec((1, 8, 8)), factor=2, sigma=0.0, mask="box", mask_ratio=0.5
+    ).apply_unrounded
     zero = torch.zeros(4, 1, 8, 8, dtype=dtype)
-    linear = lambda x: operator(x) - operator(zero)  # noqa: E731
+
+    def linear(x):
+        return operator(x) - operator(zero)
+
     r = torch.randn(4, 1, 4, 4, dtype=dtype) * torch.tensor(
         [1e-4, 1.0, 1e3, 0.0], dtype=dtype
     ).view(4, 1, 1, 1)
@@ -103,11 +109,17 @@ def test_images_made_smaller_are_undone_to_what_was_seen(dtype):
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_restoration_agrees_with_what_was_seen_and_draws_the_rest(name):
-    """Of independent values the mean is seen, of two: their sum is exact, and their difference has the law of the data."""
+def test_restoration_agrees_with_the_observation_and_draws_the_rest(name):
+    """The observation is the mean of two independent values.
+
+    Their sum is exact, and their difference has the distribution of the data.
+    """
     s2 = 0.25
     model = gaussian(name, s2 * torch.eye(2))
-    operator = lambda x: x.mean(1, keepdim=True) + 0.1  # noqa: E731
+
+    def operator(x):
+        return x.mean(1, keepdim=True) + 0.1
+
     y = torch.full((DRAWS, 1), 0.4)
     x = model.restore(y, operator, steps=100)
     torch.testing.assert_close(operator(x), y, atol=1e-6, rtol=0)
@@ -116,7 +128,7 @@ def test_restoration_agrees_with_what_was_seen_and_draws_the_rest(name):
     assert difference.std().item() == pytest.approx(math.sqrt(s2 / 2), rel=0.06)
 
 
-def test_an_operator_that_is_not_linear_is_refused():
+def test_nonlinear_operator_is_an_error():
     model = gaussian("edm")
     with pytest.raises(UserError, match="linear"):
         model.restore(torch.zeros(2, 2), lambda x: x**2)
@@ -131,12 +143,12 @@ def test_denoising_gives_the_posterior_mean(name, sigma):
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_editing_goes_from_the_item_to_the_law_of_the_data(name):
+def test_editing_interpolates_from_the_item_to_the_data(name):
     model, x = gaussian(name), torch.tensor([[1.0, -1.0]]).expand(DRAWS, 2)
     assert torch.equal(model.edit(x, 0.0), x)
-    free = model.edit(x, 1.0)
-    torch.testing.assert_close(torch.cov(free.T), COV, atol=0.04, rtol=0.06)
-    # between the two it is nearer to the item the weaker it is
+    resampled = model.edit(x, 1.0)
+    torch.testing.assert_close(torch.cov(resampled.T), COV, atol=0.04, rtol=0.06)
+    # between the two, weaker edits are closer to the item
     distance = [
         (model.edit(x, strength) - x).square().sum(1).mean().item() for strength in (0.2, 0.5, 1.0)
     ]

@@ -1,8 +1,7 @@
-"""Diffusion in the codes of an autoencoder: what is encoded, how it is scaled, and that a run needs no other folder."""
+"""Latent diffusion: codecs, scaling of codes, and self-contained runs."""
 
 from __future__ import annotations
 
-import inspect
 import re
 import shutil
 
@@ -13,38 +12,41 @@ from helpers.recipes import CONFIGS, built, small, typed
 from omegaconf import OmegaConf
 
 from genlab.builders import factory
-from genlab.config.instantiate import locate
-from genlab.config.recipes import recipes
+from genlab.config.instantiate import import_target
+from genlab.config.recipes import list_recipes
 from genlab.errors import UserError
+from genlab.models.diffusion.base import Diffusion
 from genlab.models.diffusion.edm import EDM
 from genlab.models.diffusion.latent_diffusion import LatentDiffusion
 from genlab.runs.run_folder import RunFolder
-from genlab.spec import Batch, Spec
+from genlab.spec import Batch, DataSpec
 
 MODELS = {
-    r.name: locate({"_target_": r.target}, r.name)
-    for r in recipes()
+    r.name: import_target({"_target_": r.target}, r.name)
+    for r in list_recipes()
     if {"encode", "decode"} <= r.abilities()
 }
-SLOW = [
-    name for name, of in MODELS.items() if "steps" in inspect.signature(of.encode).parameters
-]  # hundreds of evaluations
+# Models whose codes take hundreds of network evaluations.
+SLOW = [name for name, cls in MODELS.items() if issubclass(cls, Diffusion | LatentDiffusion)]
 CODECS = [name for name in MODELS if name not in SLOW]
 SMALL = (
     "experiment=ldm_mnist",
     "dataset=digits",
-    "prepare.size=16",
+    "preprocess.size=16",
     "device=cpu",
     "out=unused",
     "trainer.batch_size=8",
 )
-LINEAR = Spec((2, 8, 8), classes=4)
+LINEAR = DataSpec((2, 8, 8), num_classes=4)
 
 
-class Halves(torch.nn.Module):
-    """A codec whose code is an image's even columns, times three and plus one, and which loses the odd ones."""
+class EvenColumns(torch.nn.Module):
+    """A codec whose code is the even columns of an image, times three, plus one.
 
-    def __init__(self, spec: Spec) -> None:
+    The odd columns are lost.
+    """
+
+    def __init__(self, spec: DataSpec) -> None:
         super().__init__()
         self.scale = torch.nn.Parameter(torch.tensor(3.0))
 
@@ -55,19 +57,19 @@ class Halves(torch.nn.Module):
         return ((z - 1) / self.scale).repeat_interleave(2, -1)
 
 
-def model(**options) -> LatentDiffusion:
+def make_ldm(**options) -> LatentDiffusion:
     torch.manual_seed(0)
     return LatentDiffusion(
-        LINEAR, codec=Halves, diffusion=lambda spec: EDM(spec, backbone=tiny, **options)
+        LINEAR, codec=EvenColumns, diffusion=lambda spec: EDM(spec, backbone=make_probe, **options)
     )
 
 
-def tiny(shape, *, outputs, classes):
-    return Probe(shape)
+def make_probe(shape, *, outputs, num_classes):
+    return ZeroNetwork(shape)
 
 
-class Probe(torch.nn.Module):
-    """A network that remembers what it saw, and answers 0."""
+class ZeroNetwork(torch.nn.Module):
+    """A network that stores its input and returns 0."""
 
     def __init__(self, shape) -> None:
         super().__init__()
@@ -78,32 +80,32 @@ class Probe(torch.nn.Module):
         return self.zero * x
 
 
-def test_codes_have_unit_variance_and_are_decoded_from_what_was_encoded():
-    ldm, x = model(), torch.randn(2000, 2, 8, 8) * 0.4 + 0.2
+def test_codes_are_scaled_to_unit_variance_and_back():
+    ldm, x = make_ldm(), torch.randn(2000, 2, 8, 8) * 0.4 + 0.2
     codes = ldm.codec.encode(x)
-    ldm.standardise(codes)
+    ldm.fit_code_statistics(codes)
     scaled = (codes - ldm.mean) / ldm.std
     assert scaled.mean().abs() < 1e-5 and scaled.std().item() == pytest.approx(1, abs=1e-5)
-    # a sampler that gives the codes of x gives x's even columns
-    ldm.inner.sample = lambda n, y, **how: scaled[:n]
+    # if the diffusion model samples the codes of x, the samples are x's even columns
+    ldm.diffusion.sample = lambda n, y, **how: scaled[:n]
     torch.testing.assert_close(
         ldm.sample(5), x[:5, :, :, ::2].repeat_interleave(2, -1), atol=1e-5, rtol=1e-5
     )
     assert torch.isfinite(ldm.loss(Batch(x[:9]))["loss"])
 
 
-def test_the_codec_stays_as_it_is():
-    ldm = model().train()
-    assert not ldm.codec.training and ldm.inner.training
+def test_codec_is_frozen():
+    ldm = make_ldm().train()
+    assert not ldm.codec.training and ldm.diffusion.training
     assert not any(p.requires_grad for p in ldm.codec.parameters())
     ldm.loss(Batch(torch.randn(4, 2, 8, 8)))["loss"].backward()
-    assert ldm.inner.network.zero.grad is not None
+    assert ldm.diffusion.network.zero.grad is not None
 
 
-def test_it_is_asked_through_its_codes():
-    """A network that answers 0 is EDM's best denoiser of N(0, σ_data²): its ODE is known, and goes there and back."""
-    ldm, x = model().double(), torch.randn(6, 2, 8, 8, dtype=torch.float64)
-    ldm.standardise(ldm.codec.encode(x))
+def test_abilities_act_on_the_codes():
+    """A zero network is EDM's optimal denoiser of N(0, σ_data²), whose ODE is known."""
+    ldm, x = make_ldm().double(), torch.randn(6, 2, 8, 8, dtype=torch.float64)
+    ldm.fit_code_statistics(ldm.codec.encode(x))
     z = ldm.encode(x)
     assert z.shape == (6, 2, 8, 4) == ldm.prior(6).shape
     scaled = (ldm.codec.encode(x) - ldm.mean) / ldm.std
@@ -111,7 +113,7 @@ def test_it_is_asked_through_its_codes():
     even = x[..., ::2].repeat_interleave(2, -1)
     torch.testing.assert_close(ldm.decode(z), even, rtol=0.01, atol=0.01)
     torch.testing.assert_close(ldm.edit(x, 0.0), even)
-    assert ldm.noise_error(x, terms=3).shape == (6,)
+    assert ldm.eps_mse(x, num_terms=3).shape == (6,)
 
 
 @pytest.fixture(scope="module")
@@ -122,76 +124,81 @@ def codec_run(tmp_path_factory):
         config, dataset, trainer = built(*small(recipe))
         info = {"model": recipe, "spec": dataset.spec.to_json(), "choices": {}}
         run = RunFolder.create(
-            tmp_path_factory.mktemp("codec") / recipe, config=OmegaConf.to_yaml(config), info=info
+            tmp_path_factory.mktemp("codec") / recipe,
+            config=OmegaConf.to_yaml(config),
+            metadata=info,
         )
-        run.save(trainer.state(), keep=1)
+        run.save_checkpoint(trainer.state_dict(), keep=1)
         return run.path, dataset, trainer.model
 
     return make
 
 
-def assembled(path, recipe: str, *more: str):
-    """Return what `genlab train model=ldm codec.run=<path>` makes, on the recipe's own data set."""
+def build_ldm(path, recipe: str, *more: str):
+    """Build `genlab train model=ldm codec.run=<path>` on the dataset of the codec's recipe."""
     own = re.search(r"override /dataset: (\w+)", (CONFIGS / f"model/{recipe}.yaml").read_text())
     data = (f"dataset={own[1]}",) if own else ()
-    return factory.assemble(typed(*small("ldm"), *data, f"codec.run={path}", *more))
+    return factory.build_training(typed(*small("ldm"), *data, f"codec.run={path}", *more))
 
 
 @pytest.mark.parametrize("recipe", CODECS)
-def test_whatever_encodes_and_decodes_is_a_codec(recipe, codec_run):
+def test_every_model_that_encodes_and_decodes_is_a_codec(recipe, codec_run):
     path, theirs, codec = codec_run(recipe)
-    config, dataset, trainer = assembled(path, recipe)
-    ldm, x = trainer.model, dataset.take("train", 4).x
-    assert dataset.spec == theirs.spec and torch.equal(x, theirs.take("train", 4).x)
+    config, dataset, trainer = build_ldm(path, recipe)
+    ldm, x = trainer.model, dataset.head("train", 4).x
+    assert dataset.spec == theirs.spec and torch.equal(x, theirs.head("train", 4).x)
     assert all(torch.equal(v, ldm.codec.state_dict()[k]) for k, v in codec.state_dict().items())
     assert (
-        list(config["prepare"]) == list(typed(*small("ldm"))["prepare"])
-        and config["prepare"]["range"] is not None
+        list(config["preprocess"]) == list(typed(*small("ldm"))["preprocess"])
+        and config["preprocess"]["range"] is not None
     )
     ldm.loss(Batch(x, torch.zeros(4, dtype=torch.long)))["loss"].backward()
-    assert any(p.grad is not None for p in ldm.inner.parameters())
+    assert any(p.grad is not None for p in ldm.diffusion.parameters())
     assert ldm.sample(2, steps=2).shape == (2, *dataset.spec.shape)
 
 
-def test_the_data_is_prepared_as_it_was_for_the_codec_or_refused(codec_run):
+def test_data_is_preprocessed_as_for_the_codec(codec_run):
     path, theirs, _ = codec_run("vae")
-    _, dataset, _ = assembled(
-        path, "vae", "prepare.range=[0,1]", "prepare.binarize=threshold", "prepare.size=8"
+    _, dataset, _ = build_ldm(
+        path, "vae", "preprocess.range=[0,1]", "preprocess.binarize=threshold", "preprocess.size=8"
     )
     assert (
         dataset.spec == theirs.spec and dataset.binarize == "threshold"
-    )  # what is asked for and fits stays
-    for asked, said in {
-        "prepare.range=[-1,1]": r"in \[0, 1\], binary, and this data is image of shape \[1, 8, 8\] in \[-1, 1\], binary",
-        "prepare.binarize=none": r"in \[0, 1\]; leave prepare= out",
-        "prepare.size=16": r"\[1, 16, 16\]",
+    )  # a matching option is accepted
+    for override, message in {
+        "preprocess.range=[-1,1]": r"in \[0, 1\], binary, but this data is image of shape "
+        r"\[1, 8, 8\] in \[-1, 1\], binary",
+        "preprocess.binarize=none": r"in \[0, 1\]; leave preprocess= out",
+        "preprocess.size=16": r"\[1, 16, 16\]",
     }.items():
-        with pytest.raises(UserError, match=said):
-            assembled(path, "vae", asked)
+        with pytest.raises(UserError, match=message):
+            build_ldm(path, "vae", override)
 
 
-def test_mirrored_items_have_codes_of_their_own():
-    _, dataset, trainer = built(*SMALL, "prepare.flip=true")
-    codec, x, y = trainer.model.codec, *dataset.arrays("train")
-    codes = dataset.mapped("train", codec.encode)
-    z, of = codes.arrays("train")
+def test_mirrored_items_are_encoded_too():
+    _, dataset, trainer = built(*SMALL, "preprocess.flip=true")
+    codec, x, y = trainer.model.codec, *dataset.raw_arrays("train")
+    codes = dataset.map("train", codec.encode)
+    z, of = codes.raw_arrays("train")
     n = dataset.size("train")
     assert (
-        dataset.prepare.flip and codes.size("train") == 2 * n and torch.equal(of, torch.cat([y, y]))
+        dataset.preprocess.flip
+        and codes.size("train") == 2 * n
+        and torch.equal(of, torch.cat([y, y]))
     )
-    prepared = dataset.prepare(x[:5], torch.Generator())
+    prepared = dataset.preprocess(x[:5], torch.Generator())
     torch.testing.assert_close(z[:5], codec.encode(prepared).detach())
     torch.testing.assert_close(z[n : n + 5], codec.encode(prepared.flip(-1)).detach())
-    held = dataset.mapped("validation", codec.encode)  # nothing that is measured is mirrored
+    held = dataset.map("validation", codec.encode)  # evaluation data is not mirrored
     assert held.size("validation") == dataset.size("validation")
 
 
-def test_a_batch_of_the_trainer_is_codes_made_once():
+def test_trainer_encodes_each_item_once():
     _, dataset, trainer = built(*SMALL)
-    codes = trainer.model.codec.encode(dataset.take("train", 32).x)
+    codes = trainer.model.codec.encode(dataset.head("train", 32).x)
     calls, encode = [], trainer.model.codec.encode
     trainer.model.codec.encode = lambda x: calls.append(len(x)) or encode(x)
-    batches = trainer.stream(dataset)
+    batches = trainer.train_batches(dataset)
     assert sum(calls) == dataset.size("train")
     batch = next(batches)
     assert (
@@ -202,21 +209,21 @@ def test_a_batch_of_the_trainer_is_codes_made_once():
     assert trainer.model.std != 1
     before = {k: v.clone() for k, v in trainer.model.codec.state_dict().items()}
     for _ in range(2):
-        trainer.advance(batches)
+        trainer.train_step(batches)
     assert all(torch.equal(v, before[k]) for k, v in trainer.model.codec.state_dict().items())
 
 
-def test_codes_are_those_of_the_codec_that_a_checkpoint_brings():
-    """A trainer is checked, and asked for a stream, before it takes over the state of the run that goes on."""
+def test_codes_are_recomputed_with_the_codec_of_a_checkpoint():
+    """A trainer may request batches before it loads the state of the resumed run."""
     (_, dataset, before), (_, _, after) = built(*SMALL), built(*SMALL)
     with torch.no_grad():
         for p in before.model.codec.parameters():
             p.mul_(1.5)
-    before.stream(dataset)
-    after.stream(dataset)
-    after.load(before.state())
+    before.train_batches(dataset)
+    after.train_batches(dataset)
+    after.load_state_dict(before.state_dict())
     torch.testing.assert_close(
-        next(after.stream(dataset)).x, next(before.stream(dataset)).x, rtol=0, atol=0
+        next(after.train_batches(dataset)).x, next(before.train_batches(dataset)).x, rtol=0, atol=0
     )
 
 
@@ -232,38 +239,46 @@ def test_codes_are_those_of_the_codec_that_a_checkpoint_brings():
         ),
         (
             lambda: LatentDiffusion(
-                LINEAR, codec=Halves, diffusion=lambda spec: torch.nn.Identity()
+                LINEAR, codec=EvenColumns, diffusion=lambda spec: torch.nn.Identity()
             ),
-            "no diffusion model",
+            "must be a diffusion model",
         ),
     ],
 )
-def test_refusals(act, words):
+def test_error_names_the_fix(act, words):
     with pytest.raises(UserError, match=words):
         act()
 
 
-def test_one_command_trains_both_and_the_run_stands_alone(tmp_path):
-    train = ("experiment=ldm_mnist", "dataset=digits", "prepare.size=16", "trainer.steps=3", "trainer.batch_size=8", "device=cpu",
-             "trainer.preview_every=0", "model.diffusion.timesteps=10",
-             "codec.train=['experiment=vq_vae_mnist','trainer.steps=2','model.latent=4','trainer.preview_every=0']")  # fmt: skip
+def test_one_command_trains_both_and_the_run_is_self_contained(tmp_path):
+    train = (
+        "experiment=ldm_mnist",
+        "dataset=digits",
+        "preprocess.size=16",
+        "trainer.steps=3",
+        "trainer.batch_size=8",
+        "device=cpu",
+        "trainer.preview_every=0",
+        "model.diffusion.timesteps=10",
+        "codec.train=['experiment=vq_vae_mnist','trainer.steps=2','model.latent=4','trainer.preview_every=0']",
+    )
     done = run_here("train", *train, "out=run", cwd=tmp_path)
     assert done.code == 0, done.error
-    again = run_here("train", *train, "out=other", cwd=tmp_path)  # the codec is there
-    assert again.code == 0 and "there already" in again.err
+    again = run_here("train", *train, "out=other", cwd=tmp_path)  # the codec exists
+    assert again.code == 0 and "already trained" in again.err
     mine = next((tmp_path / "outputs/parts").glob("*"))
     wrong = run_here(
-        "train", *train, "prepare.size=8", f"codec.run={mine}", "out=wrong", cwd=tmp_path
+        "train", *train, "preprocess.size=8", f"codec.run={mine}", "out=wrong", cwd=tmp_path
     )
-    assert wrong.code and "prepare=" in wrong.error
+    assert wrong.code and "preprocess=" in wrong.error
     bare = shutil.copytree(
         tmp_path / "run", tmp_path / "bare", ignore=shutil.ignore_patterns("step_*")
     )
     begun = run_here(
         "train", f"resume={bare}", cwd=tmp_path
-    )  # it was killed before its first checkpoint
+    )  # a run killed before its first checkpoint
     assert begun.code == 0, begun.error
-    trained, other = (RunFolder(folder).load()["model"] for folder in (mine, bare))
+    trained, other = (RunFolder(folder).load_checkpoint()["model"] for folder in (mine, bare))
     assert all(torch.equal(v, other[f"codec.{k}"]) for k, v in trained.items())
     shutil.rmtree(tmp_path / "outputs")
     assert run_here("sample", "run=run", "n=4", "device=cpu", cwd=tmp_path).code == 0

@@ -1,4 +1,4 @@
-"""What every recipe owes, whichever family it is of: a new file in configs/model/ is tested with no edit here."""
+"""Tests of every recipe of every family; new files in configs/model/ are found automatically."""
 
 from __future__ import annotations
 
@@ -11,22 +11,21 @@ import torch
 from helpers.recipes import RECIPES, built, composed, same, small
 
 from genlab.abilities import Estimate, abilities
-from genlab.builders.pretrained import PARTS, part_of
+from genlab.builders.pretrained import PART_NAMES, pretrained_part_name
 from genlab.runs.run_folder import RunFolder
 
 STEPS = 3
 
 
-def each():
-    """Run a test for each recipe, a recipe's tests in one process, so that they share its training."""
+def each_recipe():
+    """Run a test for each recipe; one process runs all tests of a recipe and shares its training."""
     return pytest.mark.parametrize(
         "recipe", [pytest.param(r, marks=pytest.mark.xdist_group(r)) for r in RECIPES]
     )
 
 
-@lru_cache(
-    maxsize=2
-)  # a recipe's tests come one after another; all models at once were many gigabytes
+# the tests of a recipe run in sequence, and all models together would take many gigabytes
+@lru_cache(maxsize=2)
 def trained(recipe: str):
     """Return (dataset, trainer) after STEPS steps."""
     _, dataset, trainer = built(*small(recipe))
@@ -35,74 +34,75 @@ def trained(recipe: str):
 
 
 def advance(trainer, dataset, steps: int) -> None:
-    batches = trainer.stream(dataset)
+    batches = trainer.train_batches(dataset)
     for _ in range(steps):
-        trainer.advance(batches)
+        trainer.train_step(batches)
 
 
-@each()
+@each_recipe()
 def test_resumes_bit_for_bit_from_its_file(recipe, tmp_path):
     dataset, undisturbed = trained(recipe)
     overrides = small(recipe)
     _, _, first = built(*overrides)
     advance(first, dataset, 1)
-    run = RunFolder.create(tmp_path / "run", config="", info={})
-    run.save(first.state(), keep=3)
+    run = RunFolder.create(tmp_path / "run", config="", metadata={})
+    run.save_checkpoint(first.state_dict(), keep=3)
     del first
     _, _, second = built(*overrides)
-    torch.manual_seed(12345)  # what a new process would have: another random state
-    second.load(run.load())
+    torch.manual_seed(12345)  # a new process has another random state
+    second.load_state_dict(run.load_checkpoint())
     advance(second, dataset, STEPS - 1)
-    a, b = undisturbed.state(), second.state()
+    a, b = undisturbed.state_dict(), second.state_dict()
     assert [key for key in a if key != "seconds" and not same(a[key], b[key])] == []
 
 
-@each()
-def test_gradients_reach_every_parameter(recipe):
+@each_recipe()
+def test_every_parameter_gets_a_gradient(recipe):
     _, trainer = trained(recipe)
-    if not trainer.optimizers:  # a fit in closed form: it must have set every parameter; a single number may be right already
+    if not trainer.optimizers:
+        # a closed-form fit must set every parameter; a single number may be right already
         start = dict(built(*small(recipe))[2].model.named_parameters())
-        same_ = [
+        unchanged = [
             name
             for name, p in trainer.model.named_parameters()
             if p.numel() > 1 and torch.equal(p, start[name])
         ]
-        assert not same_ and not any(p.requires_grad for p in start.values())
+        assert not unchanged and not any(p.requires_grad for p in start.values())
         return
-    reached = moved(trainer.model)
-    if starts := getattr(
-        trainer, "starts", getattr(trainer.options, "starts", ())
-    ):  # stages, each trains parameters of its own
+    reached = parameters_with_gradient(trainer.model)
+    # each stage trains its own parameters
+    resolution_starts = getattr(trainer, "resolution_starts", ())
+    if starts := resolution_starts or getattr(trainer.options, "stage_starts", ()):
         _, dataset, trainer = built(*small(recipe))
         reached = set()
         for start in starts:
-            trainer.at = start
+            trainer.global_step = start
             advance(trainer, dataset, 1)
-            reached |= moved(trainer.model)
+            reached |= parameters_with_gradient(trainer.model)
     trainable = {
         id(p) for opt in trainer.optimizers.values() for g in opt.param_groups for p in g["params"]
     }
     for name, p in trainer.model.named_parameters():
-        if name.partition(".")[0] in PARTS:  # trained before
+        if name.partition(".")[0] in PART_NAMES:  # pretrained
             assert not p.requires_grad and id(p) not in trainable
             continue
         assert id(p) in trainable, f"no optimizer has {name}"
         assert name in reached, name
 
 
-def moved(model) -> set[str]:
-    """Return the names of the parameters that have a gradient; it must be finite."""
+def parameters_with_gradient(model) -> set[str]:
+    """Return the names of the parameters with a nonzero gradient; gradients must be finite."""
     grads = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
     assert all(torch.isfinite(grad).all() for grad in grads.values())
     return {name for name, grad in grads.items() if grad.abs().max() > 0}
 
 
-@each()
-def test_same_seed_same_samples(recipe):
+@each_recipe()
+def test_same_seed_gives_same_samples(recipe):
     dataset, trainer = trained(recipe)
-    model = trainer.sampler()
+    model = trainer.eval_model()
     if "sample" not in abilities(model):
-        pytest.skip(f"{recipe} is no distribution")
+        pytest.skip(f"{recipe} does not sample")
     options = few(model.sample)
     draws = []
     for seed in (0, 0, 1):
@@ -117,33 +117,33 @@ def test_same_seed_same_samples(recipe):
         assert a.min() >= low - 1e-4 and a.max() <= high + 1e-4
 
 
-@each()
-def test_every_sampler_it_names_samples(recipe):
+@each_recipe()
+def test_every_sampler_of_a_model_samples(recipe):
     dataset, trainer = trained(recipe)
-    model = trainer.sampler()
-    for name in getattr(model, "samplers", ()):
+    model = trainer.eval_model()
+    for name in model.samplers:
         assert model.sample(2, sampler=name, steps=3).shape == (2, *dataset.spec.shape)
 
 
-@each()
-def test_every_ability_keeps_its_contract(recipe):
+@each_recipe()
+def test_abilities_return_the_documented_shapes(recipe):
     dataset, trainer = trained(recipe)
     with torch.no_grad():
         check_abilities(dataset, trainer)
 
 
 def check_abilities(dataset, trainer) -> None:
-    model = trainer.sampler()
+    model = trainer.eval_model()
     has = abilities(model)
-    batch = trainer.device.ready(dataset.take("validation", 3))
+    batch = trainer.device.to_device(dataset.head("validation", 3))
     x, y = batch.x, batch.y
-    assert has & {"sample", "encode", "translate"}, "there is nothing that it can be asked"
+    assert has & {"sample", "encode", "translate"}, "the model has no ability that a command uses"
     if "translate" in has:
         check_translation(model, batch, dataset.spec)
     if "encode" in has:
         z = model.encode(x, **few(model.encode))
         assert len(z) == 3 and torch.equal(z, model.encode(x, **few(model.encode))), (
-            "a code has no noise"
+            "codes must be deterministic"
         )
         if "decode" in has:
             assert model.decode(z, **few(model.decode)).shape == x.shape
@@ -159,8 +159,8 @@ def check_abilities(dataset, trainer) -> None:
         "energy": lambda: model.energy(x),
     }
     for part in model.modules():
-        if hasattr(part, "temperatures"):
-            part.temperatures = 50  # of annealed importance sampling: many are precise and slow
+        if hasattr(part, "num_temperatures"):
+            part.num_temperatures = 50  # fewer make annealed importance sampling fast
     for verb in has & set(nats):
         value = nats[verb]()
         assert value.shape == (3,) and torch.isfinite(value).all(), verb
@@ -174,20 +174,24 @@ def check_abilities(dataset, trainer) -> None:
 
 
 def few(verb: Callable[..., object]) -> dict[str, int]:
-    """Return the options of an ability that make it fast: few steps on a path, few terms of a bound."""
-    takes = inspect.signature(verb).parameters
-    return {name: 4 for name in ("steps", "terms") if name in takes}
+    """Return options that make an ability fast: few sampling steps, few terms of a bound."""
+    parameters = inspect.signature(verb).parameters
+    return {name: 4 for name in ("steps", "num_terms") if name in parameters}
 
 
 def check_translation(model, batch, spec) -> None:
-    made = []
+    results = []
     for _ in range(2):
-        torch.manual_seed(0)  # a translator may draw
-        made.append(model.translate(batch.cond))
-    assert made[0].shape == batch.x.shape and torch.isfinite(made[0]).all() and torch.equal(*made)
+        torch.manual_seed(0)  # a translator may be random
+        results.append(model.translate(batch.cond))
+    assert (
+        results[0].shape == batch.x.shape
+        and torch.isfinite(results[0]).all()
+        and torch.equal(*results)
+    )
     low, high = spec.range
-    assert made[0].min() >= low - 1e-4 and made[0].max() <= high + 1e-4
-    multiple = getattr(model, "multiple", 1)
+    assert results[0].min() >= low - 1e-4 and results[0].max() <= high + 1e-4
+    multiple = model.size_multiple
     assert isinstance(multiple, int) and multiple >= 0
     if multiple and spec.kind == "image":  # sources of other sizes are padded to a multiple
         height, width = (side + 2 * multiple - side % multiple for side in batch.cond.shape[-2:])
@@ -198,28 +202,36 @@ def check_translation(model, batch, spec) -> None:
         assert larger.shape == (2, spec.shape[0], height * times, (width + multiple) * times)
 
 
-def conditional(config: dict) -> str:
-    """Return the override that makes a recipe's model conditional, by itself or by the part that it takes its conditions from."""
+def conditional_override(config: dict) -> str | None:
+    """Return the override that makes a recipe's model conditional; None without such a form.
+
+    The option belongs to the model or to the pretrained part whose conditions the model takes over.
+    """
     model = config["model"]
-    if "conditional" in model or "diffusion" in model:
-        return f"model.{'' if 'conditional' in model else 'diffusion.'}conditional=true"
-    name = part_of(config)
+    if "conditional" in model:
+        return "model.conditional=true"
+    if "diffusion" in model:
+        return "model.diffusion.conditional=true"
+    name = pretrained_part_name(config)
+    if name is None:
+        return None
     return f"{name}.train={[*config[name]['train'], 'model.conditional=true']}"
 
 
-@each()
-def test_conditional_form_draws_the_class_asked_for(recipe):
+@each_recipe()
+def test_conditional_model_samples_the_requested_classes(recipe):
     dataset, trainer = trained(recipe)
-    if not hasattr(trainer.model, "conditional"):
-        pytest.skip(f"{recipe} has no conditional form")
-    if not dataset.spec.classes:
-        pytest.skip(f"{recipe}'s data has no classes")
-    if getattr(trainer.model, "prompted", False):
-        pytest.skip(f"{recipe} is told captions in the place of classes")
-    option = () if trainer.model.conditional else (conditional(composed(*small(recipe))),)
+    override = conditional_override(composed(*small(recipe)))
+    if not trainer.model.conditional and override is None:
+        pytest.skip(f"{recipe} does not support labels")
+    if not dataset.spec.num_classes:
+        pytest.skip(f"the data of {recipe} has no classes")
+    if trainer.model.text_conditional:
+        pytest.skip(f"{recipe} is conditioned on captions")
+    option = () if trainer.model.conditional else (override,)
     _, dataset, trainer = built(*small(recipe), *option)
     advance(trainer, dataset, 1)
-    model = trainer.sampler()
+    model = trainer.eval_model()
     options = few(model.sample)
     y = torch.tensor([3, 7])
     assert model.sample(2, y, **options).shape == (2, *dataset.spec.shape)

@@ -1,4 +1,4 @@
-"""Residual and conditional GANs: the blocks against their formulas, the papers' sizes, and Stacked MNIST."""
+"""Residual and conditional GANs: blocks against formulas, sizes, and Stacked MNIST."""
 
 import math
 
@@ -17,18 +17,18 @@ from genlab.models.gan.acgan import ACGAN
 from genlab.models.gan.cgan import CGAN, Maxout
 from genlab.models.gan.resnet_gan import DownBlock, ResNetGAN, UpBlock
 from genlab.nn.conditional_norm import ConditionalBatchNorm
-from genlab.spec import Batch, Spec
+from genlab.spec import Batch, DataSpec
 
-IMAGES = Spec((1, 16, 16), classes=3, range=(0.0, 1.0))
+IMAGES = DataSpec((1, 16, 16), num_classes=3, range=(0.0, 1.0))
 
 
 def small(**options) -> ResNetGAN:
     torch.manual_seed(0)
-    sizes = {"latent": 4, "maps": (8, 6, 4), "discriminator_maps": (4, 6, 6)}
+    sizes = {"latent": 4, "channels": (8, 6, 4), "discriminator_channels": (4, 6, 6)}
     return ResNetGAN(IMAGES, **(sizes | options)).double()
 
 
-# --- conditional batch normalisation ---------------------------------------------------------------------------------
+# --- conditional batch normalization ----------------------------------------------------------
 
 
 def conditional_norm(classes: int = 3) -> ConditionalBatchNorm:
@@ -39,7 +39,7 @@ def conditional_norm(classes: int = 3) -> ConditionalBatchNorm:
     return norm
 
 
-def test_conditional_norm_is_a_loop_over_items():
+def test_conditional_norm_equals_a_loop_over_samples():
     norm = conditional_norm().train()
     x, y = torch.randn(6, 2, 3, 3, dtype=torch.float64) * 2 + 1, torch.tensor([0, 2, 1, 2, 2, 0])
     mean, variance = x.mean((0, 2, 3)), x.var((0, 2, 3), unbiased=False)
@@ -54,7 +54,7 @@ def test_conditional_norm_is_a_loop_over_items():
     torch.testing.assert_close(norm.norm.running_mean, 0.1 * mean)
 
 
-def test_conditional_norm_of_a_mixed_class_is_the_mixture():
+def test_conditional_norm_is_linear_in_the_class_weights():
     norm = conditional_norm().eval()
     x, weights = (
         torch.randn(4, 2, 3, 3, dtype=torch.float64),
@@ -64,7 +64,7 @@ def test_conditional_norm_of_a_mixed_class_is_the_mixture():
     torch.testing.assert_close(norm(x, weights), torch.einsum("bk,kbchw->bchw", weights, each))
 
 
-def test_without_classes_it_is_batch_normalisation():
+def test_conditional_norm_without_classes_is_batch_norm():
     norm, plain = ConditionalBatchNorm(2).double(), nn.BatchNorm2d(2).double()
     x = torch.randn(5, 2, 3, 3, dtype=torch.float64)
     assert torch.equal(norm(x), plain(x)) and {n for n, _ in norm.named_parameters()} == {
@@ -73,20 +73,25 @@ def test_without_classes_it_is_batch_normalisation():
     }
 
 
-# --- blocks ----------------------------------------------------------------------------------------------------------
+# --- blocks -----------------------------------------------------------------------------------
 
 
 def conv(layer: nn.Conv2d, x: torch.Tensor) -> torch.Tensor:
     return conv2d(x, layer.weight, layer.bias, padding=layer.kernel_size[0] // 2)
 
 
-def test_up_block_is_its_formula():
+def test_up_block_matches_formula():
     torch.manual_seed(0)
     block = UpBlock(3, 5, 0).double().eval()
     nn.init.normal_(block.shortcut.bias)
     x = torch.randn(2, 3, 4, 4, dtype=torch.float64)
-    up = lambda h: interpolate(h, scale_factor=2, mode="nearest")  # noqa: E731
-    norm = lambda h: h / math.sqrt(1 + 1e-5)  # noqa: E731
+
+    def up(h):
+        return interpolate(h, scale_factor=2, mode="nearest")
+
+    def norm(h):
+        return h / math.sqrt(1 + 1e-5)
+
     expected = conv(block.conv2, relu(norm(conv(block.conv1, up(relu(norm(x))))))) + conv(
         block.shortcut, up(x)
     )
@@ -96,9 +101,9 @@ def test_up_block_is_its_formula():
 @pytest.mark.parametrize("first", [False, True])
 @pytest.mark.parametrize("halve", [False, True])
 @pytest.mark.parametrize("outputs", [3, 5])
-def test_down_block_is_its_formula(first, halve, outputs):
+def test_down_block_matches_formula(first, halve, outputs):
     torch.manual_seed(0)
-    block = DownBlock(3, outputs, halve=halve, first=first).double()
+    block = DownBlock(3, outputs, downsample=halve, is_first=first).double()
     x = torch.randn(2, 3, 4, 4, dtype=torch.float64)
     h = conv(block.conv2, relu(conv(block.conv1, x if first else relu(x))))
     learned = halve or outputs != 3
@@ -108,26 +113,37 @@ def test_down_block_is_its_formula(first, halve, outputs):
     assert block.conv1.out_channels == (outputs if first else 3)
 
 
-# --- networks --------------------------------------------------------------------------------------------------------
+# --- networks ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("side", "halvings"), [(8, 1), (32, 2), (64, 4), (128, 5)])
-def test_shapes(side, halvings):
-    spec = Spec((3, side, side), range=(0.0, 1.0))
+def test_resnet_gan_shapes(side, halvings):
+    spec = DataSpec((3, side, side), range=(0.0, 1.0))
     maps = (4,) * (side.bit_length() - 2)
     model = ResNetGAN(
-        spec, latent=3, maps=maps, discriminator_maps=(4,) * halvings + (6,), halvings=halvings
+        spec,
+        latent=3,
+        channels=maps,
+        discriminator_channels=(4,) * halvings + (6,),
+        num_downsamples=halvings,
     ).eval()
     x = model.sample(2)
     assert x.shape == (2, 3, side, side) and x.min() >= 0 and x.max() <= 1
-    assert model.discriminator(x).shape == (2,) and model.discriminator.seen(x).shape == (2, 6)
+    assert model.discriminator(x).shape == (2,) and model.discriminator.extract_features(
+        x
+    ).shape == (2, 6)
     assert model.discriminator.features.blocks(x).shape[2:] == (side >> halvings,) * 2
 
 
-def test_the_papers_networks_for_32_by_32():
-    model = ResNetGAN(Spec((3, 32, 32)))
-    count = lambda net: sum(p.numel() for p in net.parameters())  # noqa: E731
-    block = lambda i, o, hidden: 9 * i * hidden + hidden + 9 * hidden * o + o  # noqa: E731
+def test_resnet_gan_matches_the_papers_sizes():
+    model = ResNetGAN(DataSpec((3, 32, 32)))
+
+    def count(net):
+        return sum(p.numel() for p in net.parameters())
+
+    def block(i, o, hidden):
+        return 9 * i * hidden + hidden + 9 * hidden * o + o
+
     norms, w = 4 * 256, 256
     up = block(w, w, w) + w * w + w + norms
     assert count(model.generator) == 129 * 16 * w + 3 * up + 2 * w + 9 * w * 3 + 3
@@ -139,22 +155,24 @@ def test_the_papers_networks_for_32_by_32():
     assert count(model.discriminator) == first + halving + 2 * same + 129
 
 
-def test_the_sum_is_the_mean_times_the_places():
+def test_sum_pooling_is_mean_pooling_times_positions():
     a, b = small(pool="sum").discriminator, small(pool="mean").discriminator
     x = torch.rand(2, *IMAGES.shape, dtype=torch.float64)
-    torch.testing.assert_close(a.seen(x), 16 * b.seen(x))  # 16×16 halved twice
+    torch.testing.assert_close(
+        a.extract_features(x), 16 * b.extract_features(x)
+    )  # 16×16 halved twice
 
 
 @pytest.mark.parametrize("condition", ["projection", "auxiliary", "concat"])
-def test_spectral_normalisation_reaches_every_layer_of_d(condition):
-    D = small(spectral=True, conditional=True, condition=condition).discriminator
+def test_spectral_norm_covers_every_layer_of_d(condition):
+    D = small(spectral_norm=True, conditional=True, condition=condition).discriminator
     layers = [m for m in D.modules() if isinstance(m, nn.Linear | nn.Conv2d | nn.Embedding)]
     assert len(layers) == 10 and all(
         hasattr(m, "parametrizations") for m in layers
     )  # 8 of the blocks, the head, the class
 
 
-def test_the_class_enters_g_by_its_normalisation_alone():
+def test_class_enters_g_only_through_normalization():
     model = small(conditional=True).eval()
     z = model.prior(3, torch.tensor([0, 1, 2]))
     other = torch.cat([z[:, :4], z[:, 4:].roll(1, 1)], 1)
@@ -168,11 +186,11 @@ def test_the_class_enters_g_by_its_normalisation_alone():
 @pytest.mark.parametrize(
     ("loss", "has"), [("wasserstein", False), ("relativistic", False), ("hinge", True)]
 )
-def test_a_critic_whose_constant_means_nothing_has_none(loss, has):
+def test_shift_invariant_losses_have_no_head_bias(loss, has):
     assert (small(loss=loss).discriminator.head.bias is not None) == has
 
 
-def test_maxout_is_the_largest_of_its_pieces():
+def test_maxout_is_the_maximum_of_its_pieces():
     torch.manual_seed(0)
     layer, x = Maxout(3, (4, 5)).double(), torch.randn(6, 3, dtype=torch.float64)
     pieces = [[layer.linear(x)[:, 5 * unit + k] for k in range(5)] for unit in range(4)]
@@ -180,17 +198,20 @@ def test_maxout_is_the_largest_of_its_pieces():
     assert torch.equal(layer(x), expected)
 
 
-def test_cgan_has_the_papers_sizes():
-    model = CGAN(Spec((1, 28, 28), classes=10, range=(0.0, 1.0)))
-    count = lambda net: sum(p.numel() for p in net.parameters())  # noqa: E731
+def test_cgan_matches_the_papers_sizes():
+    model = CGAN(DataSpec((1, 28, 28), num_classes=10, range=(0.0, 1.0)))
+
+    def count(net):
+        return sum(p.numel() for p in net.parameters())
+
     assert count(model.generator) == 101 * 200 + 11 * 1000 + 1201 * 1200 + 1201 * 784
     assert count(model.discriminator) == 785 * 240 * 5 + 11 * 50 * 5 + 291 * 240 * 4 + 241
     x, y = model.eval().sample(4, torch.arange(4)), torch.arange(4)
     assert not torch.allclose(model.discriminator(x, y), model.discriminator(x, y + 1))
 
 
-def test_acgan_has_the_papers_sizes():
-    model = ACGAN(Spec((3, 32, 32), classes=10, range=(0.0, 1.0))).eval()
+def test_acgan_matches_the_papers_sizes():
+    model = ACGAN(DataSpec((3, 32, 32), num_classes=10, range=(0.0, 1.0))).eval()
     maps = [tuple(m.weight.shape) for m in model.generator if isinstance(m, nn.ConvTranspose2d)]
     assert (
         maps == [(384, 192, 5, 5), (192, 96, 5, 5), (96, 3, 5, 5)]
@@ -211,33 +232,41 @@ def test_acgan_has_the_papers_sizes():
 @pytest.mark.parametrize(
     ("make", "spec", "options", "says"),
     [
-        (ResNetGAN, Spec((1, 28, 28)), {}, r"32×32.*prepare\.size=32"),
+        (ResNetGAN, DataSpec((1, 28, 28)), {}, r"32×32.*preprocess\.size=32"),
         (
             ResNetGAN,
-            Spec((1, 32, 32)),
-            {"maps": (8, 8)},
-            r"prepare\.size=8, or another model\.maps",
+            DataSpec((1, 32, 32)),
+            {"channels": (8, 8)},
+            r"preprocess\.size=8, or another model\.channels",
         ),
-        (ResNetGAN, Spec((1, 32, 32)), {"halvings": 5}, r"model\.halvings=5"),
-        (ResNetGAN, Spec((2,), kind="points"), {}, "images"),
-        (CGAN, Spec((1, 8, 8)), {}, "labels"),
-        (ACGAN, Spec((1, 28, 28), classes=10), {}, r"prepare\.size=32"),
-        (ACGAN, Spec((1, 32, 32), classes=10), {"discriminator_maps": (8, 8)}, "six"),
+        (ResNetGAN, DataSpec((1, 32, 32)), {"num_downsamples": 5}, r"model\.num_downsamples=5"),
+        (ResNetGAN, DataSpec((2,), kind="points"), {}, "images"),
+        (CGAN, DataSpec((1, 8, 8)), {}, "labels"),
+        (ACGAN, DataSpec((1, 28, 28), num_classes=10), {}, r"preprocess\.size=32"),
+        (ACGAN, DataSpec((1, 32, 32), num_classes=10), {"discriminator_channels": (8, 8)}, "six"),
     ],
 )
-def test_refuses_what_does_not_fit(make, spec, options, says):
+def test_unsuitable_data_is_refused(make, spec, options, says):
     with pytest.raises(UserError, match=says):
         make(spec, **options)
 
 
 @pytest.mark.parametrize("recipe", ["sngan", "projection_gan"])
-def test_the_authors_rates_fall_to_0(recipe):
-    _, _, trainer = built(f"model={recipe}", "dataset=fake", "dataset.classes=3", "model.maps=[4,4,4,4]",
-                          "model.discriminator_maps=[4,4,4,4]", "trainer.steps=100", "device=cpu", "out=unused")  # fmt: skip
-    assert trainer.options.k == 5
+def test_learning_rates_decrease_to_zero(recipe):
+    _, _, trainer = built(
+        f"model={recipe}",
+        "dataset=fake",
+        "dataset.num_classes=3",
+        "model.channels=[4,4,4,4]",
+        "model.discriminator_channels=[4,4,4,4]",
+        "trainer.steps=100",
+        "device=cpu",
+        "out=unused",
+    )
+    assert trainer.options.d_steps == 5
     for at, rate in ((0, 2e-4), (50, 1e-4), (99, 2e-6)):
-        trainer.at = at
-        trainer.set_rates()
+        trainer.global_step = at
+        trainer.update_lr()
         groups = [
             group for optimizer in trainer.optimizers.values() for group in optimizer.param_groups
         ]
@@ -245,15 +274,18 @@ def test_the_authors_rates_fall_to_0(recipe):
         assert all(group["betas"] == (0.0, 0.9) for group in groups)
 
 
-# --- Stacked MNIST ---------------------------------------------------------------------------------------------------
+# --- Stacked MNIST ----------------------------------------------------------------------------
 
 
 @pytest.fixture
 def root(tmp_path):
-    """A folder with 60 + 30 digits in MNIST's format, of which each shows its label: pixels 20 × label."""
+    """A folder with 60 + 30 images in MNIST's format, with pixels 20 × label."""
     raw = tmp_path / "MNIST" / "raw"
     raw.mkdir(parents=True)
-    head = lambda *sizes: np.array(sizes, dtype=">i4").tobytes()  # noqa: E731
+
+    def head(*sizes):
+        return np.array(sizes, dtype=">i4").tobytes()
+
     for part, n in (("train", 60), ("t10k", 30)):
         y = np.arange(n, dtype=np.uint8) % 10
         x = np.broadcast_to(20 * y[:, None, None], (n, 28, 28))
@@ -262,46 +294,46 @@ def root(tmp_path):
     return str(tmp_path)
 
 
-def test_stacked_items_are_three_digits_and_the_number_they_write(root):
+def test_stacked_mnist_stacks_three_digits_with_their_number_as_label(root):
     data = StackedMNIST(root=root, n=500, range=(0.0, 1.0))
-    assert data.spec.shape == (3, 28, 28) and data.spec.classes == 1000
+    assert data.spec.shape == (3, 28, 28) and data.spec.num_classes == 1000
     assert [data.size(split) for split in ("train", "validation", "test")] == [500, 100, 100]
     for split in ("train", "validation", "test"):
-        batch = data.take(split, 50)
+        batch = data.head(split, 50)
         digits = batch.x[:, :, 0, 0].mul(255 / 20).round().long()  # (B, 3)
         assert (
             torch.equal(digits @ torch.tensor([100, 10, 1]), batch.y)
             and batch.x.flatten(2).var(2).max() < 1e-12
         )
-        assert torch.equal(data.shown(split, 50).x[:, :, 0, 0], (20 * digits).byte())
-        x, y = data.arrays(split)
+        assert torch.equal(data.head_bytes(split, 50).x[:, :, 0, 0], (20 * digits).byte())
+        x, y = data.raw_arrays(split)
         assert torch.equal(x[:, :, 5, 7].long() @ torch.tensor([100, 10, 1]), 20 * y)
     counts = torch.bincount(
-        torch.cat([data.arrays("train")[1] // 10**k % 10 for k in range(3)]), minlength=10
+        torch.cat([data.raw_arrays("train")[1] // 10**k % 10 for k in range(3)]), minlength=10
     )
     assert counts.min() > 0, "every digit is there"
 
 
-def test_a_stacked_item_depends_on_the_seed_and_its_number_alone(root):
+def test_stacked_mnist_item_depends_on_seed_and_index_only(root):
     few, many, other = (
         StackedMNIST(root=root, n=n, split_seed=s) for n, s in ((40, 0), (400, 0), (40, 1))
     )
     few, many, other = (
-        torch.cat([d.arrays("train")[0].flatten(1)[:, ::784]]) for d in (few, many, other)
+        torch.cat([d.raw_arrays("train")[0].flatten(1)[:, ::784]]) for d in (few, many, other)
     )
     assert torch.equal(few, many[:40]) and not torch.equal(few, other)
 
 
-def test_stacked_data_is_judged_channel_by_channel(root, monkeypatch, tmp_path):
+def test_stacked_mnist_classifier_sees_one_channel(root, monkeypatch, tmp_path):
     monkeypatch.setenv("GENLAB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(
         classifier,
-        "trained",
-        lambda x, y, classes, **how: classifier.Network(x.shape[1:], classes).eval(),
+        "train_classifier",
+        lambda x, y, num_classes, **options: classifier.Network(x.shape[1:], num_classes).eval(),
     )
     data = StackedMNIST(root=root, n=40)
-    made = classifier.Classifier.of(data, torch.device("cpu"))
-    assert made(torch.zeros(2, 1, 28, 28, dtype=torch.uint8))[1].shape == (2, 10)
-    assert features.default(data) == "pixels"
+    network = classifier.Classifier.for_dataset(data, torch.device("cpu"))
+    assert network(torch.zeros(2, 1, 28, 28, dtype=torch.uint8))[1].shape == (2, 10)
+    assert features.default_space(data) == "pixels"
     with pytest.raises(UserError, match="one channel"):
-        features.check("classifier", data)
+        features.validate_space("classifier", data)

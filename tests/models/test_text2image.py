@@ -1,4 +1,4 @@
-"""Captions as data, the encoder that reads them, and a model that draws what they say."""
+"""Captions as data, text encoders, and a model of images given captions."""
 
 from __future__ import annotations
 
@@ -16,16 +16,18 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from genlab.builders import factory
-from genlab.data.captions import CaptionedFolder, nonsense, table
+from genlab.data.captions import CaptionedFolder, encode_captions, random_templates
 from genlab.errors import UserError
 from genlab.models.diffusion.networks import dit, unet
 from genlab.models.diffusion.text2image import Text2Image
 from genlab.nn.text_encoder import TextEncoder
-from genlab.spec import Batch, Spec
+from genlab.spec import Batch, DataSpec
 
-TEXT = Spec((12,), kind="tokens", levels=0, vocab=256)
-SPEC = Spec((1, 8, 8), classes=3, source=TEXT)
-TINY = partial(unet, channels=8, multipliers=(1, 2), blocks=1, attention=(8,), dropout=0.0)
+TEXT = DataSpec((12,), kind="tokens", levels=0, vocab=256)
+SPEC = DataSpec((1, 8, 8), num_classes=3, source=TEXT)
+TINY = partial(
+    unet, channels=8, channel_mult=(1, 2), num_blocks=1, attention_resolutions=(8,), dropout=0.0
+)
 SMALL = ("dataset=captions", "backbone=unet_small", "device=cpu", "out=unused")
 
 
@@ -36,54 +38,58 @@ def tiny(**options) -> Text2Image:
     ).double()
 
 
-def test_captions_say_the_class_by_every_template_and_never_by_an_unseen_one():
+def test_captions_use_all_templates_but_not_the_held_out_ones():
     dataset = factory.make_dataset(composed(*SMALL))
-    said = {}
+    captions_of_class = {}
     for batch, _ in zip(dataset.batches("train", 100, seed=0), range(20), strict=False):
         for row, y in zip(batch.cond, batch.y.tolist(), strict=True):
-            said.setdefault(y, set()).add(bytes(row[row > 0].tolist()).decode())
-    for y, captions in said.items():
+            captions_of_class.setdefault(y, set()).add(bytes(row[row > 0].tolist()).decode())
+    for y, captions in captions_of_class.items():
         assert captions == {
-            template.replace("{}", dataset.names[y]) for template in dataset.templates
+            template.replace("{}", dataset.class_names[y]) for template in dataset.templates
         }
-    assert not set(dataset.unseen) & set(dataset.templates)
-    first, again = (dataset.take("test", 50) for _ in range(2))
+    assert not set(dataset.heldout_templates) & set(dataset.templates)
+    first, again = (dataset.head("test", 50) for _ in range(2))
     assert torch.equal(first.cond, again.cond) and first.cond.dtype == torch.int64
 
 
-def test_every_other_training_image_gets_its_name_among_words_that_mean_nothing():
-    dataset = factory.make_dataset(composed(*SMALL, "dataset.made_up=50", "dataset.length=35"))
+def test_half_of_the_training_images_have_nonsense_captions_with_their_class():
+    dataset = factory.make_dataset(
+        composed(*SMALL, "dataset.nonsense_templates=50", "dataset.length=35")
+    )
     known = {
-        template.replace("{}", name) for template in dataset.templates for name in dataset.names
+        template.replace("{}", name)
+        for template in dataset.templates
+        for name in dataset.class_names
     }
     batch = next(iter(dataset.batches("train", 1000, seed=0)))
     captions = [bytes(row[row > 0].tolist()).decode() for row in batch.cond]
     assert all(
-        dataset.names[y] in caption.split()
+        dataset.class_names[y] in caption.split()
         for y, caption in zip(batch.y.tolist(), captions, strict=True)
     )
     made_up = {caption for caption in captions if caption not in known}
     assert 450 < sum(caption in made_up for caption in captions) < 550 and len(made_up) > 200
-    shown = dataset.take("test", 100)
+    shown = dataset.head("test", 100)
     assert all(
         bytes(row[row > 0].tolist()).decode() in known for row in shown.cond
-    )  # a pass in order has real ones
+    )  # evaluation uses real captions
 
 
-def test_a_folder_with_captions(tmp_path):
+def test_captioned_folder_reads_its_metadata(tmp_path):
     lines = []
     for i, text in enumerate(("a red square", "ein grünes Feld", "blue " * 40)):
         Image.fromarray(np.full((8, 8, 3), 40 * i, np.uint8)).save(tmp_path / f"{i}.png")
         lines.append(json.dumps({"file_name": f"{i}.png", "text": text}))
     (tmp_path / "metadata.jsonl").write_text("\n".join(lines))
     dataset = CaptionedFolder(path=str(tmp_path), validation=0, test=0, length=32)
-    batch = dataset.take("train")
+    batch = dataset.head("train")
     grey = [int(x.mean() * 127.5 + 127.5 + 0.5) // 40 for x in batch.x]
     found = dict(
         zip(grey, (bytes(row[row > 0].tolist()).decode() for row in batch.cond), strict=True)
     )
     assert found[0] == "a red square" and found[1] == "ein grünes Feld" and len(found[2]) == 32
-    assert dataset.spec.classes == 0 and dataset.spec.source.shape == (32,) and batch.y is None
+    assert dataset.spec.num_classes == 0 and dataset.spec.source.shape == (32,) and batch.y is None
     for text, words in (
         ("nonsense", "line 1"),
         (json.dumps({"file_name": "x.png", "text": ""}), "no file"),
@@ -93,52 +99,55 @@ def test_a_folder_with_captions(tmp_path):
             CaptionedFolder(path=str(tmp_path))
 
 
-def test_padding_says_nothing():
-    encoder = TextEncoder(12, width=16, layers=2, heads=2).double().eval()
-    short = table(["seven"], 5)
-    long = table(["seven"], 12)
+def test_padding_does_not_change_the_encoding():
+    encoder = TextEncoder(12, width=16, num_layers=2, num_heads=2).double().eval()
+    short = encode_captions(["seven"], 5)
+    long = encode_captions(["seven"], 12)
     a, there = encoder(short)
     b, also = encoder(long)
     torch.testing.assert_close(b[:, :6], a)
     assert there.all() and also.sum() == 6
 
 
-def test_a_name_is_found_among_words_never_read_and_where_it_never_stood():
+def test_class_names_are_found_among_unseen_words_and_positions():
     dataset = factory.make_dataset(composed(*SMALL, "dataset.length=36"))
     torch.manual_seed(0)
     said, other = (
         torch.stack(
-            [dataset.captions(t) for t in nonsense(n, 33, torch.Generator().manual_seed(n))]
+            [dataset.captions(t) for t in random_templates(n, 33, torch.Generator().manual_seed(n))]
         )
         for n in (500, 100)
     )
-    encoder = TextEncoder(36, width=32, layers=1, heads=2)
+    encoder = TextEncoder(36, width=32, num_layers=1, num_heads=2)
     query, head = nn.Linear(32, 1), nn.Linear(32, 10)
     parts = nn.ModuleList([encoder, query, head])
     adam = torch.optim.Adam(parts.parameters(), 3e-3)
 
-    def named(text):
+    def classify_text(text):
         h, there = encoder(text)
         share = query(h).masked_fill(~there[..., None], -torch.inf).softmax(1)
         return head((share * h).sum(1))
 
     for _ in range(120):
         y = torch.randint(10, (64,))
-        loss = cross_entropy(named(said[torch.randint(len(said), (64,)), y]), y)
+        loss = cross_entropy(classify_text(said[torch.randint(len(said), (64,)), y]), y)
         adam.zero_grad()
         loss.backward()
         adam.step()
-    unseen = torch.stack([dataset.captions(template) for template in dataset.unseen])
-    for texts, least in ((other, 0.95), (unseen, 0.95)):  # by attention alone 0.6 of them
-        right = named(texts.flatten(0, 1)).argmax(1) == torch.arange(10).repeat(len(texts))
+    unseen = torch.stack([dataset.captions(template) for template in dataset.heldout_templates])
+    for texts, least in (
+        (other, 0.95),
+        (unseen, 0.95),
+    ):  # only 0.6 with attention but without the convolution
+        right = classify_text(texts.flatten(0, 1)).argmax(1) == torch.arange(10).repeat(len(texts))
         assert right.float().mean() >= least, right.float().mean()
 
 
-def test_what_is_drawn_depends_on_the_caption_and_guidance_goes_from_the_empty_one():
+def test_predictions_depend_on_captions_and_guidance_uses_the_empty_one():
     model = tiny().eval()
     for p in model.parameters():
         torch.nn.init.normal_(p, std=0.2)
-    y = table(["one", "two"], 12)
+    y = encode_captions(["one", "two"], 12)
     x = torch.randn(1, 1, 8, 8, dtype=torch.float64).expand(2, -1, -1, -1)
     at = {g: model.denoiser(y, g)(x, 5) for g in (0.0, 1.0, 4.0)}
     assert not torch.allclose(at[1.0][0], at[1.0][1]) and torch.allclose(at[0.0][0], at[0.0][1])
@@ -146,18 +155,18 @@ def test_what_is_drawn_depends_on_the_caption_and_guidance_goes_from_the_empty_o
     torch.testing.assert_close(at[0.0], empty)
 
 
-def test_training_reaches_every_parameter():
+def test_every_parameter_gets_a_gradient():
     model = tiny()
     for p in model.parameters():
         torch.nn.init.normal_(p, std=0.2)
-    cond = table(["one", "two", "three"], 12).repeat(8, 1)
+    cond = encode_captions(["one", "two", "three"], 12).repeat(8, 1)
     model.loss(Batch(torch.randn(24, 1, 8, 8, dtype=torch.float64), None, cond))["loss"].backward()
     assert all(p.grad is not None and p.grad.abs().max() > 0 for p in model.parameters())
 
 
 @pytest.fixture(params=["clip", "t5"])
-def trained_encoder(request, tmp_path):
-    """A folder with a small text encoder of transformers, its weights as they were drawn, and a tokenizer of words."""
+def pretrained_encoder(request, tmp_path):
+    """A folder with a small random text encoder of transformers and a word tokenizer."""
     import tokenizers
     import transformers
 
@@ -201,57 +210,71 @@ def trained_encoder(request, tmp_path):
     return tmp_path, model.eval()
 
 
-def test_a_trained_encoder_stays_as_it_is_and_encodes_each_caption_once(
-    trained_encoder, monkeypatch
+def test_pretrained_encoder_is_frozen_and_encodes_each_caption_once(
+    pretrained_encoder, monkeypatch
 ):
-    folder, theirs = trained_encoder
+    folder, theirs = pretrained_encoder
     torch.manual_seed(0)
-    model = Text2Image(SPEC, backbone=TINY, timesteps=20, encoder=str(folder))
+    model = Text2Image(SPEC, backbone=TINY, timesteps=20, text_encoder=str(folder))
     encoder = model.network.encoder
     captions = ["one", "a handwritten two", "one", ""]
-    vectors, there = encoder(table(captions, 30))
-    assert there.sum(1).tolist() == [3, 5, 3, 2]  # with the tokens of beginning and end
+    vectors, there = encoder(encode_captions(captions, 30))
+    assert there.sum(1).tolist() == [3, 5, 3, 2]  # with the tokens for beginning and end
     with torch.no_grad():
         alone = theirs(input_ids=torch.tensor([[1, 6, 7, 5, 2]])).last_hidden_state[0]
     torch.testing.assert_close(vectors[1], alone)
-    monkeypatch.setattr(encoder, "encoded", None)  # all of them are known
-    again, _ = encoder(table(captions, 30))
+    monkeypatch.setattr(encoder, "encode_captions", None)  # all are cached
+    again, _ = encoder(encode_captions(captions, 30))
     assert torch.equal(again, vectors)
     monkeypatch.undo()
-    assert encoder(table(["a " * 10], 30))[1].sum() == (
+    assert encoder(encode_captions(["a " * 10], 30))[1].sum() == (
         6 if folder.joinpath("config.json").read_text().count("clip") else 12
     )
     assert not any("encoder" in key for key in model.state_dict()) and not list(
         encoder.parameters()
     )
     assert copy.deepcopy(model).network.encoder is encoder
-    model.double().loss(Batch(torch.randn(4, 1, 8, 8).double(), None, table(captions, 30)))[
-        "loss"
-    ].backward()
+    model.double().loss(
+        Batch(torch.randn(4, 1, 8, 8).double(), None, encode_captions(captions, 30))
+    )["loss"].backward()
 
 
 @pytest.mark.parametrize(
     ("act", "words"),
     [
-        (lambda: Text2Image(Spec((1, 8, 8))), "dataset=captions"),
-        (lambda: Text2Image(SPEC, backbone=dit), "reads no text"),
+        (lambda: Text2Image(DataSpec((1, 8, 8))), "dataset=captions"),
+        (lambda: Text2Image(SPEC, backbone=dit), "does not support text"),
         (lambda: Text2Image(SPEC, conditional=True), "conditional=false"),
         (lambda: Text2Image(SPEC, text_width=10, text_heads=4), "text_heads"),
-        (lambda: Text2Image(SPEC, backbone=TINY, encoder="/nowhere"), "model.encoder=/nowhere"),
-        (lambda: table(["too long"], 3), "dataset.length=8"),
-        (lambda: built(*SMALL, "model=text2image", "dataset.names=[a,b]"), "dataset.names"),
+        (
+            lambda: Text2Image(SPEC, backbone=TINY, text_encoder="/nowhere"),
+            "model.text_encoder=/nowhere",
+        ),
+        (lambda: encode_captions(["too long"], 3), "dataset.length=8"),
+        (
+            lambda: built(*SMALL, "model=text2image", "dataset.class_names=[a,b]"),
+            "dataset.class_names",
+        ),
         (lambda: built(*SMALL, "model=text2image", "dataset.templates=[digit]"), "{}"),
     ],
 )
-def test_refusals(act, words):
+def test_error_names_the_fix(act, words):
     with pytest.raises(UserError, match=words):
         act()
 
 
-def test_prompts_on_the_command_line(tmp_path, monkeypatch):
+def test_prompts_work_on_the_command_line(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    train = ("model=text2image", "backbone=unet_small", "model.timesteps=4", "trainer.steps=2", "trainer.batch_size=8",
-             "trainer.preview_every=0", "device=cpu", "out=run")  # fmt: skip
+    train = (
+        "model=text2image",
+        "backbone=unet_small",
+        "model.timesteps=4",
+        "trainer.steps=2",
+        "trainer.batch_size=8",
+        "trainer.preview_every=0",
+        "device=cpu",
+        "out=run",
+    )
     assert run_here("train", *train, cwd=tmp_path).code == 0
     asked = run_here(
         "sample", "run=run", "n=3", "prompt=[a seven,a handwritten one]", "device=cpu", cwd=tmp_path
@@ -261,6 +284,6 @@ def test_prompts_on_the_command_line(tmp_path, monkeypatch):
     found = run_here(
         "evaluate", "run=run", "n=20", "metrics=[prompt_accuracy]", "device=cpu", cwd=tmp_path
     )
-    assert found.code == 0 and "unseen_prompt_accuracy" in found.out, found.error
-    refused = run_here("sample", "run=run", "y=3", "device=cpu", cwd=tmp_path)
+    assert found.code == 0 and "heldout_prompt_accuracy" in found.out, found.error
+    refused = run_here("sample", "run=run", "label=3", "device=cpu", cwd=tmp_path)
     assert refused.code and "classes" in refused.error

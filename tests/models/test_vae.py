@@ -1,4 +1,4 @@
-"""The VAE against what is known exactly: a linear-Gaussian model, a sum over a grid of codes, PyTorch's divergences."""
+"""The VAE against a linear-Gaussian model, a sum over codes and PyTorch's divergences."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from genlab.abilities import abilities
 from genlab.errors import UserError
 from genlab.models.vae import vae as vae_module
 from genlab.models.vae.vae import VAE, gaussian_kl
-from genlab.spec import Batch, Spec
+from genlab.spec import Batch, DataSpec
 
-BINARY = Spec((1, 8, 8), levels=2, range=(0.0, 1.0))
-POINTS = Spec((5,), kind="points", levels=0)
+BINARY = DataSpec((1, 8, 8), levels=2, range=(0.0, 1.0))
+POINTS = DataSpec((5,), kind="points", levels=0)
 SMALL = {"hidden": (6, 7), "latent": 3}
 CASES = [  # spec, options
     (BINARY, {}),
     (BINARY, {"network": "conv", "activation": "relu"}),
-    (Spec((3, 9, 13), levels=2, range=(0.0, 1.0)), {"network": "conv", "hidden": (4, 6, 8)}),
+    (DataSpec((3, 9, 13), levels=2, range=(0.0, 1.0)), {"network": "conv", "hidden": (4, 6, 8)}),
     (
-        Spec((1, 9, 8), levels=2, range=(0.0, 1.0)),
+        DataSpec((1, 9, 8), levels=2, range=(0.0, 1.0)),
         {"network": "conv", "hidden": (4, 6), "dense": (7, 5)},
     ),
-    (Spec((3, 8, 8), dequantised=True), {"likelihood": "gaussian"}),
+    (DataSpec((3, 8, 8), dequantized=True), {"likelihood": "gaussian"}),
     (
-        Spec((3, 28, 28), dequantised=True, range=(0.0, 1.0)),
+        DataSpec((3, 28, 28), dequantized=True, range=(0.0, 1.0)),
         {"likelihood": "gaussian", "sigma": 0.1, "network": "conv"},
     ),
     (POINTS, {"likelihood": "gaussian", "activation": "softplus"}),
@@ -35,12 +35,12 @@ CASES = [  # spec, options
 ]
 
 
-def build(spec: Spec, **options) -> VAE:
+def build(spec: DataSpec, **options) -> VAE:
     torch.manual_seed(0)
     return VAE(spec, **(SMALL | options)).double()
 
 
-def data(spec: Spec, n: int) -> torch.Tensor:
+def data(spec: DataSpec, n: int) -> torch.Tensor:
     torch.manual_seed(1)
     if spec.levels == 2:
         return torch.bernoulli(torch.full((n, *spec.shape), 0.3, dtype=torch.float64))
@@ -51,9 +51,10 @@ def data(spec: Spec, n: int) -> torch.Tensor:
 
 
 def linear_gaussian(*, sigma: float = 0.7) -> tuple[VAE, MultivariateNormal]:
-    """Return probabilistic PCA as a VAE with the true posterior, and the exact p(x) = N(b, W Wᵀ + sigma² I).
+    """Return probabilistic PCA as a VAE with the true posterior, and the exact p(x).
 
-    The columns of W are orthogonal, so that the true posterior has a diagonal covariance.
+    p(x) = N(b, W Wᵀ + sigma² I). The columns of W are orthogonal, so that the true posterior has a
+    diagonal covariance.
     """
     vae = build(POINTS, hidden=(), likelihood="gaussian", sigma=sigma)
     orthogonal = torch.linalg.qr(torch.randn(5, 3, dtype=torch.float64)).Q
@@ -61,7 +62,8 @@ def linear_gaussian(*, sigma: float = 0.7) -> tuple[VAE, MultivariateNormal]:
     precision = torch.eye(3, dtype=torch.float64) + w.mT @ w / sigma**2  # of p(z|x), (3, 3)
     to_mean = torch.linalg.solve(precision, w.mT) / sigma**2
     with torch.no_grad():
-        vae.decoder[0].weight.copy_(w), vae.decoder[0].bias.copy_(b)
+        vae.decoder[0].weight.copy_(w)
+        vae.decoder[0].bias.copy_(b)
         vae.encoder[1].weight.copy_(torch.cat([to_mean, torch.zeros(3, 5)]))
         vae.encoder[1].bias.copy_(torch.cat([-to_mean @ b, -precision.diagonal().log()]))
         vae.log_sigma.fill_(math.log(sigma))
@@ -69,7 +71,7 @@ def linear_gaussian(*, sigma: float = 0.7) -> tuple[VAE, MultivariateNormal]:
 
 
 def exact_elbo(vae: VAE, x: torch.Tensor) -> torch.Tensor:
-    """The ELBO's expectation: log p(x|z) is quadratic here, so that the mean over 2L points ±√L σ is exact."""
+    """The expected ELBO: log p(x|z) is quadratic, so the mean over 2L points ±√L σ is exact."""
     mean, log_var = vae.posterior(x)
     latent = mean.shape[1]
     points = torch.cat([torch.eye(latent), -torch.eye(latent)]).double() * latent**0.5
@@ -77,7 +79,7 @@ def exact_elbo(vae: VAE, x: torch.Tensor) -> torch.Tensor:
     return torch.stack(draws).mean(0) - gaussian_kl(mean, log_var)
 
 
-def test_bounds_meet_the_exact_density_at_the_true_posterior():
+def test_bounds_equal_the_exact_density_at_the_true_posterior():
     vae, density = linear_gaussian()
     x = data(POINTS, 20)
     exact = density.log_prob(x)
@@ -89,8 +91,8 @@ def test_bounds_meet_the_exact_density_at_the_true_posterior():
 
 
 @pytest.mark.parametrize("shift, spread", [(0.5, 0.0), (0.0, 1.0), (-0.4, -0.4)])
-def test_bounds_stay_below_the_exact_density_and_rise_with_k(shift, spread):
-    """A wrong posterior costs KL(q ‖ p(z|x)), which is known; more draws win it back."""
+def test_bounds_are_below_the_exact_density_and_increase_with_k(shift, spread):
+    """A wrong posterior costs KL(q ‖ p(z|x)), which is known; more samples reduce the gap."""
     vae, density = linear_gaussian()
     x = data(POINTS, 50)
     exact = density.log_prob(x)
@@ -106,7 +108,7 @@ def test_bounds_stay_below_the_exact_density_and_rise_with_k(shift, spread):
     assert vae.iwae(x, 20_000).mean() == pytest.approx(exact.mean().item(), abs=0.05)
 
 
-def test_iwae_of_a_bernoulli_model_is_the_integral_over_its_code():
+def test_iwae_of_a_bernoulli_model_converges_to_the_integral_over_its_code():
     vae = build(BINARY, latent=1, hidden=(5,))
     x = data(BINARY, 4)
     z = torch.linspace(-8, 8, 4001, dtype=torch.float64)[:, None]
@@ -120,19 +122,19 @@ def test_iwae_of_a_bernoulli_model_is_the_integral_over_its_code():
     assert (vae.iwae(x, 50_000) > torch.stack([vae.elbo(x) for _ in range(500)]).mean(0)).all()
 
 
-def test_iwae_in_parts_is_iwae_at_once(monkeypatch):
-    """With the true posterior shifted, 10 draws in parts of 3 give the bound that the same draws give together."""
+def test_iwae_in_chunks_equals_iwae_at_once(monkeypatch):
+    """10 samples in chunks of 3 give the bound of the same samples together."""
     vae = build(BINARY)
     x = data(BINARY, 2)
-    monkeypatch.setattr(vae_module, "VALUES_AT_ONCE", 3 * x.numel())
+    monkeypatch.setattr(vae_module, "MAX_DECODED_VALUES", 3 * x.numel())
     torch.manual_seed(2)
     in_parts = vae.iwae(x, 10)
     torch.manual_seed(2)
-    weights = torch.cat([vae.log_weights(x, k) for k in (3, 3, 3, 1)])
+    weights = torch.cat([vae.log_importance_weights(x, k) for k in (3, 3, 3, 1)])
     torch.testing.assert_close(in_parts, weights.logsumexp(0) - math.log(10), atol=1e-12, rtol=0)
 
 
-def test_kl_is_that_of_the_distributions():
+def test_kl_matches_torch_distributions():
     mean, log_var = torch.randn(2, 6, 4, dtype=torch.float64)
     unit = Normal(torch.zeros(4).double(), 1.0)
     expected = kl_divergence(Normal(mean, (0.5 * log_var).exp()), unit).sum(1)
@@ -140,7 +142,7 @@ def test_kl_is_that_of_the_distributions():
 
 
 @pytest.mark.parametrize("spec, options", CASES)
-def test_likelihood_is_that_of_the_distributions(spec, options):
+def test_likelihood_matches_torch_distributions(spec, options):
     vae = build(spec, **options)
     x, z = data(spec, 4), vae.prior(4)
     out = vae.decoder(z)
@@ -153,7 +155,7 @@ def test_likelihood_is_that_of_the_distributions(spec, options):
 
 
 @pytest.mark.parametrize("beta", [0.0, 0.25, 4.0])
-def test_beta_weighs_the_loss_alone(beta):
+def test_beta_changes_only_the_loss(beta):
     vae, plain = build(BINARY, beta=beta), build(BINARY)
     x = data(BINARY, 5)
     torch.manual_seed(3)
@@ -167,7 +169,9 @@ def test_beta_weighs_the_loss_alone(beta):
 
 
 @pytest.mark.parametrize("spec, options", CASES)
-def test_abilities_keep_the_data_s_shape_and_range_and_every_parameter_learns(spec, options):
+def test_outputs_have_the_shape_and_range_of_the_data_and_every_parameter_has_a_gradient(
+    spec, options
+):
     vae = build(spec, **options)
     x = data(spec, 4)
     vae.loss(Batch(x))["loss"].backward()
@@ -180,7 +184,7 @@ def test_abilities_keep_the_data_s_shape_and_range_and_every_parameter_learns(sp
         "posterior",
         "elbo",
         "iwae",
-        "complete",
+        "inpaint",
     }
     assert vae.sample(3).shape == (3, *spec.shape) and vae.sample(3).dtype == torch.float64
     assert vae.decode(vae.encode(x)).shape == x.shape
@@ -190,21 +194,21 @@ def test_abilities_keep_the_data_s_shape_and_range_and_every_parameter_learns(sp
 
 
 @pytest.mark.parametrize(
-    "spec, options, mend",
+    "spec, options, fix",
     [
-        (Spec((1, 8, 8), range=(0.0, 1.0)), {}, "dataset.binarize=dynamic"),
-        (Spec((1, 8, 8), levels=2), {}, r"dataset.range=\[0,1\]"),
+        (DataSpec((1, 8, 8), range=(0.0, 1.0)), {}, "preprocess.binarize=dynamic"),
+        (DataSpec((1, 8, 8), levels=2), {}, r"preprocess.range=\[0,1\]"),
         (POINTS, {}, "model.likelihood=gaussian"),
-        (Spec((1, 8, 8)), {"likelihood": "gaussian"}, "dataset.dequantise=true"),
-        (BINARY, {"likelihood": "gaussian"}, "dataset.binarize=none"),
+        (DataSpec((1, 8, 8)), {"likelihood": "gaussian"}, "preprocess.dequantize=true"),
+        (BINARY, {"likelihood": "gaussian"}, "preprocess.binarize=none"),
         (BINARY, {"network": "conv", "hidden": (4, 4, 4, 4)}, "model.hidden"),
         (POINTS, {"network": "conv", "likelihood": "gaussian"}, "model.network=mlp"),
-        (Spec((9,), kind="tokens"), {}, "images or points"),
+        (DataSpec((9,), kind="tokens"), {}, "images and points"),
         (BINARY, {"dense": (4,)}, "model.hidden"),
     ],
 )
-def test_refuses_data_that_does_not_fit(spec, options, mend):
-    with pytest.raises(UserError, match=mend):
+def test_rejects_data_that_does_not_fit(spec, options, fix):
+    with pytest.raises(UserError, match=fix):
         VAE(spec, **options)
 
 
@@ -212,7 +216,7 @@ def test_refuses_data_that_does_not_fit(spec, options, mend):
 
 
 @pytest.mark.parametrize("free", [0.0, 0.02, 0.1, 10.0])
-def test_free_bits_cost_nothing_and_pull_nothing(free):
+def test_kl_below_free_bits_has_neither_cost_nor_gradient(free):
     vae, x = build(BINARY, free_bits=free, beta=2.0), data(BINARY, 6)
     mean, log_var = vae.posterior(x)
     unit = Normal(torch.zeros(3).double(), 1.0)
@@ -221,19 +225,21 @@ def test_free_bits_cost_nothing_and_pull_nothing(free):
     expected = losses["distortion"] + 2 * sum(max(free, k.item()) for k in kl)
     torch.testing.assert_close(losses["loss"], expected, atol=1e-12, rtol=0)
     torch.testing.assert_close(losses["rate"], kl.sum(), atol=1e-12, rtol=0)
-    penalty, _ = vae.penalty(mean, log_var, mean)
-    moves = torch.autograd.grad(penalty, mean)[0].abs().sum(0) > 0
+    kl_term, _ = vae.kl_term(mean, log_var, mean)
+    moves = torch.autograd.grad(kl_term, mean)[0].abs().sum(0) > 0
     assert moves.tolist() == [k.item() > free for k in kl]
-    assert free != 0.02 or 0 < moves.sum() < 3, "a case with dimensions on both sides"
+    assert free != 0.02 or 0 < moves.sum() < 3, "this case must have dimensions on both sides"
 
 
-@pytest.mark.parametrize("warmth", [0.0, 0.3, 1.0])
-def test_warmth_weighs_what_is_added_to_the_distortion(warmth):
+@pytest.mark.parametrize("kl_weight", [0.0, 0.3, 1.0])
+def test_kl_weight_scales_the_kl_term(kl_weight):
     vae, x = build(BINARY, beta=4.0), data(BINARY, 6)
-    losses = vae.loss(Batch(x), warmth)
-    torch.testing.assert_close(losses["loss"], losses["distortion"] + warmth * 4 * losses["rate"])
+    losses = vae.loss(Batch(x), kl_weight)
+    torch.testing.assert_close(
+        losses["loss"], losses["distortion"] + kl_weight * 4 * losses["rate"]
+    )
 
 
-def test_refuses_classes():
-    with pytest.raises(UserError, match="classes"):
+def test_rejects_labels():
+    with pytest.raises(UserError, match="labels"):
         build(BINARY).sample(2, torch.tensor([0, 1]))

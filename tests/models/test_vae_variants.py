@@ -1,4 +1,4 @@
-"""The VAE's kin against what is known exactly: sums of parts, enumerated batches, numpy's covariance, a sum over classes."""
+"""VAE variants against exact results: sums of parts, enumeration, NumPy's covariance."""
 
 from __future__ import annotations
 
@@ -12,23 +12,26 @@ from helpers.recipes import built, same
 from torch.distributions import Categorical, Independent, MixtureSameFamily, Normal
 
 from genlab.abilities import abilities
-from genlab.config.instantiate import arguments
+from genlab.config.instantiate import validate_kwargs
+from genlab.data.dataset import Dataset
 from genlab.errors import UserError
-from genlab.metrics import Settings, active_units, measure
-from genlab.metrics.context import Subject
+from genlab.metrics import active_units
+from genlab.metrics.base import Settings
+from genlab.metrics.context import MetricContext
+from genlab.metrics.registry import measure
 from genlab.models.vae.cvae import CVAE
 from genlab.models.vae.dip_vae import DIPVAE
 from genlab.models.vae.iwae import IWAE
 from genlab.models.vae.tc_vae import TCVAE
 from genlab.models.vae.vae import VAE, gaussian_kl
-from genlab.spec import Batch, Spec
+from genlab.spec import Batch, DataSpec
 
-BINARY = Spec((1, 4, 4), levels=2, range=(0.0, 1.0), classes=3)
-POINTS = Spec((5,), kind="points", levels=0, classes=3)
+BINARY = DataSpec((1, 4, 4), levels=2, range=(0.0, 1.0), num_classes=3)
+POINTS = DataSpec((5,), kind="points", levels=0, num_classes=3)
 SMALL = {"hidden": (6, 7), "latent": 3}
 
 
-def build(kind: type, spec: Spec = BINARY, **options):
+def build(kind: type, spec: DataSpec = BINARY, **options):
     torch.manual_seed(0)
     return kind(spec, **(SMALL | options)).double()
 
@@ -39,26 +42,25 @@ def data(n: int) -> torch.Tensor:
 
 
 def code(n: int, latent: int = 3) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return posteriors of n items that differ, and a draw of each."""
+    """Return the mean and log-variance of n different posteriors, and one sample of each."""
     torch.manual_seed(2)
     mean, log_var = 2 * torch.randn(n, latent).double(), torch.randn(n, latent).double()
     return mean, log_var, mean + (0.5 * log_var).exp() * torch.randn_like(mean)
 
 
-# --- importance-weighted autoencoders ---------------------------------------------------------------------------------
+# --- importance-weighted autoencoders -------------------------------------------------------------
 
 
 def gradients(model: VAE, loss: torch.Tensor) -> list[torch.Tensor]:
     return torch.autograd.grad(loss, list(model.parameters()))
 
 
-def test_one_draw_has_the_elbos_gradient():
-    """In the mean over many draws: with k = 1 the KL is drawn where the VAE has its closed form."""
-    iwae, vae = build(IWAE, k=1), build(VAE)
+def test_iwae_with_one_sample_has_the_gradient_of_the_elbo():
+    """On average over many samples, since IWAE samples the KL that the VAE has in closed form."""
+    iwae, vae = build(IWAE, iwae_samples=1), build(VAE)
     x = data(2).repeat(30_000, 1, 1, 1)
-    iwae.log_likelihood = vae.log_likelihood = lambda x, z, y=None: (
-        -(z - 0.3).square().sum(-1)
-    )  # cheap, of the encoder alone
+    # a cheap likelihood that does not depend on the decoder
+    iwae.log_likelihood = vae.log_likelihood = lambda x, z, y=None: -(z - 0.3).square().sum(-1)
     encoder = list(iwae.encoder.parameters())
     a = torch.autograd.grad(iwae.loss(Batch(x))["loss"], encoder)
     b = torch.autograd.grad(vae.loss(Batch(x))["loss"], list(vae.encoder.parameters()))
@@ -69,22 +71,22 @@ def test_one_draw_has_the_elbos_gradient():
     torch.testing.assert_close(loss["loss"], loss["negative_elbo"])
 
 
-def test_the_gradient_is_that_of_the_weights():
+def test_iwae_gradient_is_the_weighted_sum_of_log_weight_gradients():
     """Burda et al. 2016, eq. 14: Σ_i w̃_i ∇ log w_i with normalised weights w̃."""
-    iwae, x = build(IWAE, k=6), data(4)
+    iwae, x = build(IWAE, iwae_samples=6), data(4)
     torch.manual_seed(3)
     found = gradients(iwae, iwae.loss(Batch(x))["loss"])
     torch.manual_seed(3)
-    log_w = iwae.log_weights(x, 6)  # (6, 4)
+    log_w = iwae.log_importance_weights(x, 6)  # (6, 4)
     expected = gradients(iwae, -(log_w.softmax(0).detach() * log_w).sum(0).mean())
     for a, b in zip(found, expected, strict=True):
         torch.testing.assert_close(a, b, atol=1e-12, rtol=1e-9)
 
 
-def test_the_loss_is_the_bound_and_falls_with_k():
+def test_iwae_loss_is_the_bound_and_decreases_with_k():
     x, values = data(20), []
     for k in (1, 5, 50):
-        iwae = build(IWAE, k=k)
+        iwae = build(IWAE, iwae_samples=k)
         torch.manual_seed(3)
         loss = iwae.loss(Batch(x))["loss"]
         torch.manual_seed(3)
@@ -95,25 +97,25 @@ def test_the_loss_is_the_bound_and_falls_with_k():
     assert values[0] > values[1] > values[2]
 
 
-def test_warmth_weighs_prior_over_posterior():
-    iwae, x = build(IWAE, k=4), data(3)
+def test_kl_weight_scales_the_log_ratio_of_prior_and_posterior():
+    iwae, x = build(IWAE, iwae_samples=4), data(3)
     draws = []
-    for warmth in (0.0, 0.25, 1.0):
+    for kl_weight in (0.0, 0.25, 1.0):
         torch.manual_seed(3)
-        draws.append(iwae.log_weights(x, 4, warmth=warmth))
+        draws.append(iwae.log_importance_weights(x, 4, kl_weight=kl_weight))
     torch.testing.assert_close(draws[1], draws[0] + 0.25 * (draws[2] - draws[0]))
 
 
-# --- β-TCVAE ----------------------------------------------------------------------------------------------------------
+# --- β-TCVAE --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("items", [None, 7, 1000])
+@pytest.mark.parametrize("num_train_items", [None, 7, 1000])
 @pytest.mark.parametrize("latent", [1, 3])
-def test_the_decomposition_sums_to_the_kl(items, latent):
+def test_kl_decomposition_sums_to_the_kl(num_train_items, latent):
     model = build(TCVAE)
-    model.items = items
+    model.num_train_items = num_train_items
     mean, log_var, z = code(7, latent)
-    parts = model.decomposition(mean, log_var, z)
+    parts = model.decompose_kl(mean, log_var, z)
     q, p = Normal(mean, (0.5 * log_var).exp()), Normal(0.0, 1.0)
     torch.testing.assert_close(
         sum(parts), (q.log_prob(z) - p.log_prob(z)).sum(1), atol=1e-10, rtol=0
@@ -122,7 +124,7 @@ def test_the_decomposition_sums_to_the_kl(items, latent):
         torch.testing.assert_close(parts[1], torch.zeros(7).double(), atol=1e-10, rtol=0)
 
 
-def test_a_batch_of_all_items_has_the_mixture_itself():
+def test_kl_decomposition_is_exact_for_a_batch_of_all_items():
     model = build(TCVAE)
     mean, log_var, z = code(7)
     each, sd = Categorical(torch.ones(7).double()), (0.5 * log_var).exp()
@@ -131,22 +133,22 @@ def test_a_batch_of_all_items_has_the_mixture_itself():
         MixtureSameFamily(each, Normal(mean[:, j], sd[:, j])).log_prob(z[:, j]) for j in range(3)
     )
     q_zx, p_z = Normal(mean, sd).log_prob(z).sum(1), Normal(0.0, 1.0).log_prob(z).sum(1)
-    for items in (None, 7):
-        model.items = items
+    for num_train_items in (None, 7):
+        model.num_train_items = num_train_items
         for found, expected in zip(
-            model.decomposition(mean, log_var, z), (q_zx - q_z, q_z - q_zj, q_zj - p_z), strict=True
+            model.decompose_kl(mean, log_var, z), (q_zx - q_z, q_z - q_zj, q_zj - p_z), strict=True
         ):
             torch.testing.assert_close(found, expected, atol=1e-10, rtol=0)
 
 
 @pytest.mark.parametrize("batch", [2, 4])
-def test_a_batchs_estimate_of_the_mixture_has_no_bias(batch):
-    """The mean over all batches of 6 items that hold item 0 is q(z_0) = 1/6 Σ_n q(z_0|n)."""
+def test_batch_estimate_of_the_aggregate_posterior_is_unbiased(batch):
+    """The mean over all batches of 6 items that contain item 0 is q(z_0) = 1/6 Σ_n q(z_0|n)."""
     model = build(TCVAE)
-    model.items = 6
+    model.num_train_items = 6
     mean, log_var, z = code(6)
     log_q = Normal(mean, (0.5 * log_var).exp()).log_prob(z[0]).sum(1)  # (6,)
-    shares = model.log_shares(batch, like=z)[0]
+    shares = model.log_mixture_weights(batch, like=z)[0]
     estimates = [
         (shares + log_q[[0, *others]]).exp().sum()
         for others in combinations(range(1, 6), batch - 1)
@@ -158,11 +160,11 @@ def test_a_batchs_estimate_of_the_mixture_has_no_bias(batch):
 
 
 def test_equal_weights_are_beta_times_the_kl():
-    """α = β = γ is a β-VAE whose KL is drawn."""
+    """α = β = γ is a β-VAE with a sampled KL."""
     model = build(TCVAE, alpha=3.0, beta=3.0, gamma=3.0)
     mean, log_var, _ = code(5)
     draws = torch.stack(
-        [model.penalty(mean, log_var, code_of(mean, log_var))[0] for _ in range(4000)]
+        [model.kl_term(mean, log_var, code_of(mean, log_var))[0] for _ in range(4000)]
     )
     assert abs(draws.mean() - 3 * gaussian_kl(mean, log_var).mean()) < 4 * draws.std() / 4000**0.5
 
@@ -171,37 +173,37 @@ def code_of(mean: torch.Tensor, log_var: torch.Tensor) -> torch.Tensor:
     return mean + (0.5 * log_var).exp() * torch.randn_like(mean)
 
 
-# --- DIP-VAE ----------------------------------------------------------------------------------------------------------
+# --- DIP-VAE --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("form", ["i", "ii"])
-def test_the_regulariser_is_that_of_numpys_covariance(form):
-    model = build(DIPVAE, form=form, off_diagonal=2.0, diagonal=5.0)
+@pytest.mark.parametrize("variant", ["i", "ii"])
+def test_dip_regularizer_matches_numpys_covariance(variant):
+    model = build(DIPVAE, variant=variant, off_diagonal_weight=2.0, diagonal_weight=5.0)
     mean, log_var, z = code(9)
     c = np.cov(mean.numpy().T, bias=True)
-    c = c + np.diag(log_var.exp().mean(0).numpy()) if form == "ii" else c
+    c = c + np.diag(log_var.exp().mean(0).numpy()) if variant == "ii" else c
     off = sum(c[i, j] ** 2 for i in range(3) for j in range(3) if i != j)
     expected = (
         gaussian_kl(mean, log_var).mean().item() + 2 * off + 5 * ((np.diag(c) - 1) ** 2).sum()
     )
-    assert model.penalty(mean, log_var, z)[0].item() == pytest.approx(expected, rel=1e-12)
+    assert model.kl_term(mean, log_var, z)[0].item() == pytest.approx(expected, rel=1e-12)
 
 
-def test_form_ii_is_the_covariance_of_the_draws():
-    """The law of total covariance, equation 5."""
-    model = build(DIPVAE, form="ii")
+def test_dip_variant_ii_is_the_covariance_of_sampled_codes():
+    """The total covariance, equation 5."""
+    model = build(DIPVAE, variant="ii")
     mean, log_var, _ = code(4)
     many = code_of(mean.repeat(200_000, 1), log_var.repeat(200_000, 1))
     torch.testing.assert_close(
-        model.covariance(mean, log_var), torch.cov(many.T), atol=0.05, rtol=0.02
+        model.code_covariance(mean, log_var), torch.cov(many.T), atol=0.05, rtol=0.02
     )
 
 
-# --- conditional VAE --------------------------------------------------------------------------------------------------
+# --- conditional VAE ------------------------------------------------------------------------------
 
 
-def test_a_label_is_a_column_of_the_first_layer():
-    """W (x + e_y) + b is what a layer of (x, one-hot y) gives whose columns of y are W e_y."""
+def test_label_embedding_acts_as_a_column_of_the_first_layer():
+    """W (x + e_y) + b equals a layer of (x, one-hot y) whose columns for y are W e_y."""
     model, x, y = build(CVAE), data(6), torch.arange(6) % 3
     first = model.encoder[1]
     columns = first.weight @ model.label.weight.T  # (6, classes)
@@ -212,8 +214,8 @@ def test_a_label_is_a_column_of_the_first_layer():
         torch.testing.assert_close(found, expected, atol=1e-12, rtol=0)
 
 
-def test_each_class_has_its_own_density_and_p_of_x_sums_them():
-    """Against a sum over a grid of a code of one dimension."""
+def test_cvae_bounds_converge_to_p_of_x_given_y_and_to_their_mixture():
+    """Against a sum over a grid of one-dimensional codes."""
     model, x = build(CVAE, latent=1), data(3)
     z = torch.linspace(-8, 8, 2001, dtype=torch.float64)[:, None]
     with torch.no_grad():
@@ -239,7 +241,7 @@ def test_each_class_has_its_own_density_and_p_of_x_sums_them():
         (POINTS, {"likelihood": "gaussian"}),
     ],
 )
-def test_a_code_holds_its_class(spec, options):
+def test_cvae_code_contains_the_class(spec, options):
     model = build(CVAE, spec, **options)
     x = data(4).flatten(1)[:, : spec.dim].view(4, *spec.shape)
     y = torch.tensor([0, 1, 2, 1])
@@ -249,18 +251,20 @@ def test_a_code_holds_its_class(spec, options):
     assert torch.equal(model.prior(4, y)[:, 3:].argmax(1), y)
     known = torch.ones_like(x, dtype=torch.bool)
     known[:, 0] = False
-    filled = model.complete(x, known, steps=2)
+    filled = model.inpaint(x, known, steps=2)
     assert torch.equal(filled[known], x[known]) and not torch.equal(filled, x)
     found = model.encode(x)[:, 3:].argmax(1)
     mean, log_var = zip(*(model.posterior(x, torch.full((4,), c)) for c in range(3)), strict=True)
-    bounds = [model.log_likelihood(x, m, torch.full((4,), c)) - gaussian_kl(m, v)
-              for c, (m, v) in enumerate(zip(mean, log_var, strict=True))]  # fmt: skip
+    bounds = [
+        model.log_likelihood(x, m, torch.full((4,), c)) - gaussian_kl(m, v)
+        for c, (m, v) in enumerate(zip(mean, log_var, strict=True))
+    ]
     assert torch.equal(found, torch.stack(bounds).argmax(0))
     model.loss(Batch(x, y))["loss"].backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.parameters())
 
 
-def test_what_is_shared_keeps_its_abilities():
+def test_variants_have_the_abilities_of_the_vae():
     for kind in (IWAE, TCVAE, DIPVAE, CVAE):
         assert abilities(build(kind)) == {
             "sample",
@@ -270,41 +274,45 @@ def test_what_is_shared_keeps_its_abilities():
             "posterior",
             "elbo",
             "iwae",
-            "complete",
+            "inpaint",
         }
 
 
 @pytest.mark.parametrize(
-    "kind, options, mend",
+    "kind, options, fix",
     [
         (IWAE, {"beta": 2.0}, "model.beta=1"),
         (IWAE, {"free_bits": 0.1}, "model.free_bits=0"),
         (TCVAE, {"free_bits": 0.1}, "model.free_bits=0"),
-        (CVAE, {"spec": Spec((1, 4, 4), levels=2, range=(0.0, 1.0))}, "model=vae"),
+        (CVAE, {"spec": DataSpec((1, 4, 4), levels=2, range=(0.0, 1.0))}, "model=vae"),
     ],
 )
-def test_refuses_what_has_no_meaning(kind, options, mend):
-    with pytest.raises(UserError, match=mend):
+def test_rejects_options_without_effect(kind, options, fix):
+    with pytest.raises(UserError, match=fix):
         build(kind, **options)
 
 
 @pytest.mark.parametrize(
     "values, words",
-    [({"latent": 0}, "model.latent=0"), ({"laten": 3}, "latent"), ({"k": 0}, "model.k=0")],
+    [
+        ({"latent": 0}, "model.latent=0"),
+        ({"laten": 3}, "latent"),
+        ({"iwae_samples": 0}, "model.iwae_samples=0"),
+    ],
 )
-def test_options_that_are_handed_on_are_checked_as_the_bases_are(values, words):
-    assert arguments(IWAE, {"k": 3, "hidden": [4, 5], "likelihood": "gaussian"}, "model", skip=1)[
-        "hidden"
-    ] == (4, 5)
+def test_options_of_the_base_class_are_validated(values, words):
+    assert validate_kwargs(
+        IWAE, {"iwae_samples": 3, "hidden": [4, 5], "likelihood": "gaussian"}, "model", skip=1
+    )["hidden"] == (4, 5)
     with pytest.raises(UserError, match=words):
-        arguments(IWAE, values, "model", skip=1)
+        validate_kwargs(IWAE, values, "model", skip=1)
 
 
-# --- the trainer and the measure --------------------------------------------------------------------------------------
+# --- trainer and metric ---------------------------------------------------------------------------
 
 
-def test_the_kl_warms_up_by_the_step_and_goes_on_where_it_was():
-    """The weight of step t of a warm-up of n steps is min(1, t/n), in a resumed run too."""
+def test_kl_warmup_depends_on_the_step_and_continues_on_resume():
+    """The weight at step t of a warm-up of n steps is min(1, t/n), also in a resumed run."""
 
     def trainer():
         return built(
@@ -313,29 +321,35 @@ def test_the_kl_warms_up_by_the_step_and_goes_on_where_it_was():
 
     dataset, whole = trainer()
     seen = []
-    stream = whole.stream(dataset)
+    stream = whole.train_batches(dataset)
     for _ in range(6):
-        losses = whole.advance(stream)
+        losses = whole.train_step(stream)
         seen.append(((losses["loss"] - losses["distortion"]) / losses["rate"]).item())
     assert seen == pytest.approx([0.25, 0.5, 0.75, 1, 1, 1], rel=2e-2)
     _, first = trainer()
-    stream = first.stream(dataset)
+    stream = first.train_batches(dataset)
     for _ in range(2):
-        first.advance(stream)
+        first.train_step(stream)
     _, second = trainer()
-    second.load(first.state())
-    stream = second.stream(dataset)
+    second.load_state_dict(first.state_dict())
+    stream = second.train_batches(dataset)
     for _ in range(4):
-        second.advance(stream)
-    assert same(whole.state()["model"], second.state()["model"])
+        second.train_step(stream)
+    assert same(whole.state_dict()["model"], second.state_dict()["model"])
 
 
-def test_a_model_that_asks_is_told_how_many_items_there_are():
-    few = ("dataset.n=100", "prepare.size=16", "trainer.batch_size=8", "device=cpu", "out=unused")
+def test_trainer_sets_the_number_of_training_items():
+    few = (
+        "dataset.n=100",
+        "preprocess.size=16",
+        "trainer.batch_size=8",
+        "device=cpu",
+        "out=unused",
+    )
     _, dataset, trainer = built("model=tc_vae", *few)
-    assert trainer.model.items is None
-    trainer.advance(trainer.stream(dataset))
-    assert trainer.model.items == 80 == dataset.size("train")
+    assert trainer.model.num_train_items is None
+    trainer.train_step(trainer.train_batches(dataset))
+    assert trainer.model.num_train_items == 80 == dataset.size("train")
 
 
 class Codes(torch.nn.Module):
@@ -350,10 +364,10 @@ class Codes(torch.nn.Module):
         return mean, torch.full_like(mean, -1.0)
 
 
-class Items:
-    spec, name = Spec((3,), kind="points", levels=0), "items"
+class Items(Dataset):
+    spec, name = DataSpec((3,), kind="points", levels=0), "items"
 
-    def take(self, split, n, *, seed, device=None):
+    def head(self, split, n, *, seed, device=None):
         torch.manual_seed(seed)
         return Batch(torch.randn(n, 3).double())
 
@@ -361,11 +375,11 @@ class Items:
 @pytest.mark.parametrize(
     "scale, active", [([1.0, 0.05, 0.3], 2), ([0.0, 0.0, 0.01], 0), ([2.0, 2.0, 2.0], 3)]
 )
-def test_latent_use_counts_active_units_and_names_a_collapse(scale, active):
-    subject = Subject(Items(), Settings(n=700, seed=1), model=Codes(scale))
-    (kl, units), *rest = measure(subject, ["latent_use"]).values()
+def test_active_units_are_counted_and_a_collapse_is_noted(scale, active):
+    context = MetricContext(Items(), Settings(n=700, seed=1), model=Codes(scale))
+    (kl, units), *rest = measure(context, ["active_units"]).values()
     assert not rest and units.value == active and ("collapse" in units.note) == (active == 0)
-    x = Items().take("", 700, seed=1).x
+    x = Items().head("", 700, seed=1).x
     expected = 0.5 * ((x * torch.tensor(scale)).square() + math.exp(-1) - 1 + 1).mean(0)
     assert list(kl.parts.values()) == pytest.approx(expected.tolist(), rel=1e-6)
     assert kl.value == pytest.approx(sum(kl.parts.values()), rel=1e-12)

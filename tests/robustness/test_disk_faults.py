@@ -1,4 +1,4 @@
-"""What a machine does to a run: checkpoints cut short, full disks, closed folders, clocks that jump, data that change."""
+"""Faults of the machine: truncated checkpoints, full disks, wrong clocks, changed data."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ SMALL = (
     "trainer.preview_every=0",
     "device=cpu",
 )
-ASKING = (("sample", "run=run", "n=1"), ("train", "resume=run"))
+COMMANDS = (("sample", "run=run", "n=1"), ("train", "resume=run"))
 
 
 @pytest.fixture
@@ -39,84 +39,80 @@ def run(trained: Callable[..., Path], tmp_path: Path) -> Path:
     return shutil.copytree(trained(*SMALL, "trainer.save_every=1"), tmp_path / "run")
 
 
-# --- checkpoints cut short or changed ---------------------------------------------------------------------------------
+# --- truncated and changed checkpoints ------------------------------------------------------------
 
 
-def test_a_checkpoint_cut_at_any_hundredth_costs_what_came_after_the_one_before(run, capsys):
-    first, last = RunFolder(run).steps()
-    data, before = last.read_bytes(), RunFolder(run).load(first)
+def test_a_truncated_checkpoint_is_replaced_by_the_one_before(run, capsys):
+    first, last = RunFolder(run).checkpoint_files()
+    data, before = last.read_bytes(), RunFolder(run).load_checkpoint(first)
     for percent in range(100):
         last.write_bytes(data[: len(data) * percent // 100])
-        state = RunFolder(run).load()
-        said = capsys.readouterr().err.splitlines()
+        state = RunFolder(run).load_checkpoint()
+        warnings = capsys.readouterr().err.splitlines()
         assert same(state, before)
         assert (
-            len(said) == 1
-            and last.name in said[0]
-            and "what was trained after step 1 is lost" in said[0]
+            len(warnings) == 1
+            and last.name in warnings[0]
+            and "the training after step 1 is lost" in warnings[0]
         )
         with pytest.raises(
             UserError, match=f"{last.name} is truncated.*the one before it is .*{first.name}"
         ):
-            RunFolder(run).load(last)
+            RunFolder(run).load_checkpoint(last)
     last.write_bytes(data)
-    assert RunFolder(run).load()["step"] == 2 and not capsys.readouterr().err
+    assert RunFolder(run).load_checkpoint()["step"] == 2 and not capsys.readouterr().err
 
 
-def test_no_changed_byte_becomes_a_wrong_weight(run, capsys):
-    first, last = RunFolder(run).steps()
-    data, states = (
-        last.read_bytes(),
-        {step: RunFolder(run).load(path) for step, path in ((1, first), (2, last))},
-    )
-    chance, passed_over = random.Random(0), 0
+def test_a_changed_byte_never_changes_a_weight(run, capsys):
+    first, last = RunFolder(run).checkpoint_files()
+    data = last.read_bytes()
+    states = {1: RunFolder(run).load_checkpoint(first), 2: RunFolder(run).load_checkpoint(last)}
+    rng, num_skipped = random.Random(0), 0
     for _ in range(100):
         changed = bytearray(data)
-        at = chance.randrange(len(data))
-        changed[at] ^= 1 << chance.randrange(8)
+        position = rng.randrange(len(data))
+        changed[position] ^= 1 << rng.randrange(8)
         last.write_bytes(changed)
         try:
-            state = RunFolder(run).load()
-        except (
-            UserError
-        ) as error:  # whole by its checksums, and no state: a name in the directory of parts
+            state = RunFolder(run).load_checkpoint()
+        except UserError as error:  # valid checksums, but a changed name in the list of parts
             assert last.name in str(error)
             continue
         assert same(state, states[state["step"]])  # padding may change
-        passed_over += state["step"] == 1
+        num_skipped += state["step"] == 1
     capsys.readouterr()
-    assert passed_over > 30
+    assert num_skipped > 30
 
 
-@pytest.mark.parametrize("command", ASKING, ids=["sample", "resume"])
-def test_a_damaged_newest_checkpoint_is_said_and_kept(command, run, genlab):
-    first, last = RunFolder(run).steps()
-    whole = RunFolder(run).load()
+@pytest.mark.parametrize("command", COMMANDS, ids=["sample", "resume"])
+def test_a_damaged_checkpoint_is_reported_and_kept(command, run, genlab):
+    first, last = RunFolder(run).checkpoint_files()
+    whole = RunFolder(run).load_checkpoint()
     last.write_bytes(last.read_bytes()[:1000])
     result = genlab(*command)
     assert result.code == 0, result.err
-    said = [line for line in result.err.splitlines() if "is truncated" in line]
-    assert len(said) == 1 and last.name in said[0] and f"{first.name} is used instead" in said[0]
+    (warning,) = [line for line in result.err.splitlines() if "is truncated" in line]
+    assert last.name in warning and f"{first.name} is used instead" in warning
     kept = run / "checkpoints" / (last.name + (".aside" if command[0] == "train" else ""))
     assert kept.stat().st_size == 1000
     if command[0] == "train":
-        again = RunFolder(run).load()
+        again = RunFolder(run).load_checkpoint()
         assert [key for key in whole if key != "seconds" and not same(whole[key], again[key])] == []
-        assert [line["step"] for line in RunFolder(run).history()] == [2]
+        assert [line["step"] for line in RunFolder(run).read_log()] == [2]
 
 
-@pytest.mark.parametrize("command", ASKING, ids=["sample", "resume"])
-def test_no_whole_checkpoint_is_refused(command, run, genlab):
-    for path in RunFolder(run).steps():
+@pytest.mark.parametrize("command", COMMANDS, ids=["sample", "resume"])
+def test_a_run_without_an_intact_checkpoint_is_refused(command, run, genlab):
+    for path in RunFolder(run).checkpoint_files():
         path.write_bytes(path.read_bytes()[:500])
-    assert "there is no other that is whole" in genlab(*command).error
+    assert "there is no other intact checkpoint" in genlab(*command).error
 
 
-def test_a_run_that_goes_back_keeps_its_own_checkpoints(run, genlab):
-    """With trainer.keep=1, a later checkpoint of the way that was left would push out each new one."""
-    first, last = RunFolder(run).steps()
+def test_resuming_from_an_earlier_step_sets_later_checkpoints_aside(run, genlab):
+    """With keep_checkpoints=1 they would otherwise replace each new one."""
+    first, last = RunFolder(run).checkpoint_files()
     last.rename(last.with_name("step_000000099.pt"))
-    result = genlab("train", f"resume={first}", "trainer.steps=4", "trainer.keep=1")
+    result = genlab("train", f"resume={first}", "trainer.steps=4", "trainer.keep_checkpoints=1")
     assert result.code == 0, result.err
     assert sorted(p.name for p in first.parent.iterdir()) == [
         "step_000000004.pt",
@@ -124,62 +120,62 @@ def test_a_run_that_goes_back_keeps_its_own_checkpoints(run, genlab):
     ]
 
 
-def test_a_checkpoint_that_goes_while_it_is_read_is_no_error(run, monkeypatch):
-    """A process that trains drops the oldest checkpoint at any moment, also that which another has just listed."""
-    from genlab.runs import checkpoint_io
+def test_a_checkpoint_that_disappears_while_it_is_read_is_skipped(run, monkeypatch):
+    """A training process may delete the oldest checkpoint after another process listed it."""
+    from genlab.runs import run_folder
 
-    read, last = checkpoint_io.read, RunFolder(run).steps()[-1]
+    read_checkpoint, last = run_folder.read_checkpoint, RunFolder(run).checkpoint_files()[-1]
 
-    def gone(path: Path, **how: object) -> dict:
+    def read_or_disappear(path: Path, **options: object) -> dict:
         if path == last:
             path.rename(path.with_name("step_000000003.pt"))
             raise FileNotFoundError(path)
-        return read(path, **how)
+        return read_checkpoint(path, **options)
 
-    monkeypatch.setattr(checkpoint_io, "read", gone)
-    assert RunFolder(run).load()["step"] == 2
+    monkeypatch.setattr(run_folder, "read_checkpoint", read_or_disappear)
+    assert RunFolder(run).load_checkpoint()["step"] == 2
 
 
-# --- disks and folders ------------------------------------------------------------------------------------------------
+# --- disks and folders ----------------------------------------------------------------------------
 
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Callable[..., Path]]:
-    """`disk(kilobytes)`: a disk of that size, and `disk(read_only=True)` for the same one; where one may be mounted."""
-    place = tmp_path / "disk"
-    place.mkdir()
+    """`disk(kilobytes)` mounts a disk of that size, `disk(read_only=True)` remounts it."""
+    path = tmp_path / "disk"
+    path.mkdir()
 
-    def mounted(kilobytes: int = 0, *, read_only: bool = False) -> Path:
+    def mount(kilobytes: int = 0, *, read_only: bool = False) -> Path:
         options = "remount,ro" if read_only else f"size={kilobytes}k"
-        done = subprocess.run(
-            ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(place)],
+        result = subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(path)],
             capture_output=True,
             check=False,
         )
-        if done.returncode:
+        if result.returncode:
             pytest.skip("no disk can be mounted here")
-        return place
+        return path
 
-    yield mounted
-    while os.path.ismount(place):
-        subprocess.run(["umount", str(place)], check=True)
+    yield mount
+    while os.path.ismount(path):
+        subprocess.run(["umount", str(path)], check=True)
 
 
-def filled(place: Path, free: int) -> None:
-    """Leave this many kilobytes of a disk free."""
-    (place / "filler").unlink(missing_ok=True)
-    left = os.statvfs(place)
-    (place / "filler").write_bytes(b"\0" * max(0, left.f_bavail * left.f_frsize - 1024 * free))
+def fill_disk(path: Path, free: int) -> None:
+    """Fill a disk, and leave `free` kilobytes."""
+    (path / "filler").unlink(missing_ok=True)
+    left = os.statvfs(path)
+    size = max(0, left.f_bavail * left.f_frsize - 1024 * free)
+    (path / "filler").write_bytes(b"\0" * size)
 
 
 def check_refusal(result: Result) -> str:
-    """Return the one line after what training says by itself."""
-    assert result.code == 2 and "Traceback" not in result.err and "Exception" not in result.err, (
-        result.err
-    )
-    said = [line for line in result.err.splitlines() if line.startswith("genlab: ")]
-    assert len(said) == 1 and result.err.splitlines()[-1] == said[0], result.err
-    return said[0]
+    """Return the one line of the error, the last that a training prints."""
+    assert result.code == 2, result.err
+    assert "Traceback" not in result.err and "Exception" not in result.err, result.err
+    errors = [line for line in result.err.splitlines() if line.startswith("genlab: ")]
+    assert len(errors) == 1 and result.err.splitlines()[-1] == errors[0], result.err
+    return errors[0]
 
 
 slow = pytest.mark.slow
@@ -189,77 +185,84 @@ slow = pytest.mark.slow
     "free", [8, 64, *(pytest.param(k, marks=slow) for k in (0, 4, 16, 24, 32, 48, 96, 128))]
 )
 def test_a_full_disk_loses_nothing(free, disk, genlab, genlab_process):
-    """Whatever is being written when the disk is full: one line, and the run goes on from what was saved."""
-    place = disk(4096)
-    options = (*SMALL, "trainer.save_every=2", "trainer.log_every=1", "trainer.keep=2")
-    whole = genlab("train", *options, "trainer.steps=12", f"out={place}/whole")
+    """Whatever is being written: one line, and the run resumes from what was saved."""
+    path = disk(4096)
+    options = (*SMALL, "trainer.save_every=2", "trainer.log_every=1", "trainer.keep_checkpoints=2")
+    whole = genlab("train", *options, "trainer.steps=12", f"out={path}/whole")
     assert whole.code == 0, whole.err
-    expected = RunFolder(place / "whole").load()
-    shutil.rmtree(place / "whole")
-    assert genlab("train", *options, "trainer.steps=4", f"out={place}/run").code == 0
-    before = RunFolder(place / "run").load()
-    filled(place, free)
-    start = (
-        genlab_process if free in (16, 48) else genlab
-    )  # whose TensorBoard thread has a terminal to write its traceback to
-    said = check_refusal(start("train", f"resume={place}/run", "trainer.steps=10000"))
-    assert "No space left on device" in said and str(place) in said and "is whole" in said
-    assert not list(place.rglob("*.part"))
-    after = RunFolder(place / "run").load()
+    expected = RunFolder(path / "whole").load_checkpoint()
+    shutil.rmtree(path / "whole")
+    assert genlab("train", *options, "trainer.steps=4", f"out={path}/run").code == 0
+    before = RunFolder(path / "run").load_checkpoint()
+    fill_disk(path, free)
+    # in a process, TensorBoard's thread has a terminal to write its traceback to
+    start = genlab_process if free in (16, 48) else genlab
+    error = check_refusal(start("train", f"resume={path}/run", "trainer.steps=10000"))
+    assert "No space left on device" in error and str(path) in error and "is intact" in error
+    assert not list(path.rglob("*.part"))
+    after = RunFolder(path / "run").load_checkpoint()
     assert after["step"] >= before["step"]
-    (place / "filler").unlink()
+    (path / "filler").unlink()
     if after["step"] <= 12:
-        again = genlab("train", f"resume={place}/run", "trainer.steps=12")
-        assert again.code == 0, again.err
-        end = RunFolder(place / "run").load()
-        assert [
-            k for k in expected if k not in ("seconds", "pending") and not same(expected[k], end[k])
-        ] == []
+        resumed = genlab("train", f"resume={path}/run", "trainer.steps=12")
+        assert resumed.code == 0, resumed.err
+        end = RunFolder(path / "run").load_checkpoint()
+        keys = expected.keys() - {"seconds", "unlogged_losses"}
+        assert [key for key in keys if not same(expected[key], end[key])] == []
 
 
 @pytest.mark.parametrize("free", [0, 4])
-def test_a_full_disk_refuses_a_new_run_and_an_answer(free, disk, genlab, trained):
-    place = disk(1024)
-    filled(place, free)
+def test_a_full_disk_refuses_a_new_run_and_samples(free, disk, genlab, trained):
+    path = disk(1024)
+    fill_disk(path, free)
     for command in (
-        ("train", *SMALL, f"out={place}/run"),
-        ("sample", f"run={trained(*SMALL)}", f"out={place}/made"),
+        ("train", *SMALL, f"out={path}/run"),
+        ("sample", f"run={trained(*SMALL)}", f"output_dir={path}/made"),
     ):
         assert "No space left on device" in check_refusal(genlab(*command))
-    assert not list(place.rglob("*.part")) and not list(place.rglob("*.npz"))
+    assert not list(path.rglob("*.part")) and not list(path.rglob("*.npz"))
 
 
 @slow
 @pytest.mark.parametrize("limit", [2_000, 20_000])
-def test_a_quota_is_a_full_disk(limit, run, tmp_path):
-    """The system's limit of a file's size, which needs no disk of its own, stops the checkpoint or the log."""
-    before = RunFolder(run).load()
+def test_a_quota_is_treated_like_a_full_disk(limit, run, tmp_path):
+    """The system's limit of a file's size stops the checkpoint or the log."""
+    before = RunFolder(run).load_checkpoint()
     command = [sys.executable, "-m", "genlab", "train", "resume=run", "trainer.steps=10000"]
-    ended = subprocess.run(
-        command, cwd=tmp_path, capture_output=True, text=True,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)), check=False, timeout=120,
-    )  # fmt: skip
-    assert "File too large" in check_refusal(Result(ended.returncode, ended.stdout, ended.stderr))
-    assert same(RunFolder(run).load(), before) and not list(run.rglob("*.part"))
+    process = subprocess.run(
+        command,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
+        check=False,
+        timeout=120,
+    )
+    result = Result(process.returncode, process.stdout, process.stderr)
+    assert "File too large" in check_refusal(result)
+    assert same(RunFolder(run).load_checkpoint(), before) and not list(run.rglob("*.part"))
 
 
-def test_a_read_only_folder(disk, genlab, run, tmp_path):
-    """Asked without out= a run must be written to; with it, it need not."""
+def test_a_read_only_run_can_be_sampled_with_output_dir(disk, genlab, run, tmp_path):
+    """Without output_dir= a command writes into the run folder."""
     shutil.copytree(run, disk(4096) / "run")
-    place = disk(read_only=True)
-    for command in (("sample", "n=1", f"run={place}/run"), ("train", f"resume={place}/run", "trainer.steps=3"),
-                    ("train", *SMALL, f"out={place}/new")):  # fmt: skip
+    path = disk(read_only=True)
+    for command in (
+        ("sample", "n=1", f"run={path}/run"),
+        ("train", f"resume={path}/run", "trainer.steps=3"),
+        ("train", *SMALL, f"out={path}/new"),
+    ):
         assert "Read-only file system" in genlab(*command).error
-    assert genlab("sample", "n=1", f"run={place}/run", "out=made").code == 0
+    assert genlab("sample", "n=1", f"run={path}/run", "output_dir=made").code == 0
     assert len(list((tmp_path / "made").iterdir())) == 2
 
 
-# --- two processes ----------------------------------------------------------------------------------------------------
+# --- two processes --------------------------------------------------------------------------------
 
 
 @slow
-def test_one_trains_while_others_ask(run, genlab, tmp_path):
-    """A second training in a folder is refused, a second asking is not, however often the checkpoints change."""
+def test_a_run_can_be_sampled_while_it_is_trained(run, genlab, tmp_path):
+    """A second training in the folder is refused; other commands work while checkpoints change."""
     command = [
         sys.executable,
         "-m",
@@ -267,12 +270,12 @@ def test_one_trains_while_others_ask(run, genlab, tmp_path):
         "train",
         "resume=run",
         "trainer.steps=100000000",
-        "trainer.keep=1",
+        "trainer.keep_checkpoints=1",
     ]
-    trains = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    training = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
     try:
-        while RunFolder(run).steps()[-1].name == "step_000000002.pt":
-            assert trains.poll() is None, trains.stderr.read()
+        while RunFolder(run).checkpoint_files()[-1].name == "step_000000002.pt":
+            assert training.poll() is None, training.stderr.read()
             time.sleep(0.05)
         assert (
             "another process is training" in genlab("train", "resume=run", "trainer.steps=3").error
@@ -280,88 +283,88 @@ def test_one_trains_while_others_ask(run, genlab, tmp_path):
         for seed in range(5):
             result = genlab("sample", "run=run", "n=1", f"seed={seed}")
             assert result.code == 0 and not result.err, result.err
-        assert genlab("tasks", "run=run").code == 0
+        assert genlab("info", "run=run").code == 0
     finally:
-        trains.terminate()
-        trains.communicate()
-    assert trains.returncode == 143
+        training.terminate()
+        training.communicate()
+    assert training.returncode == 143
 
 
-def test_a_folder_is_made_by_one_of_two(tmp_path):
-    """Of two runs that are to be made in one folder, the second changes nothing of the first."""
+def test_a_folder_is_created_by_one_of_two_processes(tmp_path):
+    """The second of two runs in the same folder does not change the first."""
     path = tmp_path / "run"
     path.mkdir()
-    held = RunFolder(path).lock()
+    lock_file = RunFolder(path).lock()
     with pytest.raises(UserError, match="another process is training"):
-        RunFolder.create(path, config="second", info={})
+        RunFolder.create(path, config="second", metadata={})
     assert not (path / "config.yaml").exists()
-    held.close()
+    lock_file.close()
 
 
-# --- clocks -----------------------------------------------------------------------------------------------------------
+# --- clocks ---------------------------------------------------------------------------------------
 
 
-def test_the_newest_run_is_the_one_made_last_whatever_the_clock_says(tmp_path, monkeypatch, genlab):
+def test_the_latest_run_is_the_last_created_even_if_the_clock_changes(
+    tmp_path, monkeypatch, genlab
+):
     monkeypatch.chdir(tmp_path)
     for name in ("before", "ahead", "after"):
         run = RunFolder.create(
-            Path("outputs") / name, config="", info={"model": name, "dataset": "digits"}
+            Path("outputs") / name, config="", metadata={"model": name, "dataset": "digits"}
         )
-        if name == "ahead":  # made while the clock was a year ahead, and then it was set right
+        if name == "ahead":  # created while the clock was a year ahead
             later = time.time() + 365 * 86400
             os.utime(run.path / "run.json", (later, later))
         assert RunFolder.latest().path == run.path
 
 
-def test_a_clock_that_jumps_changes_no_limit(run, genlab, monkeypatch):
-    """trainer.max_time and the rates are of a clock that nobody sets."""
+def test_a_clock_that_jumps_does_not_affect_training_time(run, genlab, monkeypatch):
+    """trainer.max_minutes and the rates use a monotonic clock."""
     real, calls = time.time, iter(range(10**9))
     monkeypatch.setattr(time, "time", lambda: real() + (-1) ** next(calls) * 1e8)
-    result = genlab("train", "resume=run", "trainer.steps=30", "trainer.max_time=5")
+    result = genlab("train", "resume=run", "trainer.steps=30", "trainer.max_minutes=5")
     assert result.code == 0 and "trained 30 steps in " in result.out, result.err
     assert all(
-        line["items_per_s"] > 0 for line in RunFolder(run).history() if "items_per_s" in line
+        line["items_per_s"] > 0 for line in RunFolder(run).read_log() if "items_per_s" in line
     )
 
 
-# --- data that change -------------------------------------------------------------------------------------------------
+# --- changed data ---------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
-    """A folder of 40 grey images of 8×8."""
+    """A folder of 40 gray images of 8×8."""
     folder = tmp_path / "photos"
     folder.mkdir()
-    chance = random.Random(0)
+    rng = random.Random(0)
     for i in range(40):
-        Image.frombytes("L", (8, 8), chance.randbytes(64)).save(folder / f"{i:02d}.png")
+        Image.frombytes("L", (8, 8), rng.randbytes(64)).save(folder / f"{i:02d}.png")
     return folder
 
 
 CHANGES: dict[str, Callable[[Path], object]] = {
     "deleted": lambda path: path.unlink(),
-    "cut short": lambda path: os.truncate(path, 20),
+    "truncated": lambda path: os.truncate(path, 20),
     "another size": lambda path: Image.new("L", (9, 9)).save(path),
 }
-FOLDER = ("dataset=image_folder", "dataset.resident=false", "trainer.save_every=5")
+FOLDER = ("dataset=image_folder", "dataset.cache_in_memory=false", "trainer.save_every=5")
 
 
 @pytest.mark.parametrize(
-    ("change", "workers"), [("deleted", 0), ("cut short", 1), ("another size", 0)]
+    ("change", "workers"), [("deleted", 0), ("truncated", 1), ("another size", 0)]
 )
-def test_an_image_that_changes_while_a_run_streams_is_named(
+def test_an_image_that_changes_during_training_is_named(
     change, workers, photos, genlab, tmp_path, monkeypatch
 ):
-    from genlab.runs.run_folder import RunFolder as Folder
+    save_checkpoint = RunFolder.save_checkpoint
 
-    save = Folder.save
-
-    def saved(self: RunFolder, state: dict, **how: object) -> Path:
+    def change_image_and_save(self: RunFolder, state: dict, **options: object) -> Path:
         if state["step"] == 5 and (photos / "07.png").exists():
             CHANGES[change](photos / "07.png")
-        return save(self, state, **how)
+        return save_checkpoint(self, state, **options)
 
-    monkeypatch.setattr(Folder, "save", saved)
+    monkeypatch.setattr(RunFolder, "save_checkpoint", change_image_and_save)
     options = (
         *SMALL,
         *FOLDER,
@@ -370,16 +373,15 @@ def test_an_image_that_changes_while_a_run_streams_is_named(
         "trainer.steps=200",
         "out=run",
     )
-    result = genlab("train", *options)
-    said = check_refusal(result)
-    assert "07.png has changed since the run began" in said
-    assert RunFolder(tmp_path / "run").load()["step"] >= 5
+    error = check_refusal(genlab("train", *options))
+    assert "07.png has changed since the run began" in error
+    assert RunFolder(tmp_path / "run").load_checkpoint()["step"] >= 5
     if change == "deleted":
         assert "image_folder in" in check_refusal(genlab("train", "resume=run"))
 
 
-def test_a_run_knows_its_data_again(photos, genlab, tmp_path):
-    """A folder that moved is the same; one with other images is refused, unless it is named anew."""
+def test_resume_verifies_the_data(photos, genlab, tmp_path):
+    """A folder may move; other images are refused, unless the resume names the folder."""
     options = ("dataset=image_folder", "trainer.steps=4", f"dataset.path={photos}", "out=run")
     assert genlab("train", *SMALL, *options).code == 0
     moved = photos.rename(tmp_path / "moved")
@@ -389,7 +391,7 @@ def test_a_run_knows_its_data_again(photos, genlab, tmp_path):
     assert result.code == 0 and "not what the run began with" not in result.err, result.err
     Image.new("L", (8, 8)).save(moved / "new.png")
     moved.rename(photos)
-    assert "33 train items for 32" in check_refusal(
+    assert "33 train items instead of 32" in check_refusal(
         genlab("train", "resume=run", "trainer.steps=8")
     )
     result = genlab(
@@ -418,13 +420,13 @@ def test_an_edited_table_is_refused(genlab, tmp_path):
     assert (tmp_path / "run" / "checkpoints" / "step_000000002.pt").read_bytes() == before
 
 
-def test_a_log_cut_short_is_read_and_one_that_is_damaged_is_named(run, genlab):
+def test_an_incomplete_log_is_read_and_a_damaged_one_refused(run, genlab):
     stats = run / "stats.jsonl"
     whole = stats.read_bytes()
     stats.write_bytes(whole + b'{"step": 3, "lo')
-    assert RunFolder(run).history() == [json.loads(line) for line in whole.splitlines()]
+    assert RunFolder(run).read_log() == [json.loads(line) for line in whole.splitlines()]
     stats.write_bytes(b"\0\0\n" + whole)
     assert (
         "stats.jsonl, line 1 is damaged" in genlab("train", "resume=run", "trainer.steps=3").error
     )
-    assert torch.equal(torch.tensor(RunFolder(run).load()["step"]), torch.tensor(2))
+    assert torch.equal(torch.tensor(RunFolder(run).load_checkpoint()["step"]), torch.tensor(2))

@@ -1,4 +1,4 @@
-"""The command line under mutated overrides: each ends with 0 or 2, soon, in one readable line and without a traceback."""
+"""The command line with random overrides: each ends soon, with exit code 0 or one line of error."""
 
 from __future__ import annotations
 
@@ -16,59 +16,69 @@ from hydra import compose, initialize_config_module
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 
-from genlab.commands import COMMANDS, LISTS
+from genlab.commands import COMMANDS
 from genlab.sweeps.sweep_folder import SweepFolder
 
-SECONDS = 10
-ROOM = (
-    6 * 2**30
-)  # bytes that a command may ask for beyond what the process has: nothing here may need them
+MAX_CPU_S = 10
+MAX_EXTRA_BYTES = 6 * 2**30  # that a command may allocate
 SMALL = ("model=vae", "model.hidden=[4]", "model.latent=2")
 FEW = (
     "trainer.steps=1",
-    "trainer.max_time=1e-9",
+    "trainer.max_minutes=1e-9",
     "trainer.batch_size=4",
     "trainer.preview_every=0",
     "device=cpu",
 )
-FAKE = ("dataset@dataset.of=fake", "dataset.of.shape=[3,8,8]")
-RUNS = {  # what is asked, as small as it can be
+FAKE = ("dataset@dataset.base=fake", "dataset.base.shape=[3,8,8]")
+# the runs that commands use, as small as possible
+RUNS = {
     "vae": SMALL,
     "cvae": ("model=cvae", "model.hidden=[4]"),
     "dae": ("model=dae", "model.hidden=[4]"),
-    "text": ("model=gpt_text", "model.layers=1", "model.heads=2", "model.width=16"),
-    "style": ("model=stylegan2", "model.maps=8", "model.latent=12", "model.layers=2"),
-    "colour": ("model=pix2pix", "model.width=2", "dataset.operator=grey", *FAKE),
-    "larger": ("model=srresnet", "model.width=4", "model.blocks=1", "prepare.size=16"),
-    "films": ("model=next_frame", "model.width=[2,2,2,2]", "model.adversarial=0"),
+    "text": ("model=gpt_text", "model.num_layers=1", "model.num_heads=2", "model.width=16"),
+    "style": (
+        "model=stylegan2",
+        "model.channel_max=8",
+        "model.latent=12",
+        "model.num_mapping_layers=2",
+    ),
+    "colour": ("model=pix2pix", "model.width=2", "dataset.operator=gray", *FAKE),
+    "larger": ("model=srresnet", "model.width=4", "model.num_blocks=1", "preprocess.size=16"),
+    "films": ("model=next_frame", "model.width=[2,2,2,2]", "model.adversarial_weight=0"),
 }
-MADE = ("out=made", "device=cpu")
-LINES: dict[
-    str, tuple[str, ...]
-] = {  # each command with what makes it end at once where an override changes nothing of it
+OUTPUT = ("output_dir=made", "device=cpu")
+# arguments that make each command quick, unless an override changes that
+COMMAND_LINES: dict[str, tuple[str, ...]] = {
     "train": (*SMALL, *FEW, "out=new"),
     "plan": (*SMALL, *FEW),
-    "sample": ("run={vae}", "n=2", *MADE),
-    "complete": ("run={text}", "n=2", *MADE),
-    "reconstruct": ("run={vae}", "n=2", *MADE),
-    "encode": ("run={vae}", "n=2", *MADE),
-    "interpolate": ("run={vae}", *MADE),
-    "traverse": ("run={vae}", "n=1", "frames=2", *MADE),
-    "arithmetic": ("run={vae}", "a=1", "b=2", "n=50", *MADE),
-    "mix": ("run={style}", "rows=1", "columns=1", *MADE),
-    "project": ("run={vae}", "n=1", "steps=1", "tries=1", *MADE),
-    "inpaint": ("run={vae}", "n=1", "steps=1", *MADE),
-    "denoise": ("run={dae}", "n=2", *MADE),
-    "translate": ("run={colour}", "n=1", *MADE),
-    "colorize": ("run={colour}", "n=1", *MADE),
-    "superres": ("run={larger}", "n=1", *MADE),
-    "forecast": ("run={films}", "n=1", "films=1", *MADE),
-    "evaluate": ("run={vae}", "n=8", "k=1", "metrics=[reconstruction]", "device=cpu"),
-    "likelihood": ("run={vae}", "n=2", "k=1", *MADE),
-    "anomaly": ("run={vae}", "classes=1", "n=2", "k=1", *MADE),
-    "classify": ("run={cvae}", "n=2", "k=1", *MADE),
-    "compare": ("runs=[{vae}]", "n=8", "k=1", "metrics=[reconstruction]", "out=page", "device=cpu"),
-    "tasks": ("run={vae}",),
+    "sample": ("run={vae}", "n=2", *OUTPUT),
+    "complete": ("run={text}", "n=2", *OUTPUT),
+    "reconstruct": ("run={vae}", "n=2", *OUTPUT),
+    "encode": ("run={vae}", "n=2", *OUTPUT),
+    "interpolate": ("run={vae}", *OUTPUT),
+    "traverse": ("run={vae}", "n=1", "frames=2", *OUTPUT),
+    "arithmetic": ("run={vae}", "a=1", "b=2", "n=50", *OUTPUT),
+    "mix": ("run={style}", "rows=1", "columns=1", *OUTPUT),
+    "project": ("run={vae}", "n=1", "steps=1", "tries=1", *OUTPUT),
+    "inpaint": ("run={vae}", "n=1", "steps=1", *OUTPUT),
+    "denoise": ("run={dae}", "n=2", *OUTPUT),
+    "translate": ("run={colour}", "n=1", *OUTPUT),
+    "colorize": ("run={colour}", "n=1", *OUTPUT),
+    "superres": ("run={larger}", "n=1", *OUTPUT),
+    "forecast": ("run={films}", "n=1", "videos=1", *OUTPUT),
+    "evaluate": ("run={vae}", "n=8", "iwae_samples=1", "metrics=[reconstruction]", "device=cpu"),
+    "likelihood": ("run={vae}", "n=2", "iwae_samples=1", *OUTPUT),
+    "anomaly": ("run={vae}", "classes=1", "n=2", "iwae_samples=1", *OUTPUT),
+    "classify": ("run={cvae}", "n=2", "iwae_samples=1", *OUTPUT),
+    "compare": (
+        "runs=[{vae}]",
+        "n=8",
+        "iwae_samples=1",
+        "metrics=[reconstruction]",
+        "out=page",
+        "device=cpu",
+    ),
+    "info": ("run={vae}",),
     "sweep": ("best", "{sweep}"),
     "models": (),
     "datasets": (),
@@ -198,7 +208,7 @@ KEYS += [
     "hydra/sweeper",
     "hydra/help",
     "model@x",
-    "dataset@dataset.of",
+    "dataset@dataset.base",
     "model/vae",
 ]
 KEYS += ["x" * 3000, "a." * 200 + "a", "\0"]
@@ -227,104 +237,104 @@ FLAGS += [
 ]
 
 
-def leaves(node: object, path: str = "") -> Iterator[str]:
-    """Yield the dotted keys of a config, those of its mappings among them."""
+def dotted_keys(node: object, path: str = "") -> Iterator[str]:
+    """Yield the dotted keys of a config, including those of its mappings."""
     if isinstance(node, DictConfig):
         for key in node:
-            inside = f"{path}.{key}" if path else str(key)
-            yield inside
-            yield from leaves(node._get_node(key), inside)
+            dotted = f"{path}.{key}" if path else str(key)
+            yield dotted
+            yield from dotted_keys(node._get_node(key), dotted)
 
 
-def options(command: str) -> list[str]:
-    """Return the keys that a command's composed config has, or those that are words of its own."""
-    if command in LISTS:
+def option_names(command: str) -> list[str]:
+    """Return the keys of a command's composed config, or the options of a command without one."""
+    if not COMMANDS[command].composed:
         return ["metric", "higher", "n"]  # of genlab sweep best
     OmegaConf.register_new_resolver("genlab.stamp", lambda: "stamp", replace=True)
     OmegaConf.register_new_resolver("genlab.folder", lambda *names: "-".join(names), replace=True)
     GlobalHydra.instance().clear()
     with initialize_config_module("genlab.configs", version_base="1.3"):
-        return list(leaves(compose(command)))
+        return list(dotted_keys(compose(command)))
 
 
-def misspelt(chance: random.Random, word: str) -> str:
-    """Return a word with a character more, less or other."""
-    at = chance.randrange(len(word))
-    return chance.choice(
+def misspell(rng: random.Random, word: str) -> str:
+    """Return a word with one character added, removed or changed."""
+    at = rng.randrange(len(word))
+    return rng.choice(
         [
             word[:at] + word[at + 1 :],
-            word[:at] + chance.choice("xZ_.é[") + word[at:],
+            word[:at] + rng.choice("xZ_.é[") + word[at:],
             word.upper(),
             word + ".x",
         ]
     )
 
 
-def mutated(n: int, seed: int = 0) -> list[tuple[str, str]]:
-    """Return n pairs of a command and an override (or a flag) that was never meant."""
-    chance = random.Random(seed)
-    known = {command: options(command) for command in LINES}
-    found = []
+def random_cases(n: int, seed: int = 0) -> list[tuple[str, str]]:
+    """Return n pairs of a command and a random override or flag."""
+    rng = random.Random(seed)
+    known = {command: option_names(command) for command in COMMAND_LINES}
+    cases = []
     for i in range(n):
-        command = chance.choice([*LINES, "train", "train"])
+        command = rng.choice([*COMMAND_LINES, "train", "train"])
         if i % 12 == 11:
-            found.append((command, chance.choice(FLAGS)))
+            cases.append((command, rng.choice(FLAGS)))
             continue
-        key = chance.choice(known[command])
+        key = rng.choice(known[command])
         if i % 6 == 4:
-            key = chance.choice(KEYS)
+            key = rng.choice(KEYS)
         if i % 6 == 5:
-            key = misspelt(chance, key)
-        prefix = chance.choice(["", "", "", "", "+", "++", "~"])
-        value = chance.choice(chance.choice(VALUES))
-        found.append((command, chance.choice([f"{prefix}{key}={value}"] * 9 + [f"{prefix}{key}"])))
-    return found
+            key = misspell(rng, key)
+        prefix = rng.choice(["", "", "", "", "+", "++", "~"])
+        value = rng.choice(rng.choice(VALUES))
+        cases.append((command, rng.choice([f"{prefix}{key}={value}"] * 9 + [f"{prefix}{key}"])))
+    return cases
 
 
-CASES = mutated(560)
+CASES = random_cases(560)
 
 
-class TookTooLong(BaseException):
-    pass
+class TookTooLongError(BaseException):
+    """A command used more than MAX_CPU_S of the processor."""
 
 
 @pytest.fixture
-def bounded() -> Iterator[None]:
-    """Stop what takes more than SECONDS of the processor, and let no allocation succeed that nothing here may need."""
+def resource_limits() -> Iterator[None]:
+    """Limit the processor time and the memory that a command may use."""
 
-    def late(*_: object) -> None:
-        raise TookTooLong
+    def interrupt(*_: object) -> None:
+        raise TookTooLongError
 
-    before, limits = signal.signal(signal.SIGPROF, late), resource.getrlimit(resource.RLIMIT_AS)
-    pages = (
-        int(Path("/proc/self/statm").read_text().split()[0])
-        if Path("/proc/self/statm").exists()
-        else 0
+    before, limits = (
+        signal.signal(signal.SIGPROF, interrupt),
+        resource.getrlimit(resource.RLIMIT_AS),
     )
-    if pages:
-        resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + ROOM, limits[1]))
-    signal.setitimer(signal.ITIMER_PROF, SECONDS)
+    statm = Path("/proc/self/statm")
+    if statm.exists():
+        used = int(statm.read_text().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (used + MAX_EXTRA_BYTES, limits[1]))
+    signal.setitimer(signal.ITIMER_PROF, MAX_CPU_S)
     yield
     signal.setitimer(signal.ITIMER_PROF, 0)
     signal.signal(signal.SIGPROF, before)
     resource.setrlimit(resource.RLIMIT_AS, limits)
 
 
-def check(code: int, err: str) -> None:
-    """Whatever was asked, it was done, or refused in one line."""
+def check_result(code: int, err: str) -> None:
+    """Check that a command succeeded, or was refused in one line."""
     assert code in (0, 2), f"exit code {code}\n{err[-3000:]}"
     assert "Traceback" not in err and "Error executing job" not in err, err[-3000:]
-    said = [line for line in err.splitlines() if line.startswith("genlab: ")]
+    errors = [line for line in err.splitlines() if line.startswith("genlab: ")]
     if code == 2:
-        assert len(said) == 1 and err.splitlines()[-1] == said[0], err[-3000:]
-        assert said[0].isprintable() and 10 < len(said[0]) < 2000, said[0]
+        assert len(errors) == 1 and err.splitlines()[-1] == errors[0], err[-3000:]
+        assert errors[0].isprintable() and 10 < len(errors[0]) < 2000, errors[0]
 
 
 @pytest.fixture
-def words(trained: Callable, tmp_path: Path) -> Callable[[str, str], list[str]]:
-    """`words(command, override)`: the whole line, with the runs and the sweep that it names."""
+def command_line(trained: Callable, tmp_path: Path) -> Callable[[str, str], list[str]]:
+    """`command_line(command, override)` returns all arguments, with the runs that they name."""
 
-    def made(name: re.Match) -> str:
+    def create(name: re.Match) -> str:
         if name[1] == "sweep":
             SweepFolder(tmp_path / "sweep").extend(
                 ["train", "-m", "seed=0,1"], 0, [["seed=0"], ["seed=1"]], sweeper="basic"
@@ -334,7 +344,7 @@ def words(trained: Callable, tmp_path: Path) -> Callable[[str, str], list[str]]:
 
     return lambda command, override: [
         command,
-        *(re.sub(r"{(\w+)}", made, word) for word in LINES[command]),
+        *(re.sub(r"{(\w+)}", create, word) for word in COMMAND_LINES[command]),
         override,
     ]
 
@@ -346,27 +356,28 @@ def words(trained: Callable, tmp_path: Path) -> Callable[[str, str], list[str]]:
         for i, (command, _) in enumerate(CASES)
     ],
 )
-def test_any_override_is_done_or_refused(case, words, request, genlab: Callable, tmp_path: Path):
-    line = words(*CASES[case])
-    request.getfixturevalue(
-        "bounded"
-    )  # from here on: a run that is asked may have to be trained first
+def test_a_random_override_succeeds_or_is_refused(
+    case, command_line, request, genlab: Callable, tmp_path: Path
+):
+    line = command_line(*CASES[case])
+    # from here on: a run that is used may have to be trained first
+    request.getfixturevalue("resource_limits")
     result = genlab(*line)
-    check(result.code, result.err)
+    check_result(result.code, result.err)
     assert not list(tmp_path.rglob("marker"))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", range(0, len(CASES), 19))
-def test_any_override_of_a_process(case, words, tmp_path: Path):
+def test_a_random_override_in_a_new_process(case, command_line, tmp_path: Path):
     if "\0" in CASES[case][1]:
-        pytest.skip("no process can be given a NUL")
-    line = [word.encode("utf-8", "replace") for word in words(*CASES[case])]
+        pytest.skip("a process's arguments cannot contain NUL")
+    line = [word.encode("utf-8", "replace") for word in command_line(*CASES[case])]
     line = [sys.executable, "-m", "genlab", *line]
-    ended = subprocess.run(line, cwd=tmp_path, capture_output=True, timeout=120, check=False)
-    check(ended.returncode, ended.stderr.decode())
+    process = subprocess.run(line, cwd=tmp_path, capture_output=True, timeout=120, check=False)
+    check_result(process.returncode, process.stderr.decode())
 
 
-def test_what_is_mutated_is_what_there_is():
+def test_the_cases_cover_all_commands():
     assert len(CASES) >= 500 and len(set(CASES)) > 450
-    assert {command for command, _ in CASES} == set(LINES) == {*COMMANDS, *LISTS}
+    assert {command for command, _ in CASES} == set(COMMAND_LINES) == set(COMMANDS)

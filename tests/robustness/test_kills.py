@@ -1,4 +1,4 @@
-"""Real processes, killed with no warning at random moments, and asked politely: every resume is bit for bit the whole run."""
+"""Processes that are killed or stopped at random moments: every resume is exact, bit for bit."""
 
 from __future__ import annotations
 
@@ -16,104 +16,112 @@ from helpers.kill_harness import (
     COMMON,
     RUNS,
     SAVE_EVERY,
-    Nursery,
-    begun,
-    command,
+    TIMEOUT_S,
+    ForkServer,
     differences,
-    newest,
-    promised,
+    min_resume_step,
+    newest_step,
+    start_step,
+    train_or_resume,
 )
 
 from genlab.runs.run_folder import RunFolder
 
 
 @pytest.fixture(scope="module")
-def nursery() -> Iterator[Nursery]:
-    with Nursery() as started:
-        yield started
+def fork_server() -> Iterator[ForkServer]:
+    with ForkServer() as server:
+        yield server
 
 
 def start(folder: Path, *overrides: str) -> subprocess.Popen:
-    """Start the training as the command line does, imports and all."""
+    """Start the training as the command line does, with all imports."""
     return subprocess.Popen(
-        [sys.executable, "-m", "genlab", *command(folder, *overrides, *COMMON)],
-        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+        [sys.executable, "-m", "genlab", *train_or_resume(folder, *overrides, *COMMON)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
 
 
 def finish(process: subprocess.Popen) -> tuple[int, str]:
-    """Wait for the end; return the exit code and what was said."""
-    _, err = process.communicate(timeout=300)
+    """Wait for the end; return the exit code and the standard error."""
+    _, err = process.communicate(timeout=TIMEOUT_S)
     assert "Traceback" not in err, err
     return process.returncode, err
 
 
-def check_begin(said: str, least: int) -> None:
-    at = begun(said)
-    assert at is None or at >= least, f"step {least} was saved, and the run went on from {at}"
+def check_start(output: str, least: int) -> None:
+    """Check that a run did not resume from before step `least`."""
+    step = start_step(output)
+    assert step is None or step >= least, f"step {least} was saved, but the run resumed from {step}"
 
 
-def check_kills(name: str, tmp_path: Path, kills: int, nursery: Nursery) -> None:
-    """Kill a run again and again, in its start-up too, until that was often enough; each run of it must end as the whole one.
+def check_kills(name: str, tmp_path: Path, kills: int, fork_server: ForkServer) -> None:
+    """Kill and resume a run again and again, also during its start.
 
-    None loses more than the steps since its last checkpoint.
+    Each finished run must equal the uninterrupted one, and a kill must not lose more than the steps
+    since the last checkpoint.
     """
-    chance = random.Random(name)
+    rng = random.Random(name)
     began = time.monotonic()
-    assert nursery.start(*command(tmp_path / "whole", *RUNS[name], *COMMON)).finish() == 0
-    lasted, last = time.monotonic() - began, newest(tmp_path / "whole")
+    whole = tmp_path / "whole"
+    assert fork_server.start(*train_or_resume(whole, *RUNS[name], *COMMON)).finish() == 0
+    duration, last = time.monotonic() - began, newest_step(whole)
     part, done, least = tmp_path / "part", 0, 0
-    while done < kills or newest(part) < last:
-        process = nursery.start(*command(part, *RUNS[name], *COMMON))
-        if done < kills and not process.wait(chance.uniform(0, 0.6 * lasted)):
+    while done < kills or newest_step(part) < last:
+        process = fork_server.start(*train_or_resume(part, *RUNS[name], *COMMON))
+        if done < kills and not process.wait(rng.uniform(0, 0.6 * duration)):
             process.kill()
             done += 1
-            check_begin(process.said, least)
-            least = max(least, promised(part))
+            check_start(process.output, least)
+            least = max(least, min_resume_step(part))
             continue
         assert process.finish() == 0
-        check_begin(process.said, least)
-        assert differences(tmp_path / "whole", part) == []
-        if done < kills:  # it finished before its kill came: begin another
+        check_start(process.output, least)
+        assert differences(whole, part) == []
+        if done < kills:  # it finished before its kill: start another run
             part, least = tmp_path / f"part{done}", 0
     print(f"{name}: {done} kills, {len(list(tmp_path.glob('part*')))} runs, all bit for bit")
 
 
-def test_a_kill_of_a_process_loses_nothing(tmp_path):
-    """From the first import on, without the nursery."""
+def test_a_killed_process_resumes_exactly(tmp_path):
+    """Started by the command line, without the fork server."""
     folder, whole = tmp_path / "part", tmp_path / "whole"
     process = start(folder, *RUNS["vae"])
-    while not RunFolder(folder).steps():
+    while not RunFolder(folder).checkpoint_files():
         time.sleep(0.02)
         assert process.poll() is None, process.stderr.read()
     process.kill()
     process.communicate()
-    assert 0 < newest(folder) < 300
-    least = promised(folder)
-    code, said = finish(start(folder))
-    assert code == 0 and begun(said) >= max(least, SAVE_EVERY)
+    assert 0 < newest_step(folder) < 300
+    least = min_resume_step(folder)
+    code, err = finish(start(folder))
+    assert code == 0 and start_step(err) >= max(least, SAVE_EVERY)
     assert finish(start(whole, *RUNS["vae"]))[0] == 0
     assert differences(whole, folder) == []
+    # a difference of one weight would be detected
     run = RunFolder(folder)
-    state = run.load()
+    state = run.load_checkpoint()
     next(iter(state["model"].values())).view(-1)[0] += 1e-6
-    run.save(state, keep=1)
-    assert differences(whole, folder) == ["model"]  # it would be seen
+    run.save_checkpoint(state, keep=1)
+    assert differences(whole, folder) == ["model"]
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_a_kill_loses_nothing(name, tmp_path, nursery):
-    check_kills(name, tmp_path, 1, nursery)
+def test_a_killed_run_resumes_exactly(name, tmp_path, fork_server):
+    check_kills(name, tmp_path, 1, fork_server)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", RUNS)
-def test_forty_kills_lose_nothing(name, tmp_path, nursery):
-    check_kills(name, tmp_path, 40, nursery)
+def test_a_run_killed_forty_times_resumes_exactly(name, tmp_path, fork_server):
+    check_kills(name, tmp_path, 40, fork_server)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2, signal.SIGINT])
-def test_a_signal_saves_and_the_same_command_goes_on(number, tmp_path, nursery):
+def test_a_signal_saves_and_the_run_can_be_resumed(number, tmp_path, fork_server):
     folder = tmp_path / "run"
     options = (
         "model=rbm",
@@ -122,16 +130,16 @@ def test_a_signal_saves_and_the_same_command_goes_on(number, tmp_path, nursery):
         *COMMON[:2],
         *COMMON[3:],
     )
-    process = nursery.start(*command(folder, *options))
+    process = fork_server.start(*train_or_resume(folder, *options))
     while not (folder / "stats.jsonl").exists() or not (folder / "stats.jsonl").stat().st_size:
         time.sleep(0.05)
-        assert process.running, process.said
+        assert process.is_running, process.output
     process.send(number)
     assert process.finish() == 128 + number
-    step = RunFolder(folder).load()["step"]
+    step = RunFolder(folder).load_checkpoint()["step"]
     assert step > 0
-    again = nursery.start(
+    resumed = fork_server.start(
         "train", "model=rbm", *COMMON[:2], f"resume={folder}", f"trainer.steps={step + 5}"
     )
-    assert again.finish() == 0, again.said
-    assert RunFolder(folder).load()["step"] == step + 5
+    assert resumed.finish() == 0, resumed.output
+    assert RunFolder(folder).load_checkpoint()["step"] == step + 5

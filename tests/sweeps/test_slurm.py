@@ -1,8 +1,9 @@
-"""Sweeps on a real SLURM: jobs that are told to save, killed, preempted or fail, and end as if nothing had happened.
+"""Sweeps on a real SLURM: interrupted, killed and preempted jobs end as if undisturbed.
 
-A SLURM that answers `scontrol ping` is used as it is. Else GENLAB_SLURM may name a script that starts one on this machine
-(`<script> up`, `<script> down`; as root); it is taken down again. Where there is neither, the tests are skipped. The presets that
-ask for GPUs need two on a node, as SLURM counts them: nothing computes there, and GresTypes=gpu on a copy of /dev/null will do.
+If a SLURM answers `scontrol ping`, it is used. Otherwise GENLAB_SLURM may name a script that starts
+one on this machine (`<script> up` and `<script> down`, as root). Without either, the tests are
+skipped. The presets with GPUs need a node with two GPUs in SLURM's configuration. Nothing computes
+on them: GresTypes=gpu on a copy of /dev/null is enough.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ from collections.abc import Callable, Iterator
 import pytest
 from helpers.cli_runner import run_here, run_process
 from helpers.kill_harness import differences
-from helpers.slurm_cluster import LONG, SMALL, Sweep, answering, cluster  # noqa: F401
-from helpers.sweep_model import MINE, brief, states, write_model
+from helpers.slurm_cluster import LONG, SMALL, Sweep, cluster, running_cluster  # noqa: F401
+from helpers.sweep_model import MINE, states, status_and_starts, write_model
 
 from genlab.runs.run_folder import RunFolder
 from genlab.sweeps import squeue
@@ -26,74 +27,74 @@ pytestmark = [pytest.mark.slurm, pytest.mark.xdist_group("slurm")]
 
 
 @pytest.fixture
-def started(tmp_path) -> Iterator[Callable[..., Sweep]]:
-    """`started("train", "-m", …)`: a sweep that is taken off the cluster when the test has ended."""
+def start_sweep(tmp_path) -> Iterator[Callable[..., Sweep]]:
+    """`start_sweep("train", "-m", …)`: a sweep that is cancelled at the end of the test."""
     sweeps: list[Sweep] = []
     write_model(tmp_path)
     yield lambda *command, **how: sweeps.append(Sweep(tmp_path, *command, **how)) or sweeps[-1]
     for sweep in sweeps:
-        sweep.clear()
+        sweep.cancel()
 
 
-def test_a_job_that_is_told_to_save_goes_on_and_one_that_fails_says_why(tmp_path, started):
-    """The signal is that of a preemption; the scheduler starts the job again, with the same id."""
+def test_preempted_job_resumes_and_failed_job_reports(tmp_path, start_sweep):
+    """The signal is that of a preemption; the scheduler restarts the job with the same id."""
     whole = run_here(
         "train", *MINE, "seed=0", "trainer.steps=3000", *LONG, "out=whole", cwd=tmp_path
     )
     assert whole.code == 0, whole.err
-    sweep = started("train", "-m", *MINE, "seed=0,1", "trainer.steps=3000", *LONG, *SMALL)
-    sweep.wait(lambda: sweep.begun(0))
+    sweep = start_sweep("train", "-m", *MINE, "seed=0,1", "trainer.steps=3000", *LONG, *SMALL)
+    sweep.wait(lambda: sweep.has_saved(0))
     subprocess.run(["scancel", "--signal=USR2", states(sweep.folder)[0].slurm], check=True)
-    assert sweep.end() == 2 and "1 of 2 jobs failed" in sweep.said(), sweep.said()
-    assert brief(sweep.folder) == [("done", 2), ("failed", 1)] and states(sweep.folder)[
+    assert sweep.wait_for_end() == 2 and "1 of 2 jobs failed" in sweep.output(), sweep.output()
+    assert status_and_starts(sweep.folder) == [("done", 2), ("failed", 1)] and states(sweep.folder)[
         1
     ].error.endswith("by design")
-    assert "started again" not in sweep.said(), "the scheduler did that"
+    assert "restarting it" not in sweep.output(), "the scheduler did that"
     assert differences(tmp_path / "whole", sweep.folder / "0") == []
 
 
 @pytest.mark.slow
-def test_a_job_that_dies_goes_on_and_one_that_is_cancelled_does_not(tmp_path, started):
+def test_killed_job_restarts_and_cancelled_job_does_not(tmp_path, start_sweep):
     command = ("train", "-m", *MINE, "seed=0,4,5", "trainer.steps=6000", *LONG, *SMALL)
-    sweep = started(*command, seconds=600)
-    sweep.wait(lambda: sweep.begun(0) and sweep.begun(1))
+    sweep = start_sweep(*command, seconds=600)
+    sweep.wait(lambda: sweep.has_saved(0) and sweep.has_saved(1))
     os.kill(states(sweep.folder)[0].pid, signal.SIGKILL)
     subprocess.run(["scancel", states(sweep.folder)[1].slurm], check=True)
-    assert sweep.end() == 2 and "1 of 3 jobs failed" in sweep.said(), sweep.said()
-    assert [status for status, _ in brief(sweep.folder)] == ["done", "stopped", "done"]
-    assert [starts for _, starts in brief(sweep.folder)] == [2, 1, 1]
+    assert sweep.wait_for_end() == 2 and "1 of 3 jobs failed" in sweep.output(), sweep.output()
+    assert [status for status, _ in status_and_starts(sweep.folder)] == ["done", "stopped", "done"]
+    assert [starts for _, starts in status_and_starts(sweep.folder)] == [2, 1, 1]
     assert (
-        "job 0 seed=0: lost: its process is gone" in sweep.said()
-        and "it is started again" in sweep.said()
+        "job 0 seed=0: lost: its process is gone" in sweep.output()
+        and "restarting it" in sweep.output()
     )
     again = run_process("sweep", "resume", sweep.folder, cwd=tmp_path, timeout=600)
-    assert again.code == 0 and brief(sweep.folder) == [("done", 2), ("done", 2), ("done", 1)], (
-        again.err
-    )
+    assert again.code == 0 and status_and_starts(sweep.folder) == [
+        ("done", 2),
+        ("done", 2),
+        ("done", 1),
+    ], again.err
 
 
 @pytest.mark.slow
-def test_a_job_that_runs_out_of_time_saves_and_waits_in_the_queue_again(started):
-    """Its two minutes are up before it has ended, and it is told so 30 seconds before."""
+def test_job_saves_at_its_time_limit_and_is_queued_again(start_sweep):
+    """The limit of two minutes is too short; SLURM sends a signal 30 seconds before."""
     short = (
         "hydra.launcher.timeout_min=2",
         "hydra.launcher.signal_delay_s=30",
         "hydra.launcher.max_num_timeout=50",
     )
-    sweep = started(
+    sweep = start_sweep(
         "train", "-m", *MINE, "seed=6", "trainer.steps=2400", *LONG, *SMALL, *short, seconds=1200
     )
-    assert sweep.end() == 0, sweep.said()
-    assert [status for status, _ in brief(sweep.folder)] == ["done"] and states(sweep.folder)[
-        0
-    ].starts > 1
-    assert "started again" not in sweep.said(), "the scheduler did that"
+    assert sweep.wait_for_end() == 0, sweep.output()
+    assert [status for status, _ in status_and_starts(sweep.folder)] == ["done"] and states(
+        sweep.folder
+    )[0].starts > 1
+    assert "restarting it" not in sweep.output(), "the scheduler did that"
 
 
 @pytest.mark.slow
-def test_a_launcher_that_ends_leaves_its_jobs_to_the_cluster_and_finds_them_again(
-    tmp_path, started
-):
+def test_jobs_continue_without_the_launcher_and_the_next_one_finds_them(tmp_path, start_sweep):
     command = (
         "train",
         "-m",
@@ -104,37 +105,40 @@ def test_a_launcher_that_ends_leaves_its_jobs_to_the_cluster_and_finds_them_agai
         *SMALL,
         "hydra.launcher.array_parallelism=1",
     )
-    sweep = started(*command, seconds=600)
-    sweep.wait(lambda: sweep.begun(0))
+    sweep = start_sweep(*command, seconds=600)
+    sweep.wait(lambda: sweep.has_saved(0))
     sweep.process.send_signal(signal.SIGINT)
-    assert sweep.end() == 130 and "SLURM goes on with 2 jobs, which `scancel" in sweep.said(), (
-        sweep.said()
+    assert sweep.wait_for_end() == 130 and "SLURM continues 2 jobs; `scancel" in sweep.output(), (
+        sweep.output()
     )
     assert [state.status for state in states(sweep.folder)] == ["running", "waiting"]
     again = run_process(*command, cwd=tmp_path, timeout=600)
-    assert again.code == 0 and again.err.count("was started before, and goes on") == 2, again.err
-    assert "handed to SLURM" not in again.err and brief(sweep.folder) == [("done", 1), ("done", 1)]
+    assert again.code == 0 and again.err.count("started earlier, still running") == 2, again.err
+    assert "to SLURM" not in again.err and status_and_starts(sweep.folder) == [
+        ("done", 1),
+        ("done", 1),
+    ]
 
 
-def test_what_the_cluster_refuses_is_one_line(tmp_path):
+def test_refusal_of_slurm_is_one_line(tmp_path):
     write_model(tmp_path)
     refused = run_here(
         "train", "-m", *MINE, "seed=0,1", *SMALL, "hydra.launcher.partition=nowhere", cwd=tmp_path
     )
     assert refused.code == 2 and refused.err.splitlines()[-1].startswith(
-        "genlab: SLURM does not take the jobs: sbatch: error:"
+        "genlab: SLURM refuses the jobs: sbatch: error:"
     )
     wrong = run_here(
         "train", "-m", *MINE, "seed=0,1", *SMALL, "hydra.launcher.timeout_min=soon", cwd=tmp_path
     )
     assert "timeout_min" in wrong.error
-    assert squeue.ask(["99999999"]) == {}, "a job that is not known is not an error"
+    assert squeue.query_states(["99999999"]) == {}, "an unknown job is not an error"
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("preset", ["slurm", "slurm_node"])
-def test_a_preset_with_gpus(preset, tmp_path, started):
-    """As somebody would hand a sweep to a cluster of smaller nodes: the rest is as the preset has it. The sums are the CPU's."""
+def test_preset_with_gpus(preset, tmp_path, start_sweep):
+    """The preset with the resources of a smaller cluster; the computations run on the CPU."""
     nodes = subprocess.run(
         ["sinfo", "--noheader", "--format=%G"], capture_output=True, text=True, check=True
     ).stdout
@@ -144,7 +148,7 @@ def test_a_preset_with_gpus(preset, tmp_path, started):
     of_the_site = ("hydra.launcher.cpus_per_task=1", f"hydra.launcher.mem_gb={processes}")
     if preset == "slurm_node":
         of_the_site += ("hydra.launcher.gpus_per_node=2", "hydra.launcher.tasks_per_node=2")
-    sweep = started(
+    sweep = start_sweep(
         "train",
         "-m",
         *MINE,
@@ -153,13 +157,15 @@ def test_a_preset_with_gpus(preset, tmp_path, started):
         f"hydra/launcher={preset}",
         *of_the_site,
     )
-    assert sweep.end() == 0 and brief(sweep.folder) == [("done", 1), ("done", 1)], sweep.said()
+    assert sweep.wait_for_end() == 0 and status_and_starts(sweep.folder) == [
+        ("done", 1),
+        ("done", 1),
+    ], sweep.output()
     for number, (seed, state) in enumerate(zip((0, 4), states(sweep.folder), strict=True)):
         run = RunFolder(sweep.folder / str(number))
-        assert run.info()["processes"] == processes and run.load()["step"] == 60
-        seen = (
-            (tmp_path / f"starts-{seed}").read_text().splitlines()
-        )  # CUDA_VISIBLE_DEVICES of each process
+        assert run.metadata()["processes"] == processes and run.load_checkpoint()["step"] == 60
+        # CUDA_VISIBLE_DEVICES of each process
+        seen = (tmp_path / f"starts-{seed}").read_text().splitlines()
         assert [gpus != "none" and len(gpus.split(",")) for gpus in seen] == [
             processes
         ] * processes, seen
@@ -171,7 +177,7 @@ def test_a_preset_with_gpus(preset, tmp_path, started):
         )
 
 
-# --- the whole of it ----------------------------------------------------------------------------------------------------
+# --- a whole sweep --------------------------------------------------------------------------------
 
 MODELS = (
     "--config-dir",
@@ -185,22 +191,26 @@ TWELVE = ("trainer.steps=3000", "trainer.batch_size=32", *LONG, "trainer.preview
 
 
 @pytest.mark.slow
-def test_twelve_jobs_two_preempted_one_killed_one_failing(tmp_path, started):
-    """Four models × three seeds: eleven end as undisturbed runs do, bit for bit; the one that fails is told, and run again."""
+def test_twelve_jobs_with_two_preempted_one_killed_one_failing(tmp_path, start_sweep):
+    """Eleven jobs equal undisturbed runs bit for bit; the failed one reruns."""
     here = ("hydra.sweep.dir=whole", "hydra.launcher.n=2")
     local = run_process("train", "-m", *MODELS, *TWELVE, *here, cwd=tmp_path, timeout=1200)
     assert local.code == 2 and "11 done, 1 failed" in local.err, local.err
 
-    one_a_node = ("hydra/launcher=slurm_preemptible", "hydra.launcher.gpus_per_node=null", "hydra.launcher.cpus_per_task=2",
-                  "hydra.launcher.mem_gb=1")  # fmt: skip
-    sweep = started("train", "-m", *MODELS, *TWELVE, *one_a_node, seconds=1200)
+    one_a_node = (
+        "hydra/launcher=slurm_preemptible",
+        "hydra.launcher.gpus_per_node=null",
+        "hydra.launcher.cpus_per_task=2",
+        "hydra.launcher.mem_gb=1",
+    )
+    sweep = start_sweep("train", "-m", *MODELS, *TWELVE, *one_a_node, seconds=1200)
     preempt(sweep, 0)
     kill(sweep, 3)
     preempt(sweep, 6)
-    assert sweep.end() == 2 and "1 of 12 jobs failed" in sweep.said(), sweep.said()
-    print(sweep.said())
+    assert sweep.wait_for_end() == 2 and "1 of 12 jobs failed" in sweep.output(), sweep.output()
+    print(sweep.output())
     failing = 10  # model=mine seed=1
-    found = brief(sweep.folder)
+    found = status_and_starts(sweep.folder)
     assert found[failing] == ("failed", 1) and states(sweep.folder)[failing].error.endswith(
         "by design"
     )
@@ -211,34 +221,39 @@ def test_twelve_jobs_two_preempted_one_killed_one_failing(tmp_path, started):
         if number != failing:
             assert differences(tmp_path / "whole" / str(number), sweep.folder / str(number)) == []
 
-    (tmp_path / "mended").touch()
+    (tmp_path / "repaired").touch()
     again = run_process("sweep", "rerun", sweep.folder, cwd=tmp_path)
-    assert again.code == 0 and brief(sweep.folder) == [
+    assert again.code == 0 and status_and_starts(sweep.folder) == [
         *found[:failing],
         ("done", 2),
         *found[failing + 1 :],
     ], again.err
 
 
-def node(sweep: Sweep, number: int) -> str:
-    said = ["squeue", "--noheader", "--format=%N", f"--jobs={states(sweep.folder)[number].slurm}"]
-    return subprocess.run(said, capture_output=True, text=True, check=True).stdout.strip()
+def node_of_job(sweep: Sweep, number: int) -> str:
+    command = [
+        "squeue",
+        "--noheader",
+        "--format=%N",
+        f"--jobs={states(sweep.folder)[number].slurm}",
+    ]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
 
 def preempt(sweep: Sweep, number: int) -> None:
-    """Let a job of a partition that goes before ours have the node on which a job is at work."""
-    sweep.wait(lambda: sweep.begun(number))
+    """Preempt a running job by a job of a partition with higher priority on its node."""
+    sweep.wait(lambda: sweep.has_saved(number))
     urgent = [
         "sbatch",
         "--partition=urgent",
         "--exclusive",
-        f"--nodelist={node(sweep, number)}",
+        f"--nodelist={node_of_job(sweep, number)}",
         "--output=/dev/null",
     ]
     subprocess.run([*urgent, "--wrap=sleep 1"], check=True, capture_output=True)
 
 
 def kill(sweep: Sweep, number: int) -> None:
-    """Kill a job's process with no warning."""
-    sweep.wait(lambda: sweep.begun(number))
+    """Kill a job's process without warning."""
+    sweep.wait(lambda: sweep.has_saved(number))
     os.kill(states(sweep.folder)[number].pid, signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""Every lecture composes; and a tiny one is trained through processes, used again, gone on with, and reported where it fails."""
+"""Comparisons that train their own runs: all compose, a small one trains and resumes."""
 
 from __future__ import annotations
 
@@ -15,58 +15,56 @@ import yaml
 from helpers.recipes import CONFIGS, built, composed
 
 from genlab.commands.sample import sampler_options
-from genlab.config.recipes import header
+from genlab.config.recipes import read_header
 from genlab.errors import UserError
-from genlab.runs.loaded_run import Run
+from genlab.runs.loaded_run import LoadedRun
 from genlab.runs.run_folder import RunFolder
-from genlab.sweeps import train_missing
-from genlab.sweeps.train_missing import Shown, prepare
+from genlab.sweeps.job_state import read_state
+from genlab.sweeps.train_missing import (
+    ComparisonColumn,
+    check_comparison,
+    make_columns,
+    train_missing_runs,
+)
 
-LECTURES = sorted((CONFIGS / "experiment" / "lecture").glob("*.yaml"))
+COMPARISONS = sorted((CONFIGS / "experiment" / "lecture").glob("*.yaml"))
 KEYS = {"title", "text", "train", "sample", "common", "n", "metrics"}
-TINY = (
+SMALL = (
     "model=vae",
     "model.hidden=[8]",
     "trainer.batch_size=8",
     "trainer.preview_every=0",
     "device=cpu",
 )
+each_comparison = pytest.mark.parametrize("path", COMPARISONS, ids=lambda p: p.stem)
 
 
-def read(path: Path) -> dict:
+def read_yaml(path: Path) -> dict:
     return yaml.safe_load(path.read_text())
 
 
-def each():
-    return pytest.mark.parametrize("path", LECTURES, ids=lambda p: p.stem)
-
-
-@each()
-def test_a_lecture_says_what_it_shows(path):
-    config = read(path)
+@each_comparison
+def test_comparison_has_text_and_valid_columns(path):
+    config = read_yaml(path)
     assert set(config) <= KEYS and config["title"] and len(config["text"].split()) > 20
-    assert f"genlab compare experiment=lecture/{path.stem}" in header(path)
-    train_missing.check(config["train"], config.get("sample") or {}, config.get("common") or [])
-    found = train_missing.columns(
-        {label: Path(label) for label in config["train"]}, config.get("sample") or {}
-    )
-    assert len({entry.label for entry in found}) == len(found) >= 2
+    assert f"genlab compare experiment=lecture/{path.stem}" in read_header(path)
+    sample = config.get("sample") or {}
+    check_comparison(config["train"], sample, config.get("common") or [])
+    columns = make_columns({label: Path(label) for label in config["train"]}, sample)
+    assert len({column.label for column in columns}) == len(columns) >= 2
 
 
-@each()
-def test_a_lectures_runs_build_as_genlab_train_does(path):
-    """Every run's overrides compose, and make a model of the data; every sampler that is asked for is the model's."""
-    config = read(path)
+@each_comparison
+def test_runs_of_comparison_build_as_genlab_train_does(path):
+    """Every run composes and makes a model; the model has every sampler that is requested."""
+    config = read_yaml(path)
     for label, overrides in config["train"].items():
         own, dataset, trainer = built(
             *(config.get("common") or []), *overrides, "device=cpu", "out=unused"
         )
-        options = [
-            entry.sampler
-            for entry in train_missing.columns({label: Path(label)}, config.get("sample") or {})
-        ]
-        for sampler in filter(None, options):
-            run = Run(
+        columns = make_columns({label: Path(label)}, config.get("sample") or {})
+        for sampler in filter(None, (column.sampler for column in columns)):
+            run = LoadedRun(
                 None,
                 own,
                 {"model": label, "dataset": ""},
@@ -79,109 +77,134 @@ def test_a_lectures_runs_build_as_genlab_train_does(path):
             assert sampler_options(run, sampler)["sampler"] in trainer.model.samplers
 
 
-@each()
-def test_a_lecture_composes_beside_the_options_of_train(path):
-    """So that `genlab train experiment=lecture/x` can say which command is meant."""
-    assert list(composed(f"experiment=lecture/{path.stem}", "out=unused")["train"]) == list(
-        read(path)["train"]
-    )
+@each_comparison
+def test_comparison_composes_with_the_options_of_train(path):
+    """So `genlab train experiment=lecture/x` can name the right command."""
+    config = composed(f"experiment=lecture/{path.stem}", "out=unused")
+    assert list(config["train"]) == list(read_yaml(path)["train"])
 
 
-# --- the processes ----------------------------------------------------------------------------------------------------
+# --- training -------------------------------------------------------------------------------------
 
 
-def tiny(label: str, *overrides: str) -> dict[str, list[str]]:
-    return {label: [*TINY, *overrides]}
+def small_run(label: str, *overrides: str) -> dict[str, list[str]]:
+    return {label: [*SMALL, *overrides]}
 
 
 @pytest.fixture
-def here(tmp_path, monkeypatch):
+def folder(tmp_path, monkeypatch):
+    """The working directory of a test, on one thread."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     return tmp_path
 
 
-def test_runs_are_trained_used_again_and_reported(here, capsys):
+def test_runs_are_trained_reused_and_their_failures_reported(folder, capsys):
     train = (
-        tiny("A, 2 steps", "trainer.steps=2")
-        | tiny("B", "trainer.steps=3")
-        | tiny("twin of A", "trainer.steps=2")
-    )
-    train |= tiny("typo", "trainer.stepz=2") | tiny(
-        "unfit", "trainer.steps=2", "prepare.binarize=none"
+        small_run("A, 2 steps", "trainer.steps=2")
+        | small_run("B", "trainer.steps=3")
+        | small_run("twin of A", "trainer.steps=2")
+        | small_run("typo", "trainer.stepz=2")
+        | small_run("unfit", "trainer.steps=2", "preprocess.binarize=none")
     )
     sample = {"B, other": {"run": "B", "name": "ddim", "steps": 5}}
-    found, failed = prepare(train=train, sample=sample, common=["seed=1"], jobs=2)
-    assert [entry.label for entry in found] == ["A, 2 steps", "B, other", "twin of A"]
-    assert (
-        found[1].sampler == {"name": "ddim", "steps": 5}
-        and found[0].run == found[2].run != found[1].run
-    )
+    found, failed = train_missing_runs(train=train, sample=sample, common=["seed=1"], jobs=2)
+    assert [column.label for column in found] == ["A, 2 steps", "B, other", "twin of A"]
+    assert found[1].sampler == {"name": "ddim", "steps": 5}
+    assert found[0].run == found[2].run != found[1].run
     assert found[0].run.is_relative_to("outputs/lectures/runs")
-    assert (
-        "stepz" in failed["typo"]
-        and "model.likelihood=gaussian" in failed["unfit"]
-        and set(failed) == {"typo", "unfit"}
-    )
+    assert "stepz" in failed["typo"]
+    assert "model.likelihood=gaussian" in failed["unfit"]
+    assert set(failed) == {"typo", "unfit"}
     assert "unfit: failed: " in capsys.readouterr().err
-    for entry, steps in zip(found[:2], (2, 3), strict=True):
-        assert (
-            RunFolder(entry.run).load()["step"] == steps
-            and RunFolder(entry.run).info()["seed"] == 1
-        )
+    for column, steps in zip(found[:2], (2, 3), strict=True):
+        assert RunFolder(column.run).load_checkpoint()["step"] == steps
+        assert RunFolder(column.run).metadata()["seed"] == 1
+        assert read_state(column.run).status == "done"
 
-    before = {entry.run: (entry.run / "stats.jsonl").stat().st_mtime_ns for entry in found}
-    again, failed = prepare(
+    before = {column.run: (column.run / "stats.jsonl").stat().st_mtime_ns for column in found}
+    again, failed = train_missing_runs(
         train={"a new name": train["A, 2 steps"], "B": train["B"]}, common=["seed=1"]
     )
-    assert again == [Shown("a new name", found[0].run), Shown("B", found[1].run)] and not failed
-    assert before == {entry.run: (entry.run / "stats.jsonl").stat().st_mtime_ns for entry in found}
+    assert not failed
+    assert again == [
+        ComparisonColumn("a new name", found[0].run),
+        ComparisonColumn("B", found[1].run),
+    ]
+    assert before == {
+        column.run: (column.run / "stats.jsonl").stat().st_mtime_ns for column in found
+    }
 
 
-@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGTERM])
-def test_an_interrupted_lecture_goes_on(here, end):
-    """A kill of all its processes loses what was not saved, a polite signal nothing; the same command goes on."""
-    train = tiny("long", "trainer.steps=1000", "trainer.save_every=50", "trainer.log_every=1000")
-    script = f"from genlab.sweeps.train_missing import prepare\nprint(prepare(train={train!r}))"
+def test_a_run_without_its_checkpoints_is_trained_again(folder):
+    """Although its job is done."""
+    train = small_run("A", "trainer.steps=2")
+    (column,), _ = train_missing_runs(train=train)
+    for path in (column.run / "checkpoints").glob("*.pt"):
+        path.unlink()
+    (again,), failed = train_missing_runs(train=train)
+    assert again == column and not failed
+    assert RunFolder(column.run).load_checkpoint()["step"] == 2
+
+
+@pytest.mark.parametrize("stop_signal", [signal.SIGKILL, signal.SIGTERM])
+def test_an_interrupted_comparison_resumes(folder, stop_signal):
+    """SIGKILL of all processes loses what was not saved, SIGTERM nothing."""
+    train = small_run(
+        "long", "trainer.steps=1000", "trainer.save_every=50", "trainer.log_every=1000"
+    )
+    script = (
+        "from genlab.sweeps.train_missing import train_missing_runs\n"
+        f"print(train_missing_runs(train={train!r}))"
+    )
     process = subprocess.Popen(
         [sys.executable, "-c", script], start_new_session=True, stderr=subprocess.PIPE, text=True
     )
-    checkpoints = lambda: sorted(here.glob("outputs/lectures/runs/*/checkpoints/step_*.pt"))  # noqa: E731
-    until = time.monotonic() + 120
-    while not checkpoints() and time.monotonic() < until:
+
+    def checkpoints() -> list[Path]:
+        return sorted(folder.glob("outputs/lectures/runs/*/checkpoints/step_*.pt"))
+
+    deadline = time.monotonic() + 120
+    while not checkpoints() and time.monotonic() < deadline:
         time.sleep(0.02)
-    (os.killpg if end == signal.SIGKILL else os.kill)(process.pid, end)
+    run = checkpoints()[-1].parents[1]
+    if stop_signal == signal.SIGKILL:
+        os.kill(read_state(run).pid, signal.SIGKILL)  # the job has its own session
+        os.killpg(process.pid, signal.SIGKILL)
+    else:
+        os.kill(process.pid, signal.SIGTERM)
     _, err = process.communicate(timeout=60)
     assert process.returncode
-    saved = RunFolder(checkpoints()[-1].parents[1]).load()["step"]
+    saved = RunFolder(run).load_checkpoint()["step"]
     assert 0 < saved < 1000
-    if end == signal.SIGTERM:
-        assert "SIGTERM: the lecture's runs are saved" in err
-    found, failed = prepare(train=train)
-    assert not failed and RunFolder(found[0].run).load()["step"] == 1000
+    if stop_signal == signal.SIGTERM:
+        assert "SIGTERM: the comparison's runs are saved" in err
+    found, failed = train_missing_runs(train=train)
+    assert not failed and RunFolder(found[0].run).load_checkpoint()["step"] == 1000
+    assert read_state(found[0].run).starts == 2
     log = (found[0].run / "train.log").read_text()
-    assert "goes on from step" in log
+    assert "from step" in log
 
 
 @pytest.mark.parametrize(
     ("lines", "words"),
     [
         ("train: {}", "at least one run"),
-        ("train: {A: [out=x]}", "out=x is not for a lecture's run"),
-        ("train: {A: [-m]}", "-m is not for a lecture's run"),
+        ("train: {A: [out=x]}", "out=x is not allowed for a comparison's run"),
+        ("train: {A: [-m]}", "-m is not allowed for a comparison's run"),
         ("train: {A: []}\ncommon: [hydra.job.name=x]", "hydra.job.name=x"),
         ("train: {VAE: []}\nsample: {B: {run: VEA}}", "did you mean 'VAE'"),
         ("train: {A: [], B: []}\nsample: {A: {run: B}}", "label of another run"),
     ],
 )
-def test_a_wrong_lecture_is_refused(lines, words):
+def test_an_invalid_comparison_is_refused(lines, words):
     with pytest.raises(UserError) as refusal:
-        prepare(**yaml.safe_load(textwrap.dedent(lines)))
+        train_missing_runs(**yaml.safe_load(textwrap.dedent(lines)))
     assert words in str(refusal.value)
 
 
-def test_a_lecture_without_any_run_says_why(here):
+def test_an_error_of_all_runs_is_raised(folder):
     with pytest.raises(
         UserError, match="none of the runs could be trained; A: unknown option 'modle'"
     ):
-        prepare(train={"A": ["modle=vae"]})
+        train_missing_runs(train={"A": ["modle=vae"]})

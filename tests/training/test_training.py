@@ -1,4 +1,4 @@
-"""The loop itself, on models small enough to know the answer."""
+"""The training loop, on models small enough to know the answer."""
 
 from __future__ import annotations
 
@@ -19,17 +19,19 @@ from torch import nn
 from genlab.abilities import Estimate
 from genlab.distributed.device import Device
 from genlab.errors import UserError
+from genlab.model import GenerativeModel
 from genlab.runs.run_folder import RunFolder
-from genlab.seeding import mix
+from genlab.seeding import derive_seed
 from genlab.spec import Batch
-from genlab.training.logger import Diverged
+from genlab.training.logger import DivergedError
+from genlab.training.loop import fit
 from genlab.training.options import Options
 from genlab.training.trainer import Trainer
 
 SGD = partial(torch.optim.SGD, lr=0.1)
 
 
-class Line(nn.Module):
+class Quadratic(GenerativeModel):
     """E (w − x)² / 2: its gradient is w − mean(x)."""
 
     def __init__(self, *, broken_at: int = -1) -> None:
@@ -43,155 +45,171 @@ class Line(nn.Module):
         return {"loss": loss * (math.nan if self.calls == self.broken_at else 1), "fit": loss}
 
 
-class Ones:
-    """Batches of ones, joint batch k marked by its number in y."""
+class TwoLayers(GenerativeModel):
+    """A linear network of two layers that learns to output 3."""
 
-    def batches(self, split, batch_size, *, seed, start, shard, shards, device):
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(1, 4), nn.Linear(4, 1))
+
+    def loss(self, batch: Batch) -> dict[str, torch.Tensor]:
+        return {"loss": (self.net(batch.x) - 3).square().mean()}
+
+
+class Ones:
+    """Batches of ones; y is the number of the joint batch."""
+
+    def batches(self, split, batch_size, *, seed, start, shard, num_shards, device):
         k = start
         while True:
             for _ in shard:
-                yield Batch(
-                    torch.ones(batch_size // shards, 1), torch.full((batch_size // shards,), k)
-                )
+                n = batch_size // num_shards
+                yield Batch(torch.ones(n, 1), torch.full((n,), k))
             k += 1
 
 
-def trainer(model=None, **options) -> Trainer:
-    return Trainer(
-        model or Line(), SGD, Options(**{"steps": 10, "batch_size": 8, "log_every": 5, **options})
-    )
+def make_trainer(model=None, **options) -> Trainer:
+    defaults = {"steps": 10, "batch_size": 8, "log_every": 5}
+    return Trainer(model or Quadratic(), SGD, Options(**defaults | options))
 
 
-def folder(tmp_path) -> RunFolder:
-    return RunFolder.create(tmp_path / "run", config="", info={})
+def make_folder(path) -> RunFolder:
+    return RunFolder.create(path, config="", metadata={})
 
 
-def test_descends_as_by_hand(tmp_path):
-    t, run = trainer(), folder(tmp_path)
-    assert t.fit(Ones(), run) == "steps"
+def test_gradient_descent_matches_the_closed_form(tmp_path):
+    t, run = make_trainer(), make_folder(tmp_path / "run")
+    assert fit(t, Ones(), run=run) == "steps"
     assert t.model.w.item() == pytest.approx(1 + 0.9**10, abs=1e-6)
-    lines = run.history()
+    lines = run.read_log()
     assert [line["step"] for line in lines] == [5, 10]
     by_hand = [0.5 * 0.9 ** (2 * i) for i in range(5)]
     assert lines[0]["loss"] == pytest.approx(sum(by_hand) / 5, rel=1e-5)
 
 
-@pytest.mark.parametrize("accumulate", [2, 4])
-def test_accumulated_shards_are_the_joint_batch(accumulate):
-    whole, parts = trainer(), trainer(accumulate=accumulate)
-    whole.fit(Ones()), parts.fit(Ones())
+@pytest.mark.parametrize("grad_accum_steps", [2, 4])
+def test_gradient_accumulation_equals_the_joint_batch(grad_accum_steps):
+    whole, parts = make_trainer(), make_trainer(grad_accum_steps=grad_accum_steps)
+    fit(whole, Ones())
+    fit(parts, Ones())
     assert parts.model.w.item() == pytest.approx(whole.model.w.item(), rel=1e-6)
-    assert whole.pulled == parts.pulled == 10
+    assert whole.batches_consumed == parts.batches_consumed == 10
 
 
 @pytest.mark.parametrize("schedule", ["constant", "linear", "cosine"])
-@pytest.mark.parametrize("drops", [(), (40, 70)])
-def test_learning_rates(schedule, drops):
-    t = trainer(steps=100, warmup=10, schedule=schedule, drops=drops)
+@pytest.mark.parametrize("milestones", [(), (40, 70)])
+def test_learning_rate_schedules(schedule, milestones):
+    t = make_trainer(steps=100, lr_warmup_steps=10, lr_schedule=schedule, lr_milestones=milestones)
     rates = []
-    for t.at in range(100):
-        t.set_rates()
+    for t.global_step in range(100):
+        t.update_lr()
         rates.append(t.optimizers["model"].param_groups[0]["lr"])
     assert rates[:10] == pytest.approx([0.1 * (i + 1) / 10 for i in range(10)])
     for i in range(10, 100):
-        share = (i - 10) / 90
+        progress = (i - 10) / 90
         expected = {
             "constant": 1,
-            "linear": 1 - share,
-            "cosine": 0.5 * (1 + math.cos(math.pi * share)),
+            "linear": 1 - progress,
+            "cosine": 0.5 * (1 + math.cos(math.pi * progress)),
         }[schedule]
-        tenths = [0.1 for step in drops if i >= step]
-        assert rates[i] == pytest.approx(0.1 * expected * math.prod(tenths), rel=1e-9)
+        factors = [0.1 for step in milestones if i >= step]
+        assert rates[i] == pytest.approx(0.1 * expected * math.prod(factors), rel=1e-9)
 
 
-def test_ema_is_the_running_mean():
-    t = trainer(ema=0.9)
+def test_ema_matches_the_recursion():
+    t = make_trainer(ema_decay=0.9)
     mean, w = 2.0, 2.0
-    batches = t.stream(Ones())
-    for at in range(30):
-        t.advance(batches)
+    batches = t.train_batches(Ones())
+    for step in range(30):
+        t.train_step(batches)
         w = 1 + (w - 1) * 0.9
-        decay = min(0.9, (1 + at) / (10 + at))
+        decay = min(0.9, (1 + step) / (10 + step))
         mean = decay * mean + (1 - decay) * w
         assert t.ema.model.w.item() == pytest.approx(mean, rel=1e-5)
 
 
-def test_clip_bounds_the_step():
-    t = trainer(clip=0.25)
-    t.advance(t.stream(Ones()))
+def test_grad_clip_bounds_the_update():
+    t = make_trainer(grad_clip=0.25)
+    t.train_step(t.train_batches(Ones()))
     assert t.model.w.item() == pytest.approx(2 - 0.1 * 0.25, rel=1e-4)
 
 
-def test_a_loss_that_is_no_number_stops_the_run(tmp_path):
-    t, run = trainer(Line(broken_at=8), save_every=3, steps=20), folder(tmp_path)
+def test_a_nan_loss_stops_the_run(tmp_path):
+    t, run = (
+        make_trainer(Quadratic(broken_at=8), save_every=3, steps=20),
+        make_folder(tmp_path / "run"),
+    )
     with pytest.raises(
-        Diverged, match=r"step 8: loss is nan; the last good checkpoint is .*step_000000006.pt"
+        DivergedError, match=r"step 8: loss is nan; the last good checkpoint is .*step_000000006.pt"
     ):
-        t.fit(Ones(), run)
-    assert torch.isfinite(run.load()["model"]["w"])
+        fit(t, Ones(), run=run)
+    assert torch.isfinite(run.load_checkpoint()["model"]["w"])
 
 
-def test_a_weight_that_is_no_number_is_never_saved(tmp_path):
-    t, run = trainer(save_every=1, steps=20), folder(tmp_path)
+def test_a_weight_that_is_not_finite_is_never_saved(tmp_path):
+    t, run = make_trainer(save_every=1, steps=20), make_folder(tmp_path / "run")
     t.model.w.register_hook(lambda grad: grad * math.inf)
     with pytest.raises(
-        Diverged, match="w hold values that are not finite; there is no checkpoint yet"
+        DivergedError, match="w contain values that are not finite; there is no checkpoint yet"
     ):
-        t.fit(Ones(), run)
-    assert run.steps() == []
+        fit(t, Ones(), run=run)
+    assert run.checkpoint_files() == []
 
 
-def test_keeps_the_last_checkpoints(tmp_path):
-    t, run = trainer(save_every=2, keep=2), folder(tmp_path)
-    t.fit(Ones(), run)
-    assert [p.name for p in run.checkpoints.iterdir()] and [p.name for p in run.steps()] == [
-        "step_000000008.pt", "step_000000010.pt",
-    ]  # fmt: skip
+def test_only_the_last_checkpoints_are_kept(tmp_path):
+    t, run = make_trainer(save_every=2, keep_checkpoints=2), make_folder(tmp_path / "run")
+    fit(t, Ones(), run=run)
+    names = [p.name for p in run.checkpoint_files()]
+    assert names == ["step_000000008.pt", "step_000000010.pt"]
 
 
-def test_ends_after_max_time_with_a_checkpoint(tmp_path):
-    t, run = trainer(steps=10**9, max_time=0.2 / 60), folder(tmp_path)
-    assert t.fit(Ones(), run) == "time"
-    assert run.load()["step"] == t.at > 0
-    again = trainer(steps=10**9, max_time=0.2 / 60)
-    again.load(run.load())
-    assert again.fit(None, run) == "time" and again.at == t.at, (
-        "the time of earlier starts counts; nothing is made for no step"
-    )
+def test_max_minutes_ends_the_run_with_a_checkpoint(tmp_path):
+    t, run = make_trainer(steps=10**9, max_minutes=0.2 / 60), make_folder(tmp_path / "run")
+    assert fit(t, Ones(), run=run) == "time"
+    assert run.load_checkpoint()["step"] == t.global_step > 0
+    again = make_trainer(steps=10**9, max_minutes=0.2 / 60)
+    again.load_state_dict(run.load_checkpoint())
+    # the time before the resume counts, and no data is prepared
+    assert fit(again, None, run=run) == "time" and again.global_step == t.global_step
 
 
-@pytest.mark.parametrize("ends", [None, 6, 10])
-def test_a_verdict_may_end_the_run(tmp_path, ends):
-    """It hears each evaluation and ends the run there, saved, so that it could go on; at the last step the run is whole."""
-    heard = []
+@pytest.mark.parametrize("stop_step", [None, 6, 10])
+def test_stop_callback_may_end_the_run(tmp_path, stop_step):
+    """It ends the run with a checkpoint; at the last step the run is complete anyway."""
+    received = []
 
-    def verdict(step, measures):
-        heard.append((step, measures["error"][0].value))
-        return "pruned" if step == ends else None
+    def stop_callback(step, evaluation):
+        received.append((step, evaluation["error"][0].value))
+        return "pruned" if step == stop_step else None
 
-    t, run = trainer(evaluate_every=2, save_every=4), folder(tmp_path)
-    ended = t.fit(
+    t, run = make_trainer(evaluate_every=2, save_every=4), make_folder(tmp_path / "run")
+    stop_reason = fit(
+        t,
         Ones(),
-        run,
-        evaluate=lambda model: {"error": (Estimate(t.at / 2, None, "exact"), False)},
-        verdict=verdict,
+        run=run,
+        evaluate=lambda model: {"error": (Estimate(t.global_step / 2, None, "exact"), False)},
+        stop_callback=stop_callback,
     )
-    assert ended == ("pruned" if ends == 6 else "steps")
-    assert heard == [(step, step / 2) for step in range(2, (ends or 10) + 1, 2)]
-    assert run.load()["step"] == t.at == (ends or 10)
+    assert stop_reason == ("pruned" if stop_step == 6 else "steps")
+    assert received == [(step, step / 2) for step in range(2, (stop_step or 10) + 1, 2)]
+    assert run.load_checkpoint()["step"] == t.global_step == (stop_step or 10)
 
 
 def test_best_checkpoint_and_patience(tmp_path):
     scores = iter([3.0, 1.0, 2.0, 2.0, 0.5])
-    t, run = trainer(steps=100, evaluate_every=2, monitor="error", patience=2), folder(tmp_path)
-    ended = t.fit(
+    t, run = (
+        make_trainer(steps=100, evaluate_every=2, monitor="error", patience=2),
+        make_folder(tmp_path / "run"),
+    )
+    stop_reason = fit(
+        t,
         Ones(),
-        run,
+        run=run,
         evaluate=lambda model: {"error": (Estimate(next(scores), None, "exact"), False)},
     )
-    assert ended == "patience" and t.at == 8
-    assert run.load(run.checkpoints / "best.pt")["step"] == 4
-    assert [line["evaluation"]["error"] for line in run.history() if "evaluation" in line] == [
+    assert stop_reason == "patience" and t.global_step == 8
+    assert run.load_checkpoint(run.checkpoints / "best.pt")["step"] == 4
+    assert [line["evaluation"]["error"] for line in run.read_log() if "evaluation" in line] == [
         3.0,
         1.0,
         2.0,
@@ -203,72 +221,71 @@ class Killed(BaseException):
     pass
 
 
-@pytest.mark.parametrize("stop", [1, 4, 5, 7])
-def test_a_killed_run_goes_on_with_the_same_log_and_state(tmp_path, stop):
-    """Killed after a checkpoint, which may lie between two logged steps, and with a line of the log half written."""
-    whole, part = (
-        RunFolder.create(tmp_path / name, config="", info={}) for name in ("whole", "part")
-    )
-    undisturbed = trainer(steps=20)
-    undisturbed.fit(Ones(), whole)
+@pytest.mark.parametrize("kill_step", [1, 4, 5, 7])
+def test_resume_after_a_kill_gives_the_same_log_and_state(tmp_path, kill_step):
+    """Killed after a checkpoint, maybe between two logged steps, with an incomplete log line."""
+    whole, part = make_folder(tmp_path / "whole"), make_folder(tmp_path / "part")
+    uninterrupted = make_trainer(steps=20)
+    fit(uninterrupted, Ones(), run=whole)
 
-    class Kills(RunFolder):
-        def save(self, state, **how):
-            super().save(state, **how)
+    class KillAfterSave(RunFolder):
+        def save_checkpoint(self, state, **options):
+            super().save_checkpoint(state, **options)
             raise Killed
 
     with pytest.raises(Killed):
-        trainer(steps=20, save_every=stop).fit(Ones(), Kills(part.path))
+        fit(make_trainer(steps=20, save_every=kill_step), Ones(), run=KillAfterSave(part.path))
     with open(part.stats, "a") as f:
         f.write('{"step": 3, "lo')
-    second = trainer(steps=20)
-    second.load(part.load())
-    part.forget_after(second.at)
-    second.fit(Ones(), part)
-    a, b = undisturbed.state(), second.state()
+    resumed = make_trainer(steps=20)
+    resumed.load_state_dict(part.load_checkpoint())
+    part.truncate_after(resumed.global_step)
+    fit(resumed, Ones(), run=part)
+    a, b = uninterrupted.state_dict(), resumed.state_dict()
     assert [key for key in a if key != "seconds" and not same(a[key], b[key])] == []
-    losses = lambda run: [(line["step"], line["loss"], line["fit"]) for line in run.history()]  # noqa: E731
-    assert losses(whole) == losses(part)
+    logs = [
+        [(line["step"], line["loss"], line["fit"]) for line in run.read_log()]
+        for run in (whole, part)
+    ]
+    assert logs[0] == logs[1]
 
 
-@pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.9, 0.999])
-def test_a_truncated_checkpoint_that_was_asked_for_is_refused_and_the_one_before_named(
-    tmp_path, share
-):
-    t, run = trainer(save_every=5), folder(tmp_path)
-    t.fit(Ones(), run)
-    last = run.steps()[-1]
+@pytest.mark.parametrize("fraction", [0.0, 0.1, 0.5, 0.9, 0.999])
+def test_a_truncated_checkpoint_is_refused_and_the_one_before_named(tmp_path, fraction):
+    t, run = make_trainer(save_every=5), make_folder(tmp_path / "run")
+    fit(t, Ones(), run=run)
+    last = run.checkpoint_files()[-1]
     data = last.read_bytes()
-    last.write_bytes(data[: int(len(data) * share)])
+    last.write_bytes(data[: int(len(data) * fraction)])
     with pytest.raises(
         UserError,
         match="step_000000010.pt is truncated or unreadable.*the one before it is .*000005",
     ):
-        run.load(last)
+        run.load_checkpoint(last)
 
 
-def test_a_second_process_is_refused(tmp_path):
-    run = folder(tmp_path)
-    held = run.lock()
+def test_a_second_process_cannot_train_in_the_same_folder(tmp_path):
+    run = make_folder(tmp_path / "run")
+    lock_file = run.lock()
     with pytest.raises(UserError, match="another process is training"):
         RunFolder(run.path).lock()
-    held.close()
+    lock_file.close()
     RunFolder(run.path).lock().close()
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16", "fp64"])
-def test_every_precision_descends(precision):
-    model = nn.Sequential(nn.Linear(1, 4), nn.Linear(4, 1))
-    model.loss = lambda batch: {"loss": (model(batch.x) - 3).square().mean()}
+def test_training_works_in_every_precision(precision):
+    model = TwoLayers()
     t = Trainer(
         model,
         SGD,
         Options(steps=30, batch_size=8),
         device=Device(name="cpu", precision=precision, channels_last=False),
     )
-    first = model.loss(t.device.ready(next(t.stream(Ones()))))["loss"].item()
-    t.fit(Ones())
-    assert model.loss(t.device.ready(next(t.stream(Ones()))))["loss"].item() < 0.1 * first
+    first = model.loss(t.device.to_device(next(t.train_batches(Ones()))))["loss"].item()
+    fit(t, Ones())
+    last = model.loss(t.device.to_device(next(t.train_batches(Ones()))))["loss"].item()
+    assert last < 0.1 * first
     assert next(model.parameters()).dtype == (
         torch.float64 if precision == "fp64" else torch.float32
     )
@@ -276,7 +293,7 @@ def test_every_precision_descends(precision):
 
 def test_seeds_differ_in_every_part():
     seeds = {
-        mix(a, b, c, d) & 0xFFFFFFFF
+        derive_seed(a, b, c, d) & 0xFFFFFFFF
         for a in range(3)
         for b in range(40)
         for c in range(3)
@@ -285,30 +302,30 @@ def test_seeds_differ_in_every_part():
     assert len(seeds) == 3 * 40 * 3 * 8
 
 
-def test_the_yaml_shows_every_option_with_its_default():
+def test_train_yaml_lists_every_option_with_its_default():
     shown = yaml.safe_load((CONFIGS / "train.yaml").read_text())["trainer"]
     assert shown.pop("name") == "vae"
-    as_yaml = lambda value: list(value) if isinstance(value, tuple) else value  # noqa: E731
-    assert shown == {f.name: as_yaml(f.default) for f in fields(Options)}
+    defaults = {f.name: f.default for f in fields(Options)} | {"lr_milestones": []}
+    assert shown == defaults and Options().lr_milestones == ()
 
 
 @pytest.mark.parametrize("name", ["auto", "cpu", "cuda", "mps"])
-def test_every_device_file_shows_every_option_with_its_default(name):
+def test_every_device_file_lists_every_option_with_its_default(name):
     shown = yaml.safe_load((CONFIGS / "device" / f"{name}.yaml").read_text())
     assert shown.pop("name") == name
     assert shown == {f.name: f.default for f in fields(Device) if f.name != "name"}
 
 
-def test_stats_are_json_without_nan(tmp_path):
-    t, run = trainer(), folder(tmp_path)
-    t.fit(Ones(), run)
+def test_stats_are_valid_json_without_nan(tmp_path):
+    t, run = make_trainer(), make_folder(tmp_path / "run")
+    fit(t, Ones(), run=run)
     for line in run.stats.read_text().splitlines():
         json.loads(line, parse_constant=lambda c: pytest.fail(c))
 
 
-def test_a_cpu_takes_numbers_too_small_to_matter_as_zero():
-    # a product with such a number takes a CPU many times as long: an importance-weighted step was three times as slow
-    Device(name="cpu", threads=torch.get_num_threads()).prepare()
+def test_denormal_numbers_are_flushed_to_zero_on_the_cpu():
+    # a CPU multiplies denormal numbers many times slower: an IWAE step took three times as long
+    Device(name="cpu", threads=torch.get_num_threads()).configure_torch()
     assert (torch.full((1000,), 1e-40) * torch.ones(1000) == 0).all()
 
 
@@ -316,42 +333,43 @@ HEAP = """
 import ctypes, sys, torch
 from genlab.distributed.device import Device
 libc = ctypes.CDLL(None)
-libc.mallinfo2.restype = type("Info", (ctypes.Structure,), {"_fields_": [(str(i), ctypes.c_size_t) for i in range(10)]})
-if sys.argv[1] == "prepared":
-    Device(name="cpu", threads=1).prepare()
-freed = [torch.ones(5_000_000) for _ in range(6)]  # 20 MB each, as the activations of a step are
+fields = [(str(i), ctypes.c_size_t) for i in range(10)]
+libc.mallinfo2.restype = type("Info", (ctypes.Structure,), {"_fields_": fields})
+if sys.argv[1] == "configured":
+    Device(name="cpu", threads=1).configure_torch()
+freed = [torch.ones(5_000_000) for _ in range(6)]  # 20 MB each, like the activations of a step
 mapped = getattr(libc.mallinfo2(), "4")
 del freed
-print(mapped, getattr(libc.mallinfo2(), "0"))  # bytes that were mapped on their own; bytes of the heap now
+print(mapped, getattr(libc.mallinfo2(), "0"))  # bytes of separate mappings; bytes of the heap now
 """
 
 
 @pytest.mark.skipif(
     not hasattr(ctypes.CDLL(None), "mallinfo2"),
-    reason="the setting is glibc's, and 2.33 tells of it",
+    reason="requires glibc 2.33 or newer",
 )
-def test_a_cpu_keeps_the_memory_of_one_step_for_the_next():
-    def heap(how: str) -> tuple[int, ...]:
-        ended = subprocess.run(
-            [sys.executable, "-c", HEAP, how], capture_output=True, text=True, check=True
+def test_freed_memory_is_kept_for_the_next_step():
+    def measure_heap(mode: str) -> tuple[int, ...]:
+        result = subprocess.run(
+            [sys.executable, "-c", HEAP, mode], capture_output=True, text=True, check=True
         )
-        return tuple(map(int, ended.stdout.split()))
+        return tuple(map(int, result.stdout.split()))
 
-    mapped, kept = heap("plain")
-    assert mapped > 20e6, "what would be given back and asked for again"
-    mapped, kept = heap("prepared")
+    mapped, kept = measure_heap("default")
+    assert mapped > 20e6, "memory that would be returned to the system and requested again"
+    mapped, kept = measure_heap("configured")
     assert mapped < 20e6 and kept > 120e6
 
 
-def test_compilation_reaches_the_items_of_a_list_of_modules():
-    # a list has no forward of its own: compiled itself, it would change nothing
+def test_compile_reaches_the_items_of_a_module_list():
+    # a module list is never called itself: compiling it would have no effect
     model = nn.ModuleDict(
         {
             "stem": nn.Linear(2, 2),
             "blocks": nn.ModuleList([nn.Sequential(nn.Linear(2, 2)), nn.ReLU()]),
         }
     )
-    Device(name="cpu", compile=True).place(model)
+    Device(name="cpu", compile=True).move_model(model)
     compiled = {
         name for name, part in model.named_modules() if part._compiled_call_impl is not None
     }

@@ -1,7 +1,8 @@
-"""Named feature spaces: what a distance between two sets of images is measured in, and is part of its number.
+"""Feature spaces, by name: distances between image sets are measured in one of them.
 
-An extractor is made of a dataset and a device; called on images uint8 (B, C, H, W) it returns features (B, D) float32 and,
-where it tells classes, their logits (B, K). `key` names its exact weights, `conditions` is said with every number.
+The space is part of a number's name and conditions. An extractor is built from a dataset and a
+device. Called on images uint8 (B, C, H, W), or points float32 (B, D), it returns features (B, D)
+float32 and, if it is a classifier, the class logits (B, K).
 """
 
 from __future__ import annotations
@@ -13,13 +14,20 @@ import torch
 from torch import Tensor
 
 from genlab.errors import UserError, did_you_mean
+from genlab.metrics.features.classifier import Classifier
+from genlab.metrics.features.inception import Inception
 
-# The names that these have in Inception's space, and only there.
-OWN_NAMES = {"frechet": "fid", "kernel_distance": "kid", "inception_score": "inception_score"}
+# The names of metrics in Inception's space, and only there.
+INCEPTION_NAMES = {"frechet": "fid", "kid": "kid", "inception_score": "inception_score"}
 
 
 class Extractor(Protocol):
-    """Maps images to features."""
+    """Maps images to features.
+
+    Attributes:
+        key: identifies its exact weights.
+        conditions: are shown with every number in this space.
+    """
 
     name: str
     key: str
@@ -29,71 +37,65 @@ class Extractor(Protocol):
 
 
 class Pixels:
-    """The values themselves, as they are: pixels over 255 of images, coordinates of points."""
+    """The values themselves: pixels over 255 of images, coordinates of points."""
 
     key = "pixels"
 
     def __init__(self, dataset: Any, device: torch.device) -> None:
         self.name = "pixels" if dataset.spec.kind == "image" else "coordinates"
-        self.conditions = {"features": self.name}
+        self.conditions: dict[str, Any] = {"features": self.name}
 
     def __call__(self, x: Tensor) -> tuple[Tensor, None]:
-        return (
-            x.flatten(1).float() / 255 if x.dtype == torch.uint8 else x.flatten(1).float()
-        ), None
+        features = x.flatten(1).float()
+        return features / 255 if x.dtype == torch.uint8 else features, None
 
 
-def spaces() -> dict[str, Callable[[Any, torch.device], Extractor]]:
-    """Return what makes each extractor, by name."""
-    from genlab.metrics.features.classifier import Classifier
-    from genlab.metrics.features.inception import Inception
-
-    return {
-        "classifier": Classifier.of,
-        "pixels": Pixels,
-        "coordinates": Pixels,
-        "inception": Inception,
-    }
+EXTRACTORS: dict[str, Callable[[Any, torch.device], Extractor]] = {
+    "classifier": Classifier.for_dataset,
+    "pixels": Pixels,
+    "coordinates": Pixels,
+    "inception": Inception,
+}
 
 
-def default(dataset: Any) -> str:
-    """Return the space that suits a dataset: its own classifier's where it has labels, else its values."""
+def default_space(dataset: Any) -> str:
+    """Return the default space of a dataset: a classifier's if it has labels, else values."""
     if dataset.spec.kind != "image":
         return "coordinates"
-    stacked = getattr(dataset, "stacked", False)  # its classifier sees one channel
-    return "classifier" if dataset.spec.classes > 1 and not stacked else "pixels"
+    # the classifier of a stacked dataset is for one channel
+    return "classifier" if dataset.spec.num_classes > 1 and not dataset.stacked else "pixels"
 
 
-def check(name: str, dataset: Any) -> str:
-    """Return the name of a feature space that a dataset has.
+def validate_space(name: str, dataset: Any) -> str:
+    """Return the name of a feature space after checking that it suits a dataset.
 
     Raises:
-        UserError: there is no such space, or it does not suit the data.
+        UserError: the space does not exist, or does not suit the data.
     """
-    known = list(spaces())
-    if name not in known:
+    if name not in EXTRACTORS:
         raise UserError(
-            f"features={name}: no such space{did_you_mean(name, known)}; there are {', '.join(known)}"
+            f"features={name}: no such space{did_you_mean(name, EXTRACTORS)}; "
+            f"spaces: {', '.join(EXTRACTORS)}"
         )
     if (dataset.spec.kind == "image") == (name == "coordinates"):
         raise UserError(
             f"features={name} does not suit {dataset.name}, whose items are {dataset.spec.kind}s"
         )
-    if name == "classifier" and getattr(dataset, "stacked", False):
+    if name == "classifier" and dataset.stacked:
         raise UserError(
-            f"features=classifier sees one channel, and {dataset.name} has several; try features=pixels or inception"
+            f"features=classifier is for one channel, but {dataset.name} has several; "
+            "try features=pixels or inception"
         )
-    if name == "classifier" and dataset.spec.classes < 2:
+    if name == "classifier" and dataset.spec.num_classes < 2:
         raise UserError(
-            f"features=classifier needs labels, and {dataset.name} has none; try features=pixels or inception"
+            f"features=classifier requires labels, but {dataset.name} has none; "
+            "try features=pixels or inception"
         )
     return name
 
 
-def named(metric: str, space: str) -> str:
-    """Return the name of a metric's number in a feature space: another space is another number."""
-    return (
-        OWN_NAMES.get(metric, f"{metric}_inception")
-        if space == "inception"
-        else f"{metric}_{space}"
-    )
+def row_name(metric: str, space: str) -> str:
+    """Return the name of a metric's row in a feature space."""
+    if space == "inception":
+        return INCEPTION_NAMES.get(metric, f"{metric}_inception")
+    return f"{metric}_{space}"

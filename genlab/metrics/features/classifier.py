@@ -1,4 +1,7 @@
-"""A small classifier of the data's own classes, trained once, whose last hidden layer is a feature space without a download."""
+"""A small classifier of a dataset's classes, whose last hidden layer is a feature space.
+
+It is trained once per dataset and needs no download.
+"""
 
 from __future__ import annotations
 
@@ -10,65 +13,89 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from genlab.metrics.cache import cached, digest
+from genlab.metrics.cache import content_hash, load_or_compute
 
-FEATURES = 64  # dimensions of the space: few enough that 1,000 samples tell a covariance
-MOST = 60_000  # training images, at most
-IMAGES = 200_000  # seen in training, at most: the time that it takes is bounded
-EPOCHS = 60  # at most, of a small set
-BATCH = 128
-SIZED = 5_000  # training images that tell the size of a feature
+NUM_FEATURES = 64  # few enough that 1,000 samples determine a covariance
+MAX_TRAIN_ITEMS = 60_000
+MAX_IMAGES_SEEN = 200_000  # in training, which bounds its time
+MAX_EPOCHS = 60  # for a small dataset
+BATCH_SIZE = 128
+EVAL_BATCH_SIZE = 500
+SCALE_ITEMS = 5_000  # training images that the scale of the features is computed from
+CACHE_VERSION = "2"
 
 
 class Network(nn.Module):
-    """Three convolutions and a hidden layer: images (B, C, H, W) in [0, 1] to features (B, 64) and logits (B, K)."""
+    """Three convolutions and a hidden layer.
 
-    def __init__(self, shape: tuple[int, ...], classes: int) -> None:
+    Images (B, C, H, W) in [0, 1] give features (B, 64) and logits (B, K).
+    """
+
+    def __init__(self, shape: tuple[int, ...], num_classes: int) -> None:
         super().__init__()
-        stride = 2 if min(shape[1:]) > 12 else 1  # smaller images have no pixel to spare
+        stride = 2 if min(shape[1:]) > 12 else 1  # smaller images cannot be reduced
         self.body = nn.Sequential(
-            nn.Conv2d(shape[0], 32, 5, stride=stride, padding=2), nn.BatchNorm2d(32), nn.ReLU(),
-            nn.Conv2d(32, 64, 3, stride=stride, padding=1), nn.BatchNorm2d(64), nn.ReLU(),
-            nn.Conv2d(64, 64, 3, padding=1), nn.BatchNorm2d(64), nn.ReLU(),
-            nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Dropout(0.2), nn.Linear(1024, FEATURES), nn.ReLU(),
-        )  # fmt: skip
-        self.head = nn.Linear(FEATURES, classes)
+            nn.Conv2d(shape[0], 32, 5, stride=stride, padding=2),
+            nn.BatchNorm2d(32),
+            nn.ReLU(),
+            nn.Conv2d(32, 64, 3, stride=stride, padding=1),
+            nn.BatchNorm2d(64),
+            nn.ReLU(),
+            nn.Conv2d(64, 64, 3, padding=1),
+            nn.BatchNorm2d(64),
+            nn.ReLU(),
+            nn.AdaptiveAvgPool2d(4),
+            nn.Flatten(),
+            nn.Dropout(0.2),
+            nn.Linear(1024, NUM_FEATURES),
+            nn.ReLU(),
+        )
+        self.head = nn.Linear(NUM_FEATURES, num_classes)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         features = self.body(x)
         return features, self.head(features)
 
 
-def trained(
-    x: Tensor, y: Tensor, classes: int, *, images: int = IMAGES, device: torch.device | str = "cpu"
+def train_classifier(
+    x: Tensor,
+    y: Tensor,
+    num_classes: int,
+    *,
+    images: int = MAX_IMAGES_SEEN,
+    device: torch.device | str = "cpu",
 ) -> Network:
-    """Return a network trained on images x uint8 (N, C, H, W) with labels y (N,), from a fixed seed.
+    """Return a network trained on images x uint8 (N, C, H, W) with labels y (N,), fixed seed.
 
-    AdamW with a rate that rises and falls once; the global random state is left as it was.
+    AdamW with a one-cycle learning rate. The global random state is not changed.
+
+    Args:
+        images: the largest number of images to train on, repeated ones included.
     """
     with (
         torch.random.fork_rng(devices=[device] if torch.device(device).type == "cuda" else []),
         torch.enable_grad(),
     ):
         torch.manual_seed(0)
-        network = (
-            Network(x.shape[1:], classes).to(device, memory_format=torch.channels_last).train()
-        )
-        steps = max(1, min(images, EPOCHS * len(x)) // BATCH)
+        network = Network(x.shape[1:], num_classes)
+        network = network.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]  # a stub without memory_format
+        steps = max(1, min(images, MAX_EPOCHS * len(x)) // BATCH_SIZE)
         optimizer = torch.optim.AdamW(network.parameters(), weight_decay=1e-2)
-        rate = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=4e-3, total_steps=steps + 1)
+        scheduler = torch.optim.lr_scheduler.OneCycleLR(
+            optimizer, max_lr=4e-3, total_steps=steps + 1
+        )
         generator = torch.Generator().manual_seed(0)
         for _ in range(steps):
-            index = torch.randint(len(x), (BATCH,), generator=generator)
-            logits = network(unit(x[index], device))[1]
+            index = torch.randint(len(x), (BATCH_SIZE,), generator=generator)
+            logits = network(to_unit_range(x[index], device))[1]
             optimizer.zero_grad()
             F.cross_entropy(logits, y[index].to(device)).backward()
             optimizer.step()
-            rate.step()
+            scheduler.step()
     return network.eval()
 
 
-def unit(x: Tensor, device: torch.device | str) -> Tensor:
+def to_unit_range(x: Tensor, device: torch.device | str) -> Tensor:
     """Return bytes (B, C, H, W) as floats in [0, 1] on the device."""
     return x.to(device).float().div_(255).contiguous(memory_format=torch.channels_last)
 
@@ -77,25 +104,29 @@ def unit(x: Tensor, device: torch.device | str) -> Tensor:
 def accuracy(
     network: Network, x: Tensor, y: Tensor, *, device: torch.device | str = "cpu"
 ) -> float:
-    """Return the share of images x uint8 (N, C, H, W) whose label y (N,) the network gives."""
-    right = [
-        network(unit(a, device))[1].argmax(1).cpu() == b
-        for a, b in zip(x.split(500), y.split(500), strict=True)
+    """Return the accuracy of the network on images x uint8 (N, C, H, W) with labels y (N,)."""
+    correct = [
+        network(to_unit_range(images, device))[1].argmax(1).cpu() == labels
+        for images, labels in zip(x.split(EVAL_BATCH_SIZE), y.split(EVAL_BATCH_SIZE), strict=True)
     ]
-    return torch.cat(right).double().mean().item()
+    return torch.cat(correct).double().mean().item()
 
 
 @torch.no_grad()
-def size(network: Network, x: Tensor) -> float:
-    """Return the root mean square of a feature of images x uint8 (N, C, H, W)."""
-    squares = [network(unit(part, "cpu"))[0].double().square().mean(1) for part in x.split(500)]
+def feature_rms(network: Network, x: Tensor) -> float:
+    """Return the root mean square of the features of images x uint8 (N, C, H, W)."""
+    squares = [
+        network(to_unit_range(part, "cpu"))[0].double().square().mean(1)
+        for part in x.split(EVAL_BATCH_SIZE)
+    ]
     return torch.cat(squares).mean().sqrt().item()
 
 
 class Classifier:
-    """The feature space of a trained network, in which a feature of the training images is 1 in the root mean square.
+    """The feature space of a trained network, scaled to a root mean square of 1.
 
-    So a distance is of one scale whatever the network learned. Its accuracy on the test split is said with every number.
+    The scale makes distances comparable whatever the network learned. It is measured on training
+    images. The accuracy on the test split is shown with every number.
     """
 
     name = "classifier"
@@ -107,49 +138,57 @@ class Classifier:
         self.scale = scale
         self.device = device
         self.accuracy = accuracy
-        self.key = digest(*network.state_dict().values(), str(scale))
-        self.conditions = {"features": f"classifier {self.key[:6]}, {accuracy:.1%} on {where}"}
+        self.key = content_hash(*network.state_dict().values(), str(scale))
+        self.conditions: dict[str, Any] = {
+            "features": f"classifier {self.key[:6]}, {accuracy:.1%} on {where}"
+        }
 
     @classmethod
-    def of(cls, dataset: Any, device: torch.device) -> Classifier:
-        """Return the classifier of a dataset, trained now if it never was for these images; of stacked data, of one channel.
+    def for_dataset(cls, dataset: Any, device: torch.device) -> Classifier:
+        """Return the classifier of a dataset, trained now unless the cache has it.
 
-        All images that are not for testing are taken, in an order of their own, so that the share that a run holds out
-        for validation does not change the space that it is measured in.
+        For stacked data it is a classifier of one channel. It is trained on all images that are not
+        for testing, in an order by content, so that the fraction that a run holds out for
+        validation does not change the feature space.
         """
-        dataset = getattr(dataset, "single", dataset)
+        dataset = dataset.classifier_dataset
         parts = [
-            dataset.shown(split, MOST) for split in ("train", "validation") if dataset.size(split)
+            dataset.head_bytes(split, MAX_TRAIN_ITEMS)
+            for split in ("train", "validation")
+            if dataset.size(split)
         ]
         x, y = torch.cat([p.x for p in parts]), torch.cat([p.y for p in parts])
-        names = [digest(image, str(int(label))) for image, label in zip(x, y, strict=True)]
-        order = torch.tensor(sorted(range(len(x)), key=names.__getitem__))[:MOST]
+        hashes = [content_hash(image, str(int(label))) for image, label in zip(x, y, strict=True)]
+        order = torch.tensor(sorted(range(len(x)), key=hashes.__getitem__))[:MAX_TRAIN_ITEMS]
         split = "test" if dataset.size("test") else "validation"
-        test = dataset.shown(split)
+        test = dataset.head_bytes(split)
 
-        def make() -> dict[str, Any]:
-            began = time.monotonic()
+        def train() -> dict[str, Any]:
+            start = time.monotonic()
             print(
                 f"training the classifier of {dataset.name} {tuple(x.shape[1:])}, once",
                 file=sys.stderr,
             )
-            network = trained(x[order], y[order], dataset.spec.classes, device=device)
-            right = accuracy(network, test.x, test.y, device=device)
-            print(f"{right:.2%} of {split}, {time.monotonic() - began:.0f} s", file=sys.stderr)
+            network = train_classifier(x[order], y[order], dataset.spec.num_classes, device=device)
+            test_accuracy = accuracy(network, test.x, test.y, device=device)
+            seconds = time.monotonic() - start
+            print(f"{test_accuracy:.2%} of {split}, {seconds:.0f} s", file=sys.stderr)
             return {
                 "network": network.cpu().state_dict(),
-                "accuracy": right,
-                "scale": size(network.cpu(), x[order][:SIZED]),
+                "accuracy": test_accuracy,
+                "scale": feature_rms(network.cpu(), x[order][:SCALE_ITEMS]),
             }
 
-        made = cached("classifier", digest("2", *sorted(names), str(IMAGES)), make)
-        with torch.device("meta"):  # draws no weights, and so leaves the random state
-            network = Network(x.shape[1:], dataset.spec.classes)
-        network.load_state_dict(made["network"], assign=True)
-        return cls(network, made["scale"], made["accuracy"], f"{dataset.name} {split}", device)
+        key = content_hash(CACHE_VERSION, *sorted(hashes), str(MAX_IMAGES_SEEN))
+        state = load_or_compute("classifier", key, train)
+        with torch.device("meta"):  # does not draw weights, which would change the random state
+            network = Network(x.shape[1:], dataset.spec.num_classes)
+        network.load_state_dict(state["network"], assign=True)
+        where = f"{dataset.name} {split}"
+        return cls(network, state["scale"], state["accuracy"], where, device)
 
     @torch.no_grad()
     def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return features (B, 64) and logits (B, K) of images uint8 (B, C, H, W)."""
-        features, logits = self.network(unit(x, self.device))
+        features, logits = self.network(to_unit_range(x, self.device))
         return (features / self.scale).float().cpu(), logits.float().cpu()

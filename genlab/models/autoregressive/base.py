@@ -1,98 +1,122 @@
-"""What autoregressive models of pictures share: p(x) = Π_i p(x_i | x_<i), in raster order, channel after channel."""
+"""The base class of autoregressive image models: p(x) = Π_i p(x_i | x_<i).
+
+Pixels come in raster order, and channel after channel within a pixel.
+"""
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from genlab.errors import UserError
+from genlab.model import GenerativeModel
 from genlab.models.autoregressive.likelihoods import Likelihood
-from genlab.spec import Batch, Spec
+from genlab.spec import Batch, DataSpec
 
 
-class Autoregressive(nn.Module, ABC):
-    """A network | likelihood: a subclass has `outputs`, whose values at a pixel depend on earlier pixels only.
+class AutoregressiveImageModel(GenerativeModel, ABC):
+    """A network with a pixel likelihood.
+
+    A subclass implements `likelihood_params`, whose values at a pixel depend only on earlier
+    pixels.
 
     Raises:
-        UserError: classes are wanted that the data does not have.
+        UserError: a conditional model needs labels, which the data does not have.
     """
 
-    def __init__(self, spec: Spec, likelihood: Likelihood, *, conditional: bool = False) -> None:
+    inpaints_in_steps = False
+
+    def __init__(
+        self, spec: DataSpec, likelihood: Likelihood, *, conditional: bool = False
+    ) -> None:
         super().__init__()
-        if conditional and not spec.classes:
+        if conditional and not spec.num_classes:
             raise UserError(
-                "model.conditional=true needs labels, which this data has not; set model.conditional=false"
+                "model.conditional=true requires labels, but this dataset has none; "
+                "set model.conditional=false"
             )
         self.spec, self.likelihood, self.conditional = spec, likelihood, conditional
 
     @abstractmethod
-    def outputs(self, x: Tensor, y: Tensor | None) -> Tensor:
-        """Return the likelihood's params (B, P, C, H, W), or (B, P, H, W) if it is joint, of x (B, C, H, W)."""
+    def likelihood_params(self, x: Tensor, y: Tensor | None) -> Tensor:
+        """Return the parameters of the likelihood of images x (B, C, H, W).
 
-    def scaled(self, x: Tensor) -> Tensor:
-        """Return x mapped from the data's range onto [−1, 1], which the networks read."""
+        They are (B, P, C, H, W), or (B, P, H, W) if the likelihood is joint over channels.
+        """
+
+    def scale_inputs(self, x: Tensor) -> Tensor:
+        """Return x mapped from the data's range to [−1, 1], the range of the networks' inputs."""
         low, high = self.spec.range
         return (x - low) * (2 / (high - low)) - 1
 
-    def score(self, x: Tensor, y: Tensor | None) -> Tensor:
-        """Return log p(x), or log p(x | y), (B,) in nats."""
-        return self.likelihood.log_prob(self.outputs(x, y), x)
+    def class_log_prob(self, x: Tensor, y: Tensor | None) -> Tensor:
+        """Return log p(x | y) (B,) in nats; of an unconditional model log p(x)."""
+        return self.likelihood.log_prob(self.likelihood_params(x, y), x)
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
-        """Return the mean −log p(x), or −log p(x | y), in nats a picture."""
-        return {"loss": -self.score(batch.x, batch.y if self.conditional else None).mean()}
+        """Return the mean −log p(x), or −log p(x | y), in nats per image."""
+        return {"loss": -self.class_log_prob(batch.x, batch.y if self.conditional else None).mean()}
 
-    # --- abilities --------------------------------------------------------------------------------------------------
+    # --- abilities --------------------------------------------------------------------------------
 
     def log_prob(self, x: Tensor, y: Tensor | None = None) -> Tensor:
-        """Return log p(x) (B,), or log p(x | y), in nats; without y a conditional model sums over evenly likely classes."""
-        self.check(y)
-        if y is not None or not self.conditional:
-            return self.score(x, y)
-        each = [
-            self.score(x, torch.full((len(x),), k, device=x.device))
-            for k in range(self.spec.classes)
-        ]
-        return torch.stack(each).logsumexp(0) - math.log(self.spec.classes)
+        """Return log p(x) (B,), or log p(x | y), in nats.
 
-    def sample(self, n: int, y: Tensor | None = None) -> Tensor:
-        """Draw n pictures (n, C, H, W), of the classes y (n,) if given; a conditional model draws classes evenly otherwise."""
+        Without y a conditional model sums over equally likely classes.
+        """
+        self.check_labels(y)
+        if y is not None or not self.conditional:
+            return self.class_log_prob(x, y)
+        by_class = [
+            self.class_log_prob(x, torch.full((len(x),), k, device=x.device))
+            for k in range(self.spec.num_classes)
+        ]
+        return torch.stack(by_class).logsumexp(0) - math.log(self.spec.num_classes)
+
+    def sample(self, n: int, y: Tensor | None = None, **sampler: Any) -> Tensor:
+        """Draw n images (n, C, H, W), of the classes y (n,) if given or of random ones."""
         like = next(self.parameters())
         x = torch.zeros(n, *self.spec.shape, dtype=like.dtype, device=like.device)
-        return self.complete(x, torch.zeros_like(x, dtype=torch.bool), y)
+        return self.inpaint(x, torch.zeros_like(x, dtype=torch.bool), y)
 
     @torch.no_grad()
-    def complete(self, x: Tensor, known: Tensor, y: Tensor | None = None) -> Tensor:
-        """Return x (B, C, H, W) with the values where `known` is False drawn in raster order, the others kept.
+    def inpaint(
+        self, x: Tensor, known: Tensor, y: Tensor | None = None, *, steps: int | None = None
+    ) -> Tensor:
+        """Return x (B, C, H, W) with the values where `known` is False drawn in raster order.
 
-        A value is drawn given all values before it and none after it: where `known` is a prefix of the order this is the
-        model's conditional distribution, elsewhere known values bear only on those that follow them. A conditional model
-        draws a class evenly where y (B,) is not given.
+        A value is drawn given all values before it and none after it. If `known` is a prefix of the
+        order, this is the model's conditional distribution; otherwise known values only affect
+        those after them. Without y (B,) a conditional model draws random classes.
         """
-        self.check(y)
+        self.check_labels(y)
         known = known.expand_as(x)
         x = torch.where(known, x, self.spec.range[0])
         if self.conditional and y is None:
-            y = torch.randint(self.spec.classes, (len(x),), device=x.device)
+            y = torch.randint(self.spec.num_classes, (len(x),), device=x.device)
         channels, height, width = self.spec.shape
+        is_joint = self.likelihood.is_joint
         for i in range(height):
             for j in range(width):
-                for c in [slice(None)] if self.likelihood.joint else range(channels):
+                for c in [slice(None)] if is_joint else range(channels):
                     if known[:, c, i, j].all():
                         continue
-                    out = self.outputs(
-                        x[:, :, : i + 1], y
-                    )  # the rows below say nothing about this one
-                    out = out[:, :, i, j] if self.likelihood.joint else out[:, :, c, i, j]
-                    x[:, c, i, j] = self.likelihood.complete(out, x[:, c, i, j], known[:, c, i, j])
+                    # the rows below do not affect this one
+                    params = self.likelihood_params(x[:, :, : i + 1], y)
+                    params = params[:, :, i, j] if is_joint else params[:, :, c, i, j]
+                    x[:, c, i, j] = self.likelihood.fill_unknown(
+                        params, x[:, c, i, j], known[:, c, i, j]
+                    )
         return x
 
-    def check(self, y: Tensor | None) -> None:
-        """Refuse labels where there is no p(x|y)."""
+    def check_labels(self, y: Tensor | None) -> None:
+        """Raise an error if labels are given to an unconditional model."""
         if y is not None and not self.conditional:
             raise UserError(
-                "this model knows no classes, and classes were given; train it with model.conditional=true"
+                "this model was trained without labels, but labels were given; "
+                "train it with model.conditional=true"
             )

@@ -1,40 +1,46 @@
-"""A character (or byte) GPT: Radford et al. 2019, "Language models are unsupervised multitask learners" (GPT-2)."""
+"""A GPT over characters or bytes: Radford et al. 2019 (GPT-2).
+
+"Language models are unsupervised multitask learners".
+"""
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 from annotated_types import Interval
-from torch import Tensor, nn
+from torch import Tensor
 
 from genlab.errors import UserError
-from genlab.models.autoregressive.gpt import Decoder, drawn, sharpened
-from genlab.spec import Batch, Count, Fraction, NonNegative, Positive, Spec
+from genlab.model import GenerativeModel
+from genlab.models.autoregressive.gpt import Decoder, filter_logits, sample_token
+from genlab.spec import Batch, Count, DataSpec, Fraction, NonNegative, Positive
 
 Share = Annotated[float, Interval(gt=0, le=1)]
 
 
-class GPTText(nn.Module):
+class GPTText(GenerativeModel):
     """A decoder-only transformer over the tokens of a text; its context is the data's window.
 
     Args:
-        layers, heads, width: blocks, attention heads in each, and values of a token's vector.
-        dropout: share of the values that are dropped in training.
+        num_layers: number of blocks.
+        num_heads: attention heads of each block.
+        width: dimension of a token.
+        dropout: share of the features that are dropped in training.
         bias: whether linear layers and norms have biases.
-        rotary: places by rotations of queries and keys (Su et al. 2021, https://arxiv.org/abs/2104.09864) instead of by
-            GPT-2's learned vectors.
+        rotary: encode positions by rotations of queries and keys (Su et al. 2021,
+            https://arxiv.org/abs/2104.09864) instead of GPT-2's learned vectors.
 
     Raises:
-        UserError: the data is no text, or a width that the heads cannot share.
+        UserError: the data is not text, or the width is not a multiple of the heads.
     """
 
     def __init__(
         self,
-        spec: Spec,
+        spec: DataSpec,
         *,
-        layers: Positive = 6,
-        heads: Positive = 6,
+        num_layers: Positive = 6,
+        num_heads: Positive = 6,
         width: Positive = 384,
         dropout: Fraction = 0.0,
         bias: bool = False,
@@ -43,51 +49,81 @@ class GPTText(nn.Module):
         super().__init__()
         if spec.kind != "tokens":
             raise UserError(
-                f"gpt_text takes tokens, and this is {spec.kind} data; set dataset=text dataset.path=<file>"
+                f"gpt_text needs tokens, not {spec.kind} data; set dataset=text dataset.path=<file>"
             )
         self.spec = spec
         self.decoder = Decoder(
-            spec.vocab, context=spec.dim, starts=1, layers=layers, heads=heads, width=width, dropout=dropout, bias=bias,
-            tied=True, rotary=rotary,
-        )  # fmt: skip
+            spec.vocab,
+            context_length=spec.dim,
+            num_starts=1,
+            num_layers=num_layers,
+            num_heads=num_heads,
+            width=width,
+            dropout=dropout,
+            bias=bias,
+            tie_weights=True,
+            rotary=rotary,
+        )
 
-    def start(self, n: int) -> Tensor:
-        """Return the start token (n,), which stands where a window was cut from a text."""
+    def start_tokens(self, n: int) -> Tensor:
+        """Return the start tokens (n,), which mark where a window was cut from a text."""
         return torch.zeros(n, dtype=torch.long, device=self.decoder.start.weight.device)
 
-    def parameter_groups(self) -> list[dict]:
+    def parameter_groups(self) -> list[dict[str, Any]]:
         """Return the parameters with and without weight decay."""
         return self.decoder.parameter_groups()
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
-        """Return the mean −log p(x_t | x_1 … x_{t−1}) in nats a token."""
-        return {"loss": -self.decoder.log_probs(batch.x, self.start(len(batch))).mean()}
+        """Return the mean −log p(x_t | x_1 … x_{t−1}) in nats per token."""
+        return {
+            "loss": -self.decoder.token_log_probs(batch.x, self.start_tokens(len(batch))).mean()
+        }
 
-    # --- abilities --------------------------------------------------------------------------------------------------
+    # --- abilities --------------------------------------------------------------------------------
 
     def log_prob(self, x: Tensor, y: Tensor | None = None) -> Tensor:
-        """Return log p(x) (B,) in nats, of sequences x (B, T) of at most the context's length."""
-        refuse_classes(y)
-        return self.decoder.log_probs(x, self.start(len(x))).sum(1)
+        """Return log p(x) (B,) in nats, of sequences x (B, T) no longer than the context."""
+        refuse_labels(y)
+        return self.decoder.token_log_probs(x, self.start_tokens(len(x))).sum(1)
 
     def extend(
-        self, x: Tensor, n: int, *, temperature: NonNegative = 1.0, top_k: Positive | None = None, top_p: Share | None = None,
+        self,
+        x: Tensor,
+        n: int,
+        *,
+        temperature: NonNegative = 1.0,
+        top_k: Positive | None = None,
+        top_p: Share | None = None,
         cache: bool = True,
-    ) -> Tensor:  # fmt: skip
-        """Return the sequences x (B, T) with n more tokens (B, T + n); see `sharpened` and `Decoder.extend`."""
-        pick = lambda logits: drawn(
-            sharpened(logits, temperature=temperature, top_k=top_k, top_p=top_p)
-        )  # noqa: E731
-        return self.decoder.extend(x, n, self.start(len(x)), pick, cache=cache)
+    ) -> Tensor:
+        """Return the sequences x (B, T) with n more tokens (B, T + n).
 
-    def sample(self, n: Count, y: Tensor | None = None, *, cache: bool = True) -> Tensor:
-        """Draw n windows (n, T) of text."""
-        refuse_classes(y)
-        nothing = torch.empty(n, 0, dtype=torch.long, device=self.decoder.start.weight.device)
-        return self.extend(nothing, self.spec.dim, cache=cache)
+        Args:
+            temperature, top_k, top_p: see `filter_logits`.
+            cache: see `Decoder.extend`.
+        """
+
+        def sample_next(logits: Tensor) -> Tensor:
+            return sample_token(
+                filter_logits(logits, temperature=temperature, top_k=top_k, top_p=top_p)
+            )
+
+        return self.decoder.extend(x, n, self.start_tokens(len(x)), sample_next, cache=cache)
+
+    def sample(
+        self, n: Count, y: Tensor | None = None, *, cache: bool = True, **sampler: Any
+    ) -> Tensor:
+        """Draw n windows (n, T) of text.
+
+        Args:
+            cache: see `Decoder.extend`.
+        """
+        refuse_labels(y)
+        empty = torch.empty(n, 0, dtype=torch.long, device=self.decoder.start.weight.device)
+        return self.extend(empty, self.spec.dim, cache=cache)
 
 
-def refuse_classes(y: Tensor | None) -> None:
-    """Refuse labels: this model has no p(x|y)."""
+def refuse_labels(y: Tensor | None) -> None:
+    """Raise an error if labels are given, because the model is unconditional."""
     if y is not None:
-        raise UserError("gpt_text knows no classes, and classes were given")
+        raise UserError("gpt_text does not support labels, but labels were given")

@@ -1,8 +1,9 @@
-"""What the outputs of an autoregressive network mean: p(a value | those before it), over a picture's discrete levels.
+"""Likelihoods of a value given earlier values, over the discrete levels of an image.
 
-A likelihood has `params`, the numbers that it wants for each value (for each pixel, if `joint`); `log_prob`, which scores
-data in the dataset's own range; and `sample` and `complete`, which draw it. The axis of the params comes second, and
-whatever follows it is the data's: the same class serves pictures (B, P, C, H, W), sequences (B, P, T) and one position.
+A likelihood has `num_params`, the number of parameters of each value (of each pixel, if it is
+joint); `log_prob`, of data in the dataset's range; and `sample` and `fill_unknown`. The parameters
+are in dimension 1, and all later dimensions are those of the data. So the same class serves images
+(B, P, C, H, W), sequences (B, P, T) and single positions.
 """
 
 from __future__ import annotations
@@ -15,178 +16,204 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from genlab.errors import UserError
-from genlab.spec import Spec
+from genlab.spec import DataSpec
 
-Name = Literal["bernoulli", "categorical", "mixture"]
+LikelihoodName = Literal["bernoulli", "categorical", "mixture"]
 
 
 class Likelihood(ABC):
-    """The levels 0 … levels − 1 of a picture's values, spread evenly over its range from `low` to `high`."""
+    """A distribution of the levels 0 … levels − 1 of an image's values.
 
-    params: int
-    joint = False  # whether a pixel's channels are drawn at once, from one set of outputs
+    The levels are spaced evenly over the range from `low` to `high`.
+    """
 
-    def __init__(self, spec: Spec) -> None:
+    num_params: int
+    # Whether all channels of a pixel are drawn together, from one set of parameters.
+    is_joint: bool = False
+
+    def __init__(self, spec: DataSpec) -> None:
         self.levels = spec.levels
         self.low, self.high = spec.range
 
-    def index(self, x: Tensor) -> Tensor:
+    def values_to_levels(self, x: Tensor) -> Tensor:
         """Return the levels (int64) of values in the data's range."""
         return ((x - self.low) * ((self.levels - 1) / (self.high - self.low))).round().long()
 
-    def value(self, index: Tensor, like: Tensor) -> Tensor:
-        """Return the values of levels, in the data's range and in the type of `like`."""
-        return self.low + index.to(like.dtype) * ((self.high - self.low) / (self.levels - 1))
+    def levels_to_values(self, levels: Tensor, like: Tensor) -> Tensor:
+        """Return the values of levels, in the data's range and with the dtype of `like`."""
+        return self.low + levels.to(like.dtype) * ((self.high - self.low) / (self.levels - 1))
 
     @abstractmethod
-    def log_prob(self, out: Tensor, x: Tensor) -> Tensor:
-        """Return log p(x) (B,) in nats, summed over the values x (B, *shape), from out (B, P, *shape)."""
+    def log_prob(self, params: Tensor, x: Tensor) -> Tensor:
+        """Return log p(x) (B,) in nats, summed over x (B, *shape), from params (B, P, *shape)."""
 
     @abstractmethod
-    def sample(self, out: Tensor) -> Tensor:
-        """Draw values (B, *shape), in the data's range, from out (B, P, *shape)."""
+    def sample(self, params: Tensor) -> Tensor:
+        """Draw values (B, *shape), in the data's range, from params (B, P, *shape)."""
 
-    def complete(self, out: Tensor, x: Tensor, known: Tensor) -> Tensor:
-        """Return x (B, *shape) with the values where `known` is False drawn from out."""
-        return torch.where(known, x, self.sample(out))
+    def fill_unknown(self, params: Tensor, x: Tensor, known: Tensor) -> Tensor:
+        """Return x (B, *shape) with the values where `known` is False drawn from params."""
+        return torch.where(known, x, self.sample(params))
 
 
 class Bernoulli(Likelihood):
-    """Two levels; the output is the logit of the higher one."""
+    """Two levels; the parameter is the logit of the higher one."""
 
-    params = 1
+    num_params = 1
 
-    def log_prob(self, out: Tensor, x: Tensor) -> Tensor:
-        logit, on = out.squeeze(1).to(x.dtype), self.index(x).to(x.dtype)
-        return -total(F.binary_cross_entropy_with_logits(logit, on, reduction="none"))
+    def log_prob(self, params: Tensor, x: Tensor) -> Tensor:
+        logit, target = params.squeeze(1).to(x.dtype), self.values_to_levels(x).to(x.dtype)
+        return -sum_values(F.binary_cross_entropy_with_logits(logit, target, reduction="none"))
 
-    def sample(self, out: Tensor) -> Tensor:
-        return self.value(out.squeeze(1).sigmoid().bernoulli(), out)
+    def sample(self, params: Tensor) -> Tensor:
+        return self.levels_to_values(params.squeeze(1).sigmoid().bernoulli(), params)
 
 
 class Categorical(Likelihood):
-    """Any number of levels, each with its own logit: van den Oord et al. 2016, https://arxiv.org/abs/1601.06759."""
+    """Any number of levels, each with its own logit.
 
-    def __init__(self, spec: Spec) -> None:
+    van den Oord et al. 2016, https://arxiv.org/abs/1601.06759.
+    """
+
+    def __init__(self, spec: DataSpec) -> None:
         super().__init__(spec)
-        self.params = spec.levels
+        self.num_params = spec.levels
 
-    def log_prob(self, out: Tensor, x: Tensor) -> Tensor:
-        return -total(F.cross_entropy(out.to(x.dtype), self.index(x), reduction="none"))
+    def log_prob(self, params: Tensor, x: Tensor) -> Tensor:
+        target = self.values_to_levels(x)
+        return -sum_values(F.cross_entropy(params.to(x.dtype), target, reduction="none"))
 
-    def sample(self, out: Tensor) -> Tensor:
-        return self.value(categorical(out), out)
+    def sample(self, params: Tensor) -> Tensor:
+        return self.levels_to_values(sample_categorical(params), params)
 
 
 class MixtureOfLogistics(Likelihood):
-    """K logistics, each discretised to the levels: Salimans et al. 2017, section 2.1, https://arxiv.org/abs/1701.05517.
+    """A mixture of K logistics, discretized to the levels.
 
-    A pixel's C channels share the mixture's component; within it the mean of a channel is linear in the channels before it
-    (section 2.2). Of x (B, C, *where) and out (B, P, *where), P = K (1 + 2C + C (C − 1) / 2): the log-weights, means and
-    log-scales, and coefficients. The lowest and the highest level take the logistic's tails, so that the levels' probabilities
-    sum to 1 exactly; the difference of the two sigmoids is taken in logarithms, where the paper's code falls back on a density.
+    Salimans et al. 2017, section 2.1, https://arxiv.org/abs/1701.05517. The C channels of a pixel
+    share the mixture's component, in which the mean of a channel is linear in the channels before
+    it (section 2.2). For x (B, C, *shape) the parameters are (B, P, *shape) with P = K (1 + 2C + C
+    (C − 1) / 2): log-weights, means, log-scales and coefficients. The lowest and the highest level
+    include the tails of the logistic, so that the probabilities of the levels sum to exactly 1. The
+    difference of the two sigmoids is computed in logarithms, where the paper's code uses a density.
     """
 
-    joint = True
+    is_joint = True
 
-    def __init__(self, spec: Spec, components: int = 10) -> None:
+    def __init__(self, spec: DataSpec, num_components: int = 10) -> None:
         super().__init__(spec)
         c = spec.shape[0] if spec.kind == "image" else 1
-        self.components, self.channels = components, c
-        self.params = components * (1 + 2 * c + c * (c - 1) // 2)
+        self.num_components, self.channels = num_components, c
+        self.num_params = num_components * (1 + 2 * c + c * (c - 1) // 2)
 
-    def parts(self, out: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Return log-weights (B, K, *where), and means, log-scales and coefficients (B, C or C(C−1)/2, K, *where)."""
-        k, c = self.components, self.channels
-        weights, rest = out[:, :k].log_softmax(1), out[:, k:].unflatten(1, (-1, k))
-        return weights, rest[:, :c], rest[:, c : 2 * c].clamp(-7, 20), rest[:, 2 * c :].tanh()
+    def split_params(self, params: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return log-weights (B, K, *shape), means, log-scales and coefficients.
 
-    def mean(self, means: Tensor, coefficients: Tensor, u: list[Tensor]) -> Tensor:
-        """Return the means (B, K, *where) of the channel that follows the channels u, each (B, *where): equation 3."""
+        Means and log-scales are (B, C, K, *shape), coefficients (B, C(C−1)/2, K, *shape).
+        """
+        k, c = self.num_components, self.channels
+        log_weights, rest = params[:, :k].log_softmax(1), params[:, k:].unflatten(1, (-1, k))
+        means, log_scales = rest[:, :c], rest[:, c : 2 * c].clamp(-7, 20)
+        return log_weights, means, log_scales, rest[:, 2 * c :].tanh()
+
+    def channel_mean(self, means: Tensor, coefficients: Tensor, u: list[Tensor]) -> Tensor:
+        """Return the means (B, K, *shape) of the channel after the channels u (equation 3).
+
+        Args:
+            u: earlier channels, each (B, *shape).
+        """
         c = len(u)
-        first = c * (c - 1) // 2  # of this channel's row in the triangle of coefficients
-        return sum((coefficients[:, first + i] * u[i].unsqueeze(1) for i in range(c)), means[:, c])
+        first = c * (c - 1) // 2  # start of this channel's row in the triangle of coefficients
+        mean = means[:, c]
+        for i in range(c):
+            mean = mean + coefficients[:, first + i] * u[i].unsqueeze(1)
+        return mean
 
-    def log_level(self, u: Tensor, mean: Tensor, log_scale: Tensor) -> Tensor:
-        """Return the log-probability (B, K, *where) of the levels u (B, *where), scaled to [−1, 1]: equation 2."""
+    def level_log_prob(self, u: Tensor, mean: Tensor, log_scale: Tensor) -> Tensor:
+        """Return the log-probability (B, K, *shape) of the levels u (B, *shape) (equation 2).
+
+        Args:
+            u: levels scaled to [−1, 1].
+        """
         half = 1 / (self.levels - 1)  # half of the distance between two levels
         u, inverse = u.unsqueeze(1), (-log_scale).exp()
         above, below = (u + half - mean) * inverse, (u - half - mean) * inverse
-        top, bottom = u > 1 - half, u < half - 1
-        # log(σ(a) − σ(b)) = log σ(a) + log σ(−b) + log(1 − e^(b − a)), with a = ∞ at the top and b = −∞ at the bottom
-        upper = torch.where(top, 0.0, F.logsigmoid(above))
-        lower = torch.where(bottom, 0.0, F.logsigmoid(-below))
-        return (
-            upper
-            + lower
-            + torch.where(top | bottom, 0.0, (-torch.expm1(-2 * half * inverse)).log())
-        )
+        is_top, is_bottom = u > 1 - half, u < half - 1
+        # log(σ(a) − σ(b)) = log σ(a) + log σ(−b) + log(1 − e^(b − a)),
+        # with a = ∞ at the top and b = −∞ at the bottom
+        upper = torch.where(is_top, 0.0, F.logsigmoid(above))
+        lower = torch.where(is_bottom, 0.0, F.logsigmoid(-below))
+        log_difference = (-torch.expm1(-2 * half * inverse)).log()
+        return upper + lower + torch.where(is_top | is_bottom, 0.0, log_difference)
 
-    def scaled(self, x: Tensor) -> Tensor:
-        """Return the levels of x on [−1, 1], in x's type."""
-        return self.index(x).to(x.dtype) * (2 / (self.levels - 1)) - 1
+    def scale_to_unit(self, x: Tensor) -> Tensor:
+        """Return the levels of x scaled to [−1, 1], with the dtype of x."""
+        return self.values_to_levels(x).to(x.dtype) * (2 / (self.levels - 1)) - 1
 
-    def log_prob(self, out: Tensor, x: Tensor) -> Tensor:
-        weights, means, log_scales, coefficients = self.parts(
-            out.to(x.dtype)
-        )  # bf16 is too coarse for tails
-        u = list(self.scaled(x).unbind(1))
+    def log_prob(self, params: Tensor, x: Tensor) -> Tensor:
+        # in the dtype of x, because bf16 is too coarse for the tails
+        log_weights, means, log_scales, coefficients = self.split_params(params.to(x.dtype))
+        u = list(self.scale_to_unit(x).unbind(1))
         for c in range(self.channels):
-            weights = weights + self.log_level(
-                u[c], self.mean(means, coefficients, u[:c]), log_scales[:, c]
-            )
-        return total(weights.logsumexp(1))
+            mean = self.channel_mean(means, coefficients, u[:c])
+            log_weights = log_weights + self.level_log_prob(u[c], mean, log_scales[:, c])
+        return sum_values(log_weights.logsumexp(1))
 
-    def sample(self, out: Tensor) -> Tensor:
-        x = out.new_zeros(len(out), self.channels, *out.shape[2:])
-        return self.complete(out, x, torch.zeros_like(x, dtype=torch.bool))
+    def sample(self, params: Tensor) -> Tensor:
+        x = params.new_zeros(len(params), self.channels, *params.shape[2:])
+        return self.fill_unknown(params, x, torch.zeros_like(x, dtype=torch.bool))
 
-    def complete(self, out: Tensor, x: Tensor, known: Tensor) -> Tensor:
-        """Return x (B, C, *where), the unknown channels drawn in order, each given the channels before it."""
-        weights, means, log_scales, coefficients = self.parts(out)
-        given, u = self.scaled(x), []
+    def fill_unknown(self, params: Tensor, x: Tensor, known: Tensor) -> Tensor:
+        """Return x (B, C, *shape) with unknown channels drawn in order, given earlier ones."""
+        log_weights, means, log_scales, coefficients = self.split_params(params)
+        given = self.scale_to_unit(x)
+        u: list[Tensor] = []
         for c in range(self.channels):
-            mean, log_scale = self.mean(means, coefficients, u), log_scales[:, c]
-            k = categorical(weights).unsqueeze(1)  # of p(component | the channels before)
+            mean, log_scale = self.channel_mean(means, coefficients, u), log_scales[:, c]
+            # log_weights are those of p(component | earlier channels)
+            k = sample_categorical(log_weights).unsqueeze(1)
             noise = torch.rand_like(given[:, c]).clamp(1e-7, 1 - 1e-7).logit()  # standard logistic
             draw = mean.gather(1, k).squeeze(1) + log_scale.gather(1, k).squeeze(1).exp() * noise
             level = ((draw + 1) * ((self.levels - 1) / 2)).round().clamp(0, self.levels - 1)
             u.append(torch.where(known[:, c], given[:, c], level * (2 / (self.levels - 1)) - 1))
-            weights = weights + self.log_level(u[-1], mean, log_scale)
-        drawn = ((torch.stack(u, 1) + 1) * ((self.levels - 1) / 2)).round()
-        return torch.where(known, x, self.value(drawn, x))
+            log_weights = log_weights + self.level_log_prob(u[-1], mean, log_scale)
+        levels = ((torch.stack(u, 1) + 1) * ((self.levels - 1) / 2)).round()
+        return torch.where(known, x, self.levels_to_values(levels, x))
 
 
-def total(values: Tensor) -> Tensor:
-    """Return the sum (B,) over all axes but the first, of which there may be none."""
+def sum_values(values: Tensor) -> Tensor:
+    """Return the sum (B,) over all dimensions but the first; there may be no others."""
     return values.reshape(len(values), -1).sum(1)
 
 
-def categorical(logits: Tensor) -> Tensor:
-    """Draw indices (B, *where) of the second axis of logits (B, K, *where)."""
-    p = logits.softmax(1).movedim(1, -1)  # (B, *where, K)
+def sample_categorical(logits: Tensor) -> Tensor:
+    """Draw indices (B, *shape) into dimension 1 of logits (B, K, *shape)."""
+    p = logits.softmax(1).movedim(1, -1)  # (B, *shape, K)
     return p.reshape(-1, p.shape[-1]).multinomial(1).view(p.shape[:-1])
 
 
-def make(name: Name, spec: Spec, *, components: int = 10) -> Likelihood:
-    """Return the likelihood of that name for the data.
+def make_likelihood(
+    name: LikelihoodName, spec: DataSpec, *, num_components: int = 10
+) -> Likelihood:
+    """Return the likelihood of a name for the data.
 
     Raises:
-        UserError: the data is no picture of discrete levels, or not of two where two are needed.
+        UserError: the data is not images with discrete levels, or not binary where two levels are
+            required.
     """
     if spec.kind != "image":
         raise UserError(
-            f"autoregressive pixel models take images, and this is {spec.kind} data of shape {spec.shape}"
+            f"autoregressive pixel models need images, not {spec.kind} data of shape {spec.shape}"
         )
-    if not spec.discrete:
+    if not spec.is_discrete:
         raise UserError(
-            "autoregressive pixel models need discrete levels; set prepare.dequantise=false"
+            "autoregressive pixel models need discrete levels; set preprocess.dequantize=false"
         )
     if name == "bernoulli" and spec.levels != 2:
         raise UserError(
-            f"the Bernoulli likelihood needs binary data, and this has {spec.levels} levels; set prepare.binarize=dynamic, "
-            "or model.likelihood=categorical"
+            f"the Bernoulli likelihood needs binary data, but this data has {spec.levels} levels; "
+            "set preprocess.binarize=dynamic, or model.likelihood=categorical"
         )
     if name == "mixture":
-        return MixtureOfLogistics(spec, components)
+        return MixtureOfLogistics(spec, num_components)
     return Bernoulli(spec) if name == "bernoulli" else Categorical(spec)

@@ -1,4 +1,7 @@
-"""DBM: Salakhutdinov & Hinton 2009, Deep Boltzmann machines, https://proceedings.mlr.press/v5/salakhutdinov09a.html."""
+"""Deep Boltzmann machines: Salakhutdinov & Hinton 2009.
+
+https://proceedings.mlr.press/v5/salakhutdinov09a.html
+"""
 
 from __future__ import annotations
 
@@ -7,213 +10,257 @@ from torch import Tensor, nn
 from torch.nn.functional import linear, softplus
 
 from genlab.abilities import Estimate
-from genlab.models.boltzmann.ais import ais, enumerated, kept
-from genlab.models.boltzmann.binary_units import ENUMERABLE, check, flip, refuse
-from genlab.models.boltzmann.bounds import entropy, importance_weighted, log_bernoulli
-from genlab.models.boltzmann.rbm import RBM
-from genlab.spec import Batch, Positive, Spec
+from genlab.model import GenerativeModel
+from genlab.models.boltzmann.ais import (
+    ais_log_partition,
+    cache_log_partition,
+    enumerate_log_partition,
+)
+from genlab.models.boltzmann.binary_units import (
+    MAX_ENUMERATED_UNITS,
+    bernoulli,
+    check_sampling_arguments,
+    reject_labels,
+    require_binary,
+)
+from genlab.models.boltzmann.bounds import (
+    bernoulli_entropy,
+    bernoulli_log_prob,
+    importance_weighted_bound,
+)
+from genlab.models.boltzmann.rbm import DEFAULT_GIBBS_STEPS, RBM
+from genlab.spec import Batch, DataSpec, Positive
 
-CONVERGED = 50  # mean-field updates of a bound that is reported
+EVAL_MEAN_FIELD_UPDATES = 50  # mean-field updates for codes and reported bounds
 
 
-class DBM(nn.Module):
-    """A deep Boltzmann machine of two hidden layers: p(v, h, g) = exp(vᵀb + hᵀc + gᵀa + hᵀWv + gᵀUh) / Z.
+class DBM(GenerativeModel):
+    """A deep Boltzmann machine with the hidden layers h and g.
 
-    No unit of v and g is coupled to another of them: (v, g) and h are the two sides of an RBM half of whose visible side
-    is missing, which is what its Gibbs steps, its free energy and its log Z use. The data-dependent statistics fill the
-    missing half in by mean field. The first stage trains the RBM (v, h) alone, with g still idle; the second all of it.
+    p(v, h, g) = exp(vᵀb + hᵀc + gᵀa + hᵀWv + gᵀUh) / Z. Units of v and g are not coupled to each
+    other, so (v, g) and h are the two layers of an RBM, whose Gibbs steps, free energy and log Z
+    are used here. The data gives v only; g is filled in by mean field for the data-dependent
+    statistics. The first training stage trains the RBM (v, h) with g disconnected, the second stage
+    trains all parameters.
 
     Args:
         hidden: numbers of units of h and g.
-        updates: mean-field updates that a training step takes.
-        chains: number of persistent Gibbs chains.
-        temperatures: of the annealed importance sampling of log Z.
+        num_updates: mean-field updates in a training step.
+        num_chains: persistent Gibbs chains.
+        num_temperatures: of the annealed importance sampling of log Z.
 
     Raises:
         UserError: the data is not binary with the values 0 and 1.
     """
 
     samplers = ("gibbs",)
+    step_by_step = True
+    chains: Tensor
 
     def __init__(
         self,
-        spec: Spec,
+        spec: DataSpec,
         *,
         hidden: tuple[Positive, Positive] = (500, 1000),
-        updates: Positive = 10,
-        chains: Positive = 100,
-        temperatures: Positive = 14_500,
+        num_updates: Positive = 10,
+        num_chains: Positive = 100,
+        num_temperatures: Positive = 14_500,
     ) -> None:
         super().__init__()
-        check(spec, "DBM")
-        self.spec, self.updates, self.temperatures = spec, updates, temperatures
-        visible = Spec((spec.dim,), kind="points", levels=2, range=(0.0, 1.0))
-        self.first = RBM(visible, hidden=hidden[0], chains=chains)
+        require_binary(spec, "DBM")
+        self.spec, self.num_updates, self.num_temperatures = spec, num_updates, num_temperatures
+        visible = DataSpec((spec.dim,), kind="points", levels=2, range=(0.0, 1.0))
+        self.first = RBM(visible, hidden=hidden[0], num_chains=num_chains)
         self.U = nn.Parameter(0.01 * torch.randn(hidden[1], hidden[0]))
         self.a = nn.Parameter(torch.zeros(hidden[1]))
-        self.register_buffer("chains", torch.randint(2, (chains, spec.dim + hidden[1])).to(self.U))
+        chains = torch.randint(2, (num_chains, spec.dim + hidden[1]))
+        self.register_buffer("chains", chains.to(self.U))
 
-    # --- the RBM whose visible side is s = (v, g) (B, D + G) and whose hidden side is h (B, H) -------------------------
+    # --- the RBM with visible layer s = (v, g) (B, D + G) and hidden layer h (B, H) ---------------
 
-    def split(self, s: Tensor) -> tuple[Tensor, Tensor]:
+    def split_state(self, s: Tensor) -> tuple[Tensor, Tensor]:
         """Return v (B, D) and g (B, G) of s (B, D + G)."""
         return s[:, : self.spec.dim], s[:, self.spec.dim :]
 
-    def logits(self, v: Tensor, g: Tensor) -> Tensor:
+    def hidden_logits(self, v: Tensor, g: Tensor) -> Tensor:
         """Return the logits (B, H) of p(h = 1 | v, g) = σ(c + Wv + Uᵀg)."""
         return torch.addmm(linear(v, self.first.W, self.first.c), g, self.U)
 
-    def p_top(self, h: Tensor) -> Tensor:
+    def top_probs(self, h: Tensor) -> Tensor:
         """Return p(g = 1 | h) = σ(a + Uh) (B, G)."""
         return linear(h, self.U, self.a).sigmoid()
 
     def free_energy(self, s: Tensor) -> Tensor:
-        """Return −log Σ_h exp(−E(v, h, g)) (B,) in nats of s = (v, g)."""
-        v, g = self.split(s)
-        return -(v @ self.first.b) - g @ self.a - softplus(self.logits(v, g)).sum(1)
+        """Return −log Σ_h exp(−E(v, h, g)) (B,) in nats for s = (v, g)."""
+        v, g = self.split_state(s)
+        return -(v @ self.first.b) - g @ self.a - softplus(self.hidden_logits(v, g)).sum(1)
 
     @torch.no_grad()
-    def gibbs(self, s: Tensor, k: int) -> Tensor:
-        """Return s (B, D + G) after k steps: h ~ p(h | v, g), then v ~ p(v | h) and g ~ p(g | h)."""
-        for _ in range(k):
-            h = flip(self.logits(*self.split(s)).sigmoid())
-            s = torch.cat([self.first.draw_visible(h), flip(self.p_top(h))], 1)
+    def gibbs(self, s: Tensor, num_steps: int) -> Tensor:
+        """Return s (B, D + G) after Gibbs steps: h ~ p(h | v, g), then v, g ~ p(v | h) p(g | h)."""
+        for _ in range(num_steps):
+            h = bernoulli(self.hidden_logits(*self.split_state(s)).sigmoid())
+            s = torch.cat([self.first.sample_visible(h), bernoulli(self.top_probs(h))], 1)
         return s
 
-    # --- the posterior --------------------------------------------------------------------------------------------------
+    # --- posterior --------------------------------------------------------------------------------
 
-    # Equations 6 and 7 of the paper: μ ← σ(c + Wv + Uᵀν), ν ← σ(a + Uμ), from the RBM's posterior and idle g
+    # Equations 6 and 7 of the paper: μ ← σ(c + Wv + Uᵀν), ν ← σ(a + Uμ). They start from ν = 1/2.
     @torch.no_grad()
-    def mean_field(self, v: Tensor, updates: int) -> tuple[Tensor, Tensor]:
-        """Return the means μ (B, H) and ν (B, G) of the factorial q(h, g | v) of v (B, D)."""
+    def mean_field(self, v: Tensor, num_updates: int) -> tuple[Tensor, Tensor]:
+        """Return the means μ (B, H) and ν (B, G) of the factorial q(h, g | v) for v (B, D)."""
         from_below = linear(v, self.first.W, self.first.c)  # (B, H), the same in every update
         nu = from_below.new_full((len(v), len(self.a)), 0.5)
-        for _ in range(updates):
+        for _ in range(num_updates):
             mu = torch.addmm(from_below, nu, self.U).sigmoid()
-            nu = self.p_top(mu)
+            nu = self.top_probs(mu)
         return torch.addmm(from_below, nu, self.U).sigmoid(), nu
 
-    # The gradient of F(v, ν) with ν held fixed is that of E_q[E(v, h, g)] at μ = σ(c + Wv + Uᵀν): the data-dependent
-    # statistics v μᵀ and μ νᵀ of the paper's algorithm; F at the chains' states gives the model's.
+    # The gradient of F(v, ν) with ν fixed is that of E_q[E(v, h, g)] at μ = σ(c + Wv + Uᵀν): the
+    # data-dependent statistics v μᵀ and μ νᵀ of the paper's algorithm. F at the chains' states
+    # gives those of the model.
     def loss(self, batch: Batch, s_model: Tensor | None = None) -> dict[str, Tensor]:
-        """Return the contrast of the data, g filled in, with s_model (·, D + G), or with one Gibbs step from the data."""
-        s_model = self.gibbs(self.clamped(batch.x), 1) if s_model is None else s_model
+        """Return the free energy of the data, g filled in, minus that of the model's states.
+
+        Args:
+            s_model: states (·, D + G) of the model; None makes one Gibbs step from the data.
+        """
+        s_model = self.gibbs(self.clamp(batch.x), 1) if s_model is None else s_model
         v = batch.x.flatten(1)
-        s = torch.cat([v, self.mean_field(v, self.updates)[1]], 1)
+        s = torch.cat([v, self.mean_field(v, self.num_updates)[1]], 1)
         energy = self.free_energy(torch.cat([s, s_model]))
         data, model = energy[: len(v)].mean(), energy[len(v) :].mean()
         return {"loss": data - model, "energy/data": data, "energy/model": model}
 
-    # --- what the trainer asks ------------------------------------------------------------------------------------------
+    # --- called by the trainer --------------------------------------------------------------------
 
     @property
-    def machines(self) -> dict[str, nn.Module]:
-        """What is trained in each stage."""
+    def stage_modules(self) -> dict[str, nn.Module]:
+        """The module that each training stage trains, by name."""
         return {"first": self.first, "both": self}
 
-    def rise(self, x: Tensor, stage: int) -> Tensor:
-        """Return what a stage is trained on: the data, in both."""
+    def propagate_up(self, x: Tensor, stage: int) -> Tensor:
+        """Return the training data of a stage: x itself in both stages."""
         return x
 
     @torch.no_grad()
-    def begin(self, stage: int) -> None:
-        """Start the whole machine from the first RBM's chains, with g idle."""
+    def init_stage(self, stage: int) -> None:
+        """Prepare a stage; the second starts from the chains of the first RBM and random g."""
         if stage == 1:
-            self.first.c -= 0.5 * self.U.sum(
-                0
-            )  # an idle unit is on half of the time: take its push back
-            idle = self.a.new_full((len(self.chains), len(self.a)), 0.5)
-            self.chains.copy_(torch.cat([self.first.chains, flip(idle)], 1))
+            # units of g are on with probability 1/2: remove their mean input to h
+            self.first.c.sub_(0.5 * self.U.sum(0))
+            half = self.a.new_full((len(self.chains), len(self.a)), 0.5)
+            self.chains.copy_(torch.cat([self.first.chains, bernoulli(half)], 1))
 
-    def clamped(self, x: Tensor) -> Tensor:
-        """Return the state (B, D + G) from which a chain leaves the data x (B, *shape): g drawn by mean field."""
+    def clamp(self, x: Tensor) -> Tensor:
+        """Return the state (B, D + G) of a chain that starts at x (B, *shape).
+
+        g is drawn from the mean-field posterior.
+        """
         v = x.flatten(1)
-        return torch.cat([v, flip(self.mean_field(v, self.updates)[1])], 1)
+        return torch.cat([v, bernoulli(self.mean_field(v, self.num_updates)[1])], 1)
 
-    def statistics(self, x: Tensor) -> Tensor:
-        """Return what `watch` wants to know of x (B, *shape): the units' means (D,)."""
-        return self.first.statistics(x)
+    def data_statistics(self, x: Tensor) -> Tensor:
+        """Return the statistics of x (B, *shape) for `update_data_stats`: the means (D,)."""
+        return self.first.data_statistics(x)
 
     @torch.no_grad()
-    def watch(self, mean: Tensor, *, at: int, batch_size: int) -> None:
-        """Keep the mean (D,) of the data; the biases have learnt it in the first stage."""
-        self.first.base_rate.lerp_(mean, 1 / (at + 2))
+    def update_data_stats(self, stats: Tensor, *, step: int, batch_size: int) -> None:
+        """Update the running mean (D,) of the data; the first stage has initialized the biases."""
+        self.first.base_rate.lerp_(stats, 1 / (step + 2))
 
-    # --- the bound ------------------------------------------------------------------------------------------------------
+    # --- bounds -----------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def elbo(self, x: Tensor, y: Tensor | None = None) -> Tensor:
-        """Return the mean-field bound (B,) of log p(x) in nats (equation 5 of the paper): −E_q[E] + H(q) − log Z."""
-        refuse(self, y)
-        v = x.flatten(1)
-        mu, nu = self.mean_field(v, CONVERGED)
-        minus_energy = v @ self.first.b + (mu * self.logits(v, nu)).sum(1) + nu @ self.a
-        return minus_energy + entropy(mu) + entropy(nu) - self.log_partition().value
+    def elbo(self, x: Tensor, y: Tensor | None = None, *, num_terms: int | None = None) -> Tensor:
+        """Return the mean-field bound (B,) of log p(x) in nats: −E_q[E] + H(q) − log Z.
 
-    def iwae(self, x: Tensor, k: int) -> Tensor:
-        """Return the importance-weighted bound (B,) with k draws of h from mean field, g summed over, in nats."""
-        q = torch.logit(self.mean_field(x.flatten(1), CONVERGED)[0], eps=1e-6)  # (B, H)
+        Equation 5 of the paper.
+        """
+        check_sampling_arguments(self, y)
+        v = x.flatten(1)
+        mu, nu = self.mean_field(v, EVAL_MEAN_FIELD_UPDATES)
+        minus_energy = v @ self.first.b + (mu * self.hidden_logits(v, nu)).sum(1) + nu @ self.a
+        entropy = bernoulli_entropy(mu) + bernoulli_entropy(nu)
+        return minus_energy + entropy - self.log_partition().value
+
+    def iwae(self, x: Tensor, num_samples: int, y: Tensor | None = None) -> Tensor:
+        """Return the importance-weighted bound (B,) in nats.
+
+        h is sampled from the mean-field posterior and g is summed out.
+        """
+        reject_labels(self, y)
+        # logits (B, H) of q(h | v)
+        q = torch.logit(self.mean_field(x.flatten(1), EVAL_MEAN_FIELD_UPDATES)[0], eps=1e-6)
 
         @torch.no_grad()
         def log_weights(x: Tensor) -> Tensor:
-            up = q.repeat(len(x) // len(q), 1)
-            v, h = x.flatten(1), flip(up.sigmoid())
+            logits = q.repeat(len(x) // len(q), 1)
+            v, h = x.flatten(1), bernoulli(logits.sigmoid())
             # log Σ_g exp(−E(v, h, g)) = vᵀb + hᵀ(c + Wv) + Σ_k log(1 + exp(a_k + U_k h))
             top = softplus(linear(h, self.U, self.a)).sum(1)
             below = v @ self.first.b + (h * linear(v, self.first.W, self.first.c)).sum(1)
-            return below + top - log_bernoulli(h, up)
+            return below + top - bernoulli_log_prob(h, logits)
 
-        return importance_weighted(log_weights, x, k) - self.log_partition().value
+        bound = importance_weighted_bound(log_weights, x, num_samples)
+        return bound - self.log_partition().value
 
-    @kept
+    @cache_log_partition
     def log_partition(self) -> Estimate:
-        """Return log Z in nats: exact where a side, h or (v, g), has at most 20 units, else estimated by `ais`."""
-        W, b, c = self.joined()
-        if min(W.shape) <= ENUMERABLE:
-            sides = (W, b, c) if len(c) <= len(b) else (W.T, c, b)
-            return Estimate(enumerated(*sides), None, "exact")
-        return self.ais()
+        """Return log Z in nats: exact if h or (v, g) has at most 20 units, else an estimate."""
+        W, b, c = self.rbm_parameters()
+        if min(W.shape) <= MAX_ENUMERATED_UNITS:
+            hidden_is_smaller = len(c) <= len(b)
+            parameters = (W, b, c) if hidden_is_smaller else (W.T, c, b)
+            return Estimate(enumerate_log_partition(*parameters), None, "exact")
+        return self.ais_log_partition()
 
-    def ais(self, *, chains: int = 100, temperatures: int | None = None) -> Estimate:
-        """Return log Z in nats, estimated by annealed importance sampling from the data's base rates and idle g."""
-        W, b, c = self.joined()
-        b_base = torch.cat(
-            [self.first.base_rate.clamp(0.01, 0.99).logit(), torch.zeros_like(self.a)]
-        )
-        return ais(
-            W, b, c, b_base=b_base, chains=chains, temperatures=temperatures or self.temperatures
+    def ais_log_partition(
+        self, *, num_chains: int = 100, num_temperatures: int | None = None
+    ) -> Estimate:
+        """Return log Z in nats by annealed importance sampling from the data's base rates.
+
+        Units of g are on with probability 1/2 in the base model.
+        """
+        W, b, c = self.rbm_parameters()
+        v_base = self.first.base_rate.clamp(0.01, 0.99).logit()
+        return ais_log_partition(
+            W,
+            b,
+            c,
+            b_base=torch.cat([v_base, torch.zeros_like(self.a)]),
+            num_chains=num_chains,
+            num_temperatures=num_temperatures or self.num_temperatures,
         )
 
     @torch.no_grad()
-    def joined(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the weights (H, D + G) and biases (D + G,), (H,) of the RBM of (v, g) and h."""
-        return (
-            torch.cat([self.first.W, self.U.T], 1),
-            torch.cat([self.first.b, self.a]),
-            self.first.c,
-        )
+    def rbm_parameters(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Return weights (H, D + G) and biases (D + G,), (H,) of the RBM of (v, g) and h."""
+        W = torch.cat([self.first.W, self.U.T], 1)
+        return W, torch.cat([self.first.b, self.a]), self.first.c
 
-    # --- the other abilities --------------------------------------------------------------------------------------------
+    # --- other abilities --------------------------------------------------------------------------
 
-    def encode(self, x: Tensor) -> Tensor:
-        """Return the mean-field means of h (B, H) of x (B, *shape)."""
-        return self.mean_field(x.flatten(1), CONVERGED)[0]
+    def encode(self, x: Tensor, *, steps: int | None = None) -> Tensor:
+        """Return the mean-field means of h (B, H) for x (B, *shape)."""
+        return self.mean_field(x.flatten(1), EVAL_MEAN_FIELD_UPDATES)[0]
 
     def decode(self, z: Tensor) -> Tensor:
-        """Return p(x = 1 | h) (B, *shape) of units z (B, H) of the first layer."""
-        return self.first.p_visible(z).unflatten(1, self.spec.shape)
+        """Return p(x = 1 | h) (B, *shape) for units z (B, H) of the first layer."""
+        return self.first.visible_probs(z).unflatten(1, self.spec.shape)
 
-    def denoise(self, x: Tensor) -> Tensor:
+    def denoise(self, x: Tensor, *, sigma: float | None = None) -> Tensor:
         """Return p(x' = 1 | h) (B, *shape) at the mean-field means h of x."""
         return self.decode(self.encode(x))
 
-    def draw_base(self, n: int) -> Tensor:
-        """Draw (v, g) (n, D + G) with independent units: where a chain starts."""
-        return torch.cat([self.first.draw_base(n), flip(self.a.new_full((n, len(self.a)), 0.5))], 1)
+    def sample_base(self, n: int) -> Tensor:
+        """Draw (v, g) (n, D + G) with independent units, to start chains."""
+        g = bernoulli(self.a.new_full((n, len(self.a)), 0.5))
+        return torch.cat([self.first.sample_base(n), g], 1)
 
-    def means(self, s: Tensor) -> Tensor:
-        """Return p(x = 1 | h) (B, *shape) of one draw of h from p(h | s)."""
-        return self.decode(flip(self.logits(*self.split(s)).sigmoid()))
+    def pixel_means(self, s: Tensor) -> Tensor:
+        """Return p(x = 1 | h) (B, *shape) for one sample of h from p(h | s)."""
+        return self.decode(bernoulli(self.hidden_logits(*self.split_state(s)).sigmoid()))
 
     @torch.no_grad()
     def sample(
@@ -224,30 +271,49 @@ class DBM(nn.Module):
         sampler: str = "gibbs",
         steps: Positive | None = None,
     ) -> Tensor:
-        """Return the means of p(x | h) (n, *shape) at the end of n Gibbs chains of `steps` steps (1,000 if None).
+        """Return the means of p(x | h) (n, *shape) at the end of n Gibbs chains.
+
+        Args:
+            steps: of each chain; None makes 1,000.
 
         Raises:
             UserError: y is given, or another sampler than "gibbs".
         """
-        refuse(self, y, sampler)
-        return self.means(self.gibbs(self.draw_base(n), (steps or 1000) - 1))
+        check_sampling_arguments(self, y, sampler)
+        s = self.gibbs(self.sample_base(n), (steps or DEFAULT_GIBBS_STEPS) - 1)
+        return self.pixel_means(s)
 
     @torch.no_grad()
-    def complete(self, x: Tensor, known: Tensor, *, steps: Positive = 1000) -> Tensor:
-        """Return x (B, *shape) with unknown values at their means given h, after Gibbs steps in which the known stay."""
+    def inpaint(
+        self,
+        x: Tensor,
+        known: Tensor,
+        y: Tensor | None = None,
+        *,
+        steps: Positive | None = None,
+    ) -> Tensor:
+        """Return x (B, *shape) with unknown values replaced by their mean given h.
+
+        h comes from a Gibbs chain in which the known values are clamped.
+
+        Args:
+            known: bool, broadcasts to x; True where a value is kept.
+            steps: of the chain; None makes 1,000.
+        """
         data, keep = x.flatten(1), known.expand_as(x).flatten(1)
-        s = self.draw_base(len(x))
-        for _ in range(steps):
-            v, g = self.split(s)
+        s = self.sample_base(len(x))
+        for _ in range(steps or DEFAULT_GIBBS_STEPS):
+            v, g = self.split_state(s)
             clamped = torch.cat([torch.where(keep, data, v), g], 1)
             s = self.gibbs(clamped, 1)
-        return torch.where(known, x, self.means(clamped))
+        return torch.where(known, x, self.pixel_means(clamped))
 
     @torch.no_grad()
-    def walk(self, x: Tensor, k: int) -> Tensor:
-        """Return the pixels (B, *shape) of the chains that left x (B, *shape) k Gibbs steps ago."""
-        return self.split(self.gibbs(self.clamped(x), k))[0].unflatten(1, self.spec.shape)
+    def gibbs_chain(self, x: Tensor, num_steps: int) -> Tensor:
+        """Return the pixels (B, *shape) of chains that start at x, after num_steps Gibbs steps."""
+        v, _ = self.split_state(self.gibbs(self.clamp(x), num_steps))
+        return v.unflatten(1, self.spec.shape)
 
     def filters(self) -> Tensor:
-        """Return each first-layer unit's weights (H, *shape)."""
+        """Return the weights of each first-layer unit (H, *shape)."""
         return self.first.W.unflatten(1, self.spec.shape)

@@ -1,130 +1,161 @@
-"""RBM: Smolensky 1986; Hinton 2002, https://doi.org/10.1162/089976602760128018; Tieleman 2008 (persistent chains)."""
+"""The RBM: Smolensky 1986; Hinton 2002, https://doi.org/10.1162/089976602760128018.
+
+Persistent chains: Tieleman 2008, https://doi.org/10.1145/1390156.1390290.
+"""
 
 from __future__ import annotations
+
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear, softplus
 
 from genlab.abilities import Estimate
-from genlab.models.boltzmann.ais import ais, enumerated, kept
-from genlab.models.boltzmann.binary_units import ENUMERABLE, check, flip, refuse
-from genlab.spec import Batch, Positive, Spec
+from genlab.model import GenerativeModel
+from genlab.models.boltzmann.ais import (
+    ais_log_partition,
+    cache_log_partition,
+    enumerate_log_partition,
+)
+from genlab.models.boltzmann.binary_units import (
+    MAX_ENUMERATED_UNITS,
+    bernoulli,
+    check_sampling_arguments,
+    require_binary,
+)
+from genlab.spec import Batch, DataSpec, Positive
+
+DEFAULT_GIBBS_STEPS = 1000
 
 
-class RBM(nn.Module):
+class RBM(GenerativeModel):
     """A restricted Boltzmann machine of binary units: p(v, h) = exp(vᵀb + hᵀc + hᵀWv) / Z.
 
     Args:
         hidden: number of hidden units.
-        chains: number of persistent Gibbs chains, which the trainer runs on for the negative statistics.
-        temperatures: of annealed importance sampling, where log Z is too large a sum.
+        num_chains: persistent Gibbs chains, which provide the negative statistics in training.
+        num_temperatures: of annealed importance sampling, if log Z cannot be enumerated.
 
     Raises:
         UserError: the data is not binary with the values 0 and 1.
     """
 
     samplers = ("gibbs",)
+    step_by_step = True
+    base_rate: Tensor
+    chains: Tensor
 
     def __init__(
         self,
-        spec: Spec,
+        spec: DataSpec,
         *,
         hidden: Positive = 500,
-        chains: Positive = 100,
-        temperatures: Positive = 14_500,
+        num_chains: Positive = 100,
+        num_temperatures: Positive = 14_500,
     ) -> None:
         super().__init__()
-        self.check(spec)
-        self.spec, self.temperatures = spec, temperatures
+        self.validate_spec(spec)
+        self.spec, self.num_temperatures = spec, num_temperatures
         # Hinton 2010, A practical guide to training RBMs, section 8: small weights, hidden biases 0
         self.W = nn.Parameter(0.01 * torch.randn(hidden, spec.dim))
         self.b = nn.Parameter(torch.zeros(spec.dim))
         self.c = nn.Parameter(torch.zeros(hidden))
-        self.register_buffer(
-            "base_rate", torch.full((spec.dim,), 0.5)
-        )  # the data's mean, as the trainer has seen it
-        self.register_buffer("chains", torch.randint(2, (chains, spec.dim)).to(self.W))
+        # running mean of the training data
+        self.register_buffer("base_rate", torch.full((spec.dim,), 0.5))
+        self.register_buffer("chains", torch.randint(2, (num_chains, spec.dim)).to(self.W))
 
-    def check(self, spec: Spec) -> None:
-        """Refuse data that p(v | h) is no law of."""
-        check(spec, "RBM")
+    def validate_spec(self, spec: DataSpec) -> None:
+        """Raise UserError if p(v | h) does not fit the data."""
+        require_binary(spec, "RBM")
 
-    # --- the mathematics, on flat visible units v (B, D) and hidden units h (B, H) ------------------------------------
+    # --- the distribution, on flat visible units v (B, D) and hidden units h (B, H) ---------------
 
-    # Hinton 2010, eq. 25: F(v) = −vᵀb − Σ_j log(1 + exp(c_j + W_j v)), so that p(v) = exp(−F(v)) / Z
+    # Hinton 2010, eq. 25: F(v) = −vᵀb − Σ_j log(1 + exp(c_j + W_j v)) and p(v) = exp(−F(v)) / Z
     def free_energy(self, v: Tensor) -> Tensor:
-        """Return F(v) (B,) in nats of v (B, D)."""
+        """Return F(v) (B,) in nats for v (B, D)."""
         return -(v @ self.b) - softplus(linear(v, self.W, self.c)).sum(1)
 
-    def p_hidden(self, v: Tensor) -> Tensor:
+    def hidden_probs(self, v: Tensor) -> Tensor:
         """Return p(h_j = 1 | v) = σ(c_j + W_j v) (B, H)."""
         return linear(v, self.W, self.c).sigmoid()
 
-    def p_visible(self, h: Tensor) -> Tensor:
+    def visible_probs(self, h: Tensor) -> Tensor:
         """Return p(v_i = 1 | h) = σ(b_i + hᵀW_i) (B, D)."""
         return torch.addmm(self.b, h, self.W).sigmoid()
 
-    def draw_visible(self, h: Tensor) -> Tensor:
+    def sample_visible(self, h: Tensor) -> Tensor:
         """Draw v (B, D) from p(v | h)."""
-        return flip(self.p_visible(h))
+        return bernoulli(self.visible_probs(h))
 
-    def draw_base(self, n: int) -> Tensor:
-        """Draw v (n, D) with independent units, as frequent as in the data: where a chain starts."""
-        return flip(self.base_rate.expand(n, -1))
+    def sample_base(self, n: int) -> Tensor:
+        """Draw v (n, D) with independent units at the data's base rates, to start chains."""
+        return bernoulli(self.base_rate.expand(n, -1))
 
     @torch.no_grad()
-    def gibbs(self, v: Tensor, k: int) -> Tensor:
-        """Return v (B, D) after k steps of block Gibbs sampling: h ~ p(h | v), then v ~ p(v | h)."""
-        for _ in range(k):
-            h = flip(self.p_hidden(v))
-            v = self.draw_visible(h)
+    def gibbs(self, v: Tensor, num_steps: int) -> Tensor:
+        """Return v (B, D) after block Gibbs steps: h ~ p(h | v), then v ~ p(v | h)."""
+        for _ in range(num_steps):
+            h = bernoulli(self.hidden_probs(v))
+            v = self.sample_visible(h)
         return v
 
-    # The gradient of F(v) − F(v_model), v_model held fixed, is the negative of the contrastive statistic
-    # ⟨h v⟩_data − ⟨h v⟩_model with h at its mean (Hinton 2002, eq. 5; Hinton 2010, eq. 9).
+    # The gradient of F(v) − F(v_model), with v_model fixed, is the negative of the contrastive
+    # statistic ⟨h v⟩_data − ⟨h v⟩_model with h at its mean (Hinton 2002, eq. 5; Hinton 2010,
+    # eq. 9).
     def loss(self, batch: Batch, v_model: Tensor | None = None) -> dict[str, Tensor]:
-        """Return the contrast of the data with v_model (·, D), or with one Gibbs step from the data (CD-1)."""
+        """Return the free energy of the data minus that of the model's states.
+
+        Args:
+            v_model: states (·, D) of the model; None makes one Gibbs step from the data (CD-1).
+        """
         v = batch.x.flatten(1)  # (B, D)
         v_model = self.gibbs(v, 1) if v_model is None else v_model.detach()
         energy = self.free_energy(torch.cat([v, v_model]))  # one product with W for both
         data, model = energy[: len(v)].mean(), energy[len(v) :].mean()
         return {"loss": data - model, "energy/data": data, "energy/model": model}
 
-    # --- what the trainer asks ------------------------------------------------------------------------------------------
+    # --- called by the trainer --------------------------------------------------------------------
 
-    def clamped(self, x: Tensor) -> Tensor:
-        """Return the state (B, D) from which a chain leaves the data x (B, *shape)."""
+    def clamp(self, x: Tensor) -> Tensor:
+        """Return the state (B, D) of a chain that starts at the data x (B, *shape)."""
         return x.flatten(1)
 
-    def statistics(self, x: Tensor) -> Tensor:
-        """Return what `watch` wants to know of x (B, *shape): the units' means (D,)."""
+    def data_statistics(self, x: Tensor) -> Tensor:
+        """Return the statistics of x (B, *shape) for `update_data_stats`: the means (D,)."""
         return x.flatten(1).mean(0)
 
     @torch.no_grad()
-    def watch(self, mean: Tensor, *, at: int, batch_size: int) -> None:
-        """Keep the mean (D,) of the data seen so far, and start the visible biases from it."""
-        self.base_rate.lerp_(mean, 1 / (at + 1))
-        if at == 0:
-            # Hinton 2010, section 8.1: b_i = log(p_i / (1 − p_i)); one batch knows p_i to about one part in its size
+    def update_data_stats(self, stats: Tensor, *, step: int, batch_size: int) -> None:
+        """Update the running mean of the data; the first step initializes the visible biases.
+
+        Args:
+            stats: the mean (D,) of the batch.
+            step: number of batches before this one.
+            batch_size: of the joint batch.
+        """
+        self.base_rate.lerp_(stats, 1 / (step + 1))
+        if step == 0:
+            # Hinton 2010, section 8.1: b_i = log(p_i / (1 − p_i)); the clamp is the precision of a
+            # mean over one batch
             self.b.copy_(self.base_rate.clamp(1 / batch_size, 1 - 1 / batch_size).logit())
 
-    # --- abilities ------------------------------------------------------------------------------------------------
+    # --- abilities --------------------------------------------------------------------------------
 
     def energy(self, x: Tensor) -> Tensor:
         """Return the free energy (B,) in nats of x (B, *shape): log p(x) = −energy(x) − log Z."""
         return self.free_energy(x.flatten(1))
 
-    def encode(self, x: Tensor) -> Tensor:
+    def encode(self, x: Tensor, *, steps: int | None = None) -> Tensor:
         """Return p(h = 1 | x) (B, H) of x (B, *shape)."""
-        return self.p_hidden(x.flatten(1))
+        return self.hidden_probs(x.flatten(1))
 
     def decode(self, z: Tensor) -> Tensor:
-        """Return the mean of p(x | h) (B, *shape) of hidden units z (B, H)."""
-        return self.p_visible(z).unflatten(1, self.spec.shape)
+        """Return the mean of p(x | h) (B, *shape) for hidden units z (B, H)."""
+        return self.visible_probs(z).unflatten(1, self.spec.shape)
 
-    def denoise(self, x: Tensor) -> Tensor:
-        """Return the mean of p(x' | h) at the mean h of p(h | x), (B, *shape): one step up and down."""
+    def denoise(self, x: Tensor, *, sigma: float | None = None) -> Tensor:
+        """Return the mean of p(x' | h) (B, *shape) at the mean h of p(h | x)."""
         return self.decode(self.encode(x))
 
     @torch.no_grad()
@@ -136,55 +167,76 @@ class RBM(nn.Module):
         sampler: str = "gibbs",
         steps: Positive | None = None,
     ) -> Tensor:
-        """Return the means of p(x | h) (n, *shape) at the end of n Gibbs chains of `steps` steps (1,000 if None).
+        """Return the means of p(x | h) (n, *shape) at the end of n Gibbs chains.
 
-        Each chain starts from pixels drawn independently at the data's base rates, so that samples are independent.
+        Each chain starts from pixels drawn independently at the data's base rates, so the samples
+        are independent.
+
+        Args:
+            steps: of each chain; None makes 1,000.
 
         Raises:
             UserError: y is given, or another sampler than "gibbs".
         """
-        refuse(self, y, sampler)
-        v = self.gibbs(self.draw_base(n), (steps or 1000) - 1)
-        return self.decode(flip(self.p_hidden(v)))
+        check_sampling_arguments(self, y, sampler)
+        v = self.gibbs(self.sample_base(n), (steps or DEFAULT_GIBBS_STEPS) - 1)
+        return self.decode(bernoulli(self.hidden_probs(v)))
 
     @torch.no_grad()
-    def complete(self, x: Tensor, known: Tensor, *, steps: Positive = 1000) -> Tensor:
-        """Return x (B, *shape) with unknown values at their means given h, after Gibbs steps in which the known stay."""
-        data, keep = x.flatten(1), known.expand_as(x).flatten(1)
-        v = torch.where(keep, data, self.draw_base(len(x)))
-        for _ in range(steps - 1):
-            v = torch.where(keep, data, self.gibbs(v, 1))
-        return torch.where(known, x, self.decode(flip(self.p_hidden(v))))
+    def inpaint(
+        self,
+        x: Tensor,
+        known: Tensor,
+        y: Tensor | None = None,
+        *,
+        steps: Positive | None = None,
+    ) -> Tensor:
+        """Return x (B, *shape) with unknown values replaced by their mean given h.
 
-    def walk(self, x: Tensor, k: int) -> Tensor:
-        """Return the state (B, *shape) of the chains that left x (B, *shape) k Gibbs steps ago."""
-        return self.gibbs(x.flatten(1), k).unflatten(1, self.spec.shape)
+        h comes from a Gibbs chain in which the known values are clamped.
+
+        Args:
+            known: bool, broadcasts to x; True where a value is kept.
+            steps: of the chain; None makes 1,000.
+        """
+        data, keep = x.flatten(1), known.expand_as(x).flatten(1)
+        v = torch.where(keep, data, self.sample_base(len(x)))
+        for _ in range((steps or DEFAULT_GIBBS_STEPS) - 1):
+            v = torch.where(keep, data, self.gibbs(v, 1))
+        return torch.where(known, x, self.decode(bernoulli(self.hidden_probs(v))))
+
+    def gibbs_chain(self, x: Tensor, num_steps: int) -> Tensor:
+        """Return the state (B, *shape) of chains that start at x, after num_steps Gibbs steps."""
+        return self.gibbs(x.flatten(1), num_steps).unflatten(1, self.spec.shape)
 
     def filters(self) -> Tensor:
-        """Return each hidden unit's weights (H, *shape)."""
+        """Return the weights of each hidden unit (H, *shape)."""
         return self.W.unflatten(1, self.spec.shape)
 
-    @kept
-    def log_partition(self) -> Estimate:
-        """Return log Z in nats: exact where a side has at most 20 units, else estimated by `ais`."""
-        if min(self.W.shape) <= ENUMERABLE:
-            return Estimate(self.enumerate_log_partition(), None, "exact")
-        return self.ais()
+    # --- log Z ------------------------------------------------------------------------------------
 
-    def ais(self, *, chains: int = 100, temperatures: int | None = None) -> Estimate:
-        """Return log Z in nats, estimated by annealed importance sampling from the data's base rates."""
-        b_base = self.base_rate.clamp(0.01, 0.99).logit()
-        return ais(
+    @cache_log_partition
+    def log_partition(self) -> Estimate:
+        """Return log Z in nats: exact if a layer has at most 20 units, otherwise an estimate."""
+        if min(self.W.shape) <= MAX_ENUMERATED_UNITS:
+            return Estimate(self.enumerate_log_partition(), None, "exact")
+        return self.ais_log_partition()
+
+    def ais_log_partition(
+        self, *, num_chains: int = 100, num_temperatures: int | None = None
+    ) -> Estimate:
+        """Return log Z in nats by annealed importance sampling from the data's base rates."""
+        return ais_log_partition(
             self.W,
             self.b,
             self.c,
-            b_base=b_base,
-            chains=chains,
-            temperatures=temperatures or self.temperatures,
+            b_base=self.base_rate.clamp(0.01, 0.99).logit(),
+            num_chains=num_chains,
+            num_temperatures=num_temperatures or self.num_temperatures,
         )
 
-    def enumerate_log_partition(self, *, over: str | None = None) -> float:
-        """Return log Z in nats by a sum over all states of one side, "hidden" or "visible"; the smaller one if None."""
+    def enumerate_log_partition(self, *, over: Literal["hidden", "visible"] | None = None) -> float:
+        """Return log Z in nats, summed over all states of one layer (None: the smaller one)."""
         if over == "visible" or (over is None and len(self.b) < len(self.c)):
-            return enumerated(self.W.T, self.c, self.b)  # the sides are symmetric
-        return enumerated(self.W, self.b, self.c)
+            return enumerate_log_partition(self.W.T, self.c, self.b)  # the layers are symmetric
+        return enumerate_log_partition(self.W, self.b, self.c)

@@ -1,7 +1,8 @@
-"""The update rules of Boltzmann machines: contrastive divergence, and one machine after another by it.
+"""Trainers of Boltzmann machines: contrastive divergence and greedy layer-wise training.
 
-Hinton 2002, https://doi.org/10.1162/089976602760128018; Tieleman 2008, https://doi.org/10.1145/1390156.1390290 (persistent);
-Hinton, Osindero & Teh 2006, https://doi.org/10.1162/neco.2006.18.7.1527 (greedy).
+Hinton 2002, https://doi.org/10.1162/089976602760128018; persistent chains: Tieleman 2008,
+https://doi.org/10.1145/1390156.1390290; greedy: Hinton, Osindero & Teh 2006,
+https://doi.org/10.1162/neco.2006.18.7.1527.
 """
 
 from __future__ import annotations
@@ -9,134 +10,187 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor, nn
 
 from genlab.errors import UserError
-from genlab.seeding import mix
+from genlab.seeding import derive_seed
 from genlab.spec import Batch, Count, Positive, PositiveFloat
+from genlab.training.options import Options as TrainerOptions
 from genlab.training.trainer import Trainer
 
 
-class CDTrainer(Trainer):
-    """Descent on the contrast of the data with the model's own states, which k Gibbs steps reach.
+class CDModel(Protocol):
+    """A module that contrastive divergence can train: RBM, GRBM, BM and DBM."""
 
-    With `persistent` the steps go on from the model's chains (PCD-k), else they start anew from the data (CD-k).
+    chains: Tensor  # (M, D'), the states of the persistent chains
+
+    def loss(self, batch: Batch, model_states: Tensor, /) -> dict[str, Tensor]:
+        """Return the contrast of the data with states of the model."""
+
+    def clamp(self, x: Tensor) -> Tensor:
+        """Return the state of a chain that starts at the data."""
+
+    def gibbs(self, state: Tensor, num_steps: int, /) -> Tensor:
+        """Return the state after num_steps Gibbs steps."""
+
+    def data_statistics(self, x: Tensor) -> Tensor:
+        """Return the statistics that `update_data_stats` takes."""
+
+    def update_data_stats(self, stats: Tensor, *, step: int, batch_size: int) -> None:
+        """Update the running statistics of the data."""
+
+
+class LayerwiseModel(Protocol):
+    """A model that is trained in stages: DBN and DBM."""
+
+    @property
+    def stage_modules(self) -> dict[str, nn.Module]:
+        """The `CDModel` that each stage trains, by name."""
+
+    def propagate_up(self, x: Tensor, stage: int) -> Tensor:
+        """Return the training data of a stage."""
+
+    def init_stage(self, stage: int) -> None:
+        """Prepare a stage."""
+
+
+class CDTrainer(Trainer):
+    """Gradient descent on the contrast of the data with states of Gibbs chains.
+
+    With `persistent` the chains continue from the last update (PCD-k); otherwise they start from
+    the data (CD-k).
 
     Raises:
-        UserError: the chains cannot be cut evenly over the shards of a batch.
+        UserError: the chains cannot be split evenly over the shards of a batch.
     """
 
     @dataclass(kw_only=True)
-    class Options(Trainer.Options):
-        k: Positive = 1  # Gibbs steps an update
-        persistent: bool = True  # go on from the last update's chains; false: start from the data
+    class Options(TrainerOptions):
+        cd_steps: Positive = 1  # Gibbs steps per update
+        persistent: bool = True  # continue the chains; false: start each update from the data
+
+    options: Options
 
     def configure(self) -> None:
+        """Create the optimizer of the model."""
         super().configure()
-        self.machine, self.began = (
-            self.model,
-            0,
-        )  # what is trained now, and the step at which that began
-        self.cut(self.model)
+        self.current_module = cast(CDModel, self.model)
+        self.stage_start = 0  # step at which the training of the current module began
+        self.check_chains(self.current_module)
 
-    def cut(self, machine: nn.Module) -> None:
-        """Check that each shard gets as many chains of a machine as the others."""
-        self.shards = self.ranks.size * self.options.accumulate
-        chains = len(machine.chains)
-        if self.options.persistent and chains % self.shards:
-            raise UserError(f"the {chains} persistent chains cannot be cut into {self.shards} equal shards; "
-                            f"set model.chains={chains + -chains % self.shards}")  # fmt: skip
+    def check_chains(self, module: CDModel) -> None:
+        """Raise UserError unless the persistent chains can be split evenly over the shards."""
+        self.num_shards = self.group.size * self.options.grad_accum_steps
+        num_chains = len(module.chains)
+        if self.options.persistent and num_chains % self.num_shards:
+            raise UserError(
+                f"model.num_chains={num_chains} cannot be split into {self.num_shards} equal "
+                f"shards; set model.num_chains={num_chains + -num_chains % self.num_shards}"
+            )
 
     def step(self, batches: Iterator[Batch]) -> dict[str, Tensor]:
-        return self.contrast("model", self.pull(batches))
+        """Make one update of the model."""
+        return self.contrastive_step("model", self.next_batch(batches))
 
-    def contrast(self, name: str, shards: list[Batch]) -> dict[str, Tensor]:
-        """Step the optimizer `name` of the machine once along its contrast with the data."""
-        machine = self.machine
-        self.watch(shards)
-        # the negative phase: k Gibbs steps; each shard has its own slice of the chains
-        slices = machine.chains.tensor_split(self.shards)
+    def contrastive_step(self, name: str, shards: list[Batch]) -> dict[str, Tensor]:
+        """Make one update of the current module by its optimizer `name`."""
+        module = self.current_module
+        self.update_data_stats(shards)
+        # the negative phase: Gibbs steps; each shard has its own slice of the chains
+        slices = module.chains.tensor_split(self.num_shards)
         states = []
-        for shard, batch in self.draw(shards):
-            start = slices[shard] if self.options.persistent else machine.clamped(batch.x)
-            states.append(machine.gibbs(start, self.options.k))
+        for shard, batch in self.seeded_shards(shards):
+            start = slices[shard] if self.options.persistent else module.clamp(batch.x)
+            states.append(module.gibbs(start, self.options.cd_steps))
         # the positive phase, and the update
-        s_model = iter(states)
-        logs = self.descend(name, lambda batch: machine.loss(batch, next(s_model)), shards)
+        model_states = iter(states)
+        logs = self.optimize(name, lambda batch: module.loss(batch, next(model_states)), shards)
         if self.options.persistent:
-            machine.chains.copy_(self.ranks.gather(torch.cat(states)))
+            module.chains.copy_(self.group.all_gather_cat(torch.cat(states)))
         return logs
 
     @torch.no_grad()
-    def watch(self, shards: list[Batch]) -> None:
-        """Show the machine what it keeps of the data: the mean over all shards of its statistics."""
-        seen = torch.stack([self.machine.statistics(batch.x) for batch in shards]).mean(0)
-        self.ranks.average([seen])
-        self.machine.watch(seen, at=self.at - self.began, batch_size=self.options.batch_size)
+    def update_data_stats(self, shards: list[Batch]) -> None:
+        """Update the module's running statistics with the mean over the shards of all ranks."""
+        module = self.current_module
+        stats = torch.stack([module.data_statistics(batch.x) for batch in shards]).mean(0)
+        self.group.all_reduce_mean([stats])
+        step = self.global_step - self.stage_start
+        module.update_data_stats(stats, step=step, batch_size=self.batch_size)
 
 
 class GreedyTrainer(CDTrainer):
-    """Contrastive divergence on one machine of a deep model after another; the step count says on which.
+    """Contrastive divergence on one module of a deep model after another.
 
-    The model's `machines` are what is trained in each stage, by name; `rise(x, stage)` gives what a stage is trained on, and
-    `begin(stage)` prepares it.
+    Options set the steps at which the stages begin.
 
     Raises:
-        UserError: the stages are not as many as the machines, or do not come one after another.
+        UserError: there is not one increasing start step, or one learning rate, per stage.
     """
 
     @dataclass(kw_only=True)
     class Options(CDTrainer.Options):
-        starts: tuple[Count, ...] = (
-            0,
-        )  # the step at which each stage begins; the last ends with the run
-        rates: tuple[
-            PositiveFloat, ...
-        ] = ()  # each stage's learning rate, in parts of optimizer.lr; (): 1 for all
+        # the step at which each stage begins; the last stage ends with the run
+        stage_starts: tuple[Count, ...] = (0,)
+        # learning rate of each stage relative to optimizer.lr; () uses 1 for all stages
+        stage_lr_mults: tuple[PositiveFloat, ...] = ()
+
+    options: Options
 
     def configure(self) -> None:
-        machines, starts = self.model.machines, self.options.starts
-        if len(starts) != len(machines) or starts[0] != 0 or list(starts) != sorted(set(starts)):
-            raise UserError(f"trainer.starts={list(starts)}: the stages {', '.join(machines)} need one step each, "
-                            "rising from 0")  # fmt: skip
-        if self.options.rates and len(self.options.rates) != len(machines):
+        """Create one optimizer per stage."""
+        self.layerwise_model = cast(LayerwiseModel, self.model)
+        modules = self.layerwise_model.stage_modules
+        starts, lr_mults = self.options.stage_starts, self.options.stage_lr_mults
+        names = ", ".join(modules)
+        if len(starts) != len(modules) or starts[0] != 0 or list(starts) != sorted(set(starts)):
             raise UserError(
-                f"trainer.rates={list(self.options.rates)}: the stages {', '.join(machines)} need one each"
+                f"trainer.stage_starts={list(starts)} must have one step for each of the stages "
+                f"{names}, increasing from 0"
             )
-        for (name, machine), rate in zip(
-            machines.items(), self.options.rates or [1.0] * len(machines), strict=True
-        ):
-            self.optimizers[name] = self.optimizer(machine.parameters())
+        if lr_mults and len(lr_mults) != len(modules):
+            raise UserError(
+                f"trainer.stage_lr_mults={list(lr_mults)} must have one value for each of the "
+                f"stages {names}"
+            )
+        lr_mults = lr_mults or (1.0,) * len(modules)
+        for (name, module), lr_mult in zip(modules.items(), lr_mults, strict=True):
+            self.optimizers[name] = self.make_optimizer(module.parameters())
             for group in self.optimizers[name].param_groups:
-                group["lr"] = group["lr"] * rate
-            self.cut(machine)
+                group["lr"] = group["lr"] * lr_mult
+            self.check_chains(cast(CDModel, module))
 
     @property
     def stage(self) -> int:
-        """The number of the machine that is trained now, from 0."""
-        return bisect_right(self.options.starts, self.at) - 1
+        """Index of the stage that is being trained."""
+        return bisect_right(self.options.stage_starts, self.global_step) - 1
 
-    def span(self) -> tuple[int, int]:
-        start, end, *_ = [*self.options.starts, self.options.steps][self.stage :]
+    def schedule_range(self) -> tuple[int, int]:
+        """Return the first step of the current stage and the step after its last one."""
+        start, end, *_ = [*self.options.stage_starts, self.options.steps][self.stage :]
         return start, end
 
     def step(self, batches: Iterator[Batch]) -> dict[str, Tensor]:
+        """Make one update of the current stage's module."""
         stage = self.stage
-        name, self.machine = list(self.model.machines.items())[stage]
-        self.began = self.options.starts[stage]
+        name, module = list(self.layerwise_model.stage_modules.items())[stage]
+        self.current_module = cast(CDModel, module)
+        self.stage_start = self.options.stage_starts[stage]
         with torch.no_grad():
             shards = [
-                Batch(self.model.rise(batch.x, stage)) for _, batch in self.draw(self.pull(batches))
+                Batch(self.layerwise_model.propagate_up(batch.x, stage))
+                for _, batch in self.seeded_shards(self.next_batch(batches))
             ]
-        return self.contrast(name, shards)
+        return self.contrastive_step(name, shards)
 
     @torch.no_grad()
-    def watch(self, shards: list[Batch]) -> None:
-        super().watch(shards)
-        if (
-            self.at == self.began
-        ):  # after the machine has had its biases from the data: a deep model may know better ones
-            self.device.seed(mix(self.seed, self.at))
-            self.model.begin(self.stage)
+    def update_data_stats(self, shards: list[Batch]) -> None:
+        """Update the running statistics; the first step of a stage also initializes the stage."""
+        super().update_data_stats(shards)
+        # after the biases were set from the data, since a deep model may have better ones
+        if self.global_step == self.stage_start:
+            self.device.seed(derive_seed(self.seed, self.global_step))
+            self.layerwise_model.init_stage(self.stage)

@@ -1,4 +1,4 @@
-"""What a density of the classical family shares: the density of a class, and of all of them by the classes' shares."""
+"""Base class of classical densities, with one density in total or one per class."""
 
 from __future__ import annotations
 
@@ -6,105 +6,124 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from genlab.errors import UserError
-from genlab.models.classical.covariance import frozen
-from genlab.models.classical.full_batch import Items
-from genlab.spec import Batch, Spec
+from genlab.model import GenerativeModel
+from genlab.models.classical.covariance import frozen_parameter
+from genlab.models.classical.full_batch import TrainingItems
+from genlab.spec import Batch, DataSpec
 
 
-def refuse(name: str, spec: Spec, *, conditional: bool, density: bool) -> None:
-    """Refuse data that a classical model cannot take: tokens, discrete values where it is a density, no classes."""
+def validate_spec(name: str, spec: DataSpec, *, conditional: bool, is_density: bool) -> None:
+    """Raise UserError if a classical model cannot be fitted to the data.
+
+    Args:
+        name: of the recipe.
+        is_density: whether the model is a density, which does not fit discrete data.
+    """
     if spec.kind not in ("image", "points"):
-        raise UserError(f"{name} takes images or points, and this is {spec.kind} data")
-    if density and spec.discrete:
-        binary = " prepare.binarize=none" if spec.levels == 2 else ""
+        raise UserError(f"{name} supports images and points, but this dataset has {spec.kind} data")
+    if is_density and spec.is_discrete:
+        binarize = " preprocess.binarize=none" if spec.levels == 2 else ""
         raise UserError(
-            f"{name} is a density and this data is discrete; set prepare.dequantise=true{binary}"
+            f"{name} is a density, but this data is discrete; "
+            f"set preprocess.dequantize=true{binarize}"
         )
-    if conditional and not spec.classes:
+    if conditional and not spec.num_classes:
         raise UserError(
-            f"model.conditional=true needs data with classes, and this has none; leave it out of {name}"
+            "model.conditional=true requires labels, but this dataset has none; "
+            f"set model.conditional=false for {name}"
         )
 
 
-class Density(nn.Module, ABC):
-    """p(x), or p(x|y) of each class with the classes' shares p(y); a subclass gives `log_density` and `draw` of a group.
+class Density(GenerativeModel, ABC):
+    """p(x), or p(x|y) of each class and the class probabilities p(y).
 
-    A group is a class where the model is conditional; else group 0 is all there is.
+    A subclass implements `group_log_prob` and `sample_group`. A group is a class if the model is
+    conditional; otherwise group 0 holds all items.
     """
 
-    def __init__(self, spec: Spec, *, conditional: bool) -> None:
+    def __init__(self, spec: DataSpec, *, conditional: bool) -> None:
         super().__init__()
         self.spec, self.conditional = spec, conditional
-        self.groups = spec.classes if conditional else 1
-        self.share = frozen(self.groups, value=1 / self.groups)  # p(y)
+        self.num_groups = spec.num_classes if conditional else 1
+        self.class_probs = frozen_parameter(self.num_groups, value=1 / self.num_groups)  # p(y)
 
     @abstractmethod
-    def log_density(self, x: Tensor, group: int) -> Tensor:
-        """Return log p(x|group) (B,) in nats of flat x (B, D)."""
+    def group_log_prob(self, x: Tensor, group: int) -> Tensor:
+        """Return log p(x|group) (B,) in nats for flat x (B, D)."""
 
     @abstractmethod
-    def draw(self, n: int, group: int) -> Tensor:
+    def sample_group(self, n: int, group: int) -> Tensor:
         """Draw n flat items (n, D) of a group."""
 
     @abstractmethod
-    def improve(self, items: Items, *, step: int, seed: int) -> dict[str, Tensor]:
-        """Make one pass of the fit over the items; return its losses."""
+    def fit_step(self, items: TrainingItems, *, step: int, seed: int) -> dict[str, Tensor]:
+        """Make one pass of the fit over the items and return its losses."""
 
-    # --- abilities --------------------------------------------------------------------------------------------------
+    # --- abilities --------------------------------------------------------------------------------
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
-        """Return the mean −log p(x), or −log p(x|y), in nats a sample; no gradient comes from it: the fit is closed form."""
+        """Return the mean −log p(x), or −log p(x|y), in nats per sample.
+
+        It does not have a gradient, since the fit is in closed form.
+        """
         return {"loss": -self.log_prob(batch.x, batch.y if self.conditional else None).mean()}
 
     @torch.no_grad()
     def log_prob(self, x: Tensor, y: Tensor | None = None) -> Tensor:
-        """Return log p(x|y) (B,) in nats of x (B, *shape), without y log p(x) = log Σ_y p(y) p(x|y).
+        """Return log p(x|y) (B,) in nats, or log p(x) = log Σ_y p(y) p(x|y) if y is None.
 
         Raises:
-            UserError: y is given to a model without classes.
+            UserError: y is given to an unconditional model.
         """
-        self.refuse_classes(y)
+        self.reject_labels(y)
         x = x.flatten(1)
         if y is None:
-            return torch.stack(
-                [p.log() + self.log_density(x, g) for g, p in enumerate(self.share)]
-            ).logsumexp(0)
-        return self.each(y, x.new_empty(len(x)), lambda where, g: self.log_density(x[where], g))
+            log_joint = [
+                p.log() + self.group_log_prob(x, g) for g, p in enumerate(self.class_probs)
+            ]
+            return torch.stack(log_joint).logsumexp(0)
+        return fill_by_group(
+            x.new_empty(len(x)), y, lambda rows, g: self.group_log_prob(x[rows], g)
+        )
 
     @torch.no_grad()
     def sample(self, n: int, y: Tensor | None = None) -> Tensor:
-        """Draw n items (n, *shape), noise included, of the classes y (n,) if given; an image's values are cut to its range.
+        """Draw n samples (n, *shape) with their noise, of the classes y (n,) if given.
+
+        Images are clamped to their range.
 
         Raises:
-            UserError: y is given to a model without classes.
+            UserError: y is given to an unconditional model.
         """
-        self.refuse_classes(y)
+        self.reject_labels(y)
         if y is None:
-            y = (
-                torch.multinomial(self.share, n, replacement=True)
-                if self.groups > 1
-                else torch.zeros(n, dtype=torch.long)
-            )
-        x = self.each(
+            if self.num_groups > 1:
+                y = torch.multinomial(self.class_probs, n, replacement=True)
+            else:
+                y = torch.zeros(n, dtype=torch.long)
+        x = fill_by_group(
+            self.class_probs.new_empty(n, self.spec.dim),
             y,
-            self.share.new_empty(n, self.spec.dim),
-            lambda where, g: self.draw(int(where.sum()), g),
+            lambda rows, g: self.sample_group(int(rows.sum()), g),
         )
         x = x.unflatten(1, self.spec.shape)
         return x.clamp(*self.spec.range) if self.spec.kind == "image" else x
 
-    def each(self, y: Tensor, out: Tensor, function: Callable[[Tensor, int], Tensor]) -> Tensor:
-        """Return `out` with the rows of each group g in y (B,) set to function(where y is g, g)."""
-        for g in y.unique().tolist():
-            where = y == g
-            out[where] = function(where, g)
-        return out
-
-    def refuse_classes(self, y: Tensor | None) -> None:
+    def reject_labels(self, y: Tensor | None) -> None:
+        """Raise UserError if labels are given to an unconditional model."""
         if y is not None and not self.conditional:
             raise UserError(
-                "this model knows no classes, and classes were given; train it with model.conditional=true"
+                "this model is not class-conditional, so it does not take labels; "
+                "train it with model.conditional=true"
             )
+
+
+def fill_by_group(out: Tensor, y: Tensor, function: Callable[[Tensor, int], Tensor]) -> Tensor:
+    """Set the rows of `out` with y == g to function(y == g, g) for each group g in y (B,)."""
+    for g in y.unique().tolist():
+        rows = y == g
+        out[rows] = function(rows, g)
+    return out

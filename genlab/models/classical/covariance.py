@@ -1,6 +1,8 @@
-"""The covariances that a Gaussian may have, one file's worth of forms: each knows its density, its draws, and its fit.
+"""Forms of a Gaussian's covariance: diagonal, full and low-rank.
 
-All hold `n` Gaussians of mean 0 over D values. `second` is a weighted mean of x² (D,) or of x xᵀ (D, D), as `outer` says.
+Each has its density, sampling and maximum-likelihood fit. Every module holds n Gaussians of mean 0
+over D values. Their fits take a weighted second moment: the mean of x² (D,), or of x xᵀ (D, D) if
+`uses_outer_product` is true.
 """
 
 from __future__ import annotations
@@ -10,134 +12,138 @@ import math
 import torch
 from torch import Tensor, nn
 
-TWO_PI = math.log(2 * math.pi)
+LOG_2PI = math.log(2 * math.pi)
 
 
-def frozen(*shape: int, value: float = 0.0) -> nn.Parameter:
+def frozen_parameter(*shape: int, value: float = 0.0) -> nn.Parameter:
     """Return a parameter that is fitted in closed form, not by gradients."""
     return nn.Parameter(torch.full(shape, value), requires_grad=False)
 
 
-def second_moment(x: Tensor, weight: Tensor, *, outer: bool) -> Tensor:
-    """Return Σ_b weight_b x_b² (D,), or Σ_b weight_b x_b x_bᵀ (D, D) if `outer`, of x (B, D) and weight (B,)."""
-    if not outer:
+def second_moment(x: Tensor, weight: Tensor, *, outer_product: bool) -> Tensor:
+    """Return Σ_b weight_b x_b² (D,), or Σ_b weight_b x_b x_bᵀ (D, D) if `outer_product`.
+
+    Args:
+        x: (B, D).
+        weight: (B,).
+    """
+    if not outer_product:
         return weight @ x.square()
     return x.T @ (x * weight[:, None])
 
 
-class Diagonal(nn.Module):
-    """A variance for each value; `spherical`: one for all of them."""
+class DiagonalCovariance(nn.Module):
+    """One variance per value, or one for all values if `spherical`."""
 
-    outer = False
+    uses_outer_product = False
 
     def __init__(self, n: int, dim: int, *, spherical: bool = False) -> None:
         super().__init__()
         self.spherical = spherical
-        self.variance = frozen(n, dim, value=1.0)
+        self.variance = frozen_parameter(n, dim, value=1.0)
 
     def log_prob(self, x: Tensor, i: int) -> Tensor:
-        """Return log N(x; 0, Σ_i) (B,) in nats of x (B, D)."""
+        """Return log N(x; 0, Σ_i) (B,) in nats for x (B, D)."""
         variance = self.variance[i]
-        return -0.5 * (
-            x.square() @ variance.reciprocal() + variance.log().sum() + x.shape[1] * TWO_PI
-        )
+        distance = x.square() @ variance.reciprocal()
+        return -0.5 * (distance + variance.log().sum() + x.shape[1] * LOG_2PI)
 
     def sample(self, n: int, i: int) -> Tensor:
         """Draw n items (n, D) from N(0, Σ_i)."""
         variance = self.variance[i]
-        return (
-            torch.randn(n, len(variance), dtype=variance.dtype, device=variance.device)
-            * variance.sqrt()
-        )
+        noise = torch.randn(n, len(variance), dtype=variance.dtype, device=variance.device)
+        return noise * variance.sqrt()
 
-    def fit(self, second: Tensor, i: int, *, floor: float) -> None:
-        """Take the most likely Σ_i for the second moment (D,), with `floor` added to each variance."""
-        self.variance[i] = (second.mean() if self.spherical else second).clamp(min=0) + floor
+    def fit(self, second: Tensor, i: int, *, reg_covar: float) -> None:
+        """Set Σ_i to the second moment (D,), with `reg_covar` added to each variance."""
+        variance = second.mean() if self.spherical else second
+        self.variance[i] = variance.clamp(min=0) + reg_covar
 
 
-class Full(nn.Module):
-    """Any covariance, held as the lower triangle L of Σ = L Lᵀ."""
+class FullCovariance(nn.Module):
+    """An unrestricted covariance, stored as the Cholesky factor L of Σ = L Lᵀ."""
 
-    outer = True
+    uses_outer_product = True
 
     def __init__(self, n: int, dim: int) -> None:
         super().__init__()
-        self.triangle = nn.Parameter(
-            torch.eye(dim).repeat(n, 1, 1), requires_grad=False
-        )  # (n, D, D)
+        self.scale_tril = nn.Parameter(torch.eye(dim).repeat(n, 1, 1), requires_grad=False)
 
     def log_prob(self, x: Tensor, i: int) -> Tensor:
-        """Return log N(x; 0, Σ_i) (B,) in nats of x (B, D)."""
-        triangle = self.triangle[i]
-        white = torch.linalg.solve_triangular(triangle, x.T, upper=False)  # (D, B)
-        return (
-            -0.5 * (white.square().sum(0) + x.shape[1] * TWO_PI) - triangle.diagonal().log().sum()
-        )
+        """Return log N(x; 0, Σ_i) (B,) in nats for x (B, D)."""
+        scale_tril = self.scale_tril[i]
+        white = torch.linalg.solve_triangular(scale_tril, x.T, upper=False)  # (D, B)
+        distance = white.square().sum(0)
+        return -0.5 * (distance + x.shape[1] * LOG_2PI) - scale_tril.diagonal().log().sum()
 
     def sample(self, n: int, i: int) -> Tensor:
         """Draw n items (n, D) from N(0, Σ_i)."""
-        triangle = self.triangle[i]
-        return (
-            torch.randn(n, len(triangle), dtype=triangle.dtype, device=triangle.device) @ triangle.T
-        )
+        scale_tril = self.scale_tril[i]
+        noise = torch.randn(n, len(scale_tril), dtype=scale_tril.dtype, device=scale_tril.device)
+        return noise @ scale_tril.T
 
-    def fit(self, second: Tensor, i: int, *, floor: float) -> None:
-        """Take the most likely Σ_i for the second moment (D, D), with `floor` added to each variance."""
+    def fit(self, second: Tensor, i: int, *, reg_covar: float) -> None:
+        """Set Σ_i to the second moment (D, D), with `reg_covar` added to each variance."""
         second = second.double()
-        self.triangle[i] = torch.linalg.cholesky(
-            second + floor * torch.eye(len(second)).to(second)
-        ).to(self.triangle)
+        covariance = second + reg_covar * torch.eye(len(second)).to(second)
+        self.scale_tril[i] = torch.linalg.cholesky(covariance).to(self.scale_tril)
 
 
-class LowRank(nn.Module):
-    """Probabilistic PCA's covariance Σ = W Wᵀ + σ² I, with q columns in W.
+class LowRankCovariance(nn.Module):
+    """The covariance of probabilistic PCA, Σ = W Wᵀ + σ² I, with q columns in W.
 
-    Held by its eigenvectors and eigenvalues, U (q, D) and λ (q,): W = Uᵀ (Λ − σ² I)^½ (Tipping & Bishop 1999, equation 7).
+    It is stored as eigenvectors U (q, D) and eigenvalues λ (q,): W = Uᵀ (Λ − σ² I)^½
+    (Tipping & Bishop 1999, equation 7).
     """
 
-    outer = True
+    uses_outer_product = True
 
     def __init__(self, n: int, dim: int, *, rank: int) -> None:
         super().__init__()
-        self.axes = nn.Parameter(
-            torch.eye(rank, dim).repeat(n, 1, 1), requires_grad=False
-        )  # U, (n, q, D)
-        self.spread = frozen(n, rank, value=2.0)  # λ, the variance along each axis
-        self.noise = frozen(n, value=1.0)  # σ²
+        eigenvectors = torch.eye(rank, dim).repeat(n, 1, 1)
+        self.eigenvectors = nn.Parameter(eigenvectors, requires_grad=False)  # U, (n, q, D)
+        self.eigenvalues = frozen_parameter(n, rank, value=2.0)  # λ, the variance along each axis
+        self.noise_variance = frozen_parameter(n, value=1.0)  # σ²
 
     @property
     def scale(self) -> Tensor:
-        """(Λ − σ² I)^½ (n, q): the lengths of W's columns, none of them exactly 0."""
-        return (self.spread - self.noise[:, None]).clamp(min=1e-12).sqrt()
+        """(Λ − σ² I)^½ (n, q): the lengths of W's columns, clamped above 0."""
+        return (self.eigenvalues - self.noise_variance[:, None]).clamp(min=1e-12).sqrt()
 
-    # Σ⁻¹ = I/σ² − U (I/σ² − Λ⁻¹) Uᵀ and |Σ| = σ^{2(D−q)} Π λ: the eigenvalues of Σ are λ, and σ² for the other D − q.
+    # Σ⁻¹ = I/σ² − U (I/σ² − Λ⁻¹) Uᵀ and |Σ| = σ^{2(D−q)} Π λ: the eigenvalues of Σ are λ, and σ²
+    # for the other D − q.
     def log_prob(self, x: Tensor, i: int) -> Tensor:
-        """Return log N(x; 0, Σ_i) (B,) in nats of x (B, D)."""
-        axes, spread, noise = self.axes[i], self.spread[i], self.noise[i]
-        along = (x @ axes.T).square()  # (B, q)
-        distance = x.square().sum(1) / noise - along @ (1 / noise - 1 / spread)
-        log_det = spread.log().sum() + (x.shape[1] - len(spread)) * noise.log()
-        return -0.5 * (distance + log_det + x.shape[1] * TWO_PI)
+        """Return log N(x; 0, Σ_i) (B,) in nats for x (B, D)."""
+        eigenvalues, noise_variance = self.eigenvalues[i], self.noise_variance[i]
+        along = (x @ self.eigenvectors[i].T).square()  # (B, q)
+        distance = x.square().sum(1) / noise_variance - along @ (
+            1 / noise_variance - 1 / eigenvalues
+        )
+        log_det = eigenvalues.log().sum() + (x.shape[1] - len(eigenvalues)) * noise_variance.log()
+        return -0.5 * (distance + log_det + x.shape[1] * LOG_2PI)
 
     def sample(self, n: int, i: int) -> Tensor:
         """Draw n items (n, D) from N(0, Σ_i): W z + σ ε."""
-        z, eps = (
-            torch.randn(n, d, dtype=self.axes.dtype, device=self.axes.device)
-            for d in self.axes.shape[1:]
-        )
-        return (z * self.scale[i]) @ self.axes[i] + self.noise[i].sqrt() * eps
+        rank, dim = self.eigenvectors.shape[1:]
+        dtype, device = self.eigenvectors.dtype, self.eigenvectors.device
+        z = torch.randn(n, rank, dtype=dtype, device=device)
+        eps = torch.randn(n, dim, dtype=dtype, device=device)
+        return (z * self.scale[i]) @ self.eigenvectors[i] + self.noise_variance[i].sqrt() * eps
 
-    def fit(self, second: Tensor, i: int, *, floor: float) -> None:
-        """Take the most likely Σ_i for the second moment (D, D): its q largest eigenvalues, and the mean of the others."""
-        values, vectors = torch.linalg.eigh(second.double())  # rising
-        values, vectors = values.flip(0).clamp(min=0) + floor, vectors.flip(1)
-        rank = self.spread.shape[1]
-        self.take(vectors[:, :rank].T, values[:rank], values[rank:].mean(), i)
+    def fit(self, second: Tensor, i: int, *, reg_covar: float) -> None:
+        """Fit Σ_i to the second moment (D, D).
 
-    def take(self, axes: Tensor, spread: Tensor, noise: Tensor, i: int) -> None:
-        """Take eigenvectors (q, D), their eigenvalues (q,) and σ² () as Σ_i's own."""
-        self.axes[i], self.spread[i], self.noise[i] = (
-            axes.to(self.axes),
-            spread.to(self.spread),
-            noise.to(self.noise),
-        )
+        λ are its q largest eigenvalues and σ² is the mean of the others.
+        """
+        values, vectors = torch.linalg.eigh(second.double())  # ascending
+        values, vectors = values.flip(0).clamp(min=0) + reg_covar, vectors.flip(1)
+        rank = self.eigenvalues.shape[1]
+        self.set_parameters(vectors[:, :rank].T, values[:rank], values[rank:].mean(), i)
+
+    def set_parameters(
+        self, eigenvectors: Tensor, eigenvalues: Tensor, noise_variance: Tensor, i: int
+    ) -> None:
+        """Set the eigenvectors (q, D), eigenvalues (q,) and σ² () of Σ_i."""
+        self.eigenvectors[i] = eigenvectors.to(self.eigenvectors)
+        self.eigenvalues[i] = eigenvalues.to(self.eigenvalues)
+        self.noise_variance[i] = noise_variance.to(self.noise_variance)

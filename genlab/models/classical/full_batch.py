@@ -1,4 +1,4 @@
-"""The data as a fit wants it: whole where it fits in memory, and batch by batch where it does not."""
+"""Training items for models that are fitted to the whole set, in one batch or several."""
 
 from __future__ import annotations
 
@@ -11,47 +11,51 @@ from torch import Tensor
 from genlab.spec import Batch
 
 
-class Items:
-    """The training items of a run, the same ones in every pass, noise included.
+class TrainingItems:
+    """The training items of a run; every pass yields the same items with the same noise.
 
     Args:
-        batches: starts a pass in order over all items.
-        whole: whether one batch holds them all.
+        start_pass: returns the batches of one pass over all items, in order.
+        full_batch: whether to hold all items in memory as one batch.
     """
 
-    def __init__(self, batches: Callable[[], Iterator[Batch]], *, whole: bool) -> None:
-        self.batches, self.whole = batches, whole
+    def __init__(self, start_pass: Callable[[], Iterator[Batch]], *, full_batch: bool) -> None:
+        self.start_pass, self.full_batch = start_pass, full_batch
         self._all: Batch | None = None
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor | None]]:
         """Yield the flat items x (B, D) and labels y (B,) of each batch of a pass."""
-        for batch in [self.all()] if self.whole else self.batches():
+        for batch in [self.load_all()] if self.full_batch else self.start_pass():
             yield batch.x.flatten(1), batch.y
 
-    def all(self) -> Batch:
-        """Return the whole set as one batch."""
+    def load_all(self) -> Batch:
+        """Return all items as one batch."""
         if self._all is None:
-            parts = list(self.batches())
-            labelled = parts[0].y is not None
+            batches = list(self.start_pass())
+            labels = [batch.y for batch in batches if batch.y is not None]
             self._all = Batch(
-                torch.cat([b.x for b in parts]),
-                torch.cat([b.y for b in parts]) if labelled else None,
+                torch.cat([batch.x for batch in batches]), torch.cat(labels) if labels else None
             )
         return self._all
 
-    def of(self, group: int | None, *, at_least: int = 1) -> Iterator[Tensor]:
-        """Yield the flat items (B, D) of a class (None: of all), in batches of `at_least` items where there are so many."""
-        held: Tensor | None = None
+    def iterate_group(self, group: int | None, *, min_items: int = 1) -> Iterator[Tensor]:
+        """Yield the flat items (B, D) of a class, or of all classes if `group` is None.
+
+        Args:
+            min_items: smallest batch to yield, unless the class has fewer items in all.
+        """
+        pending: Tensor | None = None
         for x, y in self:
-            x = x if group is None else x[y == group]
-            held = x if held is None else torch.cat([held, x])
-            if len(held) >= 2 * at_least:  # what stays behind is enough for a last batch
-                yield held[:-at_least]
-                held = held[-at_least:]
-        if held is not None and len(held):
-            yield held
+            if group is not None:
+                x = x[y == group]
+            pending = x if pending is None else torch.cat([pending, x])
+            if len(pending) >= 2 * min_items:  # keeps enough items for a last batch
+                yield pending[:-min_items]
+                pending = pending[-min_items:]
+        if pending is not None and len(pending):
+            yield pending
 
 
-def array(x: Tensor) -> np.ndarray:
-    """Return items as scikit-learn takes them, in double precision."""
+def to_numpy(x: Tensor) -> np.ndarray:
+    """Return items as a float64 array, the input of scikit-learn."""
     return x.double().cpu().numpy()

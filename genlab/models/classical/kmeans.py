@@ -1,111 +1,146 @@
-"""k-means: Lloyd 1982, https://doi.org/10.1109/TIT.1982.1056489, from k-means++ starts (Arthur & Vassilvitskii 2007)."""
+"""k-means: Lloyd 1982, https://doi.org/10.1109/TIT.1982.1056489.
+
+It starts from k-means++ (Arthur & Vassilvitskii 2007).
+"""
 
 from __future__ import annotations
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from genlab.errors import UserError
-from genlab.models.classical.class_conditional import refuse
-from genlab.models.classical.covariance import frozen
-from genlab.models.classical.full_batch import Items
-from genlab.spec import Batch, Positive, Spec
+from genlab.model import GenerativeModel
+from genlab.models.classical.class_conditional import validate_spec
+from genlab.models.classical.covariance import frozen_parameter
+from genlab.models.classical.full_batch import TrainingItems
+from genlab.spec import Batch, DataSpec, Positive
 
-STILL = 1e-4  # the share of the centres' spread by which they still move in a pass of mini-batches when it ends
-
-
-def centres(items: Items, group: int | None, k: int, *, seed: int, passes: int) -> Tensor:
-    """Return k centres (k, D) of a class's items (None: of all): scikit-learn's k-means, its mini-batch form where they stream.
-
-    Raises:
-        UserError: there are fewer items than centres.
-    """
-    if items.whole:
-        from sklearn.cluster import KMeans as Lloyd
-
-        x = torch.cat(list(items.of(group)))
-        refuse_few(len(x), k, group)
-        fitted = Lloyd(k, n_init=1, max_iter=passes, random_state=seed % 2**32).fit(x.cpu().numpy())
-    else:
-        from sklearn.cluster import MiniBatchKMeans
-
-        fitted, seen, before = MiniBatchKMeans(k, n_init=1, random_state=seed % 2**32), 0, None
-        for _ in range(passes):
-            for x in items.of(group, at_least=10 * k):
-                seen += len(x)
-                refuse_few(seen, k, group)
-                fitted.partial_fit(x.cpu().numpy())
-            now = fitted.cluster_centers_.copy()
-            if (
-                before is not None
-                and np.square(now - before).sum() <= STILL * np.square(now - now.mean(0)).sum()
-            ):
-                break
-            before = now
-    return torch.from_numpy(fitted.cluster_centers_)
+# Mini-batch k-means ends when a pass moves the centers by less than this fraction of their spread
+# (both as sums of squares).
+CONVERGENCE_TOLERANCE = 1e-4
 
 
-def refuse_few(n: int, k: int, group: int | None) -> None:
-    """Refuse to find more centres than there are items."""
-    if n < k:
-        where = "the training split" if group is None else f"class {group}"
-        raise UserError(
-            f"{where} has {n} items, too few for {k} parts; set a smaller model.components"
-        )
+def fit_kmeans(
+    items: TrainingItems,
+    group: int | None,
+    k: int,
+    *,
+    seed: int,
+    max_iterations: int,
+    option: str = "model.num_clusters",
+) -> Tensor:
+    """Return k centers (k, D), fitted by scikit-learn.
 
-
-class KMeans(nn.Module):
-    """k centres, each standing for the items nearest to it. It is no distribution: it has neither density nor samples.
-
-    A step is one start: k-means++ and Lloyd's iterations from its own seed. The start of the lowest inertia is kept, so that
-    trainer.steps=5 gives the best of 5.
+    Items that are streamed are fitted by mini-batch k-means.
 
     Args:
-        components: the number of centres.
-        passes: Lloyd's iterations in a start at most; of a set that streams, passes of mini-batches.
+        group: class whose items are fitted; None uses all items.
+        max_iterations: Lloyd iterations, or passes over streamed items.
+        option: the option that sets k, for the error message.
+
+    Raises:
+        UserError: there are fewer items than centers.
+    """
+    random_state = seed % 2**32
+    if items.full_batch:
+        from sklearn.cluster import KMeans as SklearnKMeans
+
+        x = torch.cat(list(items.iterate_group(group)))
+        require_enough_items(len(x), k, group, option)
+        kmeans = SklearnKMeans(k, n_init=1, max_iter=max_iterations, random_state=random_state)
+        kmeans.fit(x.cpu().numpy())
+        return torch.from_numpy(kmeans.cluster_centers_)
+
+    from sklearn.cluster import MiniBatchKMeans
+
+    kmeans = MiniBatchKMeans(k, n_init=1, random_state=random_state)
+    num_items, previous = 0, None
+    for _ in range(max_iterations):
+        for x in items.iterate_group(group, min_items=10 * k):
+            num_items += len(x)
+            require_enough_items(num_items, k, group, option)
+            kmeans.partial_fit(x.cpu().numpy())
+        centers = kmeans.cluster_centers_.copy()
+        if previous is not None:
+            movement = np.square(centers - previous).sum()
+            spread = np.square(centers - centers.mean(0)).sum()
+            if movement <= CONVERGENCE_TOLERANCE * spread:
+                break
+        previous = centers
+    return torch.from_numpy(kmeans.cluster_centers_)
+
+
+def require_enough_items(n: int, k: int, group: int | None, option: str) -> None:
+    """Raise UserError if there are fewer items n than centers k."""
+    if n < k:
+        where = "the training split" if group is None else f"class {group}"
+        raise UserError(f"{where} has {n} items, too few for {option}={k}; set a smaller value")
+
+
+class KMeans(GenerativeModel):
+    """k centers, each representing the items nearest to it.
+
+    It does not define a distribution, so it has neither a density nor samples. One training step is
+    one run: k-means++ and Lloyd iterations with a new seed. The run with the lowest inertia is
+    kept, so that trainer.steps=5 gives the best of 5.
+
+    Args:
+        num_clusters: the number of centers.
+        max_iterations: maximum of Lloyd iterations per run, or of passes over streamed items.
 
     Raises:
         UserError: the data is neither images nor points.
     """
 
-    def __init__(self, spec: Spec, *, components: Positive = 10, passes: Positive = 300) -> None:
+    inertia: Tensor
+
+    def __init__(
+        self, spec: DataSpec, *, num_clusters: Positive = 10, max_iterations: Positive = 300
+    ) -> None:
         super().__init__()
-        refuse("kmeans", spec, conditional=False, density=False)
-        self.spec, self.passes = spec, passes
-        self.centres = frozen(components, spec.dim)
-        self.register_buffer(
-            "inertia", torch.tensor(torch.inf, dtype=torch.float64)
-        )  # of the best start so far
+        validate_spec("kmeans", spec, conditional=False, is_density=False)
+        self.spec, self.max_iterations = spec, max_iterations
+        self.centers = frozen_parameter(num_clusters, spec.dim)
+        # of the best run so far
+        self.register_buffer("inertia", torch.tensor(torch.inf, dtype=torch.float64))
 
     @torch.no_grad()
-    def improve(self, items: Items, *, step: int, seed: int) -> dict[str, Tensor]:
-        """Make one start; return its inertia and the best so far: squared distances to the nearest centre, summed."""
-        found = centres(items, None, len(self.centres), seed=seed, passes=self.passes).to(
-            self.centres
-        )
-        inertia = sum(squared_distances(x, found).double().sum() for x, _ in items)
+    def fit_step(self, items: TrainingItems, *, step: int, seed: int) -> dict[str, Tensor]:
+        """Make one run; return the lowest inertia so far and the inertia of this run.
+
+        The inertia is the sum of squared distances to the nearest center.
+        """
+        centers = fit_kmeans(
+            items, None, len(self.centers), seed=seed, max_iterations=self.max_iterations
+        ).to(self.centers)
+        inertia = torch.zeros_like(self.inertia)
+        for x, _ in items:
+            inertia += squared_distances(x, centers).double().sum()
         if inertia < self.inertia:
-            self.centres.copy_(found)
+            self.centers.copy_(centers)
             self.inertia.copy_(inertia)
         return {"loss": self.inertia.clone(), "inertia/this_start": inertia}
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
-        """Return the mean squared distance to the nearest centre."""
-        return {"loss": squared_distances(batch.x.flatten(1), self.centres).mean()}
+        """Return the mean squared distance to the nearest center."""
+        return {"loss": squared_distances(batch.x.flatten(1), self.centers).mean()}
 
-    def encode(self, x: Tensor) -> Tensor:
-        """Return 1 for the nearest centre of x (B, *shape), 0 for the others (B, k)."""
-        nearest = torch.cdist(x.flatten(1), self.centres).argmin(1)
-        return F.one_hot(nearest, len(self.centres)).to(x)
+    def encode(self, x: Tensor, *, steps: int | None = None) -> Tensor:
+        """Return the one-hot index (B, k) of the center nearest to x (B, *shape)."""
+        nearest = torch.cdist(x.flatten(1), self.centers).argmin(1)
+        return F.one_hot(nearest, len(self.centers)).to(x)
 
     def decode(self, z: Tensor) -> Tensor:
-        """Return the centre (B, *shape) that a one-hot code z (B, k) stands for; of shares, the centres' mean."""
-        return (z @ self.centres).unflatten(1, self.spec.shape)
+        """Return the mean of the centers (B, *shape) weighted by z (B, k).
+
+        For a one-hot z that is one center.
+        """
+        return (z @ self.centers).unflatten(1, self.spec.shape)
 
 
-def squared_distances(x: Tensor, centres: Tensor) -> Tensor:
-    """Return the squared distance (B,) of x (B, D) to its nearest centre (k, D)."""
-    near = torch.cdist(x, centres).argmin(1)
-    return (x - centres[near]).square().sum(1)
+def squared_distances(x: Tensor, centers: Tensor) -> Tensor:
+    """Return the squared distance (B,) of x (B, D) to its nearest center (k, D)."""
+    nearest = torch.cdist(x, centers).argmin(1)
+    return (x - centers[nearest]).square().sum(1)

@@ -6,131 +6,152 @@ import torch
 from torch import Tensor
 
 from genlab.errors import UserError
-from genlab.models.classical.class_conditional import Density, refuse
-from genlab.models.classical.covariance import LowRank, frozen
-from genlab.models.classical.full_batch import Items, array
-from genlab.spec import Positive, Spec
+from genlab.models.classical.class_conditional import Density, fill_by_group, validate_spec
+from genlab.models.classical.covariance import LowRankCovariance, frozen_parameter
+from genlab.models.classical.full_batch import TrainingItems, to_numpy
+from genlab.spec import DataSpec, Positive
 
-MORE = 5  # times as many items as components in a batch of the incremental fit
+ITEMS_PER_COMPONENT = 5  # smallest batch of the incremental fit, per component
 
 
 class PCA(Density):
-    """x = W z + μ + σ ε with z ~ N(0, I): p(x) = N(μ, W Wᵀ + σ² I), whose W spans the principal subspace.
+    """x = W z + μ + σ ε with z ~ N(0, I): p(x) = N(μ, W Wᵀ + σ² I).
+
+    W spans the principal subspace.
 
     Args:
         latent: q, the number of components.
-        conditional: one such density a class.
+        conditional: fit one density per class.
 
     Raises:
-        UserError: the data has no density or not more values than components.
+        UserError: the data is discrete, or an item has no more values than components.
     """
 
-    def __init__(self, spec: Spec, *, latent: Positive = 30, conditional: bool = False) -> None:
-        refuse("pca", spec, conditional=conditional, density=True)
+    def __init__(self, spec: DataSpec, *, latent: Positive = 30, conditional: bool = False) -> None:
+        validate_spec("pca", spec, conditional=conditional, is_density=True)
         if latent >= spec.dim:
             raise UserError(
-                f"model.latent={latent} must be below the {spec.dim} values of an item: the rest is noise"
+                f"model.latent={latent} must be below the {spec.dim} values of an item, since the "
+                "remaining dimensions are noise"
             )
         super().__init__(spec, conditional=conditional)
         self.latent = latent
-        self.mean = frozen(self.groups, spec.dim)  # μ
-        self.covariance = LowRank(self.groups, spec.dim, rank=latent)
+        self.mean = frozen_parameter(self.num_groups, spec.dim)  # μ
+        self.covariance = LowRankCovariance(self.num_groups, spec.dim, rank=latent)
 
     @torch.no_grad()
-    def improve(self, items: Items, *, step: int, seed: int) -> dict[str, Tensor]:
-        """Fit each class (one pass is all that it takes); return the mean −log p of the fit, in nats a sample."""
-        counts = [self.fit_group(items, g, seed) for g in range(self.groups)]
-        self.share.copy_(torch.tensor(counts) / sum(counts))
-        total = sum(
-            self.log_prob(x, y if self.conditional else None).double().sum() for x, y in items
-        )
+    def fit_step(self, items: TrainingItems, *, step: int, seed: int) -> dict[str, Tensor]:
+        """Fit each class, which takes one pass; return the mean −log p in nats per sample."""
+        counts = [self.fit_group(items, g) for g in range(self.num_groups)]
+        self.class_probs.copy_(torch.tensor(counts) / sum(counts))
+        total = torch.zeros((), dtype=torch.float64, device=self.mean.device)
+        for x, y in items:
+            total += self.log_prob(x, y if self.conditional else None).double().sum()
         return {"loss": -total / sum(counts)}
 
-    # Equations 7 and 8: U and Λ from the sample covariance (with 1/N), σ² the mean of the eigenvalues that are left out.
-    def fit_group(self, items: Items, g: int, seed: int) -> int:
-        """Fit group g by scikit-learn's PCA, or by its incremental form where the items stream; return its number of items."""
-        group = g if self.conditional else None
-        if items.whole:
-            from sklearn.decomposition import PCA as Exact
+    # Equations 7 and 8: U and Λ are those of the sample covariance (with 1/N), and σ² is the mean
+    # of the discarded eigenvalues.
+    def fit_group(self, items: TrainingItems, g: int) -> int:
+        """Fit group g by scikit-learn's PCA, incrementally if the items are streamed.
 
-            x = array(torch.cat(list(items.of(group))))
-            self.refuse_few(len(x), group)
-            fitted, n = Exact(self.latent, svd_solver="covariance_eigh").fit(x), len(x)
-            total = x.var(0, ddof=1).sum()
+        Returns:
+            The number of items in the group.
+        """
+        group = g if self.conditional else None
+        if items.full_batch:
+            from sklearn.decomposition import PCA as SklearnPCA
+
+            data = to_numpy(torch.cat(list(items.iterate_group(group))))
+            n = len(data)
+            self.require_enough_items(n, group)
+            pca = SklearnPCA(self.latent, svd_solver="covariance_eigh").fit(data)
+            total_variance = data.var(0, ddof=1).sum()
         else:
             from sklearn.decomposition import IncrementalPCA
 
-            fitted, n = IncrementalPCA(self.latent), 0
-            for x in items.of(group, at_least=MORE * self.latent):
+            pca, n = IncrementalPCA(self.latent), 0
+            for x in items.iterate_group(group, min_items=ITEMS_PER_COMPONENT * self.latent):
                 n += len(x)
-                self.refuse_few(n, group)
-                fitted.partial_fit(array(x))
-            total = fitted.var_.sum() * n / (n - 1)
-        spread = torch.from_numpy(fitted.explained_variance_)
-        noise = (total - spread.sum()) / (self.spec.dim - self.latent)
-        most_likely = (n - 1) / n  # scikit-learn divides by N − 1
-        self.mean[g] = torch.from_numpy(fitted.mean_).to(self.mean)
-        self.covariance.take(
-            torch.from_numpy(fitted.components_), spread * most_likely, noise * most_likely, g
+                self.require_enough_items(n, group)
+                pca.partial_fit(to_numpy(x))
+            total_variance = pca.var_.sum() * n / (n - 1)
+        eigenvalues = torch.from_numpy(pca.explained_variance_)
+        noise_variance = (total_variance - eigenvalues.sum()) / (self.spec.dim - self.latent)
+        to_maximum_likelihood = (n - 1) / n  # scikit-learn divides by N − 1
+        self.mean[g] = torch.from_numpy(pca.mean_).to(self.mean)
+        self.covariance.set_parameters(
+            torch.from_numpy(pca.components_),
+            eigenvalues * to_maximum_likelihood,
+            noise_variance * to_maximum_likelihood,
+            g,
         )
         return n
 
-    def refuse_few(self, n: int, group: int | None) -> None:
+    def require_enough_items(self, n: int, group: int | None) -> None:
+        """Raise UserError if n items are too few for the number of components."""
         if n <= self.latent + 1:
             where = "the training split" if group is None else f"class {group}"
             raise UserError(
-                f"{where} has {n} items, too few for {self.latent} components; set a smaller model.latent"
+                f"{where} has {n} items, too few for model.latent={self.latent}; "
+                "set a smaller value"
             )
 
-    # --- abilities --------------------------------------------------------------------------------------------------
+    # --- abilities --------------------------------------------------------------------------------
 
-    def log_density(self, x: Tensor, group: int) -> Tensor:
-        """Return log N(x; μ, W Wᵀ + σ² I) (B,) in nats of flat x (B, D)."""
+    def group_log_prob(self, x: Tensor, group: int) -> Tensor:
+        """Return log N(x; μ, W Wᵀ + σ² I) (B,) in nats for flat x (B, D)."""
         return self.covariance.log_prob(x - self.mean[group], group)
 
-    def draw(self, n: int, group: int) -> Tensor:
+    def sample_group(self, n: int, group: int) -> Tensor:
         """Draw n flat items (n, D)."""
         return self.mean[group] + self.covariance.sample(n, group)
 
-    # Section 3.3: the posterior's mean is drawn toward 0; the z whose W z + μ is nearest to x is (WᵀW)⁻¹ Wᵀ (x − μ).
+    # Section 3.3: the posterior mean is shrunk toward 0. The z whose W z + μ is nearest to x is
+    # (WᵀW)⁻¹ Wᵀ (x − μ).
     @torch.no_grad()
-    def encode(self, x: Tensor) -> Tensor:
-        """Return the code z (B, q), of unit variance, whose `decode` is x's projection; of a conditional model in x's class.
+    def encode(self, x: Tensor, *, steps: int | None = None) -> Tensor:
+        """Return the code z (B, q), of unit variance, whose `decode` is the projection of x.
 
-        The class is the most probable one given x, and its number stands behind the code: z (B, q + 1).
+        A conditional model appends the index of the most probable class: z (B, q + 1).
         """
         x = x.flatten(1)
-        groups = self.group_of(x)
-        project = lambda where, g: (
-            (x[where] - self.mean[g]) @ self.covariance.axes[g].T / self.covariance.scale[g]
-        )  # noqa: E731
-        z = self.each(groups, x.new_empty(len(x), self.latent), project)
-        return torch.cat([z, groups[:, None].to(z)], 1) if self.conditional else z
+        classes = self.most_probable_class(x)
+
+        def project(rows: Tensor, g: int) -> Tensor:
+            centered = x[rows] - self.mean[g]
+            return centered @ self.covariance.eigenvectors[g].T / self.covariance.scale[g]
+
+        z = fill_by_group(x.new_empty(len(x), self.latent), classes, project)
+        return torch.cat([z, classes[:, None].to(z)], 1) if self.conditional else z
 
     def decode(self, z: Tensor) -> Tensor:
-        """Return W z + μ (B, *shape) of codes as `encode` gives them; an image's values are not cut to its range."""
-        groups = (
-            z[:, -1].round().long()
-            if self.conditional
-            else torch.zeros(len(z), dtype=torch.long, device=z.device)
-        )
+        """Return W z + μ (B, *shape) of codes from `encode`; images are not clamped."""
+        if self.conditional:
+            classes = z[:, -1].round().long()
+        else:
+            classes = torch.zeros(len(z), dtype=torch.long, device=z.device)
         z = z[:, : self.latent]
-        back = lambda where, g: (
-            (z[where] * self.covariance.scale[g]) @ self.covariance.axes[g] + self.mean[g]
-        )  # noqa: E731
-        return self.each(groups, z.new_empty(len(z), self.spec.dim), back).unflatten(
-            1, self.spec.shape
-        )
 
-    def prior(self, n: int) -> Tensor:
-        """Draw n codes from N(0, I), of classes drawn by their shares where there are classes."""
+        def reconstruct(rows: Tensor, g: int) -> Tensor:
+            scaled = z[rows] * self.covariance.scale[g]
+            return scaled @ self.covariance.eigenvectors[g] + self.mean[g]
+
+        x = fill_by_group(z.new_empty(len(z), self.spec.dim), classes, reconstruct)
+        return x.unflatten(1, self.spec.shape)
+
+    def prior(self, n: int, y: Tensor | None = None) -> Tensor:
+        """Draw n codes from N(0, I).
+
+        A conditional model appends the classes y (n,), or classes drawn from p(y).
+        """
         z = torch.randn(n, self.latent, dtype=self.mean.dtype, device=self.mean.device)
         if not self.conditional:
             return z
-        return torch.cat([z, torch.multinomial(self.share, n, replacement=True)[:, None].to(z)], 1)
+        if y is None:
+            y = torch.multinomial(self.class_probs, n, replacement=True)
+        return torch.cat([z, y[:, None].to(z)], 1)
 
-    def group_of(self, x: Tensor) -> Tensor:
-        """Return the most probable class (B,) of flat x (B, D)."""
-        return torch.stack(
-            [p.log() + self.log_density(x, g) for g, p in enumerate(self.share)], 1
-        ).argmax(1)
+    def most_probable_class(self, x: Tensor) -> Tensor:
+        """Return argmax_y p(y|x) (B,) for flat x (B, D)."""
+        log_joint = [p.log() + self.group_log_prob(x, g) for g, p in enumerate(self.class_probs)]
+        return torch.stack(log_joint, 1).argmax(1)

@@ -1,4 +1,4 @@
-"""The update rule of the classical models: a fit in closed form, a pass over the data a step; there is no optimizer."""
+"""Trainer of classical models: one pass of a closed-form fit per step, no optimizer."""
 
 from __future__ import annotations
 
@@ -6,45 +6,59 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from genlab.models.classical.full_batch import Items
-from genlab.seeding import mix
+from genlab.models.classical.class_conditional import Density
+from genlab.models.classical.full_batch import TrainingItems
+from genlab.models.classical.kmeans import KMeans
+from genlab.seeding import derive_seed
 from genlab.spec import Batch
+from genlab.training.options import Options as TrainerOptions
 from genlab.training.trainer import Data, Losses, Trainer
 
-WHOLE = 2**31  # bytes that a set may take in double precision to be fitted whole
+# largest training set, in float64, that is loaded as one batch by default
+MAX_FULL_BATCH_BYTES = 2**31
 
 
 class ClassicalTrainer(Trainer):
-    """Calls `model.improve` once a step with all training items; every process does the same work.
+    """Calls `model.fit_step` with all training items once per step.
 
-    The items are the same in every pass, their noise included (one draw of dequantisation or binarisation), so that EM's
-    likelihood can only rise.
+    Every rank does the same work. Every pass has the same items with the same noise (one draw of
+    dequantization or binarization), so that the likelihood of EM can only increase.
     """
 
     @dataclass(kw_only=True)
-    class Options(Trainer.Options):
-        whole: bool | None = (
-            None  # fit the set as one; false: batch by batch; null: whole where it fits in memory
-        )
+    class Options(TrainerOptions):
+        # fit all items as one batch; false fits batch by batch; null decides by the memory needed
+        full_batch: bool | None = None
+
+    model: Density | KMeans
+    options: Options
 
     def configure(self) -> None:
-        """Nothing descends."""
+        """Create no optimizer."""
 
-    def stream(self, data: Data, **how: Any) -> Iterator[Batch]:
-        """Return the batches as ever, though no step pulls one: from now on the steps fit `data`."""
-        whole = self.options.whole
-        if whole is None:
-            whole = data.size("train") * self.model.spec.dim * 8 <= WHOLE
-        size = self.options.batch_size
-        one_pass = lambda: map(  # noqa: E731
-            self.device.ready,
-            data.batches("train", size, seed=self.seed, device=self.device.torch, shuffle=False),
-        )
-        self.items = Items(one_pass, whole=whole)
-        self.items_a_step = data.size("train")
-        return super().stream(data, **how)
+    def train_batches(self, data: Data, **kwargs: Any) -> Iterator[Batch]:
+        """Set the training items to those of `data`; return the batches, which no step uses."""
+        full_batch = self.options.full_batch
+        if full_batch is None:
+            num_values = data.size("train") * self.model.spec.dim
+            full_batch = num_values * 8 <= MAX_FULL_BATCH_BYTES
+
+        def start_pass() -> Iterator[Batch]:
+            batches = data.batches(
+                "train",
+                self.batch_size,
+                seed=self.seed,
+                device=self.device.torch,
+                shuffle=False,
+            )
+            return map(self.device.to_device, batches)
+
+        self.items = TrainingItems(start_pass, full_batch=full_batch)
+        self.items_per_step = data.size("train")
+        return super().train_batches(data, **kwargs)
 
     def step(self, batches: Iterator[Batch]) -> Losses:
-        seed = mix(self.seed, self.at)
+        """Make one pass of the fit over all training items."""
+        seed = derive_seed(self.seed, self.global_step)
         self.device.seed(seed)
-        return self.model.improve(self.items, step=self.at, seed=seed)
+        return self.model.fit_step(self.items, step=self.global_step, seed=seed)

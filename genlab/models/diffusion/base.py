@@ -1,179 +1,28 @@
-"""What every diffusion model has: conditions, guided sampling by any sampler, and the deterministic code."""
+"""The base class of diffusion models: samples and the deterministic code."""
 
 from __future__ import annotations
 
-import math
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
-from inspect import signature
-from typing import Any, Literal
+from collections.abc import Callable
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from genlab.errors import UserError, did_you_mean
-from genlab.models.diffusion.inverse_problems import Restoring
-from genlab.models.diffusion.likelihood import Judging
-from genlab.models.diffusion.samplers import SAMPLERS, Interval, heun, inside
-from genlab.models.diffusion.schedule import Level, Spacing, Variance
-from genlab.spec import Batch, Fraction, NonNegative, Positive, PositiveFloat, Spec
+from genlab.models.diffusion.inverse_problems import InverseProblemMixin
+from genlab.models.diffusion.likelihood import LikelihoodMixin
+from genlab.models.diffusion.samplers import SAMPLERS, heun
+from genlab.models.diffusion.schedule import TimestepSpacing, Variance
+from genlab.spec import Fraction, NonNegative, Positive, PositiveFloat
 
 
-class Diffusion(Judging, Restoring, nn.Module, ABC):
-    """A law of x_0 given by a denoiser E[x_0 | x_t, y] on a path x_t = α x_0 + σ ε from data to noise.
+class Diffusion(LikelihoodMixin, InverseProblemMixin):
+    """A generative model given by a denoiser E[x_0 | x_t, y] on a path from data to noise.
 
-    A subclass has the path (`levels`, `noise_level`, `straight`, `prior_std`), the denoiser (`answer`), the objective (`loss`).
+    See `genlab.models.diffusion.denoising_model.DenoisingModel` for what a subclass implements.
     """
 
-    samplers: tuple[str, ...] = tuple(SAMPLERS)  # the first is the default
-    steps: int  # of sampling, where nobody says
-    most: int | None = None  # steps that the path has; None: any number
-    straight = False  # the frame in which the ODE is followed, see `samplers.frame`
-    differentiable = False  # `decode` follows the ODE without keeping what a gradient needs
-    prompted = False  # whether its conditions are captions as bytes (B, L), and no classes
-    prior_std = 1.0  # of the noise from which sampling starts
-    between_codes: Literal["linear", "spherical"] = (
-        "spherical"  # the way between two noises: DDIM (2010.02502), appendix D.5
-    )
-    variance: Variance = "beta"  # σ² of an ancestral step
-    watch: Callable[[Sequence[Level]], Iterable[Level]] = (
-        iter  # what a sampler goes through its levels with; may show how far
-    )
-
-    def __init__(
-        self,
-        spec: Spec,
-        *,
-        conditional: bool,
-        drop_label: float,
-        guidance: float,
-        clip: bool | None,
-        name: str,
-    ) -> None:
-        super().__init__()
-        if spec.kind not in ("image", "points"):
-            raise UserError(
-                f"{name} models images and points, not {spec.kind}; choose another dataset"
-            )
-        free = (-math.inf, math.inf)  # an autoencoder's codes
-        if spec.kind == "image" and tuple(spec.range) not in ((-1, 1), free):
-            raise UserError(
-                f"{name} needs images in [-1, 1], not {list(spec.range)}; set dataset.range=[-1,1]"
-            )
-        if conditional and not spec.classes:
-            raise UserError(
-                "model.conditional=true needs labels, which this data has not; set model.conditional=false"
-            )
-        self.spec, self.name = spec, name
-        self.conditional, self.drop_label, self.guidance = conditional, drop_label, guidance
-        self.clip = spec.kind == "image" if clip is None else clip
-
-    # --- what a subclass has ------------------------------------------------------------------------------------------
-
-    @abstractmethod
-    def levels(
-        self, steps: int, sampler: str = "ddim", spacing: Spacing = "uniform"
-    ) -> list[Level]:
-        """Return the noise levels of a sampler's steps, from the noisiest to the clean one; `spacing` is that of ddim's times."""
-
-    @abstractmethod
-    def answer(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-        """Return E[x_0 | x_t, y] (B, …) of x (B, …) at the times t (B,), or one t (1,) for all; and v (B, …), if it is learned.
-
-        v is where the variance of a step back lies between β̃ (0) and β (1).
-        """
-
-    @abstractmethod
-    def noise_level(self, t: float) -> float:
-        """Return σ/α at the time t."""
-
-    @abstractmethod
-    def level(self, noise: float) -> Level:
-        """Return the level at which σ/α is `noise`, or nearest to it."""
-
-    @property
-    def highest(self) -> float:
-        """The noise level σ/α at which few steps begin: where an item's values, all told, drown as CIFAR-10's do in EDM's 80.
-
-        Those are 3,072 values of deviation 1/2; the values of codes and points are of about 1. At most 80, at least 10.
-        """
-        deviation = 0.5 if self.spec.kind == "image" and math.isfinite(self.spec.range[0]) else 1.0
-        return min(80.0, max(10.0, 80.0 * deviation / 0.5 * (self.spec.dim / 3072) ** 0.5))
-
-    def at_most(self, steps: int) -> int:
-        """Return so many steps, or as many as the path has."""
-        return min(steps, self.most or steps)
-
-    def guess(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
-        """Return E[x_0 | x_t, y] (B, …), clipped where the model's guesses are."""
-        return self.clipped(self.answer(x, t, y)[0])
-
-    def clipped(self, x0: Tensor) -> Tensor:
-        return x0.clamp(*self.spec.range) if self.clip else x0
-
-    # --- conditions ---------------------------------------------------------------------------------------------------
-
-    def told(self, batch: Batch) -> Tensor | None:
-        """Return what the network is told of a batch's items (B, …): their classes, if it is conditional."""
-        return batch.y if self.conditional else None
-
-    def dropped(self, y: Tensor | None) -> Tensor | None:
-        """Return the conditions y (B, …) of a training batch, the share `drop_label` of them withheld."""
-        if y is None:
-            return None
-        if not self.drop_label:
-            return y
-        told = torch.rand(len(y), device=y.device) >= self.drop_label
-        return torch.where(told.view(-1, *[1] * (y.dim() - 1)), y, self.untold(y))
-
-    def untold(self, y: Tensor) -> Tensor:
-        """Return what the network is told in the place of the conditions y (B, …) when it shall know nothing."""
-        return torch.full_like(y, self.spec.classes)
-
-    def denoiser(
-        self,
-        y: Tensor | None = None,
-        guidance: float | None = None,
-        *,
-        interval: Interval | None = None,
-        threshold: float | None = None,
-        learned: bool = False,
-    ) -> Callable[[Tensor, float], Any]:
-        """Return the function (x, t) -> x_0 that samplers ask; with `learned` it gives (x_0, v).
-
-        Args:
-            y: conditions (n, …) of the rows of x.
-            guidance: weight g of u + g·(c − u), of the unconditional guess u and the conditional c (Ho & Salimans 2022,
-                https://arxiv.org/abs/2207.12598): 0 unconditional, 1 conditional, more: guided. None: the model's own.
-            interval: the noise levels σ/α between which the guidance acts, elsewhere 1 (Kynkäänniemi et al. 2024,
-                https://arxiv.org/abs/2404.07724); None: everywhere.
-            threshold: clip each guess to this quantile of its own absolute values, if that is above 1, and scale it back
-                into [−1, 1] (dynamic thresholding: Saharia et al. 2022, https://arxiv.org/abs/2205.11487); None: the plain clip.
-        """
-        g = self.guidance if guidance is None else guidance
-        if threshold is not None and (
-            self.spec.kind != "image" or tuple(self.spec.range) != (-1, 1)
-        ):
-            raise UserError(f"sampler.threshold squeezes guesses into [-1, 1], and the data of this {self.name} lies elsewhere; "
-                            "leave it out")  # fmt: skip
-        bounded = self.clipped if threshold is None else lambda x0: thresholded(x0, threshold)
-        pair = None if y is None else torch.cat([y, self.untold(y)])
-
-        def denoise(x: Tensor, t: float) -> Any:
-            at = torch.full((1,), t, device=x.device)
-            weight = g if inside(self.noise_level(t), interval) else 1.0
-            if y is None or weight in (0, 1):
-                x0, v = self.answer(x, at, y if weight else None)
-            else:
-                both, v = self.answer(torch.cat([x, x]), at, pair)
-                c, u = both.chunk(2)
-                x0, v = u + weight * (c - u), None if v is None else v[: len(x)]
-            x0 = bounded(x0)
-            return (x0, v) if learned else x0
-
-        return denoise
-
-    # --- samples ------------------------------------------------------------------------------------------------------
+    # --- samples ----------------------------------------------------------------------------------
 
     @torch.no_grad()
     def sample(
@@ -184,154 +33,129 @@ class Diffusion(Judging, Restoring, nn.Module, ABC):
         sampler: str | None = None,
         steps: Positive | None = None,
         eta: Fraction | None = None,
-        noise_interval: tuple[NonNegative, NonNegative] | None = None,
-        spacing: Spacing | None = None,
+        noise_sigma_interval: tuple[NonNegative, NonNegative] | None = None,
+        timestep_spacing: TimestepSpacing | None = None,
         variance: Variance | None = None,
-        churn: NonNegative | None = None,
-        shift: PositiveFloat | None = None,
+        churn_gamma: NonNegative | None = None,
+        time_shift: PositiveFloat | None = None,
         guidance: NonNegative | None = None,
-        interval: tuple[NonNegative, NonNegative] | None = None,
-        threshold: Fraction | None = None,
+        guidance_interval: tuple[NonNegative, NonNegative] | None = None,
+        dynamic_threshold: Fraction | None = None,
     ) -> Tensor:
-        """Draw n items (n, *shape), of the classes y (n,) if given; a conditional model draws classes evenly otherwise.
+        """Draw n items (n, *shape), of the classes y (n,) if given, otherwise of random classes.
 
         Args:
-            sampler: one of `samplers`; None: the model's own.
-            steps: from noise to data; None: the model's own number.
+            sampler: one of `samplers`; None uses the first.
+            steps: number of steps from noise to data; None uses the model's own number.
             eta: noise of ddim and of dpm_solver, from 0 (none, the default) to 1.
-            noise_interval: the noise levels σ/α between which eta or churn acts (S_tmin and S_tmax of Karras et al. 2022,
-                algorithm 2); None: everywhere.
-            spacing: of ddim's times: uniform (the default), or quadratic, with more of them where there is little noise.
-            variance: σ² of ancestral; None: the model's own.
-            churn: noise of heun, from 0 (none, the default) to 0.41.
-            shift: of euler, how many times the noise of its levels is taken; 1 is the default.
-            guidance, interval, threshold: see `denoiser`.
+            noise_sigma_interval: the interval of σ/α in which eta or churn_gamma acts (S_tmin and
+                S_tmax of Karras et al. 2022, algorithm 2); None: everywhere.
+            timestep_spacing: of ddim: uniform (the default), or quadratic, with more steps where
+                there is little noise.
+            variance: σ² of ancestral; None uses the model's own.
+            churn_gamma: noise of heun, from 0 (none, the default) to 0.41.
+            time_shift: of euler, the factor of the σ/α of its levels; 1 is the default.
+            guidance, guidance_interval, dynamic_threshold: see `denoiser`.
 
         Raises:
-            UserError: an unknown sampler, an option of another one, an interval of nothing, or steps that the path has not.
+            UserError: an unknown sampler, an option of another sampler, an empty interval, or more
+                steps than the path has.
         """
-        for key, between in (("interval", interval), ("noise_interval", noise_interval)):
-            if between is not None and between[0] >= between[1]:
-                raise UserError(
-                    f"sampler.{key}={list(between)} holds nothing; give the lower noise level first"
-                )
-        if noise_interval is not None and not (eta or churn):
-            raise UserError("sampler.noise_interval says where noise is added, and none is; set sampler.eta or sampler.churn, "
-                            "whichever the sampler has")  # fmt: skip
-        y = self.asked(n, y, guidance)
-        start = self.prior_std * torch.randn(
-            n, *self.spec.shape, device=self.weight.device, dtype=self.weight.dtype
-        )
         sampler = sampler or self.samplers[0]
-        if spacing is not None and sampler != "ddim":
-            raise UserError(f"sampler.spacing belongs to sampler=ddim, not to sampler={sampler}")
-        noisy = {"eta": eta, "churn": churn, "noise_interval": noise_interval}
-        follow = self.sampler(sampler, **noisy, variance=variance, shift=shift)
-        learned = sampler == "ancestral" and (variance or self.variance) == "learned"
-        denoise = self.denoiser(
-            y, guidance, interval=interval, threshold=threshold, learned=learned
+        check_interval("guidance_interval", guidance_interval)
+        check_interval("noise_sigma_interval", noise_sigma_interval)
+        if noise_sigma_interval is not None and not (eta or churn_gamma):
+            raise UserError(
+                "sampler.noise_sigma_interval limits the noise that a sampler adds, but none is "
+                "added; set sampler.eta or sampler.churn_gamma, whichever the sampler supports"
+            )
+        y = self.prepare_condition(n, y, guidance)
+        start = self.prior_std * self.draw_noise(n)
+        if timestep_spacing is not None and sampler != "ddim":
+            raise UserError(
+                f"sampler.timestep_spacing belongs to sampler=ddim, not to sampler={sampler}"
+            )
+        integrate = self.make_sampler(
+            sampler,
+            eta=eta,
+            churn_gamma=churn_gamma,
+            noise_sigma_interval=noise_sigma_interval,
+            variance=variance,
+            time_shift=time_shift,
         )
-        levels = self.levels(steps or self.steps, sampler, spacing or "uniform")
-        return self.within(follow(denoise, start, self.watch(levels)))
+        denoise = self.denoiser(
+            y,
+            guidance,
+            guidance_interval=guidance_interval,
+            dynamic_threshold=dynamic_threshold,
+            return_variance=sampler == "ancestral" and (variance or self.variance) == "learned",
+        )
+        levels = self.noise_levels(
+            steps or self.sampling_steps, sampler, timestep_spacing or "uniform"
+        )
+        return self.clip_to_range(
+            integrate(denoise, start, self.progress(levels) if self.progress else levels)
+        )
 
-    def sampler(self, name: str, **options: Any) -> Callable[..., Tensor]:
-        """Return the sampler (denoise, x, levels) -> x_0 of that name, with the options that are not None.
+    def make_sampler(self, name: str, **options: Any) -> Callable[..., Tensor]:
+        """Return a sampler (denoise, x, levels) -> x_0 with the options that are not None.
 
         Raises:
-            UserError: no such sampler, or an option of another one.
+            UserError: an unknown sampler, or an option of another sampler.
         """
         if name not in self.samplers:
-            known = ", ".join(self.samplers)
             raise UserError(
-                f"{self.name} has no sampler {name!r}{did_you_mean(name, self.samplers)}; it has {known}"
+                f"{self.name} does not support sampler={name}{did_you_mean(name, self.samplers)}; "
+                f"available: {', '.join(self.samplers)}"
             )
-        takes = signature(SAMPLERS[name]).parameters
-        options = {key: value for key, value in options.items() if value is not None}
-        for key in options:
-            if key not in takes:
-                whose = ", ".join(
-                    other for other in self.samplers if key in signature(SAMPLERS[other]).parameters
+        sampler = SAMPLERS[name]
+        chosen = {key: value for key, value in options.items() if value is not None}
+        for key in chosen:
+            if key not in sampler.options:
+                owners = [other for other in self.samplers if key in SAMPLERS[other].options]
+                raise UserError(
+                    f"sampler.{key} belongs to sampler={', '.join(owners)}, not to sampler={name}"
                 )
-                raise UserError(f"sampler.{key} belongs to sampler={whose}, not to sampler={name}")
-        if "straight" in takes:
-            options["straight"] = self.straight
-        if "level" in takes:
-            options["level"] = self.level
-        if "variance" in takes:
-            options.setdefault("variance", self.variance)
-        return lambda *given: SAMPLERS[name](*given, **options)
+        if "variance" in sampler.options:
+            chosen.setdefault("variance", self.variance)
+        by_model = {"straight_path": self.straight_path, "level_at": self.level_at}
+        chosen |= {key: by_model[key] for key in sampler.model_options}
 
-    def asked(self, n: int, y: Tensor | None, guidance: float | None = None) -> Tensor | None:
-        """Return the conditions of n items: those given, or of a conditional model classes drawn evenly.
+        def integrate(*args: Any) -> Tensor:
+            return sampler.function(*args, **chosen)
 
-        Raises:
-            UserError: labels or a guidance that the model was not trained for.
-        """
-        g = self.guidance if guidance is None else guidance
-        if self.prompted:
-            return (
-                torch.zeros(
-                    n, *self.spec.source.shape, dtype=torch.int64, device=self.weight.device
-                )
-                if y is None
-                else y
-            )
-        if not self.conditional and (y is not None or g not in (0, 1)):
-            raise UserError(
-                f"this {self.name} was trained without labels; train it with model.conditional=true"
-            )
-        if g != 1:
-            self.need_unconditional()
-        if self.conditional and y is None:
-            y = torch.randint(self.spec.classes, (n,), device=self.weight.device)
-        return y
+        return integrate
 
-    def need_unconditional(self) -> None:
-        """Refuse to leave the condition out where no training item was without one.
-
-        Raises:
-            UserError: the model is conditional, and none of its labels was withheld.
-        """
-        if self.conditional and not self.drop_label:
-            raise UserError(
-                f"this {self.name} has no unconditional half; train it with model.drop_label=0.1"
-            )
-
-    @property
-    def weight(self) -> nn.Parameter:
-        """A parameter, whose device and type the model's are."""
-        return next(self.parameters())
-
-    # --- the deterministic code ---------------------------------------------------------------------------------------
+    # --- the deterministic code -------------------------------------------------------------------
 
     @torch.no_grad()
-    def encode(self, x: Tensor, *, steps: int = 100) -> Tensor:
-        """Return the noise (B, *shape), of unit variance, from which the ODE leads to x (B, *shape), by Heun's method."""
-        up = self.upwards(steps)  # x is put at the least noisy level
-        code = heun(self.free(), x * up[0].alpha, up, straight=self.straight)
+    def encode(self, x: Tensor, *, steps: int | None = None) -> Tensor:
+        """Return the noise (B, *shape), of unit variance, that the ODE maps to x (B, *shape).
+
+        Args:
+            steps: of Heun's method; None: 100.
+        """
+        levels = self.ascending_levels(steps or 100)
+        start = x * levels[0].alpha  # x is placed at the least noisy level
+        code = heun(self.unconditional_denoiser(), start, levels, straight_path=self.straight_path)
         return code / self.prior_std
 
     @torch.no_grad()
     def decode(self, z: Tensor, *, steps: int = 100) -> Tensor:
-        """Return the item (B, *shape) to which the ODE leads from the noise z (B, *shape) of unit variance."""
-        levels = self.levels(self.at_most(steps), "heun")
-        return self.within(heun(self.free(), z * self.prior_std, levels, straight=self.straight))
+        """Return the items (B, *shape) to which the ODE maps noise z (B, *shape) of variance 1."""
+        levels = self.noise_levels(self.limit_steps(steps), "heun")
+        denoise = self.unconditional_denoiser()
+        start = z * self.prior_std
+        return self.clip_to_range(heun(denoise, start, levels, straight_path=self.straight_path))
 
-    def prior(self, n: int) -> Tensor:
-        """Draw n codes (n, *shape), of unit variance."""
-        return torch.randn(n, *self.spec.shape, device=self.weight.device, dtype=self.weight.dtype)
-
-    def free(self) -> Callable[[Tensor, float], Tensor]:
-        """Return the denoiser that is told no condition."""
-        self.need_unconditional()
-        return self.denoiser(None, 0.0 if self.conditional or self.prompted else 1.0)
-
-    def within(self, x: Tensor) -> Tensor:
-        """Return x clipped to the range of images."""
-        return x.clamp(*self.spec.range) if self.spec.kind == "image" else x
+    def prior(self, n: int, y: Tensor | None = None) -> Tensor:
+        """Draw n codes (n, *shape) of unit variance; they do not depend on the classes y."""
+        return self.draw_noise(n)
 
 
-def thresholded(x0: Tensor, quantile: float) -> Tensor:
-    """Return x_0 (B, …) clipped to ±s and divided by s, the quantile of an item's |x_0|, but at least 1."""
-    s = x0.flatten(1).abs().quantile(quantile, 1).clamp_min(1.0).view(-1, *[1] * (x0.dim() - 1))
-    return x0.clamp(-s, s) / s
+def check_interval(name: str, interval: tuple[float, float] | None) -> None:
+    """Raise an error if an interval of noise levels is empty."""
+    if interval is not None and interval[0] >= interval[1]:
+        raise UserError(
+            f"sampler.{name}={list(interval)} is empty: the lower bound must come first"
+        )

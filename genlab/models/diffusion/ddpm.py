@@ -1,6 +1,7 @@
-"""DDPM: Ho, Jain & Abbeel 2020, Denoising Diffusion Probabilistic Models, https://arxiv.org/abs/2006.11239.
+"""DDPM: Ho, Jain & Abbeel 2020, Denoising Diffusion Probabilistic Models.
 
-With the improvements of Nichol & Dhariwal 2021, https://arxiv.org/abs/2102.09672: cosine schedule, learned variance.
+https://arxiv.org/abs/2006.11239, with the improvements of Nichol & Dhariwal 2021,
+https://arxiv.org/abs/2102.09672: cosine schedule and learned variance.
 """
 
 from __future__ import annotations
@@ -15,167 +16,201 @@ from torch import Tensor
 from genlab.errors import UserError
 from genlab.models.diffusion.base import Diffusion
 from genlab.models.diffusion.networks import denoising_network
-from genlab.models.diffusion.samplers import apart, karras, quadratic, spread, strided
-from genlab.models.diffusion.schedule import Level, Schedule, Spacing
-from genlab.models.diffusion.vlb import step_nats
-from genlab.spec import Batch, Fraction, NonNegative, Positive, PositiveFloat, Spec
+from genlab.models.diffusion.samplers import (
+    ddim_timesteps,
+    karras_sigmas,
+    linspace_timesteps,
+    make_distinct,
+    quadratic_timesteps,
+)
+from genlab.models.diffusion.schedule import NoiseLevel, NoiseSchedule, TimestepSpacing
+from genlab.models.diffusion.vlb import vlb_term
+from genlab.spec import Batch, DataSpec, Fraction, NonNegative, Positive, PositiveFloat
 
 
 class DDPM(Diffusion):
-    """A diffusion model of T noise levels, of images or points.
+    """A diffusion model of images or points with T noise levels.
 
     Args:
-        backbone: the denoising network; None: the paper's U-Net for images, an MLP for points.
+        backbone: the denoising network; None uses the paper's U-Net for images, an MLP for points.
         timesteps: T, the number of noise levels.
-        schedule: β linear (the paper), ᾱ a squared cosine (Nichol & Dhariwal 2021) or a sigmoid (Jabri et al. 2022).
-        zero_snr: shift the schedule so that nothing of x_0 is left at T (Lin et al. 2024).
-        objective: what the network predicts: the noise ε (the paper), x_0, or v (Salimans & Ho 2022).
-        variance: σ² of p(x_{t−1} | x_t), in samples and in the bound: β or β̃ (section 3.2), or "learned": β^v β̃^(1−v) of
-            a second output v of the network, trained by 0.001·L_vlb (Nichol & Dhariwal 2021, eqs. 15 and 16).
-        min_snr: γ of the weight min(SNR, γ) of the squared error of x_0 (Hang et al. 2023, https://arxiv.org/abs/2303.09556;
-            5 there); None: L_simple.
-        clip: whether a step clips its guess of x_0 to the data's range; None: for images, as the authors' code does.
+        noise_schedule: β linear (the paper), ᾱ a squared cosine (Nichol & Dhariwal 2021) or a
+            sigmoid (Jabri et al. 2022).
+        zero_terminal_snr: shift the schedule so that no signal is left at T (Lin et al. 2024).
+        objective: what the network predicts: the noise ε (the paper), x_0, or v (Salimans & Ho
+            2022).
+        variance: σ² of p(x_{t−1} | x_t), in samples and in the bound: β or β̃ (section 3.2), or
+            "learned": β^v β̃^(1−v) of a second output v of the network, trained by 0.001·L_vlb
+            (Nichol & Dhariwal 2021, eqs. 15 and 16).
+        min_snr_gamma: γ of the weight min(SNR, γ) of the squared error of x_0 (Hang et al. 2023,
+            https://arxiv.org/abs/2303.09556, which uses 5); None: L_simple.
+        clip_x0: whether a step clips its prediction of x_0 to the data's range; None: for images,
+            as in the authors' code.
         conditional: learn p(x | y).
-        drop_label: share of the labels withheld in training, so that one network is also the unconditional one that
-            classifier-free guidance needs (Ho & Salimans 2022, https://arxiv.org/abs/2207.12598).
-        guidance: weight g of the guided prediction u + g·(c − u): 0 unconditional, 1 conditional, more: guided.
+        label_dropout: share of the labels withheld in training, so that one network is also the
+            unconditional one that classifier-free guidance needs (Ho & Salimans 2022,
+            https://arxiv.org/abs/2207.12598).
+        guidance: weight g of the guided prediction u + g·(c − u): 0 unconditional, 1 conditional,
+            above 1 guided.
 
     Raises:
-        UserError: the data is neither images in [−1, 1] nor points, or has no classes for a conditional model; ε, or an error
-            that weighs nothing, where there is no signal.
+        UserError: the data is neither images in [−1, 1] nor points, or lacks classes for a
+            conditional model; or the objective is undefined, or its weight is 0, where there is no
+            signal.
     """
 
-    straight = True  # in EDM's frame the last of these levels lies at infinity, or nearly
+    # In EDM's coordinates the noisiest of these levels is at infinity, or nearly.
+    straight_path = True
 
     def __init__(
         self,
-        spec: Spec,
+        spec: DataSpec,
         *,
         backbone: Callable[..., Any] | None = None,
         timesteps: Positive = 1000,
-        schedule: Literal["linear", "cosine", "sigmoid"] = "linear",
-        zero_snr: bool = False,
+        noise_schedule: Literal["linear", "cosine", "sigmoid"] = "linear",
+        zero_terminal_snr: bool = False,
         objective: Literal["eps", "x0", "v"] = "eps",
         variance: Literal["beta", "beta_tilde", "learned"] = "beta",
-        min_snr: PositiveFloat | None = None,
-        clip: bool | None = None,
+        min_snr_gamma: PositiveFloat | None = None,
+        clip_x0: bool | None = None,
         conditional: bool = False,
-        drop_label: Fraction = 0.1,
+        label_dropout: Fraction = 0.1,
         guidance: NonNegative = 1.0,
     ) -> None:
         super().__init__(
             spec,
             conditional=conditional,
-            drop_label=drop_label,
+            label_dropout=label_dropout,
             guidance=guidance,
-            clip=clip,
+            clip_x0=clip_x0,
             name="ddpm",
         )
-        if zero_snr and objective == "eps":
+        if zero_terminal_snr and objective == "eps":
             raise UserError(
-                "model.zero_snr=true leaves no signal at T, where ε says nothing of x_0; set model.objective=v"
+                "model.zero_terminal_snr=true leaves no signal at T, where ε does not determine "
+                "x_0; set model.objective=v"
             )
-        if zero_snr and min_snr is not None:
-            raise UserError("model.min_snr gives an error at T no weight where model.zero_snr=true, and sampling starts there: "
-                            "leave one out")  # fmt: skip
-        self.objective, self.variance, self.min_snr = objective, variance, min_snr
-        self.schedule = Schedule(schedule, timesteps, zero_snr=zero_snr)
-        self.steps = self.most = timesteps
+        if zero_terminal_snr and min_snr_gamma is not None:
+            raise UserError(
+                "model.min_snr_gamma gives errors at T no weight if model.zero_terminal_snr=true, "
+                "but sampling starts there; remove one of the two"
+            )
+        self.objective, self.variance, self.min_snr_gamma = objective, variance, min_snr_gamma
+        self.schedule = NoiseSchedule(
+            noise_schedule, timesteps, zero_terminal_snr=zero_terminal_snr
+        )
+        self.sampling_steps = self.max_steps = timesteps
         outputs = spec.shape[0] * (2 if variance == "learned" else 1)
         self.network = denoising_network(
-            spec, backbone, outputs=outputs, classes=spec.classes if conditional else 0
+            spec, backbone, outputs=outputs, num_classes=spec.num_classes if conditional else 0
         )
 
-    # --- the objective ----------------------------------------------------------------------------------------------
+    # --- the objective ----------------------------------------------------------------------------
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
-        """Return L_simple (eq. 14), the mean squared error of the prediction over items and values; see `min_snr`, `variance`."""
-        x0, y = batch.x, self.dropped(self.told(batch))
+        """Return L_simple (eq. 14), the mean squared error of the prediction.
+
+        See `min_snr_gamma` for its weights and `variance` for the second term.
+        """
+        x0, y = batch.x, self.drop_condition(self.conditioning(batch))
         t = torch.randint(self.schedule.T, (len(x0),), device=x0.device)
         eps = torch.randn_like(x0)
         xt = self.schedule.q_sample(x0, t, eps)
         prediction, v = self.predict(xt, t, y)
-        error = (
-            (prediction - self.schedule.target(self.objective, x0, eps, t))
-            .square()
-            .flatten(1)
-            .mean(1)
-        )
-        simple = (self.weigh(t) * error).mean()
+        target = self.schedule.training_target(self.objective, x0, eps, t)
+        error = (prediction - target).square().flatten(1).mean(1)
+        simple = (self.loss_weight(t) * error).mean()
         if v is None:
             return {"loss": simple}
-        # eq. 16: the variance alone learns from the bound, whose terms are T at a time's; in bits a dimension
-        guess = self.clipped(self.schedule.to_x0(self.objective, prediction.detach(), xt, t))
-        weight, beta_tilde = (self.schedule.at(key, t, x0) for key in ("mean_x0", "beta_tilde"))
-        nats = step_nats(
-            x0,
-            guess,
-            weight,
-            beta_tilde,
-            self.schedule.log_variance(v, t).exp(),
-            levels=self.levels_of_data,
-        )
-        vlb = self.schedule.T * nats.mean() / (self.spec.dim * math.log(2))
+        vlb = self.variance_loss(x0, xt, t, prediction.detach(), v)
         return {"loss": simple + 0.001 * vlb, "simple": simple, "vlb": vlb}
 
+    def variance_loss(
+        self, x0: Tensor, xt: Tensor, t: Tensor, prediction: Tensor, v: Tensor
+    ) -> Tensor:
+        """Return L_vlb (eq. 16 of Nichol & Dhariwal 2021) in bits per dimension.
+
+        Only the variance learns from it. One of the T terms is evaluated per item.
+        """
+        predicted_x0 = self.clip_prediction(
+            self.schedule.x0_from_prediction(self.objective, prediction, xt, t)
+        )
+        nats = vlb_term(
+            x0,
+            predicted_x0,
+            self.schedule.lookup("mean_x0", t, x0),
+            self.schedule.lookup("beta_tilde", t, x0),
+            self.schedule.learned_log_variance(v, t).exp(),
+            num_levels=self.num_discrete_levels,
+        )
+        return self.schedule.T * nats.mean() / (self.spec.dim * math.log(2))
+
     def predict(self, x: Tensor, t: Tensor, y: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Return the network's prediction (B, …), and the v (B, …) in [0, 1] of a learned variance."""
+        """Return the network's prediction (B, …), and v (B, …) in [0, 1] of a learned variance."""
         out = self.network(x, t, y)
         if self.variance != "learned":
             return out, None
         prediction, v = out.chunk(2, 1)
         return prediction, 0.5 * (v + 1)
 
-    def weigh(self, t: Tensor) -> Tensor:
-        """Return the weight (B,) of the squared error of the prediction at t (B,), from that of x_0's, min(SNR, γ)."""
-        if self.min_snr is None:
-            return torch.ones_like(t, dtype=self.weight.dtype)
+    def loss_weight(self, t: Tensor) -> Tensor:
+        """Return the weight (B,) of the squared error at t (B,).
+
+        It is derived from the weight of the error of x_0, min(SNR, γ).
+        """
+        if self.min_snr_gamma is None:
+            return torch.ones_like(t, dtype=self.any_parameter.dtype)
         snr = self.schedule.snr(t)
-        of_x0 = snr.clamp(max=self.min_snr)
-        return of_x0 / {"eps": snr, "x0": 1.0, "v": snr + 1}[self.objective]
+        x0_weight = snr.clamp(max=self.min_snr_gamma)
+        if self.objective == "x0":
+            return x0_weight
+        return x0_weight / (snr if self.objective == "eps" else snr + 1)
 
-    # --- the path and the denoiser ----------------------------------------------------------------------------------
+    # --- the path and the denoiser ----------------------------------------------------------------
 
-    def levels(
-        self, steps: int, sampler: str = "ddim", spacing: Spacing = "uniform"
-    ) -> list[Level]:
+    def noise_levels(
+        self, steps: int, sampler: str = "ddim", timestep_spacing: TimestepSpacing = "uniform"
+    ) -> list[NoiseLevel]:
         T = self.schedule.T
         if not 1 <= steps <= T:
             raise UserError(
                 f"sampler.steps={steps} is outside 1…{T}, the steps that the model was trained on"
             )
-        if spacing == "quadratic":
-            return self.schedule.levels(quadratic(T, steps))
-        if sampler == "ddim" and self.schedule.exact["alphas_bar"][-1] > 0:
-            return self.schedule.levels(strided(T, steps))  # its paper's stride leaves T out
+        if timestep_spacing == "quadratic":
+            return self.schedule.noise_levels(quadratic_timesteps(T, steps))
+        if sampler == "ddim" and self.schedule.float64_tables["alphas_bar"][-1] > 0:
+            return self.schedule.noise_levels(
+                ddim_timesteps(T, steps)
+            )  # without T, as in the paper
         if sampler in ("ddim", "ancestral"):
-            return self.schedule.levels(spread(T, steps))
-        noises = karras(min(self.highest, self.noise_level(T - 1)), self.noise_level(0), steps)
-        times = [self.nearest(noise) for noise in noises]
-        # at T − 1 an error of ε is one of x_0 thousands of times as large, and the step from there would keep it: where nothing
-        # clips x_0, noise is taken for an item at `highest`, as EDM does
-        if self.objective != "eps" or (self.clip and math.isfinite(self.spec.range[0])):
+            return self.schedule.noise_levels(linspace_timesteps(T, steps))
+        highest = min(self.start_noise_to_signal, self.noise_to_signal(T - 1))
+        ratios = karras_sigmas(highest, self.noise_to_signal(0), steps)
+        times = [self.nearest_time(ratio) for ratio in ratios]
+        # At T − 1 an error of ε causes one of x_0 that is thousands of times as large, and the next
+        # step would keep it. If nothing clips x_0, sampling treats pure noise as an item at
+        # `start_noise_to_signal`, as EDM does.
+        if self.objective != "eps" or (self.clip_x0 and math.isfinite(self.spec.range[0])):
             times[0] = T - 1
-        return self.schedule.levels(apart(times))
+        return self.schedule.noise_levels(make_distinct(times))
 
-    def noise_level(self, t: float) -> float:
-        ab = self.schedule.exact["alphas_bar"][int(t)].item()
+    def noise_to_signal(self, t: float) -> float:
+        ab = self.schedule.float64_tables["alphas_bar"][int(t)].item()
         return math.sqrt((1 - ab) / ab) if ab else math.inf
 
-    def nearest(self, noise: float) -> int:
-        """Return the time whose σ/α is nearest to `noise`, in its logarithm."""
-        ab = self.schedule.exact["alphas_bar"]
-        return (
-            ((1 - ab).sqrt().log() - ab.sqrt().log() - math.log(max(noise, 1e-9)))
-            .abs()
-            .argmin()
-            .item()
-        )
+    def nearest_time(self, noise_to_signal: float) -> int:
+        """Return the time whose σ/α is nearest to the given one, on a logarithmic scale."""
+        ab = self.schedule.float64_tables["alphas_bar"]
+        log_ratios = (1 - ab).sqrt().log() - ab.sqrt().log()
+        return int((log_ratios - math.log(max(noise_to_signal, 1e-9))).abs().argmin())
 
-    def level(self, noise: float) -> Level:
-        return self.schedule.levels([self.nearest(noise)])[0]
+    def level_at(self, noise_to_signal: float) -> NoiseLevel:
+        return self.schedule.noise_levels([self.nearest_time(noise_to_signal)])[0]
 
-    def answer(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+    def predict_x0(
+        self, x: Tensor, t: Tensor, y: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
         t = t.long()
         prediction, v = self.predict(x, t, y)
-        return self.schedule.to_x0(self.objective, prediction, x, t), v
+        return self.schedule.x0_from_prediction(self.objective, prediction, x, t), v

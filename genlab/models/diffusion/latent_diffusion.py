@@ -1,121 +1,149 @@
-"""Diffusion in the codes of a trained autoencoder: Rombach et al. 2022, 2112.10752."""
+"""Latent diffusion: a diffusion model of a trained autoencoder's codes.
+
+Rombach et al. 2022, 2112.10752.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
 from functools import wraps
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from genlab.abilities import abilities
 from genlab.errors import UserError
+from genlab.model import GenerativeModel
 from genlab.models.diffusion.base import Diffusion
-from genlab.spec import Batch, Spec
+from genlab.spec import Batch, DataSpec
 
 
-class LatentDiffusion(nn.Module):
-    """An autoencoder that stays as it is, and a diffusion model of its codes, scaled to unit variance (section 3.3).
+class LatentDiffusion(GenerativeModel):
+    """A frozen autoencoder and a diffusion model of its scaled codes (section 3.3).
 
-    A code here is the codec's without noise: of a VAE the posterior's mean, of which its decoder makes the reconstruction. (The
-    authors' code draws from a posterior whose variance is next to nothing, with a KL term of weight 1e-6.)
+    Codes are scaled to unit variance. A code is the codec's code without noise. For a VAE this is
+    the mean of the posterior, which its decoder turns into the reconstruction. (The authors' code
+    draws from a posterior whose variance is close to 0, with a KL term of weight 1e-6.)
 
     Args:
-        codec: the autoencoder: a model with `encode` and `decode`. A run brings its own (`codec.run`).
-        diffusion: the model of the codes.
+        codec: builds the autoencoder, a model with `encode` and `decode`; `codec.run` names its
+            run.
+        diffusion: builds the model of the codes.
 
     Raises:
-        UserError: there is no codec, or it does not encode and decode.
+        UserError: the codec is missing, or it does not encode and decode.
     """
 
-    differentiable = False  # as the diffusion model's
+    step_by_step = True
+    differentiable = False  # as in the diffusion model
+    mean: Tensor
+    std: Tensor
 
     def __init__(
-        self, spec: Spec, *, diffusion: Callable[..., Any], codec: Callable[..., Any] | None = None
+        self,
+        spec: DataSpec,
+        *,
+        diffusion: Callable[..., Any],
+        codec: Callable[..., Any] | None = None,
     ) -> None:
         super().__init__()
         if codec is None:
             raise UserError(
-                "ldm needs a trained codec: give codec.run=<run folder> of a model that encodes and decodes"
+                "ldm needs a trained codec: "
+                "set codec.run=<run folder> of a model that encodes and decodes"
             )
         self.spec, self.codec = spec, codec(spec).requires_grad_(False).eval()
-        if not all(callable(getattr(self.codec, verb, None)) for verb in ("encode", "decode")):
+        if not {"encode", "decode"} <= abilities(self.codec):
             raise UserError(
-                f"{type(self.codec).__name__} is no codec: it does not encode and decode; choose another codec.run"
+                f"{type(self.codec).__name__} cannot be a codec, because it does not encode and "
+                "decode; choose another codec.run"
             )
         with torch.no_grad():
             shape = tuple(self.codec.encode(torch.zeros(1, *spec.shape)).shape[1:])
-        kind = "image" if len(shape) == 3 else "points"
-        codes = Spec(shape, kind=kind, levels=0, classes=spec.classes, range=(-math.inf, math.inf))
-        self.inner: Diffusion = diffusion(codes)
-        if not isinstance(self.inner, Diffusion):
+        code_spec = DataSpec(
+            shape,
+            kind="image" if len(shape) == 3 else "points",
+            levels=0,
+            num_classes=spec.num_classes,
+            range=(-math.inf, math.inf),
+        )
+        self.diffusion: Diffusion = diffusion(code_spec)
+        if not isinstance(self.diffusion, Diffusion):
             raise UserError(
-                f"model.diffusion is a {type(self.inner).__name__}, and no diffusion model"
+                f"model.diffusion must be a diffusion model, not {type(self.diffusion).__name__}"
             )
-        self.conditional, self.samplers = self.inner.conditional, self.inner.samplers
-        self.between_codes = self.inner.between_codes
+        self.conditional, self.samplers = self.diffusion.conditional, self.diffusion.samplers
+        self.latent_interpolation: Literal["linear", "spherical"] = (
+            self.diffusion.latent_interpolation
+        )
         self.register_buffer("mean", torch.zeros(()))
         self.register_buffer("std", torch.ones(()))
 
     def train(self, mode: bool = True) -> LatentDiffusion:
-        """Set the diffusion model's mode; the codec is never trained."""
+        """Set the diffusion model's mode; the codec always stays in eval mode."""
         super().train(mode)
         self.codec.eval()
         return self
 
-    def standardise(self, codes: Tensor) -> None:
-        """Take the mean and standard deviation of codes (N, …) as those by which all codes are scaled."""
+    def fit_code_statistics(self, codes: Tensor) -> None:
+        """Set the mean and standard deviation that scale all codes to those of codes (N, …)."""
         self.mean.copy_(codes.mean())
         self.std.copy_(codes.std())
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """Return the diffusion model's loss on the codes of a batch's items."""
-        return self.inner.loss(Batch(self.coded(batch.x), batch.y))
+        return self.diffusion.loss(Batch(self.encode_scaled(batch.x), batch.y))
 
     def code_loss(self, batch: Batch) -> dict[str, Tensor]:
-        """Return the diffusion model's loss on codes x (B, …) that the codec gave."""
-        return self.inner.loss(Batch((batch.x - self.mean) / self.std, batch.y))
+        """Return the diffusion model's loss on unscaled codes x (B, …)."""
+        return self.diffusion.loss(Batch((batch.x - self.mean) / self.std, batch.y))
 
-    # --- to the codec's codes, scaled, and back -------------------------------------------------------------------------
+    # --- the scaled codes of the codec ------------------------------------------------------------
 
     @torch.no_grad()
-    def coded(self, x: Tensor) -> Tensor:
+    def encode_scaled(self, x: Tensor) -> Tensor:
         """Return the scaled codes (B, …) of items x (B, *shape)."""
-        return (self.codec.encode(x) - self.mean) / self.std
+        codes: Tensor = (self.codec.encode(x) - self.mean) / self.std
+        return codes
 
     @torch.no_grad()
-    def decoded(self, codes: Tensor) -> Tensor:
+    def decode_scaled(self, codes: Tensor) -> Tensor:
         """Return the items (B, *shape) of scaled codes (B, …)."""
-        return self.codec.decode(codes * self.std + self.mean)
+        x: Tensor = self.codec.decode(codes * self.std + self.mean)
+        return x
 
-    # --- abilities: the diffusion model's, of the codes -------------------------------------------------------------------
+    # --- abilities: those of the diffusion model, on codes ----------------------------------------
 
-    @wraps(Diffusion.sample)  # its options, which the command line reads off the signature
-    def sample(self, n: int, y: Tensor | None = None, **how: Any) -> Tensor:
-        return self.decoded(self.inner.sample(n, y, **how))
+    @wraps(Diffusion.sample)  # the command line reads the options off the signature
+    def sample(self, n: int, y: Tensor | None = None, **sampler: Any) -> Tensor:
+        return self.decode_scaled(self.diffusion.sample(n, y, **sampler))
 
-    def encode(self, x: Tensor, *, steps: int = 100) -> Tensor:
-        """Return the noise (B, …), of unit variance, from which the ODE leads to the codec's code (B, …) of x (B, *shape)."""
-        return self.inner.encode(self.coded(x), steps=steps)
+    def encode(self, x: Tensor, *, steps: int | None = None) -> Tensor:
+        """Return the unit-variance noise (B, …) that the ODE maps to the code of x."""
+        return self.diffusion.encode(self.encode_scaled(x), steps=steps)
 
     def decode(self, z: Tensor, *, steps: int = 100) -> Tensor:
-        """Return the item (B, *shape) of the code to which the ODE leads from the noise z (B, …) of unit variance."""
-        return self.decoded(self.inner.decode(z, steps=steps))
+        """Return the item (B, *shape) of the code to which the ODE maps the noise z (B, …)."""
+        return self.decode_scaled(self.diffusion.decode(z, steps=steps))
 
-    def prior(self, n: int) -> Tensor:
-        """Draw n of the noises (n, …) that `decode` takes."""
-        return self.inner.prior(n)
+    def prior(self, n: int, y: Tensor | None = None) -> Tensor:
+        """Draw n of the noises (n, …) that `decode` takes; they do not depend on the classes y."""
+        return self.diffusion.prior(n, y)
 
     @wraps(Diffusion.edit)
-    def edit(self, x: Tensor, strength: float, y: Tensor | None = None, **how: Any) -> Tensor:
-        return self.decoded(self.inner.edit(self.coded(x), strength, y, **how))
+    def edit(self, x: Tensor, strength: float, y: Tensor | None = None, **sampler: Any) -> Tensor:
+        return self.decode_scaled(
+            self.diffusion.edit(self.encode_scaled(x), strength, y, **sampler)
+        )
 
-    def noise_error(
-        self, x: Tensor, y: Tensor | None = None, *, terms: int | None = None
+    def eps_mse(
+        self, x: Tensor, y: Tensor | None = None, *, num_terms: int | None = None
     ) -> Tensor:
-        """Return a draw (B,) of the squared error of ε on the codes of x (B, *shape), by which classes are told apart.
+        """Return an estimate (B,) of the squared error of ε on the codes of x (B, *shape).
 
-        As Li et al. 2023 (https://arxiv.org/abs/2303.16203) do with a latent model. See `Judging.noise_error`.
+        Li et al. 2023 (https://arxiv.org/abs/2303.16203) classify with it in the same way. See
+        `genlab.models.diffusion.likelihood.LikelihoodMixin.eps_mse`.
         """
-        return self.inner.noise_error(self.coded(x), y, terms=terms)
+        return self.diffusion.eps_mse(self.encode_scaled(x), y, num_terms=num_terms)

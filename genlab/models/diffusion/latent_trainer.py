@@ -1,4 +1,4 @@
-"""The update rule of latent diffusion: descent on codes that were made once."""
+"""The update rule of latent diffusion: gradient descent on codes that are computed once."""
 
 from __future__ import annotations
 
@@ -7,30 +7,37 @@ from typing import Any
 
 from torch import Tensor
 
+from genlab.models.diffusion.latent_diffusion import LatentDiffusion
 from genlab.spec import Batch
 from genlab.training.trainer import Trainer
 
 
 class LatentTrainer(Trainer):
-    """Descent on `model.code_loss(batch)`: the codec encodes the training items once, mirrored ones too, and stays as it is."""
+    """Gradient descent on `model.code_loss(batch)` with a frozen codec.
+
+    The codec encodes the training items once, including their mirror images if the data is flipped.
+    """
+
+    model: LatentDiffusion
 
     def configure(self) -> None:
-        self.optimizers["model"] = self.optimizer(self.model.inner.parameters())
-        self.codes: Any = (
-            None  # made when a stream is first asked for, by whoever checks it before the training
-        )
+        self.optimizers["model"] = self.make_optimizer(self.model.diffusion.parameters())
+        # encoded at the first request for batches, which may be a check before the training
+        self.codes: Any = None
 
-    def stream(self, data: Any, **how: Any) -> Iterator[Batch]:
+    def train_batches(self, data: Any, **options: Any) -> Iterator[Batch]:
         if self.codes is None:
-            self.codes = data.mapped("train", self.model.codec.encode, device=self.device)
-        if self.at == 0:
-            for model in (self.model, *([self.ema.model] if self.ema else [])):
-                model.standardise(self.codes.arrays("train")[0])
-        return super().stream(self.codes, **how)
+            self.codes = data.map("train", self.model.codec.encode, device=self.device)
+        if self.global_step == 0:
+            codes = self.codes.raw_arrays("train")[0]
+            for model in (self.model, self.ema and self.ema.model):
+                if isinstance(model, LatentDiffusion):
+                    model.fit_code_statistics(codes)
+        return super().train_batches(self.codes, **options)
 
-    def load(self, state: dict[str, Any]) -> None:
-        super().load(state)
-        self.codes = None  # those were another codec's
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
+        self.codes = None  # they were computed with another codec
 
     def step(self, batches: Iterator[Batch]) -> dict[str, Tensor]:
-        return self.descend("model", self.model.code_loss, self.pull(batches))
+        return self.optimize("model", self.model.code_loss, self.next_batch(batches))

@@ -1,98 +1,117 @@
-"""How likely a diffusion model finds an item: its bound, its ODE's density, and how well it foretells the noise."""
+"""Likelihoods of diffusion models: variational bound, ODE density and ε error."""
 
 from __future__ import annotations
 
 from torch import Tensor
 
-from genlab.models.diffusion.ode_likelihood import log_prob
-from genlab.models.diffusion.schedule import Level
-from genlab.models.diffusion.vlb import bound, noise_error
+from genlab.models.diffusion.denoising_model import DenoisingModel
+from genlab.models.diffusion.ode_likelihood import ode_log_prob
+from genlab.models.diffusion.schedule import NoiseLevel
+from genlab.models.diffusion.vlb import eps_mse, vlb
 
-BOUND_STEPS = 1000  # of the bound of a path of any number of steps
+BOUND_STEPS = 1000  # of the bound, for paths with any number of steps
 
 
-class Judging:
-    """What a diffusion model says of items that are there: verbs of its own levels and answers."""
+class LikelihoodMixin(DenoisingModel):
+    """Likelihoods of items under a diffusion model."""
+
+    elbo_over_timesteps = True
 
     @property
-    def path(self) -> list[Level]:
-        """The levels of ancestral sampling in all steps that the model's path has, or in 1,000."""
-        return self.levels(self.most or BOUND_STEPS, "ancestral")
+    def bound_path(self) -> list[NoiseLevel]:
+        """The levels of ancestral sampling in all steps of the model's path, or in 1,000."""
+        return self.noise_levels(self.max_steps or BOUND_STEPS, "ancestral")
 
-    def given(self, x: Tensor, y: Tensor | None) -> Tensor | None:
-        """Return the conditions (B, …) under which items x (B, …) are judged; None: under none.
+    def likelihood_condition(self, x: Tensor, y: Tensor | None) -> Tensor | None:
+        """Return the conditions (B, …) under which items x (B, …) are scored; None for none.
 
         Raises:
-            UserError: labels that the model was not trained for, or none where it always had them.
+            UserError: labels that the model was not trained for, or no labels although the model
+                always received them.
         """
         if y is None:
-            self.need_unconditional()
-        return (
-            self.asked(len(x), y, 0 if y is None else 1) if self.prompted or y is not None else None
-        )
+            self.require_unconditional()
+        if y is None and not self.text_conditional:
+            return None
+        return self.prepare_condition(len(x), y, 0 if y is None else 1)
 
     @property
-    def levels_of_data(self) -> int:
-        """Number of values of discrete data, whose last step is eq. 13 of DDPM; 0: a density."""
-        return self.spec.levels if self.spec.discrete and self.spec.kind == "image" else 0
+    def num_discrete_levels(self) -> int:
+        """Number of values of discrete data, whose last step is eq. 13 of DDPM; 0 for a density."""
+        return self.spec.levels if self.spec.is_discrete and self.spec.kind == "image" else 0
 
-    def elbo(self, x: Tensor, y: Tensor | None = None, *, terms: int | None = None) -> Tensor:
+    def elbo(self, x: Tensor, y: Tensor | None = None, *, num_terms: int | None = None) -> Tensor:
         """Return a random lower bound (B,) of log p(x), or of log p(x | y), in nats.
 
-        It is that of ancestral sampling in all steps that the path has, or in 1,000.
+        The bound is that of ancestral sampling in all steps of the path, or in 1,000.
 
         Args:
-            terms: how many of the middle terms are evaluated, at random times; the result is unbiased for each number of
-                them. None: all, which costs a network evaluation an item and step.
+            num_terms: how many of the middle terms are evaluated, at random times; the result is
+                unbiased for every number of terms. None evaluates all of them, which costs one
+                network evaluation per item and step.
         """
-        y = self.given(x, y)
+        y = self.likelihood_condition(x, y)
 
         def denoise(xt: Tensor, t: Tensor, row: Tensor) -> tuple[Tensor, Tensor | None]:
-            x0, v = self.answer(xt, t, None if y is None else y[row])
-            return self.clipped(x0), v
+            x0, v = self.predict_x0(xt, t, None if y is None else y[row])
+            return self.clip_prediction(x0), v
 
-        how = {
-            "variance": self.variance,
-            "levels": self.levels_of_data,
-            "terms": terms,
-            "prior_std": self.prior_std,
-        }
-        return bound(denoise, x, self.path, **how)
-
-    def noise_error(
-        self, x: Tensor, y: Tensor | None = None, *, terms: int | None = None
-    ) -> Tensor:
-        """Return a draw (B,) of the squared error of ε, over all noise levels alike, by which classes are told apart.
-
-        The bound counts the nearly clean levels most, where no class shows (Li et al. 2023, https://arxiv.org/abs/2303.16203).
-
-        Args:
-            terms: how many levels are asked, at random; None: all, of a path of any number of steps 1,000.
-        """
-        y = self.given(x, y)
-        return noise_error(
-            lambda xt, t, row: self.answer(xt, t, None if y is None else y[row])[0],
+        return vlb(
+            denoise,
             x,
-            self.path,
-            terms=terms,
+            self.bound_path,
+            variance=self.variance,
+            num_levels=self.num_discrete_levels,
+            num_terms=num_terms,
+            prior_std=self.prior_std,
         )
 
-    def ode_log_prob(
-        self, x: Tensor, y: Tensor | None = None, *, steps: int = 100, probes: int = 1
+    def eps_mse(
+        self, x: Tensor, y: Tensor | None = None, *, num_terms: int | None = None
     ) -> Tensor:
-        """Return an estimate (B,) of log p(x), or of log p(x | y), in nats, by the probability-flow ODE; see `ode.log_prob`."""
-        self.asked(len(x), y, 0.0 if y is None else 1.0)
-        denoise = self.denoiser(y, 0.0 if y is None and self.conditional else 1.0)
-        return log_prob(denoise, x, self.upwards(steps), prior_std=self.prior_std, probes=probes)
+        """Return an estimate (B,) of the squared error of ε over all noise levels.
 
-    def ode_noise(self, *, steps: int = 100) -> float:
-        """Return the standard deviation, in data units, of the noise on the law whose density `ode_log_prob` estimates.
+        All levels have the same weight. Diffusion classifiers compare classes by it, because the
+        bound gives most weight to nearly clean levels, which do not reveal the class (Li et al.
+        2023, https://arxiv.org/abs/2303.16203).
 
-        The ODE starts at the least noisy level of the path, and not at the data itself.
+        Args:
+            num_terms: how many random levels are evaluated; None evaluates all, or 1,000 of a path
+                with any number of steps.
         """
-        first = self.upwards(steps)[0]
+        y = self.likelihood_condition(x, y)
+
+        def denoise(xt: Tensor, t: Tensor, row: Tensor) -> Tensor:
+            return self.predict_x0(xt, t, None if y is None else y[row])[0]
+
+        return eps_mse(denoise, x, self.bound_path, num_terms=num_terms)
+
+    def ode_log_prob(
+        self, x: Tensor, y: Tensor | None = None, *, steps: int = 100, num_probes: int = 1
+    ) -> Tensor:
+        """Return an estimate (B,) of log p(x), or of log p(x | y), in nats, by the ODE.
+
+        See `genlab.models.diffusion.ode_likelihood.ode_log_prob`.
+        """
+        self.prepare_condition(len(x), y, 0.0 if y is None else 1.0)
+        denoise = self.denoiser(y, 0.0 if y is None and self.conditional else 1.0)
+        return ode_log_prob(
+            denoise,
+            x,
+            self.ascending_levels(steps),
+            prior_std=self.prior_std,
+            num_probes=num_probes,
+        )
+
+    def ode_noise_std(self, *, steps: int = 100) -> float:
+        """Return the standard deviation of the noise on the density of `ode_log_prob`.
+
+        It is in data units. The ODE starts at the least noisy level of the path and not at the
+        data.
+        """
+        first = self.ascending_levels(steps)[0]
         return first.sigma / first.alpha
 
-    def upwards(self, steps: int) -> list[Level]:
-        """Return the levels of the ODE in so many steps, from the least noisy one to the noisiest."""
-        return self.levels(self.at_most(steps), "heun")[-2::-1]
+    def ascending_levels(self, steps: int) -> list[NoiseLevel]:
+        """Return the levels of the ODE, from the least noisy level to the noisiest."""
+        return self.noise_levels(self.limit_steps(steps), "heun")[-2::-1]

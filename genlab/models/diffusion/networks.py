@@ -1,6 +1,7 @@
-"""The denoising networks: functions of the data's shape and of what is asked of them, each chosen by `backbone=`.
+"""Denoising networks: functions of the data's shape, each chosen by `backbone=`.
 
-A network is called as network(x_t (B, C, …), t (B,) or (1,), y (B,) or None) and gives (B, outputs, …).
+A network is called as network(x_t (B, C, …), t (B,) or (1,), y (B,) or None) and returns
+(B, outputs, …).
 """
 
 from __future__ import annotations
@@ -16,89 +17,111 @@ from torch import Tensor, nn
 
 from genlab.errors import UserError
 from genlab.nn.dit import DiT
-from genlab.nn.embeddings import TimeEmbedding, waves
-from genlab.nn.unet import UNet, sides
-from genlab.spec import Decay, Positive, Spec
+from genlab.nn.embeddings import TimeEmbedding, fourier_features
+from genlab.nn.unet import UNet, feature_map_sides
+from genlab.spec import DataSpec, Decay, Positive
 
 Shape = tuple[int, ...]
+ImageShape = tuple[int, int, int]  # (C, H, W)
+
+TIME_EMBEDDING_DIM = 128  # of a point denoiser
 
 
 def unet(
-    shape: Shape,
+    shape: ImageShape,
     *,
     channels: Positive = 128,
-    multipliers: tuple[Positive, ...] = (1, 2, 2, 2),
-    blocks: Positive = 2,
-    attention: tuple[Positive, ...] = (16,),
-    heads: Positive = 1,
+    channel_mult: tuple[Positive, ...] = (1, 2, 2, 2),
+    num_blocks: Positive = 2,
+    attention_resolutions: tuple[Positive, ...] = (16,),
+    num_heads: Positive = 1,
     dropout: Decay = 0.1,
     outputs: int | None = None,
-    classes: int = 0,
-    context: int = 0,
+    num_classes: int = 0,
+    context_dim: int = 0,
 ) -> UNet:
-    """Return the U-Net of images (Ho et al. 2020, appendix B); see `genlab.nn.unet.UNet`.
+    """Return the U-Net for images (Ho et al. 2020, appendix B); see `genlab.nn.unet.UNet`.
 
     Args:
-        channels: width of the first level; level i has channels · multipliers[i].
-        blocks: residual blocks of a level on the way down; the way up has one more.
-        attention: for each number, the largest feature maps whose side is at most that are given self-attention: a recipe's
-            [16] is that of 16×16, and of smaller images that of the first level. The middle of the net always has it.
-        heads: of each self-attention.
-        dropout: share of a block's features that a training pass leaves out.
+        channels: width of the first level; level i has channels · channel_mult[i].
+        num_blocks: residual blocks of a level on the way down; the way up has one more.
+        attention_resolutions: for each number, the largest feature maps whose side is at most that
+            number get self-attention. A recipe's [16] stands for 16×16 maps, and with smaller
+            images for the first level. The middle of the network always has self-attention.
+        num_heads: heads of each self-attention.
+        dropout: share of a block's features that are dropped in training.
 
     Raises:
-        UserError: no feature map is as small as one of `attention` asks for.
+        UserError: no feature map is as small as an attention resolution.
     """
-    there = sides(shape, len(multipliers))  # descending
-    for side in attention:
-        if side < there[-1]:
-            raise UserError(f"model.backbone.attention={list(attention)}: no feature map has a side of at most {side}; of "
-                            f"{shape[1]}×{shape[2]} with {len(there)} model.backbone.multipliers they have the sides "
-                            f"{', '.join(map(str, there))}")  # fmt: skip
-    found = tuple(max(s for s in there if s <= side) for side in attention)
-    how = {
-        "multipliers": multipliers,
-        "blocks": blocks,
-        "attention": found,
-        "heads": heads,
-        "dropout": dropout,
-    }
-    return UNet(shape, channels=channels, **how, outputs=outputs, classes=classes, context=context)
+    resolutions = feature_map_sides(shape, len(channel_mult))  # descending
+    for resolution in attention_resolutions:
+        if resolution < resolutions[-1]:
+            raise UserError(
+                f"model.backbone.attention_resolutions={list(attention_resolutions)}: no feature "
+                f"map has a side of at most {resolution}; with {shape[1]}×{shape[2]} images and "
+                f"{len(resolutions)} model.backbone.channel_mult the sides are "
+                f"{', '.join(map(str, resolutions))}"
+            )
+    attention = tuple(
+        max(side for side in resolutions if side <= resolution)
+        for resolution in attention_resolutions
+    )
+    return UNet(
+        shape,
+        channels=channels,
+        channel_mult=channel_mult,
+        num_blocks=num_blocks,
+        attention_sides=attention,
+        num_heads=num_heads,
+        dropout=dropout,
+        outputs=outputs,
+        num_classes=num_classes,
+        context_dim=context_dim,
+    )
 
 
 def dit(
-    shape: Shape,
+    shape: ImageShape,
     *,
-    patch: Positive = 2,
+    patch_size: Positive = 2,
     width: Positive = 384,
-    layers: Positive = 12,
-    heads: Positive = 6,
+    num_layers: Positive = 12,
+    num_heads: Positive = 6,
     outputs: int | None = None,
-    classes: int = 0,
+    num_classes: int = 0,
 ) -> DiT:
-    """Return the transformer of images (Peebles & Xie 2023, 2212.09748): DiT-S/2 by default; see `genlab.nn.dit.DiT`.
+    """Return the diffusion transformer for images, DiT-S/2 by default.
+
+    Peebles & Xie 2023, 2212.09748; see `genlab.nn.dit.DiT`.
 
     Args:
-        patch: side of a patch, in pixels; each is a token.
-        width: dimension of a token; layers: blocks; heads: of each self-attention.
+        patch_size: side of a patch in pixels; each patch is a token.
+        width: dimension of a token.
+        num_layers: number of blocks.
+        num_heads: heads of each self-attention.
 
     Raises:
-        UserError: the sides are no multiple of the patch, or the width none of the heads.
+        UserError: the sides are not multiples of the patch size, or the width is not a multiple of
+            4·num_heads.
     """
-    if any(side % patch for side in shape[1:]):
+    if any(side % patch_size for side in shape[1:]):
         raise UserError(
-            f"patches of {patch}×{patch} do not fill images of {shape[1]}×{shape[2]}; change model.backbone.patch"
+            f"patches of {patch_size}×{patch_size} do not fill images of {shape[1]}×{shape[2]}; "
+            "change model.backbone.patch_size"
         )
-    if width % (4 * heads):
-        raise UserError(f"model.backbone.width={width} must be a multiple of 4·heads={4 * heads}")
+    if width % (4 * num_heads):
+        raise UserError(
+            f"model.backbone.width={width} must be a multiple of 4·num_heads={4 * num_heads}"
+        )
     return DiT(
         shape,
-        patch=patch,
+        patch_size=patch_size,
         width=width,
-        layers=layers,
-        heads=heads,
+        num_layers=num_layers,
+        num_heads=num_heads,
         outputs=outputs,
-        classes=classes,
+        num_classes=num_classes,
     )
 
 
@@ -106,96 +129,116 @@ def mlp(
     shape: Shape,
     *,
     hidden: tuple[Positive, ...] = (256, 256, 256),
-    frequencies: Annotated[int, Interval(ge=0, le=16)] = 5,
+    num_frequencies: Annotated[int, Interval(ge=0, le=16)] = 5,
     outputs: int | None = None,
-    classes: int = 0,
+    num_classes: int = 0,
 ) -> PointDenoiser:
-    """Return an MLP of points that is told the time in every layer.
+    """Return an MLP for points that receives the time in every layer.
 
     Args:
         hidden: widths of the layers.
-        frequencies: of the sines and cosines that tell where a point lies; 0: its coordinates alone. See `genlab.nn.embeddings.waves`.
+        num_frequencies: number of frequencies of the sines and cosines of the coordinates; 0 uses
+            only the coordinates. See `genlab.nn.embeddings.fourier_features`.
     """
     return PointDenoiser(
-        shape[0], hidden, frequencies=frequencies, outputs=outputs or shape[0], classes=classes
+        shape[0],
+        hidden,
+        num_frequencies=num_frequencies,
+        outputs=outputs or shape[0],
+        num_classes=num_classes,
     )
 
 
-KINDS: dict[Any, str] = {unet: "image", dit: "image", mlp: "points"}  # what our own are for
+# The kind of data that each of these networks is for.
+NETWORK_KINDS: dict[Any, str] = {unet: "image", dit: "image", mlp: "points"}
 
 
 def denoising_network(
-    spec: Spec, backbone: Callable[..., Any] | None, *, outputs: int, classes: int
+    spec: DataSpec, backbone: Callable[..., Any] | None, *, outputs: int, num_classes: int
 ) -> nn.Module:
-    """Return the network of the data: the one asked for, else a U-Net or an MLP by its kind.
+    """Return the network of a backbone; without one, a U-Net or an MLP by the kind of data.
 
     Raises:
-        UserError: it is for images, and the data is points, or the other way round.
+        UserError: the backbone is for another kind of data.
     """
-    backbone = backbone or (mlp if spec.kind == "points" else unet)
-    maker = backbone
-    while isinstance(maker, partial):
-        maker = maker.func
-    if KINDS.get(maker, spec.kind) != spec.kind:
-        fit = ", ".join(f.__name__ for f, kind in KINDS.items() if kind == spec.kind)
+    default: Callable[..., Any] = mlp if spec.kind == "points" else unet
+    backbone = backbone or default
+    function: Any = backbone
+    while isinstance(function, partial):
+        function = function.func
+    if NETWORK_KINDS.get(function, spec.kind) != spec.kind:
+        fitting = [f.__name__ for f, kind in NETWORK_KINDS.items() if kind == spec.kind]
         raise UserError(
-            f"backbone={maker.__name__} is for {KINDS[maker]}, and the data is {spec.kind}; choose backbone={fit}"
+            f"backbone={function.__name__} is for {NETWORK_KINDS[function]}, but the data is "
+            f"{spec.kind}; choose backbone={', '.join(fitting)}"
         )
-    return backbone(spec.shape, outputs=outputs, classes=classes)
+    network: nn.Module = backbone(spec.shape, outputs=outputs, num_classes=num_classes)
+    return network
 
 
-def of_codes(
+def latent_backbone(
     shape: Shape,
     *,
-    maps: Callable[..., Any],
-    vectors: Callable[..., Any],
+    map_backbone: Callable[..., Any],
+    vector_backbone: Callable[..., Any],
     outputs: int | None = None,
-    classes: int = 0,
+    num_classes: int = 0,
 ) -> nn.Module:
-    """Return the network of an autoencoder's codes: `maps` of codes (C, H, W), `vectors` of codes (D,).
+    """Return the network for the codes of an autoencoder.
+
+    Args:
+        map_backbone: the network for codes that are feature maps (C, H, W).
+        vector_backbone: the network for codes that are vectors (D,).
 
     Raises:
-        UserError: it is for the other kind.
+        UserError: the network is for the other kind of code.
     """
-    spec, network = (
-        (Spec(shape), maps) if len(shape) == 3 else (Spec(shape, kind="points"), vectors)
-    )
-    return denoising_network(spec, network, outputs=outputs or shape[0], classes=classes)
-
-
-TIME = 128  # numbers of a point denoiser's embedded time
+    if len(shape) == 3:
+        spec, backbone = DataSpec(shape), map_backbone
+    else:
+        spec, backbone = DataSpec(shape, kind="points"), vector_backbone
+    return denoising_network(spec, backbone, outputs=outputs or shape[0], num_classes=num_classes)
 
 
 class PointDenoiser(nn.Module):
-    """An MLP told the time in every layer: points (B, D), times t (B,) or (1,), classes y (B,) -> (B, outputs), outputs ≥ D.
+    """An MLP that receives the time in every layer.
 
-    Sines and cosines of the point let few layers draw what is as sharp as the edge between two modes at little noise. The time
-    scales and shifts what each layer finds (Perez et al. 2018, FiLM, 1709.07871), and says how much of the point itself
-    goes to the output, which is nearly all of it where x_0 is asked for and little noise is on the point.
+    Points (B, D), times t (B,) or (1,) and classes y (B,) -> (B, outputs), outputs ≥ D.
+
+    With sines and cosines of the point, a few layers can represent functions as sharp as the border
+    between two modes at low noise. The time scales and shifts the features of each layer (Perez et
+    al. 2018, FiLM, 1709.07871). It also sets the weight with which the point itself is added to the
+    output: a prediction of x_0 at low noise is almost the point itself.
     """
 
     def __init__(
-        self, dim: int, hidden: tuple[int, ...], *, frequencies: int, outputs: int, classes: int = 0
+        self,
+        dim: int,
+        hidden: tuple[int, ...],
+        *,
+        num_frequencies: int,
+        outputs: int,
+        num_classes: int = 0,
     ) -> None:
         super().__init__()
-        self.frequencies = frequencies
-        self.embed = TimeEmbedding(TIME, TIME, classes=classes)
-        sizes = [dim * (1 + 2 * frequencies), *hidden]
+        self.num_frequencies = num_frequencies
+        self.embed = TimeEmbedding(TIME_EMBEDDING_DIM, TIME_EMBEDDING_DIM, num_classes=num_classes)
+        sizes = [dim * (1 + 2 * num_frequencies), *hidden]
         self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(sizes))
-        self.times = nn.ModuleList(nn.Linear(TIME, 2 * b) for b in hidden)
+        self.times = nn.ModuleList(nn.Linear(TIME_EMBEDDING_DIM, 2 * b) for b in hidden)
         self.last = nn.Linear(sizes[-1], outputs)
-        self.skip = nn.Linear(TIME, dim)
-        nn.init.zeros_(self.skip.weight), nn.init.zeros_(self.skip.bias)
+        self.skip = nn.Linear(TIME_EMBEDDING_DIM, dim)
+        nn.init.zeros_(self.skip.weight)
+        nn.init.zeros_(self.skip.bias)
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
         e = F.silu(self.embed(t, y))
-        h = waves(x, self.frequencies)
+        h = fourier_features(x, self.num_frequencies)
         for layer, time in zip(self.layers, self.times, strict=True):
             scale, shift = time(e).chunk(2, -1)
-            found = F.silu(layer(h) * (1 + scale) + shift)
-            h = h + found if h.shape == found.shape else found
+            out = F.silu(layer(h) * (1 + scale) + shift)
+            h = h + out if h.shape == out.shape else out
         skip = self.skip(e) * x
         out = self.last(h)
-        return out + F.pad(
-            skip, (0, out.shape[-1] - skip.shape[-1])
-        )  # beside them may be the logarithms of variances
+        # the outputs after the first D, such as the v of learned variances, get no skip connection
+        return out + F.pad(skip, (0, out.shape[-1] - skip.shape[-1]))

@@ -1,4 +1,7 @@
-"""The density that the probability-flow ODE gives: Song et al. 2021, Score-Based Generative Modeling through SDEs, 2011.13456."""
+"""The density of the probability-flow ODE: Song et al. 2021, 2011.13456.
+
+Score-Based Generative Modeling through Stochastic Differential Equations.
+"""
 
 from __future__ import annotations
 
@@ -9,66 +12,72 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from genlab.models.diffusion.samplers import Denoiser, frame, slope
-from genlab.models.diffusion.schedule import Level
+from genlab.models.diffusion.samplers import Denoiser, ode_coordinates, ode_derivative
+from genlab.models.diffusion.schedule import NoiseLevel
 
 
-def log_prob(
-    denoise: Denoiser,
-    x: Tensor,
-    levels: Sequence[Level],
-    *,
-    prior_std: float = 1.0,
-    probes: int = 1,
-) -> Tensor:
-    """Return an estimate (B,) of log p(x), in nats, of data x (B, …), p being the model's law with the first level's noise on it.
+def hutchinson_probes(x: Tensor, num_probes: int) -> tuple[Tensor, float]:
+    """Return probe vectors e (K, B, …) and the weight of each in Σ_e eᵀ J e ≈ tr J.
 
-    In the straight frame u = x/s with clock τ (see `samplers.frame`) the ODE is du/dτ = v(u, τ), and d log p/dτ = −∇·v along it
-    (eq. 39): both go by Heun's method to the last level, where p = N(0, prior_std²). The divergence is Hutchinson's estimate with
-    signs e, E[eᵀ (∂v/∂u) e] (eq. 40); exact where the data has no more dimensions than there are `probes`.
-
-    Args:
-        levels: from the least noisy to the noisiest, both with noise.
+    The probes are random signs. If the data has at most `num_probes` dimensions they are the unit
+    vectors, and the trace is exact.
     """
     dim = x[0].numel()
-    if dim <= probes:
-        signs = (
-            torch.eye(dim, dtype=x.dtype, device=x.device)
-            .view(dim, 1, *x.shape[1:])
-            .expand(dim, *x.shape)
-        )
-        share = 1.0
-    else:
-        signs, share = (
-            torch.randint(2, (probes, *x.shape), device=x.device).to(x) * 2 - 1,
-            1 / probes,
-        )
+    if dim <= num_probes:
+        unit = torch.eye(dim, dtype=x.dtype, device=x.device).view(dim, 1, *x.shape[1:])
+        return unit.expand(dim, *x.shape), 1.0
+    signs = torch.randint(2, (num_probes, *x.shape), device=x.device).to(x) * 2 - 1
+    return signs, 1 / num_probes
 
-    def field(u: Tensor, level: Level) -> tuple[Tensor, Tensor]:
+
+def ode_log_prob(
+    denoise: Denoiser,
+    x: Tensor,
+    levels: Sequence[NoiseLevel],
+    *,
+    prior_std: float = 1.0,
+    num_probes: int = 1,
+) -> Tensor:
+    """Return an estimate (B,) of log p(x), in nats, of data x (B, …).
+
+    p is the model's distribution with the noise of the first level. In the coordinates u = x/s, τ
+    of straight paths (see `samplers.ode_coordinates`) the ODE is du/dτ = v(u, τ), and along it d
+    log p/dτ = −∇·v (eq. 39). Heun's method integrates both to the last level, where p = N(0,
+    prior_std²). The divergence is Hutchinson's estimate E[eᵀ (∂v/∂u) e] with random signs e (eq.
+    40); it is exact if the data has at most `num_probes` dimensions.
+
+    Args:
+        levels: from the least noisy to the noisiest, all with noise.
+    """
+    dim = x[0].numel()
+    probes, probe_weight = hutchinson_probes(x, num_probes)
+
+    def velocity_and_divergence(u: Tensor, level: NoiseLevel) -> tuple[Tensor, Tensor]:
         """Return v (B, …) and ∇·v (B,) at u (B, …)."""
-        scale, _ = frame(level, straight=True)
+        scale, _ = ode_coordinates(level, straight_path=True)
         with torch.enable_grad():
             u = u.detach().requires_grad_()
-            v = slope(denoise(scale * u, level.t), scale * u, level, straight=True)
-            div = sum(
+            x0 = denoise(scale * u, level.t)
+            v = ode_derivative(x0, scale * u, level, straight_path=True)
+            products = [
                 (torch.autograd.grad(v, u, e, retain_graph=True)[0] * e).flatten(1).sum(1)
-                for e in signs
-            )
-        return v.detach(), div.detach() * share
+                for e in probes
+            ]
+        divergence = sum(products, torch.zeros_like(products[0]))
+        return v.detach(), divergence.detach() * probe_weight
 
-    share_of_x = (
-        levels[0].alpha / frame(levels[0], straight=True)[0]
-    )  # x stands for x_0, and its own noise for the first level's
-    u, total = share_of_x * x, x.new_full((len(x),), dim * math.log(share_of_x))
-    before = field(u, levels[0])
+    # x is taken for x_0, and its own noise for that of the first level
+    x_scale = levels[0].alpha / ode_coordinates(levels[0], straight_path=True)[0]
+    u, total = x_scale * x, x.new_full((len(x),), dim * math.log(x_scale))
+    before = velocity_and_divergence(u, levels[0])
     for now, then in pairwise(levels):
-        h = frame(then, straight=True)[1] - frame(now, straight=True)[1]
-        after = field(u + h * before[0], then)
+        tau_now = ode_coordinates(now, straight_path=True)[1]
+        h = ode_coordinates(then, straight_path=True)[1] - tau_now
+        after = velocity_and_divergence(u + h * before[0], then)
         u = u + 0.5 * h * (before[0] + after[0])
         total = total + 0.5 * h * (before[1] + after[1])
-        before = field(u, then)
-    scale, _ = frame(levels[-1], straight=True)
-    last = -0.5 * ((scale * u / prior_std) ** 2 + math.log(2 * math.pi * prior_std**2)).flatten(
-        1
-    ).sum(1)
-    return total + last + dim * math.log(scale)
+        before = velocity_and_divergence(u, then)
+    scale, _ = ode_coordinates(levels[-1], straight_path=True)
+    log_normalizer = math.log(2 * math.pi * prior_std**2)
+    log_prior = -0.5 * ((scale * u / prior_std) ** 2 + log_normalizer).flatten(1).sum(1)
+    return total + log_prior + dim * math.log(scale)

@@ -1,4 +1,7 @@
-"""The update rule of reflow: descent on pairs of noise and data that the teacher made once (Liu et al. 2023, 2209.03003)."""
+"""The update rule of reflow: gradient descent on pairs of noise and data from a teacher.
+
+Liu et al. 2023, 2209.03003.
+"""
 
 from __future__ import annotations
 
@@ -10,49 +13,69 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from genlab.seeding import mix
+from genlab.models.diffusion.rectified_flow import RectifiedFlow
+from genlab.seeding import derive_seed
 from genlab.spec import Batch, Positive
+from genlab.training.options import Options as TrainerOptions
 from genlab.training.trainer import Trainer
 
-CHUNK = 256  # pairs that are made together, from a seed of their own
+PAIRS_PER_CHUNK = 256  # pairs that are produced together, with a seed of their own
 
 
 class ReflowTrainer(Trainer):
-    """Descent on `model.loss` of pairs, which are made before the first step; their classes are the training items'."""
+    """Gradient descent on `model.loss` of pairs, which are produced before the first step.
+
+    Their classes are those of the training items.
+    """
 
     @dataclass(kw_only=True)
-    class Options(Trainer.Options):
-        pairs: Positive = 50_000  # of noise and data
+    class Options(TrainerOptions):
+        num_pairs: Positive = 50_000  # pairs of noise and data
+
+    options: Options
+    model: RectifiedFlow
 
     def configure(self) -> None:
-        self.optimizers["model"] = self.optimizer(self.model.network.parameters())
+        self.optimizers["model"] = self.make_optimizer(self.model.network.parameters())
 
-    def stream(self, data: Any, **how: Any) -> Iterator[Batch]:
-        super().stream(data, **how)  # refuses what cannot be cut before any pair is made
-        return self.paired(data, how)
+    def train_batches(self, data: Any, **options: Any) -> Iterator[Batch]:
+        # raises an error for invalid options before any pair is produced
+        super().train_batches(data, **options)
+        return self.stream_pairs(data, options)
 
-    def paired(self, data: Any, how: dict[str, Any]) -> Iterator[Batch]:
-        if self.at == 0:
-            for model in (self.model, *([self.ema.model] if self.ema else [])):
-                model.start()
-        labels = data.arrays("train")[1] if self.model.conditional else None
-        yield from super().stream(data.coupled("train", *self.pairs(labels)), **how)
+    def stream_pairs(self, data: Any, options: dict[str, Any]) -> Iterator[Batch]:
+        """Yield training batches of the teacher's pairs."""
+        if self.global_step == 0:
+            for model in (self.model, self.ema and self.ema.model):
+                if isinstance(model, RectifiedFlow):
+                    model.init_from_teacher()
+        labels = data.raw_arrays("train")[1] if self.model.conditional else None
+        pairs = data.with_pairs("train", *self.make_pairs(labels))
+        yield from super().train_batches(pairs, **options)
 
     @torch.no_grad()
-    def pairs(self, labels: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Return pairs (N, 2, *shape) of what the teacher's ODE makes and the noise that it makes it of, and classes (N,)."""
-        n = self.options.pairs
+    def make_pairs(self, labels: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Return pairs (N, 2, *shape) of items and their noise, and classes (N,).
+
+        Args:
+            labels: classes (M,) of the training items; None for an unconditional model.
+        """
+        n = self.options.num_pairs
         y = None if labels is None else labels[torch.arange(n) % len(labels)]
-        found = torch.empty(n, 2, *self.model.spec.shape)
-        for at in tqdm(
-            range(0, n, CHUNK), desc=f"{n:,} pairs of the teacher", leave=False, disable=None
-        ):
-            some = slice(at, min(at + CHUNK, n))
-            noise = torch.randn(
-                found[some, 1].shape, generator=torch.Generator().manual_seed(mix(self.seed, at))
-            )
-            told = None if y is None else y[some].to(self.device.torch)
+        pairs = torch.empty(n, 2, *self.model.spec.shape)
+        starts = tqdm(
+            range(0, n, PAIRS_PER_CHUNK),
+            desc=f"{n:,} pairs of the teacher",
+            leave=False,
+            disable=None,
+        )
+        for start in starts:
+            chunk = slice(start, min(start + PAIRS_PER_CHUNK, n))
+            generator = torch.Generator().manual_seed(derive_seed(self.seed, start))
+            noise = torch.randn(pairs[chunk, 1].shape, generator=generator)
+            classes = None if y is None else y[chunk].to(self.device.torch)
             with self.device.autocast():
-                found[some, 0] = self.model.led(noise.to(self.device.torch), told).float().cpu()
-            found[some, 1] = noise
-        return found, y
+                items = self.model.teacher_samples(noise.to(self.device.torch), classes)
+            pairs[chunk, 0] = items.float().cpu()
+            pairs[chunk, 1] = noise
+        return pairs, y

@@ -1,95 +1,184 @@
-"""Samplers: functions of a denoiser, a start and the noise levels, so that each serves every network and every path.
+"""Samplers for every denoising network and every path from noise to data.
 
-A denoiser is a function (x (B, …), t) -> the expected x_0 (B, …): all rows are at the same noise level. Levels go from the
-noisiest to the clean one; between two of them lies one step, whatever the training's own steps were. x = α x_0 + σ ε on
-each: DDPM's paths have α² + σ² = 1, EDM's α = 1, those of flow matching α + σ = 1.
+A denoiser is a function (x (B, …), t) -> E[x_0 | x] (B, …), where all rows have the same noise
+level. Levels go from the noisiest to the clean one. A step leads from one level to the next,
+whatever steps the training used. On each level x = α x_0 + σ ε: DDPM's paths have α² + σ² = 1,
+EDM's α = 1, those of flow matching α + σ = 1.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from genlab.models.diffusion.schedule import Level, Variance
+from genlab.models.diffusion.schedule import NoiseLevel, Variance
 
-Denoiser = Callable[[Tensor, float], Tensor]
-Noise = Callable[[Tensor], Tensor]
+Denoiser = Callable[[Tensor, float], Any]  # x_0, or (x_0, v) with learned variances
+NoiseFn = Callable[[Tensor], Tensor]  # draws standard noise of the shape of its argument
+LevelAt = Callable[[float], NoiseLevel]  # the level of a path at a given σ/α
 Interval = tuple[float, float]
 
+MAX_CHURN = 2**0.5 - 1
 
-def strided(T: int, steps: int) -> list[int]:
-    """Return `steps` times 0, T/S, 2T/S, … with a uniform stride from 0 (Song et al. 2021, appendix D.2)."""
+
+# --- times and noise levels -----------------------------------------------------------------------
+
+
+def ddim_timesteps(T: int, steps: int) -> list[int]:
+    """Return `steps` times 0, T/S, 2T/S, … with a uniform stride from 0.
+
+    Song et al. 2021, appendix D.2.
+    """
     return [i * T // steps for i in range(steps)]
 
 
-def spread(T: int, steps: int) -> list[int]:
-    """Return `steps` times spread evenly over 0, …, T − 1, with both ends (Nichol & Dhariwal 2021, section 4)."""
+def linspace_timesteps(T: int, steps: int) -> list[int]:
+    """Return `steps` times spaced evenly over 0, …, T − 1, both ends included.
+
+    Nichol & Dhariwal 2021, section 4.
+    """
     return [round(i * (T - 1) / max(steps - 1, 1)) for i in range(steps)] if steps > 1 else [T - 1]
 
 
-def quadratic(T: int, steps: int) -> list[int]:
-    """Return `steps` times ⌊c i²⌋, from 0 to T − 1: closer where there is little noise (Song et al. 2021, appendix D.2)."""
+def quadratic_timesteps(T: int, steps: int) -> list[int]:
+    """Return `steps` times ⌊c i²⌋ from 0 to T − 1, denser where there is little noise.
+
+    Song et al. 2021, appendix D.2.
+    """
     times = [(T - 1) * i * i // (steps - 1) ** 2 for i in range(steps)] if steps > 1 else [T - 1]
-    return apart(times[::-1])
+    return make_distinct(times[::-1])
 
 
-def karras(highest: float, lowest: float, steps: int, rho: float = 7.0) -> list[float]:
-    """Return `steps` noise levels from the highest down, even in their ρ-th roots (Karras et al. 2022, 2206.00364, eq. 5)."""
+def karras_sigmas(highest: float, lowest: float, steps: int, rho: float = 7.0) -> list[float]:
+    """Return `steps` noise levels from the highest down, evenly spaced in their ρ-th roots.
+
+    Karras et al. 2022, 2206.00364, eq. 5.
+    """
     high, low = highest ** (1 / rho), lowest ** (1 / rho)
     return [(high + i / max(steps - 1, 1) * (low - high)) ** rho for i in range(steps)]
 
 
-def apart(times: Sequence[int]) -> list[int]:
-    """Return as many times (descending), ascending and all different: where levels are coarse, one lies nearest to several."""
-    found: list[int] = []
+def make_distinct(times: Sequence[int]) -> list[int]:
+    """Return as many times as given (descending), now ascending and all different.
+
+    Times repeat where levels are coarse, so that one time is the nearest to several levels.
+    """
+    distinct: list[int] = []
     for i, time in enumerate(times):
-        below = min(time, found[-1] - 1) if found else time
-        found.append(max(below, len(times) - 1 - i))
-    return found[::-1]
+        candidate = min(time, distinct[-1] - 1) if distinct else time
+        distinct.append(max(candidate, len(times) - 1 - i))
+    return distinct[::-1]
 
 
-def spreads(now: Level, then: Level) -> tuple[float, float, float]:
-    """Return α_{t|s}, and the variances of q(x_t | x_s) and of q(x_s | x_t, x_0), of a step from t = now to s = then."""
+def shift_levels(
+    levels: Iterable[NoiseLevel], time_shift: float, level_at: LevelAt
+) -> Iterator[NoiseLevel]:
+    """Yield the levels with σ/α multiplied by `time_shift`, but none noisier than the first.
+
+    On straight paths the time t becomes shift·t / (1 + (shift − 1) t) (Esser et al. 2024,
+    2403.03206, eq. 23).
+    """
+    highest = None
+    for level in levels:
+        if highest is None:
+            highest = level.noise_to_signal
+        elif level.sigma:
+            level = level_at(min(time_shift * level.noise_to_signal, highest))
+        yield level
+
+
+def in_interval(noise_to_signal: float, interval: Interval | None) -> bool:
+    """Return whether low < σ/α ≤ high; the interval None contains all noise levels."""
+    return interval is None or interval[0] < noise_to_signal <= interval[1]
+
+
+# --- one step -------------------------------------------------------------------------------------
+
+
+def transition_variances(now: NoiseLevel, then: NoiseLevel) -> tuple[float, float, float]:
+    """Return α_{t|s} and the variances of q(x_t | x_s) and q(x_s | x_t, x_0).
+
+    The step leads from t = now to s = then.
+    """
     alpha = now.alpha / then.alpha
     beta = now.sigma**2 - (alpha * then.sigma) ** 2
     return alpha, beta, beta * (then.sigma / now.sigma) ** 2
 
 
-def inside(noise: float, interval: Interval | None) -> bool:
-    """Whether a noise level σ/α lies in (low, high]; in None each does."""
-    return interval is None or interval[0] < noise <= interval[1]
+def posterior_mean(x0: Tensor, x: Tensor, now: NoiseLevel, then: NoiseLevel) -> Tensor:
+    """Return the mean (B, …) of q(x_s | x_t, x_0) for a step from t = now to s = then.
 
-
-def posterior_mean(x0: Tensor, x: Tensor, now: Level, then: Level) -> Tensor:
-    """Return the mean (B, …) of q(x_s | x_t, x_0) of a step from t = now to s = then (Ho et al. 2020, eq. 7)."""
-    alpha, beta, _ = spreads(now, then)
+    Ho et al. 2020, eq. 7.
+    """
+    alpha, beta, _ = transition_variances(now, then)
     return then.alpha * beta / now.sigma**2 * x0 + alpha * (then.sigma / now.sigma) ** 2 * x
+
+
+def add_noise_up_to(
+    x: Tensor, now: NoiseLevel, target: NoiseLevel, noise: NoiseFn
+) -> tuple[Tensor, NoiseLevel]:
+    """Return x (B, …) with noise added up to the level `target`, and that level.
+
+    If `target` is not noisier than `now`, x and `now` are returned unchanged.
+    """
+    scale = target.alpha / now.alpha
+    variance = target.sigma**2 - (scale * now.sigma) ** 2
+    return (scale * x + variance**0.5 * noise(x), target) if variance > 0 else (x, now)
+
+
+def ode_coordinates(level: NoiseLevel, straight_path: bool) -> tuple[float, float]:
+    """Return the scale s and the clock τ in which the probability-flow ODE of x/s is simple.
+
+    EDM's coordinates are s = α, τ = σ/α: x/s = x_0 + τ ε. Those of straight paths are s = α + σ,
+    τ = σ/s: x/s = (1 − τ) x_0 + τ ε. The latter also hold without signal (α = 0).
+    """
+    scale = level.alpha + level.sigma if straight_path else level.alpha
+    return scale, level.sigma / scale
+
+
+def ode_derivative(x0: Tensor, x: Tensor, level: NoiseLevel, straight_path: bool) -> Tensor:
+    """Return d(x/s)/dτ (B, …): ε, or ε − x_0 in the coordinates of straight paths."""
+    eps = (x - level.alpha * x0) / level.sigma
+    return eps - x0 if straight_path else eps
+
+
+def half_log_snr(level: NoiseLevel) -> float:
+    """Return λ = log α/σ."""
+    if not level.alpha or not level.sigma:
+        return math.inf if level.alpha else -math.inf
+    return math.log(level.alpha / level.sigma)
+
+
+# --- the samplers ---------------------------------------------------------------------------------
 
 
 @torch.no_grad()
 def ancestral(
     denoise: Denoiser,
     x: Tensor,
-    levels: Sequence[Level],
+    levels: Iterable[NoiseLevel],
     *,
     variance: Variance = "beta",
-    noise: Noise = torch.randn_like,
+    noise: NoiseFn = torch.randn_like,
 ) -> Tensor:
     """Return x_0 (B, …) from the noise x (B, …) by algorithm 2 of DDPM (Ho et al. 2020).
 
     Args:
-        variance: σ² = β or β̃ of each step (section 3.2), or "learned": the denoiser gives (x_0, v), and σ² = β^v β̃^(1−v)
-            (Nichol & Dhariwal 2021, eq. 15). The last step adds no noise.
+        variance: σ² = β or β̃ of each step (section 3.2), or "learned": the denoiser gives (x_0, v)
+            and σ² = β^v β̃^(1−v) (Nichol & Dhariwal 2021, eq. 15). The last step adds no noise.
     """
     for now, then in pairwise(levels):
         x0, v = denoise(x, now.t) if variance == "learned" else (denoise(x, now.t), None)
         x = posterior_mean(x0, x, now, then)
         if then.sigma:
-            _, beta, beta_tilde = spreads(now, then)
+            _, beta, beta_tilde = transition_variances(now, then)
+            std: float | Tensor
             if v is None:
                 std = (beta if variance == "beta" else beta_tilde) ** 0.5
             else:
@@ -102,24 +191,26 @@ def ancestral(
 def ddim(
     denoise: Denoiser,
     x: Tensor,
-    levels: Sequence[Level],
+    levels: Iterable[NoiseLevel],
     *,
     eta: float = 0.0,
-    noise_interval: Interval | None = None,
-    noise: Noise = torch.randn_like,
+    noise_sigma_interval: Interval | None = None,
+    noise: NoiseFn = torch.randn_like,
 ) -> Tensor:
-    """Return x_0 (B, …) from the noise x (B, …) by DDIM (Song et al. 2021, 2010.02502, eqs. 12 and 16).
+    """Return x_0 (B, …) from the noise x (B, …) by DDIM.
+
+    Song et al. 2021, 2010.02502, eqs. 12 and 16.
 
     Args:
         eta: 0 is deterministic; 1 over the same levels is `ancestral` with σ² = β̃.
-        noise_interval: the σ/α between which it acts; see `heun`.
+        noise_sigma_interval: the interval of σ/α in which eta acts; see `heun`.
     """
     for now, then in pairwise(levels):
         x0 = denoise(x, now.t)
         eps = (x - now.alpha * x0) / now.sigma
-        sigma = (
-            eta * spreads(now, then)[2] ** 0.5 if eta and inside(now.noise, noise_interval) else 0.0
-        )  # eq. 16
+        sigma = 0.0
+        if eta and in_interval(now.noise_to_signal, noise_sigma_interval):
+            sigma = eta * transition_variances(now, then)[2] ** 0.5  # eq. 16
         x = then.alpha * x0 + max(then.sigma**2 - sigma**2, 0.0) ** 0.5 * eps  # eq. 12
         if sigma:
             x = x + sigma * noise(x)
@@ -130,23 +221,29 @@ def ddim(
 def euler(
     denoise: Denoiser,
     x: Tensor,
-    levels: Sequence[Level],
+    levels: Iterable[NoiseLevel],
     *,
-    straight: bool = False,
-    shift: float = 1.0,
-    level: Callable[[float], Level] | None = None,
+    straight_path: bool = False,
+    time_shift: float = 1.0,
+    level_at: LevelAt | None = None,
 ) -> Tensor:
     """Return x_0 (B, …) from the noise x (B, …) by Euler's method on the probability-flow ODE.
 
-    On every path it is the deterministic DDIM: to hold x_0 and ε still for a step is to go along the tangent.
+    On every path this is deterministic DDIM: constant x_0 and ε during a step give the tangent.
 
     Args:
-        straight: follow the ODE in the frame of flow matching; else in that of EDM. See `frame`.
-        shift: the noise of each level is taken so many times; see `shifted`. With it `level` gives the level of a σ/α.
+        straight_path: integrate in the coordinates of flow matching instead of EDM's; see
+            `ode_coordinates`.
+        time_shift: factor of σ/α of each level; see `shift_levels`. Other values than 1 need
+            `level_at`, which gives the level at a σ/α.
     """
-    for now, then in pairwise(levels if shift == 1 else shifted(levels, shift, level)):
-        (a, b), (c, d) = frame(now, straight), frame(then, straight)
-        x = c * (x / a + (d - b) * slope(denoise(x, now.t), x, now, straight))
+    if time_shift != 1:
+        assert level_at is not None
+        levels = shift_levels(levels, time_shift, level_at)
+    for now, then in pairwise(levels):
+        (a, b), (c, d) = ode_coordinates(now, straight_path), ode_coordinates(then, straight_path)
+        derivative = ode_derivative(denoise(x, now.t), x, now, straight_path)
+        x = c * (x / a + (d - b) * derivative)
     return x
 
 
@@ -154,127 +251,108 @@ def euler(
 def heun(
     denoise: Denoiser,
     x: Tensor,
-    levels: Sequence[Level],
+    levels: Iterable[NoiseLevel],
     *,
-    straight: bool = False,
-    churn: float = 0.0,
-    noise_interval: Interval | None = None,
-    level: Callable[[float], Level] | None = None,
-    noise: Noise = torch.randn_like,
+    straight_path: bool = False,
+    churn_gamma: float = 0.0,
+    noise_sigma_interval: Interval | None = None,
+    level_at: LevelAt | None = None,
+    noise: NoiseFn = torch.randn_like,
 ) -> Tensor:
-    """Return x_0 (B, …) from the noise x (B, …) by Heun's method (Karras et al. 2022, 2206.00364, algorithms 1 and 2).
+    """Return x_0 (B, …) from the noise x (B, …) by Heun's method.
 
-    Second order for two network evaluations a step, and for one in the last.
+    Karras et al. 2022, 2206.00364, algorithms 1 and 2. Second order for two network evaluations per
+    step, and one in the last step.
 
     Args:
-        straight: follow the ODE in the frame of flow matching; else in that of EDM. See `frame`.
-        churn: γ: noise is added before each step, to 1 + γ times its level, in which the errors of the steps before drown;
-            at most √2 − 1, the paper's S_churn / steps. 0: none. With it `level` gives the level of a σ/α.
-        noise_interval: the σ/α between which noise is added, the paper's S_tmin and S_tmax; None: at all.
+        straight_path: integrate in the coordinates of flow matching instead of EDM's; see
+            `ode_coordinates`.
+        churn_gamma: γ: before each step noise is added, up to 1 + γ times its level, which hides
+            the errors of earlier steps. The paper's γ = S_churn / steps, at most √2 − 1; 0 disables
+            it. Other values need `level_at`, which gives the level at a σ/α.
+        noise_sigma_interval: the interval of σ/α in which noise is added, the paper's S_tmin and
+            S_tmax; None stands for all levels.
     """
     for now, then in pairwise(levels):
-        if churn and now.alpha and inside(now.noise, noise_interval):
-            x, now = raised(x, now, level((1 + min(churn, 2**0.5 - 1)) * now.noise), noise)
-        (a, b), (c, d) = frame(now, straight), frame(then, straight)
-        first = slope(denoise(x, now.t), x, now, straight)
+        if churn_gamma and now.alpha and in_interval(now.noise_to_signal, noise_sigma_interval):
+            assert level_at is not None
+            target = level_at((1 + min(churn_gamma, MAX_CHURN)) * now.noise_to_signal)
+            x, now = add_noise_up_to(x, now, target, noise)
+        (a, b), (c, d) = ode_coordinates(now, straight_path), ode_coordinates(then, straight_path)
+        first = ode_derivative(denoise(x, now.t), x, now, straight_path)
         u, x = x / a, c * (x / a + (d - b) * first)
         if then.sigma:
-            second = slope(denoise(x, then.t), x, then, straight)
+            second = ode_derivative(denoise(x, then.t), x, then, straight_path)
             x = c * (u + (d - b) * 0.5 * (first + second))
     return x
-
-
-def shifted(
-    levels: Iterable[Level], shift: float, level: Callable[[float], Level]
-) -> Iterator[Level]:
-    """Yield levels with σ/α so many times as high, but none above the first, which stays (Esser et al. 2024, 2403.03206, eq. 23).
-
-    On straight paths the time t becomes shift·t / (1 + (shift − 1) t).
-    """
-    highest = None
-    for at in levels:
-        if highest is None:
-            highest = at.noise
-        elif at.sigma:
-            at = level(min(shift * at.noise, highest))
-        yield at
-
-
-def raised(x: Tensor, now: Level, to: Level, noise: Noise) -> tuple[Tensor, Level]:
-    """Return x (B, …) with as much noise more as leads to a noisier level, and that level; x as it is if it is no noisier."""
-    scale = to.alpha / now.alpha
-    more = to.sigma**2 - (scale * now.sigma) ** 2
-    return (scale * x + more**0.5 * noise(x), to) if more > 0 else (x, now)
-
-
-def frame(level: Level, straight: bool) -> tuple[float, float]:
-    """Return the scale s and the clock τ in which the ODE of x/s is simple.
-
-    EDM's frame is s = α, τ = σ/α: x/s = x_0 + τ ε. The straight one is s = α + σ, τ = σ/s: x/s = (1 − τ) x_0 + τ ε; it holds
-    where there is no signal at all (α = 0) too.
-    """
-    scale = level.alpha + level.sigma if straight else level.alpha
-    return scale, level.sigma / scale
-
-
-def slope(x0: Tensor, x: Tensor, level: Level, straight: bool) -> Tensor:
-    """Return d(x/s)/dτ (B, …): ε, or in the straight frame ε − x_0."""
-    eps = (x - level.alpha * x0) / level.sigma
-    return eps - x0 if straight else eps
 
 
 @torch.no_grad()
 def dpm_solver(
     denoise: Denoiser,
     x: Tensor,
-    levels: Sequence[Level],
+    levels: Iterable[NoiseLevel],
     *,
     eta: float = 0.0,
-    noise_interval: Interval | None = None,
-    noise: Noise = torch.randn_like,
+    noise_sigma_interval: Interval | None = None,
+    noise: NoiseFn = torch.randn_like,
 ) -> Tensor:
-    """Return x_0 (B, …) from the noise x (B, …) by DPM-Solver++(2M) (Lu et al. 2022, 2211.01095, algorithm 2).
+    """Return x_0 (B, …) from the noise x (B, …) by DPM-Solver++(2M).
 
-    Second order for one network evaluation a step: x_0 is taken to go on as it did, in λ = log α/σ. The first step and the
-    last, to where λ is infinite, hold it still.
+    Lu et al. 2022, 2211.01095, algorithm 2. Second order for one network evaluation per step: x_0
+    is extrapolated linearly in λ = log α/σ. In the first step, and in the last one, where λ becomes
+    infinite, x_0 is constant.
 
     Args:
-        eta: 0 follows the ODE, 1 the SDE of the same laws (SDE-DPM-Solver++(2M), the same paper, version 3).
-        noise_interval: the σ/α between which it acts, elsewhere 0; see `heun`.
+        eta: 0 follows the ODE, 1 the SDE with the same marginals (SDE-DPM-Solver++(2M), version 3
+            of the same paper).
+        noise_sigma_interval: the interval of σ/α in which eta acts; see `heun`.
     """
-    before, h_before = None, 0.0
+    previous_x0: Tensor | None = None
+    previous_h = 0.0
     for now, then in pairwise(levels):
         x0 = denoise(x, now.t)
         h = half_log_snr(then) - half_log_snr(now)
-        guess = x0
-        if before is not None and then.sigma:
-            r = h_before / h
-            guess = x0 + (x0 - before) / (2 * r)
-        share = eta if inside(now.noise, noise_interval) else 0.0
-        forgotten = (
-            math.exp(-share * h) if share else 1.0
-        )  # what the noise of the SDE takes the place of
+        extrapolated = x0
+        if previous_x0 is not None and then.sigma:
+            r = previous_h / h
+            extrapolated = x0 + (x0 - previous_x0) / (2 * r)
+        local_eta = eta if in_interval(now.noise_to_signal, noise_sigma_interval) else 0.0
+        # the share of the present noise that fresh noise of the SDE does not replace
+        kept = math.exp(-local_eta * h) if local_eta else 1.0
         x = (
-            then.sigma / now.sigma * forgotten * x
-            - then.alpha * math.expm1(-(1 + share) * h) * guess
+            then.sigma / now.sigma * kept * x
+            - then.alpha * math.expm1(-(1 + local_eta) * h) * extrapolated
         )
-        if share and then.sigma:
-            x = x + then.sigma * (-math.expm1(-2 * share * h)) ** 0.5 * noise(x)
-        before, h_before = x0, h
+        if local_eta and then.sigma:
+            x = x + then.sigma * (-math.expm1(-2 * local_eta * h)) ** 0.5 * noise(x)
+        previous_x0, previous_h = x0, h
     return x
 
 
-def half_log_snr(level: Level) -> float:
-    """Return λ = log α/σ."""
-    if not level.alpha or not level.sigma:
-        return math.inf if level.alpha else -math.inf
-    return math.log(level.alpha / level.sigma)
+@dataclass(frozen=True)
+class Sampler:
+    """A sampling function with the names of its options.
+
+    Attributes:
+        function: (denoise, x (B, …), levels, **options) -> x_0 (B, …).
+        options: the options that a user may set, as `sampler.eta`.
+        model_options: the options that the model sets.
+    """
+
+    function: Callable[..., Tensor]
+    options: tuple[str, ...] = ()
+    model_options: tuple[str, ...] = ()
 
 
 SAMPLERS = {
-    "ancestral": ancestral,
-    "ddim": ddim,
-    "euler": euler,
-    "heun": heun,
-    "dpm_solver": dpm_solver,
+    "ancestral": Sampler(ancestral, options=("variance",)),
+    "ddim": Sampler(ddim, options=("eta", "noise_sigma_interval")),
+    "euler": Sampler(euler, options=("time_shift",), model_options=("straight_path", "level_at")),
+    "heun": Sampler(
+        heun,
+        options=("churn_gamma", "noise_sigma_interval"),
+        model_options=("straight_path", "level_at"),
+    ),
+    "dpm_solver": Sampler(dpm_solver, options=("eta", "noise_sigma_interval")),
 }

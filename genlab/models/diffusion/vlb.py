@@ -1,4 +1,7 @@
-"""The variational bound of DDPM (Ho et al. 2020, eq. 5): −log p(x_0) ≤ L_T + Σ_t L_{t−1} + L_0, in nats."""
+"""The variational lower bound of DDPM (Ho et al. 2020, eq. 5), in nats.
+
+−log p(x_0) ≤ L_T + Σ_t L_{t−1} + L_0.
+"""
 
 from __future__ import annotations
 
@@ -10,25 +13,27 @@ import torch
 from torch import Tensor
 from torch.special import log_ndtr
 
-from genlab.models.diffusion.samplers import spreads
-from genlab.models.diffusion.schedule import Level, Variance
+from genlab.models.diffusion.samplers import transition_variances
+from genlab.models.diffusion.schedule import NoiseLevel, Variance
+from genlab.nn.broadcast import expand_like
 
-VALUES = (
-    2**18
-)  # numbers in one pass of the network: several times t share a pass where the batch is small
+# Values in one pass of the network: if the batch is small, several times t share a pass.
+MAX_VALUES_PER_PASS = 2**18
 
 
-def gaussian(x: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
-    """Return log N(x; mean, variance), element by element."""
+def gaussian_log_prob(x: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
+    """Return log N(x; mean, variance) of each element."""
     return -0.5 * (math.log(2 * math.pi) + variance.log() + (x - mean) ** 2 / variance)
 
 
-def discretised(x: Tensor, mean: Tensor, variance: Tensor, levels: int) -> Tensor:
-    """Return the log-probability of the bin of x under N(mean, variance), element by element (eq. 13).
+def discretized_gaussian_log_prob(
+    x: Tensor, mean: Tensor, variance: Tensor, num_levels: int
+) -> Tensor:
+    """Return the log-probability of each element's bin under N(mean, variance) (eq. 13).
 
-    x is one of `levels` values spread evenly over [−1, 1]; the two outer bins reach to infinity.
+    x takes `num_levels` values spaced evenly over [−1, 1]; the two outer bins reach to infinity.
     """
-    half, far = 1 / (levels - 1), 1e3
+    half, far = 1 / (num_levels - 1), 1e3
     std = variance.sqrt()
     low = (x - torch.where(x < -1 + half, far, half) - mean) / std
     high = (x + torch.where(x > 1 - half, far, half) - mean) / std
@@ -38,145 +43,168 @@ def discretised(x: Tensor, mean: Tensor, variance: Tensor, levels: int) -> Tenso
     return log_ndtr(high) + torch.log1p(-torch.exp(log_ndtr(low) - log_ndtr(high)))
 
 
-def strata(T: int, terms: int | None) -> Tensor:
-    """Return the borders (K + 1,) of K strata of the times 1, …, T − 1, narrow at small t, where terms are large."""
-    K = T - 1 if terms is None else min(terms, T - 1)
+def timestep_strata(T: int, num_terms: int | None) -> Tensor:
+    """Return the borders (K + 1,) of K strata of the times 1, …, T − 1.
+
+    The strata are narrow at small t, where the terms of the bound are large.
+    """
+    K = T - 1 if num_terms is None else min(num_terms, T - 1)
     i = torch.arange(K + 1, dtype=torch.float64)
     return (1 + i + ((T - 1 - K) * (i / max(K, 1)) ** 2).round()).long()
 
 
-def step_nats(
+def vlb_term(
     x0: Tensor,
-    guess: Tensor,
+    predicted_x0: Tensor,
     weight: Tensor,
     beta_tilde: Tensor,
     variance: Tensor,
     *,
-    levels: int = 0,
+    num_levels: int = 0,
 ) -> Tensor:
-    """Return L_{t−1} = KL(q(x_{t−1} | x_t, x_0) ‖ N(μ, σ²)) (B,) in nats; where β̃ = 0, in the last step, −log N(x_0; μ, σ²).
+    """Return L_{t−1} = KL(q(x_{t−1} | x_t, x_0) ‖ N(μ, σ²)) (B,) in nats.
 
-    The two means differ by weight · (x_0 − guess), and only there.
+    The two means differ by weight · (x_0 − predicted_x0). In the last step, where β̃ = 0, the term
+    is −log N(x_0; μ, σ²).
 
     Args:
-        guess: the expected x_0 (B, …) of x_t.
-        weight: of x_0 in the mean of q (B, 1, …): eq. 7.
-        beta_tilde: the variance of q (B, 1, …); variance: σ² (B, …) of the model's step.
-        levels: number of values of discrete data in [−1, 1], whose L_0 is eq. 13; 0: a density.
+        predicted_x0: the expected x_0 (B, …) of x_t.
+        weight: weight (B, 1, …) of x_0 in the mean of q (eq. 7).
+        beta_tilde: the variance of q (B, 1, …).
+        variance: σ² (B, …) of the model's step.
+        num_levels: number of values of discrete data in [−1, 1], whose L_0 is eq. 13; 0 for a
+            density.
     """
-    first = beta_tilde == 0  # (B, 1, …)
-    ratio = torch.where(first, 1.0, beta_tilde / variance)
-    kl = 0.5 * (ratio - 1 - ratio.log() + (weight * (x0 - guess)) ** 2 / variance)
-    if first.any():
-        last = discretised(x0, guess, variance, levels) if levels else gaussian(x0, guess, variance)
-        kl = torch.where(first, -last, kl)
+    is_last = beta_tilde == 0  # (B, 1, …)
+    ratio = torch.where(is_last, 1.0, beta_tilde / variance)
+    kl = 0.5 * (ratio - 1 - ratio.log() + (weight * (x0 - predicted_x0)) ** 2 / variance)
+    if is_last.any():
+        if num_levels:
+            log_prob = discretized_gaussian_log_prob(x0, predicted_x0, variance, num_levels)
+        else:
+            log_prob = gaussian_log_prob(x0, predicted_x0, variance)
+        kl = torch.where(is_last, -log_prob, kl)
     return kl.flatten(1).sum(1)
 
 
-def bound(
+def vlb(
     denoise: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor | None]],
     x0: Tensor,
-    path: Sequence[Level],
+    path: Sequence[NoiseLevel],
     *,
     variance: Variance = "beta",
-    levels: int = 0,
-    terms: int | None = None,
+    num_levels: int = 0,
+    num_terms: int | None = None,
     prior_std: float = 1.0,
     noise: Callable[[Tensor], Tensor] = torch.randn_like,
 ) -> Tensor:
-    """Return an unbiased draw (B,) of the lower bound of log p(x_0), in nats, of ancestral sampling along a path.
+    """Return an unbiased estimate (B,) of the lower bound of log p(x_0), in nats.
+
+    The bound is that of ancestral sampling along a path.
 
     Args:
-        denoise: (x_t, t, row) -> the expected x_0, and v of a learned variance or None; row (len(t),) says which item of the
-            batch each x_t comes from.
+        denoise: (x_t, t, row) -> the expected x_0, and v of a learned variance or None. `row`
+            (len(t),) is the index in the batch of the sample that each x_t comes from.
         path: the noise levels of all steps, from the noisiest to the clean one.
-        variance: σ² of p(x_{t−1} | x_t): β or β̃, the first clipped to the second; "learned": β^v β̃^(1−v).
-        levels: number of values of discrete data in [−1, 1], whose last step is eq. 13; 0: a density, N(x_0; μ, σ²).
-        terms: how many of the T − 1 terms L_{t−1} are evaluated, at random times stratified for each item; None: all.
-        prior_std: of the law p(x_T) = N(0, prior_std²).
+        variance: σ² of p(x_{t−1} | x_t): β or β̃, whose first value is clipped to the second, or
+            "learned": β^v β̃^(1−v).
+        num_levels: number of values of discrete data in [−1, 1], whose last step is eq. 13; 0 for a
+            density N(x_0; μ, σ²).
+        num_terms: how many of the T − 1 terms L_{t−1} are evaluated, at random times that are
+            stratified for each sample; None evaluates all.
+        prior_std: standard deviation of p(x_T) = N(0, prior_std²).
     """
     B, dim = len(x0), x0[0].numel()
     rows, T = torch.arange(B, device=x0.device), len(path) - 1
-    table = {key: value.to(x0) for key, value in steps_of(path).items()}
+    table = {key: value.to(x0) for key, value in step_tables(path).items()}
 
-    def nats(x: Tensor, i: Tensor, row: Tensor) -> Tensor:
-        at = {key: value[i].view(-1, *[1] * (x.dim() - 1)) for key, value in table.items()}
-        guess, v = denoise(at["alpha"] * x + at["sigma"] * noise(x), table["t"][i], row)
+    def terms_at(x: Tensor, i: Tensor, row: Tensor) -> Tensor:
+        """Return the terms (len(i),) of the steps i for samples x (len(i), …)."""
+        step = {key: expand_like(value[i], x) for key, value in table.items()}
+        predicted, v = denoise(step["alpha"] * x + step["sigma"] * noise(x), table["t"][i], row)
         if v is None:
-            sigma2 = at["beta" if variance == "beta" else "clipped"]
+            sigma2 = step["beta" if variance == "beta" else "clipped"]
         else:
-            sigma2 = (v * at["beta"].log() + (1 - v) * at["clipped"].log()).exp()
-        return step_nats(x, guess, at["weight"], at["beta_tilde"], sigma2, levels=levels)
+            sigma2 = (v * step["beta"].log() + (1 - v) * step["clipped"].log()).exp()
+        return vlb_term(
+            x, predicted, step["weight"], step["beta_tilde"], sigma2, num_levels=num_levels
+        )
 
     # L_T = KL(q(x_T | x_0) || N(0, prior_std²))
     a, s = path[0].alpha / prior_std, path[0].sigma / prior_std
     total = 0.5 * ((a * x0) ** 2 + s**2 - 1 - math.log(s**2)).flatten(1).sum(1)
-    total = total + nats(x0, torch.zeros_like(rows), rows)  # L_0
-    # L_{t−1}, one time from each stratum, weighed by the stratum's width
-    borders = strata(T, terms).to(x0.device)
-    width = borders.diff()
-    for part in torch.arange(len(width), device=x0.device).split(max(1, VALUES // (B * dim))):
+    total = total + terms_at(x0, torch.zeros_like(rows), rows)  # L_0
+    # L_{t−1} at one time of each stratum, weighted by the stratum's width
+    borders = timestep_strata(T, num_terms).to(x0.device)
+    widths = borders.diff()
+    strata_per_pass = max(1, MAX_VALUES_PER_PASS // (B * dim))
+    for part in torch.arange(len(widths), device=x0.device).split(strata_per_pass):
         row = rows.repeat(len(part))
-        weight = width[part].repeat_interleave(B)
-        i = (
-            borders[part].repeat_interleave(B)
-            + (torch.rand(len(row), device=x0.device) * weight).long()
-        )
+        weight = widths[part].repeat_interleave(B)
+        offset = (torch.rand(len(row), device=x0.device) * weight).long()
+        i = borders[part].repeat_interleave(B) + offset
         x = x0.repeat(len(part), *[1] * (x0.dim() - 1))
-        total = total + (weight * nats(x, i, row)).view(len(part), B).sum(0)
+        total = total + (weight * terms_at(x, i, row)).view(len(part), B).sum(0)
     return -total
 
 
-def noise_error(
+def eps_mse(
     denoise: Callable[[Tensor, Tensor, Tensor], Tensor],
     x0: Tensor,
-    path: Sequence[Level],
+    path: Sequence[NoiseLevel],
     *,
-    terms: int | None = None,
+    num_terms: int | None = None,
     noise: Callable[[Tensor], Tensor] = torch.randn_like,
 ) -> Tensor:
-    """Return a draw (B,) of E ‖ε − ε̂(x_t)‖² over ε and all levels of a path alike: the bound without its weights.
+    """Return an estimate (B,) of E ‖ε − ε̂(x_t)‖² over ε and all levels of a path.
+
+    It is the bound without its weights.
 
     Args:
-        denoise: (x_t, t, row) -> the expected x_0; row (len(t),) says which item of the batch each x_t comes from.
+        denoise: (x_t, t, row) -> the expected x_0; `row` (len(t),) is the index in the batch of the
+            sample that each x_t comes from.
         path: the noise levels, from the noisiest to the clean one.
-        terms: how many levels are asked, at random, stratified for each item; None: all.
+        num_terms: how many random levels are evaluated, stratified for each sample; None evaluates
+            all.
     """
     B, dim, T = len(x0), x0[0].numel(), len(path) - 1
     t, alpha, sigma = (
         torch.tensor(values, dtype=torch.float64).to(x0) for values in zip(*path[:-1], strict=True)
     )
-    rows, total, K = torch.arange(B, device=x0.device), torch.zeros(B).to(x0), min(terms or T, T)
-    for part in torch.arange(K, device=x0.device).split(max(1, VALUES // (B * dim))):
+    rows, total = torch.arange(B, device=x0.device), torch.zeros(B).to(x0)
+    K = min(num_terms or T, T)
+    strata_per_pass = max(1, MAX_VALUES_PER_PASS // (B * dim))
+    for part in torch.arange(K, device=x0.device).split(strata_per_pass):
         row = rows.repeat(len(part))
-        i = (
-            ((part.repeat_interleave(B) + torch.rand(len(row), device=x0.device)) * (T / K))
-            .long()
-            .clamp(max=T - 1)
-        )
-        x, shape = x0[row], (-1, *[1] * (x0.dim() - 1))
-        a, s = alpha[i].view(shape), sigma[i].view(shape)
+        position = part.repeat_interleave(B) + torch.rand(len(row), device=x0.device)
+        i = (position * (T / K)).long().clamp(max=T - 1)
+        x = x0[row]
+        a, s = expand_like(alpha[i], x0), expand_like(sigma[i], x0)
         error = a / s * (x - denoise(a * x + s * noise(x), t[i], row))
         total = total + error.square().flatten(1).sum(1).view(len(part), B).sum(0) / K
     return total
 
 
-def steps_of(path: Sequence[Level]) -> dict[str, Tensor]:
-    """Return of each step (T,), from the last one to the first, its level, β, β̃, and the weight of x_0 in eq. 7; float64.
+def step_tables(path: Sequence[NoiseLevel]) -> dict[str, Tensor]:
+    """Return t, α, σ, β, β̃ and the weight of x_0 in eq. 7 for each step (T,), float64.
 
-    `clipped` is β̃ whose first value, 0, is the second's, as in the authors' code.
+    Steps go from the last to the first, that is, from low to high noise. `clipped` is β̃ with its
+    first value, 0, replaced by the second, as in the authors' code.
     """
-    up = [*reversed(path)]
-    spread = [spreads(now, then) for then, now in pairwise(up)]
-    found = {
-        "t": [level.t for level in up[1:]],
-        "alpha": [level.alpha for level in up[1:]],
-        "sigma": [level.sigma for level in up[1:]],
-        "beta": [beta for _, beta, _ in spread], "beta_tilde": [tilde for *_, tilde in spread],
-        "weight": [then.alpha * beta / now.sigma**2 for (then, now), (_, beta, _) in zip(pairwise(up), spread, strict=True)],
-    }  # fmt: skip
-    found["clipped"] = [
-        found["beta_tilde"][min(1, len(spread) - 1)] or found["beta"][0],
-        *found["beta_tilde"][1:],
-    ]
-    return {key: torch.tensor(values, dtype=torch.float64) for key, values in found.items()}
+    ascending = [*reversed(path)]
+    steps = list(pairwise(ascending))  # (then, now)
+    transitions = [transition_variances(now, then) for then, now in steps]
+    betas = [beta for _, beta, _ in transitions]
+    betas_tilde = [beta_tilde for *_, beta_tilde in transitions]
+    columns = {
+        "t": [level.t for level in ascending[1:]],
+        "alpha": [level.alpha for level in ascending[1:]],
+        "sigma": [level.sigma for level in ascending[1:]],
+        "beta": betas,
+        "beta_tilde": betas_tilde,
+        "weight": [
+            then.alpha * beta / now.sigma**2 for (then, now), beta in zip(steps, betas, strict=True)
+        ],
+        "clipped": [betas_tilde[min(1, len(steps) - 1)] or betas[0], *betas_tilde[1:]],
+    }
+    return {key: torch.tensor(values, dtype=torch.float64) for key, values in columns.items()}

@@ -1,32 +1,30 @@
-"""One affine layer: a Gaussian with full covariance, for images in the space of the logit.
+"""One affine layer: a Gaussian with full covariance, for images in logit space.
 
-The simplest flow, whose likelihood is known in closed form (Papamakarios et al. 2017, https://arxiv.org/abs/1705.07057, table 2).
+The simplest flow, whose likelihood is known in closed form (Papamakarios et al. 2017,
+https://arxiv.org/abs/1705.07057, table 2).
 """
 
 from __future__ import annotations
 
-from genlab.models.flow.flow import Alpha, Flow, check
+from genlab.models.flow.flow import Alpha, Flow, check_data
 from genlab.models.flow.linear import Triangular
 from genlab.models.flow.transforms import Chain, Flatten
-from genlab.spec import Spec
+from genlab.spec import DataSpec
 
 
 class AffineFlow(Flow):
     """z = L x + b with L lower triangular.
 
     Args:
-        alpha: for images: the logit's margin.
-        conditional: learn p(x|y), each class with a base of its own: after L, a Gaussian with diagonal covariance.
+        alpha: for images: the margin of the logit.
+        conditional: learn p(x|y) with one base distribution per class, which after L is a Gaussian
+            with diagonal covariance.
 
     Raises:
-        UserError: the data has no density.
+        UserError: the data is discrete.
     """
 
-    def __init__(self, spec: Spec, *, alpha: Alpha = 1e-6, conditional: bool = False) -> None:
-        check("affine", spec, conditional=conditional, least=1)
-        super().__init__(
-            spec,
-            Chain(Flatten(spec.shape), Triangular(spec.dim)),
-            alpha=alpha,
-            conditional=conditional,
-        )
+    def __init__(self, spec: DataSpec, *, alpha: Alpha = 1e-6, conditional: bool = False) -> None:
+        check_data("affine", spec, conditional=conditional, min_dim=1)
+        transform = Chain(Flatten(spec.shape), Triangular(spec.dim))
+        super().__init__(spec, transform, alpha=alpha, conditional=conditional)

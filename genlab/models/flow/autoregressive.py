@@ -1,4 +1,4 @@
-"""Autoregressive transforms: each value is changed as the values before it say, by a masked network.
+"""Autoregressive transforms: a masked network parametrizes the map of each value.
 
 Papamakarios, Pavlakou & Murray 2017, https://arxiv.org/abs/1705.07057.
 """
@@ -14,9 +14,11 @@ from genlab.nn.masked import MaskedMLP
 
 
 class Autoregressive(Transform):
-    """z_i = map(x_i; net(x_<i)): one pass of the network; the inverse takes a pass for each value.
+    """z_i = map(x_i; net(x_<i)).
 
-    The network starts as it is, for at the identity, on data as symmetric as a grid, nothing would tell it where to go.
+    The density takes one pass of the network, the inverse one pass per value. The network keeps its
+    random initialization. If it started at the identity, its gradients would vanish by symmetry on
+    data such as a grid.
     """
 
     def __init__(self, net: MaskedMLP, map: Elementwise) -> None:
@@ -29,8 +31,7 @@ class Autoregressive(Transform):
 
     def inverse(self, z: Tensor) -> Tensor:
         x = torch.zeros_like(z)
-        for place in range(
-            z.shape[1]
-        ):  # pass number i gets the value of place i right, those after it stay 0
-            x = torch.where(self.net.order <= place, self.map.inverse(z, self.net(x)), 0)
+        # pass i computes the value at position i of the order; later values stay 0
+        for position in range(z.shape[1]):
+            x = torch.where(self.net.order <= position, self.map.inverse(z, self.net(x)), 0)
         return x

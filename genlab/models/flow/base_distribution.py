@@ -1,4 +1,4 @@
-"""The distributions that a flow starts from: coordinates z = loc + e^log_scale · ε, independent of each other."""
+"""Base distributions of flows, with independent coordinates z = loc + e^log_scale · ε."""
 
 from __future__ import annotations
 
@@ -10,70 +10,76 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-class Base(nn.Module, ABC):
-    """A law of vectors z (B, dim); with classes each has its own loc and log_scale, learned from 0.
+class BaseDistribution(nn.Module, ABC):
+    """A distribution of vectors z (B, dim), which may depend on a class.
 
-    So a class-conditional flow is p(x|y) = p(z|y) |det dz/dx|, the same map for all classes, as Glow's class-conditional
-    prior (Kingma & Dhariwal 2018) and FlowGMM (Izmailov et al. 2020, https://arxiv.org/abs/1912.13025). Without y the law
-    is the even mixture of the classes.
+    Each class has a learned loc and log_scale, initially 0. A class-conditional flow is p(x|y) =
+    p(z|y) |det dz/dx|, with the same map for all classes, like Glow's class-conditional prior
+    (Kingma & Dhariwal 2018) and FlowGMM (Izmailov et al. 2020, https://arxiv.org/abs/1912.13025).
+    Without y the distribution is the even mixture of the classes.
+
+    Args:
+        num_classes: number of classes; 0 for a distribution without classes.
     """
 
-    def __init__(self, dim: int, *, classes: int = 0) -> None:
+    reference: Tensor
+
+    def __init__(self, dim: int, *, num_classes: int = 0) -> None:
         super().__init__()
-        self.dim, self.classes = dim, classes
-        if classes:
-            self.loc = nn.Parameter(torch.zeros(classes, dim))
-            self.log_scale = nn.Parameter(torch.zeros(classes, dim))
-        self.register_buffer(
-            "place", torch.zeros(()), persistent=False
-        )  # tells samples their device and dtype
+        self.dim, self.num_classes = dim, num_classes
+        if num_classes:
+            self.loc = nn.Parameter(torch.zeros(num_classes, dim))
+            self.log_scale = nn.Parameter(torch.zeros(num_classes, dim))
+        # a tensor that has the device and dtype of samples
+        self.register_buffer("reference", torch.zeros(()), persistent=False)
 
     @abstractmethod
-    def standard(self, eps: Tensor) -> Tensor:
+    def standard_log_prob(self, eps: Tensor) -> Tensor:
         """Return the log-density (…, dim) of each coordinate ε, in nats."""
 
     @abstractmethod
-    def noise(self, n: int) -> Tensor:
+    def standard_sample(self, n: int) -> Tensor:
         """Draw n standard vectors ε (n, dim)."""
 
     def log_prob(self, z: Tensor, y: Tensor | None = None) -> Tensor:
-        """Return log p(z|y) (B,) in nats; without y log p(z)."""
-        if not self.classes:
-            return self.standard(z).sum(1)
+        """Return log p(z|y) (B,) in nats, or log p(z) without y."""
+        if not self.num_classes:
+            return self.standard_log_prob(z).sum(1)
         if y is None:
-            each = [
+            by_class = [
                 self.log_prob(z, torch.full((len(z),), k, device=z.device))
-                for k in range(self.classes)
+                for k in range(self.num_classes)
             ]
-            return torch.stack(each).logsumexp(0) - math.log(self.classes)
+            return torch.stack(by_class).logsumexp(0) - math.log(self.num_classes)
         log_scale = self.log_scale[y]
-        return (self.standard((z - self.loc[y]) * (-log_scale).exp()) - log_scale).sum(1)
+        eps = (z - self.loc[y]) * (-log_scale).exp()
+        return (self.standard_log_prob(eps) - log_scale).sum(1)
 
     def sample(self, n: int, y: Tensor | None = None) -> Tensor:
-        """Draw n vectors (n, dim), of the classes y (n,) if given, else of classes drawn evenly."""
-        if not self.classes:
-            return self.noise(n)
+        """Draw n vectors (n, dim), of the classes y (n,) if given, otherwise of random classes."""
+        if not self.num_classes:
+            return self.standard_sample(n)
         if y is None:
-            y = torch.randint(self.classes, (n,), device=self.place.device)
-        return self.loc[y] + self.log_scale[y].exp() * self.noise(n)
+            y = torch.randint(self.num_classes, (n,), device=self.reference.device)
+        return self.loc[y] + self.log_scale[y].exp() * self.standard_sample(n)
 
 
-class Normal(Base):
-    """ε from N(0, 1)."""
+class Normal(BaseDistribution):
+    """ε ~ N(0, 1)."""
 
-    def standard(self, eps: Tensor) -> Tensor:
+    def standard_log_prob(self, eps: Tensor) -> Tensor:
         return -0.5 * (eps.square() + math.log(2 * math.pi))
 
-    def noise(self, n: int) -> Tensor:
-        return torch.randn(n, self.dim, dtype=self.place.dtype, device=self.place.device)
+    def standard_sample(self, n: int) -> Tensor:
+        return torch.randn(n, self.dim, dtype=self.reference.dtype, device=self.reference.device)
 
 
-class Logistic(Base):
-    """ε from the standard logistic law: Dinh et al. 2014, section 3.4."""
+class Logistic(BaseDistribution):
+    """ε from the standard logistic distribution: Dinh et al. 2014, section 3.4."""
 
-    def standard(self, eps: Tensor) -> Tensor:
+    def standard_log_prob(self, eps: Tensor) -> Tensor:
         return -F.softplus(eps) - F.softplus(-eps)
 
-    def noise(self, n: int) -> Tensor:
-        u = torch.rand(n, self.dim, dtype=self.place.dtype, device=self.place.device)
+    def standard_sample(self, n: int) -> Tensor:
+        u = torch.rand(n, self.dim, dtype=self.reference.dtype, device=self.reference.device)
         return torch.logit(u, eps=torch.finfo(u.dtype).tiny)

@@ -1,4 +1,4 @@
-"""Couplings: a part of the values is kept, and what it says changes the other part, value by value."""
+"""Couplings: one part of the values is kept and determines the map of the other part."""
 
 from __future__ import annotations
 
@@ -10,102 +10,118 @@ from genlab.models.flow.transforms import Transform
 
 
 class Coupling(Transform):
-    """Halves of the values or channels: one is kept, the other is changed by an elementwise map that the kept one chooses.
+    """A coupling of the two halves of the values or channels.
 
-    Dinh et al. 2014, equation 5, in its general form.
+    One half is kept and parametrizes an elementwise map of the other half: Dinh et al. 2014,
+    equation 5 in its general form.
 
     Args:
-        size: values or channels, dimension 1 of x.
-        net: (B, kept, …) -> (B, changed · map.outputs, …); its last layer is set to zero, at which maps are the identity.
-        second: keep the second half, not the first.
+        size: number of values or channels, dimension 1 of x.
+        net: (B, kept, …) -> (B, changed · map.num_params, …). Its last layer is set to zero, where
+            the map is the identity.
+        keep_second: keep the second half and not the first.
     """
 
     def __init__(
-        self, size: int, net: nn.Sequential, map: Elementwise, *, second: bool = False
+        self, size: int, net: nn.Sequential, map: Elementwise, *, keep_second: bool = False
     ) -> None:
         super().__init__()
-        self.net, self.map, self.second = net, map, second
-        self.cut = list(halves_of(size))
-        nn.init.zeros_(net[-1].weight)
-        nn.init.zeros_(net[-1].bias)
+        self.net, self.map, self.keep_second = net, map, keep_second
+        self.sizes = list(half_sizes(size))
+        zero_init(net[-1])
 
-    def parts(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return what is kept, what is changed, and the map's parameters (B, changed, …, outputs)."""
-        a, b = x.split(self.cut, 1)
-        kept, changed = (b, a) if self.second else (a, b)
-        return kept, changed, self.net(kept).unflatten(1, (-1, self.map.outputs)).movedim(2, -1)
+    def split(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the kept part, the changed part and the map's parameters.
 
-    def joined(self, kept: Tensor, changed: Tensor) -> Tensor:
-        return torch.cat([changed, kept] if self.second else [kept, changed], 1)
+        The parameters are (B, changed, …, num_params).
+        """
+        a, b = x.split(self.sizes, 1)
+        kept, changed = (b, a) if self.keep_second else (a, b)
+        params = self.net(kept).unflatten(1, (-1, self.map.num_params)).movedim(2, -1)
+        return kept, changed, params
+
+    def merge(self, kept: Tensor, changed: Tensor) -> Tensor:
+        """Return the values (B, size, …) of the kept and the changed part."""
+        return torch.cat([changed, kept] if self.keep_second else [kept, changed], 1)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        kept, changed, parameters = self.parts(x)
-        z, ladj = self.map(changed, parameters)
-        return self.joined(kept, z), ladj.flatten(1).sum(1)
+        kept, changed, params = self.split(x)
+        z, ladj = self.map(changed, params)
+        return self.merge(kept, z), ladj.flatten(1).sum(1)
 
     def inverse(self, z: Tensor) -> Tensor:
-        kept, changed, parameters = self.parts(z)
-        return self.joined(kept, self.map.inverse(changed, parameters))
+        kept, changed, params = self.split(z)
+        return self.merge(kept, self.map.inverse(changed, params))
 
 
-def halves_of(size: int) -> tuple[int, int]:
-    """Return the sizes of the two halves of so many values; the first is the larger where they differ."""
+def zero_init(layer: nn.Module) -> int:
+    """Set weight and bias of a linear or convolutional layer to 0; return its output size."""
+    assert isinstance(layer, nn.Linear | nn.Conv2d) and layer.bias is not None
+    nn.init.zeros_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    return layer.bias.numel()
+
+
+def half_sizes(size: int) -> tuple[int, int]:
+    """Return the sizes of the two halves of `size` values; the first is larger if they differ."""
     return size - size // 2, size // 2
 
 
-def coupled(size: int, *, second: bool) -> tuple[int, int]:
+def coupling_sizes(size: int, *, keep_second: bool) -> tuple[int, int]:
     """Return how many of `size` values a coupling keeps, and how many it changes."""
-    first, rest = halves_of(size)
-    return (rest, first) if second else (first, rest)
+    first, second = half_sizes(size)
+    return (second, first) if keep_second else (first, second)
 
 
 class AffineCoupling(Transform):
-    """The masked affine coupling of Dinh et al. 2017, equation 9, with the log-scale s bounded.
+    """The masked affine coupling of Dinh et al. 2017, equation 9, with a bounded log-scale s.
 
     Args:
-        net: gives s and t, (B, 2C, …), from the kept part (B, C, …); its last layer is set to zero, so that the
-            coupling starts as the identity.
+        net: computes s and t, (B, 2C, …), from the kept part (B, C, …). Its last layer is set to
+            zero, so that the coupling starts as the identity.
         mask: 1 where a value is kept, 0 where it is changed; broadcasts against one item (C, …).
     """
+
+    mask: Tensor
 
     def __init__(self, net: nn.Sequential, mask: Tensor) -> None:
         super().__init__()
         self.net = net
-        nn.init.zeros_(net[-1].weight)
-        nn.init.zeros_(net[-1].bias)
+        channels = zero_init(net[-1]) // 2
         self.register_buffer("mask", mask, persistent=False)
-        channels = net[-1].bias.numel() // 2
-        self.bound = nn.Parameter(
-            torch.ones(channels, *[1] * (mask.dim() - 1))
-        )  # s lies within ±bound, per channel
+        # bound of |s| per channel
+        self.bound = nn.Parameter(torch.ones(channels, *[1] * (mask.dim() - 1)))
 
-    def scale_shift(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return s and t (B, C, …), 0 where the mask keeps a value."""
+    def log_scale_and_shift(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return s and t (B, C, …), which are 0 where the mask keeps a value."""
         s, t = self.net(self.mask * x).chunk(2, dim=1)
         change = 1 - self.mask
         return change * self.bound * s.tanh(), change * t
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        s, t = self.scale_shift(x)
+        s, t = self.log_scale_and_shift(x)
         return x * s.exp() + t, s.flatten(1).sum(1)
 
     def inverse(self, z: Tensor) -> Tensor:
-        s, t = self.scale_shift(z)  # the kept part of z is that of x
+        s, t = self.log_scale_and_shift(z)  # z and x have the same kept part
         return (z - t) * (-s).exp()
 
 
-def checkerboard(shape: tuple[int, ...], parity: int) -> Tensor:
+def checkerboard_mask(shape: tuple[int, ...], parity: int) -> Tensor:
     """Return the mask (1, H, W) that is 1 where row + column + parity is even."""
     rows, columns = torch.arange(shape[-2])[:, None], torch.arange(shape[-1])
     return ((rows + columns + parity) % 2 == 0).float()[None]
 
 
-def by_channel(channels: int, parity: int) -> Tensor:
-    """Return the mask (C, 1, 1) that is 1 on the first half of the channels, or with parity 1 on the second."""
+def channel_mask(channels: int, parity: int) -> Tensor:
+    """Return the mask (C, 1, 1) that is 1 on one half of the channels.
+
+    It is the first half for parity 0, the second for parity 1.
+    """
     first = torch.arange(channels) < channels // 2
     return (~first if parity else first).float()[:, None, None]
 
 
-def alternating(size: int, parity: int) -> Tensor:
+def alternating_mask(size: int, parity: int) -> Tensor:
     """Return the mask (size,) that is 1 where index + parity is even."""
     return ((torch.arange(size) + parity) % 2 == 0).float()

@@ -1,4 +1,4 @@
-"""Invertible maps of single numbers, which a network chooses value by value: `forward(x, p)` gives z and log |dz/dx|."""
+"""Invertible maps of single values, with parameters from a network."""
 
 from __future__ import annotations
 
@@ -8,14 +8,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-LARGEST = 5.0  # of |log-scale| and |log-slope|: a wild output must not overflow the exponential
-LEAST = 1e-3  # of a bin's share of the box
+# Bound of |log-scale| and |log-slope|, so that extreme outputs do not overflow the exponential.
+MAX_LOG_SCALE = 5.0
+# Smallest width or height of a spline's bin, as a share of the box.
+MIN_BIN_SIZE = 1e-3
 
 
 class Elementwise(nn.Module, ABC):
-    """A monotone map of x (…) with parameters p (…, outputs); p = 0 is the identity."""
+    """A monotone map of x (…) with parameters p (…, num_params); p = 0 gives the identity."""
 
-    outputs: int
+    num_params: int
 
     @abstractmethod
     def forward(self, x: Tensor, p: Tensor) -> tuple[Tensor, Tensor]:
@@ -29,7 +31,7 @@ class Elementwise(nn.Module, ABC):
 class Shift(Elementwise):
     """z = x + t: Dinh et al. 2014, section 3.2."""
 
-    outputs = 1
+    num_params = 1
 
     def forward(self, x: Tensor, p: Tensor) -> tuple[Tensor, Tensor]:
         return x + p[..., 0], torch.zeros_like(x)
@@ -41,81 +43,82 @@ class Shift(Elementwise):
 class Affine(Elementwise):
     """z = (x − μ) e^−α: Papamakarios et al. 2017, equation 4, with |α| bounded."""
 
-    outputs = 2
+    num_params = 2
 
-    def parameters_of(self, p: Tensor) -> tuple[Tensor, Tensor]:
+    def bounded_params(self, p: Tensor) -> tuple[Tensor, Tensor]:
+        """Return μ (…) and α (…) of p (…, 2)."""
         mu, alpha = p.unbind(-1)
-        return mu, LARGEST * (alpha / LARGEST).tanh()
+        return mu, MAX_LOG_SCALE * (alpha / MAX_LOG_SCALE).tanh()
 
     def forward(self, x: Tensor, p: Tensor) -> tuple[Tensor, Tensor]:
-        mu, alpha = self.parameters_of(p)
+        mu, alpha = self.bounded_params(p)
         return (x - mu) * (-alpha).exp(), -alpha
 
     def inverse(self, z: Tensor, p: Tensor) -> Tensor:
-        mu, alpha = self.parameters_of(p)
+        mu, alpha = self.bounded_params(p)
         return z * alpha.exp() + mu
 
 
 class Spline(Elementwise):
-    """The rational-quadratic spline of Durkan et al. 2019, section 3.1: K bins over [−bound, bound], the identity outside.
+    """The rational-quadratic spline of Durkan et al. 2019, section 3.1.
 
-    Of the 3K − 1 parameters the first K give the bins' widths, the next K their heights, by a softmax, the rest the logarithms of
-    the slopes at the inner knots: steep places, which sharp densities have, are nearer so than by the paper's softplus.
+    It has K bins over [−tail_bound, tail_bound] and is the identity outside. Of the 3K − 1
+    parameters the first K determine the widths of the bins and the next K their heights, by a
+    softmax. The others are the log-slopes at the inner knots: steep slopes, which sharp densities
+    need, are closer to initialization in this form than with the paper's softplus.
     """
 
-    def __init__(self, bins: int, bound: float) -> None:
+    def __init__(self, num_bins: int, tail_bound: float) -> None:
         super().__init__()
-        self.bins, self.bound, self.outputs = bins, bound, 3 * bins - 1
+        self.num_bins, self.tail_bound = num_bins, tail_bound
+        self.num_params = 3 * num_bins - 1
 
-    def bin(self, v: Tensor, p: Tensor, *, inverse: bool) -> tuple[Tensor, ...]:
-        """Return the bin that holds v (…): its left end, width, bottom and height, and the slopes at its ends."""
-        k, box = self.bins, 2 * self.bound
+    def find_bin(self, v: Tensor, p: Tensor, *, inverse: bool) -> tuple[Tensor, ...]:
+        """Return the bin that contains v (…).
+
+        It is given by left end, width, bottom, height, and the slopes at both ends.
+        """
+        k, box = self.num_bins, 2 * self.tail_bound
+        scale = 1 - MIN_BIN_SIZE * k
         sizes, slopes = p.split([2 * k, k - 1], -1)
         shares = sizes.unflatten(-1, (2, k)).softmax(-1)  # (…, 2, K): of widths, of heights
-        ends = shares.cumsum(
-            -1
-        )  # right ends, and tops, as parts of the box; with each bin's least share, below
-        least = LEAST * torch.arange(1, k + 1, dtype=p.dtype, device=p.device)
-        edges = torch.add(least, ends.detach()[..., int(inverse), :], alpha=1 - LEAST * k)[
-            ..., :-1
-        ].contiguous()
-        at = torch.searchsorted(
-            edges, (v.detach()[..., None] + self.bound) / box, right=True
-        )  # (…, 1) in 0 … K − 1
-        both = at[..., None, :].expand(*at.shape[:-1], 2, 1)
-        size = box * (LEAST + (1 - LEAST * k) * shares.gather(-1, both).squeeze(-1))
-        end = (
-            box * (LEAST * (at + 1) + (1 - LEAST * k) * ends.gather(-1, both).squeeze(-1))
-            - self.bound
-        )
+        ends = shares.cumsum(-1)  # right ends and tops, before the minimum size is added
+        offsets = MIN_BIN_SIZE * torch.arange(1, k + 1, dtype=p.dtype, device=p.device)
+        edges = torch.add(offsets, ends.detach()[..., int(inverse), :], alpha=scale)
+        edges = edges[..., :-1].contiguous()
+        # the index (…, 1) of the bin, in 0 … K − 1
+        position = (v.detach()[..., None] + self.tail_bound) / box
+        index = torch.searchsorted(edges, position, right=True)
+        both = index[..., None, :].expand(*index.shape[:-1], 2, 1)
+        size = box * (MIN_BIN_SIZE + scale * shares.gather(-1, both).squeeze(-1))
+        end = box * (MIN_BIN_SIZE * (index + 1) + scale * ends.gather(-1, both).squeeze(-1))
+        end = end - self.tail_bound
         (width, height), (right, top) = size.unbind(-1), end.unbind(-1)
-        slopes = F.pad(slopes, (1, 1)).gather(
-            -1, torch.cat([at, at + 1], -1)
-        )  # 0, slope 1, at the box's ends
-        left_slope, right_slope = (LARGEST * (slopes / LARGEST).tanh()).exp().unbind(-1)
+        # log-slope 0, that is slope 1, at the ends of the box
+        slopes = F.pad(slopes, (1, 1)).gather(-1, torch.cat([index, index + 1], -1))
+        slopes = (MAX_LOG_SCALE * (slopes / MAX_LOG_SCALE).tanh()).exp()
+        left_slope, right_slope = slopes.unbind(-1)
         return right - width, width, top - height, height, left_slope, right_slope
 
     def forward(self, x: Tensor, p: Tensor) -> tuple[Tensor, Tensor]:
-        left, width, bottom, height, d0, d1 = self.bin(
-            x.clamp(-self.bound, self.bound), p, inverse=False
-        )
-        inside = x.abs() < self.bound
+        clipped = x.clamp(-self.tail_bound, self.tail_bound)
+        left, width, bottom, height, d0, d1 = self.find_bin(clipped, p, inverse=False)
+        inside = x.abs() < self.tail_bound
         t = (torch.where(inside, x, left) - left) / width  # ξ
         s, ends = height / width, t * (1 - t)
-        below = s + (d0 + d1 - 2 * s) * ends
-        z = bottom + height * (s * t.square() + d0 * ends) / below  # equation 4
-        slope = (
-            s.square() * (d1 * t.square() + 2 * s * ends + d0 * (1 - t).square()) / below.square()
-        )  # equation 5
+        denominator = s + (d0 + d1 - 2 * s) * ends
+        z = bottom + height * (s * t.square() + d0 * ends) / denominator  # equation 4
+        numerator = d1 * t.square() + 2 * s * ends + d0 * (1 - t).square()
+        slope = s.square() * numerator / denominator.square()  # equation 5
         return torch.where(inside, z, x), torch.where(inside, slope, 1).log()
 
     def inverse(self, z: Tensor, p: Tensor) -> Tensor:
-        left, width, bottom, height, d0, d1 = self.bin(
-            z.clamp(-self.bound, self.bound), p, inverse=True
-        )
-        inside = z.abs() < self.bound
+        clipped = z.clamp(-self.tail_bound, self.tail_bound)
+        left, width, bottom, height, d0, d1 = self.find_bin(clipped, p, inverse=True)
+        inside = z.abs() < self.tail_bound
         y, s = torch.where(inside, z, bottom) - bottom, height / width
-        bend = y * (d0 + d1 - 2 * s)
-        a, b, c = height * (s - d0) + bend, height * d0 - bend, -s * y  # equations 6 to 8
+        curvature = y * (d0 + d1 - 2 * s)
+        # equations 6 to 8
+        a, b, c = height * (s - d0) + curvature, height * d0 - curvature, -s * y
         root = 2 * c / (-b - (b.square() - 4 * a * c).clamp(min=0).sqrt())
         return torch.where(inside, left + root * width, z)

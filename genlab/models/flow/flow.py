@@ -1,135 +1,160 @@
-"""What all flows share: p(x) = p(z) |det dz/dx| with z = transform(x). A flow is its transform and its base."""
+"""The base class of flows: p(x) = p(z) |det dz/dx| with z = transform(x)."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 from annotated_types import Interval
-from torch import Tensor, nn
+from torch import Tensor
 
 from genlab.errors import UserError
-from genlab.models.flow.base_distribution import Base, Normal
-from genlab.models.flow.transforms import Chain, Logit, Starts, Transform
-from genlab.spec import Batch, Spec
+from genlab.model import GenerativeModel
+from genlab.models.flow.base_distribution import BaseDistribution, Normal
+from genlab.models.flow.transforms import Chain, DataDependentInit, Logit, Transform
+from genlab.spec import Batch, DataSpec
 
-Alpha = Annotated[float, Interval(gt=0, lt=0.5)]  # the logit's margin
+Alpha = Annotated[float, Interval(gt=0, lt=0.5)]  # the margin of the logit
 
 
-class Flow(nn.Module):
-    """An exact density: a model file builds the transform as its paper says, and this is the rest.
+class Flow(GenerativeModel):
+    """An exact density, given by a transform and a base distribution.
+
+    Each flow's file builds the transform as in its paper.
 
     Args:
-        transform: takes x (B, *shape), for images after the logit, to z (B, D).
-        alpha: the logit's margin for images; None: no logit.
-        base: the law of z, its class.
-        conditional: learn p(x|y), each class with a base of its own.
+        transform: maps x (B, *shape), for images after the logit, to z (B, D).
+        alpha: the margin of the logit for images; None disables the logit.
+        base: class of the distribution of z.
+        conditional: learn p(x|y) with one base distribution per class.
     """
 
     def __init__(
         self,
-        spec: Spec,
+        spec: DataSpec,
         transform: Transform,
         *,
         alpha: float | None = None,
-        base: type[Base] = Normal,
+        base: type[BaseDistribution] = Normal,
         conditional: bool = False,
     ) -> None:
         super().__init__()
         self.spec, self.conditional = spec, conditional
-        self.squashed = spec.kind == "image" and alpha is not None
-        self.transform = Chain(Logit(alpha, spec.range), transform) if self.squashed else transform
-        self.base = base(spec.dim, classes=spec.classes if conditional else 0)
+        self.transform: Transform = transform
+        if spec.kind == "image" and alpha is not None:
+            self.logit_transform = True
+            self.transform = Chain(Logit(alpha, spec.range), transform)
+        self.base = base(spec.dim, num_classes=spec.num_classes if conditional else 0)
 
     def log_prob(self, x: Tensor, y: Tensor | None = None) -> Tensor:
-        """Return log p(x) (B,), or log p(x|y), in nats, of x (B, *shape) in its own space.
+        """Return log p(x) (B,), or log p(x|y), in nats, of x (B, *shape) in data space.
 
-        Without y a conditional flow sums over evenly likely classes.
+        Without y a conditional flow sums over equally likely classes.
         """
-        self.refuse_classes(y)
+        self.check_labels(y)
         z, ladj = self.transform(x)
         return self.base.log_prob(z, y) + ladj
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
-        """Return the mean −log p(x), or −log p(x|y), in nats a sample."""
+        """Return the mean −log p(x), or −log p(x|y), in nats per sample."""
         return {"loss": -self.log_prob(batch.x, batch.y if self.conditional else None).mean()}
 
     @torch.no_grad()
-    def start(self, x: Tensor) -> None:
-        """Set the layers that start from data by x (B, *shape), each by what the layers before make of it."""
-        layers = [m for m in self.transform.modules() if isinstance(m, Starts)]
-        hooks = [m.register_forward_pre_hook(lambda m, given: m.start(given[0])) for m in layers]
-        self.transform.forward(
-            x
-        )  # not its call, which may be compiled, and a compiled call keeps its hooks
+    def initialize(self, x: Tensor) -> None:
+        """Initialize the data-dependent layers from data x (B, *shape).
+
+        Each layer is initialized from the output of the layers before it. Without such layers
+        nothing changes.
+        """
+
+        def initialize_layer(layer: DataDependentInit, inputs: tuple[Tensor, ...]) -> None:
+            layer.initialize(inputs[0])
+
+        layers = [m for m in self.transform.modules() if isinstance(m, DataDependentInit)]
+        hooks = [layer.register_forward_pre_hook(initialize_layer) for layer in layers]
+        # not __call__, which may be compiled: a compiled call would keep its hooks
+        self.transform.forward(x)
         for hook in hooks:
             hook.remove()
 
-    # --- abilities --------------------------------------------------------------------------------------------------
+    # --- abilities --------------------------------------------------------------------------------
 
-    def encode(self, x: Tensor) -> Tensor:
+    def encode(self, x: Tensor, *, steps: int | None = None) -> Tensor:
         """Return z (B, D)."""
-        return self.transform(x)[0]
+        z: Tensor = self.transform(x)[0]
+        return z
 
     def decode(self, z: Tensor) -> Tensor:
-        """Return x (B, *shape); an image is cut to its range, past which the logit's margin reaches."""
+        """Return x (B, *shape), with images clipped to their range.
+
+        The margin of the logit exceeds the range.
+        """
         x = self.transform.inverse(z)
         return x.clamp(*self.spec.range) if self.spec.kind == "image" else x
 
-    def prior(self, n: int) -> Tensor:
-        """Draw n codes (n, D) from the base, of classes drawn evenly if it has any."""
-        return self.base.sample(n)
+    def prior(self, n: int, y: Tensor | None = None) -> Tensor:
+        """Draw n codes (n, D) of the classes y (n,) if given, otherwise of random classes."""
+        self.check_labels(y)
+        return self.base.sample(n, y)
 
     @torch.no_grad()
-    def sample(self, n: int, y: Tensor | None = None) -> Tensor:
-        """Draw n items (n, *shape), of the classes y (n,) if given; a conditional flow draws classes evenly otherwise."""
-        self.refuse_classes(y)
+    def sample(self, n: int, y: Tensor | None = None, **sampler: Any) -> Tensor:
+        """Draw n items (n, *shape) of the classes y (n,) if given, otherwise of random classes."""
+        self.check_labels(y)
         return self.decode(self.base.sample(n, y))
 
     def logit_log_prob(self, x: Tensor, y: Tensor | None = None) -> Tensor:
-        """Return the log-density (B,) in nats of logit(alpha + (1 − 2 alpha) u), u the pixels in [0, 1].
+        """Return the log-density (B,) of logit(alpha + (1 − 2 alpha) u) in nats.
 
-        The space in which Papamakarios et al. 2017 (https://arxiv.org/abs/1705.07057) and others report MNIST.
+        u are the pixels in [0, 1]. This is the space in which Papamakarios et al. 2017
+        (https://arxiv.org/abs/1705.07057) and others report MNIST.
 
         Raises:
-            UserError: this flow takes no logit of its data.
+            UserError: this flow does not use a logit.
         """
-        if not self.squashed:
-            raise UserError(f"{name_of(self)} takes no logit of this data")
+        if not self.logit_transform:
+            raise UserError(f"{model_name(self)} does not use a logit for this data")
+        assert isinstance(self.transform, Chain)
         return self.log_prob(x, y) - self.transform.transforms[0](x)[1]
 
-    def refuse_classes(self, y: Tensor | None) -> None:
-        """Refuse labels where there is no p(x|y)."""
+    def check_labels(self, y: Tensor | None) -> None:
+        """Raise an error if labels are given to an unconditional flow."""
         if y is not None and not self.conditional:
             raise UserError(
-                f"{name_of(self)} knows no classes, and classes were given; train it with model.conditional=true"
+                f"{model_name(self)} was trained without labels, but labels were given; "
+                "train it with model.conditional=true"
             )
 
 
-def name_of(flow: Flow | type[Flow]) -> str:
+def model_name(flow: Flow | type[Flow]) -> str:
+    """Return the name of a flow in messages: its class in lower case."""
     return (flow if isinstance(flow, type) else type(flow)).__name__.lower()
 
 
-def check(name: str, spec: Spec, *, conditional: bool, least: int = 2) -> None:
-    """Refuse data without a density or with fewer than `least` values, and classes that are not there.
+def check_data(name: str, spec: DataSpec, *, conditional: bool, min_dim: int = 2) -> None:
+    """Check that the data has a density, enough values and the required labels.
+
+    Args:
+        min_dim: smallest number of values of an item.
 
     Raises:
-        UserError: says what would be right.
+        UserError: the message says which option to set.
     """
     if spec.kind not in ("image", "points"):
         raise UserError(
-            f"{name} takes images or points, and this is {spec.kind} data of shape {spec.shape}"
+            f"{name} models images or points, not {spec.kind} data of shape {spec.shape}"
         )
-    if spec.discrete:
+    if spec.is_discrete:
         also = " dataset.binarize=none" if spec.levels == 2 else ""
         raise UserError(
-            f"{name} is a density and this data is discrete; set dataset.dequantise=true{also}"
+            f"{name} is a density, but this data is discrete; set dataset.dequantize=true{also}"
         )
-    if spec.dim < least:
+    if spec.dim < min_dim:
         raise UserError(
-            f"{name}'s layers need at least two values an item, and this data has {spec.dim}"
+            f"{name}'s layers need at least two values per item, but this data has {spec.dim}"
         )
-    if conditional and not spec.classes:
+    if conditional and not spec.num_classes:
         raise UserError(
-            "model.conditional=true needs labels, which this data has not; set model.conditional=false"
+            "model.conditional=true requires labels, but this dataset has none; "
+            "set model.conditional=false"
         )

@@ -7,110 +7,144 @@ from collections.abc import Callable
 from torch import nn
 
 from genlab.errors import UserError
-from genlab.models.flow.couplings import Coupling, coupled
+from genlab.models.flow.couplings import Coupling, coupling_sizes
 from genlab.models.flow.elementwise import Affine, Elementwise
-from genlab.models.flow.flow import Alpha, Flow, check
-from genlab.models.flow.linear import ActNorm, Mixing
+from genlab.models.flow.flow import Alpha, Flow, check_data
+from genlab.models.flow.linear import ActNorm, Invertible1x1Conv
 from genlab.models.flow.transforms import Chain, Inverse, MultiScale, Squeeze, Transform
 from genlab.nn.mlp import MLP
-from genlab.spec import Positive, Spec
+from genlab.spec import DataSpec, Positive
 
-Net = Callable[[int, int], nn.Sequential]  # (inputs, outputs) -> a network
+MakeNet = Callable[[int, int], nn.Sequential]  # (inputs, outputs) -> a network
 
 
 class Glow(Flow):
-    """Steps of actnorm, 1×1 convolution and affine coupling; images lose half of their values after each scale but the last.
+    """Steps of actnorm, 1×1 convolution and affine coupling.
 
-    What leaves has a Gaussian that the values that stay choose, written as one more affine coupling; a last actnorm is the
+    With images, half of the values leave after each scale but the last. They have a Gaussian
+    conditioned on the values that stay, written as one more affine coupling. A last actnorm is the
     learned prior of the top.
 
     Args:
-        steps: at each scale (the paper's K).
-        scales: for images (the paper's L), each of which halves the sides; None: as often as they are even, at most 3.
-        channels: for images: width of the couplings' networks.
-        hidden: for points: widths of the couplings' networks.
-        alpha: for images: the logit's margin; None: no logit, as in the paper.
-        conditional: learn p(x|y), each class with a base of its own.
+        steps_per_scale: number of steps at each scale (the paper's K).
+        num_scales: for images (the paper's L), each of which halves the sides; None halves them as
+            long as they are even, up to 3 times.
+        channels: for images: width of the networks in the couplings.
+        hidden: for points: widths of the networks in the couplings.
+        alpha: for images: the margin of the logit; None disables the logit, as in the paper.
+        conditional: learn p(x|y) with one base distribution per class.
 
     Raises:
-        UserError: the data has no density, or the image cannot be halved that often.
+        UserError: the data is discrete, or the image cannot be halved that often.
     """
 
     def __init__(
         self,
-        spec: Spec,
+        spec: DataSpec,
         *,
-        steps: Positive = 32,
-        scales: Positive | None = None,
+        steps_per_scale: Positive = 32,
+        num_scales: Positive | None = None,
         channels: Positive = 512,
         hidden: tuple[Positive, ...] = (64, 64),
         alpha: Alpha | None = None,
         conditional: bool = False,
     ) -> None:
-        check("glow", spec, conditional=conditional)
+        check_data("glow", spec, conditional=conditional)
+
+        def make_image_net(inputs: int, outputs: int) -> nn.Sequential:
+            return coupling_network(inputs, channels, outputs)
+
+        def make_point_net(inputs: int, outputs: int) -> nn.Sequential:
+            return MLP(inputs, hidden, outputs)
+
+        transform: Transform
         if spec.kind == "image":
-            net = lambda inputs, outputs: convolutions(inputs, channels, outputs)  # noqa: E731
-            transform = image_transform("glow", spec.shape, steps, scales, net, Affine())
+            transform = multiscale_transform(
+                "glow", spec.shape, steps_per_scale, num_scales, make_image_net, Affine()
+            )
         else:
-            net = lambda inputs, outputs: MLP(inputs, hidden, outputs)  # noqa: E731
             transform = Chain(
-                *(step(spec.dim, net, Affine(), second=bool(i % 2)) for i in range(steps))
+                *(
+                    flow_step(spec.dim, make_point_net, Affine(), keep_second=bool(i % 2))
+                    for i in range(steps_per_scale)
+                )
             )
         super().__init__(
             spec, Chain(transform, ActNorm(spec.dim)), alpha=alpha, conditional=conditional
         )
 
 
-def step(size: int, net: Net, map: Elementwise, *, second: bool = False) -> Transform:
-    """Return one step of flow (figure 2a) of `size` values or channels."""
-    return Chain(ActNorm(size), Mixing(size), coupling(size, net, map, second=second))
-
-
-def coupling(size: int, net: Net, map: Elementwise, *, second: bool = False) -> Coupling:
-    kept, changed = coupled(size, second=second)
-    return Coupling(size, net(kept, changed * map.outputs), map, second=second)
-
-
-def image_transform(
-    name: str, shape: tuple[int, ...], steps: int, scales: int | None, net: Net, map: Elementwise
+def flow_step(
+    size: int, make_net: MakeNet, map: Elementwise, *, keep_second: bool = False
 ) -> Transform:
-    """Return figure 2b: at each scale a squeeze, the steps, and, but for the last, the Gaussian of the half that leaves.
+    """Return one step of flow (figure 2a) of `size` values or channels."""
+    return Chain(
+        ActNorm(size),
+        Invertible1x1Conv(size),
+        make_coupling(size, make_net, map, keep_second=keep_second),
+    )
+
+
+def make_coupling(
+    size: int, make_net: MakeNet, map: Elementwise, *, keep_second: bool = False
+) -> Coupling:
+    """Return a coupling of `size` values or channels with a network of matching size."""
+    kept, changed = coupling_sizes(size, keep_second=keep_second)
+    net = make_net(kept, changed * map.num_params)
+    return Coupling(size, net, map, keep_second=keep_second)
+
+
+def multiscale_transform(
+    name: str,
+    shape: tuple[int, ...],
+    num_steps: int,
+    num_scales: int | None,
+    make_net: MakeNet,
+    map: Elementwise,
+) -> Transform:
+    """Return the transform of figure 2b.
+
+    Each scale is a squeeze and the steps of flow; each but the last also has the Gaussian of the
+    half that leaves.
 
     Raises:
         UserError: the image (C, H, W) cannot be halved that often.
     """
-    most = halvings(shape)
-    scales = scales or min(most, 3)
-    if not 0 < scales <= most:
+    max_scales = max_halvings(shape)
+    num_scales = num_scales or min(max_scales, 3)
+    if not 0 < num_scales <= max_scales:
+        fix = (
+            f"set model.num_scales={max_scales} or less, or another dataset.size"
+            if max_scales
+            else "set an even dataset.size"
+        )
         raise UserError(
-            f"{name} halves an image model.scales={scales or 1} times, and {shape} can be {most} times; "
-            + (
-                f"set model.scales={most} or less, or another dataset.size"
-                if most
-                else "set an even dataset.size"
-            )
+            f"{name} halves an image model.num_scales={num_scales or 1} times, but {shape} can be "
+            f"halved {max_scales} times; {fix}"
         )
-    levels: list[Transform] = []
+    scales: list[Transform] = []
     c = shape[0]
-    for scale in range(scales):
+    for scale in range(num_scales):
         c *= 4
-        level = [Squeeze(), *(step(c, net, map) for _ in range(steps))]
-        last = scale == scales - 1
-        levels.append(
-            Chain(*level, Inverse(Squeeze()) if last else coupling(c, net, Affine(), second=True))
-        )
+        steps = [flow_step(c, make_net, map) for _ in range(num_steps)]
+        end: Transform
+        if scale == num_scales - 1:
+            end = Inverse(Squeeze())
+        else:
+            end = make_coupling(c, make_net, Affine(), keep_second=True)
+        scales.append(Chain(Squeeze(), *steps, end))
         c //= 2
-    return MultiScale(levels, shape)
+    return MultiScale(scales, shape)
 
 
-def halvings(shape: tuple[int, ...]) -> int:
+def max_halvings(shape: tuple[int, ...]) -> int:
     """Return how often the sides of an image (C, H, W) can be halved."""
     h, w = shape[1:]
-    return 1 + halvings((1, h // 2, w // 2)) if h % 2 == w % 2 == 0 else 0
+    return 1 + max_halvings((1, h // 2, w // 2)) if h % 2 == w % 2 == 0 else 0
 
 
-def convolutions(inputs: int, channels: int, outputs: int) -> nn.Sequential:
-    """Return section B.1's network (B, inputs, H, W) -> (B, outputs, H, W)."""
+def coupling_network(inputs: int, channels: int, outputs: int) -> nn.Sequential:
+    """Return the network of section B.1: (B, inputs, H, W) -> (B, outputs, H, W)."""
     return nn.Sequential(
         nn.Conv2d(inputs, channels, 3, padding=1),
         nn.ReLU(),

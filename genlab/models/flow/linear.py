@@ -1,4 +1,4 @@
-"""Linear transforms: scales and shifts, 1×1 convolutions, and one full matrix."""
+"""Linear transforms: scales and shifts, 1×1 convolutions, and triangular matrices."""
 
 from __future__ import annotations
 
@@ -6,12 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from genlab.models.flow.transforms import Starts, Transform
-
-
-def over(values: Tensor, x: Tensor) -> Tensor:
-    """Return values (C,) in the form that broadcasts against x (B, C, …)."""
-    return values.view(-1, *[1] * (x.dim() - 2))
+from genlab.models.flow.transforms import DataDependentInit, Transform
+from genlab.nn.broadcast import expand_like
 
 
 class Scaling(Transform):
@@ -28,8 +24,8 @@ class Scaling(Transform):
         return z * (-self.log_scale).exp()
 
 
-class ActNorm(Starts):
-    """z = e^log_scale (x + shift), a number of each a channel, which starts with mean 0 and deviation 1.
+class ActNorm(DataDependentInit):
+    """z = e^log_scale (x + shift) per channel, initialized to mean 0 and standard deviation 1.
 
     Kingma & Dhariwal 2018, https://arxiv.org/abs/1807.03039, section 3.1.
     """
@@ -39,25 +35,29 @@ class ActNorm(Starts):
         self.shift = nn.Parameter(torch.zeros(size))
         self.log_scale = nn.Parameter(torch.zeros(size))
 
-    def start(self, x: Tensor) -> None:
-        each = x.transpose(0, 1).flatten(1)  # (C, B · …)
-        self.shift.copy_(-each.mean(1))
-        self.log_scale.copy_(-(each.std(1, correction=0) + 1e-6).log())
+    def initialize(self, x: Tensor) -> None:
+        by_channel = x.transpose(0, 1).flatten(1)  # (C, B · …)
+        self.shift.copy_(-by_channel.mean(1))
+        self.log_scale.copy_(-(by_channel.std(1, correction=0) + 1e-6).log())
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        places = x[0, 0].numel()  # that share a channel's scale
-        z = (x + over(self.shift, x)) * over(self.log_scale.exp(), x)
-        return z, (places * self.log_scale.sum()).expand(len(x))
+        num_positions = x[0, 0].numel()  # that share the scale of a channel
+        z = (x + expand_like(self.shift, x[0])) * expand_like(self.log_scale.exp(), x[0])
+        return z, (num_positions * self.log_scale.sum()).expand(len(x))
 
     def inverse(self, z: Tensor) -> Tensor:
-        return z * over((-self.log_scale).exp(), z) - over(self.shift, z)
+        scaled = z * expand_like((-self.log_scale).exp(), z[0])
+        return scaled - expand_like(self.shift, z[0])
 
 
-class Mixing(Transform):
-    """z = W x at each place, a 1×1 convolution, W = P L (U + diag s) starting as a random rotation, P and the signs fixed.
+class Invertible1x1Conv(Transform):
+    """z = W x at each position, with W = P L (U + diag s), which starts as a random rotation.
 
-    Kingma & Dhariwal 2018, section 3.2, equations 10 and 11.
+    P and the signs of s are fixed: Kingma & Dhariwal 2018, section 3.2, equations 10 and 11.
     """
+
+    permutation: Tensor
+    sign: Tensor
 
     def __init__(self, size: int) -> None:
         super().__init__()
@@ -74,29 +74,28 @@ class Mixing(Transform):
     def weight(self) -> Tensor:
         """W (C, C)."""
         unit = torch.eye(len(self.log_s), dtype=self.log_s.dtype, device=self.log_s.device)
-        lower, upper = (
-            self.lower.tril(-1) + unit,
-            self.upper.triu(1) + (self.sign * self.log_s.exp()).diag(),
-        )
+        lower = self.lower.tril(-1) + unit
+        upper = self.upper.triu(1) + (self.sign * self.log_s.exp()).diag()
         return self.permutation @ lower @ upper
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        places = x[0, 0].numel()
-        return mixed(x, self.weight), (places * self.log_s.sum()).expand(len(x))
+        num_positions = x[0, 0].numel()
+        return apply_matrix(x, self.weight), (num_positions * self.log_s.sum()).expand(len(x))
 
     def inverse(self, z: Tensor) -> Tensor:
-        return mixed(z, torch.linalg.inv(self.weight))
+        return apply_matrix(z, torch.linalg.inv(self.weight))
 
 
-def mixed(x: Tensor, weight: Tensor) -> Tensor:
-    """Return W x at each place of x (B, C, …)."""
+def apply_matrix(x: Tensor, weight: Tensor) -> Tensor:
+    """Return W x at each position of x (B, C) or (B, C, H, W)."""
     return F.linear(x, weight) if x.dim() == 2 else F.conv2d(x, weight[:, :, None, None])
 
 
-class Triangular(Starts):
-    """z = L x + shift for vectors (B, D), L lower triangular with diagonal e^log_diagonal: any Gaussian's whitening.
+class Triangular(DataDependentInit):
+    """z = L x + shift for vectors (B, D), with L lower triangular.
 
-    It starts with the whitening of the first batch, whose covariance S gives way to its diagonal in the share (D/(B + D))².
+    The diagonal of L is e^log_diagonal. It can whiten any Gaussian. It is initialized to whiten the
+    first batch, whose covariance S is shrunk toward its diagonal by the share (D/(B + D))².
     """
 
     def __init__(self, dim: int) -> None:
@@ -110,7 +109,7 @@ class Triangular(Starts):
         """L (D, D)."""
         return self.lower.tril(-1) + self.log_diagonal.exp().diag()
 
-    def start(self, x: Tensor) -> None:
+    def initialize(self, x: Tensor) -> None:
         n, dim = x.shape
         mean = x.double().mean(0)
         covariance = (x.double() - mean).T @ (x.double() - mean) / n

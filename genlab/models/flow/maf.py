@@ -3,53 +3,54 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from genlab.models.flow.autoregressive import Autoregressive
 from genlab.models.flow.elementwise import Affine
-from genlab.models.flow.flow import Alpha, Flow, check
+from genlab.models.flow.flow import Alpha, Flow, check_data
 from genlab.models.flow.linear import ActNorm
-from genlab.models.flow.transforms import Chain, Flatten
+from genlab.models.flow.transforms import Chain, Flatten, Transform
 from genlab.nn.masked import MaskedMLP
 from genlab.nn.mlp import Activation
-from genlab.spec import Positive, Spec
+from genlab.spec import DataSpec, Positive
 
 
 class MAF(Flow):
-    """Affine autoregressive layers in one order and its reverse in turns: fast densities, a pass for each value of a sample.
+    """Affine autoregressive layers whose order of the values alternates with its reverse.
 
-    Where the paper has batch normalisation there is actnorm, so that a sample's density depends on that sample alone.
+    Densities take one pass, samples one pass per value. Actnorm replaces the paper's batch
+    normalization, so that the density of a sample depends only on that sample.
 
     Args:
-        layers: how many; 1 is MADE with Gaussian conditionals.
-        hidden, activation: of each one's masked network.
-        alpha: for images: the logit's margin (section 4.2).
-        conditional: learn p(x|y), each class with a base of its own.
+        num_layers: number of layers; 1 is MADE with Gaussian conditionals.
+        hidden, activation: of the masked network of each layer.
+        alpha: for images: the margin of the logit (section 4.2).
+        conditional: learn p(x|y) with one base distribution per class.
 
     Raises:
-        UserError: the data has no density.
+        UserError: the data is discrete.
     """
 
     def __init__(
         self,
-        spec: Spec,
+        spec: DataSpec,
         *,
-        layers: Positive = 5,
+        num_layers: Positive = 5,
         hidden: tuple[Positive, ...] = (1024,),
         activation: Activation = "relu",
         alpha: Alpha = 1e-6,
         conditional: bool = False,
     ) -> None:
-        check("maf", spec, conditional=conditional)
-        chain = []
-        for i in range(layers):
-            net = MaskedMLP(spec.dim, hidden, 2, order=in_turns(spec.dim, i), activation=activation)
-            chain += [ActNorm(spec.dim), Autoregressive(net, Affine())]
-        super().__init__(
-            spec, Chain(Flatten(spec.shape), *chain), alpha=alpha, conditional=conditional
-        )
+        check_data("maf", spec, conditional=conditional)
+        layers: list[Transform] = [Flatten(spec.shape)]
+        for i in range(num_layers):
+            order = alternating_order(spec.dim, i)
+            net = MaskedMLP(spec.dim, hidden, 2, order=order, activation=activation)
+            layers += [ActNorm(spec.dim), Autoregressive(net, Affine())]
+        super().__init__(spec, Chain(*layers), alpha=alpha, conditional=conditional)
 
 
-def in_turns(dim: int, i: int) -> torch.Tensor:
-    """Return the place of each value (dim,) in the order of layer i: their own, or its reverse."""
+def alternating_order(dim: int, layer: int) -> Tensor:
+    """Return the position of each value (dim,) in a layer's order; odd layers reverse it."""
     order = torch.arange(dim)
-    return order.flip(0) if i % 2 else order
+    return order.flip(0) if layer % 2 else order

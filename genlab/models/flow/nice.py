@@ -5,43 +5,45 @@ from __future__ import annotations
 import torch
 
 from genlab.models.flow.base_distribution import Logistic
-from genlab.models.flow.couplings import Coupling, coupled
+from genlab.models.flow.couplings import Coupling, coupling_sizes
 from genlab.models.flow.elementwise import Shift
-from genlab.models.flow.flow import Flow, check
+from genlab.models.flow.flow import Flow, check_data
 from genlab.models.flow.linear import Scaling
 from genlab.models.flow.transforms import Chain, Flatten, Permute
 from genlab.nn.mlp import MLP, Activation
-from genlab.spec import Positive, Spec
+from genlab.spec import DataSpec, Positive
 
 
 class NICE(Flow):
-    """Additive couplings of the even and the odd values in turns, a scale a value, and a logistic base (section 5.1).
+    """Additive couplings of the even and odd values, one scale per value, and a logistic base.
+
+    Couplings change the even and the odd values in turn (section 5.1).
 
     Args:
-        couplings: how many.
-        hidden, activation: of each one's network.
-        conditional: learn p(x|y), each class with a base of its own.
+        num_couplings: number of couplings.
+        hidden, activation: of the network of each coupling.
+        conditional: learn p(x|y) with one base distribution per class.
 
     Raises:
-        UserError: the data has no density.
+        UserError: the data is discrete.
     """
 
     def __init__(
         self,
-        spec: Spec,
+        spec: DataSpec,
         *,
-        couplings: Positive = 4,
+        num_couplings: Positive = 4,
         hidden: tuple[Positive, ...] = (1000, 1000, 1000, 1000, 1000),
         activation: Activation = "relu",
         conditional: bool = False,
     ) -> None:
-        check("nice", spec, conditional=conditional)
+        check_data("nice", spec, conditional=conditional)
         even_odd = torch.cat([torch.arange(0, spec.dim, 2), torch.arange(1, spec.dim, 2)])
         layers = []
-        for i in range(couplings):
-            second = bool(i % 2)
-            kept, changed = coupled(spec.dim, second=second)
+        for i in range(num_couplings):
+            keep_second = bool(i % 2)
+            kept, changed = coupling_sizes(spec.dim, keep_second=keep_second)
             net = MLP(kept, hidden, changed, activation=activation)
-            layers.append(Coupling(spec.dim, net, Shift(), second=second))
+            layers.append(Coupling(spec.dim, net, Shift(), keep_second=keep_second))
         transform = Chain(Flatten(spec.shape), Permute(even_odd), *layers, Scaling(spec.dim))
         super().__init__(spec, transform, base=Logistic, conditional=conditional)

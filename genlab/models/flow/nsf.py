@@ -1,80 +1,101 @@
-"""Neural spline flows: Durkan, Bekasov, Murray & Papamakarios 2019, https://arxiv.org/abs/1906.04032."""
+"""Neural spline flows: Durkan, Bekasov, Murray & Papamakarios 2019.
+
+https://arxiv.org/abs/1906.04032.
+"""
 
 from __future__ import annotations
 
 from typing import Literal
 
+from torch import nn
+
 from genlab.errors import UserError
 from genlab.models.flow.autoregressive import Autoregressive
-from genlab.models.flow.elementwise import LEAST, Spline
-from genlab.models.flow.flow import Alpha, Flow, check
-from genlab.models.flow.glow import coupling, image_transform
-from genlab.models.flow.linear import ActNorm, Mixing
-from genlab.models.flow.maf import in_turns
+from genlab.models.flow.elementwise import MIN_BIN_SIZE, Spline
+from genlab.models.flow.flow import Alpha, Flow, check_data
+from genlab.models.flow.glow import make_coupling, multiscale_transform
+from genlab.models.flow.linear import ActNorm, Invertible1x1Conv
+from genlab.models.flow.maf import alternating_order
 from genlab.models.flow.transforms import Chain, Flatten, Transform
 from genlab.nn.masked import MaskedMLP
 from genlab.nn.mlp import MLP, Activation
 from genlab.nn.resnet import ResidualNet
-from genlab.spec import Count, Positive, PositiveFloat, Spec
+from genlab.spec import Count, DataSpec, Positive, PositiveFloat
 
 
 class NSF(Flow):
-    """Rational-quadratic splines, autoregressive or in couplings; couplings of images are those of Glow's architecture.
+    """Rational-quadratic splines in autoregressive layers or in couplings.
+
+    Couplings of images have Glow's architecture.
 
     Args:
-        kind: "autoregressive": masked networks, a pass for each value of a sample; "coupling": one pass each way.
-        layers: how many; at each scale of an image.
-        hidden, activation: for points, and autoregressive images: each layer's network.
-        channels, blocks: for couplings of images: width and residual blocks of each network.
-        scales: for couplings of images; None: as often as the sides are even, at most 3.
-        bins, bound: of each spline: K bins over [−bound, bound], the identity outside.
-        alpha: for images: the logit's margin; None: no logit.
-        conditional: learn p(x|y), each class with a base of its own.
+        layer_type: "autoregressive": masked networks, one pass per value of a sample; "coupling":
+            one pass in both directions.
+        num_layers: number of layers; with images, at each scale.
+        hidden, activation: for points, and for autoregressive layers of images: of each network.
+        channels, num_blocks: for couplings of images: width and residual blocks of each network.
+        num_scales: for couplings of images; None halves the sides as long as they are even, up to
+            3 times.
+        num_bins, tail_bound: of each spline: K bins over [−tail_bound, tail_bound], the identity
+            outside.
+        alpha: for images: the margin of the logit; None disables the logit.
+        conditional: learn p(x|y) with one base distribution per class.
 
     Raises:
-        UserError: the data has no density, or the options do not fit it.
+        UserError: the data is discrete, or the options do not fit the data.
     """
 
     def __init__(
         self,
-        spec: Spec,
+        spec: DataSpec,
         *,
-        kind: Literal["autoregressive", "coupling"] = "autoregressive",
-        layers: Positive = 3,
+        layer_type: Literal["autoregressive", "coupling"] = "autoregressive",
+        num_layers: Positive = 3,
         hidden: tuple[Positive, ...] = (64, 64),
         activation: Activation = "relu",
         channels: Positive = 64,
-        blocks: Count = 2,
-        scales: Positive | None = None,
-        bins: Positive = 8,
-        bound: PositiveFloat = 5.0,
+        num_blocks: Count = 2,
+        num_scales: Positive | None = None,
+        num_bins: Positive = 8,
+        tail_bound: PositiveFloat = 5.0,
         alpha: Alpha | None = 0.05,
         conditional: bool = False,
     ) -> None:
-        check("nsf", spec, conditional=conditional)
-        if not 2 <= bins < 1 / LEAST:
+        check_data("nsf", spec, conditional=conditional)
+        if not 2 <= num_bins < 1 / MIN_BIN_SIZE:
             raise UserError(
-                f"model.bins={bins}: a spline has at least 2 bins and less than {1 / LEAST:,.0f}"
+                f"model.num_bins={num_bins}: a spline has at least 2 and fewer than "
+                f"{1 / MIN_BIN_SIZE:,.0f} bins"
             )
-        map = Spline(bins, bound)
-        if kind == "coupling" and spec.kind == "image":
-            net = lambda inputs, outputs: ResidualNet(inputs, channels, blocks, outputs)  # noqa: E731
-            transform = Chain(
-                image_transform("nsf", spec.shape, layers, scales, net, map), ActNorm(spec.dim)
-            )
+        spline = Spline(num_bins, tail_bound)
+
+        def make_image_net(inputs: int, outputs: int) -> nn.Sequential:
+            return ResidualNet(inputs, channels, num_blocks, outputs)
+
+        def make_point_net(inputs: int, outputs: int) -> nn.Sequential:
+            return MLP(inputs, hidden, outputs, activation=activation)
+
+        layers: list[Transform]
+        if layer_type == "coupling" and spec.kind == "image":
+            layers = [
+                multiscale_transform(
+                    "nsf", spec.shape, num_layers, num_scales, make_image_net, spline
+                ),
+                ActNorm(spec.dim),
+            ]
+        elif layer_type == "coupling":
+            layers = [Flatten(spec.shape)]
+            for i in range(num_layers):
+                layers.append(Invertible1x1Conv(spec.dim))
+                layers.append(
+                    make_coupling(spec.dim, make_point_net, spline, keep_second=bool(i % 2))
+                )
         else:
-            chain: list[Transform] = [Flatten(spec.shape)]
-            for i in range(layers):
-                if kind == "coupling":
-                    net = lambda inputs, outputs: MLP(
-                        inputs, hidden, outputs, activation=activation
-                    )  # noqa: E731
-                    chain += [Mixing(spec.dim), coupling(spec.dim, net, map, second=bool(i % 2))]
-                else:
-                    order = in_turns(spec.dim, i)
-                    net = MaskedMLP(
-                        spec.dim, hidden, map.outputs, order=order, activation=activation
-                    )
-                    chain.append(Autoregressive(net, map))
-            transform = Chain(*chain)
-        super().__init__(spec, transform, alpha=alpha, conditional=conditional)
+            layers = [Flatten(spec.shape)]
+            for i in range(num_layers):
+                order = alternating_order(spec.dim, i)
+                net = MaskedMLP(
+                    spec.dim, hidden, spline.num_params, order=order, activation=activation
+                )
+                layers.append(Autoregressive(net, spline))
+        super().__init__(spec, Chain(*layers), alpha=alpha, conditional=conditional)

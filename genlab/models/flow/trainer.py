@@ -1,4 +1,4 @@
-"""The update rule of flows: descent on −log p, from parameters that the first batch sets."""
+"""The update rule of flows: gradient descent after a data-dependent initialization."""
 
 from __future__ import annotations
 
@@ -6,17 +6,22 @@ from collections.abc import Iterator
 
 import torch
 
-from genlab.seeding import mix
+from genlab.models.flow.flow import Flow
+from genlab.seeding import derive_seed
 from genlab.spec import Batch
 from genlab.training.trainer import Losses, Trainer
 
 
 class FlowTrainer(Trainer):
-    """Before the first update the joint batch, of all shards and processes, sets the layers that start from data."""
+    """Gradient descent on −log p.
+
+    Before the first update, the batch of all shards and ranks initializes layers such as actnorm.
+    """
 
     def step(self, batches: Iterator[Batch]) -> Losses:
-        shards = self.pull(batches)
-        if self.at == 0 and hasattr(self.model, "start"):
-            self.device.seed(mix(self.seed, self.at))  # for dropout
-            self.model.start(self.ranks.gather(torch.cat([batch.x for batch in shards])))
-        return self.descend("model", self.model.loss, shards)
+        shards = self.next_batch(batches)
+        if self.global_step == 0 and isinstance(self.model, Flow):
+            self.device.seed(derive_seed(self.seed, self.global_step))  # for dropout
+            x = torch.cat([batch.x for batch in shards])
+            self.model.initialize(self.group.all_gather_cat(x))
+        return self.optimize("model", self.model.loss, shards)

@@ -1,4 +1,4 @@
-"""Invertible maps: `forward(x)` gives z and log |det dz/dx| (B,), `inverse(z)` gives x back."""
+"""Invertible maps: `forward` returns z and log |det dz/dx| (B,), `inverse` returns x."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class Transform(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return z and the log of the Jacobian's absolute determinant (B,)."""
+        """Return z and the log of the absolute determinant of the Jacobian (B,)."""
 
     @abstractmethod
     def inverse(self, z: Tensor) -> Tensor:
@@ -23,7 +23,7 @@ class Transform(nn.Module, ABC):
 
 
 class Chain(Transform):
-    """One transform after another."""
+    """A composition of transforms."""
 
     def __init__(self, *transforms: Transform) -> None:
         super().__init__()
@@ -38,12 +38,13 @@ class Chain(Transform):
 
     def inverse(self, z: Tensor) -> Tensor:
         for transform in reversed(self.transforms):
+            assert isinstance(transform, Transform)
             z = transform.inverse(z)
         return z
 
 
 class Inverse(Transform):
-    """Another transform the other way round."""
+    """The inverse of another transform."""
 
     def __init__(self, transform: Transform) -> None:
         super().__init__()
@@ -54,15 +55,16 @@ class Inverse(Transform):
         return z, -self.transform(z)[1]
 
     def inverse(self, z: Tensor) -> Tensor:
-        return self.transform(z)[0]
+        x: Tensor = self.transform(z)[0]
+        return x
 
 
-class Starts(Transform):
-    """A transform whose parameters start from the first batch: `start(x)` sets them by what comes in."""
+class DataDependentInit(Transform):
+    """A transform whose parameters are initialized from its inputs for the first batch."""
 
     @abstractmethod
-    def start(self, x: Tensor) -> None:
-        """Set the parameters by x (B, …)."""
+    def initialize(self, x: Tensor) -> None:
+        """Initialize the parameters from inputs x (B, …)."""
 
 
 class Flatten(Transform):
@@ -80,7 +82,9 @@ class Flatten(Transform):
 
 
 class Permute(Transform):
-    """Takes the values or channels in another order: z_i = x_order(i)."""
+    """A permutation of the values or channels: z_i = x_order(i)."""
+
+    order: Tensor
 
     def __init__(self, order: Tensor) -> None:
         super().__init__()
@@ -94,10 +98,12 @@ class Permute(Transform):
 
 
 class Logit(Transform):
-    """z = logit(alpha + (1 − 2 alpha) u) with u = x moved to [0, 1]: Dinh et al. 2017, section 4.1, made symmetric.
+    """z = logit(alpha + (1 − 2 alpha) u) with u = x scaled to [0, 1].
+
+    Dinh et al. 2017, section 4.1, in symmetric form.
 
     Args:
-        range: the interval of x's values.
+        range: the interval of the values of x.
     """
 
     def __init__(self, alpha: float, range: tuple[float, float]) -> None:
@@ -117,7 +123,10 @@ class Logit(Transform):
 
 
 class Squeeze(Transform):
-    """(B, C, H, W) -> (B, 4C, H/2, W/2): each 2×2 square of pixels becomes channels (Dinh et al. 2017, section 3.6)."""
+    """(B, C, H, W) -> (B, 4C, H/2, W/2): each 2×2 square of pixels becomes channels.
+
+    Dinh et al. 2017, section 3.6.
+    """
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         return F.pixel_unshuffle(x, 2), x.new_zeros(len(x))
@@ -127,9 +136,10 @@ class Squeeze(Transform):
 
 
 class MultiScale(Transform):
-    """An image (B, C, H, W) -> a vector (B, D): after each scale but the last, half of the channels leave as they are.
+    """A multi-scale architecture: an image (B, C, H, W) -> a vector (B, D).
 
-    Dinh et al. 2017, equations 13 to 16. Each scale but the last ends on squeezed channels.
+    After each scale but the last, half of the channels are factored out. Dinh et al. 2017,
+    equations 13 to 16. Each scale but the last ends with squeezed channels.
 
     Args:
         shape: of one image, (C, H, W).
@@ -138,29 +148,29 @@ class MultiScale(Transform):
     def __init__(self, scales: list[Transform], shape: tuple[int, ...]) -> None:
         super().__init__()
         self.scales = nn.ModuleList(scales)
-        self.shapes = [tuple(shape)]  # of what enters each scale
+        self.shapes = [tuple(shape)]  # of the input of each scale
         for _ in scales[1:]:
             c, h, w = self.shapes[-1]
             self.shapes.append((2 * c, h // 2, w // 2))
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        total, left = x.new_zeros(len(x)), []
+        total, factored_out = x.new_zeros(len(x)), []
         for scale in self.scales[:-1]:
             x, ladj = scale(x)  # (B, 4C, H/2, W/2)
             out, x = x.chunk(2, dim=1)
-            left.append(out.flatten(1))
+            factored_out.append(out.flatten(1))
             total = total + ladj
         x, ladj = self.scales[-1](x)
-        return torch.cat([*left, x.flatten(1)], dim=1), total + ladj
+        return torch.cat([*factored_out, x.flatten(1)], dim=1), total + ladj
 
     def inverse(self, z: Tensor) -> Tensor:
-        sizes = [
-            math.prod(shape) for shape in self.shapes[1:]
-        ]  # what leaves is as large as what goes on
-        *left, x = z.split([*sizes, z.shape[1] - sum(sizes)], dim=1)
-        x = self.scales[-1].inverse(x.unflatten(1, self.shapes[-1]))
-        for scale, out, shape in zip(
-            self.scales[-2::-1], left[::-1], self.shapes[:0:-1], strict=True
-        ):
+        # the factored out half is as large as the half that stays
+        sizes = [math.prod(shape) for shape in self.shapes[1:]]
+        *factored_out, x = z.split([*sizes, z.shape[1] - sum(sizes)], dim=1)
+        last, *scales = reversed(self.scales)
+        assert isinstance(last, Transform)
+        x = last.inverse(x.unflatten(1, self.shapes[-1]))
+        for scale, out, shape in zip(scales, factored_out[::-1], self.shapes[:0:-1], strict=True):
+            assert isinstance(scale, Transform)
             x = scale.inverse(torch.cat([out.unflatten(1, shape), x], dim=1))
         return x

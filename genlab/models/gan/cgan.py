@@ -2,34 +2,38 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Callable
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from genlab.models.gan.base import Game, Noise, ToRange
-from genlab.models.gan.discriminator import OneHot
-from genlab.spec import Decay, Positive, Spec
+from genlab.models.gan.base import GANBase, Noise, ScaledTanh
+from genlab.models.gan.discriminator import OneHotConcat
+from genlab.spec import DataSpec, Decay, Positive
 
 
-class CGAN(Game):
-    """Two multilayer perceptrons that are told the class, on images or points: the paper's networks for digits (section 4.1).
+class CGAN(GANBase):
+    """Two multilayer perceptrons conditioned on the class, for images or points.
 
-    G maps noise and class each to ReLU units of their own, then both to joint ones. D does so with maxout units, each
-    the largest of some linear pieces (Goodfellow et al. 2013, https://arxiv.org/abs/1302.4389).
+    These are the paper's networks for digits (section 4.1). G maps noise and class to ReLU units of
+    their own, then both to joint units. D does the same with maxout units, each the maximum of
+    several linear pieces (Goodfellow et al. 2013, https://arxiv.org/abs/1302.4389).
 
     Args:
-        noise_hidden, class_hidden, joint_hidden: G's units on the noise, on the class, and on both.
-        item_maxout, class_maxout, joint_maxout: D's (units, pieces) on the item, on the class, and on both.
-        dropout: share of the hidden units of both players that a training pass leaves out.
+        noise_hidden, class_hidden, joint_hidden: number of G's units for the noise, for the class,
+            and for both.
+        item_maxout, class_maxout, joint_maxout: D's (units, pieces) for the sample, for the class,
+            and for both.
+        dropout: fraction of the hidden units of both networks dropped in training.
 
     Raises:
-        UserError: the data has no labels.
+        UserError: the data lacks labels.
     """
 
     def __init__(
         self,
-        spec: Spec,
+        spec: DataSpec,
         *,
         noise: Noise = "uniform",
         noise_hidden: Positive = 200,
@@ -41,36 +45,49 @@ class CGAN(Game):
         dropout: Decay = 0.5,
         conditional: Literal[True] = True,
         condition: Literal["concat"] = "concat",
-        **options,
+        **options: Any,
     ) -> None:
         super().__init__(spec, noise=noise, conditional=conditional, condition=condition, **options)
-        out: list[nn.Module] = [] if spec.kind == "points" else [ToRange(*spec.range)]
-        rectified = lambda i, o: nn.Sequential(nn.Linear(i, o), nn.ReLU())  # noqa: E731
+        output: list[nn.Module] = [] if spec.kind == "points" else [ScaledTanh(*spec.range)]
+        hidden = (noise_hidden, class_hidden)
         self.generator = nn.Sequential(
-            Apart((self.latent, spec.classes), (noise_hidden, class_hidden), rectified),
+            ParallelLayers((self.latent, spec.num_classes), hidden, linear_relu),
             nn.Dropout(dropout),
-            rectified(noise_hidden + class_hidden, joint_hidden),
+            linear_relu(noise_hidden + class_hidden, joint_hidden),
             nn.Dropout(dropout),
             nn.Linear(joint_hidden, spec.dim),
-            *out,
+            *output,
             nn.Unflatten(1, spec.shape),
         )
         features = nn.Sequential(
-            Apart((spec.dim, spec.classes), (item_maxout, class_maxout), Maxout),
+            ParallelLayers((spec.dim, spec.num_classes), (item_maxout, class_maxout), Maxout),
             nn.Dropout(dropout),
             Maxout(item_maxout[0] + class_maxout[0], joint_maxout),
             nn.Dropout(dropout),
         )
-        self.discriminator = self.critic(features, (joint_maxout[0],), join=OneHot(spec.classes))
+        self.discriminator = self.make_discriminator(
+            features, (joint_maxout[0],), join=OneHotConcat(spec.num_classes)
+        )
 
 
-class Apart(nn.Module):
-    """The parts of a vector (B, Σ inputs), each through a layer of its own, side by side again."""
+class ParallelLayers(nn.Module):
+    """Split a vector (B, Σ inputs), apply a layer to each part, and concatenate the results.
 
-    def __init__(self, inputs: tuple[int, int], outputs: tuple, layer) -> None:
+    Args:
+        inputs: dimension of each part.
+        outputs: size of each layer's output.
+        make_layer: (input, output) -> layer.
+    """
+
+    def __init__(
+        self,
+        inputs: tuple[int, ...],
+        outputs: tuple[Any, ...],
+        make_layer: Callable[[int, Any], nn.Module],
+    ) -> None:
         super().__init__()
         self.inputs = inputs
-        self.layers = nn.ModuleList(layer(i, o) for i, o in zip(inputs, outputs, strict=True))
+        self.layers = nn.ModuleList(make_layer(i, o) for i, o in zip(inputs, outputs, strict=True))
 
     def forward(self, x: Tensor) -> Tensor:
         parts = x.split(self.inputs, 1)
@@ -78,7 +95,11 @@ class Apart(nn.Module):
 
 
 class Maxout(nn.Module):
-    """(B, inputs) to (B, units): each unit is the largest of its linear pieces."""
+    """(B, inputs) to (B, units): each unit is the maximum of its linear pieces.
+
+    Args:
+        size: (units, pieces).
+    """
 
     def __init__(self, inputs: int, size: tuple[int, int]) -> None:
         super().__init__()
@@ -87,3 +108,7 @@ class Maxout(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.linear(x).unflatten(1, self.size).amax(2)
+
+
+def linear_relu(inputs: int, outputs: int) -> nn.Module:
+    return nn.Sequential(nn.Linear(inputs, outputs), nn.ReLU())

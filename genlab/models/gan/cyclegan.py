@@ -1,198 +1,225 @@
-"""CycleGAN: Zhu et al. 2017, Unpaired Image-to-Image Translation using Cycle-Consistent Adversarial Networks.
+"""CycleGAN: Zhu et al. 2017, https://arxiv.org/abs/1703.10593.
 
-https://arxiv.org/abs/1703.10593
+Unpaired Image-to-Image Translation using Cycle-Consistent Adversarial Networks.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
+from genlab.distributed.shard_buffers import PerShardModule
 from genlab.errors import UserError
-from genlab.models.gan.base import ToRange, fixed, spread_of
-from genlab.models.gan.dcgan import initialise
-from genlab.models.gan.losses import LOSSES, Name
-from genlab.models.gan.regularizers import Restrained
-from genlab.models.gan.translation import same_size
-from genlab.nn.patchgan import PatchGAN, halvings
+from genlab.models.gan.base import ScaledTanh, diversity_ratio, frozen_statistics
+from genlab.models.gan.dcgan import initialize_weights
+from genlab.models.gan.losses import LOSSES, LossName
+from genlab.models.gan.regularizers import DiscriminatorRegularization, add_losses
+from genlab.models.gan.translation import require_same_size
+from genlab.nn.patchgan import PatchGAN, fit_num_downsamples
 from genlab.nn.residual_generator import ResidualGenerator
-from genlab.spec import Batch, Count, NonNegative, Positive, Spec
+from genlab.spec import Batch, Count, DataSpec, NonNegative, Positive
 
 
-class CycleGAN(Restrained):
-    """G from sources to targets, F from targets to sources, a discriminator for each set, and F(G(x)) ≈ x, G(F(y)) ≈ y.
+class CycleGAN(DiscriminatorRegularization):
+    """Generators G and F between two domains, and a discriminator for each domain.
 
-    A batch's source and target need not belong together.
+    G translates sources to targets, F targets to sources. They are trained to be inverses: F(G(x))
+    ≈ x and G(F(y)) ≈ y. The source and the target of a batch need not be pairs.
 
     Args:
         width: maps of the first layer of all four networks.
-        blocks: residual blocks of G and F; None: 9 from 256 pixels a side, 6 below (appendix 7.2).
-        cycle: λ of the cycle's L1 distance.
-        identity: λ of ‖G(y) − y‖₁ + ‖F(x) − x‖₁, which keeps colours; 0: none.
-        history: images that each discriminator's history holds (Shrivastava et al. 2017).
-        restraints: what holds both discriminators smooth, see `Restrained`.
+        num_blocks: residual blocks of G and F. None takes 9 for sides of at least 256 pixels, and 6
+            for smaller images (appendix 7.2).
+        cycle_weight: λ of the L1 distance after both translations.
+        identity_weight: λ of ‖G(y) − y‖₁ + ‖F(x) − x‖₁, which preserves colors; 0 disables it.
+        history_size: number of images in each discriminator's history (Shrivastava et al. 2017).
+        regularization: of both discriminators; see `DiscriminatorRegularization`.
 
     Raises:
-        UserError: the data has no sources, or they are no images of the targets' size; or `identity` with sources of other
-            channels.
+        UserError: the data lacks sources, they are not images of the targets' size, or
+            `identity_weight` is set and they have other channels.
     """
 
-    multiple = ResidualGenerator.multiple
+    translates_backward = True
+    size_multiple = ResidualGenerator.size_multiple
+
+    generator: nn.ModuleDict
+    discriminator: nn.ModuleDict
 
     def __init__(
         self,
-        spec: Spec,
+        spec: DataSpec,
         *,
         width: Positive = 64,
-        blocks: Positive | None = None,
-        cycle: NonNegative = 10.0,
-        identity: NonNegative = 5.0,
-        adversarial: NonNegative = 2.0,
-        history: Count = 50,
-        loss: Name = "least_squares",
-        **restraints,
+        num_blocks: Positive | None = None,
+        cycle_weight: NonNegative = 10.0,
+        identity_weight: NonNegative = 5.0,
+        adversarial_weight: NonNegative = 2.0,
+        history_size: Count = 50,
+        loss: LossName = "least_squares",
+        **regularization: Any,
     ) -> None:
-        same_size(spec, type(self).__name__)
-        source, target = spec.source.shape, spec.shape
-        if identity and source[0] != target[0]:
-            raise UserError(f"CycleGAN's identity loss needs sources and targets of the same channels, and these have "
-                            f"{source[0]} and {target[0]}; set model.identity=0")  # fmt: skip
-        super().__init__(**restraints)
+        source = require_same_size(spec, type(self).__name__)
+        if identity_weight and source.shape[0] != spec.shape[0]:
+            raise UserError(
+                "CycleGAN's identity loss needs sources and targets with the same channels, and "
+                f"these have {source.shape[0]} and {spec.shape[0]}; set model.identity_weight=0"
+            )
+        super().__init__(**regularization)
         self.spec, self.objective = spec, LOSSES[loss]
-        self.cycle, self.identity, self.adversarial = cycle, identity, adversarial
-        blocks = blocks or (9 if min(target[1:]) >= 256 else 6)
+        self.cycle_weight, self.identity_weight = cycle_weight, identity_weight
+        self.adversarial_weight = adversarial_weight
+        height, width_px = spec.shape[1:]
+        num_blocks = num_blocks or (9 if min(height, width_px) >= 256 else 6)
 
-        def generator(from_: Spec, to: Spec) -> nn.Module:
-            net = ResidualGenerator(from_.shape[0], to.shape[0], width=width, blocks=blocks)
-            return nn.Sequential(net, ToRange(*to.range))
+        def make_generator(inputs: DataSpec, outputs: DataSpec) -> nn.Module:
+            net = ResidualGenerator(
+                inputs.shape[0], outputs.shape[0], width=width, num_blocks=num_blocks
+            )
+            return nn.Sequential(net, ScaledTanh(*outputs.range))
 
-        patches = {"width": width, "halvings": halvings(target[1:])}
+        def make_patchgan(domain: DataSpec) -> nn.Module:
+            num_downsamples = fit_num_downsamples((height, width_px))
+            return PatchGAN(domain.shape[0], width=width, num_downsamples=num_downsamples)
+
         self.generator = nn.ModuleDict(
-            {"G": generator(spec.source, spec), "F": generator(spec, spec.source)}
+            {"G": make_generator(source, spec), "F": make_generator(spec, source)}
         )
         self.discriminator = nn.ModuleDict(
-            {"source": PatchGAN(source[0], **patches), "target": PatchGAN(target[0], **patches)}
+            {"source": make_patchgan(source), "target": make_patchgan(spec)}
         )
         self.history = nn.ModuleDict(
-            {"source": History(history, source), "target": History(history, target)}
+            {
+                "source": ImageHistory(history_size, source.shape),
+                "target": ImageHistory(history_size, spec.shape),
+            }
         )
-        self.apply(initialise)
-        self.restrained(self.discriminator)
+        self.apply(initialize_weights)
+        self.apply_weight_norm(self.discriminator)
 
-    # --- the game -------------------------------------------------------------------------------------------------
+    # --- losses -----------------------------------------------------------------------------------
 
-    def discriminator_loss(self, batch: Batch, penalty: float = 1) -> dict[str, Tensor]:
-        """Return both discriminators' losses, on G's and F's images of now and before.
+    def discriminator_loss(self, batch: Batch, penalty_scale: float = 1) -> dict[str, Tensor]:
+        """Return both discriminators' losses, on current and earlier images of G and F.
 
         Args:
-            penalty: the weight of the gradient penalties: 0 leaves them out.
+            penalty_scale: factor of the gradient penalties. 0 leaves them out.
         """
-        with torch.no_grad(), fixed(self.generator):
-            made = {
-                "target": self.generator["G"](batch.cond),
-                "source": self.generator["F"](batch.x),
-            }
-        losses, logs = [], {}
-        for name, true in (("target", batch.x), ("source", batch.cond)):
-            D, x, shown = (
-                self.discriminator[name],
-                self.sloped(true, penalty),
-                self.history[name](made[name]),
-            )
-            real, fake = D(x), D(shown)  # (B, 1, h, w)
+        real_images = {"target": batch.x, "source": sources(batch)}
+        with torch.no_grad(), frozen_statistics(self.generator):
+            fakes = self.translate_both(batch)
+        losses: list[Tensor] = []
+        logs: dict[str, Tensor] = {}
+        for domain, data in real_images.items():
+            D = self.discriminator[domain]
+            x = self.require_input_gradient(data, penalty_scale)
+            fake_x = self.history[domain](fakes[domain])
+            real, fake = D(x), D(fake_x)  # (B, 1, h, w)
             loss = self.objective.discriminator(real, fake)
-            paid, found = self.penalties(D, real, x, x, shown, penalty)
-            losses.append(sum(paid, loss))
-            judged = self.objective.judged(real, fake, loss) | found
-            logs |= {f"{key}/{name}": value for key, value in judged.items()}
-        return {"loss": sum(losses), **logs}
+            penalties, domain_logs = self.weighted_penalties(D, real, x, (x, fake_x), penalty_scale)
+            losses.append(sum(penalties, loss))
+            domain_logs = self.objective.log_values(real, fake, loss) | domain_logs
+            logs |= {f"{key}/{domain}": value for key, value in domain_logs.items()}
+        return {"loss": add_losses(losses), **logs}
 
     # eq. 3: L(G, F, D_X, D_Y) = L_GAN(G, D_Y) + L_GAN(F, D_X) + λ L_cyc(G, F)
-    def generator_loss(self, batch: Batch, penalty: float = 1) -> dict[str, Tensor]:
-        """Return what G and F minimise together; the discriminators are left untouched."""
-        fakes = {"target": self.generator["G"](batch.cond), "source": self.generator["F"](batch.x)}
+    def generator_loss(self, batch: Batch, penalty_scale: float = 1) -> dict[str, Tensor]:
+        """Return what G and F minimize together; the discriminators are left untouched."""
+        real_images = {"target": batch.x, "source": sources(batch)}
+        fakes = self.translate_both(batch)
         adversarial = batch.x.new_zeros(())
-        for name, true in (("target", batch.x), ("source", batch.cond)):
-            D = self.discriminator[name]
-            with fixed(D):
+        for domain, data in real_images.items():
+            D = self.discriminator[domain]
+            with frozen_statistics(D):
                 with torch.no_grad():
-                    real = D(true) if self.objective.paired else None
-                adversarial = adversarial + self.adversarial * self.objective.generator(
-                    D(fakes[name]), real
-                )
-        errors = self.errors(batch, fakes["target"], fakes["source"])
-        spread = spread_of(fakes["target"], batch.x, "/target") | spread_of(
-            fakes["source"], batch.cond, "/source"
-        )
+                    real = D(data) if self.objective.needs_real else None
+                loss = self.objective.generator(D(fakes[domain]), real)
+            adversarial = adversarial + self.adversarial_weight * loss
+        losses = self.consistency_losses(batch, fakes)
         return {
-            "loss": sum(errors.values(), adversarial),
+            "loss": sum(losses.values(), adversarial),
             "adversarial": adversarial,
-            **errors,
-            **spread,
+            **losses,
+            **diversity_ratio(fakes["target"], real_images["target"], "/target"),
+            **diversity_ratio(fakes["source"], real_images["source"], "/source"),
         }
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
-        """Return what G and F minimise without an adversary."""
-        errors = self.errors(batch, self.generator["G"](batch.cond), self.generator["F"](batch.x))
-        return {"loss": sum(errors.values()), **errors}
+        """Return what G and F minimize without discriminators."""
+        losses = self.consistency_losses(batch, self.translate_both(batch))
+        return {"loss": add_losses(losses.values()), **losses}
 
-    def errors(self, batch: Batch, made_x: Tensor, made_cond: Tensor) -> dict[str, Tensor]:
-        """Return the weighted cycle loss of G's and F's images, and the identity loss, if there is one."""
+    def translate_both(self, batch: Batch) -> dict[str, Tensor]:
+        """Return G's and F's images of a batch by their domain."""
+        return {"target": self.generator["G"](batch.cond), "source": self.generator["F"](batch.x)}
+
+    def consistency_losses(self, batch: Batch, fakes: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return the weighted cycle loss of G's and F's images, and the identity loss if used."""
         G, F = self.generator["G"], self.generator["F"]
+        x, cond = batch.x, sources(batch)
         # eq. 2: L_cyc(G, F) = E‖F(G(x)) − x‖₁ + E‖G(F(y)) − y‖₁
-        errors = {
-            "cycle": self.cycle
-            * (distance(F(made_x), batch.cond) + distance(G(made_cond), batch.x))
-        }
-        if self.identity:  # section 5.2
-            errors["identity"] = self.identity * (
-                distance(G(batch.x), batch.x) + distance(F(batch.cond), batch.cond)
-            )
-        return errors
+        cycle = l1_distance(F(fakes["target"]), cond) + l1_distance(G(fakes["source"]), x)
+        losses = {"cycle": self.cycle_weight * cycle}
+        if self.identity_weight:  # section 5.2
+            identity = l1_distance(G(x), x) + l1_distance(F(cond), cond)
+            losses["identity"] = self.identity_weight * identity
+        return losses
 
-    def wider(self) -> list[str]:
-        """Return the override by which the cycle counts for more: no way leads back from images that are all alike."""
-        return [f"++model.cycle={2 * self.cycle or 10:g}"]
+    def suggest_against_collapse(self) -> list[str]:
+        """Suggest a larger cycle weight: identical images cannot be translated back."""
+        return [f"++model.cycle_weight={2 * self.cycle_weight or 10:g}"]
 
-    # --- abilities ------------------------------------------------------------------------------------------------
+    # --- abilities --------------------------------------------------------------------------------
 
     @torch.no_grad()
     def translate(self, cond: Tensor, *, backward: bool = False) -> Tensor:
-        """Return G of each source (B, …), or backward F of each target."""
+        """Return G of each source (B, …), or with `backward` F of each target."""
         return self.generator["F" if backward else "G"](cond)
 
 
-class History(nn.Module):
-    """The last images that a generator made, of which a discriminator sees half: Shrivastava et al. 2017, section 2.3.
+class ImageHistory(PerShardModule):
+    """A buffer of a generator's earlier images: Shrivastava et al. 2017, section 2.3.
 
-    https://arxiv.org/abs/1612.07828. As long as it is not full an image is kept and shown. Then each is shown itself, or
-    with probability ½ takes the place of one kept, drawn evenly, which is shown instead.
+    https://arxiv.org/abs/1612.07828. Until the buffer is full, each image is stored and returned.
+    Then, with probability ½, an image is returned itself; otherwise it replaces a random image of
+    the buffer, which is returned instead.
     """
 
-    apart = ("images", "count")  # of each shard of a joint batch
+    per_shard_buffers = ("images", "count")
+    images: Tensor  # (size, C, H, W)
+    count: Tensor  # ()
 
     def __init__(self, size: int, shape: tuple[int, ...]) -> None:
         super().__init__()
-        self.register_buffer("images", torch.zeros(size, *shape))  # (size, C, H, W)
+        self.register_buffer("images", torch.zeros(size, *shape))
         self.register_buffer("count", torch.zeros((), dtype=torch.int64))
 
     @torch.no_grad()
     def forward(self, x: Tensor) -> Tensor:
-        """Return images for the discriminator (B, C, H, W), in place of those made now."""
+        """Return images for the discriminator (B, C, H, W) in place of the new images x."""
         size = len(self.images)
         if not size:
             return x
-        shown = []
-        for new in x.split(1):  # tensors throughout: no wait for the device
+        returned = []
+        for new in x.split(1):  # tensor operations only, which do not wait for the device
             full = self.count >= size
             slot = torch.where(full, torch.randint(size, (), device=x.device), self.count)[None]
             swap = full & (torch.rand((), device=x.device) < 0.5)
             old = self.images.index_select(0, slot)
             self.images.index_copy_(0, slot, torch.where(full & ~swap, old, new.to(old)))
             self.count.add_(~full)
-            shown.append(torch.where(swap, old.to(new), new))
-        return torch.cat(shown)
+            returned.append(torch.where(swap, old.to(new), new))
+        return torch.cat(returned)
 
 
-def distance(a: Tensor, b: Tensor) -> Tensor:
+def l1_distance(a: Tensor, b: Tensor) -> Tensor:
+    """Return the mean absolute difference (scalar) of a and b."""
     return (a - b).abs().mean()
+
+
+def sources(batch: Batch) -> Tensor:
+    """Return the source images (B, …) of a batch."""
+    assert batch.cond is not None
+    return batch.cond

@@ -3,60 +3,75 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import Any
 
 from torch import Tensor, nn
 
 from genlab.errors import UserError
-from genlab.models.gan.base import Game, Noise, ToRange
-from genlab.spec import Positive, Spec
+from genlab.models.gan.base import GANBase, Noise, ScaledTanh
+from genlab.spec import DataSpec, Positive
+
+MIN_SIDE = 16  # pixels
 
 
-class DCGAN(Game):
-    """Two all-convolutional nets on square images whose side is a power of two of at least 16.
+class DCGAN(GANBase):
+    """Two all-convolutional networks for square images.
 
-    G projects z to width·2^(k−1) maps of 4×4 and doubles the side k = log2(side) − 2 times by fractionally strided
-    convolutions, each halving the maps; D is its mirror. Batch normalisation is everywhere but in G's output and D's
-    input; ReLU in G, leaky ReLU in D; weights from N(0, 0.02²). Kernels are 4×4, which stride 2 covers evenly.
+    The side is a power of two of at least 16. G projects z to width·2^(k−1) maps of 4×4 and doubles
+    the side k = log2(side) − 2 times by transposed convolutions, each halving the number of maps; D
+    is its mirror image. There is batch normalization everywhere except in G's output and D's input;
+    ReLU in G, leaky ReLU in D. The weights are drawn from N(0, 0.02²). Kernels are 4×4, which
+    stride 2 covers evenly.
 
     Args:
-        width: maps at half the image's side; 128 is the paper's (1024 at 4×4 for 64×64 images).
+        width: number of maps at half the image's side; the paper's is 128, which makes 1024 maps at
+            4×4 for 64×64 images.
 
     Raises:
-        UserError: the items are no square images of such a side, or `conditional` and the data has no labels.
+        UserError: the data is not square images of such a side, or `conditional` needs labels that
+            the data does not have.
     """
 
     def __init__(
-        self, spec: Spec, *, width: Positive = 128, noise: Noise = "uniform", **options
+        self, spec: DataSpec, *, width: Positive = 128, noise: Noise = "uniform", **options: Any
     ) -> None:
         side = spec.shape[-1]
-        if spec.kind != "image" or spec.shape[-2] != side or side < 16 or side & (side - 1):
-            mend = "choose a dataset of images, such as dataset=digits"
+        is_square = spec.kind == "image" and spec.shape[-2] == side
+        if not is_square or side < MIN_SIDE or side & (side - 1):
+            fix = "choose a dataset of images, such as dataset=digits"
             if spec.kind == "image":
-                mend = f"set dataset.size={max(16, 1 << (max(spec.shape[-2:]) - 1).bit_length())}"
-            raise UserError("DCGAN needs square images whose side is a power of two of at least 16, "
-                            f"and this dataset gives {spec.shape}; {mend}")  # fmt: skip
+                power = max(MIN_SIDE, 1 << (max(spec.shape[-2:]) - 1).bit_length())
+                fix = f"set dataset.size={power}"
+            raise UserError(
+                f"DCGAN needs square images whose side is a power of two of at least {MIN_SIDE}, "
+                f"and this dataset gives {spec.shape}; {fix}"
+            )
         super().__init__(spec, noise=noise, **options)
-        maps = [width << i for i in range(side.bit_length() - 3)]  # at sides S/2, S/4, …, 4
-        self.generator = Generator(spec, self.code, maps[::-1]).apply(initialise)
-        self.discriminator = self.critic(
-            Features(self.seen[0], maps), (maps[-1], 4, 4), initialise=initialise
+        channels = [width << i for i in range(side.bit_length() - 3)]  # at sides S/2, S/4, …, 4
+        generator = Generator(spec, self.code_dim, channels[::-1])
+        self.generator = generator.apply(initialize_weights)
+        self.discriminator = self.make_discriminator(
+            DiscriminatorFeatures(self.discriminator_shape[0], channels),
+            (channels[-1], 4, 4),
+            initialize=initialize_weights,
         )
 
 
 class Generator(nn.Module):
-    """G: codes (B, code) to images (B, C, S, S) in the data's range."""
+    """G: codes (B, code_dim) to images (B, C, S, S) in the data's range."""
 
-    def __init__(self, spec: Spec, code: int, maps: list[int]) -> None:
+    def __init__(self, spec: DataSpec, code_dim: int, channels: list[int]) -> None:
         super().__init__()
         layers: list[nn.Module] = [
-            nn.ConvTranspose2d(code, maps[0], 4, bias=False),
-            *norm_relu(maps[0]),
-        ]  # 4×4
-        for i, o in pairwise(maps):
-            layers += [nn.ConvTranspose2d(i, o, 4, stride=2, padding=1, bias=False), *norm_relu(o)]
+            nn.ConvTranspose2d(code_dim, channels[0], 4, bias=False),  # 4×4
+            *batch_norm_relu(channels[0]),
+        ]
+        for i, o in pairwise(channels):
+            layers.append(nn.ConvTranspose2d(i, o, 4, stride=2, padding=1, bias=False))
+            layers += batch_norm_relu(o)
         layers += [
-            nn.ConvTranspose2d(maps[-1], spec.shape[0], 4, stride=2, padding=1),
-            ToRange(*spec.range),
+            nn.ConvTranspose2d(channels[-1], spec.shape[0], 4, stride=2, padding=1),
+            ScaledTanh(*spec.range),
         ]
         self.layers = nn.Sequential(*layers)
 
@@ -64,26 +79,26 @@ class Generator(nn.Module):
         return self.layers(z[:, :, None, None])
 
 
-class Features(nn.Sequential):
-    """D without its last layer: images (B, C, S, S) to maps (B, maps[-1], 4, 4)."""
+class DiscriminatorFeatures(nn.Sequential):
+    """D without its last layer: images (B, C, S, S) to maps (B, channels[-1], 4, 4)."""
 
-    def __init__(self, channels: int, maps: list[int]) -> None:
+    def __init__(self, in_channels: int, channels: list[int]) -> None:
         layers: list[nn.Module] = [
-            nn.Conv2d(channels, maps[0], 4, stride=2, padding=1),
+            nn.Conv2d(in_channels, channels[0], 4, stride=2, padding=1),
             nn.LeakyReLU(0.2, inplace=True),
         ]
-        for i, o in pairwise(maps):
+        for i, o in pairwise(channels):
             layers += [nn.Conv2d(i, o, 4, stride=2, padding=1, bias=False), nn.BatchNorm2d(o)]
             layers += [nn.LeakyReLU(0.2, inplace=True)]
         super().__init__(*layers)
 
 
-def norm_relu(maps: int) -> tuple[nn.Module, nn.Module]:
-    return nn.BatchNorm2d(maps), nn.ReLU(inplace=True)
+def batch_norm_relu(channels: int) -> list[nn.Module]:
+    return [nn.BatchNorm2d(channels), nn.ReLU(inplace=True)]
 
 
-def initialise(module: nn.Module) -> None:
-    """Draw weights as the paper does (section 4): N(0, 0.02²); scales of batch normalisation around 1."""
+def initialize_weights(module: nn.Module) -> None:
+    """Draw the weights as in section 4: N(0, 0.02²), and N(1, 0.02²) for batch norm scales."""
     if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
         nn.init.normal_(module.weight, 0.0, 0.02)
         if module.bias is not None:

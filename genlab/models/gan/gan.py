@@ -1,48 +1,52 @@
-"""GAN: Goodfellow et al. 2014, Generative Adversarial Nets, https://arxiv.org/abs/1406.2661."""
+"""GAN: Goodfellow et al. 2014, https://arxiv.org/abs/1406.2661."""
 
 from __future__ import annotations
 
 import math
 from itertools import pairwise
+from typing import Any
 
 from torch import nn
 
-from genlab.models.gan.base import Game, ToRange
-from genlab.spec import Decay, NonNegative, Positive, Spec
+from genlab.models.gan.base import GANBase, ScaledTanh
+from genlab.spec import DataSpec, Decay, NonNegative, Positive
 
 
-class GAN(Game):
-    """Two multilayer perceptrons, on images or points of any shape.
+class GAN(GANBase):
+    """Two multilayer perceptrons, for images or points of any shape.
 
     Args:
-        hidden: widths of G's layers, with ReLU; its output is a tanh over the range of images, linear for points.
-        discriminator_hidden: widths of D's layers, with leaky ReLU of `slope` (0: ReLU).
-        dropout: share of D's units that a training pass leaves out.
+        hidden: widths of G's layers, with ReLU. G's output is a tanh scaled to the range of images,
+            and linear for points.
+        discriminator_hidden: widths of D's layers, with leaky ReLU.
+        negative_slope: of D's leaky ReLU; 0 makes it a ReLU.
+        dropout: fraction of D's units dropped in training.
     """
 
     def __init__(
         self,
-        spec: Spec,
+        spec: DataSpec,
         *,
         hidden: tuple[Positive, ...] = (1200, 1200),
         discriminator_hidden: tuple[Positive, ...] = (240, 240),
-        slope: NonNegative = 0.2,
+        negative_slope: NonNegative = 0.2,
         dropout: Decay = 0.0,
-        **options,
+        **options: Any,
     ) -> None:
         super().__init__(spec, **options)
-        out: list[nn.Module] = [] if spec.kind == "points" else [ToRange(*spec.range)]
-        widths = (self.code, *hidden)
-        self.generator = nn.Sequential(
-            *(layer for i, o in pairwise(widths) for layer in (nn.Linear(i, o), nn.ReLU())),
-            nn.Linear(widths[-1], spec.dim),
-            *out,
-            nn.Unflatten(1, spec.shape),
-        )
-        widths = (math.prod(self.seen), *discriminator_hidden)
-        layers: list[nn.Module] = [nn.Flatten()]
+        layers: list[nn.Module] = []
+        widths = (self.code_dim, *hidden)
         for i, o in pairwise(widths):
-            layers += [nn.Linear(i, o), nn.LeakyReLU(slope)] + (
-                [nn.Dropout(dropout)] if dropout else []
-            )
-        self.discriminator = self.critic(nn.Sequential(*layers), widths[-1:])
+            layers += [nn.Linear(i, o), nn.ReLU()]
+        layers.append(nn.Linear(widths[-1], spec.dim))
+        if spec.kind != "points":
+            layers.append(ScaledTanh(*spec.range))
+        self.generator = nn.Sequential(*layers, nn.Unflatten(1, spec.shape))
+
+        layers = [nn.Flatten()]
+        widths = (math.prod(self.discriminator_shape), *discriminator_hidden)
+        for i, o in pairwise(widths):
+            layers += [nn.Linear(i, o), nn.LeakyReLU(negative_slope)]
+            if dropout:
+                layers.append(nn.Dropout(dropout))
+        self.discriminator = self.make_discriminator(nn.Sequential(*layers), widths[-1:])

@@ -3,138 +3,176 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, one_hot
 
 from genlab.errors import UserError
-from genlab.models.gan.base import Game, ToRange
-from genlab.models.gan.dcgan import initialise
+from genlab.models.gan.base import GANBase, ScaledTanh
+from genlab.models.gan.dcgan import initialize_weights
 from genlab.models.gan.discriminator import Condition
-from genlab.spec import Count, NonNegative, Positive, Spec
+from genlab.spec import Count, DataSpec, NonNegative, Positive
 
-SLOPE = 0.1  # of the leaky ReLU
+NEGATIVE_SLOPE = 0.1  # of the leaky ReLUs
 
 
-class InfoGAN(Game):
-    """A game in which G's codes can be read off its samples, with the paper's networks for digits (table 1).
+class InfoGAN(GANBase):
+    """A GAN whose codes can be recovered from its samples.
 
-    A code is (noise, category one-hot, continuous codes, and in a conditional model the class), side by side. Q(c|x), on
-    the features of D, is a softmax over the categories and a Gaussian for each continuous code.
+    A code concatenates noise, a one-hot category, continuous codes and, in a conditional model, the
+    class. Q(c|x), on the features of D, is a softmax over the categories and a Gaussian for each
+    continuous code. The networks are those of the paper
+    for digits (table 1).
 
     Args:
-        latent: dimension of the noise, of which Q tells nothing.
-        categories: values of the categorical code, all equally likely.
-        continuous: continuous codes, each even on [−1, 1].
-        width: channels at half the image's side, 64 in the paper; twice as many at a quarter, 16 times as many units.
-        categorical_weight, continuous_weight: λ of −log Q of either, in nats.
+        latent: dimension of the noise, which Q does not recover.
+        num_categories: values of the categorical code, all equally likely.
+        num_continuous: number of continuous codes, each uniform on [−1, 1].
+        width: channels at half the image's side, 64 in the paper; there are twice as many at a
+            quarter of the side and 16 times as many units.
+        categorical_weight, continuous_weight: λ of −log Q of each part, in nats.
 
     Raises:
-        UserError: the items are no images whose sides 4 divides, or `condition` shows D's features the class.
+        UserError: the data is not images with sides divisible by 4, or `condition` would show the
+            class to D's features.
     """
 
     def __init__(
         self,
-        spec: Spec,
+        spec: DataSpec,
         *,
         latent: Positive = 62,
-        categories: Positive = 10,
-        continuous: Count = 2,
+        num_categories: Positive = 10,
+        num_continuous: Count = 2,
         width: Positive = 64,
         categorical_weight: NonNegative = 1.0,
         continuous_weight: NonNegative = 0.1,
         condition: Condition = "projection",
-        **options,
+        **options: Any,
     ) -> None:
         if spec.kind != "image" or any(side % 4 for side in spec.shape[1:]):
-            raise UserError("InfoGAN needs images whose sides 4 divides, "
-                            f"and this dataset gives {spec.kind}s of shape {spec.shape}; set prepare.size=32")  # fmt: skip
-        super().__init__(
-            spec, latent=latent + categories + continuous, condition=condition, **options
-        )
+            raise UserError(
+                "InfoGAN needs images with sides divisible by 4, and this dataset gives "
+                f"{spec.kind}s of shape {spec.shape}; set preprocess.size=32"
+            )
+        code_dim = latent + num_categories + num_continuous
+        super().__init__(spec, latent=code_dim, condition=condition, **options)
         if self.conditional and condition == "concat":
             raise UserError(
-                "InfoGAN reads a code off an image without its class; set model.condition=projection"
+                "InfoGAN recovers the code of an image without its class; "
+                "set model.condition=projection"
             )
-        self.sizes = (
-            latent,
-            categories,
-            continuous,
-            self.code - self.latent,
-        )  # of the code's parts
+        # of the code's parts: noise, category, continuous codes, class
+        self.code_sizes = (latent, num_categories, num_continuous, self.code_dim - self.latent)
         self.categorical_weight, self.continuous_weight = categorical_weight, continuous_weight
-        size = (spec.shape[1] // 4, spec.shape[2] // 4)
-        units = 16 * width
-        self.generator = nn.Sequential(
-            nn.Linear(self.code, units), nn.BatchNorm1d(units), nn.ReLU(inplace=True),
-            nn.Linear(units, 2 * width * math.prod(size)), nn.BatchNorm1d(2 * width * math.prod(size)),
-            nn.ReLU(inplace=True), nn.Unflatten(1, (2 * width, *size)),
-            nn.ConvTranspose2d(2 * width, width, 4, stride=2, padding=1), nn.BatchNorm2d(width), nn.ReLU(inplace=True),
-            nn.ConvTranspose2d(width, spec.shape[0], 4, stride=2, padding=1), ToRange(*spec.range),
-        ).apply(initialise)  # fmt: skip
-        features = nn.Sequential(
-            nn.Conv2d(spec.shape[0], width, 4, stride=2, padding=1), nn.LeakyReLU(SLOPE, inplace=True),
-            nn.Conv2d(width, 2 * width, 4, stride=2, padding=1), nn.BatchNorm2d(2 * width), nn.LeakyReLU(SLOPE, inplace=True),
-            nn.Flatten(), nn.Linear(2 * width * math.prod(size), units), nn.BatchNorm1d(units),
-            nn.LeakyReLU(SLOPE, inplace=True),
-        )  # fmt: skip
-        self.discriminator = self.critic(features, (units,), initialise=initialise)
-        # Q's own layers are a head of D: they share its features, and D's optimizer has them
+        num_units = 16 * width
+        self.generator = make_generator(spec, self.code_dim, width, num_units)
+        self.discriminator = self.make_discriminator(
+            make_features(spec, width, num_units), (num_units,), initialize=initialize_weights
+        )
+        # Q's own layers are a head of D: they share its features and its optimizer
         self.discriminator.recognition = nn.Sequential(
-            nn.Linear(units, 2 * width), nn.BatchNorm1d(2 * width), nn.LeakyReLU(SLOPE, inplace=True),
-            nn.Linear(2 * width, categories + 2 * continuous),
-        ).apply(initialise)  # fmt: skip
+            nn.Linear(num_units, 2 * width),
+            nn.BatchNorm1d(2 * width),
+            nn.LeakyReLU(NEGATIVE_SLOPE, inplace=True),
+            nn.Linear(2 * width, num_categories + 2 * num_continuous),
+        ).apply(initialize_weights)
 
-    def recognised(self, h: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return Q(c|x) of D's features h: the categories' log-probabilities (B, K), means and log-variances (B, L)."""
-        _, categories, continuous, _ = self.sizes
+    def code_posterior(self, h: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return Q(c|x) for D's features h.
+
+        These are the log-probabilities (B, K) of the categories and the means and log-variances
+        (B, L) of the continuous codes.
+        """
+        _, num_categories, num_continuous, _ = self.code_sizes
         logits, mean, log_var = self.discriminator.recognition(h).split(
-            [categories, continuous, continuous], 1
+            [num_categories, num_continuous, num_continuous], 1
         )
         return logits.log_softmax(1), mean, log_var
 
-    # eqs. 5 and 6: λ L_I = λ E[log Q(c|x)] + λ H(c) bounds λ I(c; G(z, c)); H(c) is constant, and G and Q maximise the rest
-    def recovered(self, z: Tensor, h: Tensor) -> dict[str, Tensor]:
-        """Return −λ E[log Q(c|x)] in nats of the categorical and of the continuous part of codes z (B, code)."""
-        _, category, c, _ = z.split(self.sizes, 1)
-        log_q, mean, log_var = self.recognised(h)
+    # eqs. 5 and 6: λ L_I = λ E[log Q(c|x)] + λ H(c) bounds λ I(c; G(z, c)) from below;
+    # H(c) is constant, and G and Q maximize the rest
+    def code_losses(self, z: Tensor, h: Tensor) -> dict[str, Tensor]:
+        """Return −λ E[log Q(c|x)] in nats of both parts of codes z (B, code_dim)."""
+        _, category, c, _ = z.split(self.code_sizes, 1)
+        log_q, mean, log_var = self.code_posterior(h)
         losses = {"categorical": self.categorical_weight * cross_entropy(log_q, category)}
         if c.shape[1]:
-            nats = 0.5 * (
-                (c - mean).square() * (-log_var).exp() + log_var + math.log(2 * math.pi)
-            )  # (B, L)
+            squared_error = (c - mean).square() * (-log_var).exp()
+            nats = 0.5 * (squared_error + log_var + math.log(2 * math.pi))  # (B, L)
             losses["continuous"] = self.continuous_weight * nats.sum(1).mean()
         return losses
 
-    # --- abilities ------------------------------------------------------------------------------------------------
+    # --- abilities --------------------------------------------------------------------------------
 
     @property
-    def choices(self) -> dict[str, slice]:
-        """The parts of a code that are one-hot, by name: the category, and in a conditional model the class."""
-        noise, categories, *_ = self.sizes
-        return {"category": slice(noise, noise + categories), **super().choices}
+    def code_choices(self) -> dict[str, slice]:
+        """The one-hot parts of a code by name: the category, and the class if conditional."""
+        start, num_categories, *_ = self.code_sizes
+        return {"category": slice(start, start + num_categories), **super().code_choices}
 
     @torch.no_grad()
     def prior(self, n: int, y: Tensor | None = None) -> Tensor:
-        """Draw n codes (n, code): noise, an even category, continuous codes even on [−1, 1], and the class where told."""
+        """Draw n codes (n, code_dim): noise, a category, continuous codes and perhaps the class.
+
+        Categories are equally likely, continuous codes uniform on [−1, 1].
+        """
         z = super().prior(n, y)
-        _, category, c, _ = z.split(self.sizes, 1)  # views
+        _, category, c, _ = z.split(self.code_sizes, 1)  # views
         drawn = torch.randint(category.shape[1], (n,), device=z.device)
         category.copy_(one_hot(drawn, category.shape[1]))
         c.uniform_(-1, 1)
         return z
 
-    def encode(self, x: Tensor) -> Tensor:
-        """Return the mean (B, code) of the code that x (B, *shape) stands for: Q's, and the prior's where Q tells nothing."""
-        log_q, mean, _ = self.recognised(self.discriminator.seen(x))
-        noise, _, _, classes = self.sizes
-        unknown = [
-            x.new_full((len(x), size), value)
-            for size, value in ((noise, 0.0), (classes, 1 / max(1, classes)))
-        ]
-        return torch.cat([unknown[0], log_q.exp(), mean, unknown[1]], 1)
+    def encode(self, x: Tensor, *, steps: int | None = None) -> Tensor:
+        """Return the mean code (B, code_dim) of x (B, *shape).
+
+        It is the mean of Q, and that of the prior for the parts that Q does not recover.
+        """
+        log_q, mean, _ = self.code_posterior(self.discriminator.extract_features(x))
+        noise_dim, _, _, num_classes = self.code_sizes
+        noise = x.new_zeros(len(x), noise_dim)
+        classes = x.new_full((len(x), num_classes), 1 / max(1, num_classes))
+        return torch.cat([noise, log_q.exp(), mean, classes], 1)
 
     def category(self, z: Tensor) -> Tensor:
-        """Return the category (B,) int64 of codes z (B, code), the most probable one of a mean."""
-        return z.split(self.sizes, 1)[1].argmax(1)
+        """Return the category (B,) int64 of codes z (B, code_dim), the most probable of a mean."""
+        return z.split(self.code_sizes, 1)[1].argmax(1)
+
+
+def make_generator(spec: DataSpec, code_dim: int, width: int, num_units: int) -> nn.Module:
+    """Return G, from codes (B, code_dim) to images (B, *shape)."""
+    size = (spec.shape[1] // 4, spec.shape[2] // 4)
+    num_values = 2 * width * math.prod(size)
+    return nn.Sequential(
+        nn.Linear(code_dim, num_units),
+        nn.BatchNorm1d(num_units),
+        nn.ReLU(inplace=True),
+        nn.Linear(num_units, num_values),
+        nn.BatchNorm1d(num_values),
+        nn.ReLU(inplace=True),
+        nn.Unflatten(1, (2 * width, *size)),
+        nn.ConvTranspose2d(2 * width, width, 4, stride=2, padding=1),
+        nn.BatchNorm2d(width),
+        nn.ReLU(inplace=True),
+        nn.ConvTranspose2d(width, spec.shape[0], 4, stride=2, padding=1),
+        ScaledTanh(*spec.range),
+    ).apply(initialize_weights)
+
+
+def make_features(spec: DataSpec, width: int, num_units: int) -> nn.Module:
+    """Return the shared layers of D and Q, from images (B, *shape) to features (B, num_units)."""
+    size = (spec.shape[1] // 4, spec.shape[2] // 4)
+    return nn.Sequential(
+        nn.Conv2d(spec.shape[0], width, 4, stride=2, padding=1),
+        nn.LeakyReLU(NEGATIVE_SLOPE, inplace=True),
+        nn.Conv2d(width, 2 * width, 4, stride=2, padding=1),
+        nn.BatchNorm2d(2 * width),
+        nn.LeakyReLU(NEGATIVE_SLOPE, inplace=True),
+        nn.Flatten(),
+        nn.Linear(2 * width * math.prod(size), num_units),
+        nn.BatchNorm1d(num_units),
+        nn.LeakyReLU(NEGATIVE_SLOPE, inplace=True),
+    )

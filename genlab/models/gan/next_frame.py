@@ -1,9 +1,12 @@
-"""Mathieu, Couprie & LeCun 2016, Deep Multi-Scale Video Prediction Beyond Mean Square Error, https://arxiv.org/abs/1511.05440."""
+"""Deep Multi-Scale Video Prediction Beyond Mean Square Error.
+
+Mathieu, Couprie & LeCun 2016, https://arxiv.org/abs/1511.05440
+"""
 
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -11,170 +14,188 @@ from annotated_types import Len
 from torch import Tensor, nn
 
 from genlab.errors import UserError
-from genlab.models.gan.losses import Name
-from genlab.models.gan.translation import Translation
-from genlab.spec import NonNegative, Positive, Spec
+from genlab.models.gan.losses import LossName
+from genlab.models.gan.translation import TranslationModel, require_source
+from genlab.spec import DataSpec, NonNegative, Positive
 
-# The networks of the four scales, the coarsest first (the paper's tables 1 and 2): maps in parts of the width, and kernels.
+# The networks of the four scales, the coarsest first (tables 1 and 2 of the paper):
+# channels as multiples of the width, and kernel sizes.
 GENERATORS = (
     ((1, 2, 1), (3, 3, 3, 3)),
     ((1, 2, 1), (5, 3, 3, 5)),
     ((1, 2, 4, 2, 1), (5, 3, 3, 3, 3, 5)),
     ((1, 2, 4, 2, 1), (7, 5, 5, 5, 5, 7)),
 )
-DISCRIMINATORS = (  # … and units of the dense layers
+# The same, and units of the dense layers as multiples of the width.
+DISCRIMINATORS = (
     ((0.5,), (3,), (4, 2)),
     ((0.5, 1, 1), (3, 3, 3), (8, 4)),
     ((1, 2, 2), (5, 5, 5), (8, 4)),
     ((1, 2, 4, 1), (7, 7, 5, 5), (8, 4)),
 )
-COARSEST = 4  # pixels a side, at least, of the coarsest scale
-POOLED = 12  # pixels a side, at most, that a dense layer is given: what the paper's patches of 32×32 leave
+MIN_COARSE_SIDE = 4  # pixels, of the coarsest scale
+MAX_POOLED_SIDE = 12  # pixels, before the dense layers: what the paper's 32×32 patches give
 
 
-class NextFrame(Translation):
-    """The next frames of a film from those past: made at a coarse scale, then refined at twice the size, up to the full.
+class NextFrame(TranslationModel):
+    """Predict the next frames of a video at a coarse scale, and refine them at larger ones.
 
-    Small images have as few scales as leave the coarsest 4 pixels a side. Sources may be of any size when it is asked.
+    Small images have fewer scales, so that the coarsest has at least 4 pixels a side. Once trained,
+    the model takes frames of any size.
 
     Args:
         width: maps of the first layer at each scale, the coarsest first.
-        p: the power of the error ‖y − ŷ‖_p^p, and `alpha` that of the gradient difference; each a mean over values.
-        error, gradient_difference, adversarial: weights; 0: without. All losses are means over the scales.
-        restraints: what holds the discriminators smooth, see `Restrained`.
+        p: power of the error ‖y − ŷ‖_p^p; `alpha`: power of the gradient difference loss. Each is a
+            mean over values.
+        error_weight, gradient_difference_weight, adversarial_weight: of the losses; 0 disables one.
+            All losses are means over the scales.
+        regularization: of the discriminators; see `DiscriminatorRegularization`.
 
     Raises:
-        UserError: the data has no sources, or they are not as high and wide as the targets.
+        UserError: the data lacks sources, or they are not as high and wide as the targets.
     """
+
+    generator: MultiScaleGenerator
 
     def __init__(
         self,
-        spec: Spec,
+        spec: DataSpec,
         *,
         width: Annotated[tuple[Positive, ...], Len(1, 4)] = (128, 128, 128, 128),
         p: Literal[1, 2] = 2,
         alpha: Literal[1, 2] = 1,
-        error: NonNegative = 1.0,
-        gradient_difference: NonNegative = 1.0,
-        adversarial: NonNegative = 0.05,
-        loss: Name = "non_saturating",
-        **restraints,
+        error_weight: NonNegative = 1.0,
+        gradient_difference_weight: NonNegative = 1.0,
+        adversarial_weight: NonNegative = 0.05,
+        loss: LossName = "non_saturating",
+        **regularization: Any,
     ) -> None:
-        super().__init__(spec, loss=loss, adversarial=adversarial, **restraints)
-        past, size = maps(spec.source), spec.shape[-2:]
-        if spec.source.shape[-2:] != size or min(size) < COARSEST:
-            raise UserError(f"NextFrame needs sources as high and wide as its targets, and this dataset gives "
-                            f"{spec.source.shape} and {spec.shape}; choose dataset=moving_mnist")  # fmt: skip
-        if error == gradient_difference == adversarial == 0:
-            raise UserError("NextFrame has nothing to minimise; set model.error=1")
-        self.p, self.alpha, self.error, self.gradient_difference = (
-            p,
-            alpha,
-            error,
-            gradient_difference,
-        )
-        most = (min(size) // COARSEST).bit_length()
-        width = width[:most]
-        self.multiple = 2 ** (len(width) - 1)
-        self.generator = Generator(past, maps(spec), width)
-        if adversarial:
+        super().__init__(spec, loss=loss, adversarial_weight=adversarial_weight, **regularization)
+        source, size = require_source(spec, type(self).__name__), spec.shape[-2:]
+        if source.shape[-2:] != size or min(size) < MIN_COARSE_SIDE:
+            raise UserError(
+                "NextFrame needs sources as high and wide as its targets, and this dataset gives "
+                f"{source.shape} and {spec.shape}; choose dataset=moving_mnist"
+            )
+        if error_weight == gradient_difference_weight == adversarial_weight == 0:
+            raise UserError("NextFrame has no loss to minimize; set model.error_weight=1")
+        self.p, self.alpha = p, alpha
+        self.error_weight = error_weight
+        self.gradient_difference_weight = gradient_difference_weight
+        max_scales = (min(size) // MIN_COARSE_SIDE).bit_length()
+        width = width[:max_scales]
+        self.size_multiple = 2 ** (len(width) - 1)
+        past, future = num_maps(source), num_maps(spec)
+        self.generator = MultiScaleGenerator(past, future, width)
+        if self.is_adversarial:
             sizes = [(size[0] >> k, size[1] >> k) for k in reversed(range(len(width)))]
-            self.discriminator = self.restrained(Discriminator(past + maps(spec), width, sizes))
+            self.discriminator = MultiScaleDiscriminator(past + future, width, sizes)
+            self.apply_weight_norm(self.discriminator)
 
-    def truth(self, x: Tensor) -> list[Tensor]:
-        return pyramid(x.flatten(1, -3), len(self.generator.nets))
+    def prepare_target(self, x: Tensor) -> list[Tensor]:
+        return image_pyramid(x.flatten(1, -3), len(self.generator.nets))
 
-    def errors(self, made: list[Tensor], truth: list[Tensor]) -> dict[str, Tensor]:
-        found = {}
+    def reconstruction_losses(self, fake: list[Tensor], target: list[Tensor]) -> dict[str, Tensor]:
+        losses = {}
+        pairs = list(zip(target, fake, strict=True))
         # eq. 5: L_p = ‖Y − Ŷ‖_p^p
-        if self.error:
-            each = [(y - z).abs().pow(self.p).mean() for y, z in zip(truth, made, strict=True)]
-            found["error"] = self.error * torch.stack(each).mean()
-        if self.gradient_difference:
-            each = [gradient_difference(y, z, self.alpha) for y, z in zip(truth, made, strict=True)]
-            found["gradient_difference"] = self.gradient_difference * torch.stack(each).mean()
-        return found or {"error": made[-1].new_zeros(())}
+        if self.error_weight:
+            errors = [(y - y_hat).abs().pow(self.p).mean() for y, y_hat in pairs]
+            losses["error"] = self.error_weight * torch.stack(errors).mean()
+        if self.gradient_difference_weight:
+            errors = [gradient_difference_loss(y, y_hat, self.alpha) for y, y_hat in pairs]
+            mean = torch.stack(errors).mean()
+            losses["gradient_difference"] = self.gradient_difference_weight * mean
+        return losses or {"error": fake[-1].new_zeros(())}
 
     @torch.no_grad()
-    def translate(self, cond: Tensor) -> Tensor:
+    def translate(self, cond: Tensor, *, backward: bool = False) -> Tensor:
         """Return the frames (B, *shape) that follow those of each source (B, *source)."""
-        return self.generator(cond)[-1].clamp(*self.spec.range).unflatten(1, self.spec.shape[:-2])
+        frames = self.generator(cond)[-1].clamp(*self.spec.range)
+        return frames.unflatten(1, self.spec.shape[:-2])
 
 
-# eq. 6: L_gdl = Σ ||Y_{i,j} − Y_{i−1,j}| − |Ŷ_{i,j} − Ŷ_{i−1,j}||^α + ||Y_{i,j−1} − Y_{i,j}| − |Ŷ_{i,j−1} − Ŷ_{i,j}||^α
-def gradient_difference(y: Tensor, made: Tensor, alpha: int = 1) -> Tensor:
-    """Return how far the steps between neighbouring pixels (B, C, H, W) differ in size, a mean over each direction."""
-    steps = (
-        (y.diff(dim=d).abs() - made.diff(dim=d).abs()).abs().pow(alpha).mean() for d in (-2, -1)
+# eq. 6: L_gdl = Σ ||Y_{i,j} − Y_{i−1,j}| − |Ŷ_{i,j} − Ŷ_{i−1,j}||^α
+#              + ||Y_{i,j−1} − Y_{i,j}| − |Ŷ_{i,j−1} − Ŷ_{i,j}||^α
+def gradient_difference_loss(y: Tensor, y_hat: Tensor, alpha: int = 1) -> Tensor:
+    """Return the gradient difference loss of images (B, C, H, W), a mean for each direction."""
+    vertical, horizontal = (
+        (y.diff(dim=d).abs() - y_hat.diff(dim=d).abs()).abs().pow(alpha).mean() for d in (-2, -1)
     )
-    return sum(steps)
+    return vertical + horizontal
 
 
-class Generator(nn.Module):
-    """Past frames (B, …, H, W) to the next at every scale, the coarsest first: a list of (B, outputs, H/2^k, W/2^k).
+class MultiScaleGenerator(nn.Module):
+    """Past frames (B, …, H, W) to the next frames at every scale, the coarsest first.
 
-    The paper's tanh at the end is left out: on dark frames it saturates before anything moves. Weights are He et al.'s (2015).
+    The result is a list of (B, outputs, H/2^k, W/2^k). The paper's final tanh is left out: on dark
+    frames it saturates before training progresses. Weights are drawn as in He et al. 2015.
     """
 
     def __init__(self, past: int, outputs: int, width: tuple[int, ...]) -> None:
         super().__init__()
         self.nets = nn.ModuleList()
-        for k, (w, (parts, kernels)) in enumerate(zip(width, GENERATORS, strict=False)):
+        for k, (w, (multiples, kernels)) in enumerate(zip(width, GENERATORS, strict=False)):
             layers: list[nn.Module] = []
-            widths = [past + (outputs if k else 0), *(w * part for part in parts), outputs]
+            widths = [past + (outputs if k else 0), *(w * m for m in multiples), outputs]
             for (i, o), kernel in zip(pairwise(widths), kernels, strict=True):
                 layers += [nn.Conv2d(i, o, kernel, padding=kernel // 2), nn.ReLU(inplace=True)]
             self.nets.append(nn.Sequential(*layers[:-1]))
         for m in self.modules():
             if isinstance(m, nn.Conv2d):
                 nn.init.kaiming_normal_(m.weight, nonlinearity="relu")
+                assert m.bias is not None
                 nn.init.zeros_(m.bias)
 
     # eq. 4: Ŷ_k = u_k(Ŷ_{k−1}) + G'_k(X_k, u_k(Ŷ_{k−1}))
     def forward(self, cond: Tensor) -> list[Tensor]:
-        made: list[Tensor] = []
-        for net, x in zip(self.nets, pyramid(cond.flatten(1, -3), len(self.nets)), strict=True):
-            if made:
-                u = F.interpolate(made[-1], size=x.shape[-2:], mode="bilinear")
-                made.append(u + net(torch.cat([x, u], 1)))
+        outputs: list[Tensor] = []
+        past = image_pyramid(cond.flatten(1, -3), len(self.nets))
+        for net, x in zip(self.nets, past, strict=True):
+            if outputs:
+                u = F.interpolate(outputs[-1], size=x.shape[-2:], mode="bilinear")
+                outputs.append(u + net(torch.cat([x, u], 1)))
             else:
-                made.append(net(x))
-        return made
+                outputs.append(net(x))
+        return outputs
 
 
-class Discriminator(nn.Module):
+class MultiScaleDiscriminator(nn.Module):
     """D_k: past frames and the next at every scale to a logit for each scale (B, scales)."""
 
-    def __init__(self, channels: int, width: tuple[int, ...], sizes: list[tuple[int, int]]) -> None:
+    def __init__(
+        self, in_channels: int, width: tuple[int, ...], sizes: list[tuple[int, int]]
+    ) -> None:
         super().__init__()
         self.nets = nn.ModuleList()
-        for w, (parts, kernels, dense), size in zip(width, DISCRIMINATORS, sizes, strict=False):
+        for w, config, size in zip(width, DISCRIMINATORS, sizes, strict=False):
+            multiples, kernels, dense_multiples = config
             layers: list[nn.Module] = []
-            widths = [channels, *(max(1, int(w * part)) for part in parts)]
+            widths = [in_channels, *(max(1, int(w * m)) for m in multiples)]
             for (i, o), kernel in zip(pairwise(widths), kernels, strict=True):
                 layers += [nn.Conv2d(i, o, kernel), nn.LeakyReLU(0.2, inplace=True)]
-            shrink = sum(kernel - 1 for kernel in kernels)
-            pooled = tuple(min(POOLED, side - shrink) for side in size)
-            units = [widths[-1] * pooled[0] * pooled[1], *(w * part for part in dense)]
+            lost = sum(kernel - 1 for kernel in kernels)  # pixels a side, without padding
+            pooled = (min(MAX_POOLED_SIDE, size[0] - lost), min(MAX_POOLED_SIDE, size[1] - lost))
             layers += [nn.AdaptiveMaxPool2d(pooled), nn.Flatten()]
+            units = [widths[-1] * pooled[0] * pooled[1], *(w * m for m in dense_multiples)]
             for i, o in pairwise(units):
                 layers += [nn.Linear(i, o), nn.LeakyReLU(0.2, inplace=True)]
             self.nets.append(nn.Sequential(*layers, nn.Linear(units[-1], 1)))
 
     def forward(self, cond: Tensor, frames: list[Tensor]) -> Tensor:
-        past = pyramid(cond.flatten(1, -3), len(self.nets))
-        each = [
-            net(torch.cat([x, y], 1)) for net, x, y in zip(self.nets, past, frames, strict=True)
-        ]
-        return torch.cat(each, 1)  # (B, scales)
+        past = image_pyramid(cond.flatten(1, -3), len(self.nets))
+        scales = zip(self.nets, past, frames, strict=True)
+        return torch.cat([net(torch.cat([x, y], 1)) for net, x, y in scales], 1)
 
 
-def pyramid(x: Tensor, scales: int) -> list[Tensor]:
-    """Return images (B, C, H, W) at each scale, the coarsest first and the last as they are."""
+def image_pyramid(x: Tensor, num_scales: int) -> list[Tensor]:
+    """Return images (B, C, H, W) at each scale, the coarsest first and the original last."""
     h, w = x.shape[-2:]
-    return [F.adaptive_avg_pool2d(x, (h >> k, w >> k)) if k else x for k in reversed(range(scales))]
+    return [
+        F.adaptive_avg_pool2d(x, (h >> k, w >> k)) if k else x for k in reversed(range(num_scales))
+    ]
 
 
-def maps(spec: Spec) -> int:
-    """Return how many maps (H, W) an item has: of a film, frames times channels."""
+def num_maps(spec: DataSpec) -> int:
+    """Return the number of maps (H, W) of an item: for a video, frames times channels."""
     return spec.dim // (spec.shape[-2] * spec.shape[-1])

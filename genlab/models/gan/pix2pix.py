@@ -1,76 +1,84 @@
-"""pix2pix: Isola et al. 2017, Image-to-Image Translation with Conditional Adversarial Networks, https://arxiv.org/abs/1611.07004."""
+"""pix2pix: Isola et al. 2017, https://arxiv.org/abs/1611.07004.
+
+Image-to-Image Translation with Conditional Adversarial Networks.
+"""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from genlab.models.gan.base import ToRange
-from genlab.models.gan.dcgan import initialise
-from genlab.models.gan.losses import Name
-from genlab.models.gan.translation import Translation, same_size
-from genlab.nn.patchgan import PatchGAN, halvings
-from genlab.nn.pix2pix_unet import SkipUNet
-from genlab.spec import Decay, NonNegative, Positive, Spec
+from genlab.models.gan.base import ScaledTanh
+from genlab.models.gan.dcgan import initialize_weights
+from genlab.models.gan.losses import LossName
+from genlab.models.gan.translation import TranslationModel, require_same_size
+from genlab.nn.patchgan import PatchGAN, fit_num_downsamples
+from genlab.nn.pix2pix_unet import Pix2PixUNet
+from genlab.spec import DataSpec, Decay, NonNegative, Positive
 
-LEVELS = 8  # halvings of the paper's generator: 256×256 pixels to one
+MAX_LEVELS = 8  # of the paper's generator, which halves 256×256 pixels to one
 
 
-class Pix2Pix(Translation):
-    """A U-Net from the source to the target, the L1 distance, and a discriminator of patches of both side by side.
+class Pix2Pix(TranslationModel):
+    """A U-Net from the source to the target, trained with the L1 distance and a PatchGAN.
 
-    G's noise is dropout, in training and in use: `translate` draws. Sides below 256 have fewer levels, those below 24
-    smaller patches.
+    G's noise is dropout, in training and in sampling, so `translate` is random. Images with sides
+    below 256 have fewer levels, those below 24 smaller patches.
 
     Args:
         width: maps of the first level of both networks.
-        dropout: share of the units left out in the three deepest levels; 0: G is a function of its source.
-        l1: λ of the distance.
-        restraints: what holds the discriminator smooth, see `Restrained`.
+        dropout: fraction of the units dropped in the three deepest levels. 0 makes G deterministic.
+        l1_weight: λ of the L1 distance.
+        regularization: of the discriminator; see `DiscriminatorRegularization`.
 
     Raises:
-        UserError: the data has no sources, or they are no images of the targets' size.
+        UserError: the data lacks sources, or they are not images of the targets' size.
     """
 
     def __init__(
         self,
-        spec: Spec,
+        spec: DataSpec,
         *,
         width: Positive = 64,
         dropout: Decay = 0.5,
-        l1: NonNegative = 100.0,
-        adversarial: NonNegative = 1.0,
-        loss: Name = "non_saturating",
-        **restraints,
+        l1_weight: NonNegative = 100.0,
+        adversarial_weight: NonNegative = 1.0,
+        loss: LossName = "non_saturating",
+        **regularization: Any,
     ) -> None:
-        same_size(spec, type(self).__name__)
-        super().__init__(spec, loss=loss, adversarial=adversarial, **restraints)
-        self.l1 = l1
-        size, sources, targets = spec.shape[1:], spec.source.shape[0], spec.shape[0]
-        unet = SkipUNet(
-            sources,
-            targets,
+        source = require_same_size(spec, type(self).__name__)
+        super().__init__(spec, loss=loss, adversarial_weight=adversarial_weight, **regularization)
+        self.l1_weight = l1_weight
+        height, width_px = spec.shape[1:]
+        unet = Pix2PixUNet(
+            source.shape[0],
+            spec.shape[0],
             width=width,
-            levels=min(LEVELS, min(size).bit_length() - 1),
+            num_levels=min(MAX_LEVELS, min(height, width_px).bit_length() - 1),
             dropout=dropout,
         )
-        self.multiple = unet.multiple
-        self.generator = nn.Sequential(unet, ToRange(*spec.range))
-        if adversarial:
-            self.discriminator = Beside(
-                PatchGAN(sources + targets, width=width, halvings=halvings(size))
+        self.size_multiple = unet.size_multiple
+        self.generator = nn.Sequential(unet, ScaledTanh(*spec.range))
+        if self.is_adversarial:
+            patchgan = PatchGAN(
+                source.shape[0] + spec.shape[0],
+                width=width,
+                num_downsamples=fit_num_downsamples((height, width_px)),
             )
-        self.apply(initialise)
-        if adversarial:
-            self.restrained(self.discriminator)
+            self.discriminator = ConcatDiscriminator(patchgan)
+        self.apply(initialize_weights)
+        if self.is_adversarial:
+            self.apply_weight_norm(self.discriminator)
 
     # eqs. 3 and 4: L_L1(G) = E‖y − G(x, z)‖₁, arg min_G max_D L_cGAN(G, D) + λ L_L1(G)
-    def errors(self, made: Tensor, truth: Tensor) -> dict[str, Tensor]:
-        return {"l1": self.l1 * (truth - made).abs().mean()}
+    def reconstruction_losses(self, fake: Tensor, target: Tensor) -> dict[str, Tensor]:
+        return {"l1": self.l1_weight * (target - fake).abs().mean()}
 
 
-class Beside(nn.Module):
-    """D(cond, x): the source and the target as one image of more channels."""
+class ConcatDiscriminator(nn.Module):
+    """D(cond, x): a PatchGAN on the source and the target, concatenated along the channels."""
 
     def __init__(self, patches: nn.Module) -> None:
         super().__init__()

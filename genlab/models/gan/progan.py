@@ -1,192 +1,231 @@
-"""ProGAN: Karras et al. 2018, Progressive growing of GANs, https://arxiv.org/abs/1710.10196."""
+"""ProGAN, progressive growing: Karras et al. 2018, https://arxiv.org/abs/1710.10196."""
 
 from __future__ import annotations
 
 import math
 from itertools import pairwise
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from genlab.errors import UserError
-from genlab.models.gan.base import Game
-from genlab.nn.conv import doubled
-from genlab.nn.minibatch_stddev import MinibatchDeviation
-from genlab.nn.stylegan_layers import EqualConv2d, EqualLinear, PixelNorm
-from genlab.spec import Batch, NonNegative, Positive, Spec
+from genlab.models.gan.base import GANBase
+from genlab.models.gan.discriminator import Discriminator
+from genlab.nn.conv import upsample_nearest
+from genlab.nn.minibatch_stddev import MinibatchStddev
+from genlab.nn.stylegan_layers import EqualizedConv2d, EqualizedLinear, PixelNorm
+from genlab.spec import Batch, DataSpec, NonNegative, Positive
 
-HE = math.sqrt(2)  # gain of a layer before a leaky ReLU
+LEAKY_RELU_GAIN = math.sqrt(2)  # of a layer before a leaky ReLU, as in He et al. 2015
+MIN_SIDE = 8  # pixels
 
 
-class ProGAN(Game):
-    """G and D that grow from 4×4 to the data's side, a doubling at a time (section 2, table 2).
+class ProGAN(GANBase):
+    """G and D grow from 4×4 to the data's side, one doubling at a time (section 2, table 2).
 
-    G's and D's buffer `level` says how far: at 2.3 images have 4·2³ pixels a side, and the newest blocks of G and D count
-    for α = 0.3 against the way around them; at a whole number they count fully. A trainer raises it with the steps.
+    The buffer `level` of G and D is the number of doublings. At 2.3 images have 4·2³ pixels a side,
+    and the newest blocks of G and D are blended with the skip connection around them with α = 0.3;
+    at a whole number they count fully. The trainer raises the level with the steps.
 
     Args:
-        base: a level of side s has min(maps, base / s) maps.
-        drift: ε of ε E[D(x)²], which keeps the critic's values near 0 (appendix A.1).
+        channel_max, channel_base: the layers at side s have min(channel_max, channel_base / s)
+            channels.
+        drift_weight: ε of ε E[D(x)²], which keeps the critic's values near 0 (appendix A.1).
 
     Raises:
         UserError: the images are not square with a side that is a power of two, of at least 8.
     """
 
-    equalised_rate = True
+    has_equalized_lr = True
+
+    generator: Generator
 
     def __init__(
         self,
-        spec: Spec,
+        spec: DataSpec,
         *,
-        maps: Positive = 512,
-        base: Positive = 16384,
-        drift: NonNegative = 0.001,
+        channel_max: Positive = 512,
+        channel_base: Positive = 16384,
+        drift_weight: NonNegative = 0.001,
         condition: Literal["projection", "auxiliary"] = "projection",
-        **options,
+        **options: Any,
     ) -> None:
-        sides = powers(spec, type(self).__name__)
+        sides = resolution_sides(spec, type(self).__name__)
         super().__init__(spec, condition=condition, **options)
-        widths = [max(1, min(maps, base // s)) for s in sides]  # of the sides 4, 8, …, S
-        self.generator = Generator(self.code, widths, spec)
-        self.discriminator = equalised(self.critic(Features(widths, spec.shape[0]), (widths[0],)))
+        widths = [max(1, min(channel_max, channel_base // side)) for side in sides]
+        self.generator = Generator(self.code_dim, widths, spec)
+        features = DiscriminatorFeatures(widths, spec.shape[0])
+        self.discriminator = self.make_discriminator(features, (widths[0],))
+        equalize_heads(self.discriminator)
         loss = self.objective
-        self.objective = loss._replace(
-            discriminator=lambda real, fake: (
-                loss.discriminator(real, fake) + drift * real.square().mean()
-            )
-        )
-        self.levels = len(sides) - 1
+
+        def discriminator_loss_with_drift(real: Tensor, fake: Tensor) -> Tensor:
+            return loss.discriminator(real, fake) + drift_weight * real.square().mean()
+
+        self.objective = loss._replace(discriminator=discriminator_loss_with_drift)
+        self.num_levels = len(sides) - 1
 
     def grow(self, level: float) -> None:
-        """Set how far G and D have grown, from 0 (4×4) to `levels` (the data's side)."""
+        """Set the number of doublings, from 0 (4×4) to `num_levels` (the data's side)."""
+        features = self.discriminator.features
+        assert isinstance(features, DiscriminatorFeatures)
         self.generator.level.fill_(level)
-        self.discriminator.features.level.fill_(level)
+        features.level.fill_(level)
 
-    def discriminator_loss(self, batch: Batch, penalty: float = 1) -> dict[str, Tensor]:
-        return super().discriminator_loss(self.shrunk(batch), penalty)
+    def discriminator_loss(self, batch: Batch, penalty_scale: float = 1) -> dict[str, Tensor]:
+        return super().discriminator_loss(self.downscale(batch), penalty_scale)
 
-    def generator_loss(self, batch: Batch, penalty: float = 1) -> dict[str, Tensor]:
-        return super().generator_loss(self.shrunk(batch), penalty)
+    def generator_loss(self, batch: Batch, penalty_scale: float = 1) -> dict[str, Tensor]:
+        return super().generator_loss(self.downscale(batch), penalty_scale)
 
-    def shrunk(self, batch: Batch) -> Batch:
-        """Return the batch at the side that has been reached, faded in as G's images are."""
-        top, alpha = stage(self.generator.level)
-        x = F.adaptive_avg_pool2d(batch.x, 4 << top)
+    def downscale(self, batch: Batch) -> Batch:
+        """Return the batch at the current side, faded in as G's images are."""
+        num_doublings, alpha = growth_stage(self.generator.level)
+        x = F.adaptive_avg_pool2d(batch.x, 4 << num_doublings)
         if alpha < 1:
-            x = torch.lerp(doubled(F.avg_pool2d(x, 2)), x, alpha)
+            x = torch.lerp(upsample_nearest(F.avg_pool2d(x, 2)), x, alpha)
         return Batch(x, batch.y, batch.cond)
 
     def decode(self, z: Tensor) -> Tensor:
-        """Return G(z) (B, *shape) of codes (B, code), cut to the data's range; a G that still grows repeats its pixels."""
-        return clamped(F.interpolate(self.generator(z), self.spec.shape[1:]), self.spec)
+        """Return G(z) (B, *shape) of codes z (B, code_dim), clamped to the data's range.
+
+        Before G has grown to the data's side, pixels are repeated.
+        """
+        images = F.interpolate(self.generator(z), self.spec.shape[1:])
+        return straight_through_clamp(images, self.spec)
 
 
 class Generator(nn.Module):
-    """G: codes (B, code) to images (B, C, s, s), s = 4·2^⌈level⌉."""
+    """G: codes (B, code_dim) to images (B, C, s, s), s = 4·2^⌈level⌉."""
 
-    def __init__(self, code: int, widths: list[int], spec: Spec) -> None:
+    level: Tensor  # ()
+
+    def __init__(self, code_dim: int, widths: list[int], spec: DataSpec) -> None:
         super().__init__()
         first = widths[0]
-        self.start = nn.Sequential(  # the code lies on a sphere (section A.1); a dense layer makes 4×4 maps of it
-            PixelNorm(), EqualLinear(code, 16 * first, gain=HE / 4), nn.Unflatten(1, (first, 4, 4)),
-            nn.LeakyReLU(0.2, inplace=True), PixelNorm(), *conv_norm(first, first),
-        )  # fmt: skip
-        self.blocks = nn.ModuleList(
-            nn.Sequential(*conv_norm(i, o, up=True), *conv_norm(o, o)) for i, o in pairwise(widths)
+        # the code is normalized to a sphere (section A.1); a dense layer makes 4×4 maps of it
+        self.start = nn.Sequential(
+            PixelNorm(),
+            EqualizedLinear(code_dim, 16 * first, gain=LEAKY_RELU_GAIN / 4),
+            nn.Unflatten(1, (first, 4, 4)),
+            nn.LeakyReLU(0.2, inplace=True),
+            PixelNorm(),
+            *conv_leaky_relu(first, first),
+            PixelNorm(),
         )
-        self.to_image = nn.ModuleList(EqualConv2d(w, spec.shape[0], 1) for w in widths)
-        self.middle, self.half = sum(spec.range) / 2, (spec.range[1] - spec.range[0]) / 2
+        self.blocks = nn.ModuleList(
+            nn.Sequential(
+                *conv_leaky_relu(i, o, upsample=True),
+                PixelNorm(),
+                *conv_leaky_relu(o, o),
+                PixelNorm(),
+            )
+            for i, o in pairwise(widths)
+        )
+        self.to_image = nn.ModuleList(EqualizedConv2d(w, spec.shape[0], 1) for w in widths)
+        low, high = spec.range
+        self.center, self.half_range = (low + high) / 2, (high - low) / 2
         self.register_buffer("level", torch.tensor(len(widths) - 1.0))
 
     def forward(self, z: Tensor) -> Tensor:
-        top, alpha = stage(self.level)
-        h = self.start(z)
-        for block in self.blocks[:top]:
-            before, h = h, block(h)
-        x = self.to_image[top](h)
+        num_doublings, alpha = growth_stage(self.level)
+        previous = h = self.start(z)
+        for i in range(num_doublings):
+            previous, h = h, self.blocks[i](h)
+        x = self.to_image[num_doublings](h)
         if alpha < 1:  # figure 2: (1 − α) · the old image, doubled, + α · the new one
-            x = torch.lerp(doubled(self.to_image[top - 1](before)), x, alpha)
-        return self.middle + self.half * x
+            old = upsample_nearest(self.to_image[num_doublings - 1](previous))
+            x = torch.lerp(old, x, alpha)
+        return self.center + self.half_range * x
 
 
-class Features(nn.Module):
+class DiscriminatorFeatures(nn.Module):
     """φ of D: images (B, C, s, s), s = 4·2^⌈level⌉, to features (B, F)."""
 
-    def __init__(self, widths: list[int], channels: int) -> None:
+    level: Tensor  # ()
+
+    def __init__(self, widths: list[int], in_channels: int) -> None:
         super().__init__()
         first = widths[0]
         self.from_image = nn.ModuleList(
-            nn.Sequential(EqualConv2d(channels, w, 1, gain=HE), nn.LeakyReLU(0.2, inplace=True))
+            nn.Sequential(
+                EqualizedConv2d(in_channels, w, 1, gain=LEAKY_RELU_GAIN),
+                nn.LeakyReLU(0.2, inplace=True),
+            )
             for w in widths
         )
         self.blocks = nn.ModuleList(
-            nn.Sequential(*conv(o, o), *conv(o, i), nn.AvgPool2d(2)) for i, o in pairwise(widths)
+            nn.Sequential(*conv_leaky_relu(o, o), *conv_leaky_relu(o, i), nn.AvgPool2d(2))
+            for i, o in pairwise(widths)
         )
         self.end = nn.Sequential(
-            MinibatchDeviation(), *conv(first + 1, first),
-            EqualConv2d(first, first, 4, gain=HE), nn.LeakyReLU(0.2, inplace=True), nn.Flatten(),
-        )  # fmt: skip
+            MinibatchStddev(),
+            *conv_leaky_relu(first + 1, first),
+            EqualizedConv2d(first, first, 4, gain=LEAKY_RELU_GAIN),
+            nn.LeakyReLU(0.2, inplace=True),
+            nn.Flatten(),
+        )
         self.register_buffer("level", torch.tensor(len(widths) - 1.0))
 
     def forward(self, x: Tensor) -> Tensor:
-        top, alpha = stage(self.level)
-        h = self.from_image[top](x)
-        for i in reversed(range(top)):
+        num_doublings, alpha = growth_stage(self.level)
+        h = self.from_image[num_doublings](x)
+        for i in reversed(range(num_doublings)):
             h = self.blocks[i](h)
-            if i == top - 1 and alpha < 1:
+            if i == num_doublings - 1 and alpha < 1:
                 h = torch.lerp(self.from_image[i](F.avg_pool2d(x, 2)), h, alpha)
         return self.end(h)  # (B, F)
 
 
-def stage(level: Tensor) -> tuple[int, float]:
+def growth_stage(level: Tensor) -> tuple[int, float]:
     """Return the number of doublings that have begun, and α of the newest."""
-    top = math.ceil(level.item())
-    return top, 1 - (top - level.item())
+    num_doublings = math.ceil(level.item())
+    return num_doublings, 1 - (num_doublings - level.item())
 
 
-def conv(in_: int, out: int, *, up: bool = False) -> tuple[nn.Module, ...]:
-    return EqualConv2d(in_, out, 3, gain=HE, padding=1, up=up), nn.LeakyReLU(0.2, inplace=True)
+def conv_leaky_relu(in_: int, out: int, *, upsample: bool = False) -> list[nn.Module]:
+    """Return a 3×3 convolution with an equalized learning rate, and a leaky ReLU."""
+    conv = EqualizedConv2d(in_, out, 3, gain=LEAKY_RELU_GAIN, padding=1, upsample=upsample)
+    return [conv, nn.LeakyReLU(0.2, inplace=True)]
 
 
-def conv_norm(in_: int, out: int, *, up: bool = False) -> tuple[nn.Module, ...]:
-    return *conv(in_, out, up=up), PixelNorm()
+def straight_through_clamp(x: Tensor, spec: DataSpec) -> Tensor:
+    """Return x clamped to the data's range, with the gradient of the identity.
 
-
-def clamped(x: Tensor, spec: Spec) -> Tensor:
-    """Return x cut to the data's range, with the gradient of x itself: a search can come back from beyond."""
+    So an optimization of codes can return from outside the range.
+    """
     return x + (x.clamp(*spec.range) - x).detach()
 
 
-def powers(spec: Spec, name: str) -> list[int]:
+def resolution_sides(spec: DataSpec, name: str) -> list[int]:
     """Return the sides 4, 8, … up to the data's.
 
     Raises:
-        UserError: the data is no square image whose side is a power of two, of at least 8.
+        UserError: the data is not square images with a side that is a power of two, of at least 8.
     """
     side = spec.shape[-1]
-    if (
-        spec.kind == "image"
-        and spec.shape[1:] == (side, side)
-        and side >= 8
-        and side & (side - 1) == 0
-    ):
+    is_square = spec.kind == "image" and spec.shape[1:] == (side, side)
+    if is_square and side >= MIN_SIDE and side & (side - 1) == 0:
         return [1 << k for k in range(2, side.bit_length())]
-    mend = "choose images, such as dataset=digits"
+    fix = "choose images, such as dataset=digits"
     if spec.kind == "image":
-        mend = f"set dataset.size={max(8, 1 << (max(spec.shape[1:]) - 1).bit_length())}"
-    raise UserError(f"{name} needs square images whose side is a power of two of at least 8, and this dataset gives "
-                    f"{spec.shape}; {mend}")  # fmt: skip
+        fix = f"set dataset.size={max(MIN_SIDE, 1 << (max(spec.shape[1:]) - 1).bit_length())}"
+    raise UserError(
+        f"{name} needs square images whose side is a power of two of at least {MIN_SIDE}, and "
+        f"this dataset gives {spec.shape}; {fix}"
+    )
 
 
-def equalised(critic: nn.Module) -> nn.Module:
-    """Give a critic's linear heads an equalised learning rate, and its classes' directions a length of 1."""
-    critic.head = EqualLinear(critic.head.in_features, 1)
-    if critic.class_head is not None:
-        critic.class_head = EqualLinear(
-            critic.class_head.in_features, critic.class_head.out_features
-        )
-    if critic.embedding is not None:
-        nn.init.normal_(critic.embedding.weight, std=critic.embedding.embedding_dim**-0.5)
-    return critic
+def equalize_heads(discriminator: Discriminator) -> None:
+    """Give D's linear heads an equalized learning rate, and the class vectors a length of 1."""
+    head, class_head = discriminator.head, discriminator.class_head
+    assert isinstance(head, nn.Linear)
+    discriminator.head = EqualizedLinear(head.in_features, 1)
+    if class_head is not None:
+        assert isinstance(class_head, nn.Linear)
+        discriminator.class_head = EqualizedLinear(class_head.in_features, class_head.out_features)
+    embedding = discriminator.embedding
+    if embedding is not None:
+        nn.init.normal_(embedding.weight, std=embedding.embedding_dim**-0.5)

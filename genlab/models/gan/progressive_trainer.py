@@ -1,4 +1,4 @@
-"""The update rule of a game that grows: Karras et al. 2018, https://arxiv.org/abs/1710.10196, section 2."""
+"""The update rule of growing GANs: Karras et al. 2018, https://arxiv.org/abs/1710.10196."""
 
 from __future__ import annotations
 
@@ -7,35 +7,46 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from genlab.models.gan.progan import ProGAN
 from genlab.models.gan.trainer import GANTrainer
 from genlab.spec import Batch, Positive
 
 
 class ProgressiveTrainer(GANTrainer):
-    """The game at 4×4 for `hold` steps, then again and again a doubling that fades in over `fade` steps, and `hold` more.
+    """Train at 4×4 for `hold_steps`, then double the resolution again and again (section 2).
 
-    The step count alone says how far: a resumed run goes on within a fade-in.
+    Each new resolution fades in over `fade_steps` and is held for `hold_steps`. The stage depends
+    on the step only, so a resumed run continues within a fade-in.
     """
 
     @dataclass(kw_only=True)
     class Options(GANTrainer.Options):
-        fade: Positive = 50_000  # steps in which a new resolution fades in
-        hold: Positive = 50_000  # steps at each resolution before the next
+        # steps in which a new resolution fades in
+        fade_steps: Positive = 50_000
+        # steps at each resolution before the next
+        hold_steps: Positive = 50_000
+
+    options: Options
+    model: ProGAN
 
     @property
-    def starts(self) -> list[int]:
+    def resolution_starts(self) -> list[int]:
         """The step at which each resolution begins."""
         o = self.options
-        return [0, *(o.hold + k * (o.fade + o.hold) for k in range(self.model.levels))]
+        period = o.fade_steps + o.hold_steps
+        return [0, *(o.hold_steps + k * period for k in range(self.model.num_levels))]
 
-    def level(self, at: int) -> float:
-        """Return the doublings that are done in step `at`, the fraction α of the newest; its first step has α = 1/fade."""
+    def level_at(self, step: int) -> float:
+        """Return the number of doublings at a step; its fraction is α of the newest resolution.
+
+        The first step of a fade-in has α = 1/fade_steps.
+        """
         o = self.options
-        if at < o.hold:
+        if step < o.hold_steps:
             return 0.0
-        whole, since = divmod(at - o.hold, o.fade + o.hold)
-        return min(self.model.levels, whole + min(1.0, (since + 1) / o.fade))
+        doublings, since = divmod(step - o.hold_steps, o.fade_steps + o.hold_steps)
+        return min(self.model.num_levels, doublings + min(1.0, (since + 1) / o.fade_steps))
 
     def step(self, batches: Iterator[Batch]) -> dict[str, Tensor]:
-        self.model.grow(self.level(self.at))
+        self.model.grow(self.level_at(self.global_step))
         return {**super().step(batches), "level": self.model.generator.level.clone()}

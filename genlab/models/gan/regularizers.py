@@ -1,170 +1,224 @@
-"""What keeps a discriminator smooth: penalties on its gradient, clipped weights, spectral normalisation; and who takes them."""
+"""Discriminator regularizers: gradient penalties, weight clipping, spectral norm."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
 from genlab.errors import UserError
-from genlab.spec import NonNegative
+from genlab.model import GenerativeModel
+from genlab.nn.broadcast import expand_like
+from genlab.spec import Batch, NonNegative
 
-Shown = (
-    Tensor | list[Tensor]
-)  # what D is shown of items: (B, …), or one of these for each of several scales
+# The input of D: samples (B, …), or a list with one tensor for each scale.
+DiscriminatorInput = Tensor | list[Tensor]
 
 
-# Mescheder et al. 2018, https://arxiv.org/abs/1801.04406, eq. 9: R1 = γ/2 E_data |∇_x D(x)|², with D the logit.
+# Mescheder et al. 2018, https://arxiv.org/abs/1801.04406, eq. 9:
+# R1 = γ/2 E_data |∇_x D(x)|², with D the logit.
 def r1_penalty(real: Tensor, x: Tensor) -> Tensor:
-    """Return E|∇_x D(x)|² (scalar) of the logits `real` (B, …) of data x (B, …), which needs requires_grad."""
-    return gradient(real, x).square().sum(1).mean()
+    """Return E|∇_x D(x)|² (scalar).
 
-
-# Gulrajani et al. 2017, https://arxiv.org/abs/1704.00028, eq. 3: λ E (|∇_x̂ D(x̂)| − 1)², x̂ = εx + (1 − ε)G(z), ε ~ U[0, 1].
-def gradient_penalty(critic: Callable[[Shown], Tensor], x: Shown, fake_x: Shown) -> Tensor:
-    """Return E(|∇_x̂ D(x̂)| − 1)² (scalar) at random points between data x and samples, each (B, …), or one for each scale.
-
-    The scales of an item are one point, and its gradient is that of all of them together.
+    Args:
+        real: logits (B, …) of the data.
+        x: the data (B, …) that the logits were computed from, with requires_grad.
     """
-    scales = list(zip(each(x), each(fake_x), strict=True))
+    return input_gradient(real, x).square().sum(1).mean()
+
+
+# Gulrajani et al. 2017, https://arxiv.org/abs/1704.00028, eq. 3:
+# λ E (|∇_x̂ D(x̂)| − 1)², x̂ = εx + (1 − ε)G(z), ε ~ U[0, 1].
+def gradient_penalty(
+    D: Callable[[DiscriminatorInput], Tensor], x: DiscriminatorInput, fake_x: DiscriminatorInput
+) -> Tensor:
+    """Return E(|∇_x̂ D(x̂)| − 1)² (scalar) at random points x̂ between real and fake samples.
+
+    The scales of a multi-scale sample are one point: its gradient is that of all scales together.
+
+    Args:
+        D: maps samples to logits (B, …).
+        x, fake_x: real and fake samples, each (B, …) or a list with one tensor for each scale.
+    """
+    scales = list(zip(as_scales(x), as_scales(fake_x), strict=True))
     first = scales[0][0]
     epsilon = torch.rand(len(first), dtype=first.dtype, device=first.device)
-    share = lambda a: epsilon.view(-1, *(1,) * (a.ndim - 1))  # noqa: E731
-    between = [(share(a) * a + (1 - share(a)) * b).detach().requires_grad_() for a, b in scales]
-    value = critic(between[0] if isinstance(x, Tensor) else between)
-    return (gradient(value, between).norm(dim=1) - 1).square().mean()
+    between = []
+    for real, fake in scales:
+        weight = expand_like(epsilon, real)
+        between.append((weight * real + (1 - weight) * fake).detach().requires_grad_())
+    value = D(between[0] if isinstance(x, Tensor) else between)
+    return (input_gradient(value, between).norm(dim=1) - 1).square().mean()
 
 
-def gradient(logits: Tensor, x: Shown) -> Tensor:
-    """Return ∇_x D (B, D) of logits (B, …) that each depend on their own x alone, differentiable again.
+def input_gradient(logits: Tensor, x: DiscriminatorInput) -> Tensor:
+    """Return ∇_x D (B, D) with its graph.
 
-    Of an item with several logits, of patches or of scales, D is their mean, as it is in the losses.
+    The logits (B, …) of each sample depend on that sample only. If a sample has several logits, of
+    patches or of scales, D is their mean, as in the losses.
     """
     value = logits.reshape(len(logits), -1).mean(1)  # (B,)
-    slopes = torch.autograd.grad(value.sum(), each(x), create_graph=True)
-    return torch.cat([slope.flatten(1) for slope in slopes], 1)
+    gradients = torch.autograd.grad(value.sum(), as_scales(x), create_graph=True)
+    return torch.cat([gradient.flatten(1) for gradient in gradients], 1)
 
 
-def each(x: Shown) -> list[Tensor]:
-    """Return an item's scales, one or several, as a list."""
+def as_scales(x: DiscriminatorInput) -> list[Tensor]:
+    """Return the scales of a batch as a list, also if there is only one."""
     return [x] if isinstance(x, Tensor) else x
+
+
+def add_losses(losses: Iterable[Tensor]) -> Tensor:
+    """Return the sum of one or more losses (scalars)."""
+    first, *rest = losses
+    return sum(rest, first)
 
 
 # Arjovsky et al. 2017, Algorithm 1: w ← clip(w, −c, c).
 @torch.no_grad()
 def clip_weights(net: nn.Module, c: float) -> None:
-    """Move every weight of `net` into [−c, c], which bounds its Lipschitz constant."""
+    """Clip every weight of `net` to [−c, c] in place, which bounds its Lipschitz constant."""
     torch._foreach_clamp_min_(list(net.parameters()), -c)
     torch._foreach_clamp_max_(list(net.parameters()), c)
 
 
-# Miyato et al. 2018, https://arxiv.org/abs/1802.05957, eq. 8: W / σ(W), σ(W) its largest singular value by power iteration.
-def spectrally_normalised(net: nn.Module) -> nn.Module:
-    """Divide the weight of every linear, convolutional and embedding layer of `net` by its spectral norm, in place."""
+# Miyato et al. 2018, https://arxiv.org/abs/1802.05957, eq. 8:
+# W / σ(W), where power iteration computes σ(W), the largest singular value of W.
+def add_spectral_norm(net: nn.Module) -> nn.Module:
+    """Apply spectral normalization to all linear, convolution and embedding layers, in place."""
     for layer in list(net.modules()):
         if isinstance(layer, nn.Linear | nn.Conv2d | nn.Embedding):
             spectral_norm(layer)
     return net
 
 
-class Restrained(nn.Module):
-    """What all two-player models share: a discriminator that may be held smooth, whatever its network and the loss.
+class DiscriminatorRegularization(GenerativeModel):
+    """Base class of all adversarial models: regularization of the discriminator by options.
+
+    Every option goes with every network and every loss.
 
     Args:
         r1: γ of γ/2 E|∇D(x)|² on data (Mescheder et al. 2018).
-        gradient_penalty: λ of λ E(|∇D(x̂)| − 1)² between data and samples (Gulrajani et al. 2017).
-        clip: c to which D's weights are clipped after each of its updates (Arjovsky et al. 2017); 0: not.
-        spectral: divide D's weights by their spectral norm (Miyato et al. 2018).
+        gradient_penalty: λ of λ E(|∇D(x̂)| − 1)² between real and fake (Gulrajani et al. 2017).
+        weight_clip: c to which D's weights are clipped after each of its updates (Arjovsky et al.
+            2017); 0 disables it.
+        spectral_norm: divide D's weights by their spectral norm (Miyato et al. 2018).
 
     Raises:
-        UserError: `spectral`, and the weights are scaled as they are used.
+        UserError: `spectral_norm` with a network whose layers scale their weights at run time.
     """
 
     discriminator: nn.Module
-    equalised_rate = (
-        False  # D's weights are scaled as they are used, which spectral normalisation would undo
-    )
+    generator: nn.Module
+
+    # The layers scale their weights at run time, which spectral normalization would undo.
+    has_equalized_lr: ClassVar[bool] = False
+    # The model has a discriminator; a translation model may be trained without one.
+    is_adversarial: bool = True
+    # `generator_loss` contains a penalty that is computed only every few steps.
+    has_generator_penalty: bool = False
 
     def __init__(
         self,
         *,
         r1: NonNegative = 0.0,
         gradient_penalty: NonNegative = 0.0,
-        clip: NonNegative = 0.0,
-        spectral: bool = False,
+        weight_clip: NonNegative = 0.0,
+        spectral_norm: bool = False,
     ) -> None:
         super().__init__()
-        if spectral and self.equalised_rate:
-            raise UserError(f"{type(self).__name__}'s weights have an equalised learning rate, which spectral normalisation "
-                            "would undo; set model.spectral=false")  # fmt: skip
-        self.r1, self.gradient_penalty, self.clip, self.spectral = (
-            r1,
-            gradient_penalty,
-            clip,
-            spectral,
-        )
+        if spectral_norm and self.has_equalized_lr:
+            raise UserError(
+                f"{type(self).__name__} has an equalized learning rate, which spectral "
+                "normalization would undo; set model.spectral_norm=false"
+            )
+        self.r1 = r1
+        self.gradient_penalty = gradient_penalty
+        self.weight_clip = weight_clip
+        self.spectral_norm = spectral_norm
 
-    def restrained(self, discriminator: nn.Module) -> nn.Module:
-        """Return a discriminator whose weights are drawn, changed in place as the options say."""
-        return spectrally_normalised(discriminator) if self.spectral else discriminator
-
-    def sloped(self, x: Tensor, penalty: float) -> Tensor:
-        """Return data x (B, …), fit for R1's gradient if it is going to be asked for."""
-        return x.detach().requires_grad_() if self.r1 * penalty else x
-
-    def penalties(
-        self,
-        D: Callable[[Shown], Tensor],
-        real: Tensor,
-        x: Tensor,
-        shown: Shown,
-        fake: Shown,
-        penalty: float,
-    ) -> tuple[list[Tensor], dict[str, Tensor]]:
-        """Return the weighted penalties (scalars) that D's loss pays, and each without its weight by name.
+    def discriminator_loss(self, batch: Batch, penalty_scale: float = 1) -> dict[str, Tensor]:
+        """Return D's loss, leaving G untouched, and the entries for the log.
 
         Args:
-            D: of items as they are shown, to logits (B, …).
-            real: the logits (B, …) of the data x (B, …), which `sloped` gave.
-            shown: the data as D is shown them, and `fake`: G's.
-            penalty: their weight beside the options': 0 leaves them out, k makes up for k − 1 times left out.
+            penalty_scale: factor of the gradient penalties. 0 leaves them out; k makes up for
+                k − 1 updates without them.
         """
-        paid, found = [], {}
-        if self.r1 * penalty:
-            found["r1"] = r1_penalty(
-                real, x
-            )  # at the data themselves, through what D is shown of them
-            paid.append(self.r1 * penalty / 2 * found["r1"])
-        if self.gradient_penalty * penalty:
-            found["gradient_penalty"] = gradient_penalty(D, shown, fake)
-            paid.append(self.gradient_penalty * penalty * found["gradient_penalty"])
-        return paid, found
+        raise NotImplementedError
 
-    def constrain(self) -> None:
-        """Bring D back to where its weights may be, after an update of it."""
-        if self.clip:
-            clip_weights(self.discriminator, self.clip)
+    def generator_loss(self, batch: Batch, penalty_scale: float = 1) -> dict[str, Tensor]:
+        """Return G's loss, leaving D untouched, and the entries for the log.
 
-    # --- what to try where the game goes wrong ------------------------------------------------------------------------
+        Args:
+            penalty_scale: factor of G's own penalty, if it has one.
+        """
+        raise NotImplementedError
 
-    def firmer(self) -> list[str]:
-        """Return overrides that hold D back more; none where a penalty or a clip already holds its slope, which R1 would change.
+    def apply_weight_norm(self, discriminator: nn.Module) -> None:
+        """Add the spectral normalization that the options ask for to an initialized D, in place."""
+        if self.spectral_norm:
+            add_spectral_norm(discriminator)
 
-        They set one value each: a `+regulariser=` would take away what another has set.
+    def require_input_gradient(self, x: Tensor, penalty_scale: float) -> Tensor:
+        """Return data x (B, …) with requires_grad if R1 will need its gradient."""
+        return x.detach().requires_grad_() if self.r1 * penalty_scale else x
+
+    def weighted_penalties(
+        self,
+        D: Callable[[DiscriminatorInput], Tensor],
+        real: Tensor,
+        x: Tensor,
+        inputs: tuple[DiscriminatorInput, DiscriminatorInput],
+        penalty_scale: float,
+    ) -> tuple[list[Tensor], dict[str, Tensor]]:
+        """Return the weighted penalties (scalars) for D's loss, and the unweighted ones by name.
+
+        Args:
+            D: maps its input to logits (B, …).
+            real: the logits (B, …) of the data x (B, …), as `require_input_gradient` returned it.
+            inputs: the real and the fake input of D, for example after augmentation.
+            penalty_scale: see `discriminator_loss`.
+        """
+        weighted, logs = [], {}
+        if self.r1 * penalty_scale:
+            # the gradient with respect to the data, through what is done to them before D
+            logs["r1"] = r1_penalty(real, x)
+            weighted.append(self.r1 * penalty_scale / 2 * logs["r1"])
+        if self.gradient_penalty * penalty_scale:
+            logs["gradient_penalty"] = gradient_penalty(D, *inputs)
+            weighted.append(self.gradient_penalty * penalty_scale * logs["gradient_penalty"])
+        return weighted, logs
+
+    def constrain_discriminator(self) -> None:
+        """Clip D's weights after an update of D, if `weight_clip` is set."""
+        if self.weight_clip:
+            clip_weights(self.discriminator, self.weight_clip)
+
+    def set_num_shards(self, num_shards: int) -> None:
+        """Receive the number of shards of a joint batch; adaptive augmentation needs it."""
+
+    # --- suggestions for failing trainings --------------------------------------------------------
+
+    def suggest_regularization(self) -> list[str]:
+        """Return overrides that regularize D more strongly.
+
+        There are none if a gradient penalty or clipping already limits D's gradient, which R1 would
+        change. Each override sets one value; `+regularizer=` would reset the others.
         """
         if self.r1:
             return [f"++model.r1={2 * self.r1:g}"]
-        if self.gradient_penalty or self.clip:
+        if self.gradient_penalty or self.weight_clip:
             return []
-        spectral = ["++model.spectral=true"] if not (self.equalised_rate or self.spectral) else []
-        return ["++model.r1=0.1", *spectral]
+        if self.has_equalized_lr or self.spectral_norm:
+            return ["++model.r1=0.1"]
+        return ["++model.r1=0.1", "++model.spectral_norm=true"]
 
-    def wider(self) -> list[str]:
-        """Return overrides, of other options than these, that go against samples which are all alike."""
+    def suggest_against_collapse(self) -> list[str]:
+        """Return overrides of further options that counteract mode collapse."""
         return []
 
-    def augmented(self) -> list[str]:
-        """Return overrides that show D more than the images themselves."""
+    def suggest_augmentation(self) -> list[str]:
+        """Return overrides that augment the images for D, if that is possible and not done yet."""
         return []

@@ -1,132 +1,168 @@
-"""The residual networks of Gulrajani et al. 2017, https://arxiv.org/abs/1704.00028, and Miyato et al. 2018,
-https://arxiv.org/abs/1802.05957: the same blocks; loss, normalisation and the pooling of D's maps tell them apart."""
+"""The residual networks of WGAN-GP, SNGAN and the projection GAN.
+
+Gulrajani et al. 2017, https://arxiv.org/abs/1704.00028; Miyato et al. 2018,
+https://arxiv.org/abs/1802.05957. Both use the same blocks; they differ in the loss, the
+normalization and the pooling of D's maps.
+"""
 
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, relu
 
 from genlab.errors import UserError
-from genlab.models.gan.base import Game, ToRange
-from genlab.models.gan.discriminator import Condition, Critic
+from genlab.models.gan.base import GANBase, ScaledTanh
+from genlab.models.gan.discriminator import Condition, Discriminator
 from genlab.nn.conditional_norm import ConditionalBatchNorm
-from genlab.nn.conv import UpConv2d, doubled
-from genlab.spec import Count, Positive, Spec
+from genlab.nn.conv import UpConv2d, upsample_nearest
+from genlab.spec import Count, DataSpec, Positive
+
+Layer = TypeVar("Layer", nn.Conv2d, nn.Linear, UpConv2d)
 
 
-class ResNetGAN(Game):
-    """Two residual nets on square images of side 4·2^k.
+class ResNetGAN(GANBase):
+    """Two residual networks for square images of side 4·2^k.
 
-    G projects z to 4×4 maps and doubles their side in k blocks; told a class, it normalises by it (Miyato & Koyama 2018,
-    https://arxiv.org/abs/1802.05637). D is blocks of which the first ones halve the side, and pools over the places.
+    G projects z to 4×4 maps and doubles their side in k blocks; a conditional G uses conditional
+    batch normalization (Miyato & Koyama 2018, https://arxiv.org/abs/1802.05637). The first blocks
+    of D halve the side; D then pools over the positions.
 
     Args:
-        maps: G's channels at sides 4, 8, …, the image's: k + 1 numbers.
-        discriminator_maps: the channels that D's blocks give.
-        halvings: how many of D's blocks, from the first, halve the side.
-        pool: how D's maps become a vector: their sum (Miyato) or their mean (Gulrajani) over the places.
+        channels: G's channels at sides 4, 8, … up to the image's: k + 1 numbers.
+        discriminator_channels: the output channels of D's blocks.
+        num_downsamples: how many of D's blocks, from the first, halve the side.
+        pool: how D's maps become a vector: their sum (Miyato) or their mean (Gulrajani).
 
     Raises:
-        UserError: the items are no square images of the side that `maps` makes.
+        UserError: the data is not square images of the side that `channels` makes.
     """
 
     def __init__(
         self,
-        spec: Spec,
+        spec: DataSpec,
         *,
         latent: Positive = 128,
-        maps: tuple[Positive, ...] = (256, 256, 256, 256),
-        discriminator_maps: tuple[Positive, ...] = (128, 128, 128, 128),
-        halvings: Count = 2,
+        channels: tuple[Positive, ...] = (256, 256, 256, 256),
+        discriminator_channels: tuple[Positive, ...] = (128, 128, 128, 128),
+        num_downsamples: Count = 2,
         pool: Literal["sum", "mean"] = "sum",
         condition: Condition = "projection",
-        **options,
+        **options: Any,
     ) -> None:
-        check(spec, maps, discriminator_maps, halvings)
+        check_sizes(spec, channels, discriminator_channels, num_downsamples)
         super().__init__(spec, latent=latent, condition=condition, **options)
-        self.generator = Generator(spec, latent, maps, spec.classes * self.conditional)
-        features = Features(self.seen[0], discriminator_maps, halvings, pool)
-        self.discriminator = self.critic(features, (discriminator_maps[-1],), initialise=heads)
+        num_classes = spec.num_classes if self.conditional else 0
+        self.generator = Generator(spec, latent, channels, num_classes)
+        features = DiscriminatorFeatures(
+            self.discriminator_shape[0], discriminator_channels, num_downsamples, pool
+        )
+        self.discriminator = self.make_discriminator(
+            features, (discriminator_channels[-1],), initialize=initialize_heads
+        )
 
 
-def check(
-    spec: Spec, maps: tuple[int, ...], discriminator_maps: tuple[int, ...], halvings: int
+def check_sizes(
+    spec: DataSpec,
+    channels: tuple[int, ...],
+    discriminator_channels: tuple[int, ...],
+    num_downsamples: int,
 ) -> None:
-    """Refuse items that the networks do not fit."""
+    """Refuse data that the networks do not fit.
+
+    Raises:
+        UserError: says what to change.
+    """
     if spec.kind != "image":
         raise UserError(
-            f"ResNetGAN needs images, and this dataset has {spec.kind}; choose such as dataset=digits"
+            f"ResNetGAN needs images, and this dataset has {spec.kind}; "
+            "choose images, such as dataset=digits"
         )
-    if not maps or not discriminator_maps:
-        raise UserError("model.maps and model.discriminator_maps need a number at least")
-    side = 4 << (len(maps) - 1)
-    if spec.shape[1:] != (side, side):
-        raise UserError(f"ResNetGAN with {len(maps)} numbers in model.maps makes images of {side}×{side}, and this dataset "
-                        f"gives {spec.shape}; set prepare.size={side}, or another model.maps")  # fmt: skip
-    if halvings > len(discriminator_maps) or side >> halvings < 1:
+    if not channels or not discriminator_channels:
         raise UserError(
-            f"model.halvings={halvings}: D has {len(discriminator_maps)} blocks for {side}×{side} images"
+            "model.channels and model.discriminator_channels need at least one number each"
+        )
+    side = 4 << (len(channels) - 1)
+    if spec.shape[1:] != (side, side):
+        raise UserError(
+            f"ResNetGAN with {len(channels)} numbers in model.channels makes images of "
+            f"{side}×{side}, and this dataset gives {spec.shape}; set preprocess.size={side}, or "
+            "another model.channels"
+        )
+    num_blocks = len(discriminator_channels)
+    if num_downsamples > num_blocks or side >> num_downsamples < 1:
+        raise UserError(
+            f"model.num_downsamples={num_downsamples}: D has {num_blocks} blocks for "
+            f"{side}×{side} images"
         )
 
 
 class Generator(nn.Module):
-    """G: codes (B, latent), with the classes' weights behind them (B, latent + classes), to images (B, C, S, S)."""
+    """G: codes (B, latent + num_classes) to images (B, C, S, S).
 
-    def __init__(self, spec: Spec, latent: int, maps: tuple[int, ...], classes: int) -> None:
+    The last `num_classes` numbers of a code are the weights of the classes.
+    """
+
+    def __init__(
+        self, spec: DataSpec, latent: int, channels: tuple[int, ...], num_classes: int
+    ) -> None:
         super().__init__()
         self.latent = latent
-        self.project = nn.Sequential(
-            nn.Linear(latent, maps[0] * 16), nn.Unflatten(1, (maps[0], 4, 4))
-        )
-        self.blocks = nn.ModuleList(UpBlock(i, o, classes) for i, o in pairwise(maps))
-        self.norm = nn.BatchNorm2d(maps[-1])
-        self.out = nn.Sequential(
-            nn.Conv2d(maps[-1], spec.shape[0], 3, padding=1), ToRange(*spec.range)
-        )
-        for linear in (self.project[0], self.out[0]):
-            initialise(linear)
+        project = nn.Linear(latent, channels[0] * 16)
+        self.project = nn.Sequential(project, nn.Unflatten(1, (channels[0], 4, 4)))
+        self.blocks = nn.ModuleList(UpBlock(i, o, num_classes) for i, o in pairwise(channels))
+        self.norm = nn.BatchNorm2d(channels[-1])
+        to_image = nn.Conv2d(channels[-1], spec.shape[0], 3, padding=1)
+        self.out = nn.Sequential(to_image, ScaledTanh(*spec.range))
+        initialize(project)
+        initialize(to_image)
 
     def forward(self, z: Tensor) -> Tensor:
         z, y = z[:, : self.latent], z[:, self.latent :]
-        h = self.project(z)  # (B, maps[0], 4, 4)
+        h = self.project(z)  # (B, channels[0], 4, 4)
         for block in self.blocks:
             h = block(h, y)
         return self.out(relu(self.norm(h)))
 
 
 class UpBlock(nn.Module):
-    """(B, inputs, H, W) to (B, outputs, 2H, 2W): norm, ReLU, doubled side, 3×3, norm, ReLU, 3×3; beside it 1×1."""
+    """(B, inputs, H, W) to (B, outputs, 2H, 2W).
 
-    def __init__(self, inputs: int, outputs: int, classes: int) -> None:
+    Norm, ReLU, upsampling, 3×3 convolution, norm, ReLU, 3×3 convolution; the shortcut is a 1×1
+    convolution and upsampling.
+    """
+
+    def __init__(self, inputs: int, outputs: int, num_classes: int) -> None:
         super().__init__()
-        self.norm1, self.norm2 = (
-            ConditionalBatchNorm(inputs, classes),
-            ConditionalBatchNorm(outputs, classes),
-        )
-        self.conv1 = initialise(UpConv2d(inputs, outputs), gain=2**0.5)
-        self.conv2 = initialise(nn.Conv2d(outputs, outputs, 3, padding=1), gain=2**0.5)
-        self.shortcut = initialise(nn.Conv2d(inputs, outputs, 1))
+        self.norm1 = ConditionalBatchNorm(inputs, num_classes)
+        self.norm2 = ConditionalBatchNorm(outputs, num_classes)
+        self.conv1 = initialize(UpConv2d(inputs, outputs), gain=2**0.5)
+        self.conv2 = initialize(nn.Conv2d(outputs, outputs, 3, padding=1), gain=2**0.5)
+        self.shortcut = initialize(nn.Conv2d(inputs, outputs, 1))
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         h = self.conv1(relu(self.norm1(x, y)))
         h = self.conv2(relu(self.norm2(h, y)))
-        return h + doubled(self.shortcut(x))  # a 1×1 convolution and a doubled side exchange
+        # a 1×1 convolution commutes with upsampling, and is cheaper before it
+        return h + upsample_nearest(self.shortcut(x))
 
 
-class Features(nn.Module):
+class DiscriminatorFeatures(nn.Module):
     """φ: images (B, C, S, S) to a vector (B, F)."""
 
-    def __init__(self, channels: int, maps: tuple[int, ...], halvings: int, pool: str) -> None:
+    def __init__(
+        self, in_channels: int, channels: tuple[int, ...], num_downsamples: int, pool: str
+    ) -> None:
         super().__init__()
-        widths = pairwise((channels, *maps))
-        blocks = (
-            DownBlock(i, o, halve=n < halvings, first=n == 0) for n, (i, o) in enumerate(widths)
+        self.blocks = nn.Sequential(
+            *(
+                DownBlock(i, o, downsample=n < num_downsamples, is_first=n == 0)
+                for n, (i, o) in enumerate(pairwise((in_channels, *channels)))
+            )
         )
-        self.blocks = nn.Sequential(*blocks)
         self.pool = torch.sum if pool == "sum" else torch.mean
 
     def forward(self, x: Tensor) -> Tensor:
@@ -134,38 +170,40 @@ class Features(nn.Module):
 
 
 class DownBlock(nn.Module):
-    """(B, inputs, H, W) to (B, outputs, H/2, W/2): ReLU, 3×3, ReLU, 3×3, mean of 2×2; beside it 1×1.
+    """(B, inputs, H, W) to (B, outputs, H/2, W/2), or (B, outputs, H, W) without `downsample`.
 
-    The first block's input is the image, which no ReLU cuts off. Without `halve` the side stays.
+    ReLU, 3×3 convolution, ReLU, 3×3 convolution, 2×2 mean pooling; the shortcut is a 1×1
+    convolution. The first block does not apply ReLU to its input, the image.
     """
 
-    def __init__(self, inputs: int, outputs: int, *, halve: bool, first: bool) -> None:
+    def __init__(self, inputs: int, outputs: int, *, downsample: bool, is_first: bool) -> None:
         super().__init__()
-        self.halve, self.first = halve, first
-        hidden = outputs if first else inputs
-        self.conv1 = initialise(nn.Conv2d(inputs, hidden, 3, padding=1), gain=2**0.5)
-        self.conv2 = initialise(nn.Conv2d(hidden, outputs, 3, padding=1), gain=2**0.5)
-        same = inputs == outputs and not halve
-        self.shortcut = nn.Identity() if same else initialise(nn.Conv2d(inputs, outputs, 1))
+        self.downsample, self.is_first = downsample, is_first
+        hidden = outputs if is_first else inputs
+        self.conv1 = initialize(nn.Conv2d(inputs, hidden, 3, padding=1), gain=2**0.5)
+        self.conv2 = initialize(nn.Conv2d(hidden, outputs, 3, padding=1), gain=2**0.5)
+        self.shortcut: nn.Module = nn.Identity()
+        if inputs != outputs or downsample:
+            self.shortcut = initialize(nn.Conv2d(inputs, outputs, 1))
 
     def forward(self, x: Tensor) -> Tensor:
-        h = self.conv2(relu(self.conv1(x if self.first else relu(x))))
-        if not self.halve:
+        h = self.conv2(relu(self.conv1(x if self.is_first else relu(x))))
+        if not self.downsample:
             return h + self.shortcut(x)
         return avg_pool2d(h, 2) + self.shortcut(avg_pool2d(x, 2))
 
 
-def initialise(layer: nn.Conv2d | nn.Linear, *, gain: float = 1.0) -> nn.Conv2d | nn.Linear:
-    """Draw the weight evenly with variance 2 gain² / (inputs + outputs) (Glorot & Bengio 2010); a bias is 0."""
+def initialize(layer: Layer, *, gain: float = 1.0) -> Layer:
+    """Draw a uniform weight of variance 2 gain² / (fan in + fan out) (Glorot & Bengio 2010)."""
     nn.init.xavier_uniform_(layer.weight, gain)
     if layer.bias is not None:
         nn.init.zeros_(layer.bias)
     return layer
 
 
-def heads(module: nn.Module) -> None:
-    """Draw the weights of D's heads so, the classes' vectors included; its blocks have theirs already."""
+def initialize_heads(module: nn.Module) -> None:
+    """Draw the weights of D's heads and class vectors; its blocks have drawn theirs already."""
     if isinstance(module, nn.Linear):
-        initialise(module)
-    if isinstance(module, Critic) and module.embedding is not None:
+        initialize(module)
+    if isinstance(module, Discriminator) and module.embedding is not None:
         nn.init.xavier_uniform_(module.embedding.weight)

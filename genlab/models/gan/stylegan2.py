@@ -1,186 +1,223 @@
-"""StyleGAN2: Karras et al. 2020, Analyzing and improving the image quality of StyleGAN, https://arxiv.org/abs/1912.04958."""
+"""StyleGAN2: Analyzing and improving the image quality of StyleGAN.
+
+Karras et al. 2020, https://arxiv.org/abs/1912.04958
+"""
 
 from __future__ import annotations
 
 import math
 from itertools import pairwise
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from genlab.models.gan.base import Game
-from genlab.models.gan.progan import clamped, equalised, powers
-from genlab.nn.minibatch_stddev import MinibatchDeviation
+from genlab.models.gan.base import GANBase
+from genlab.models.gan.progan import (
+    LEAKY_RELU_GAIN,
+    equalize_heads,
+    resolution_sides,
+    straight_through_clamp,
+)
+from genlab.nn.minibatch_stddev import MinibatchStddev
 from genlab.nn.stylegan_layers import (
-    EqualConv2d,
-    EqualLinear,
+    EqualizedConv2d,
+    EqualizedLinear,
     ModulatedConv2d,
     PixelNorm,
     blur,
-    downsampled,
-    upsampled,
+    downsample_filtered,
+    upsample_filtered,
 )
-from genlab.spec import Batch, Decay, Fraction, NonNegative, Positive, Spec
+from genlab.spec import Batch, DataSpec, Decay, Fraction, NonNegative, Positive
 
-GAIN = math.sqrt(
-    2
-)  # of the weights before a leaky ReLU, which keeps a signal's size (it could as well follow it)
+PATH_LENGTH_STEP = 0.01  # of the running mean of the path lengths
 
 
-class StyleGAN2(Game):
-    """A mapping network z → w, and a synthesis network whose every convolution a style w modulates (figures 2 and 7).
+class StyleGAN2(GANBase):
+    """A mapping network z → w, and a synthesis network modulated by w (figure 2).
 
     Args:
-        latent: dimension of z, and of w.
-        layers: of the mapping network, whose learning rate is `mapping_rate` of the others'.
-        base: a level of side s has min(maps, base / s) maps.
-        mixing: share of the images in training whose coarse and fine styles come from two codes.
-        path_length: weight of the path length regulariser (section 3.2), 0: none.
-        w_decay: of the running mean of w, about which `truncation` draws styles together.
+        latent: dimension of z and of w.
+        num_mapping_layers: layers of the mapping network.
+        mapping_lr_mult: learning rate of the mapping network relative to the others'.
+        channel_max, channel_base: the layers at side s have min(channel_max, channel_base / s)
+            channels.
+        style_mixing_prob: fraction of the training images whose coarse and fine styles come from
+            two codes.
+        path_length_weight: weight of the path length regularizer (section 3.2); 0 disables it.
+        w_avg_decay: decay of the running mean of w, toward which `truncation` moves the styles.
 
     Raises:
         UserError: the images are not square with a side that is a power of two, of at least 8.
     """
 
-    equalised_rate = True
+    has_equalized_lr = True
+
+    generator: Generator
+    running_w: Tensor  # (latent,)
+    running_length: Tensor  # ()
 
     def __init__(
         self,
-        spec: Spec,
+        spec: DataSpec,
         *,
         latent: Positive = 512,
-        layers: Positive = 8,
-        mapping_rate: Fraction = 0.01,
-        maps: Positive = 512,
-        base: Positive = 32768,
-        mixing: Fraction = 0.9,
-        path_length: NonNegative = 2.0,
-        w_decay: Decay = 0.995,
+        num_mapping_layers: Positive = 8,
+        mapping_lr_mult: Fraction = 0.01,
+        channel_max: Positive = 512,
+        channel_base: Positive = 32768,
+        style_mixing_prob: Fraction = 0.9,
+        path_length_weight: NonNegative = 2.0,
+        w_avg_decay: Decay = 0.995,
         condition: Literal["projection", "auxiliary"] = "projection",
-        **options,
+        **options: Any,
     ) -> None:
-        sides = powers(spec, type(self).__name__)
+        sides = resolution_sides(spec, type(self).__name__)
         super().__init__(spec, latent=latent, condition=condition, **options)
-        widths = [max(1, min(maps, base // s)) for s in sides]  # of the sides 4, 8, …, S
-        mapping = Mapping(latent, spec.classes * self.conditional, layers, mapping_rate)
-        self.generator = Generator(mapping, Synthesis(widths, latent, spec), mixing)
-        self.discriminator = equalised(self.critic(Features(widths, spec.shape[0]), (widths[0],)))
-        self.path_length, self.w_decay = path_length, w_decay
+        widths = [max(1, min(channel_max, channel_base // side)) for side in sides]
+        num_classes = spec.num_classes if self.conditional else 0
+        mapping = MappingNetwork(latent, num_classes, num_mapping_layers, mapping_lr_mult)
+        synthesis = SynthesisNetwork(widths, latent, spec)
+        self.generator = Generator(mapping, synthesis, style_mixing_prob)
+        features = DiscriminatorFeatures(widths, spec.shape[0])
+        self.discriminator = self.make_discriminator(features, (widths[0],))
+        equalize_heads(self.discriminator)
+        self.path_length_weight, self.w_avg_decay = path_length_weight, w_avg_decay
+        self.has_generator_penalty = path_length_weight > 0
         self.register_buffer("running_w", torch.zeros(latent))
         self.register_buffer("running_length", torch.zeros(()))
 
-    # --- the game -------------------------------------------------------------------------------------------------
+    # --- losses -----------------------------------------------------------------------------------
 
-    def generator_loss(self, batch: Batch, penalty: float = 1) -> dict[str, Tensor]:
-        losses = super().generator_loss(batch, penalty)
+    def generator_loss(self, batch: Batch, penalty_scale: float = 1) -> dict[str, Tensor]:
+        losses = super().generator_loss(batch, penalty_scale)
         y = batch.y if self.conditional else None
         with torch.no_grad():
-            w = self.generator.mapping(self.prior(len(batch), y)).mean(0)  # (dim,)
-            self.running_w.lerp_(w.to(self.running_w), 1 - self.w_decay)
-        if self.path_length and penalty:
-            few = (
-                None if y is None else y[: (len(batch) + 1) // 2]
-            )  # half a batch is enough (appendix B)
-            losses["path_length"] = self.path_penalty(self.prior((len(batch) + 1) // 2, few))
-            losses["loss"] = losses["loss"] + self.path_length * penalty * losses["path_length"]
+            w = self.generator.mapping(self.prior(len(batch), y)).mean(0)  # (latent,)
+            self.running_w.lerp_(w.to(self.running_w), 1 - self.w_avg_decay)
+        if self.path_length_weight and penalty_scale:
+            n = (len(batch) + 1) // 2  # half a batch is enough (appendix B)
+            z = self.prior(n, None if y is None else y[:n])
+            losses["path_length"] = self.path_length_penalty(z)
+            weight = self.path_length_weight * penalty_scale
+            losses["loss"] = losses["loss"] + weight * losses["path_length"]
         return losses
 
-    # eq. 4: E_{w, y ~ N(0, I)} (|J_wᵀ y| − a)², J_w = ∂g(w)/∂w, a the running mean of the lengths: a step in w of one size then
-    # changes the image by one size. As the authors compute it, y is divided by the side and a length is the layers' mean.
-    def path_penalty(self, z: Tensor) -> Tensor:
-        """Return the path length penalty (scalar) of the codes z (B, code), and move the mean length towards theirs."""
-        w = self.generator.styles(z)  # (B, L, dim)
+    # eq. 4: E_{w, y ~ N(0, I)} (|J_wᵀ y| − a)², J_w = ∂g(w)/∂w, a the running mean of the lengths:
+    # steps in w of the same size then change the image by the same size. As in the authors' code,
+    # y is divided by the side, and a length is the mean over the layers.
+    def path_length_penalty(self, z: Tensor) -> Tensor:
+        """Return the path length penalty (scalar) of codes z (B, code_dim).
+
+        The running mean of the lengths is updated.
+        """
+        w = self.generator.styles(z)  # (B, L, latent)
         x = self.generator.synthesis(w)
         y = torch.randn_like(x) / math.prod(x.shape[2:]) ** 0.5
-        (slope,) = torch.autograd.grad((x * y).sum(), w, create_graph=True)  # J_wᵀ y (B, L, dim)
-        lengths = slope.square().sum(2).mean(1).sqrt()  # (B,)
-        self.running_length.lerp_(lengths.detach().mean().to(self.running_length), 0.01)
+        (gradient,) = torch.autograd.grad((x * y).sum(), w, create_graph=True)  # J_wᵀ y
+        lengths = gradient.square().sum(2).mean(1).sqrt()  # (B,)
+        mean = lengths.detach().mean().to(self.running_length)
+        self.running_length.lerp_(mean, PATH_LENGTH_STEP)
         return (lengths - self.running_length).square().mean()
 
-    # --- abilities ------------------------------------------------------------------------------------------------
+    # --- abilities --------------------------------------------------------------------------------
 
     def styles(self, z: Tensor, *, truncation: Fraction = 1.0) -> Tensor:
-        """Return the styles w (B, layers, dim) of codes z (B, code): the same w for every layer.
+        """Return the styles w (B, layers, latent) of codes z (B, code_dim), equal for all layers.
 
         Args:
-            truncation: ψ: w̄ + ψ (w − w̄), which gives up variety for quality (Karras et al. 2019, appendix B).
+            truncation: ψ of w̄ + ψ (w − w̄), which trades variety for quality (Karras et al. 2019,
+                appendix B).
         """
         w = self.generator.mapping(z)
         w = self.running_w + truncation * (w - self.running_w) if truncation < 1 else w
-        return w[:, None].expand(-1, self.generator.synthesis.layers, -1)
+        return w[:, None].expand(-1, self.generator.synthesis.num_layers, -1)
 
-    def synthesise(self, w: Tensor) -> Tensor:
-        """Return the images (B, *shape) of styles w (B, layers, dim) or (B, 1, dim), with the noise that stays the same."""
-        w = w.expand(-1, self.generator.synthesis.layers, -1)
-        return clamped(self.generator.synthesis(w, fixed=True), self.spec)
+    def synthesize(self, w: Tensor) -> Tensor:
+        """Return the images (B, *shape) of styles w, with constant noise.
+
+        Args:
+            w: (B, layers, latent), or (B, 1, latent) for the same style in all layers.
+        """
+        w = w.expand(-1, self.generator.synthesis.num_layers, -1)
+        return straight_through_clamp(self.generator.synthesis(w, constant_noise=True), self.spec)
 
     def decode(self, z: Tensor) -> Tensor:
-        """Return the images (B, *shape) of codes z (B, code), with the noise that stays the same."""
-        return self.synthesise(self.styles(z))
+        """Return the images (B, *shape) of codes z (B, code_dim), with constant noise."""
+        return self.synthesize(self.styles(z))
 
     @torch.no_grad()
-    def sample(self, n: int, y: Tensor | None = None, *, truncation: Fraction = 1.0) -> Tensor:
-        """Draw n images (n, *shape), of the classes y (n,) if given, with noise of their own.
+    def sample(
+        self, n: int, y: Tensor | None = None, *, truncation: Fraction = 1.0, **sampler: Any
+    ) -> Tensor:
+        """Draw n images (n, *shape), of the classes y (n,) if given, with random noise.
 
         Raises:
             UserError: y is given and the model is not conditional.
         """
         w = self.styles(self.prior(n, y), truncation=truncation)
-        return clamped(self.generator.synthesis(w), self.spec)
+        return straight_through_clamp(self.generator.synthesis(w), self.spec)
 
 
-# --- G --------------------------------------------------------------------------------------------------------------
+# --- G --------------------------------------------------------------------------------------------
 
 
 class Generator(nn.Module):
-    """G: codes (B, code) to images (B, C, S, S); in training some take their fine styles from another code."""
+    """G: codes (B, code_dim) to images (B, C, S, S), with style mixing in training."""
 
-    def __init__(self, mapping: Mapping, synthesis: Synthesis, mixing: float) -> None:
+    def __init__(
+        self, mapping: MappingNetwork, synthesis: SynthesisNetwork, style_mixing_prob: float
+    ) -> None:
         super().__init__()
-        self.mapping, self.synthesis, self.mixing = mapping, synthesis, mixing
+        self.mapping, self.synthesis = mapping, synthesis
+        self.style_mixing_prob = style_mixing_prob
 
     def forward(self, z: Tensor) -> Tensor:
         return self.synthesis(self.styles(z))
 
     # Karras et al. 2019, https://arxiv.org/abs/1812.04948, section 3.1
     def styles(self, z: Tensor) -> Tensor:
-        """Return the styles w (B, L, dim) of codes z, in training mixed from a layer on that is drawn for each image."""
-        layers = self.synthesis.layers
-        w = self.mapping(z)[:, None].expand(-1, layers, -1)
-        if not (self.training and self.mixing):
+        """Return the styles w (B, L, latent) of codes z.
+
+        In training some images take the styles from a random layer on from a second code of the
+        same class.
+        """
+        num_layers = self.synthesis.num_layers
+        w = self.mapping(z)[:, None].expand(-1, num_layers, -1)
+        if not (self.training and self.style_mixing_prob):
             return w
         d = self.mapping.latent
-        other = self.mapping(
-            torch.cat([torch.randn_like(z[:, :d]), z[:, d:]], 1)
-        )  # of the same class
-        first = torch.randint(1, layers, (len(z),), device=z.device)
-        first = torch.where(torch.rand(len(z), device=z.device) < self.mixing, first, layers)
-        return mixed(w, other[:, None].expand_as(w), first)
+        other = self.mapping(torch.cat([torch.randn_like(z[:, :d]), z[:, d:]], 1))
+        crossover = torch.randint(1, num_layers, (len(z),), device=z.device)
+        is_mixed = torch.rand(len(z), device=z.device) < self.style_mixing_prob
+        crossover = torch.where(is_mixed, crossover, num_layers)
+        return mix_styles(w, other[:, None].expand_as(w), crossover)
 
 
-def mixed(w: Tensor, other: Tensor, first: Tensor) -> Tensor:
-    """Return w (B, L, dim) with the layers from `first` (B,) on taken from `other` (B, L, dim)."""
+def mix_styles(w: Tensor, other: Tensor, crossover: Tensor) -> Tensor:
+    """Return w (B, L, dim) with the layers from `crossover` (B,) on taken from `other`."""
     layer = torch.arange(w.shape[1], device=w.device)
-    return torch.where((layer >= first[:, None])[:, :, None], other, w)
+    return torch.where((layer >= crossover[:, None])[:, :, None], other, w)
 
 
-class Mapping(nn.Module):
-    """f: codes (B, latent + classes) to w (B, latent); noise and class are normalised, each by itself."""
+class MappingNetwork(nn.Module):
+    """f: codes (B, latent + num_classes) to w (B, latent).
 
-    def __init__(self, latent: int, classes: int, layers: int, rate: float) -> None:
+    Noise and class embedding are normalized first.
+    """
+
+    def __init__(self, latent: int, num_classes: int, num_layers: int, lr_mult: float) -> None:
         super().__init__()
         self.latent = latent
-        self.embedding = EqualLinear(classes, latent) if classes else None
+        self.embedding = EqualizedLinear(num_classes, latent) if num_classes else None
         self.norm = PixelNorm()
-        widths = [latent + latent * bool(classes), *[latent] * layers]
-        self.layers = nn.Sequential(
-            *(
-                part
-                for i, o in pairwise(widths)
-                for part in (EqualLinear(i, o, gain=GAIN, rate=rate), leaky())
-            )
-        )
+        layers: list[nn.Module] = []
+        widths = [2 * latent if num_classes else latent, *[latent] * num_layers]
+        for i, o in pairwise(widths):
+            layers.append(EqualizedLinear(i, o, gain=LEAKY_RELU_GAIN, lr_mult=lr_mult))
+            layers.append(leaky_relu())
+        self.layers = nn.Sequential(*layers)
 
     def forward(self, z: Tensor) -> Tensor:
         h = self.norm(z[:, : self.latent])
@@ -189,89 +226,106 @@ class Mapping(nn.Module):
         return self.layers(h)
 
 
-class Synthesis(nn.Module):
-    """g: styles w (B, L, dim), coarse to fine, to images (B, C, S, S): the sum of an image from each side (figure 7b)."""
+class SynthesisNetwork(nn.Module):
+    """g: styles w (B, L, latent), coarse to fine, to images (B, C, S, S).
 
-    def __init__(self, widths: list[int], style: int, spec: Spec) -> None:
+    An image is the sum of one image from each resolution (figure 7b).
+    """
+
+    def __init__(self, widths: list[int], latent: int, spec: DataSpec) -> None:
         super().__init__()
         self.start = nn.Parameter(torch.randn(1, widths[0], 4, 4))
-        self.first = Layer(widths[0], widths[0], style, side=4)
-        self.blocks = nn.ModuleList(
-            nn.ModuleList(
-                [Layer(i, o, style, side=8 << k, up=True), Layer(o, o, style, side=8 << k)]
-            )
-            for k, (i, o) in enumerate(pairwise(widths))
-        )
+        self.first = SynthesisLayer(widths[0], widths[0], latent, side=4)
+        self.blocks = nn.ModuleList()
+        for k, (i, o) in enumerate(pairwise(widths)):
+            up = SynthesisLayer(i, o, latent, side=8 << k, upsample=True)
+            conv = SynthesisLayer(o, o, latent, side=8 << k)
+            self.blocks.append(nn.ModuleList([up, conv]))
         self.to_image = nn.ModuleList(
-            ModulatedConv2d(w, spec.shape[0], 1, style, demodulate=False) for w in widths
+            ModulatedConv2d(w, spec.shape[0], 1, latent, demodulate=False) for w in widths
         )
-        self.layers = 2 * len(widths)
-        self.middle, self.half = sum(spec.range) / 2, (spec.range[1] - spec.range[0]) / 2
+        self.num_layers = 2 * len(widths)
+        low, high = spec.range
+        self.center, self.half_range = (low + high) / 2, (high - low) / 2
 
-    def forward(self, w: Tensor, *, fixed: bool = False) -> Tensor:
-        """Return the images; `fixed`: with the noise that stays the same, else with noise drawn anew."""
-        w = w.unbind(1)
-        h = self.first(self.start.expand(len(w[0]), -1, -1, -1), w[0], fixed)
-        x = self.to_image[0](h, w[1])
-        for k, (up, conv) in enumerate(self.blocks, 1):
-            h = conv(up(h, w[2 * k - 1], fixed), w[2 * k], fixed)
-            x = upsampled(x) + self.to_image[k](
-                h, w[2 * k + 1]
-            )  # its style is the next block's first too
-        return self.middle + self.half * x
+    def forward(self, w: Tensor, *, constant_noise: bool = False) -> Tensor:
+        """Return the images, with the same noise for all of them or with random noise."""
+        styles = w.unbind(1)
+        start = self.start.expand(len(w), -1, -1, -1)
+        h = self.first(start, styles[0], constant_noise)
+        x = self.to_image[0](h, styles[1])
+        for k, block in enumerate(self.blocks, 1):
+            assert isinstance(block, nn.ModuleList)
+            up, conv = block
+            h = up(h, styles[2 * k - 1], constant_noise)
+            h = conv(h, styles[2 * k], constant_noise)
+            # the style of the image layer is also that of the next block's first layer
+            x = upsample_filtered(x) + self.to_image[k](h, styles[2 * k + 1])
+        return self.center + self.half_range * x
 
 
-class Layer(nn.Module):
-    """A modulated convolution, noise of a learned strength, a bias and a leaky ReLU (figure 2c)."""
+class SynthesisLayer(nn.Module):
+    """A modulated convolution, scaled noise, a bias and a leaky ReLU (figure 2c)."""
 
-    def __init__(self, in_: int, out: int, style: int, *, side: int, up: bool = False) -> None:
+    noise: Tensor  # (1, 1, side, side), the constant noise
+
+    def __init__(
+        self, in_: int, out: int, latent: int, *, side: int, upsample: bool = False
+    ) -> None:
         super().__init__()
-        self.conv = ModulatedConv2d(in_, out, 3, style, up=up, gain=GAIN)  # with its bias
+        # the convolution has the bias
+        self.conv = ModulatedConv2d(in_, out, 3, latent, upsample=upsample, gain=LEAKY_RELU_GAIN)
         self.strength = nn.Parameter(torch.zeros(()))
-        self.act = leaky()
+        self.act = leaky_relu()
         self.register_buffer("noise", torch.randn(1, 1, side, side))
 
-    def forward(self, h: Tensor, w: Tensor, fixed: bool) -> Tensor:
+    def forward(self, h: Tensor, w: Tensor, constant_noise: bool) -> Tensor:
         h = self.conv(h, w)
-        noise = self.noise if fixed else torch.randn_like(h[:, :1])
+        noise = self.noise if constant_noise else torch.randn_like(h[:, :1])
         return self.act(h + self.strength * noise)
 
 
-# --- D --------------------------------------------------------------------------------------------------------------
+# --- D --------------------------------------------------------------------------------------------
 
 
-class Features(nn.Module):
+class DiscriminatorFeatures(nn.Module):
     """φ of D: images (B, C, S, S) to features (B, F), by residual blocks (figure 7c)."""
 
-    def __init__(self, widths: list[int], channels: int) -> None:
+    def __init__(self, widths: list[int], in_channels: int) -> None:
         super().__init__()
         first, *_, last = widths
+        blocks = (ResidualDownBlock(o, i) for i, o in reversed(list(pairwise(widths))))
         self.layers = nn.Sequential(
-            EqualConv2d(channels, last, 1, gain=GAIN), leaky(),
-            *(Residual(o, i) for i, o in reversed(list(pairwise(widths)))),
-            MinibatchDeviation(), EqualConv2d(first + 1, first, 3, gain=GAIN, padding=1), leaky(),
-            nn.Flatten(), EqualLinear(16 * first, first, gain=GAIN), leaky(),
-        )  # fmt: skip
+            EqualizedConv2d(in_channels, last, 1, gain=LEAKY_RELU_GAIN),
+            leaky_relu(),
+            *blocks,
+            MinibatchStddev(),
+            EqualizedConv2d(first + 1, first, 3, gain=LEAKY_RELU_GAIN, padding=1),
+            leaky_relu(),
+            nn.Flatten(),
+            EqualizedLinear(16 * first, first, gain=LEAKY_RELU_GAIN),
+            leaky_relu(),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         return self.layers(x)
 
 
-class Residual(nn.Module):
-    """Maps (B, in, H, W) to (B, out, H/2, W/2); the sum of the two ways is divided by √2, to keep its size."""
+class ResidualDownBlock(nn.Module):
+    """Maps (B, in, H, W) to (B, out, H/2, W/2); the sum of both paths is divided by √2."""
 
     def __init__(self, in_: int, out: int) -> None:
         super().__init__()
-        self.first = EqualConv2d(in_, in_, 3, gain=GAIN, padding=1)
-        self.second = EqualConv2d(in_, out, 3, gain=GAIN, stride=2)
-        self.skip = EqualConv2d(in_, out, 1, bias=False)
-        self.act = leaky()
+        self.first = EqualizedConv2d(in_, in_, 3, gain=LEAKY_RELU_GAIN, padding=1)
+        self.second = EqualizedConv2d(in_, out, 3, gain=LEAKY_RELU_GAIN, stride=2)
+        self.skip = EqualizedConv2d(in_, out, 1, bias=False)
+        self.act = leaky_relu()
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.act(self.first(x))
         h = self.act(self.second(blur(h, padding=2)))
-        return (h + self.skip(downsampled(x))) / math.sqrt(2)
+        return (h + self.skip(downsample_filtered(x))) / math.sqrt(2)
 
 
-def leaky() -> nn.Module:
+def leaky_relu() -> nn.Module:
     return nn.LeakyReLU(0.2, inplace=True)

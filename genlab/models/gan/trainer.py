@@ -1,123 +1,136 @@
-"""The update rule of a two-player game: Algorithm 1 of Goodfellow et al. 2014."""
+"""The update rule of GANs: Algorithm 1 of Goodfellow et al. 2014."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from torch import Tensor
 
-from genlab.models.gan.regularizers import Restrained
+from genlab.models.gan.regularizers import DiscriminatorRegularization
 from genlab.spec import Batch, Positive, PositiveFloat
+from genlab.training.options import Options as TrainerOptions
 from genlab.training.trainer import Trainer
 
-WINDOWS = 10  # logged means in a row that make an ailment
-WON = "the discriminator has won: it is sure of every item, and G learns little from it"
-COLLAPSED = "mode collapse: the samples differ far less than the data"
+# A failure mode is reported when this many consecutive logged means show it.
+REPORT_AFTER_INTERVALS = 10
+D_ADVANTAGE_LIMIT = 0.99
+DIVERSITY_RATIO_LIMIT = 0.2
+
+DISCRIMINATOR_WON = (
+    "the discriminator has won: it is certain of every sample, so G receives almost no gradient"
+)
+MODE_COLLAPSE = "mode collapse: the samples differ far less than the data"
 
 
 class GANTrainer(Trainer):
-    """k updates of D on fresh batches, then one of G, on a model with `discriminator_loss` and `generator_loss`.
+    """`d_steps` updates of D on fresh batches, then one of G.
 
-    Both take the batch and the weight of their gradient penalties, which is 0 where those are left out. A model with
-    `constrain` is asked to bring D back to where its weights may be after each of D's updates.
+    The model has `discriminator_loss` and `generator_loss`. Both take a batch and `penalty_scale`,
+    the factor of their gradient penalties, which is 0 in the steps that leave them out.
     """
 
     @dataclass(kw_only=True)
-    class Options(Trainer.Options):
-        k: Positive = 1  # updates of D for each of G
-        # steps between the gradient penalties, each then weighing as much more (Karras et al. 2020); two numbers: D's, and G's
-        penalty_every: Positive | tuple[Positive, Positive] = 1
-        discriminator_rate: PositiveFloat = (
-            1.0  # D's learning rate in parts of G's (two time scales; Heusel et al. 2017)
-        )
+    class Options(TrainerOptions):
+        # updates of D for each update of G
+        d_steps: Positive = 1
+        # The gradient penalties are computed every so many steps, with a weight that makes up for
+        # the others (Karras et al. 2020). Two numbers: D's interval and G's.
+        lazy_reg_interval: Positive | tuple[Positive, Positive] = 1
+        # D's learning rate relative to G's (two time scales; Heusel et al. 2017)
+        d_lr_mult: PositiveFloat = 1.0
+
+    options: Options
+    # a DiscriminatorRegularization, or a user's model with the same two losses
+    model: Any
 
     def configure(self) -> None:
-        self.optimizers["discriminator"] = self.optimizer(self.model.discriminator.parameters())
-        self.optimizers["generator"] = self.optimizer(self.model.generator.parameters())
-        every = self.options.penalty_every
-        self.every = dict(
-            zip(
-                ("discriminator", "generator"),
-                every if isinstance(every, tuple) else (every, every),
-                strict=True,
-            )
-        )
-        lazy = (
-            {"discriminator", "generator"}
-            if getattr(self.model, "path_length", 0)
-            else {"discriminator"}
-        )  # who has penalties
-        factors = {name: lazy_rate(k) if name in lazy else 1.0 for name, k in self.every.items()}
-        factors["discriminator"] *= self.options.discriminator_rate
-        for name, factor in factors.items():
+        model = self.model
+        self.optimizers["discriminator"] = self.make_optimizer(model.discriminator.parameters())
+        self.optimizers["generator"] = self.make_optimizer(model.generator.parameters())
+        interval = self.options.lazy_reg_interval
+        d_interval, g_interval = interval if isinstance(interval, tuple) else (interval, interval)
+        self.intervals = {"discriminator": d_interval, "generator": g_interval}
+        lr_factors = {
+            "discriminator": self.options.d_lr_mult * lazy_regularization_lr_factor(d_interval),
+            "generator": 1.0,
+        }
+        if isinstance(model, DiscriminatorRegularization):
+            if model.has_generator_penalty:
+                lr_factors["generator"] = lazy_regularization_lr_factor(g_interval)
+            model.set_num_shards(self.group.size * self.options.grad_accum_steps)
+        for name, factor in lr_factors.items():
             for group in self.optimizers[name].param_groups:
                 group["lr"] = group["lr"] * factor
-        if augment := getattr(self.model, "augment", None):
-            augment.shards = self.ranks.size * self.options.accumulate
-        self.since: dict[str, int] = {}  # ailment -> logged means in a row that showed it
+        # failure mode -> number of consecutive logged means that showed it
+        self.failure_counts: dict[str, int] = {}
 
     def step(self, batches: Iterator[Batch]) -> dict[str, Tensor]:
-        penalty = {player: 0 if self.at % k else k for player, k in self.every.items()}
-        # (1) update D, k times: maximise log D(x) + log(1 − D(G(z)))
-        for _ in range(self.options.k):
-            shards = self.pull(batches)
-            d = self.descend(
-                "discriminator",
-                partial(self.model.discriminator_loss, penalty=penalty["discriminator"]),
-                shards,
-            )
-            if constrain := getattr(self.model, "constrain", None):
-                constrain()
-        # (2) update G: make D believe its samples
-        g = self.descend(
-            "generator", partial(self.model.generator_loss, penalty=penalty["generator"]), shards
-        )
-        return {"loss/discriminator": d.pop("loss"), "loss/generator": g.pop("loss"), **d, **g}
+        scale = {name: 0 if self.global_step % k else k for name, k in self.intervals.items()}
+        d_loss = partial(self.model.discriminator_loss, penalty_scale=scale["discriminator"])
+        g_loss = partial(self.model.generator_loss, penalty_scale=scale["generator"])
+        # (1) update D, d_steps times: maximize log D(x) + log(1 − D(G(z)))
+        for _ in range(self.options.d_steps):
+            shards = self.next_batch(batches)
+            d_logs = self.optimize("discriminator", d_loss, shards)
+            if isinstance(self.model, DiscriminatorRegularization):
+                self.model.constrain_discriminator()
+        # (2) update G: increase D's logits of its samples
+        g_logs = self.optimize("generator", g_loss, shards)
+        losses = {
+            "loss/discriminator": d_logs.pop("loss"),
+            "loss/generator": g_logs.pop("loss"),
+        }
+        return losses | d_logs | g_logs
 
     def diagnose(self, means: dict[str, float]) -> list[str]:
-        """Return the ailments that have lasted for as many logged means as make one."""
-        found = []
-        for ailment, ill in ailments(means).items():
-            self.since[ailment] = self.since.get(ailment, 0) + 1 if ill else 0
-            if self.since[ailment] == WINDOWS:
-                *others, last = self.mends(ailment)
-                found.append(
-                    f"{ailment}; try {' or '.join([', '.join(others), last] if others else [last])}"
-                )
-        return found
+        """Return the failure modes that now have lasted long enough, with suggestions."""
+        notes = []
+        for failure, is_present in failure_modes(means).items():
+            self.failure_counts[failure] = (
+                self.failure_counts.get(failure, 0) + 1 if is_present else 0
+            )
+            if self.failure_counts[failure] == REPORT_AFTER_INTERVALS:
+                *others, last = self.suggestions(failure)
+                choices = f"{', '.join(others)} or {last}" if others else last
+                notes.append(f"{failure}; try {choices}")
+        return notes
 
-    def mends(self, ailment: str) -> list[str]:
-        """Return what to try against an ailment: overrides that this model takes, none weaker than what it has."""
-        slower = f"++trainer.discriminator_rate={self.options.discriminator_rate / 2:g}"
-        if not isinstance(
-            self.model, Restrained
-        ):  # a game of somebody's own, whose options nobody here knows
+    def suggestions(self, failure: str) -> list[str]:
+        """Return overrides against a failure mode; none weakens what the model already uses."""
+        slower = f"++trainer.d_lr_mult={self.options.d_lr_mult / 2:g}"
+        # the options of a user's own model are unknown
+        if not isinstance(self.model, DiscriminatorRegularization):
             return [slower]
-        firmer = self.model.firmer()
-        if ailment == COLLAPSED:
-            return [*firmer, *self.model.wider(), "another model.loss"]
-        return [*(firmer or self.model.augmented()), slower]
+        stronger = self.model.suggest_regularization()
+        if failure == MODE_COLLAPSE:
+            return [*stronger, *self.model.suggest_against_collapse(), "another model.loss"]
+        return [*(stronger or self.model.suggest_augmentation()), slower]
 
 
-# Karras et al. 2020, https://arxiv.org/abs/1912.04958, appendix B: there a penalty after k updates is one more update, and a
-# rate of cλ and β^c, c = k / (k + 1), make up for it. Here it joins one of the k, so that β is the paper's memory from batch to
-# batch as it is. Adam divides by √v, v the mean square of the gradients g: with S the sum over k batches, v is S / (k + 1) there
-# and S / k here, and what these batches do together, cλ Σg √((k + 1) / S) there, a rate of √c λ does here.
-def lazy_rate(k: int) -> float:
-    """Return the share of the learning rate that moves a player as far as the paper does, of a penalty every k updates."""
+# Karras et al. 2020, https://arxiv.org/abs/1912.04958, appendix B: in the paper the penalty is one
+# more update after k updates, and a learning rate of cλ and β^c, c = k / (k + 1), make up for it.
+# Here the penalty joins one of the k updates, so β keeps its meaning per batch. Adam divides by √v,
+# where v is the mean square of the gradients g: with S the sum over k batches, v is S / (k + 1) in
+# the paper and S / k here. The paper moves by cλ Σg √((k + 1) / S); a rate of √c λ does so here.
+def lazy_regularization_lr_factor(k: int) -> float:
+    """Return the learning rate factor that matches the paper's updates with a penalty every k."""
     return (k / (k + 1)) ** 0.5 if k > 1 else 1.0
 
 
-def ailments(means: dict[str, float]) -> dict[str, bool]:
-    """Return each known ailment of a game, and whether the mean losses show it.
+def failure_modes(means: dict[str, float]) -> dict[str, bool]:
+    """Return each known failure mode and whether the mean logs show it.
 
-    `advantage` is the share of its loss that D has rid itself of, `spread` the distance between samples in parts of that
-    between data; of two Ds, or two Gs, each has its own behind a stroke: `advantage/source`.
+    Args:
+        means: `d_advantage` is the share of its loss that D has eliminated, `diversity_ratio` the
+            distance between samples relative to that between data. Models with two networks of a
+            kind log one each, with a suffix: `d_advantage/source`.
     """
-    of = lambda name: [value for key, value in means.items() if key.partition("/")[0] == name]  # noqa: E731
+    advantages = [v for key, v in means.items() if key.partition("/")[0] == "d_advantage"]
+    ratios = [v for key, v in means.items() if key.partition("/")[0] == "diversity_ratio"]
     return {
-        WON: max(of("advantage"), default=0) > 0.99,
-        COLLAPSED: min(of("spread"), default=1) < 0.2,
+        DISCRIMINATOR_WON: max(advantages, default=0) > D_ADVANTAGE_LIMIT,
+        MODE_COLLAPSE: min(ratios, default=1) < DIVERSITY_RATIO_LIMIT,
     }

@@ -1,139 +1,174 @@
-"""What the models that turn a source into a target share: an error, an adversary beside it, and `translate`."""
+"""The base class of image translation: reconstruction losses, and a GAN loss beside them."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from genlab.errors import UserError
-from genlab.models.gan.base import fixed, spread_of
-from genlab.models.gan.losses import LOSSES, Name
-from genlab.models.gan.regularizers import Restrained, Shown, each
-from genlab.spec import Batch, Spec
+from genlab.models.gan.base import diversity_ratio, frozen_statistics
+from genlab.models.gan.losses import LOSSES, LossName
+from genlab.models.gan.regularizers import (
+    DiscriminatorInput,
+    DiscriminatorRegularization,
+    add_losses,
+    as_scales,
+)
+from genlab.spec import Batch, DataSpec
+
+MIN_SIDE = 8  # pixels
 
 
-class Translation(Restrained, ABC):
-    """A generator x̂ = G(cond), which a subclass makes, and a discriminator D(cond, x) if it is to have an adversary.
+class TranslationModel(DiscriminatorRegularization, ABC):
+    """A generator x̂ = G(cond) and, if the model is adversarial, a discriminator D(cond, x).
 
-    `generator(cond)` gives what `errors` and D take, and `translate` makes the target of: an image, or one for each scale,
-    the full one last. A subclass hands D, its weights drawn, to `restrained`.
+    A subclass creates both and passes D to `apply_weight_norm` after drawing its weights.
+    `generator(cond)` returns what `reconstruction_losses` and D take: an image, or a list with one
+    image for each scale, of which the last has the full size.
 
     Args:
-        loss: the game's.
-        adversarial: weight of G's part of the game beside the errors; 0: no game, and no D.
-        restraints: what holds D smooth, see `Restrained`.
+        loss: the GAN loss.
+        adversarial_weight: weight of G's GAN loss beside the reconstruction losses. 0 trains
+            without a discriminator.
+        regularization: of D; see `DiscriminatorRegularization`.
 
     Raises:
-        UserError: the data has no sources, or D is to be held smooth and there is none.
+        UserError: the data lacks sources, or a regularizer is set without a discriminator.
     """
 
     generator: nn.Module
     discriminator: nn.Module
 
-    def __init__(self, spec: Spec, *, loss: Name, adversarial: float, **restraints) -> None:
-        super().__init__(**restraints)
-        paired(spec, type(self).__name__)
-        if not adversarial and (vain := [name for name, value in restraints.items() if value]):
-            raise UserError(f"model.{vain[0]} is for a discriminator, and model.adversarial=0 leaves {type(self).__name__} none; "
-                            "leave it out, or give model.adversarial a weight")  # fmt: skip
-        self.spec, self.objective, self.adversarial = spec, LOSSES[loss], adversarial
+    def __init__(
+        self, spec: DataSpec, *, loss: LossName, adversarial_weight: float, **regularization: Any
+    ) -> None:
+        super().__init__(**regularization)
+        name = type(self).__name__
+        require_source(spec, name)
+        unused = [option for option, value in regularization.items() if value]
+        if not adversarial_weight and unused:
+            raise UserError(
+                f"model.{unused[0]} regularizes a discriminator, and with "
+                f"model.adversarial_weight=0 {name} has none; remove it, or set "
+                "model.adversarial_weight"
+            )
+        self.spec, self.objective = spec, LOSSES[loss]
+        self.adversarial_weight = adversarial_weight
+        self.is_adversarial = adversarial_weight > 0
 
-    # --- what a subclass says -------------------------------------------------------------------------------------
+    # --- to be implemented by a subclass ----------------------------------------------------------
 
     @abstractmethod
-    def errors(self, made: Shown, truth: Shown) -> dict[str, Tensor]:
-        """Return the weighted errors of what G made, by name; G without an adversary minimises their sum."""
-
-    def truth(self, x: Tensor) -> Shown:
-        """Return targets (B, *shape) in the form in which G makes its own."""
-        return x
-
-    # --- the game -------------------------------------------------------------------------------------------------
-
-    def loss(self, batch: Batch) -> dict[str, Tensor]:
-        """Return G's loss without an adversary."""
-        errors = self.errors(self.generator(batch.cond), self.truth(batch.x))
-        return {"loss": sum(errors.values()), **errors}
-
-    def discriminator_loss(self, batch: Batch, penalty: float = 1) -> dict[str, Tensor]:
-        """Return D's loss on true targets and as many of G's; G is left untouched, its statistics included.
+    def reconstruction_losses(self, fake: Any, target: Any) -> dict[str, Tensor]:
+        """Return the weighted losses of G's output by name; without D, G minimizes their sum.
 
         Args:
-            penalty: the weight of the gradient penalties, of D's slope in the target: 0 leaves them out.
+            fake: what `generator` returns.
+            target: what `prepare_target` returns.
         """
-        with torch.no_grad(), fixed(self.generator):
-            made = self.generator(batch.cond)
-        D, x = partial(self.discriminator, batch.cond), self.sloped(batch.x, penalty)
-        truth = self.truth(x)
-        real, fake = D(truth), D(made)  # (B, …)
-        loss = self.objective.discriminator(real, fake)
-        paid, found = self.penalties(D, real, x, truth, made, penalty)
-        return {"loss": sum(paid, loss), **self.objective.judged(real, fake, loss), **found}
 
-    def generator_loss(self, batch: Batch, penalty: float = 1) -> dict[str, Tensor]:
-        """Return the errors and the weighted adversarial loss of G; D is left untouched."""
-        made, truth = self.generator(batch.cond), self.truth(batch.x)
-        with fixed(self.discriminator):
-            fake = self.discriminator(batch.cond, made)
-            with torch.no_grad():
-                real = self.discriminator(batch.cond, truth) if self.objective.paired else None
-        errors = self.game_errors(made, truth)
-        adversarial = self.adversarial * self.objective.generator(fake, real)
-        spread = spread_of(each(made)[-1], each(truth)[-1])
+    def adversarial_stage_losses(self, fake: Any, target: Any) -> dict[str, Tensor]:
+        """Return the weighted losses beside the GAN loss: the reconstruction losses by default."""
+        return self.reconstruction_losses(fake, target)
+
+    def prepare_target(self, x: Tensor) -> DiscriminatorInput:
+        """Return targets (B, *shape) in the form of G's output."""
+        return x
+
+    # --- losses -----------------------------------------------------------------------------------
+
+    def loss(self, batch: Batch) -> dict[str, Tensor]:
+        """Return G's loss without a discriminator."""
+        losses = self.reconstruction_losses(
+            self.generator(batch.cond), self.prepare_target(batch.x)
+        )
+        return {"loss": add_losses(losses.values()), **losses}
+
+    def discriminator_loss(self, batch: Batch, penalty_scale: float = 1) -> dict[str, Tensor]:
+        """Return D's loss on targets and as many outputs of G; G and its statistics are kept.
+
+        Args:
+            penalty_scale: factor of the penalties on D's gradient with respect to the target.
+                0 leaves them out.
+        """
+        with torch.no_grad(), frozen_statistics(self.generator):
+            fake_x = self.generator(batch.cond)
+        D = partial(self.discriminator, batch.cond)
+        x = self.require_input_gradient(batch.x, penalty_scale)
+        target = self.prepare_target(x)
+        real, fake = D(target), D(fake_x)  # (B, …)
+        loss = self.objective.discriminator(real, fake)
+        penalties, logs = self.weighted_penalties(D, real, x, (target, fake_x), penalty_scale)
         return {
-            "loss": sum(errors.values(), adversarial),
-            "adversarial": adversarial,
-            **errors,
-            **spread,
+            "loss": sum(penalties, loss),
+            **self.objective.log_values(real, fake, loss),
+            **logs,
         }
 
-    def game_errors(self, made: Shown, truth: Shown) -> dict[str, Tensor]:
-        """Return the weighted errors beside the adversarial loss: the same, unless a subclass says otherwise."""
-        return self.errors(made, truth)
+    def generator_loss(self, batch: Batch, penalty_scale: float = 1) -> dict[str, Tensor]:
+        """Return G's weighted GAN loss and the losses beside it; D is left untouched."""
+        fake_x, target = self.generator(batch.cond), self.prepare_target(batch.x)
+        with frozen_statistics(self.discriminator):
+            fake = self.discriminator(batch.cond, fake_x)
+            with torch.no_grad():
+                needs_real = self.objective.needs_real
+                real = self.discriminator(batch.cond, target) if needs_real else None
+        losses = self.adversarial_stage_losses(fake_x, target)
+        adversarial = self.adversarial_weight * self.objective.generator(fake, real)
+        return {
+            "loss": sum(losses.values(), adversarial),
+            "adversarial": adversarial,
+            **losses,
+            **diversity_ratio(as_scales(fake_x)[-1], as_scales(target)[-1]),
+        }
 
-    def wider(self) -> list[str]:
-        """Return the override by which the errors, which hold each item to a truth of its own, count for more."""
-        return [f"++model.adversarial={self.adversarial / 2:g}"]
+    def suggest_against_collapse(self) -> list[str]:
+        """Suggest a smaller weight of the GAN loss.
 
-    # --- abilities ------------------------------------------------------------------------------------------------
+        The reconstruction losses tie each sample to its own target, so they prevent collapse.
+        """
+        return [f"++model.adversarial_weight={self.adversarial_weight / 2:g}"]
+
+    # --- abilities --------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def translate(self, cond: Tensor) -> Tensor:
+    def translate(self, cond: Tensor, *, backward: bool = False) -> Tensor:
         """Return the target (B, …) of each source (B, …), within the data's range."""
         return self.generator(cond).clamp(*self.spec.range)
 
 
-def paired(spec: Spec, name: str) -> None:
-    """Refuse data with no sources.
+def require_source(spec: DataSpec, name: str) -> DataSpec:
+    """Return the spec of the data's sources.
 
     Raises:
-        UserError: says what to choose.
+        UserError: the data has none; the message says what to choose.
     """
     if spec.source is None:
         raise UserError(
-            f"{name} needs pairs of a source and a target, and this dataset has no sources; choose dataset=pairs"
+            f"{name} needs pairs of a source and a target, and this dataset has no sources; "
+            "choose dataset=pairs"
         )
+    return spec.source
 
 
-def same_size(spec: Spec, name: str) -> None:
-    """Refuse sources that are no images of the target's height and width, which is 8 pixels at least.
+def require_same_size(spec: DataSpec, name: str) -> DataSpec:
+    """Return the spec of the sources, which must be images of the targets' height and width.
 
     Raises:
-        UserError: says what to choose.
+        UserError: they are not, or a side is below 8 pixels; the message says what to choose.
     """
-    paired(spec, name)
+    source = require_source(spec, name)
     size = spec.shape[-2:]
-    if (
-        spec.kind != "image"
-        or spec.source.kind != "image"
-        or spec.source.shape[-2:] != size
-        or min(size) < 8
-    ):
+    are_images = spec.kind == source.kind == "image"
+    if not are_images or source.shape[-2:] != size or min(size) < MIN_SIDE:
         raise UserError(
-            f"{name} needs images of one size as sources and targets, of at least 8 pixels a side, and this dataset gives "
-            f"{spec.source.kind} {spec.source.shape} and {spec.kind} {spec.shape}; to enlarge images choose model=srgan, "
-            "for frames model=next_frame"
+            f"{name} needs sources and targets that are images of the same size, of at least "
+            f"{MIN_SIDE} pixels a side, and this dataset gives {source.kind} {source.shape} and "
+            f"{spec.kind} {spec.shape}; to enlarge images choose model=srgan, for frames "
+            "model=next_frame"
         )
+    return source

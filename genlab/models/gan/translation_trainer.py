@@ -1,4 +1,4 @@
-"""The update rule of a translation: its errors alone first, then the game, each stage with a rate of its own."""
+"""The update rule of translation models: reconstruction first, then adversarial training."""
 
 from __future__ import annotations
 
@@ -8,49 +8,59 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from genlab.errors import UserError
+from genlab.models.gan.regularizers import DiscriminatorRegularization
 from genlab.models.gan.trainer import GANTrainer
 from genlab.spec import Batch, Count, Decay
 
 
 class TranslationTrainer(GANTrainer):
-    """Descent of G on `model.loss` until the game begins; a model without a discriminator never plays.
+    """Train G on `model.loss` until the adversarial stage begins, then G and D as a GAN.
+
+    A model without a discriminator has only the first stage. Each stage has its own learning rate
+    schedule.
 
     Raises:
-        UserError: `starts` is neither [0] nor [0, a later step].
+        UserError: `stage_starts` is neither [0] nor [0, a later step].
     """
 
     @dataclass(kw_only=True)
     class Options(GANTrainer.Options):
-        starts: tuple[Count, ...] = (
-            0,
-        )  # [0]: the game from the start; [0, n]: G alone for n steps
-        hold: Decay = 0.0  # share of each stage before its rate begins to fall
+        # [0]: adversarial from the start; [0, n]: reconstruction only for n steps
+        stage_starts: tuple[Count, ...] = (0,)
+        # fraction of each stage before its learning rate begins to fall
+        constant_fraction: Decay = 0.0
+
+    options: Options
 
     def configure(self) -> None:
-        starts = self.options.starts
+        starts = self.options.stage_starts
         if starts != (0,) and (len(starts) != 2 or starts[0] != 0 or starts[1] == 0):
             raise UserError(
-                f"trainer.starts={list(starts)}: give [0], or [0, the step at which the discriminator joins]"
+                f"trainer.stage_starts={list(starts)}: give [0], or [0, n] for a discriminator "
+                "that joins at step n"
             )
-        self.joins = starts[-1]
-        if hasattr(self.model, "discriminator"):
+        model = self.model
+        if not isinstance(model, DiscriminatorRegularization) or model.is_adversarial:
+            self.adversarial_start = starts[-1]
             super().configure()
         else:
-            self.optimizers["generator"] = self.optimizer(self.model.generator.parameters())
-            self.joins = self.options.steps
-            self.since = {}  # no game, no ailments
+            self.adversarial_start = self.options.steps
+            self.optimizers["generator"] = self.make_optimizer(model.generator.parameters())
+            self.failure_counts = {}
 
     def step(self, batches: Iterator[Batch]) -> dict[str, Tensor]:
-        if (
-            self.at == self.joins
-        ):  # what Adam knows of gradients is of others: steps by it could be thirty times too long
+        if self.global_step == self.adversarial_start:
+            # Adam's mean squares are those of other gradients: the first steps could be thirty
+            # times too long
             self.optimizers["generator"].state.clear()
-        if self.at >= self.joins:
+        if self.global_step >= self.adversarial_start:
             return super().step(batches)
-        return self.descend("generator", self.model.loss, self.pull(batches))
+        return self.optimize("generator", self.model.loss, self.next_batch(batches))
 
-    def span(self) -> tuple[int, int]:
-        return (0, self.joins) if self.at < self.joins else (self.joins, self.options.steps)
+    def schedule_range(self) -> tuple[int, int]:
+        start = self.adversarial_start
+        return (0, start) if self.global_step < start else (start, self.options.steps)
 
-    def progress(self) -> float:
-        return max(0.0, super().progress() - self.options.hold) / (1 - self.options.hold)
+    def schedule_progress(self) -> float:
+        constant = self.options.constant_fraction
+        return max(0.0, super().schedule_progress() - constant) / (1 - constant)

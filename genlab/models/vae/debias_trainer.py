@@ -1,4 +1,4 @@
-"""The update rule of the debiasing VAE: descent on items drawn more often where the model's codes are rare."""
+"""Trainer of the debiasing VAE: oversamples the items whose codes are rare."""
 
 from __future__ import annotations
 
@@ -10,97 +10,113 @@ import torch
 from torch import Tensor
 
 from genlab.errors import UserError
-from genlab.models.vae.debias_vae import resampling
-from genlab.seeding import mix
+from genlab.models.vae.debias_vae import DebiasVAE, resampling_weights
+from genlab.seeding import derive_seed
 from genlab.spec import Batch, Count, Positive, PositiveFloat
+from genlab.training.options import Options as TrainerOptions
 from genlab.training.trainer import Trainer
 
-AT_ONCE = 1000  # items encoded at a time
+ENCODE_BATCH_SIZE = 1000
 
 
 class DebiasTrainer(Trainer):
-    """Descent on `model.loss`; every `refresh` steps the whole training set is encoded and the items' weights set anew.
+    """Gradient descent on `model.loss` with batches drawn by resampling weights.
 
-    Logged beside the losses: `share/rarest`, the share of a batch that is of the training set's rarest class;
-    `classes/effective`, e to the entropy of the classes' shares under the weights: as many as there are classes, were
-    they balanced; and `items/effective`, likewise of the items: low where a handful takes all the weight. They only
-    watch: no weight comes from a label.
+    Every `resample_every` steps the whole training set is encoded and the weights are updated.
+
+    Three numbers are logged beside the losses. They are computed from labels, but the weights are
+    not:
+        share/rarest: fraction of the batch from the rarest class of the training set.
+        classes/effective: exp of the entropy of the class shares under the weights; it equals the
+            number of classes if they are balanced.
+        items/effective: the same for items; it is low if a few items take all the weight.
     """
 
     @dataclass(kw_only=True)
-    class Options(Trainer.Options):
-        refresh: Positive = 500  # steps between two encodings of the training set
-        wait: Count = 0  # steps before the first, in which the items are drawn uniformly
-        bins: Positive = 10  # of the histogram of each dimension's codes
-        alpha: PositiveFloat = 0.1  # added to the density: the larger, the closer to uniform
+    class Options(TrainerOptions):
+        resample_every: Positive = 500  # steps between two updates of the weights
+        resample_after: Count = 0  # first step that updates them; until then they are uniform
+        num_bins: Positive = 10  # bins of the histogram of each code dimension
+        alpha: PositiveFloat = 0.1  # added to the density; a larger value is closer to uniform
+
+    model: DebiasVAE
+    options: Options
+    item_weights: Tensor | None  # (N,) on the CPU; None before the first stream: uniform
+    labels: Tensor  # (N,)
 
     def configure(self) -> None:
+        """Create the optimizer; the weights are uniform."""
         super().configure()
-        self.weights: Tensor | None = None  # (N,) on the CPU; None: uniform
+        self.item_weights = None
 
-    def stream(self, data: Any, **how: Any) -> Iterator[Batch]:
-        """Return batches of items drawn with the weights of the moment.
+    def train_batches(self, data: Any, **kwargs: Any) -> Iterator[Batch]:
+        """Return batches of items drawn with the weights at that time.
 
         Raises:
-            UserError: the data streams from files, or has no labels.
+            UserError: the data is streamed from files, or does not have labels.
         """
         self.data = data
-        _, self.labels = data.arrays("train")
-        if self.labels is None:
-            raise UserError(f"{data.name} has no labels, and debias_vae learns them")
-        counts = self.labels.bincount()
-        self.rarest = int(torch.where(counts > 0, counts, len(self.labels) + 1).argmin())
-        if self.weights is None:
-            self.weights = torch.full(
-                (len(self.labels),), 1 / len(self.labels), dtype=torch.float64
-            )
-        return super().stream(data, pick=self.pick, **how)
+        _, labels = data.raw_arrays("train")
+        if labels is None:
+            raise UserError(f"debias_vae requires labels, but {data.name} has none; use model=vae")
+        self.labels = labels
+        counts = labels.bincount()
+        self.rarest_class = int(torch.where(counts > 0, counts, len(labels) + 1).argmin())
+        if self.item_weights is None:
+            n = len(labels)
+            self.item_weights = torch.full((n,), 1 / n, dtype=torch.float64)
+        return super().train_batches(data, index_fn=self.draw_batch_indices, **kwargs)
 
-    def pick(self, k: int) -> Tensor:
-        """Return the items of joint batch k, drawn with replacement."""
-        return draw(self.weights, self.options.batch_size, seed=mix(self.seed, k))
+    def draw_batch_indices(self, k: int) -> Tensor:
+        """Return the item indices of joint batch k, drawn with replacement."""
+        assert self.item_weights is not None
+        return draw_indices(self.item_weights, self.batch_size, seed=derive_seed(self.seed, k))
 
     def step(self, batches: Iterator[Batch]) -> dict[str, Tensor]:
-        late = self.at - self.options.wait
-        if late >= 0 and late % self.options.refresh == 0:
-            self.reweigh()
-        shards = self.pull(batches)
-        logs = self.descend("model", self.model.loss, shards)
-        shares = torch.zeros(int(self.labels.max()) + 1, dtype=torch.float64).index_add_(
-            0, self.labels, self.weights
-        )
-        like = logs["loss"]  # a loss's device and type
-        logs["share/rarest"] = torch.stack(
-            [(b.y == self.rarest).to(like).mean() for b in shards]
-        ).mean()
-        logs["classes/effective"] = torch.special.entr(shares).sum().exp().to(like)
-        logs["items/effective"] = torch.special.entr(self.weights).sum().exp().to(like)
+        """Make one update, and update the weights first if it is time."""
+        since_start = self.global_step - self.options.resample_after
+        if since_start >= 0 and since_start % self.options.resample_every == 0:
+            self.update_item_weights()
+        assert self.item_weights is not None
+        shards = self.next_batch(batches)
+        logs = self.optimize("model", self.model.loss, shards)
+        class_shares = torch.zeros(int(self.labels.max()) + 1, dtype=torch.float64)
+        class_shares.index_add_(0, self.labels, self.item_weights)
+        like = logs["loss"]  # has the device and dtype of the logs
+        shares = []
+        for batch in shards:
+            assert batch.y is not None
+            shares.append((batch.y == self.rarest_class).to(like).mean())
+        logs["share/rarest"] = torch.stack(shares).mean()
+        logs["classes/effective"] = torch.special.entr(class_shares).sum().exp().to(like)
+        logs["items/effective"] = torch.special.entr(self.item_weights).sum().exp().to(like)
         return logs
 
     @torch.no_grad()
-    def reweigh(self) -> None:
-        """Set the weights from the codes that the training items have now."""
-        whole = self.data.batches(
-            "train", AT_ONCE, seed=self.seed, device=self.device.torch, shuffle=False
+    def update_item_weights(self) -> None:
+        """Encode the training set with the current model and set the resampling weights."""
+        batches = self.data.batches(
+            "train", ENCODE_BATCH_SIZE, seed=self.seed, device=self.device.torch, shuffle=False
         )
         self.model.eval()
-        z = torch.cat(
-            [self.model.encode(batch.x) for batch in map(self.device.ready, whole)]
-        )  # (N, latent)
+        codes = [self.model.encode(batch.x) for batch in map(self.device.to_device, batches)]
         self.model.train()
-        self.weights = resampling(z, bins=self.options.bins, alpha=self.options.alpha).cpu()
-        self.ranks.average([self.weights])  # every process draws from the same
+        z = torch.cat(codes)  # (N, latent)
+        weights = resampling_weights(z, num_bins=self.options.num_bins, alpha=self.options.alpha)
+        self.item_weights = weights.cpu()
+        self.group.all_reduce_mean([self.item_weights])  # all ranks draw with the same weights
 
-    def state(self) -> dict[str, Any]:
-        return super().state() | {"weights": self.weights}
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state with the resampling weights."""
+        return super().state_dict() | {"weights": self.item_weights}
 
-    def load(self, state: dict[str, Any]) -> None:
-        super().load(state)
-        self.weights = state["weights"]
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore the state of `state`, with the resampling weights."""
+        super().load_state_dict(state)
+        self.item_weights = state["weights"]
 
 
-def draw(weights: Tensor, n: int, *, seed: int) -> Tensor:
-    """Return n indices drawn with replacement with the weights (N,), from the seed."""
-    return torch.multinomial(
-        weights, n, replacement=True, generator=torch.Generator().manual_seed(seed)
-    )
+def draw_indices(weights: Tensor, n: int, *, seed: int) -> Tensor:
+    """Return n indices drawn with replacement in proportion to the weights (N,)."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.multinomial(weights, n, replacement=True, generator=generator)

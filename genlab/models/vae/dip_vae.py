@@ -8,46 +8,49 @@ import torch
 from torch import Tensor
 
 from genlab.models.vae.vae import VAE
-from genlab.spec import NonNegative, Spec
+from genlab.spec import DataSpec, NonNegative
 
 
 class DIPVAE(VAE):
-    """A VAE whose inferred prior q(z) = E_x q(z|x) is pushed to have the covariance of p(z): none between dimensions.
+    """A VAE that regularizes the covariance of q(z) = E_x q(z|x) toward the identity.
 
     Args:
-        form: "i" matches Cov_x[μ(x)] to the identity, "ii" the covariance of z itself, E_x[diag σ²(x)] + Cov_x[μ(x)].
-        off_diagonal: λ_od, weight of the squared covariances between dimensions.
-        diagonal: λ_d, weight of the squared difference of the variances from 1.
-        options: VAE's.
+        variant: "i" matches Cov_x[μ(x)] to the identity (DIP-VAE-I), "ii" the covariance of z,
+            E_x[diag σ²(x)] + Cov_x[μ(x)] (DIP-VAE-II).
+        off_diagonal_weight: λ_od, weight of the squared covariances between dimensions.
+        diagonal_weight: λ_d, weight of the squared differences of the variances from 1.
+        options: those of VAE.
     """
 
     def __init__(
         self,
-        spec: Spec,
+        spec: DataSpec,
         *,
-        form: Literal["i", "ii"] = "ii",
-        off_diagonal: NonNegative = 10.0,
-        diagonal: NonNegative = 10.0,
+        variant: Literal["i", "ii"] = "ii",
+        off_diagonal_weight: NonNegative = 10.0,
+        diagonal_weight: NonNegative = 10.0,
         **options: Any,
     ) -> None:
         super().__init__(spec, **options)
-        self.form, self.off_diagonal, self.diagonal = form, off_diagonal, diagonal
+        self.variant = variant
+        self.off_diagonal_weight, self.diagonal_weight = off_diagonal_weight, diagonal_weight
 
     # eqs. 6 and 7: λ_od Σ_{i≠j} C_ij² + λ_d Σ_i (C_ii − 1)²
-    def penalty(self, mean: Tensor, log_var: Tensor, z: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        penalty, parts = super().penalty(mean, log_var, z)
-        c = self.covariance(mean, log_var)  # (latent, latent)
+    def kl_term(self, mean: Tensor, log_var: Tensor, z: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the KL term plus the covariance regularizer, and their parts."""
+        kl_term, parts = super().kl_term(mean, log_var, z)
+        c = self.code_covariance(mean, log_var)  # (latent, latent)
         variances = c.diagonal()
-        off = c.square().sum() - variances.square().sum()
-        on = (variances - 1).square().sum()
-        return penalty + self.off_diagonal * off + self.diagonal * on, {
-            **parts,
-            "off_diagonal": off,
-            "diagonal": on,
-        }
+        off_diagonal = c.square().sum() - variances.square().sum()
+        diagonal = (variances - 1).square().sum()
+        regularizer = self.off_diagonal_weight * off_diagonal + self.diagonal_weight * diagonal
+        return kl_term + regularizer, {**parts, "off_diagonal": off_diagonal, "diagonal": diagonal}
 
-    def covariance(self, mean: Tensor, log_var: Tensor) -> Tensor:
-        """Return the covariance (latent, latent) over the batch that the form constrains: equation 5's second term, or both."""
-        centred = mean - mean.mean(0)
-        c = centred.mT @ centred / len(mean)
-        return c if self.form == "i" else c + torch.diag(log_var.exp().mean(0))
+    def code_covariance(self, mean: Tensor, log_var: Tensor) -> Tensor:
+        """Return the batch covariance (latent, latent) that the variant constrains.
+
+        That is the second term of equation 5, or both terms.
+        """
+        centered = mean - mean.mean(0)
+        c = centered.mT @ centered / len(mean)
+        return c if self.variant == "i" else c + torch.diag(log_var.exp().mean(0))

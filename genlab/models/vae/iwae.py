@@ -1,4 +1,7 @@
-"""The importance-weighted autoencoder of Burda, Grosse & Salakhutdinov 2016, https://arxiv.org/abs/1509.00519."""
+"""The importance-weighted autoencoder of Burda, Grosse & Salakhutdinov 2016.
+
+https://arxiv.org/abs/1509.00519
+"""
 
 from __future__ import annotations
 
@@ -9,31 +12,36 @@ from torch import Tensor
 
 from genlab.errors import UserError
 from genlab.models.vae.vae import VAE
-from genlab.spec import Batch, Positive, Spec
+from genlab.spec import Batch, DataSpec, Positive
 
 
 class IWAE(VAE):
-    """A VAE trained on the bound of k weighted draws, which is tighter and asks less of the posterior's form.
+    """A VAE trained on the importance-weighted bound, which is tighter than the ELBO.
+
+    The bound also constrains the form of the posterior less.
 
     Args:
-        k: draws of z for each item in the loss.
-        options: VAE's.
+        iwae_samples: k, the samples of z per item in the loss.
+        options: those of VAE.
 
     Raises:
-        UserError: an option that weighs a KL term, which this bound does not have; or VAE's reasons.
+        UserError: beta or free_bits is set, but this bound does not contain a KL term; or for the
+            reasons of VAE.
     """
 
-    def __init__(self, spec: Spec, *, k: Positive = 50, **options: Any) -> None:
+    def __init__(self, spec: DataSpec, *, iwae_samples: Positive = 50, **options: Any) -> None:
         super().__init__(spec, **options)
         if self.beta != 1 or self.free_bits:
             raise UserError(
-                "iwae's bound has no KL term to weigh; set model.beta=1 model.free_bits=0, or model=vae"
+                "the IWAE bound does not contain a KL term that could be weighted; "
+                "set model.beta=1 model.free_bits=0, or use model=vae"
             )
-        self.k = k
+        self.iwae_samples = iwae_samples
 
-    # eq. 8: L_k = E[log (1/k) Σ_i w_i]. Automatic differentiation of it is eq. 14: Σ_i w̃_i ∇ log w_i, w̃ = w / Σ w.
-    def loss(self, batch: Batch, warmth: float = 1.0) -> dict[str, Tensor]:
-        """Return −L_k in nats a sample, and the mean −log w, whose expectation is −ELBO."""
-        log_w = self.log_weights(batch.x, self.k, warmth=warmth)  # (k, B)
-        bound = log_w.logsumexp(0) - math.log(self.k)
+    # eq. 8: L_k = E[log (1/k) Σ_i w_i]. Its automatic differentiation gives eq. 14:
+    # Σ_i w̃_i ∇ log w_i with w̃ = w / Σ w.
+    def loss(self, batch: Batch, kl_weight: float = 1.0) -> dict[str, Tensor]:
+        """Return −L_k in nats per sample, and the mean −log w, whose expectation is −ELBO."""
+        log_w = self.log_importance_weights(batch.x, self.iwae_samples, kl_weight=kl_weight)
+        bound = log_w.logsumexp(0) - math.log(self.iwae_samples)  # of log_w (k, B)
         return {"loss": -bound.mean(), "negative_elbo": -log_w.detach().mean()}

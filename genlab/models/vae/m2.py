@@ -1,44 +1,56 @@
-"""M2, a VAE whose class is one of its latent variables: Kingma et al. 2014, https://arxiv.org/abs/1406.5298."""
+"""M2, a VAE whose class is one of its latent variables: Kingma et al. 2014.
+
+Semi-supervised learning with deep generative models, https://arxiv.org/abs/1406.5298.
+"""
 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from genlab.errors import UserError
-from genlab.models.vae.vae import VALUES_AT_ONCE, dimension_kl
-from genlab.nn.conv import ConvEncoder, halves
+from genlab.model import GenerativeModel
+from genlab.models.vae.vae import MAX_DECODED_VALUES, kl_per_dimension
+from genlab.nn.conv import ConvEncoder, can_halve
 from genlab.nn.mlp import ACTIVATIONS, MLP, Activation
-from genlab.spec import Batch, Decay, NonNegative, Positive, Spec
+from genlab.spec import Batch, DataSpec, Decay, NonNegative, Positive
 
-UNKNOWN = -1  # the label of an item whose class the model is not told
+UNLABELED = -1  # the label of an item whose class the model does not receive
 
 
-class M2(nn.Module):
-    """p(y) uniform, p(z) = N(0, I), p(x|y,z) Bernoulli; q(y|x) categorical, q(z|x,y) = N(μ(x,y), diag σ²(x,y)).
+class M2(GenerativeModel):
+    """Semi-supervised VAE with p(y) uniform, p(z) = N(0, I) and Bernoulli p(x|y,z).
 
-    It is told few labels: `loss` takes a class of −1 for "not known". Its code is (y, z) side by side, the class as a
-    distribution: (B, classes + latent).
+    The posterior is q(y|x) q(z|x,y), categorical and N(μ(x,y), diag σ²(x,y)). `loss` treats items
+    with the label −1 as unlabeled. Its code concatenates the class probabilities y and z:
+    (B, classes + latent).
 
     Args:
         hidden: widths of the hidden layers of each network; the decoder mirrors them.
         latent: dimension of z.
         alpha: weight of the classification loss, the paper's α / N (0.1 there).
-        channels: widths of LeNet's convolutions before the hidden layers of q(y|x), for images; (): none, as in the paper.
-        dropout: share of the hidden units of q(y|x) that a training pass leaves out: few labels are soon known by heart.
+        channels: widths of the LeNet convolutions before the hidden layers of q(y|x), for images;
+            () uses no convolutions, as in the paper.
+        dropout: dropout rate of the hidden units of q(y|x); a few labels are overfitted quickly.
 
     Raises:
-        UserError: the data has no classes, or no binary values, or is too small to be halved once for each of `channels`.
+        UserError: the dataset does not have labels or binary values, or its images are too small to
+            be halved once per entry of `channels`.
     """
 
-    conditional = True  # always: it can be asked for a class
+    conditional = True
+    conditional_prior = True
+    classifier: nn.Sequential
+    encoder: nn.Sequential
+    decoder: nn.Sequential
 
     def __init__(
         self,
-        spec: Spec,
+        spec: DataSpec,
         *,
         hidden: tuple[Positive, ...] = (500,),
         latent: Positive = 50,
@@ -48,143 +60,163 @@ class M2(nn.Module):
         dropout: Decay = 0.0,
     ) -> None:
         super().__init__()
-        if not spec.classes:
-            raise UserError(
-                "m2 learns from labels, and this data has none; model=vae learns without"
-            )
-        if spec.levels != 2 or spec.dequantised or tuple(spec.range) != (0, 1):
-            raise UserError("m2's Bernoulli likelihood needs the values 0 and 1; "
-                            "set dataset.binarize=dynamic dataset.range=[0,1]")  # fmt: skip
-        if not hidden:
-            raise UserError("model.hidden=[] leaves m2 no hidden layer in which x and y can meet")
-        if channels and not halves(spec.shape, len(channels)):
-            raise UserError(
-                f"m2's q(y|x) halves an image once for each of model.channels={list(channels)}, and this data has shape "
-                f"{spec.shape}; model.channels=[] has no convolutions"
-            )
-        self.spec, self.classes, self.latent, self.alpha = spec, spec.classes, latent, alpha
-        to_class = {"activation": activation, "dropout": dropout}
+        validate_spec(spec, hidden, channels)
+        num_classes = spec.num_classes
+        self.spec, self.num_classes, self.latent, self.alpha = spec, num_classes, latent, alpha
+        options: dict[str, Any] = {"activation": activation, "dropout": dropout}
         if channels:
             self.classifier = ConvEncoder(
-                spec.shape, channels, spec.classes, dense=hidden, pool=True, **to_class
+                spec.shape, channels, num_classes, dense=hidden, pool=True, **options
             )
         else:
             self.classifier = nn.Sequential(
-                nn.Flatten(), *MLP(spec.dim, hidden, spec.classes, **to_class)
+                nn.Flatten(), *MLP(spec.dim, hidden, num_classes, **options)
             )
-        # the encoder's first layer acts on (x, y): its two halves stand apart, so that x is seen once for all classes
+        # The encoder's first layer acts on (x, y). Its two halves are separate modules, so that the
+        # half of x is computed once for all classes.
         self.stem = nn.Linear(spec.dim, hidden[0])
-        self.label = nn.Embedding(spec.classes, hidden[0])
+        self.label = nn.Embedding(num_classes, hidden[0])
         nn.init.normal_(self.label.weight, std=hidden[0] ** -0.5)
         self.encoder = nn.Sequential(
             ACTIVATIONS[activation](), MLP(hidden[0], hidden[1:], 2 * latent, activation=activation)
         )
-        self.decoder = MLP(spec.classes + latent, hidden[::-1], spec.dim, activation=activation)
+        self.decoder = MLP(num_classes + latent, hidden[::-1], spec.dim, activation=activation)
 
-    # --- the objective ----------------------------------------------------------------------------------------------
+    # --- objective --------------------------------------------------------------------------------
 
     def classify(self, x: Tensor) -> Tensor:
-        """Return log q(y|x) (B, classes) in nats of x (B, *shape)."""
+        """Return log q(y|x) (B, classes) in nats for x (B, *shape)."""
         return self.classifier(x).log_softmax(1)
 
-    def posterior(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Return mean and log-variance (…, B, latent) of q(z|x,y), of x (B, *shape) and classes y (…, B)."""
+    def posterior(self, x: Tensor, y: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Return mean and log-variance (…, B, latent) of q(z|x,y).
+
+        Args:
+            x: (B, *shape).
+            y: classes (…, B); required.
+        """
+        assert y is not None, "q(z|x,y) requires classes"
         mean, log_var = self.encoder(self.stem(x.flatten(1)) + self.label(y)).chunk(2, dim=-1)
         return mean, log_var
 
-    def code(self, y: Tensor, z: Tensor) -> Tensor:
+    def make_code(self, y: Tensor, z: Tensor) -> Tensor:
         """Return the code (…, classes + latent) of classes y (…) and z (…, latent)."""
-        return torch.cat([F.one_hot(y, self.classes).to(z), z], -1)
+        return torch.cat([F.one_hot(y, self.num_classes).to(z), z], -1)
 
     def log_likelihood(self, x: Tensor, code: Tensor) -> Tensor:
-        """Return log p(x|y,z) (…, B) in nats, of x (B, *shape) and codes (…, B, classes + latent)."""
-        logits = self.decoder(code)  # (…, B, D)
-        return -F.binary_cross_entropy_with_logits(
-            logits, x.flatten(1).expand_as(logits), reduction="none"
-        ).sum(-1)
-
-    # eq. 6: log p(x,y) ≥ E_q(z|x,y)[log p(x|y,z) + log p(y) + log p(z) − log q(z|x,y)] = −L(x,y)
-    def joint_bound(self, x: Tensor, y: Tensor) -> Tensor:
-        """Return one draw of −L(x, y) (…, B), a lower bound of log p(x, y) in nats, of x (B, *shape) and y (…, B)."""
-        mean, log_var = self.posterior(x, y)
-        # the same noise for every class: what tells the classes apart is then not the luck of their draws
-        z = mean + (0.5 * log_var).exp() * torch.randn_like(
-            mean[(0,) * (mean.ndim - 2)]
-        )  # (…, B, latent)
-        kl = dimension_kl(mean, log_var).sum(-1)
-        return self.log_likelihood(x, self.code(y, z)) - math.log(self.classes) - kl
-
-    # eq. 7: log p(x) ≥ Σ_y q(y|x) (−L(x,y)) + H(q(y|x)) = −U(x)
-    def marginal_bound(self, x: Tensor, *, hold: bool = False) -> Tensor:
-        """Return one draw of −U(x) (B,), a lower bound of log p(x) in nats; with `hold` q(y|x) gets no gradient."""
-        log_q = self.classify(x).T  # (classes, B)
-        log_q = log_q.detach() if hold else log_q
-        return (log_q.exp() * (self.joint_bound(x, self.each(x)) - log_q)).sum(0)
-
-    def each(self, x: Tensor) -> Tensor:
-        """Return every class for every item: (classes, B)."""
-        return torch.arange(self.classes, device=x.device)[:, None].expand(-1, len(x))
-
-    # eqs. 8 and 9, an item: J^α / N = (N_l/N) E_l[L(x,y)] + (N_u/N) E_u[U(x)] + (α/N) E_l[−log q(y|x)]
-    def loss(
-        self, batch: Batch, share: float | None = None, *, hold: bool = False
-    ) -> dict[str, Tensor]:
-        """Return J^α / N in nats, of items of which those with y = −1 have no label.
+        """Return log p(x|y,z) (…, B) in nats.
 
         Args:
-            share: N_l/N, the share of labelled items in the data; None: that of the batch.
-            hold: let q(y|x) learn from the labelled items alone. A generator that does not know the classes yet would
-                teach it those of its own making, which it then keeps.
+            x: (B, *shape).
+            code: (…, B, classes + latent).
         """
-        known = batch.y != UNKNOWN
-        x, y = batch.x[known], batch.y[known]
-        share = len(x) / len(batch) if share is None else share
-        total, parts = batch.x.new_zeros(()), {}
+        logits = self.decoder(code)  # (…, B, D)
+        targets = x.flatten(1).expand_as(logits)
+        return -F.binary_cross_entropy_with_logits(logits, targets, reduction="none").sum(-1)
+
+    # eq. 6: log p(x,y) ≥ E_q(z|x,y)[log p(x|y,z) + log p(y) + log p(z) − log q(z|x,y)] = −L(x,y)
+    def labeled_elbo(self, x: Tensor, y: Tensor) -> Tensor:
+        """Return −L(x, y) (…, B), a lower bound of log p(x, y) in nats, with one sample of z.
+
+        Args:
+            x: (B, *shape).
+            y: classes (…, B).
+        """
+        mean, log_var = self.posterior(x, y)
+        # All classes share the noise, so that it does not add to the differences between classes.
+        noise = torch.randn_like(mean[(0,) * (mean.ndim - 2)])  # (B, latent)
+        z = mean + (0.5 * log_var).exp() * noise  # (…, B, latent)
+        kl = kl_per_dimension(mean, log_var).sum(-1)
+        return self.log_likelihood(x, self.make_code(y, z)) - math.log(self.num_classes) - kl
+
+    # eq. 7: log p(x) ≥ Σ_y q(y|x) (−L(x,y)) + H(q(y|x)) = −U(x)
+    def unlabeled_elbo(self, x: Tensor, *, detach_classifier: bool = False) -> Tensor:
+        """Return −U(x) (B,), a lower bound of log p(x) in nats, with one sample of z.
+
+        Args:
+            detach_classifier: stop the gradient to q(y|x).
+        """
+        log_q = self.classify(x).T  # (classes, B)
+        log_q = log_q.detach() if detach_classifier else log_q
+        return (log_q.exp() * (self.labeled_elbo(x, self.all_classes(x)) - log_q)).sum(0)
+
+    def all_classes(self, x: Tensor) -> Tensor:
+        """Return every class for every item of x: (classes, B)."""
+        return torch.arange(self.num_classes, device=x.device)[:, None].expand(-1, len(x))
+
+    # eqs. 8 and 9, per item:
+    # J^α / N = (N_l/N) E_l[L(x,y)] + (N_u/N) E_u[U(x)] + (α/N) E_l[−log q(y|x)]
+    def loss(
+        self,
+        batch: Batch,
+        labeled_weight: float | None = None,
+        *,
+        detach_classifier: bool = False,
+    ) -> dict[str, Tensor]:
+        """Return J^α / N in nats; items with y = −1 are unlabeled.
+
+        Args:
+            labeled_weight: N_l/N, the fraction of labeled items in the data; None uses that of the
+                batch.
+            detach_classifier: train q(y|x) on the labeled items only. Early in training
+                the unlabeled bound would train q(y|x) toward clusters that are not the classes.
+        """
+        assert batch.y is not None
+        labeled = batch.y != UNLABELED
+        x, y = batch.x[labeled], batch.y[labeled]
+        weight = len(x) / len(batch) if labeled_weight is None else labeled_weight
+        total = batch.x.new_zeros(())
+        parts: dict[str, Tensor] = {}
         if len(x):
-            labelled = -self.joint_bound(x, y).mean()
-            error = F.nll_loss(self.classify(x), y)
-            total = total + share * labelled + self.alpha * error
-            parts |= {"labelled": labelled, "classification": error}
+            labeled_loss = -self.labeled_elbo(x, y).mean()
+            classification = F.nll_loss(self.classify(x), y)
+            total = total + weight * labeled_loss + self.alpha * classification
+            parts |= {"labeled": labeled_loss, "classification": classification}
         if len(x) < len(batch):
-            unlabelled = -self.marginal_bound(batch.x[~known], hold=hold).mean()
-            total = total + (1 - share) * unlabelled
-            parts |= {"unlabelled": unlabelled}
+            unlabeled_loss = -self.unlabeled_elbo(
+                batch.x[~labeled], detach_classifier=detach_classifier
+            ).mean()
+            total = total + (1 - weight) * unlabeled_loss
+            parts |= {"unlabeled": unlabeled_loss}
         return {"loss": total, **parts}
 
-    # --- abilities --------------------------------------------------------------------------------------------------
+    # --- abilities --------------------------------------------------------------------------------
 
-    def elbo(self, x: Tensor, y: Tensor | None = None) -> Tensor:
-        """Return a lower bound (B,) with one draw, in nats: of log p(x), or given classes y (B,) of log p(x|y)."""
-        return (
-            self.marginal_bound(x) if y is None else self.joint_bound(x, y) + math.log(self.classes)
-        )
+    def elbo(self, x: Tensor, y: Tensor | None = None, *, num_terms: int | None = None) -> Tensor:
+        """Return a lower bound (B,) in nats of log p(x), or of log p(x|y) for classes y (B,).
+
+        It is estimated with one sample of z.
+        """
+        if y is None:
+            return self.unlabeled_elbo(x)
+        return self.labeled_elbo(x, y) + math.log(self.num_classes)
 
     @torch.no_grad()
-    def iwae(self, x: Tensor, k: int) -> Tensor:
-        """Return log Σ_y p(y) (1/k) Σ_i p(x|y,zᵢ) p(zᵢ)/q(zᵢ|x,y) (B,) in nats, a lower bound of log p(x).
+    def iwae(self, x: Tensor, num_samples: int, y: Tensor | None = None) -> Tensor:
+        """Return the importance-weighted bound (B,) of log p(x) in nats; y is ignored.
 
-        Burda et al. 2016, https://arxiv.org/abs/1509.00519, with y summed out; k draws of z for each class.
+        The classes are summed out: log Σ_y p(y) (1/k) Σ_i p(x|y,zᵢ) p(zᵢ)/q(zᵢ|x,y) with
+        k = num_samples samples of z per class: Burda et al. 2016, https://arxiv.org/abs/1509.00519.
         """
-        y = self.each(x)
+        y = self.all_classes(x)
         mean, log_var = self.posterior(x, y)  # (classes, B, latent)
-        at_once = max(1, VALUES_AT_ONCE // (x.numel() * self.classes))
-        total = None
-        for start in range(0, k, at_once):
-            eps = torch.randn(
-                min(at_once, k - start), *mean.shape, dtype=mean.dtype, device=mean.device
-            )
-            z = mean + (0.5 * log_var).exp() * eps  # (k, classes, B, latent)
+        chunk = max(1, MAX_DECODED_VALUES // (x.numel() * self.num_classes))
+        total: Tensor | None = None
+        for start in range(0, num_samples, chunk):
+            n = min(chunk, num_samples - start)
+            eps = torch.randn(n, *mean.shape, dtype=mean.dtype, device=mean.device)
+            z = mean + (0.5 * log_var).exp() * eps  # (n, classes, B, latent)
             # log p(z) − log q(z|x,y): the constants of the two Gaussians cancel
-            ratio = 0.5 * (eps.square() + log_var - z.square()).sum(-1)
-            weights = (
-                self.log_likelihood(x, self.code(y.expand(z.shape[:-1]), z)) + ratio
-            )  # (k, classes, B)
-            part = weights.flatten(0, 1).logsumexp(0)
+            prior_over_posterior = 0.5 * (eps.square() + log_var - z.square()).sum(-1)
+            code = self.make_code(y.expand(z.shape[:-1]), z)
+            log_w = self.log_likelihood(x, code) + prior_over_posterior  # (n, classes, B)
+            part = log_w.flatten(0, 1).logsumexp(0)
             total = part if total is None else torch.logaddexp(total, part)
-        return total - math.log(k * self.classes)
+        assert total is not None
+        return total - math.log(num_samples * self.num_classes)
 
-    def encode(self, x: Tensor) -> Tensor:
-        """Return the code (B, classes + latent): q(y|x), and the mean of q(z|x,y) of the most probable class."""
+    def encode(self, x: Tensor, *, steps: int | None = None) -> Tensor:
+        """Return the code (B, classes + latent): q(y|x), and the mean of q(z|x,y) at its mode y."""
         q = self.classify(x).exp()
         return torch.cat([q, self.posterior(x, q.argmax(1))[0]], 1)
 
@@ -195,10 +227,28 @@ class M2(nn.Module):
     def prior(self, n: int, y: Tensor | None = None) -> Tensor:
         """Draw n codes (n, classes + latent), of the classes y (n,) or of uniform ones."""
         like = self.stem.weight
-        y = torch.randint(self.classes, (n,), device=like.device) if y is None else y
-        return self.code(y, torch.randn(n, self.latent, dtype=like.dtype, device=like.device))
+        y = torch.randint(self.num_classes, (n,), device=like.device) if y is None else y
+        return self.make_code(y, torch.randn(n, self.latent, dtype=like.dtype, device=like.device))
 
     @torch.no_grad()
     def sample(self, n: int, y: Tensor | None = None) -> Tensor:
-        """Return the means p(x|y,z) (n, *shape) of n codes drawn from the prior, of the classes y (n,) if given."""
+        """Return likelihood means (n, *shape) of prior samples, of the classes y (n,) if given."""
         return self.decode(self.prior(n, y))
+
+
+def validate_spec(spec: DataSpec, hidden: tuple[int, ...], channels: tuple[int, ...]) -> None:
+    """Raise UserError if the networks or the Bernoulli likelihood do not fit the data."""
+    if not spec.num_classes:
+        raise UserError("M2 trains on labels, but this dataset has none; use model=vae")
+    if spec.levels != 2 or spec.dequantized or tuple(spec.range) != (0, 1):
+        raise UserError(
+            "the Bernoulli likelihood of M2 requires the values 0 and 1; "
+            "set preprocess.binarize=dynamic preprocess.range=[0,1]"
+        )
+    if not hidden:
+        raise UserError("model.hidden=[] leaves M2 without a layer that combines x and y")
+    if channels and not can_halve(spec.shape, len(channels)):
+        raise UserError(
+            f"q(y|x) of M2 halves an image once per entry of model.channels={list(channels)}, but "
+            f"this data has shape {spec.shape}; model.channels=[] uses no convolutions"
+        )

@@ -1,4 +1,4 @@
-"""The update rule of a semi-supervised model: each batch holds labelled and unlabelled items."""
+"""Trainer of semi-supervised models: each batch has labeled and unlabeled items."""
 
 from __future__ import annotations
 
@@ -11,86 +11,109 @@ import torch
 from torch import Tensor
 
 from genlab.errors import UserError
-from genlab.models.vae.m2 import UNKNOWN
-from genlab.seeding import mix
+from genlab.models.vae.m2 import M2, UNLABELED
+from genlab.seeding import derive_seed
 from genlab.spec import Batch, Count, Fraction, Positive
+from genlab.training.options import Options as TrainerOptions
 from genlab.training.trainer import Trainer
 
 
 class SemiSupervisedTrainer(Trainer):
-    """Descent on `model.loss(batch, share, hold)` of `batch_size` unlabelled items and `labelled` labelled ones.
+    """Gradient descent on batches of unlabeled and labeled items.
 
-    Of the training items `labels` keep their label, equally many of each class; every other label is never read.
+    A batch has `batch_size` unlabeled and `labeled_batch_size` labeled items. `num_labeled`
+    training items keep their label, equally many of each class. All other labels are never read.
     """
 
     @dataclass(kw_only=True)
-    class Options(Trainer.Options):
-        labels: Positive = 100  # labelled items in all, equally many of each class
-        labelled: Positive = 100  # labelled items of a batch, beside batch_size unlabelled ones
-        label_seed: Count = 0  # chooses which items are labelled
-        share: Fraction | None = (
-            None  # weight of the labelled items' bound; None: their share of the data, N_l / N
-        )
-        hold: Count = 0  # first steps, in which the labelled items alone teach the classifier
+    class Options(TrainerOptions):
+        num_labeled: Positive = 100  # labeled training items, equally many of each class
+        labeled_batch_size: Positive = 100  # labeled items per batch, beside batch_size unlabeled
+        label_seed: Count = 0  # seed of the choice of labeled items
+        # weight of the bound of labeled items; null uses their fraction of the data, N_l / N
+        labeled_weight: Fraction | None = None
+        # first steps, in which only labeled items train the classifier q(y|x)
+        classifier_warmup_steps: Count = 0
 
-    def stream(self, data: Any, **how: Any) -> Iterator[Batch]:
-        """Return the batches: the unlabelled items, with the label −1, then the labelled.
+    model: M2
+    options: Options
+
+    def train_batches(self, data: Any, **kwargs: Any) -> Iterator[Batch]:
+        """Return the training batches: unlabeled items with the label −1, then labeled items.
 
         Raises:
-            UserError: the data has no labels, or cannot give as many as are asked for.
+            UserError: the dataset has fewer labels than the options ask for, or none.
         """
         o = self.options
-        _, y = data.arrays("train")
+        _, y = data.raw_arrays("train")
         if y is None:
             raise UserError(
-                f"{data.name} has no labels, and trainer.labels={o.labels} of them are wanted"
+                f"trainer.num_labeled={o.num_labeled} requires labels, but {data.name} has none"
             )
-        known = balanced(y, o.labels, o.label_seed)
-        if o.labelled > o.labels:
+        labeled = balanced_indices(y, o.num_labeled, o.label_seed)
+        if o.labeled_batch_size > o.num_labeled:
             raise UserError(
-                f"trainer.labelled={o.labelled} items of a batch are more than trainer.labels={o.labels}"
+                f"trainer.labeled_batch_size={o.labeled_batch_size} exceeds "
+                f"trainer.num_labeled={o.num_labeled}"
             )
-        self.share = o.labels / len(y) if o.share is None else o.share
+        if o.labeled_weight is None:
+            self.labeled_weight = o.num_labeled / len(y)
+        else:
+            self.labeled_weight = o.labeled_weight
 
-        def pick(k: int) -> Tensor:
-            return known[torch.randperm(o.labels, generator=seeded(self.seed, k))[: o.labelled]]
+        def draw_labeled_indices(k: int) -> Tensor:
+            order = torch.randperm(o.num_labeled, generator=make_generator(self.seed, k))
+            return labeled[order[: o.labeled_batch_size]]
 
-        labelled = super().stream(
-            data, pick=pick, batch_size=o.labelled, seed=mix(self.seed, 1), **how
+        labeled_batches = super().train_batches(
+            data,
+            index_fn=draw_labeled_indices,
+            batch_size=o.labeled_batch_size,
+            seed=derive_seed(self.seed, 1),
+            **kwargs,
         )
-        return map(joined, super().stream(data, **how), labelled)
+        return map(concatenate_batches, super().train_batches(data, **kwargs), labeled_batches)
 
     def step(self, batches: Iterator[Batch]) -> dict[str, Tensor]:
-        loss = partial(self.model.loss, share=self.share, hold=self.at < self.options.hold)
-        return self.descend("model", loss, self.pull(batches))
+        """Make one update; during the warm-up unlabeled items do not train the classifier."""
+        loss = partial(
+            self.model.loss,
+            labeled_weight=self.labeled_weight,
+            detach_classifier=self.global_step < self.options.classifier_warmup_steps,
+        )
+        return self.optimize("model", loss, self.next_batch(batches))
 
 
-def joined(unlabelled: Batch, labelled: Batch) -> Batch:
-    """Return both as one batch, in which the labels of the first are −1."""
-    y = torch.full((len(unlabelled),), UNKNOWN, device=labelled.y.device)
-    return Batch(torch.cat([unlabelled.x, labelled.x]), torch.cat([y, labelled.y]))
+def concatenate_batches(unlabeled: Batch, labeled: Batch) -> Batch:
+    """Return both batches as one, with the label −1 for the unlabeled items."""
+    assert labeled.y is not None
+    y = torch.full((len(unlabeled),), UNLABELED, device=labeled.y.device)
+    return Batch(torch.cat([unlabeled.x, labeled.x]), torch.cat([y, labeled.y]))
 
 
-def balanced(y: Tensor, n: int, seed: int) -> Tensor:
-    """Return the indices (n,) of n of the labels y (N,), equally many of each class, chosen by the seed.
+def balanced_indices(y: Tensor, n: int, seed: int) -> Tensor:
+    """Return the indices (n,) of a random class-balanced subset of the labels y (N,).
 
     Raises:
-        UserError: n is no multiple of the number of classes, or a class is too rare.
+        UserError: n is not a multiple of the number of classes, or a class has too few items.
     """
     classes = y.unique()
-    each, rest = divmod(n, len(classes))
-    if rest:
+    per_class, remainder = divmod(n, len(classes))
+    if remainder:
         raise UserError(
-            f"trainer.labels={n} cannot be cut into {len(classes)} equal classes; give a multiple"
+            f"trainer.num_labeled={n} is not a multiple of the number of classes, {len(classes)}"
         )
-    order = torch.randperm(len(y), generator=seeded(seed))
-    of_class = [order[y[order] == c][:each] for c in classes]
-    if short := [int(c) for c, index in zip(classes, of_class, strict=True) if len(index) < each]:
-        raise UserError(
-            f"trainer.labels={n} wants {each} items of each class; class {short[0]} has fewer"
-        )
-    return torch.cat(of_class)
+    order = torch.randperm(len(y), generator=make_generator(seed))
+    by_class = [order[y[order] == c][:per_class] for c in classes]
+    for c, indices in zip(classes.tolist(), by_class, strict=True):
+        if len(indices) < per_class:
+            raise UserError(
+                f"trainer.num_labeled={n} requires {per_class} items of each class, but class {c} "
+                f"has {len(indices)}"
+            )
+    return torch.cat(by_class)
 
 
-def seeded(*parts: int) -> torch.Generator:
-    return torch.Generator().manual_seed(mix(*parts))
+def make_generator(*seeds: int) -> torch.Generator:
+    """Return a CPU random generator seeded by several integers."""
+    return torch.Generator().manual_seed(derive_seed(*seeds))

@@ -10,29 +10,28 @@ from torch import Tensor
 
 from genlab.errors import UserError
 from genlab.models.vae.vae import VAE
-from genlab.spec import NonNegative, Spec
+from genlab.spec import DataSpec, NonNegative
 
 
 class TCVAE(VAE):
-    """A VAE whose KL term is taken apart into three, each with a weight of its own; `elbo` and `iwae` stay true bounds.
+    """A VAE that decomposes the KL term into three parts and weights each of them.
+
+    `elbo` and `iwae` do not use the weights and stay valid bounds. The estimate of q(z) uses
+    `num_train_items`; without it the batch counts as the whole training set.
 
     Args:
         alpha: weight of the index-code mutual information.
         beta: weight of the total correlation.
         gamma: weight of the dimension-wise KL.
-        options: VAE's.
+        options: those of VAE.
 
     Raises:
-        UserError: free bits, which are those of another sum; or VAE's reasons.
+        UserError: free_bits is set, since it applies to another sum; or for the reasons of VAE.
     """
-
-    items: int | None = (
-        None  # training items N, which the trainer tells; None: the batch is all that there is
-    )
 
     def __init__(
         self,
-        spec: Spec,
+        spec: DataSpec,
         *,
         alpha: NonNegative = 1.0,
         beta: NonNegative = 6.0,
@@ -42,46 +41,56 @@ class TCVAE(VAE):
         super().__init__(spec, beta=beta, **options)
         if self.free_bits:
             raise UserError(
-                "tc_vae's loss has no KL of each dimension to leave free; set model.free_bits=0, or model=vae"
+                "the loss of TCVAE does not contain the KL of q(z|x) per dimension that free bits "
+                "apply to; set model.free_bits=0, or use model=vae"
             )
         self.alpha, self.gamma = alpha, gamma
 
-    # eq. 2: KL(q(z|x) ‖ p(z)) = I_q(z; n) + KL(q(z) ‖ Π_j q(z_j)) + Σ_j KL(q(z_j) ‖ p(z_j)), in the mean over items n
-    def decomposition(
+    # eq. 2: KL(q(z|x) ‖ p(z)) = I_q(z; n) + KL(q(z) ‖ Π_j q(z_j)) + Σ_j KL(q(z_j) ‖ p(z_j)),
+    # averaged over items n
+    def decompose_kl(
         self, mean: Tensor, log_var: Tensor, z: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return one draw of mutual information, total correlation and dimension-wise KL, each (B,), in nats."""
+        """Return mutual information, total correlation and dimension-wise KL, each (B,), in nats.
+
+        Each is an estimate from one sample z (B, latent) per item.
+        """
         log_q_zx = log_normal(z, mean, log_var).sum(1)  # (B,)
         log_p_z = log_normal(z, torch.zeros_like(z), torch.zeros_like(z)).sum(1)
-        pairs = log_normal(
-            z[:, None], mean, log_var
-        )  # (B, B, latent): log q(z_i|x_j) of each dimension
-        weights = self.log_shares(len(z), like=z)  # (B, B)
+        # log q(z_i|x_j) of each dimension, (B, B, latent)
+        pairs = log_normal(z[:, None], mean, log_var)
+        weights = self.log_mixture_weights(len(z), like=z)  # (B, B)
         log_q_z = (weights + pairs.sum(2)).logsumexp(1)
         log_q_zj = (weights[..., None] + pairs).logsumexp(1).sum(1)
         return log_q_zx - log_q_z, log_q_z - log_q_zj, log_q_zj - log_p_z
 
-    # Appendix C.2, stratified sampling: of q(z) = 1/N Σ_n q(z|n) the term of z's own item is known to be in it, and the
-    # others stand for the other N − 1; here each counts the same, the mean over which of them is the paper's last one
-    def log_shares(self, batch: int, *, like: Tensor) -> Tensor:
-        """Return the logarithm (B, B) of item j's weight in the estimate of q(z_i)."""
-        n = max(self.items or batch, batch)
-        others = math.log((n - 1) / (n * (batch - 1))) if batch > 1 else -math.inf
-        shares = torch.full((batch, batch), others, dtype=like.dtype, device=like.device)
-        return shares.fill_diagonal_(-math.log(n) if batch > 1 else 0.0)
+    # Appendix C.2, stratified sampling of q(z) = 1/N Σ_n q(z|n): the item that z comes from
+    # contributes its own term, and the other B − 1 items represent the remaining N − 1. Here those
+    # are weighted equally, which is the mean of the paper's estimator over the choice of its last
+    # item.
+    def log_mixture_weights(self, batch_size: int, *, like: Tensor) -> Tensor:
+        """Return the log-weight (B, B) of item j in the estimate of q(z_i)."""
+        n = max(self.num_train_items or batch_size, batch_size)
+        if batch_size > 1:
+            own, others = -math.log(n), math.log((n - 1) / (n * (batch_size - 1)))
+        else:
+            own, others = 0.0, -math.inf
+        shape = (batch_size, batch_size)
+        weights = torch.full(shape, others, dtype=like.dtype, device=like.device)
+        return weights.fill_diagonal_(own)
 
     # eq. 4: the loss adds α I + β TC + γ Σ KL_j
-    def penalty(self, mean: Tensor, log_var: Tensor, z: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        information, correlation, dimensions = (
-            term.mean() for term in self.decomposition(mean, log_var, z)
-        )
-        penalty = self.alpha * information + self.beta * correlation + self.gamma * dimensions
-        parts = {
+    def kl_term(self, mean: Tensor, log_var: Tensor, z: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the weighted sum of the three parts of the KL, and the parts."""
+        terms = self.decompose_kl(mean, log_var, z)
+        information, correlation, dimension_kl = (term.mean() for term in terms)
+        kl_term = self.alpha * information + self.beta * correlation + self.gamma * dimension_kl
+        return kl_term, {
+            "rate": information + correlation + dimension_kl,
             "information": information,
             "total_correlation": correlation,
-            "dimension_kl": dimensions,
+            "dimension_kl": dimension_kl,
         }
-        return penalty, {"rate": information + correlation + dimensions, **parts}
 
 
 def log_normal(z: Tensor, mean: Tensor, log_var: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The update rule of variational autoencoders: descent on a bound whose KL term may be warmed up."""
+"""Trainer of VAEs: gradient descent on a bound with an optional KL warm-up."""
 
 from __future__ import annotations
 
@@ -9,34 +9,39 @@ from typing import Any
 
 from torch import Tensor
 
+from genlab.models.vae.vae import VAE
 from genlab.spec import Batch, Count
+from genlab.training.options import Options as TrainerOptions
 from genlab.training.trainer import Trainer
 
 
 class VAETrainer(Trainer):
-    """Descent on `model.loss(batch, warmth)`, warmth rising from 0 to 1 over the first `kl_warmup` steps.
+    """Gradient descent on `model.loss(batch, kl_weight)`.
 
-    A model with an attribute `items` is told how many training items there are.
+    `kl_weight` rises from 0 to 1 over the first `kl_warmup` steps. The trainer sets
+    `model.num_train_items` to the size of the training split.
     """
 
-    divisible = True
+    supports_fsdp = True
 
     @dataclass(kw_only=True)
-    class Options(Trainer.Options):
-        kl_warmup: Count = (
-            0  # steps over which the KL term's weight rises from 0; 0: none (Sønderby et al. 2016)
-        )
+    class Options(TrainerOptions):
+        # steps over which the weight of the KL term rises from 0 to 1; 0 disables the warm-up
+        # (Sønderby et al. 2016)
+        kl_warmup: Count = 0
 
-    def stream(self, data: Any, **how: Any) -> Iterator[Batch]:
-        if hasattr(self.model, "items"):
-            self.model.items = data.size("train")
-        return super().stream(data, **how)
+    model: VAE
+    options: Options
+
+    def train_batches(self, data: Any, **kwargs: Any) -> Iterator[Batch]:
+        """Return the training batches, after telling the model the number of training items."""
+        self.model.num_train_items = data.size("train")
+        return super().train_batches(data, **kwargs)
 
     def step(self, batches: Iterator[Batch]) -> dict[str, Tensor]:
-        o = self.options
-        loss = (
-            partial(self.model.loss, warmth=min(1.0, (self.at + 1) / o.kl_warmup))
-            if o.kl_warmup
-            else self.model.loss
-        )
-        return self.descend("model", loss, self.pull(batches))
+        """Make one update with the KL weight of this step."""
+        loss = self.model.loss
+        if self.options.kl_warmup:
+            kl_weight = min(1.0, (self.global_step + 1) / self.options.kl_warmup)
+            loss = partial(loss, kl_weight=kl_weight)
+        return self.optimize("model", loss, self.next_batch(batches))

@@ -1,4 +1,4 @@
-"""The update rule of a VQ-VAE: one descent, then the codebook's running means over the joint batch."""
+"""Trainer of a VQ-VAE: gradient descent, then a moving-average update of the codebook."""
 
 from __future__ import annotations
 
@@ -7,33 +7,42 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from genlab.models.vae.vq_vae import perplexity
-from genlab.seeding import mix
+from genlab.models.vae.vq_vae import VQVAE, perplexity
+from genlab.seeding import derive_seed
 from genlab.spec import Batch
 from genlab.training.trainer import Trainer
 
 
-class CodebookTrainer(Trainer):
-    """Descent on `model.loss`, with the codebook moved once an update by the statistics of all shards of all processes."""
+class VQVAETrainer(Trainer):
+    """Gradient descent on `model.loss`, with one codebook update per step.
+
+    The codebook update uses the statistics of all shards of all ranks.
+    """
+
+    model: VQVAE
 
     def step(self, batches: Iterator[Batch]) -> dict[str, Tensor]:
-        model, found, heads = self.model, [], []
+        """Make one update of the weights and one of the codebook."""
+        model = self.model
+        statistics: list[tuple[Tensor, Tensor]] = []  # per shard: counts (K,), sums (K, D)
+        candidates: list[Tensor] = []  # per shard: up to K random vectors, for dead codes
 
         def loss(batch: Batch) -> dict[str, Tensor]:
-            losses, vectors, index = model.objective(batch.x)
-            found.append(model.statistics(vectors, index))
-            heads.append(
-                vectors[torch.randperm(len(vectors), device=vectors.device)[: len(model.codebook)]]
-            )
+            losses, vectors, indices = model.losses_and_assignments(batch.x)
+            statistics.append(model.code_statistics(vectors, indices))
+            order = torch.randperm(len(vectors), device=vectors.device)
+            candidates.append(vectors[order[: len(model.codebook)]])
             return losses
 
-        shards = self.pull(batches)
-        logs = self.descend("model", loss, shards)
-        n, total = (torch.stack(part).sum(0) for part in zip(*found, strict=True))  # (K,), (K, D)
-        self.ranks.average([n, total])
-        n, total = n * self.ranks.size, total * self.ranks.size
-        candidates = self.ranks.gather(torch.cat(heads))
-        self.device.seed(mix(self.seed, self.at))  # every process revives the same codes
-        logs["dead"] = model.update(n, total, candidates).float()
-        logs["perplexity"] = perplexity(n)
+        shards = self.next_batch(batches)
+        logs = self.optimize("model", loss, shards)
+        counts = torch.stack([shard_counts for shard_counts, _ in statistics]).sum(0)
+        sums = torch.stack([shard_sums for _, shard_sums in statistics]).sum(0)
+        self.group.all_reduce_mean([counts, sums])
+        counts, sums = counts * self.group.size, sums * self.group.size
+        all_candidates = self.group.all_gather_cat(torch.cat(candidates))
+        # all ranks restart the dead codes at the same vectors
+        self.device.seed(derive_seed(self.seed, self.global_step))
+        logs["dead_codes"] = model.update_codebook(counts, sums, all_candidates).float()
+        logs["perplexity"] = perplexity(counts)
         return logs

@@ -1,8 +1,9 @@
-"""The loops by hand that genlab is measured against: plain PyTorch, as a user would write them, with nothing of genlab.
+"""Plain PyTorch training loops, as a user would write them without genlab.
 
-    python scripts/bench_loops.py <folder with MNIST> <steps>
+    python scripts/benchmarks/loops.py <folder with MNIST> <steps>
 
-trains the usual VAE example for so many steps: the process whose peak memory `bench.py` measures.
+trains the common VAE example for that many steps. `run.py` measures the peak memory of this
+process.
 """
 
 from __future__ import annotations
@@ -19,34 +20,34 @@ Step = Callable[[], None]
 Autocast = Callable[[], AbstractContextManager]
 
 
-def picks(n: int, batch: int, device: torch.device) -> Iterator[Tensor]:
-    """Yield the indices (batch,) of whole batches, in a new order each epoch."""
+def batch_indices(n: int, batch: int, device: torch.device) -> Iterator[Tensor]:
+    """Yield the indices (batch,) of full batches, in a new random order each epoch."""
     while True:
         order = torch.randperm(n, device=device)
         yield from order[: n - n % batch].split(batch)
 
 
-def adam(parameters: Iterable[nn.Parameter], **how) -> torch.optim.Adam:
-    return torch.optim.Adam(list(parameters), fused=True, **how)
+def fused_adam(parameters: Iterable[nn.Parameter], **options) -> torch.optim.Adam:
+    return torch.optim.Adam(list(parameters), fused=True, **options)
 
 
-class Mean:
-    """A running mean of weights."""
+class WeightAverage:
+    """Exponential moving average of the weights of a model."""
 
     def __init__(self, model: nn.Module, decay: float) -> None:
-        self.weights, self.share = list(model.parameters()), 1 - decay
+        self.weights, self.lerp_weight = list(model.parameters()), 1 - decay
         self.mean = [p.detach().clone() for p in self.weights]
 
     @torch.no_grad()
     def update(self) -> None:
-        torch._foreach_lerp_(self.mean, self.weights, self.share)
+        torch._foreach_lerp_(self.mean, self.weights, self.lerp_weight)
 
 
-# --- training ---------------------------------------------------------------------------------------------------------
+# --- training -------------------------------------------------------------------------------------
 
 
-class HandVAE(nn.Module):
-    """The usual VAE example: 784–400–20."""
+class PlainVAE(nn.Module):
+    """The VAE of the common example: 784–400–20."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -67,12 +68,13 @@ class HandVAE(nn.Module):
         return (bce - 0.5 * torch.sum(1 + logvar - mu.pow(2) - logvar.exp())) / len(x)
 
 
-def vae(
+def vae_step(
     data: Tensor, batch: int, *, autocast: Autocast = nullcontext, compiled: bool = False
 ) -> Step:
-    """Return one step of the VAE on bytes (N, 784), binarised anew each time."""
-    model = HandVAE().to(data.device)
-    optimizer, order = adam(model.parameters(), lr=1e-3), picks(len(data), batch, data.device)
+    """Return a training step of the VAE on bytes (N, 784), binarized at random in each step."""
+    model = PlainVAE().to(data.device)
+    optimizer = fused_adam(model.parameters(), lr=1e-3)
+    order = batch_indices(len(data), batch, data.device)
     loss = torch.compile(model.loss) if compiled else model.loss
 
     def step() -> None:
@@ -87,15 +89,25 @@ def vae(
     return step
 
 
-def dcgan(
-    model: nn.Module, data: Tensor, batch: int, *, ema: float = 0.0, autocast: Autocast = nullcontext,
+def dcgan_step(
+    model: nn.Module,
+    data: Tensor,
+    batch: int,
+    *,
+    ema: float = 0.0,
+    autocast: Autocast = nullcontext,
     layout: torch.memory_format = torch.channels_last,
-) -> Step:  # fmt: skip
-    """Return one step of each player of `model` (its generator, discriminator and prior) on bytes (N, C, S, S)."""
+) -> Step:
+    """Return a GAN step on bytes (N, C, S, S): one discriminator and one generator update.
+
+    Args:
+        model: has `generator`, `discriminator` and `prior(n)`.
+    """
     g, d = model.generator, model.discriminator
-    g_opt = adam(g.parameters(), lr=2e-4, betas=(0.5, 0.999))
-    d_opt = adam(d.parameters(), lr=2e-4, betas=(0.5, 0.999))
-    order, mean = picks(len(data), batch, data.device), Mean(model, ema) if ema else None
+    g_opt = fused_adam(g.parameters(), lr=2e-4, betas=(0.5, 0.999))
+    d_opt = fused_adam(d.parameters(), lr=2e-4, betas=(0.5, 0.999))
+    order = batch_indices(len(data), batch, data.device)
+    mean = WeightAverage(model, ema) if ema else None
     one = torch.ones(batch, device=data.device)
     bce = F.binary_cross_entropy_with_logits
 
@@ -119,13 +131,21 @@ def dcgan(
     return step
 
 
-def ddpm(
-    network: nn.Module, alphas_bar: Tensor, data: Tensor, batch: int, *, lr: float, ema: float, clip: float,
-    autocast: Autocast = nullcontext, layout: torch.memory_format = torch.channels_last,
-) -> Step:  # fmt: skip
-    """Return one step of a network (x, t) -> ε on bytes (N, C, H, W)."""
-    optimizer, mean = adam(network.parameters(), lr=lr), Mean(network, ema)
-    order, bar = picks(len(data), batch, data.device), alphas_bar.float().to(data.device)
+def ddpm_step(
+    network: nn.Module,
+    alphas_bar: Tensor,
+    data: Tensor,
+    batch: int,
+    *,
+    lr: float,
+    ema: float,
+    grad_clip: float,
+    autocast: Autocast = nullcontext,
+    layout: torch.memory_format = torch.channels_last,
+) -> Step:
+    """Return a training step of a network (x, t) -> ε on bytes (N, C, H, W)."""
+    optimizer, mean = fused_adam(network.parameters(), lr=lr), WeightAverage(network, ema)
+    order, bar = batch_indices(len(data), batch, data.device), alphas_bar.float().to(data.device)
 
     def step() -> None:
         x = data[next(order)].float().div_(127.5).sub_(1).contiguous(memory_format=layout)
@@ -135,33 +155,33 @@ def ddpm(
         with autocast():
             loss = F.mse_loss(network(a.sqrt() * x + (1 - a).sqrt() * eps, t), eps)
         loss.backward()
-        nn.utils.clip_grad_norm_(network.parameters(), clip)
+        nn.utils.clip_grad_norm_(network.parameters(), grad_clip)
         optimizer.step()
         mean.update()
 
     return step
 
 
-def rbm(
+def rbm_step(
     data: Tensor, batch: int, *, hidden: int, lr: float = 0.05, autocast: Autocast = nullcontext
 ) -> Step:
-    """Return one step of PCD-1 with `batch` chains on bytes (N, D), the gradient written out."""
+    """Return a PCD-1 step with `batch` chains on bytes (N, D), with the gradient written out."""
     device, visible = data.device, data.shape[1]
     W = 0.01 * torch.randn(hidden, visible, device=device)
     b, c = torch.zeros(visible, device=device), torch.zeros(hidden, device=device)
     chain = torch.randint(2, (batch, visible), device=device).float()
-    order = picks(len(data), batch, device)
+    order = batch_indices(len(data), batch, device)
 
-    def flip(p: Tensor) -> Tensor:
+    def bernoulli(p: Tensor) -> Tensor:
         return (torch.rand(p.shape, device=device) < p).float()
 
     @torch.no_grad()
     def step() -> None:
         nonlocal chain
-        v = flip(data[next(order)].float().div_(255))
+        v = bernoulli(data[next(order)].float().div_(255))
         with autocast():
-            h = flip(F.linear(chain, W, c).sigmoid())
-            chain = flip(torch.addmm(b, h, W).sigmoid())
+            h = bernoulli(F.linear(chain, W, c).sigmoid())
+            chain = bernoulli(torch.addmm(b, h, W).sigmoid())
             p, q = F.linear(v, W, c).sigmoid(), F.linear(chain, W, c).sigmoid()
             grad = p.T @ v - q.T @ chain
         W.add_(grad, alpha=lr / batch)
@@ -171,14 +191,14 @@ def rbm(
     return step
 
 
-def usual(root: str, batch: int, workers: int) -> Step:
-    """Return one step of the usual VAE example: torchvision's MNIST, ToTensor, and a DataLoader with so many workers."""
+def dataloader_vae_step(root: str, batch: int, workers: int) -> Step:
+    """Return a step of the common VAE example: torchvision's MNIST, ToTensor and a DataLoader."""
     from torch.utils.data import DataLoader
     from torchvision import datasets, transforms
 
     mnist = datasets.MNIST(root, train=True, transform=transforms.ToTensor())
     loader = DataLoader(mnist, batch_size=batch, shuffle=True, num_workers=workers)
-    model = HandVAE()
+    model = PlainVAE()
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
 
     def epochs() -> Iterator[Tensor]:
@@ -200,12 +220,14 @@ def usual(root: str, batch: int, workers: int) -> Step:
     return step
 
 
-# --- sampling ---------------------------------------------------------------------------------------------------------
+# --- sampling -------------------------------------------------------------------------------------
 
 
 @torch.no_grad()
-def ddim(network: nn.Module, alphas_bar: Tensor, shape: tuple[int, ...], steps: int) -> Tensor:
-    """Return images of DDIM with η = 0 and a uniform stride."""
+def ddim_sample(
+    network: nn.Module, alphas_bar: Tensor, shape: tuple[int, ...], steps: int
+) -> Tensor:
+    """Return images sampled by DDIM with η = 0 and a uniform stride."""
     T = len(alphas_bar)
     times = [i * T // steps for i in range(steps)]
     x = torch.randn(shape)
@@ -219,6 +241,6 @@ def ddim(network: nn.Module, alphas_bar: Tensor, shape: tuple[int, ...], steps: 
 
 
 if __name__ == "__main__":
-    train = usual(sys.argv[1], 128, 0)
+    train = dataloader_vae_step(sys.argv[1], 128, 0)
     for _ in range(int(sys.argv[2])):
         train()

@@ -1,0 +1,160 @@
+"""genlab train and genlab plan: from a composed config to a trainer, for new and resumed runs."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+
+from genlab.builders.factory import Plain, build_training
+from genlab.builders.resume import check_run_options, config_for_restart, config_for_resume
+from genlab.config.instantiate import instantiate
+from genlab.config.keys import DATA_PATH_KEYS, override_key
+from genlab.distributed.process_group import ProcessGroup
+from genlab.errors import UserError
+from genlab.runs.run_folder import RunFolder
+
+
+def to_plain(config: DictConfig) -> Plain:
+    """Return a config as plain containers, with every interpolation resolved."""
+    plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    assert isinstance(plain, dict)
+    return {str(key): value for key, value in plain.items()}
+
+
+def train_run(config: DictConfig) -> dict[str, float] | None:
+    """Train a model, or resume a run; return its final numbers."""
+    given = to_plain(config)
+    hydra = HydraConfig.get()
+    overrides = list(hydra.overrides.task)
+    if "train" in given:
+        name = hydra.runtime.choices["experiment"]
+        raise UserError(
+            f"experiment={name} compares several runs: genlab compare experiment={name}"
+        )
+    check_run_options(given)
+    group = ProcessGroup()
+    is_job = hydra.mode is RunMode.MULTIRUN
+    if is_job and config.resume is not None:
+        raise UserError("a sweep does not take resume=: give the same command again to resume it")
+    if is_job:
+        given["out"] = hydra.runtime.output_dir
+    folder: RunFolder | None = None
+    checkpoint: Path | None = None
+    run_config = given
+    if config.resume is not None:
+        folder, checkpoint = RunFolder.find(config.resume)
+        run_config = config_for_resume(given, folder, overrides)
+    elif is_job and group.broadcast((Path(given["out"]) / "run.json").exists()):
+        folder = RunFolder(Path(given["out"]))  # the job was started before
+        run_config = config_for_restart(given, folder)
+    with group:
+        if folder is None:
+            return _start_run(run_config, group, overrides)
+        return _resume_run(run_config, folder, checkpoint, group, overrides)
+
+
+def _start_run(config: Plain, group: ProcessGroup, overrides: list[str]) -> dict[str, float] | None:
+    """Train a new run in the folder `out`."""
+    from genlab.commands.train import train
+    from genlab.runs.provenance import collect_provenance
+
+    folder = RunFolder(Path(str(config["out"])))
+    if group.is_main:
+        folder.ensure_empty()
+    config, dataset, trainer = build_training(config, overrides)
+    if group.is_main:
+        choices = dict(HydraConfig.get().runtime.choices)
+        metadata = collect_provenance(config, dataset, trainer.device, choices, overrides)
+        metadata["processes"] = group.size
+        RunFolder.create(folder.path, config=OmegaConf.to_yaml(config), metadata=metadata)
+    stop_callback = pruning_callback(config) if group.is_main else None
+    return train(trainer, dataset, folder, config=config, stop_callback=stop_callback)
+
+
+def _resume_run(
+    config: Plain,
+    folder: RunFolder,
+    checkpoint: Path | None,
+    group: ProcessGroup,
+    overrides: list[str],
+) -> dict[str, float] | None:
+    """Continue a run from a checkpoint, or from the start if it was killed before the first."""
+    from genlab.commands.train import final_numbers, train
+    from genlab.distributed.shard_buffers import distribute_batch
+    from genlab.runs.provenance import verify_data
+
+    try:
+        if group.is_main:
+            # Before the state is read: a process that trains here may be about to save a later one.
+            folder.lock()
+        has_checkpoint = bool(checkpoint or folder.checkpoint_files())
+        state = folder.load_checkpoint(checkpoint) if has_checkpoint else None
+        metadata = folder.metadata()
+        options, note = distribute_batch(
+            config["trainer"], processes=metadata.get("processes", 1), size=group.size
+        )
+        if note and group.is_main:
+            print(note, file=sys.stderr)
+        config, dataset, trainer = build_training(
+            {**config, "trainer": options},
+            overrides,
+            state=state,
+            where=str(folder.path / "config.yaml"),
+        )
+        if state:
+            if trainer.global_step >= trainer.options.steps:
+                if group.is_main:  # exit code 0: a scheduler that restarts a job must not fail it
+                    print(
+                        f"{folder.path} is done: {trainer.global_step:,} steps; "
+                        "give a larger trainer.steps= to continue"
+                    )
+                return final_numbers(trainer, folder)
+            names_data = bool(DATA_PATH_KEYS & {override_key(o) for o in overrides})
+            note = verify_data(dataset, metadata, named=names_data)
+            if note and group.is_main:
+                print(f"data: {note}", file=sys.stderr)
+        stop_callback = pruning_callback(config) if group.is_main else None
+        return train(trainer, dataset, folder, config=config, stop_callback=stop_callback)
+    finally:
+        if folder.lock_file:
+            folder.lock_file.close()
+
+
+def pruning_callback(config: Plain) -> Callable[..., Any] | None:
+    """Return the function that may end a trial of a search early; None if trials are not pruned."""
+    hydra = HydraConfig.get()
+    sweeper = to_plain(hydra.sweeper)
+    if hydra.mode is not RunMode.MULTIRUN or not sweeper["_target_"].endswith(".OptunaSweeper"):
+        return None
+    from genlab.sweeps.optuna_study import SearchOptions, stop_callback
+
+    search: SearchOptions = instantiate(SearchOptions, sweeper, "hydra.sweeper")
+    if not search.has_pruner:
+        return None
+    trainer = config["trainer"]
+    goal = search.goal(trainer["monitor"], trainer["evaluate_every"])
+    eval_steps = (trainer["evaluate_every"], trainer["steps"])
+    folder = Path(str(config["out"])).parent
+    return stop_callback(folder, hydra.job.num, goal, search=search, eval_steps=eval_steps)
+
+
+def plan_run(config: DictConfig) -> dict[str, float]:
+    """Predict what a training would take; return the numbers."""
+    from genlab.commands.plan import plan
+
+    run_config = to_plain(config)
+    check_run_options(run_config)
+    if run_config["resume"] is not None:
+        raise UserError(
+            "genlab plan is for a new run: give it the options of `genlab train`, without resume="
+        )
+    run_config, dataset, trainer = build_training(
+        run_config, list(HydraConfig.get().overrides.task)
+    )
+    return plan(trainer, dataset, config=run_config)

@@ -1,0 +1,47 @@
+"""genlab colorize: color gray images, with a model trained to, or with a diffusion model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from genlab.data.degradations import Operator
+from genlab.inference.image_to_image import (
+    refuse_input_dir,
+    restore_items,
+    translate_folder,
+    translate_items,
+)
+from genlab.inference.queries import ItemSelection, Split
+from genlab.inference.requirements import require_command
+from genlab.runs.loaded_run import LoadedRun
+from genlab.spec import Count, Positive
+
+
+def colorize(
+    run: LoadedRun,
+    *,
+    input_dir: str | None = None,
+    n: Positive | None = 1000,
+    items: list[Count] | None = None,
+    split: Split = "test",
+    seed: Count = 0,
+    output_dir: str | None = None,
+) -> dict[str, Any]:
+    """Color the gray sources of n items (None: all), those listed, or the images of a folder.
+
+    A diffusion model was not trained for it; it restores the colors of gray versions of its data
+    versions.
+
+    Raises:
+        UserError: the model does not color images, or not images of these sizes.
+    """
+    selection = ItemSelection(n, items, split, seed)
+    if "translate" not in require_command(run, "colorize"):
+        refuse_input_dir(run, input_dir, "colorize")
+        operator = Operator(
+            name="gray", spec=run.spec, factor=2, sigma=0.0, mask="box", mask_ratio=0.5
+        )
+        return restore_items(run, "colorize", selection, operator, output_dir=output_dir)
+    if input_dir is not None:
+        return translate_folder(run, "colorize", input_dir, seed=seed, output_dir=output_dir)
+    return translate_items(run, "colorize", selection, output_dir=output_dir)

@@ -1,0 +1,75 @@
+"""genlab superres: enlarge images, with a model trained to, or with a diffusion model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from genlab.data.degradations import Operator
+from genlab.errors import UserError
+from genlab.inference.image_to_image import (
+    refuse_input_dir,
+    restore_items,
+    translate_folder,
+    translate_items,
+    upscaling_factor,
+)
+from genlab.inference.queries import ItemSelection, Split
+from genlab.inference.requirements import require_command
+from genlab.runs.loaded_run import LoadedRun
+from genlab.spec import Count, Positive
+
+DEFAULT_FACTOR = 2  # by which a diffusion model's items are made smaller
+
+
+def superres(
+    run: LoadedRun,
+    *,
+    input_dir: str | None = None,
+    downsample: bool = False,
+    factor: Positive | None = None,
+    n: Positive | None = 1000,
+    items: list[Count] | None = None,
+    split: Split = "test",
+    seed: Count = 0,
+    output_dir: str | None = None,
+) -> dict[str, Any]:
+    """Enlarge the sources of n items (None: all), those listed, or the images of a folder.
+
+    A diffusion model was not trained for it; it restores its own data from smaller versions.
+
+    Args:
+        downsample: the images of the folder are the truth: make them smaller first, and measure the
+            result beside bicubic interpolation.
+        factor: for a diffusion model, how many times smaller its items are made; None is 2.
+
+    Raises:
+        UserError: the model does not enlarge images, not images of these sizes, or `downsample` is
+            given without a folder.
+    """
+    is_trained = "translate" in require_command(run, "superres")
+    if factor is not None and is_trained:
+        raise UserError(
+            f"factor= is for diffusion models; {run.name} was trained to enlarge "
+            f"{upscaling_factor(run.spec)} times"
+        )
+    if downsample and input_dir is None:
+        raise UserError(
+            "downsample=true makes the images of a folder smaller: give input_dir=<folder>"
+        )
+    selection = ItemSelection(n, items, split, seed)
+    if not is_trained:
+        refuse_input_dir(run, input_dir, "enlarge images")
+        operator = Operator(
+            name="downsample",
+            spec=run.spec,
+            factor=factor or DEFAULT_FACTOR,
+            sigma=0.0,
+            mask="box",
+            mask_ratio=0.5,
+        )
+        return restore_items(run, "superres", selection, operator, output_dir=output_dir)
+    if input_dir is not None:
+        return translate_folder(
+            run, "superres", input_dir, seed=seed, output_dir=output_dir, downsample=downsample
+        )
+    return translate_items(run, "superres", selection, output_dir=output_dir)

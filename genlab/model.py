@@ -1,0 +1,77 @@
+"""The base class of every model: the optional half of the model contract, with its defaults.
+
+A model must have a loss, or a trainer with an update rule for it. What else it can do is a matter
+of the abilities that it implements (genlab.abilities). The attributes below describe how an
+ability behaves; commands, metrics and trainers read them without asking whether they exist.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, ClassVar, Literal
+
+from torch import Tensor, nn
+
+from genlab.spec import Batch, DataSpec
+
+
+class GenerativeModel(nn.Module):
+    """A trainable probability distribution; subclasses implement its loss and its abilities.
+
+    A model is built as `Model(spec, **options)`, with the options of its recipe as keywords.
+    """
+
+    # The data that the model was built for.
+    spec: DataSpec
+
+    # Trained with class labels: `sample`, `log_prob` and others take y (B,).
+    conditional: bool = False
+    # Trained with captions: `sample` takes the tokens of a prompt as y.
+    text_conditional: bool = False
+
+    # Names that `sample(…, sampler=name)` takes; empty if there is only one way to sample.
+    samplers: tuple[str, ...] = ()
+    # Sampling takes many network evaluations: `sample`, `encode` and `inpaint` take `steps`.
+    step_by_step: ClassVar[bool] = False
+    # Wraps the sequence of sampling steps in a progress bar.
+    progress: Callable[[Sequence[Any]], Iterable[Any]] | None = None
+
+    # `prior(n, y)` draws codes of the classes y; otherwise y is ignored.
+    conditional_prior: bool = False
+    # `decode` has a gradient with respect to the code.
+    differentiable: bool = True
+    # The path between two codes whose points stay likely under the prior.
+    latent_interpolation: Literal["linear", "spherical"] = "linear"
+
+    # `translate(…, backward=True)` goes from targets to sources.
+    translates_backward: ClassVar[bool] = False
+    # `translate` takes images whose sides are multiples of this; other images are padded.
+    size_multiple: int = 1
+
+    # `inpaint` takes a number of steps; autoregressive models draw value after value instead.
+    inpaints_in_steps: ClassVar[bool] = True
+    # `denoise` removes Gaussian noise, whose standard deviation it takes as `sigma`, and no other.
+    gaussian_noise_only: ClassVar[bool] = False
+
+    # `elbo` and `eps_mse` draw `num_terms` timesteps; otherwise they ignore it.
+    elbo_over_timesteps: ClassVar[bool] = False
+    # `log_prob` includes the logit of the pixels, so it is a density on the open interval only.
+    logit_transform: bool = False
+
+    def loss(self, batch: Batch) -> dict[str, Tensor]:
+        """Return {"loss": scalar to minimize, …}; further entries are logged.
+
+        Models whose trainer has another update rule (GANs, RBMs, EM) need not implement it.
+        """
+        raise TypeError(
+            f"{type(self).__name__} is not trained by gradient descent on a single loss"
+        )
+
+    def parameter_groups(self) -> Iterable[Any]:
+        """Return the parameters as `torch.optim` takes them; override to set options for some."""
+        return self.parameters()
+
+    @property
+    def code_choices(self) -> dict[str, slice]:
+        """Parts of a code (B, d) that are one-hot categories, by name (InfoGAN's category)."""
+        return {}

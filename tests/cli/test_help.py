@@ -1,0 +1,177 @@
+"""`genlab <command> --help`: every option of every command and recipe, with its meaning and type."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Literal
+
+import pytest
+from annotated_types import Ge, Gt, Le
+from helpers.recipes import CONFIGS, RECIPES
+
+from genlab.cli import help as cli_help
+from genlab.commands import COMMANDS
+from genlab.config.option_docs import (
+    comments_of,
+    describe_arguments,
+    describe_type,
+    read_comments,
+    trailing_comment,
+)
+
+COMPOSED = [name for name, command in COMMANDS.items() if command.composed]
+OPTION = re.compile(r"  ([\w.@/]+)=(\S*)")
+
+
+@pytest.fixture(autouse=True)
+def narrow_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Print for 80 columns."""
+    monkeypatch.setenv("COLUMNS", "80")
+
+
+@pytest.mark.parametrize("command", COMPOSED)
+def test_every_command_shows_its_options_at_80_columns(genlab, command: str) -> None:
+    """The help names the command's options, explains each, and fits the terminal."""
+    result = genlab(command, "--help")
+    assert result.code == 0, result.err
+    assert max(map(len, result.out.splitlines())) <= 80
+    assert f"usage: genlab {command} " in result.out
+    options = OPTION.findall(result.out)
+    assert len(options) > 2
+    config = (CONFIGS / f"{command}.yaml").read_text()
+    top_level = {key for key in re.findall(r"^(\w+):", config, re.MULTILINE)} - {
+        "defaults",
+        "hydra",
+    }
+    shown = {name.partition(".")[0] for name, _ in options}
+    assert top_level <= shown
+
+
+def undocumented(command: str, *overrides: str) -> list[str]:
+    """Return the options of a command without a meaning or without a type."""
+    from hydra import compose, initialize_config_module
+    from omegaconf import OmegaConf
+
+    with initialize_config_module("genlab.configs", version_base="1.3"):
+        composed = compose(command, overrides=list(overrides), return_hydra_config=True)
+    choices = dict(composed.hydra.runtime.choices)
+    visible = [key for key in composed if key != "hydra"]
+    config = OmegaConf.to_container(OmegaConf.masked_copy(composed, visible))
+    meanings = comments_of(command, {k: v for k, v in choices.items() if "hydra/" not in k})
+    return [
+        option.name
+        for _, options in cli_help.sections(command, config, meanings)
+        for option in options
+        if not option.meaning
+    ]
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_every_option_of_a_recipe_has_a_meaning(recipe: str) -> None:
+    """The options of each recipe and of its trainer are explained in YAML or in the docstring."""
+    assert undocumented("train", f"model={recipe}") == []
+
+
+@pytest.mark.parametrize("command", [name for name in COMPOSED if name not in ("train", "plan")])
+def test_every_option_of_a_command_has_a_meaning(command: str) -> None:
+    """The options of each command that asks a run are explained in its YAML."""
+    assert undocumented(command) == []
+
+
+DATASETS = sorted(p.stem for p in (CONFIGS / "dataset").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("dataset", DATASETS)
+def test_every_option_of_a_data_set_has_a_meaning(dataset: str) -> None:
+    """The options of each data set are explained in its YAML or in the docstring."""
+    options = undocumented("train", f"dataset={dataset}")
+    assert [name for name in options if name.startswith("dataset")] == []
+
+
+def test_the_help_follows_the_choices(genlab) -> None:
+    """The options are those of the model that was chosen beside --help."""
+    gan = genlab("train", "model=dcgan", "--help").out
+    vae = genlab("train", "--help").out
+    assert "trainer.d_steps=1" in gan and "trainer.d_steps" not in vae
+    assert "trainer.kl_warmup" in vae and "trainer.kl_warmup" not in gan
+
+
+def test_the_help_shows_a_users_own_recipe(genlab, tmp_path: Path) -> None:
+    """A group file of --config-dir is among the choices, and its options are listed."""
+    folder = tmp_path / "confs" / "model"
+    folder.mkdir(parents=True)
+    (folder / "mine.yaml").write_text(
+        "# @package _global_\nmodel:\n  _target_: genlab.models.vae.vae.VAE\n  latent: 7 # my size\n"
+    )
+    out = genlab("train", "--config-dir", "confs", "model=mine", "--help").out
+    assert "model.latent=7" in out and "my size" in out
+    assert "mine" in out.partition("General")[0]
+
+
+def test_an_unknown_choice_is_one_line(genlab) -> None:
+    """A mistake beside --help is reported as without it."""
+    assert "there is no such model" in genlab("train", "model=vea", "--help").error
+
+
+@pytest.mark.parametrize(
+    ("hint", "text"),
+    [
+        (int, "int"),
+        (bool, "true | false"),
+        (Annotated[int, Ge(1)], "int ≥ 1"),
+        (Annotated[float, Gt(0), Le(1)], "number > 0 ≤ 1"),
+        (Literal["linear", "cosine"], "linear | cosine"),
+        (str | None, "text or null"),
+        (list[Annotated[int, Gt(0)]], "list of int > 0"),
+        (tuple[float, float], "list of number"),
+        (dict[str, int], "mapping"),
+    ],
+)
+def test_a_type_in_words(hint: object, text: str) -> None:
+    """Type hints are shown with their ranges and choices."""
+    assert describe_type(hint) == text
+
+
+def test_comments_of_a_file(tmp_path: Path) -> None:
+    """Comments beside and above a key count; those in quotes and before a blank line do not."""
+    path = tmp_path / "x.yaml"
+    path.write_text(
+        "# The header.\n\n"
+        "a: 1  # beside\n"
+        "b:\n"
+        "  # above\n"
+        "  c: 'x # y'\n"
+        "  d: '#1'   # after quotes\n"
+        "e: 2\n"
+    )
+    assert read_comments(path, "model") == {
+        "model.a": "beside",
+        "model.b.c": "above",
+        "model.b.d": "after quotes",
+    }
+    assert trailing_comment(" a#b") == ""
+
+
+def test_arguments_of_a_docstring() -> None:
+    """The lines of an Args section are read, over several lines and those of base classes."""
+
+    class Base:
+        """A base.
+
+        Args:
+            a: first.
+        """
+
+    class Derived(Base):
+        """A class.
+
+        Args:
+            b: second,
+                continued.
+
+        Raises:
+            ValueError: never.
+        """
+
+    assert describe_arguments(Derived) == {"a": "first.", "b": "second, continued."}
