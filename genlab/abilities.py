@@ -297,8 +297,3 @@ def require(
     names = ", ".join(list_models()) if list_models else ""
     alternatives = f"; models that do: {names}" if names else ""
     raise UserError(f"{type(model).__name__} does not support `{verb}`{alternatives}")
-
-
-def choices(model: object) -> dict[str, slice]:  # goes when models derive from GenerativeModel
-    """Return the parts of a model's codes (B, d) that are one-hot categories, by name."""
-    return getattr(model, "code_choices", getattr(model, "choices", {}))

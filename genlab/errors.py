@@ -23,7 +23,7 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 
 
 def printable(text: str) -> str:
-    """Return a text on one line, without control characters that an untrusted file may contain."""
+    """Return a text on one line, without the control characters of untrusted files."""
     text = text.encode("utf-8", "replace").decode()  # a file name may contain invalid UTF-8
     words = (
         word

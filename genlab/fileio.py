@@ -1,4 +1,4 @@
-"""Atomic writing of files, and reading in bounded time and memory, also of untrusted files."""
+"""Atomic writing of files, and reading of untrusted files with limits."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The base class of every model: the optional half of the model contract, with its defaults.
+"""The base class of every model: the optional part of the model contract, with defaults.
 
 A model must have a loss, or a trainer with an update rule for it. What else it can do is a matter
 of the abilities that it implements (genlab.abilities). The attributes below describe how an

@@ -1,4 +1,4 @@
-"""Seeds derived from several integers, so that every random draw depends on its place in a run."""
+"""Derive seeds from several integers: each random draw depends on its place in a run."""
 
 from __future__ import annotations
 

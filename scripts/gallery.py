@@ -133,7 +133,7 @@ POINTS = (
         kind="points",
     ),
     Panel(
-        "Gaussian mixture: density",
+        "Gaussian mixture",
         ("model=gmm", "model.num_components=12", "dataset=points", "dataset.name=moons"),
         kind="density",
         extent=2.2,
@@ -200,7 +200,7 @@ def draw_density(axes: Axes, run: LoadedRun, panel: Panel) -> None:
 def draw_text(axes: Axes, run: LoadedRun, panel: Panel) -> None:
     """Draw a generated text as text."""
     prompt = torch.tensor([run.spec.to_tokens(PROMPT)])
-    tokens = run.model.extend(prompt, TEXT_COLUMNS * TEXT_LINES, temperature=0.8)
+    tokens = run.model.extend(prompt, 2 * TEXT_COLUMNS * TEXT_LINES, temperature=0.8)
     text = run.spec.to_text(tokens[0].tolist()).strip()
     lines = [
         part for line in text.splitlines() for part in textwrap.wrap(line, TEXT_COLUMNS) or [""]

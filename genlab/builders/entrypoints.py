@@ -1,4 +1,4 @@
-"""From a composed config to a command: load the run that it names, check its options, call it.
+"""Run a command with its composed config: load its run, check its options, call it.
 
 Together with genlab.cli and genlab.builders.train, the only place that imports Hydra.
 """
@@ -99,7 +99,7 @@ def call_with_run(command: Callable[..., Any], config: Plain) -> Any:
 
 
 def call_with_runs(command: Callable[..., Any], config: Plain, *args: Any) -> Any:
-    """Call a command with the list of runs that `run=` or `runs=` names, and further arguments."""
+    """Call a command with the runs that `run=` or `runs=` names, and further arguments."""
     from genlab.commands.compare import find_runs
 
     options = {key: value for key, value in config.items() if key not in LOADING_KEYS}

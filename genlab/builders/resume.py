@@ -1,4 +1,4 @@
-"""The config that a run continues with: its own, with the options that a resume may change."""
+"""The config of a resumed run: its own, with the options that a resume may change."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""genlab train and genlab plan: from a composed config to a trainer, for new and resumed runs."""
+"""genlab train and genlab plan: build a trainer from a config, for new and resumed runs."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ def _resume_run(
 
 
 def pruning_callback(config: Plain) -> Callable[..., Any] | None:
-    """Return the function that may end a trial of a search early; None if trials are not pruned."""
+    """Return the function that may prune a trial of a search; None if trials run to the end."""
     hydra = HydraConfig.get()
     sweeper = to_plain(hydra.sweeper)
     if hydra.mode is not RunMode.MULTIRUN or not sweeper["_target_"].endswith(".OptunaSweeper"):

@@ -1,4 +1,4 @@
-"""`genlab <command> --help`: every option with its meaning, type, range, default and choices.
+"""`genlab <command> --help`: each option with its meaning, type, range and default.
 
 The options are those of the composed config, so the help follows the choices typed beside it:
 `genlab train model=dcgan --help` lists the options of DCGAN and of its trainer.

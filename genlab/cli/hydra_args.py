@@ -1,4 +1,4 @@
-"""Command-line arguments before Hydra reads them: flags, folders in place of runs, refusals."""
+"""Prepare command-line arguments for Hydra: flags, folders given as runs, refusals."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def sweep_name(arguments: list[str]) -> str:
 
 
 def folders_as_runs(arguments: list[str]) -> list[str]:
-    """Return the arguments with existing paths among them as `runs=`: genlab compare outputs/a."""
+    """Return the arguments with existing paths given as `runs=`: genlab compare outputs/a."""
     flag_values = {i + 1 for i, word in enumerate(arguments) if FLAGS.get(word, ()) != ()}
     folders = [
         i

@@ -1,4 +1,4 @@
-"""The command line: argv[1] is the command, the rest goes to Hydra; a user's mistake is one line.
+"""The command line: argv[1] is the command, and Hydra composes its config from the rest.
 
 This module imports no torch, so `genlab --help` answers at once and `genlab train --cfg job` as
 fast as Hydra composes. Exit codes: 0 done, 1 an error of genlab, 2 a user's mistake, 128 + n ended
@@ -205,7 +205,7 @@ def compose_and_run(command: str, arguments: list[str]) -> None:
     if sweeps:
         register_sweep_plugins(errors)
 
-    def run(config: DictConfig) -> object:
+    def run_job(config: DictConfig) -> object:
         from genlab.builders.entrypoints import run_composed
 
         try:
@@ -216,9 +216,9 @@ def compose_and_run(command: str, arguments: list[str]) -> None:
                 raise
             raise end from error
 
-    def run_and_collect(config: DictConfig) -> object:
+    def run_job_and_collect(config: DictConfig) -> object:
         try:
-            return run(config)
+            return run_job(config)
         except Exception as error:  # collected, since Hydra would print it in its own way
             errors.append(error)
             return None
@@ -227,7 +227,7 @@ def compose_and_run(command: str, arguments: list[str]) -> None:
     as_hydra_main = hydra.main(
         version_base="1.3", config_path="pkg://genlab.configs", config_name=command
     )
-    as_hydra_main(run if sweeps else run_and_collect)()
+    as_hydra_main(run_job if sweeps else run_job_and_collect)()
     for error in errors[:-1]:
         print(f"genlab: {printable(explain(error) or repr(error))}", file=sys.stderr)
     if errors:
@@ -247,8 +247,8 @@ def register_sweep_plugins(errors: list[Exception]) -> None:
         )
     from genlab.sweeps import hydra_launchers, optuna_sweeper
 
-    hydra_launchers.register(errors)
-    optuna_sweeper.register(errors)
+    hydra_launchers.register_launchers(errors)
+    optuna_sweeper.register_sweeper(errors)
 
 
 if __name__ == "__main__":

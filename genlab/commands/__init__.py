@@ -61,7 +61,7 @@ COMMANDS = {
     ),
     "mix": Command(
         "genlab.commands.mix:mix",
-        "mix coarse and fine styles of two samples: genlab mix run=<folder> truncation=0.7",
+        "mix styles of two samples: genlab mix run=<folder> truncation=0.7",
     ),
     "project": Command(
         "genlab.commands.project:project",

@@ -246,7 +246,8 @@ def classify_filled(run: LoadedRun, x: Tensor, filled: Tensor, labels: Tensor) -
     classifier = features.EXTRACTORS["classifier"](run.dataset, x.device)
 
     def predict(x: Tensor) -> Tensor:
-        logits: Tensor = classifier(to_bytes(x.float().cpu(), run.spec.range))[1]
+        _, logits = classifier(to_bytes(x.float().cpu(), run.spec.range))
+        assert logits is not None, "the extractor is a classifier"
         return logits.argmax(-1)
 
     y = labels.cpu()

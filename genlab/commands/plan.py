@@ -150,14 +150,15 @@ def total_bytes(tensors: Iterable[Tensor]) -> int:
 def time_rows(trainer: Trainer, dataset: Any, trial: Trial, numbers: dict[str, float]) -> list[Row]:
     """Return the time of a step, an epoch and the training, without previews and checkpoints."""
     options, step_seconds = trainer.options, trial.seconds
+    batch_size = int(options.batch_size)  # auto was resolved before
     # Batches that a step takes from the data; 0 if the trainer goes over the data itself.
     batches = trainer.batches_consumed / trainer.global_step
-    items = batches * options.batch_size or trainer.items_per_step
+    items = batches * batch_size or trainer.items_per_step
     steps = options.steps
     if options.max_minutes:
         steps = min(steps, int(options.max_minutes * 60 / step_seconds))
     numbers |= {
-        "batch_size": options.batch_size,
+        "batch_size": batch_size,
         "step_seconds": step_seconds,
         "items_per_s": trainer.items_per_step / step_seconds,
         "epoch_seconds": step_seconds * dataset.size("train") / items,
@@ -173,7 +174,7 @@ def time_rows(trainer: Trainer, dataset: Any, trial: Trial, numbers: dict[str, f
         end = f"trainer.max_minutes ends it before {options.steps:,}"
     return [
         ("time", trainer_name(trainer), str(trainer.device)),
-        ("  batch", f"{options.batch_size:,} items", shards),
+        ("  batch", f"{batch_size:,} items", shards),
         (
             "  step",
             format_seconds(step_seconds),

@@ -113,7 +113,7 @@ def final_numbers(trainer: Trainer, folder: RunFolder) -> dict[str, float]:
     for line in folder.read_log():
         losses = {name: value for name, value in line.items() if isinstance(value, float)}
         last |= line.get("evaluation", losses)
-    if trainer.best:
+    if trainer.best and trainer.options.monitor:
         last[trainer.options.monitor] = trainer.best["value"]
     return last
 

@@ -1,4 +1,4 @@
-"""Build objects from plain YAML values, checked against a constructor's type hints and ranges."""
+"""Build objects from YAML values, checked against a constructor's type hints and ranges."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def is_dotted_name(name: str) -> bool:
 
 
 def refuse_targets(config: Any, *, allowed: tuple[str, ...], where: str, path: str = "") -> None:
-    """Refuse a config that names, at any depth, a class outside genlab and the allowed packages.
+    """Refuse a config that names a class outside genlab and the allowed packages.
 
     Args:
         allowed: top-level packages that the user trusts.
@@ -188,7 +188,7 @@ def to_cli(value: Any) -> str:
 
 
 def instantiate_nested(value: Any) -> Any:
-    """Return a value in which every mapping with a `_target_` is replaced by the object it names.
+    """Return a value with every mapping that has a `_target_` replaced by its object.
 
     A mapping with `_partial_: true` becomes a function that still takes its first argument.
     """
@@ -211,7 +211,7 @@ def instantiate_nested(value: Any) -> Any:
 
 
 def is_constructible(target: Any) -> bool:
-    """Whether a class or function of genlab builds a network, model or data set and nothing else.
+    """Whether a class or function of genlab only builds a network, model or data set.
 
     A config may come from an untrusted source, and genlab has functions that write files and
     start processes.

@@ -121,7 +121,7 @@ def comments_of(
 
 
 def parents_of(path: Path) -> list[Path]:
-    """Return the files of the same group that a group file extends: `defaults: [points, _self_]`."""
+    """Return the files of the same group that a group file extends in its `defaults`."""
     if not path.exists():
         return []
     content = yaml.safe_load(path.read_text())

@@ -135,7 +135,7 @@ class Dataset:
             UserError: no such split, the split is empty, or `batch_size` is not a multiple of
                 `num_shards`.
         """
-        source, device = self._nonempty_split(split), with_index(device)
+        source, device = self._nonempty_split(split), canonical_device(device)
         shard_numbers = (shard,) if isinstance(shard, int) else tuple(shard)
         if batch_size < 1 or num_shards < 1 or batch_size % num_shards:
             raise UserError(
@@ -188,7 +188,7 @@ class Dataset:
                 f"the {split} split of {self.name} has the items 0 to {size - 1}, "
                 f"not {int(index.max())}"
             )
-        return concatenate(list(self._chunks(split, index, seed, with_index(device))))
+        return concatenate_batches(list(self._chunks(split, index, seed, canonical_device(device))))
 
     def head_bytes(self, split: str, n: int | None = None, *, seed: int = 0) -> Batch:
         """Return the images that `head` returns as bytes uint8 (n, C, H, W), without any noise.
@@ -378,7 +378,7 @@ class Dataset:
             while (available := sum(map(len, pool)) - skip) >= batch_size or (
                 available > 0 and done + available >= n
             ):
-                joined = concatenate(pool)
+                joined = concatenate_batches(pool)
                 batch = slice_batch(joined, skip, skip + batch_size)
                 pool, skip = [slice_batch(joined, skip + batch_size, len(joined))], 0
                 done += len(batch)
@@ -412,7 +412,7 @@ class DerivedDataset(Dataset):
         return Batch(x[:, 0], y, x[:, 1]) if self.paired_items else Batch(x, y)
 
 
-def with_index(device: DeviceLike) -> torch.device:
+def canonical_device(device: DeviceLike) -> torch.device:
     """Return the device with its index: "cuda" and "cuda:0" are one dictionary key."""
     device = torch.device(device)
     if device.type == "cuda" and device.index is None:
@@ -420,7 +420,7 @@ def with_index(device: DeviceLike) -> torch.device:
     return device
 
 
-def concatenate(batches: list[Batch]) -> Batch:
+def concatenate_batches(batches: list[Batch]) -> Batch:
     """Return several batches as one."""
     if len(batches) == 1:
         return batches[0]

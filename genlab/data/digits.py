@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 
 from genlab.data.dataset import Split
-from genlab.data.image_dataset import Images, resize
+from genlab.data.image_dataset import Images, resize_images
 from genlab.data.shuffling import split_indices
 from genlab.spec import Fraction
 
@@ -35,7 +35,10 @@ class Digits(Images):
         y = torch.from_numpy(source.target).to(torch.int64)
         levels = 17
         if self.side not in (None, 8):
-            x, levels = resize(x.float().mul(255 / 16).round().to(torch.uint8), self.side), 256
+            x, levels = (
+                resize_images(x.float().mul(255 / 16).round().to(torch.uint8), self.side),
+                256,
+            )
         sizes = [round(fraction * len(x)) for fraction in (self.test, self.validation)]
         test, validation, train = split_indices(len(x), sizes, self.split_seed)
         parts = {"test": test, "validation": validation, "train": train}

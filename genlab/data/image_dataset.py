@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from genlab.data.class_subset import ClassSubset
-from genlab.data.dataset import CHUNK_SIZE, Split, concatenate
+from genlab.data.dataset import CHUNK_SIZE, Split, concatenate_batches
 from genlab.data.preprocessing import Binarize, Preprocessor
 from genlab.data.shuffling import ShardIndex, split_indices
 from genlab.errors import UserError
@@ -74,7 +74,7 @@ class Images(ClassSubset):
             Batch(self.preprocess.to_bytes(x), y)
             for _, _, x, y in self._raw_batches(split, shards, torch.device("cpu"))
         ]
-        return concatenate(parts)
+        return concatenate_batches(parts)
 
     def split_validation(self, x: Tensor, y: Tensor | None, fraction: float) -> dict[str, Split]:
         """Return the seeded splits train and validation, with a fraction of the items held out."""
@@ -87,7 +87,7 @@ class Images(ClassSubset):
         return {"train": whole.subset(train), "validation": whole.subset(validation)}
 
 
-def resize(x: Tensor, size: int | None) -> Tensor:
+def resize_images(x: Tensor, size: int | None) -> Tensor:
     """Return uint8 images (N, C, H, W) resized to (N, C, size, size), antialiased bilinear.
 
     None leaves them as they are.

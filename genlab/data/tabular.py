@@ -186,7 +186,7 @@ def read_text_table(file: Path) -> tuple[list[list[str]], Sequence[int]]:
             raise UserError(
                 f"{file}, row {i}: {len(row)} columns, where the first row has {len(rows[0])}"
             )
-    first = 1 if has_names(rows) else 0
+    first = 1 if has_header_row(rows) else 0
     return rows[first:], [i for i, _ in lines[first:]]
 
 
@@ -202,7 +202,7 @@ def line_splitter(line: str) -> Callable[[str], list[str]]:
     return split
 
 
-def has_names(rows: list[list[str]]) -> bool:
+def has_header_row(rows: list[list[str]]) -> bool:
     """Whether the first row is names: a column is a word there and a number in the second row."""
     return len(rows) > 1 and any(
         is_number(second) and not is_number(first)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from genlab.data.dataset import Split
-from genlab.data.image_dataset import NO_VALIDATION, Images, resize
+from genlab.data.image_dataset import NO_VALIDATION, Images, resize_images
 from genlab.data.image_decoding import ImageDecoder
 from genlab.data.image_files import StreamedImages, UnreadableImages, list_images
 from genlab.errors import UserError
@@ -78,7 +78,7 @@ class TorchvisionImages(Images):
         self, train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor], num_classes: int
     ) -> None:
         """Set the uint8 images (N, C, H, W) and labels (N,) of the two official splits."""
-        (x, y), (x_test, y_test) = ((resize(x, self.side), y) for x, y in (train, test))
+        (x, y), (x_test, y_test) = ((resize_images(x, self.side), y) for x, y in (train, test))
         splits = {**self.split_validation(x, y, self.validation), "test": Split(x_test, y_test)}
         self.set_image_splits(
             splits, shape=x.shape[1:], num_classes=num_classes, hints=NO_VALIDATION

@@ -51,7 +51,7 @@ class Device:
             )
         if self.name == "mps" and not torch.backends.mps.is_available():
             raise UserError(
-                "device=mps, but this machine has no Apple GPU that PyTorch can use; "
+                "device=mps, but PyTorch finds no Apple GPU on this machine; "
                 "use device=cpu or device=auto"
             )
         self.torch = torch.device(self.name)

@@ -1,4 +1,4 @@
-"""The rank of this process and the world size, from torchrun's or SLURM's environment variables.
+"""Rank and world size from the environment variables of torchrun, SLURM or submitit.
 
 Imports no torch.
 """
@@ -40,7 +40,7 @@ class DistributedEnv:
 
 
 def read_environment(environment: Mapping[str, str] = os.environ) -> DistributedEnv:
-    """Return the rank and size that torchrun, a SLURM step or submitit sets in the environment.
+    """Return the rank and size that torchrun, a SLURM step or submitit has set.
 
     The shell of a SLURM job (`sbatch`, `salloc`) has variables of the job's tasks too, but is not
     one of them. Only a step, started by `srun`, counts.

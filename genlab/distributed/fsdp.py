@@ -1,4 +1,4 @@
-"""Fully sharded training: every rank holds a part of each weight, gradient and optimizer state.
+"""Fully sharded training: every rank holds a part of each weight and optimizer state.
 
 Uses PyTorch's FSDP2 (Zhao et al. 2023, https://arxiv.org/abs/2304.11277), in place, so that the
 model keeps its abilities. Everything outside sees full tensors: a checkpoint is the same file as
@@ -27,7 +27,7 @@ State = dict[str, Any]
 
 
 class FSDP:
-    """A model sharded over all ranks, and on rank 0 a full copy for evaluation, kept on the CPU.
+    """A model sharded over all ranks, with a full copy for evaluation on the CPU of rank 0.
 
     The units that are gathered for use and freed afterwards are the items of module lists and the
     modules that the model calls itself.
@@ -136,7 +136,7 @@ class FSDP:
 
 
 def shard_like(full: Any, like: Tensor) -> Any:
-    """Return a full tensor sharded like `like`; other values and shapes are returned unchanged."""
+    """Return a full tensor sharded like `like`, or another value unchanged."""
     if not isinstance(like, DTensor) or not isinstance(full, Tensor) or full.shape != like.shape:
         return full
     return distribute_tensor(

@@ -1,4 +1,4 @@
-"""The processes that train one model together, under torchrun, srun or submitit; often only one."""
+"""The processes that train one model together, often only one."""
 
 from __future__ import annotations
 

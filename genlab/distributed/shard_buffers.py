@@ -20,7 +20,7 @@ COUNTING_BUFFERS = ("_u", "_v", "num_batches_tracked")
 
 
 class PerShardModule(nn.Module):
-    """Base class of a module with buffers that stay separate for each shard of the joint batch.
+    """Base class of a module with buffers that stay separate for each shard of a batch.
 
     An example is a history of generated images. A subclass lists the names of these buffers.
     """
@@ -29,7 +29,7 @@ class PerShardModule(nn.Module):
 
 
 class ShardBuffers:
-    """The buffers that a model changes in a forward pass, one copy per shard of the joint batch.
+    """The buffers that a model changes in a forward pass, one copy per shard of a batch.
 
     Within a step every shard has its own copy, as if it were the only shard of its process. So the
     result of a step depends on the number of shards, but not on how processes share them. After a

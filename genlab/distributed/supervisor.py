@@ -1,4 +1,4 @@
-"""Failure detection between ranks: an error or a sudden death of one rank ends all of them.
+"""Failure detection: an error or the sudden death of one rank ends all of them.
 
 Each process keeps a connection to rank 0. Whatever ends a process, the kernel then closes its
 connection, and keepalive messages detect a machine that is gone. So a process is never taken for
@@ -25,7 +25,7 @@ from genlab.errors import UserError
 
 JOIN_TIMEOUT_S = 300.0  # for all processes to connect
 SAME_ERROR_WAIT_S = 3.0  # after one rank's error, for the others to report the same one
-LATE_JOIN_WAIT_S = 30.0  # after a death at the start, for ranks that have not connected yet
+LATE_JOIN_WAIT_S = 30.0  # after a death at the start, for late ranks to connect
 EXIT_GRACE_S = 10.0  # for a process to exit by itself
 OUTCOME_TIMEOUT_S = 60.0  # for a rank whose communication failed to learn the reason
 MAX_ERROR_CHARS = 500

@@ -105,7 +105,7 @@ def checksum(weights: State) -> str:
         if isinstance(value, torch.Tensor):
             # the stored bytes: a tensor of an untrusted file may be one number expanded to many
             stored = torch.empty(0, dtype=torch.uint8).set_(value.untyped_storage())
-            crc = zlib.crc32(stored.numpy(), crc)
+            crc = zlib.crc32(stored.numpy().data, crc)
     return f"{crc:08x}"
 
 

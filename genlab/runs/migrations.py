@@ -1,4 +1,4 @@
-"""Renames between formats: old configs, checkpoints, records and command lines keep loading.
+"""Renames between formats: old configs, checkpoints, records and commands keep loading.
 
 A run folder and a checkpoint carry a format number (`format`; 1 if it is missing). Each table below
 lists what was renamed from one format to the next. The functions translate what an older genlab
@@ -471,7 +471,7 @@ def migrate_target(target: str) -> str:
 
 
 def renamed_keywords(target: str) -> dict[str, str]:
-    """Return the renamed keywords {old: new} of a class or function, by its present dotted path."""
+    """Return the renamed keywords {old: new} of a class or function, by its present path."""
     return _lookup(TARGET_OPTIONS, target)
 
 
@@ -657,7 +657,7 @@ def migrate_state_key(name: Any, target: str) -> str:
 
 
 def migrate_metadata(metadata: Plain) -> Plain:
-    """Return a run.json of an older format with the present names; `format` and `command` stay."""
+    """Return a run.json of an older format with the present names, but its own `command`."""
     if metadata.get("format", 1) >= FORMAT:
         return metadata
     if isinstance(metadata.get("spec"), dict):

@@ -1,4 +1,4 @@
-"""Loading a model from an untrusted config and checkpoint, with bounded memory and clear errors."""
+"""Safe loading of a model from an untrusted config and checkpoint."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ FACTORY_FUNCTIONS = {
 
 
 class AllocationLimit(TorchFunctionMode):
-    """Context that refuses to create tensors of more than `max_bytes` in all, before it happens."""
+    """Context that refuses to create tensors of more than `max_bytes` in all."""
 
     def __init__(self, max_bytes: int) -> None:
         super().__init__()
@@ -47,7 +47,7 @@ class AllocationLimit(TorchFunctionMode):
         kwargs = kwargs or {}
         if function in FACTORY_FUNCTIONS:
             options = {key: value for key, value in kwargs.items() if key != "generator"}
-            like = function(*args, **options | {"device": "meta"})  # takes no memory
+            like = function(*args, **options | {"device": "meta"})  # without memory
             self.allocated_bytes += like.numel() * like.element_size()
             if self.allocated_bytes > self.max_bytes:
                 raise UserError(

@@ -29,7 +29,7 @@ from genlab.sweeps.slurm_backend import SlurmBackend
 from genlab.sweeps.sweep_folder import SweepFolder
 
 
-def register(failed: list[Exception]) -> None:
+def register_launchers(failed: list[Exception]) -> None:
     """Register the launchers with Hydra in this process.
 
     Hydra instantiates only plugins of the package hydra_plugins, and it imports all of that package

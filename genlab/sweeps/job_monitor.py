@@ -66,7 +66,7 @@ def run_jobs(jobs: Sequence[Job], backend: Backend, *, names: dict[int, str], tr
         UserError: the backend refuses the jobs.
         TrainingInterrupted: a signal ended the wait.
     """
-    JobMonitor(jobs, backend, names, tries).run()
+    JobMonitor(jobs, backend, names, tries).run_all()
 
 
 class JobMonitor:
@@ -85,7 +85,7 @@ class JobMonitor:
         for job in self.running:
             print_status(f"{job.name}: started earlier, still running")
 
-    def run(self) -> None:
+    def run_all(self) -> None:
         """Run until all jobs have ended or a signal comes."""
         with SignalCatcher() as signals:
             while (self.waiting or self.running) and not signals.name:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from genlab.sweeps.optuna_study import Study
 
 
-def register(failed: list[Exception]) -> None:
+def register_sweeper(failed: list[Exception]) -> None:
     """Register the sweeper with Hydra in this process, after the launchers.
 
     Args:
@@ -110,7 +110,7 @@ class OptunaSweeper(Sweeper):
         trainer = validate_kwargs(declare_trainer_options, trainer, "trainer")
         evaluate_every, steps = trainer["evaluate_every"], trainer["steps"]
         goal = self.search.goal(OmegaConf.select(self.config, "trainer.monitor"), evaluate_every)
-        self.validate_batch_is_legal(space.test_overrides())
+        self.validate_batch_is_legal(space.probe_overrides())
         self.folder = Path(self.config.hydra.sweep.dir)
         self.folder.mkdir(parents=True, exist_ok=True)
         SweepFolder(self.folder).refuse_links()

@@ -62,7 +62,7 @@ class SearchSpace:
             for key, entry in self.entries.items()
         ]
 
-    def test_overrides(self) -> list[list[str]]:
+    def probe_overrides(self) -> list[list[str]]:
         """Return jobs that use each choice of each key once, to test whether all compose."""
         first: dict[str, Any] = {}
         others: list[dict[str, Any]] = []

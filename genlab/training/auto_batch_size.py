@@ -1,4 +1,4 @@
-"""Timing of training steps, and `trainer.batch_size=auto`, which is chosen by such timings."""
+"""Timing of training steps, and the choice of `trainer.batch_size=auto` by it."""
 
 from __future__ import annotations
 
@@ -93,12 +93,14 @@ def find_batch_size(
     device: Device,
     grad_accum_steps: int,
 ) -> int:
-    """Return the joint batch size for `auto`, the same on every rank; rank 0 prints the reason.
+    """Return the joint batch size for `auto`, the same on every rank.
+
+    Rank 0 prints the reason.
 
     The size is doubled while it fits into memory (up to 90 % of a GPU's free memory, half of the
     free memory of the CPU), while the items per second grow by more than 5 %, and up to the size
     of the training set or 8,192. The result is the smallest size whose rate is within 5 % of the
-    best: a larger batch that is no faster only makes fewer updates in the same time. The global
+    best: a larger batch that is not faster only makes fewer updates in the same time. The global
     random state does not change.
 
     Args:
@@ -280,5 +282,5 @@ def free_memory() -> int:
     try:
         limit = int((cgroup / "memory.max").read_text())
         return min(free, limit - int((cgroup / "memory.current").read_text()))
-    except (OSError, ValueError):  # there is no such group, or no limit ("max")
+    except (OSError, ValueError):  # no control group, or "max" instead of a limit
         return free

@@ -61,7 +61,7 @@ class Logger:
         self.last_print = time.monotonic()
         self.tensorboard: SummaryWriter | None = None
         self.stats: RawIOBase | None = None
-        self.bar: tqdm[None] | None = None
+        self.bar: tqdm[Any] | None = None
         self.excepthook: Callable[[threading.ExceptHookArgs], Any] | None = None
         if run:
             self.events = run.path / "tensorboard"

@@ -30,7 +30,7 @@ StopCallback = Callable[[int, Evaluation], str | None]
 
 def fit(
     trainer: Trainer,
-    data: Data | None,
+    data: Data,
     *,
     run: RunFolder | None = None,
     preview: PreviewFn | None = None,
@@ -98,7 +98,7 @@ def out_of_time(trainer: Trainer) -> bool:
 
 
 class TrainingSession:
-    """What one call of `fit` keeps: its callbacks, log and clock. See there for the arguments."""
+    """The callbacks, the log and the clock of one call of `fit`; see there for the arguments."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""Options of every trainer, with types and ranges; `configs/train.yaml` documents the same list."""
+"""Options of every trainer, with types and ranges; `configs/train.yaml` lists them too."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from genlab.spec import Count, Decay, NonNegative, Positive, PositiveFloat
 
 
 @dataclass(kw_only=True)
-class Options:
+class TrainerOptions:
     """Options that all trainers share; a family extends them in its own `Options`.
 
     A step is one update of the model. A batch is the joint batch of all processes.

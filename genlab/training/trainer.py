@@ -23,7 +23,7 @@ from genlab.runs.migrations import FORMAT
 from genlab.seeding import derive_seed
 from genlab.spec import Batch
 from genlab.training.ema import EMA
-from genlab.training.options import Options
+from genlab.training.options import TrainerOptions
 
 if TYPE_CHECKING:
     from genlab.distributed.fsdp import FSDP
@@ -32,7 +32,7 @@ Losses = dict[str, Tensor]
 
 
 class Data(Protocol):
-    """What training requires of a dataset."""
+    """A dataset, as far as training uses it."""
 
     def batches(self, split: str, batch_size: int, **options: Any) -> Iterator[Batch]:
         """Return this process's shards of the joint batches; see `Dataset.batches`."""
@@ -56,16 +56,18 @@ class Trainer:
         UserError: the batch size is still "auto".
     """
 
-    Options: ClassVar[type[Options]] = Options
+    Options: ClassVar[type[TrainerOptions]] = TrainerOptions
     # Whether an update calls nothing of the model but `loss`, which device.fsdp requires. A
     # subclass does not inherit it: each class states it for itself.
     supports_fsdp: ClassVar[bool] = True
+
+    options: TrainerOptions
 
     def __init__(
         self,
         model: GenerativeModel,
         make_optimizer: Callable[[Iterable[Any]], torch.optim.Optimizer],
-        options: Options,
+        options: TrainerOptions,
         *,
         seed: int = 0,
         device: Device | None = None,
@@ -235,6 +237,7 @@ class Trainer:
 
         It costs a pass over the gradients, so without clipping only logged steps compute it.
         """
+        norm: Any
         if self.options.grad_clip:
             norm = nn.utils.clip_grad_norm_(parameters, self.options.grad_clip)
         elif (self.global_step + 1) % self.options.log_every == 0:
@@ -330,7 +333,7 @@ class Trainer:
         self.seconds, self.best = state["seconds"], state["best"]
         self.unlogged_losses = state["unlogged_losses"]
         self.model.load_state_dict(state["model"])
-        # the first checkpoints of format 1 have no such entry
+        # missing in the first checkpoints of format 1
         self.shard_buffers.load_state_dict(state.get("per_shard_buffers", {}))
         if self.ema:
             self.ema.model.load_state_dict(state["ema"])

@@ -126,6 +126,9 @@ class InterleavedDataset:
         self.dataset, self.baselines, self.block = dataset, baselines, block
         self.seconds: dict[str, list[float]] = {name: [] for name in ("genlab", *baselines)}
 
+    def size(self, split: str) -> int:
+        return self.dataset.size(split)
+
     def batches(self, *args: Any, **options: Any) -> Iterator:
         start = time.perf_counter()
         for i, batch in enumerate(self.dataset.batches(*args, **options), 1):

@@ -135,8 +135,8 @@ REFUSED: list[tuple[str, list[str]]] = [
     # runs and what can be asked of them
     ("sample", ["no run", "genlab train"]),
     ("sample run=nowhere", ["run=nowhere", "no such folder"]),
-    ("tasks run=nowhere", ["run=nowhere", "no such folder"]),
-    ("tasks device=cpu", ["unknown option 'device'"]),
+    ("info run=nowhere", ["run=nowhere", "no such folder"]),
+    ("info device=cpu", ["unknown option 'device'"]),
     ("sample sampler.eta=1", ["sampler has name", "it is an option of sampler=ddim, dpm_solver"]),
     ("train optimizer=adam optimizer.momentum=0.9", ["optimizer has lr", "it is an option of optimizer=rmsprop, sgd"]),
     ("sample run=[1]", ["run=[1]"]),
@@ -147,7 +147,7 @@ REFUSED: list[tuple[str, list[str]]] = [
     ("train resume={vae} model.beta=2", ["model.beta=2", "model.beta=1.0"]),
     ("train resume={vae} model=gan", ["model=gan", "model=vae"]),
     ("train resume={vae} trainer.batch_size=3", ["trainer.batch_size=3", "trainer.steps"]),
-    ("sample run={vae} y=3", ["y=3", "classes"]),
+    ("sample run={vae} label=3", ["label=3", "classes"]),
     ("sample run={vae} sampler=ddim", ["sampler", "ddim", "vae"]),
     ("sample run={gan} sampler.steps=5", ["sampler.steps"]),
     ("evaluate run={gan} metrics=[likelihood]", ["GAN", "models that can", "vae", "realnvp", "rbm"]),
@@ -506,7 +506,7 @@ def test_datasets(genlab) -> None:
     assert max(map(len, lines)) <= 80
     listed = [line.split()[0] for line in lines if not line.startswith(" ")]
     assert listed == sorted(p.stem for p in (ROOT / "configs" / "dataset").glob("*.yaml"))
-    assert all(len(line.split()) > 1 for line in lines)
+    assert all(len(line.split()) > 1 for line in lines if not line.startswith(" "))
 
 
 def test_tasks(genlab, trained) -> None:

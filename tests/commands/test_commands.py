@@ -1,4 +1,4 @@
-"""The commands reconstruct, encode, interpolate, traverse, arithmetic, inpaint and denoise."""
+"""The commands reconstruct, encode, interpolate, traverse, arithmetic, inpaint, denoise."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def ask(trained, tmp_path):
         for old in out.glob("*"):
             old.unlink()
         function = getattr(import_module(f"genlab.commands.{command}"), command)
-        record = function(loaded(trained(*RUNS[name])), **options, output_dir=str(out))
+        record = function(load(trained(*RUNS[name])), **options, output_dir=str(out))
         (file,), (arrays,) = out.glob("*.json"), out.glob("*.npz")
         assert json.loads(file.read_text()) == json.loads(json.dumps(record))
         with np.load(arrays) as held:
@@ -64,7 +64,7 @@ def ask(trained, tmp_path):
 
 
 @cache
-def loaded(folder: Path):
+def load(folder: Path):
     return entrypoints.load_run({"run": str(folder), "device": {"name": "cpu"}})
 
 
@@ -80,7 +80,7 @@ def files(folder: Path) -> dict[str, bytes]:
 def test_command_is_reproducible_or_names_models_that_support_it(
     command, name, trained, tmp_path, capsys
 ):
-    run = loaded(trained(*RUNS[name]))
+    run = load(trained(*RUNS[name]))
     function = getattr(import_module(f"genlab.commands.{command}"), command)
     options = dict(OPTIONS[command])
     if command == "arithmetic" and "prior" not in abilities(run.model):
@@ -192,11 +192,11 @@ def test_requirements_name_existing_commands_and_abilities():
 
 
 def test_items_are_selected_by_index(trained):
-    dataset = loaded(trained(*RUNS["pca"])).dataset
+    dataset = load(trained(*RUNS["pca"])).dataset
     raw, labels = dataset.raw_arrays("test")
     held = dataset.items("test", torch.tensor([5, 0, 5]))
     assert torch.equal(held.y, labels[[5, 0, 5]])
-    bins = raw[[5, 0, 5]] / 17  # dequantized: each value lies in its bin
+    bins = raw[[5, 0, 5]] / 17  # dequantized: each value is inside its bin
     assert ((held.x >= bins - 1e-6) & (held.x <= bins + 1 / 17 + 1e-6)).all()
 
 
@@ -216,7 +216,7 @@ def test_reconstruction_errors_match_the_written_arrays(ask):
 
 
 def test_encode_writes_the_codes_of_the_model(ask, trained):
-    run = loaded(trained(*RUNS["ae"]))
+    run = load(trained(*RUNS["ae"]))
     found = ask("encode", "ae", items=[4, 1])
     held = run.dataset.items("test", torch.tensor([4, 1]))
     torch.testing.assert_close(found["z"], run.model.encode(held.x).detach())
@@ -293,7 +293,7 @@ def test_interpolation_between_classes_starts_and_ends_in_them(ask):
 
 
 def test_traverse_moves_one_dimension_at_a_time(ask, trained):
-    model = loaded(trained(*RUNS["pca"])).model
+    model = load(trained(*RUNS["pca"])).model
     found = ask("traverse", "pca", n=6, frames=3, range_sigma=2.0)
     spread = (
         model.covariance.scale[0] * 1.0
@@ -343,7 +343,7 @@ def test_arithmetic_accepts_item_indices(ask):
 
 
 def test_arithmetic_uses_the_draws_of_sample(ask, trained):
-    model = loaded(trained(*RUNS["gan"])).model  # training draws random numbers
+    model = load(trained(*RUNS["gan"])).model  # training draws random numbers
     torch.manual_seed(4)
     shown = model.sample(9)
     found = ask("arithmetic", "gan", group_by="draw", n=9, seed=4, a=[5], b=[5], c=[7])
@@ -402,7 +402,7 @@ def test_inpainting_keeps_known_values_and_measures_the_hidden_ones(name, method
     assert found["squared_error_per_draw"]["value"] == pytest.approx(error(filled), rel=1e-6)
     plain = torch.where(hidden, found["mean_fill"], x)
     assert found["squared_error_of_mean_fill"]["value"] == pytest.approx(error(plain), rel=1e-6)
-    train = loaded(trained(*RUNS[name])).dataset.head("train").x
+    train = load(trained(*RUNS[name])).dataset.head("train").x
     torch.testing.assert_close(found["mean_fill"], train.mean(0))
 
 
@@ -444,9 +444,9 @@ def test_classify_fills_reports_how_often_the_class_is_kept(ask, monkeypatch):
 
 
 def test_latent_search_with_a_linear_decoder_solves_least_squares(trained):
-    model = loaded(trained(*RUNS["pca"])).model
+    model = load(trained(*RUNS["pca"])).model
     usual = model.prior(2000)
-    x = loaded(trained(*RUNS["pca"])).dataset.head("test", 6).x
+    x = load(trained(*RUNS["pca"])).dataset.head("test", 6).x
     known = ~corruptions.hidden_values(
         corruptions.Mask("half", half="right"), DataSpec(shape=(1, 8, 8)), 6, seed=0
     )
@@ -471,12 +471,12 @@ def test_latent_search_with_a_linear_decoder_solves_least_squares(trained):
 
 
 def test_latent_search_refuses_a_decoder_without_gradient():
-    def rounded(z: torch.Tensor) -> torch.Tensor:
+    def round_codes(z: torch.Tensor) -> torch.Tensor:
         return z.round().detach()
 
     with pytest.raises(UserError, match="no gradient"):
         latent_search.optimize_codes(
-            rounded,
+            round_codes,
             torch.zeros(1, 2),
             torch.ones(1, 2) > 0,
             latent_search.LatentSearch(torch.randn(9, 2), prior_weight=1.0, steps=1),

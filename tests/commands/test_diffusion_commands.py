@@ -43,7 +43,7 @@ each_image = pytest.mark.parametrize("name", ["ddpm", "edm", "flow_matching"])
 
 
 @cache
-def loaded(folder: Path):
+def load(folder: Path):
     return entrypoints.load_run({"run": str(folder), "device": {"name": "cpu"}})
 
 
@@ -51,14 +51,14 @@ def loaded(folder: Path):
 def run(trained):
     def find(name: str):
         if name == "latent":
-            return loaded(
+            return load(
                 trained(
                     "model=ldm",
                     f"codec.run={trained(*RUNS['codec'])}",
                     "model.diffusion.conditional=true",
                 )
             )
-        return loaded(trained(*RUNS[name]))
+        return load(trained(*RUNS[name]))
 
     return find
 

@@ -22,7 +22,7 @@ GAN = ("model=gan", "model.latent=8", "model.hidden=[16]")
 
 
 @cache
-def loaded(folder: Path):
+def load(folder: Path):
     return entrypoints.load_run({"run": str(folder), "device": {"name": "cpu"}})
 
 
@@ -35,7 +35,7 @@ def ask(trained, tmp_path):
         for old in out.glob("*"):
             old.unlink()
         record = getattr(import_module(f"genlab.commands.{command}"), command)(
-            loaded(trained(*of)), **options, output_dir=str(out)
+            load(trained(*of)), **options, output_dir=str(out)
         )
         (file,), (arrays,) = out.glob("*.json"), out.glob("*.npz")
         assert json.loads(file.read_text()) == json.loads(json.dumps(record)) and list(
@@ -65,7 +65,7 @@ def test_mix_styles_replaces_a_range_of_layers():
 
 def test_mix_decodes_the_mix_styles(ask, trained):
     found = ask("mix", rows=2, columns=3)
-    model = loaded(trained(*STYLE)).model
+    model = load(trained(*STYLE)).model
     assert (
         found["layers"] == 4 and found["coarse_layers"] == [0, 0] and found["fine_layers"] == [3, 3]
     )
@@ -92,7 +92,7 @@ def test_mix_decodes_the_mix_styles(ask, trained):
 
 
 def test_w_codes_are_styles_of_prior_draws(trained):
-    run = loaded(trained(*STYLE))
+    run = load(trained(*STYLE))
     torch.manual_seed(0)
     w = queries.draw_prior_codes(run, 3, space="w")
     torch.manual_seed(0)
@@ -106,7 +106,7 @@ def test_w_codes_are_styles_of_prior_draws(trained):
 
 @pytest.mark.parametrize("space", ["z", "w"])
 def test_latent_commands_accept_a_space(ask, trained, space):
-    run = loaded(trained(*STYLE))
+    run = load(trained(*STYLE))
     decode = torch.no_grad()(queries.decoder_for(run, space))
     torch.manual_seed(5)
     codes = queries.draw_prior_codes(run, 9, space=space)
@@ -149,7 +149,7 @@ def test_restarts_return_the_best_code_first():
 
 @pytest.mark.parametrize("space", ["z", "w"])
 def test_project_finds_a_generated_image(ask, trained, tmp_path, space):
-    run = loaded(trained(*STYLE))
+    run = load(trained(*STYLE))
     torch.manual_seed(7)
     low, high = run.spec.range
     mine = (

@@ -1,4 +1,4 @@
-"""genlab plan compared with training, and trainer.batch_size=auto, which measures the same way."""
+"""genlab plan compared with training, and trainer.batch_size=auto."""
 
 from __future__ import annotations
 
@@ -199,7 +199,7 @@ def test_slow_preview_is_estimated_or_interrupted(monkeypatch):
 
 
 def test_step_time_is_measured(monkeypatch):
-    """The loss waits 10 ms, so a step of two shards takes at least 20 ms; weights do not change."""
+    """The loss waits 10 ms, so a step of two shards takes at least 20 ms."""
     _, dataset, trainer = built(
         "model=vae",
         "model.hidden=[4]",

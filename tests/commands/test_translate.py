@@ -46,7 +46,7 @@ RUNS = {  # a small one for every task
 
 
 @cache
-def loaded(folder: Path):
+def load(folder: Path):
     return entrypoints.load_run({"run": str(folder), "device": {"name": "cpu"}})
 
 
@@ -100,7 +100,7 @@ def test_translator_supports_the_command_of_its_task_only(task, genlab, trained,
     )
     other = "superres" if task == "colorize" else "colorize"
     assert f"task={task}" in genlab(other, f"run={run}", "device=cpu").error
-    fitting = requirements.supported_commands(loaded(run))
+    fitting = requirements.supported_commands(load(run))
     assert task in fitting and "translate" in fitting and other not in fitting
 
 
@@ -110,7 +110,7 @@ def test_error_message_names_models_that_translate(genlab, trained):
 
 
 def test_preview_of_a_translator_shows_source_output_and_truth(trained, tmp_path):
-    run = loaded(trained(*RUNS["superres"]))
+    run = load(trained(*RUNS["superres"]))
     asked = []
     model = FunctionTranslator(lambda cond: asked.append(cond) or interpolate(cond, scale_factor=2))
     folder = type("Folder", (), {"samples": tmp_path})()
@@ -124,7 +124,7 @@ def test_preview_of_a_translator_shows_source_output_and_truth(trained, tmp_path
 
 def test_superres_measures_the_written_outputs(trained, tmp_path):
     run = run_of_function(
-        loaded(trained(*RUNS["superres"])),
+        load(trained(*RUNS["superres"])),
         lambda cond: interpolate(cond, scale_factor=2).clamp(-1, 1),
     )
     record = superres(run, n=6, seed=1, output_dir=str(tmp_path))
@@ -177,7 +177,7 @@ def test_video_error_is_per_frame_and_the_last_frame_is_a_baseline():
 
 
 def test_translation_metric_reports_the_baselines(trained):
-    run = loaded(trained(*RUNS["denoise"]))
+    run = load(trained(*RUNS["denoise"]))
     truth = run.dataset.head("test", 50, seed=4)
     context = MetricContext(
         run.dataset, Settings(n=50, seed=4), model=FunctionTranslator(lambda cond: cond)
@@ -196,7 +196,7 @@ def test_translation_metric_reports_the_baselines(trained):
 
 
 def test_evaluate_measures_a_translator(trained):
-    run = loaded(trained(*RUNS["denoise"]))
+    run = load(trained(*RUNS["denoise"]))
     assert "psnr" in evaluate(run, n=8, metrics=["paired_translation"])
     assert (run.folder.path / "evaluation" / "translations.png").exists()
 
@@ -212,7 +212,7 @@ class Turned(FunctionTranslator):
 
 @pytest.mark.parametrize("back", [True, False])
 def test_unpaired_metric_compares_sets_and_measures_cycles(trained, back):
-    run = loaded(trained(*RUNS["denoise"]))
+    run = load(trained(*RUNS["denoise"]))
     dataset = copy.copy(run.dataset)
     dataset.paired = False
     model = (Turned if back else FunctionTranslator)(lambda cond: cond * 0.5)
@@ -253,11 +253,11 @@ def test_unpaired_metric_compares_sets_and_measures_cycles(trained, back):
 
 
 def test_images_of_any_size_are_padded_and_cropped(trained, tmp_path):
-    def doubled(cond: torch.Tensor) -> torch.Tensor:
+    def double_size(cond: torch.Tensor) -> torch.Tensor:
         assert cond.shape[2] % 4 == 0 and cond.shape[3] % 4 == 0
         return interpolate(cond, scale_factor=2)
 
-    run = run_of_function(loaded(trained(*RUNS["superres"])), doubled, size_multiple=4)
+    run = run_of_function(load(trained(*RUNS["superres"])), double_size, size_multiple=4)
     shown = {
         "odd": noise(7, 13),
         "even": noise(8, 4, seed=1),
@@ -276,7 +276,7 @@ def test_images_of_any_size_are_padded_and_cropped(trained, tmp_path):
 def test_model_of_one_size_refuses_other_sizes(trained, tmp_path):
     png(tmp_path / "in/large.png", noise(9, 8))
     run = run_of_function(
-        loaded(trained(*RUNS["superres"])),
+        load(trained(*RUNS["superres"])),
         lambda cond: interpolate(cond, scale_factor=2),
         size_multiple=0,
     )
@@ -289,7 +289,7 @@ def test_model_of_one_size_refuses_other_sizes(trained, tmp_path):
     with pytest.raises(UserError, match="downsample=true"):
         superres(run, downsample=True)
     with pytest.raises(UserError, match="gray or RGB.*genlab inpaint"):
-        translate(loaded(trained(*RUNS["inpaint"])), input_dir=str(tmp_path / "in"))
+        translate(load(trained(*RUNS["inpaint"])), input_dir=str(tmp_path / "in"))
 
 
 def test_downsampled_images_are_measured_beside_bicubic(genlab, trained, tmp_path):
@@ -345,9 +345,9 @@ class Both(FunctionTranslator):
 def test_cyclegan_translates_backward(genlab, trained, tmp_path):
     folder = trained(*BACK)
     run = replace(
-        loaded(folder),
+        load(folder),
         model=Both(lambda cond: cond.expand(-1, 3, -1, -1)),
-        open_data=lambda: loaded(folder).dataset,
+        open_data=lambda: load(folder).dataset,
     )
     record = translate(run, backward=True, n=5, seed=1, output_dir=str(tmp_path / "made"))
     held, _ = queries.select_items(run, queries.ItemSelection(5, seed=1))
@@ -387,13 +387,13 @@ def test_cyclegan_translates_backward(genlab, trained, tmp_path):
 @pytest.mark.parametrize("asked", [{"n": 3}, {"input_dir": "in"}], ids=str)
 def test_model_of_one_direction_refuses_backward(trained, asked):
     with pytest.raises(UserError, match=r"backward=true .*cyclegan.*pix2pix learns one"):
-        translate(loaded(trained(*RUNS["colorize"])), backward=True, **asked)
+        translate(load(trained(*RUNS["colorize"])), backward=True, **asked)
 
 
 @pytest.mark.parametrize("mask", ["half", "transparent", "file"])
 @pytest.mark.parametrize("draws", [1, 2])
 def test_inpaint_folder_keeps_visible_pixels(mask, draws, trained, tmp_path):
-    run, seen = loaded(trained(*RUNS["inpaint"])), []
+    run, seen = load(trained(*RUNS["inpaint"])), []
     run = run_of_function(
         run, lambda cond: seen.append(cond) or cond[:, :1] * 0 + 0.25, size_multiple=4
     )
@@ -437,7 +437,7 @@ def test_inpaint_folder_keeps_visible_pixels(mask, draws, trained, tmp_path):
 
 
 def test_denoise_folder_writes_denoised_images(trained, tmp_path):
-    run = run_of_function(loaded(trained(*RUNS["denoise"])), lambda cond: cond * 0.5)
+    run = run_of_function(load(trained(*RUNS["denoise"])), lambda cond: cond * 0.5)
     x = noise(9, 7)
     png(tmp_path / "in/x.png", x)
     denoise(run, input_dir=str(tmp_path / "in"), output_dir=str(tmp_path / "out"))
@@ -466,7 +466,7 @@ def test_input_dir_is_refused_where_it_does_not_fit(says, trained, tmp_path):
     png(tmp_path / "in/x.png", noise(8, 8))
     name, asked = OWN[says]
     with pytest.raises(UserError, match=says):
-        asked(loaded(trained(*(RUNS | RECONSTRUCT)[name])), str(tmp_path / "in"))
+        asked(load(trained(*(RUNS | RECONSTRUCT)[name])), str(tmp_path / "in"))
 
 
 # --- forecast, denoise, inpaint -------------------------------------------------------------------
@@ -474,7 +474,7 @@ def test_input_dir_is_refused_where_it_does_not_fit(says, trained, tmp_path):
 
 def test_predicted_frames_become_the_context(trained):
     run = run_of_function(
-        loaded(trained(*RUNS["forecast"])), lambda cond: cond[:, -1:] * 0.5 + cond[:, -2:-1] * 0.25
+        load(trained(*RUNS["forecast"])), lambda cond: cond[:, -1:] * 0.5 + cond[:, -2:-1] * 0.25
     )
     past = torch.rand(2, 4, 1, 16, 16)
     made, before = predict_frames(run, past, 3), list(past.unbind(1))
@@ -485,7 +485,7 @@ def test_predicted_frames_become_the_context(trained):
 
 
 def test_forecast_measures_each_frame_and_writes_a_gif(trained, tmp_path):
-    run = run_of_function(loaded(trained(*RUNS["forecast"])), lambda cond: cond[:, -1:])
+    run = run_of_function(load(trained(*RUNS["forecast"])), lambda cond: cond[:, -1:])
     record = forecast(run, n=3, videos=5, output_dir=str(tmp_path))
     assert record["squared_error_per_frame"] == record["squared_error_per_frame_of_last_frame"]
     held = run.dataset.with_target_frames(3).items(
@@ -499,7 +499,7 @@ def test_forecast_measures_each_frame_and_writes_a_gif(trained, tmp_path):
 
 def test_forecast_works_in_batches(trained, tmp_path, monkeypatch):
     """10,000 videos of 64×64 once took more than 14 GB, because they were forecast together."""
-    run = run_of_function(loaded(trained(*RUNS["forecast"])), lambda cond: cond[:, -1:])
+    run = run_of_function(load(trained(*RUNS["forecast"])), lambda cond: cond[:, -1:])
     together = []
     monkeypatch.setattr(
         "genlab.commands.forecast.predict_frames",
@@ -522,7 +522,7 @@ def test_forecast_works_in_batches(trained, tmp_path, monkeypatch):
 
 
 def test_denoise_uses_the_noise_level_of_training(trained, tmp_path):
-    run = run_of_function(loaded(trained(*RUNS["denoise"])), lambda cond: cond * 0.5)
+    run = run_of_function(load(trained(*RUNS["denoise"])), lambda cond: cond * 0.5)
     record = denoise(run, n=20, output_dir=str(tmp_path))
     assert record["level"] == 0.2
     with np.load(next(tmp_path.glob("*.npz"))) as found:
@@ -533,7 +533,7 @@ def test_denoise_uses_the_noise_level_of_training(trained, tmp_path):
 def test_inpaint_marks_hidden_pixels_as_in_training(trained, tmp_path):
     seen = []
     run = run_of_function(
-        loaded(trained(*RUNS["inpaint"])), lambda cond: seen.append(cond) or cond[:, :1] * 0 + 0.25
+        load(trained(*RUNS["inpaint"])), lambda cond: seen.append(cond) or cond[:, :1] * 0 + 0.25
     )
     record = inpaint(run, mask="half", half="left", n=4, draws=1, output_dir=str(tmp_path))
     hidden = corruptions.hidden_values(corruptions.Mask("half", half="left"), run.spec, 4, seed=0)

@@ -1,4 +1,4 @@
-"""Several processes train one model, by gloo, exactly like one process with the joint batch.
+"""Several processes train one model, by gloo, like one process with the joint batch.
 
 An error or the death of one process ends all of them.
 """
@@ -364,9 +364,9 @@ def test_a_sweep_job_resumes_after_one_of_its_processes_was_killed(ends_the_step
         assert sweep.wait_for_end() == 0 and status_and_starts(sweep.folder) == [("done", 2)], (
             sweep.output()
         )
-        assert re.search(
-            r"^job 0 .*: (lost|stopped)\b.*; restarting it$", sweep.output(), re.M
-        ), sweep.output()
+        assert re.search(r"^job 0 .*: (lost|stopped)\b.*; restarting it$", sweep.output(), re.M), (
+            sweep.output()
+        )
         assert ends_the_step or re.search(
             rf": lost: rank 1 on \S+ {SILENT_DEATH};", sweep.output()
         ), sweep.output()

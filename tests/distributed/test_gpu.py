@@ -1,4 +1,4 @@
-"""Tests that need a GPU: recipes in every precision, exact resumes, compilation, placement."""
+"""Tests that need a GPU: recipes in every precision, exact resumes, compilation."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def has_finite_weights(trainer) -> bool:
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_every_recipe_trains_two_steps(recipe, precision):
     if precision == "bf16" and not torch.cuda.is_bf16_supported():
-        pytest.skip("this GPU has no bfloat16")
+        pytest.skip("this GPU does not support bfloat16")
     _, trainer, losses = train_steps(2, *recipe_options(recipe, f"device.precision={precision}"))
     assert has_finite_weights(trainer)
     assert {p.device.type for p in trainer.model.parameters()} == {"cuda"}

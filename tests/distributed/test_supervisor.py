@@ -1,4 +1,4 @@
-"""Ranks that monitor each other, with real deaths: an error or a death of one ends all of them."""
+"""Ranks that monitor each other: an error or the death of one ends all of them."""
 
 from __future__ import annotations
 

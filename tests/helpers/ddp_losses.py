@@ -1,4 +1,4 @@
-"""Run by test_ddp in one or several processes: train models in float64, print the joint losses.
+"""Run by test_ddp in one or several processes: train models and print the joint losses.
 
 One process with N shards per batch, and N processes with one shard each, must print the same.
 
@@ -33,15 +33,34 @@ MODELS = {
     "dbn": ("model=dbn", "model.hidden=[20,10]", "trainer.stage_starts=[0,2]"),
     "m2": ("model=m2", "model.hidden=[20]", "model.latent=4", "trainer.labeled_batch_size=40"),
     "vq_vae": ("model=vq_vae", "model.channels=8", "model.num_codes=16"),
-    "debias_vae": ("model=debias_vae", "model.latent=4", "model.hidden=[6]", "trainer.resample_after=2", "trainer.resample_every=5"),
+    "debias_vae": (
+        "model=debias_vae",
+        "model.latent=4",
+        "model.hidden=[6]",
+        "trainer.resample_after=2",
+        "trainer.resample_every=5",
+    ),
     "spectral": ("model=dcgan", "+regularizer=spectral_norm", "model.width=8", "dataset.size=16"),
-    "stylegan2": ("model=stylegan2", "model.channel_max=8", "model.latent=12", "model.num_mapping_layers=2", "model.augment=ada",
-                  "trainer.lazy_reg_interval=2"),
+    "stylegan2": (
+        "model=stylegan2",
+        "model.channel_max=8",
+        "model.latent=12",
+        "model.num_mapping_layers=2",
+        "model.augment=ada",
+        "trainer.lazy_reg_interval=2",
+    ),
     "cyclegan": ("model=cyclegan", "model.width=4", "model.num_blocks=1", "model.history_size=9"),
     # a transformer
-    "gpt": ("model=gpt_text", "dataset=text", f"dataset.path={__file__}", "model.width=16", "model.num_layers=2", "model.num_heads=2",
-            "trainer.ema_decay=0.9"),
-}  # fmt: skip  # one model per line
+    "gpt": (
+        "model=gpt_text",
+        "dataset=text",
+        f"dataset.path={__file__}",
+        "model.width=16",
+        "model.num_layers=2",
+        "model.num_heads=2",
+        "trainer.ema_decay=0.9",
+    ),
+}
 # Number of steps after which rounding errors are no longer small: weights that differ by 1e-16 give
 # losses that differ by 1e-11 after 5 steps, and by 7e-9 after 8.
 MAX_STEPS = {"cyclegan": 5}

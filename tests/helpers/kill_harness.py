@@ -1,4 +1,4 @@
-"""Trainings that are killed and resumed: start many of them quickly, and check the result of each."""
+"""Start trainings quickly, kill and resume them, and check the result of each."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ for line in sys.stdin:
 
 
 class Process:
-    """A command of genlab that runs in a process of its own."""
+    """A command of genlab in a separate process."""
 
     def __init__(self, pid: int, output: Path) -> None:
         self.pid, self.path = pid, output
@@ -143,7 +143,7 @@ class Process:
 
     @property
     def output(self) -> str:
-        """What the process has printed so far."""
+        """The output of the process so far."""
         return self.path.read_text(errors="replace")
 
 
@@ -202,7 +202,7 @@ class TorchrunTraining:
 
     @property
     def output(self) -> str:
-        """What the processes have printed so far."""
+        """The output of the processes so far."""
         return self.path.read_text(errors="replace")
 
     def wait(self, condition: Callable[[], bool], seconds: float = TIMEOUT_S) -> bool:
@@ -270,7 +270,7 @@ def min_resume_step(folder: Path, save_every: int = SAVE_EVERY) -> int:
 
 
 def start_step(output: str) -> int | None:
-    """Return the step from which a training says that it starts, or None if it is not that far."""
+    """Return the step from which a training says that it starts, or None before that."""
     match = re.search(r" parameters\) (?:trains|continues from step ([\d,]+)) on ", output)
     return int((match[1] or "0").replace(",", "")) if match else None
 

@@ -1,4 +1,4 @@
-"""Run by test_supervisor: one rank that only monitors its peers and ends as it is told; needs no torch.
+"""Run by test_supervisor: one rank that only monitors its peers, without torch.
 
 Arguments: a folder to meet in, and for each rank how it ends:
 exit | wait | user-error:<message> | bug:<message> | kill | fork-kill.

@@ -1,4 +1,4 @@
-"""likelihood, anomaly, classify and the reconstruction error, compared with computed numbers."""
+"""likelihood, anomaly, classify and the reconstruction error, compared with known numbers."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def runs(tmp_path_factory):
 
 
 def answer(genlab, *words: object) -> tuple[dict, str]:
-    """Run a command, check its pictures, and return the last JSON that it wrote and its output."""
+    """Run a command, check its pictures, and return its last JSON file and its output."""
     result = genlab(*words, "device=cpu")
     assert result.code == 0, result.err
     paths = [Path(line.split(" ")[0]) for line in result.out.splitlines() if line.startswith("/")]

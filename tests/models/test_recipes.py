@@ -18,7 +18,7 @@ STEPS = 3
 
 
 def each_recipe():
-    """Run a test for each recipe; one process runs all tests of a recipe and shares its training."""
+    """Run a test for each recipe; one process runs all tests of a recipe and reuses its model."""
     return pytest.mark.parametrize(
         "recipe", [pytest.param(r, marks=pytest.mark.xdist_group(r)) for r in RECIPES]
     )

@@ -262,7 +262,7 @@ def test_a_read_only_run_can_be_sampled_with_output_dir(disk, genlab, run, tmp_p
 
 @slow
 def test_a_run_can_be_sampled_while_it_is_trained(run, genlab, tmp_path):
-    """A second training in the folder is refused; other commands work while checkpoints change."""
+    """A second training in the folder is refused; other commands work meanwhile."""
     command = [
         sys.executable,
         "-m",

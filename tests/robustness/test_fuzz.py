@@ -1,4 +1,4 @@
-"""The command line with random overrides: each ends soon, with exit code 0 or one line of error."""
+"""The command line with random overrides: each succeeds or gives one line of error."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Processes that are killed or stopped at random moments: every resume is exact, bit for bit."""
+"""Processes that are killed or stopped at random moments resume bit for bit."""
 
 from __future__ import annotations
 

@@ -45,7 +45,7 @@ SYSTEM = {"_target_": "os.system", "command": "touch marker"}
 WRITES = {"_target_": "genlab.fileio.atomic_write", "path": "marker", "data": "x"}
 
 
-# --- changes that make a file hostile ----------------------------------------------------------------------------------------
+# --- changes that make a file hostile -------------------------------------------------------------
 
 
 def state(**changes: object) -> Callable[[Path], None]:
@@ -323,7 +323,12 @@ HOSTILE: list[Case] = [
         ("beta.a[0].b.c",),
     ),
     ("a partial", config(model__hidden={**SYSTEM, "_partial_": True}), SAMPLE, ("os.system",)),
-    ("a writer of genlab's", config(model__beta=WRITES), SAMPLE, ("atomic_write is not a network",)),
+    (
+        "a writer of genlab's",
+        config(model__beta=WRITES),
+        SAMPLE,
+        ("atomic_write is not a network",),
+    ),
     (
         "a writer, in a list, in part",
         config(model__hidden=[{**WRITES, "_partial_": True}]),
@@ -352,14 +357,14 @@ HOSTILE: list[Case] = [
         "a download",
         config(
             dataset={
-                "_target_": "genlab.data.text.download",
+                "_target_": "genlab.data.text.download_file",
                 "url": "file:///etc/passwd",
                 "sha256": "",
                 "file": "marker",
             }
         ),
         RESUME,
-        ("is not a dataset",),
+        ("is not a data set",),
     ),
     ("arguments by place", config(model___args_=["touch marker"]), SAMPLE, ("'model._args_'",)),
     (
@@ -440,7 +445,12 @@ HOSTILE: list[Case] = [
     ("a shape of words", spec(shape="abc"), SAMPLE, ("spec is not valid",)),
     ("10¹² classes", spec(num_classes=10**12, shape=[10**5]), SAMPLE, ()),
     ("a name for the terminal", info(model=ESCAPE), SAMPLE, ("its model is not",)),
-    ("an option for the terminal", config(model={"_target_": ESCAPE}), SAMPLE, ("trusted_packages=",)),
+    (
+        "an option for the terminal",
+        config(model={"_target_": ESCAPE}),
+        SAMPLE,
+        ("trusted_packages=",),
+    ),
     ("deep JSON", text("run.json", "[" * 100_000), SAMPLE, ("run.json",)),
     ("a long number", text("run.json", '{"seed": ' + "9" * 10_000 + "}"), SAMPLE, ("run.json",)),
     ("no object", text("run.json", "[1]"), RESUME, ("not contain a JSON object",)),
@@ -465,7 +475,7 @@ HOSTILE: list[Case] = [
         "a header of 10¹² numbers",
         file(lambda p: write_npy(p, "(1000000000000,)")),
         EVALUATE,
-        ("more than the file holds",),
+        ("more than the file has",),
     ),
     (
         "a header that is a program",
@@ -483,7 +493,7 @@ HOSTILE: list[Case] = [
     ),
     ("a PNG bomb of samples", folder(write_png_bomb), EVALUATE, ("limit",)),
     ("PostScript as a sample", folder(write_postscript), EVALUATE, ("0.png",)),
-    ("a sample that is a link", folder(link_outside), EVALUATE, ("is a link out of",)),
+    ("a sample that is a link", folder(link_outside), EVALUATE, ("is a link to outside of",)),
     (
         "a name for the terminal in a folder",
         folder(lambda p: p.write_bytes(b"x"), f"{ESCAPE[:8]}.png"),
@@ -520,13 +530,13 @@ HOSTILE: list[Case] = [
         "a caption's image outside",
         captions({"file_name": "../outside.png", "text": "x"}),
         train_on("captioned_folder"),
-        ("is no file in",),
+        ("is not a file in",),
     ),
     (
         "a caption's image anywhere",
         captions({"file_name": "/etc/passwd", "text": "x"}),
         train_on("captioned_folder"),
-        ("is no file in",),
+        ("is not a file in",),
     ),
     (
         "a caption of numbers",
@@ -590,7 +600,7 @@ def test_a_hostile_file_is_refused_without_effect(
     assert {path for path in tmp_path.rglob("*") if path.name != ".lock"} == before
 
 
-# --- sweeps -----------------------------------------------------------------------------------------------------------
+# --- sweeps ---------------------------------------------------------------------------------------
 
 UNSAFE_OVERRIDES = [
     "--config-dir=confs",
@@ -727,7 +737,7 @@ def status_and_best(name: str, change: Callable[[Path], object], *messages: str)
 HOSTILE_SWEEPS: list[Case] = [
     # state.json
     ("an error of numbers", job(error=5), STATUS, ("0/state.json", "its error")),
-    ("a status of its own", job(status=ESCAPE), STATUS, ("0/state.json", "its status")),
+    ("a status for the terminal", job(status=ESCAPE), STATUS, ("0/state.json", "its status")),
     ("a status that is a list", job(status=["done"]), STATUS, ("its status",)),
     ("a time of numbers", job(since=3), STATUS, ("its since",)),
     ("a time for the terminal", job(since=ESCAPE), STATUS, ("its since",)),
@@ -744,7 +754,7 @@ HOSTILE_SWEEPS: list[Case] = [
     ("a deep state", text("state.json", "[" * 100_000), STATUS, ("0/state.json",)),
     ("a submission that is a path", text("submitted", "../../made"), STATUS, ("0/submitted",)),
     (
-        "a submission that is no text",
+        "a submission that is not text",
         lambda job: (job / "submitted").write_bytes(b"\xff"),
         STATUS,
         ("0/submitted",),
@@ -821,7 +831,7 @@ HOSTILE_SWEEPS: list[Case] = [
         (".submitit is a link out of the sweep",),
     ),
     (
-        "a link, to go on with",
+        "a link in a sweep to be resumed",
         link("stats.jsonl", "../precious"),
         ("resume",),
         ("0/stats.jsonl is a link out of the sweep",),

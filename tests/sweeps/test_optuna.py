@@ -299,7 +299,7 @@ def test_interrupted_search_resumes(genlab, use_fake_jobs, tmp_path):
             [LOSSES, "hydra/launcher=basic"],
             "needs a launcher of genlab, which records each job's state",
         ),
-        ([LOSSES, "model=choice(vae,no)"], "there is no such model"),
+        ([LOSSES, "model=choice(vae,no)"], "model=no does not exist"),
         ([LOSSES, "model.latnet=3"], "did you mean 'latent'?"),
     ],
 )

@@ -25,7 +25,7 @@ from genlab.seeding import derive_seed
 from genlab.spec import Batch
 from genlab.training.logger import DivergedError
 from genlab.training.loop import fit
-from genlab.training.options import Options
+from genlab.training.options import TrainerOptions
 from genlab.training.trainer import Trainer
 
 SGD = partial(torch.optim.SGD, lr=0.1)
@@ -70,7 +70,7 @@ class Ones:
 
 def make_trainer(model=None, **options) -> Trainer:
     defaults = {"steps": 10, "batch_size": 8, "log_every": 5}
-    return Trainer(model or Quadratic(), SGD, Options(**defaults | options))
+    return Trainer(model or Quadratic(), SGD, TrainerOptions(**defaults | options))
 
 
 def make_folder(path) -> RunFolder:
@@ -279,7 +279,7 @@ def test_training_works_in_every_precision(precision):
     t = Trainer(
         model,
         SGD,
-        Options(steps=30, batch_size=8),
+        TrainerOptions(steps=30, batch_size=8),
         device=Device(name="cpu", precision=precision, channels_last=False),
     )
     first = model.loss(t.device.to_device(next(t.train_batches(Ones()))))["loss"].item()
@@ -305,8 +305,8 @@ def test_seeds_differ_in_every_part():
 def test_train_yaml_lists_every_option_with_its_default():
     shown = yaml.safe_load((CONFIGS / "train.yaml").read_text())["trainer"]
     assert shown.pop("name") == "vae"
-    defaults = {f.name: f.default for f in fields(Options)} | {"lr_milestones": []}
-    assert shown == defaults and Options().lr_milestones == ()
+    defaults = {f.name: f.default for f in fields(TrainerOptions)} | {"lr_milestones": []}
+    assert shown == defaults and TrainerOptions().lr_milestones == ()
 
 
 @pytest.mark.parametrize("name", ["auto", "cpu", "cuda", "mps"])

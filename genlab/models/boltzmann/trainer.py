@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from genlab.errors import UserError
 from genlab.seeding import derive_seed
 from genlab.spec import Batch, Count, Positive, PositiveFloat
-from genlab.training.options import Options as TrainerOptions
+from genlab.training.options import TrainerOptions
 from genlab.training.trainer import Trainer
 
 

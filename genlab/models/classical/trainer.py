@@ -11,7 +11,7 @@ from genlab.models.classical.full_batch import TrainingItems
 from genlab.models.classical.kmeans import KMeans
 from genlab.seeding import derive_seed
 from genlab.spec import Batch
-from genlab.training.options import Options as TrainerOptions
+from genlab.training.options import TrainerOptions
 from genlab.training.trainer import Data, Losses, Trainer
 
 # largest training set, in float64, that is loaded as one batch by default

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from genlab.models.diffusion.rectified_flow import RectifiedFlow
 from genlab.seeding import derive_seed
 from genlab.spec import Batch, Positive
-from genlab.training.options import Options as TrainerOptions
+from genlab.training.options import TrainerOptions
 from genlab.training.trainer import Trainer
 
 PAIRS_PER_CHUNK = 256  # pairs that are produced together, with a seed of their own

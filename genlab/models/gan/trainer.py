@@ -11,7 +11,7 @@ from torch import Tensor
 
 from genlab.models.gan.regularizers import DiscriminatorRegularization
 from genlab.spec import Batch, Positive, PositiveFloat
-from genlab.training.options import Options as TrainerOptions
+from genlab.training.options import TrainerOptions
 from genlab.training.trainer import Trainer
 
 # A failure mode is reported when this many consecutive logged means show it.

@@ -13,7 +13,7 @@ from genlab.errors import UserError
 from genlab.models.vae.debias_vae import DebiasVAE, resampling_weights
 from genlab.seeding import derive_seed
 from genlab.spec import Batch, Count, Positive, PositiveFloat
-from genlab.training.options import Options as TrainerOptions
+from genlab.training.options import TrainerOptions
 from genlab.training.trainer import Trainer
 
 ENCODE_BATCH_SIZE = 1000

@@ -14,7 +14,7 @@ from genlab.errors import UserError
 from genlab.models.vae.m2 import M2, UNLABELED
 from genlab.seeding import derive_seed
 from genlab.spec import Batch, Count, Fraction, Positive
-from genlab.training.options import Options as TrainerOptions
+from genlab.training.options import TrainerOptions
 from genlab.training.trainer import Trainer
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from genlab.models.vae.vae import VAE
 from genlab.spec import Batch, Count
-from genlab.training.options import Options as TrainerOptions
+from genlab.training.options import TrainerOptions
 from genlab.training.trainer import Trainer
 
 
