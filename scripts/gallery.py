@@ -2,7 +2,7 @@
 
     python scripts/gallery.py [--runs FOLDER] [--out docs/images/gallery.png]
 
-Trains the runs of COLUMNS one after another, about 20 minutes on one CPU core, and draws samples of
+Trains the runs of COLUMNS in turn, about half an hour on one CPU core, and draws samples of
 each. With --runs the runs are kept in that folder, and runs that are there already are used again.
 MNIST and Shakespeare are read from GENLAB_DATA; without it, their columns are left out.
 """
@@ -35,7 +35,7 @@ FIGURE_INCHES = (16.0, 7.0)
 DPI = 100
 IMAGES_PER_SIDE = 6  # of the grid of images in a panel
 NUM_POINTS = 6_000  # samples in a panel of points
-TEXT_COLUMNS, TEXT_LINES = 42, 36
+TEXT_COLUMNS, TEXT_LINES = 42, 39
 PROMPT = "\n"
 
 MACHINE_OPTIONS = ("device=cpu", "device.threads=1", "trainer.preview_every=0")

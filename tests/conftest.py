@@ -1,4 +1,4 @@
-"""What the tests share: one thread, fixed seeds, and two ways to run a command line."""
+"""Fixtures of all tests: one thread, fixed seeds, and two ways to run a command line."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from helpers.cli_runner import REPOSITORY, Result, run_here, run_process
 
 
 @pytest.fixture(scope="session", autouse=True)
-def one_thread() -> None:
-    """Keep to one thread: the tests' tensors are small, and pytest-xdist fills the cores."""
+def limit_threads() -> None:
+    """Use one thread: the tests' tensors are small, and pytest-xdist fills the cores."""
     torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session", autouse=True)
-def cache(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Keep what is made once in a folder of this test session, the same one for all of its processes."""
+def set_cache_folder(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Set GENLAB_CACHE to one folder that all processes of this test session share."""
     base = tmp_path_factory.getbasetemp()
     shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
     os.environ["GENLAB_CACHE"] = str(shared / "cache")
 
 
 @pytest.fixture(scope="session", autouse=True)
-def hasty_classifier() -> Iterator[None]:
-    """Train the classifiers that measures need for a tenth of their epochs: it is the measures that are tested here."""
+def short_classifier_training() -> Iterator[None]:
+    """Train the classifiers of the metrics for a tenth of their epochs, to save time."""
     from genlab.metrics.features import classifier
 
     with pytest.MonkeyPatch.context() as patch:
@@ -39,14 +39,14 @@ def hasty_classifier() -> Iterator[None]:
 
 @pytest.fixture
 def float64() -> Iterator[None]:
-    """Let floats be float64 for a test."""
+    """Make float64 the default dtype during a test."""
     torch.set_default_dtype(torch.float64)
     yield
     torch.set_default_dtype(torch.float32)
 
 
 @pytest.fixture(autouse=True)
-def seeds() -> None:
+def fix_seeds() -> None:
     """Start every test from the same random state."""
     random.seed(0)
     np.random.seed(0)
@@ -55,42 +55,45 @@ def seeds() -> None:
 
 @pytest.fixture
 def genlab(tmp_path: Path) -> Callable[..., Result]:
-    """`genlab("train", "model=vae")` in this process, in an empty folder or the one that `cwd` names."""
+    """Run `genlab("train", "model=vae")` in this process, in an empty folder or in `cwd`."""
     return lambda *arguments, cwd=tmp_path: run_here(*arguments, cwd=cwd)
 
 
 @pytest.fixture
 def genlab_process(tmp_path: Path) -> Callable[..., Result]:
-    """The same as a process of its own, with environment variables as keywords."""
+    """Run a command line in a new process, with environment variables as keywords."""
     return lambda *arguments, cwd=tmp_path, **environment: run_process(
         *arguments, cwd=cwd, **environment
     )
 
 
 @pytest.fixture(scope="session")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """`trained("model=gan", …)`: the folder of a run of two steps, the same one for the same options: only to read."""
-    made: dict[tuple[str, ...], Path] = {}
+def train_run(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Train for two steps and return the run folder: `train_run("model=gan", …)`.
+
+    The same options return the same folder, so a test must not change it.
+    """
+    folders: dict[tuple[str, ...], Path] = {}
 
     def train(*options: str) -> Path:
-        if options not in made:
+        if options not in folders:
             cwd = tmp_path_factory.mktemp("trained")
-            small = (
+            short = (
                 "trainer.steps=2",
                 "trainer.batch_size=8",
                 "trainer.preview_every=0",
                 "device=cpu",
                 "out=run",
             )
-            result = run_here("train", *options, *small, cwd=cwd)
+            result = run_here("train", *options, *short, cwd=cwd)
             assert result.code == 0, result.err
-            made[options] = cwd / "run"
-        return made[options]
+            folders[options] = cwd / "run"
+        return folders[options]
 
     return train
 
 
 @pytest.fixture(scope="session")
 def repository() -> Path:
-    """The root of the checkout."""
+    """Return the root of the checkout."""
     return REPOSITORY

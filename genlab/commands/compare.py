@@ -98,7 +98,7 @@ def compare(
     sampler: dict[str, Any] | None = None,
     title: str | None = None,
     text: str | None = None,
-    out: str = "outputs/compare",
+    output_dir: str = "outputs/compare",
 ) -> Comparison:
     """Print runs side by side, and write compare.csv, compare.md and compare.html.
 
@@ -106,7 +106,7 @@ def compare(
         load: returns the run of a folder or checkpoint; called only for runs to be measured.
         requests: the runs.
         evaluate: measure runs without a record, or with a record of other settings than requested.
-        out: the folder of the files.
+        output_dir: the folder of the files.
 
     Raises:
         UserError: no run could be measured as requested.
@@ -136,7 +136,7 @@ def compare(
     runs = collect_records(requests, measurement, load if evaluate else None)
     comparison = make_comparison(runs, metrics)
     print_comparison(comparison)
-    for path in write_reports(comparison, Path(out), title=title or "", text=text or ""):
+    for path in write_reports(comparison, Path(output_dir), title=title or "", text=text or ""):
         print(path)
     return comparison
 

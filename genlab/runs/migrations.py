@@ -432,7 +432,7 @@ COMMAND_OPTIONS: dict[str, dict[str, str]] = {
         "by": "score",
         "out": "output_dir",
     },
-    "compare": {"k": "iwae_samples", "terms": "elbo_timesteps"},
+    "compare": {"k": "iwae_samples", "terms": "elbo_timesteps", "out": "output_dir"},
 }
 
 # Fields of `spec` in run.json.

@@ -18,7 +18,7 @@ from turns import (
     BenchmarkSettings,
     Row,
     TakeSteps,
-    built,
+    build_training_objects,
     compare_calls,
     compare_training,
     package_baseline,
@@ -34,7 +34,7 @@ LOGGING_OPTIONS = ("trainer.log_every=50", "trainer.save_every=100", "trainer.pr
 
 def training_data(options: tuple[str, ...]) -> Tensor:
     """Return the training images of a config as bytes (N, C, H, W)."""
-    return built(*options, "device=cpu", "out=unused")[1].raw_arrays("train")[0]
+    return build_training_objects(*options, "device=cpu", "out=unused")[1].raw_arrays("train")[0]
 
 
 def vae_options(settings: BenchmarkSettings) -> tuple[str, ...]:
@@ -66,7 +66,7 @@ def dcgan_loop(settings: BenchmarkSettings) -> dict[str, Row]:
         "trainer.ema_decay=0.999",
         *LOGGING_OPTIONS,
     )
-    model = built(*ours, "device=cpu", "out=unused")[2].model
+    model = build_training_objects(*ours, "device=cpu", "out=unused")[2].model
     step = loops.dcgan_step(model, training_data(ours), 64, ema=0.999)
     what = "DCGAN 32×32, 32 maps, batch 64, with logging, EMA and checkpoints"
     return compare_training(
@@ -92,7 +92,7 @@ def unet_options(settings: BenchmarkSettings) -> tuple[str, ...]:
 
 def unet_loop(settings: BenchmarkSettings) -> dict[str, Row]:
     ours = unet_options(settings)
-    model = built(*ours, "device=cpu", "out=unused")[2].model
+    model = build_training_objects(*ours, "device=cpu", "out=unused")[2].model
     step = loops.ddpm_step(
         model.network,
         model.schedule.alphas_bar,
@@ -374,7 +374,7 @@ def zuko_spline(data: Tensor) -> Baseline:
 
 def sampling(settings: BenchmarkSettings) -> dict[str, Row]:
     rows = {}
-    vae = built(*vae_options(settings), "device=cpu", "out=unused")[2].model.eval()
+    vae = build_training_objects(*vae_options(settings), "device=cpu", "out=unused")[2].model.eval()
     by_hand = loops.PlainVAE()
 
     def draw_vae(_: int) -> None:
@@ -390,7 +390,7 @@ def sampling(settings: BenchmarkSettings) -> dict[str, Row]:
         items=1000,
     )
     options = ("model=dcgan", "model.width=32", "dataset.size=32", "trainer.batch_size=64")
-    gan = built(*options, "device=cpu", "out=unused")[2].model.eval()
+    gan = build_training_objects(*options, "device=cpu", "out=unused")[2].model.eval()
 
     def draw_gan(_: int) -> None:
         with torch.no_grad():
@@ -404,7 +404,9 @@ def sampling(settings: BenchmarkSettings) -> dict[str, Row]:
         rounds=100,
         items=64,
     )
-    model = built(*unet_options(settings), "device=cpu", "out=unused")[2].model.eval()
+    model = build_training_objects(*unet_options(settings), "device=cpu", "out=unused")[
+        2
+    ].model.eval()
     n, steps = (16, 50) if settings.step_fraction == 1 else (2, 3)
 
     def draw_unet(_: int) -> None:
@@ -438,7 +440,7 @@ def cached_sampling(settings: BenchmarkSettings) -> dict[str, Row]:
     }
     rows = {}
     for what, options in cases.items():
-        model = built(*options, "device=cpu", "out=unused")[2].model.eval()
+        model = build_training_objects(*options, "device=cpu", "out=unused")[2].model.eval()
 
         def draw(*, cache: bool, model: nn.Module = model) -> Tensor:
             torch.manual_seed(0)

@@ -28,7 +28,7 @@ import loops
 import torch
 from run import package_versions
 from torch.utils.flop_counter import FlopCounterMode
-from turns import built
+from turns import build_training_objects
 
 OUT = Path(__file__).resolve().parents[2] / "docs" / "benchmarks" / "gpu.json"
 # Updates before the timing: compilation, the choice of convolution algorithms, memory pools.
@@ -217,13 +217,13 @@ def warm_up(
 
 def genlab_step(options: tuple[str, ...]) -> tuple[Any, loops.Step]:
     """Return genlab's trainer and its update, without logs, pictures and checkpoints."""
-    _, dataset, trainer = built(*options, "out=unused")
+    _, dataset, trainer = build_training_objects(*options, "out=unused")
     return trainer, partial(trainer.train_step, trainer.train_batches(dataset))
 
 
 def baseline_step(case: Case, mode: Mode, options: tuple[str, ...]) -> loops.Step:
     """Return the plain step of the same network, placed and compiled by genlab's device."""
-    _, dataset, trainer = built(*options, "out=unused")
+    _, dataset, trainer = build_training_objects(*options, "out=unused")
     device, batch = trainer.device, trainer.options.batch_size
     return case.plain_step(
         trainer, dataset.raw_arrays("train")[0].to(device.torch), batch, device.autocast, mode

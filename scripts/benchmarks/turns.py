@@ -24,7 +24,7 @@ import loops
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests"))
-from helpers.recipes import built
+from helpers.recipes import build_training_objects
 
 from genlab.runs.run_folder import RunFolder
 from genlab.training.loop import fit
@@ -208,7 +208,9 @@ def compare_training(
     if not available:
         return rows
     steps, block = settings.num_steps(steps, block)
-    _, dataset, trainer = built(*options, f"trainer.steps={steps}", "device=cpu", "out=unused")
+    _, dataset, trainer = build_training_objects(
+        *options, f"trainer.steps={steps}", "device=cpu", "out=unused"
+    )
     with tempfile.TemporaryDirectory() as place, redirect_stderr(StringIO()):
         folder = RunFolder.create(Path(place) / "run", config="", metadata={})
         data = InterleavedDataset(dataset, available, block)

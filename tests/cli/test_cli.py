@@ -1,4 +1,4 @@
-"""The command line: what is refused and how, what wins over what, how fast it answers, what it leaves behind."""
+"""The command line: error messages, precedence of configs, startup time, completion."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from helpers.cli_runner import Result
 
 from genlab import commands
 from genlab.abilities import ABILITIES
@@ -34,29 +35,29 @@ VAE = ("model=vae", "model.hidden=[4]", "model.latent=2")
 GAN = ("model=gan", "model.hidden=[4]", "model.discriminator_hidden=[4]", "model.latent=2")
 
 
-class Runs(dict):
-    """The folders of the small runs that a command line names, trained when it does: "{gan}"."""
+class TrainedRuns(dict):
+    """Folders of small runs for the fields {vae} and {gan}; a run is trained on first use."""
 
-    def __init__(self, trained: Callable[..., Path]) -> None:
-        self.trained = trained
+    def __init__(self, train_run: Callable[..., Path]) -> None:
+        self.train_run = train_run
 
     def __missing__(self, name: str) -> Path:
-        return self.trained(*{"vae": VAE, "gan": GAN}[name])
+        return self.train_run(*{"vae": VAE, "gan": GAN}[name])
 
 
-def words(line: str, trained: Callable[..., Path]) -> list[str]:
-    """Return a command line as its words; a train command is one that would end soon if it were not refused."""
-    found = shlex.split(line.format_map(Runs(trained)))
-    if found[0] == "train" and "resume=" not in line and "trainer" not in line:
-        found.append("trainer.steps=1")
-    return found
+def split_command_line(line: str, train_run: Callable[..., Path]) -> list[str]:
+    """Return the arguments of a command line; training is limited to one step."""
+    arguments = shlex.split(line.format_map(TrainedRuns(train_run)))
+    if arguments[0] == "train" and "resume=" not in line and "trainer" not in line:
+        arguments.append("trainer.steps=1")
+    return arguments
 
 
-# --- what is refused --------------------------------------------------------------------------------------------------
+# --- refused command lines ------------------------------------------------------------------------
 
 REFUSED: list[tuple[str, list[str]]] = [
     ("train seed=1,2 hydra.mode=MULTIRUN", ["hydra.mode=MULTIRUN", "genlab train -m"]),
-    # unknown names, with the nearest known one
+    # unknown names: the message suggests the nearest known one
     ("trian", ["'trian'", "did you mean 'train'", "genlab --help"]),
     ("train modle=vae", ["'modle'", "did you mean 'model'"]),
     ("train model=vea", ["model=vea", "did you mean 'vae'", "dcgan"]),
@@ -70,7 +71,7 @@ REFUSED: list[tuple[str, list[str]]] = [
     ("train +trainer.stepz=3", ["'trainer.stepz'", "did you mean 'steps'"]),
     ("train trainer.name=gna", ["trainer.name=gna", "did you mean 'gan'", "rbm"]),
     ("train model._target_=genlab.models.vae.vae.VEA", ["VEA", "did you mean 'VAE'"]),
-    ("train model._target_=nothere.Model", ["no module 'nothere'"]),
+    ("train model._target_=nothere.Model", ["the module 'nothere' does not exist"]),
     ("train --mulitrun", ["--mulitrun", "did you mean '--multirun'"]),
     ("sample nn=3", ["'nn'", "did you mean 'n'"]),
     ("sample sampler=ddmi", ["sampler=ddmi", "did you mean 'ddim'"]),
@@ -100,7 +101,7 @@ REFUSED: list[tuple[str, list[str]]] = [
     ("sample run={vae} n=0", ["n=0", "greater than 0"]),
     ("sample run={vae} seed=-1", ["seed=-1"]),
     ("evaluate run={vae} split=tset", ["split=tset", "'test'"]),
-    # how a command line is written
+    # syntax of the command line
     ("train model.hidden=[500", ["'[500'", "key=value"]),
     ("train model=vae=3", ["'='", "key=value"]),
     ("train steps", ["steps"]),
@@ -109,115 +110,136 @@ REFUSED: list[tuple[str, list[str]]] = [
     ("train --cfg", ["--cfg", "job, hydra, all"]),
     ("train --cfg jbo", ["--cfg", "job, hydra, all"]),
     ("train --config-dir", ["--config-dir"]),
-    ("train --config-dir=nowhere", ["nowhere", "no such folder"]),
+    ("train --config-dir=nowhere", ["nowhere", "this folder does not exist"]),
     ("train --multirun=3", ["--multirun"]),
     ("models all", ["models", "all"]),
     ("datasets all", ["datasets", "all"]),
-    # data that is not there
-    ("train dataset=mnist dataset.root=empty dataset.download=false", ["mnist", "download", "empty/MNIST/raw"]),
-    ("train dataset=cifar10 dataset.root=empty dataset.download=false", ["cifar10", "empty/cifar-10-batches-py"]),
+    # missing data
+    (
+        "train dataset=mnist dataset.root=empty dataset.download=false",
+        ["mnist", "download", "empty/MNIST/raw"],
+    ),
+    (
+        "train dataset=cifar10 dataset.root=empty dataset.download=false",
+        ["cifar10", "empty/cifar-10-batches-py"],
+    ),
     ("train dataset=celeba dataset.root=empty dataset.download=false", ["celeba", "empty/celeba"]),
     ("train dataset=image_folder", ["image_folder", "dataset.path="]),
     ("train dataset=image_folder dataset.path=nowhere", ["dataset.path=nowhere", "no such folder"]),
     ("train dataset=table", ["table", "dataset.path="]),
-    # a model that does not fit the data
+    # models that do not fit the data
     ("train model=dcgan preprocess.size=null", ["power of two", "(1, 8, 8)", "dataset.size=16"]),
     ("train model=dcgan dataset.size=28", ["power of two", "(1, 28, 28)", "dataset.size=32"]),
     ("train model=vae dataset=points", ["ernoulli", "binary", "model.likelihood=gaussian"]),
-    ("train model=rbm preprocess.binarize=none", ["RBM", "binary", "dataset.binarize"]),
-    ("train model=realnvp preprocess.dequantize=false", ["realnvp", "discrete", "dataset.dequantize=true"]),
-    ("train model=gan dataset=fake model.conditional=true", ["GAN", "labels", "model.conditional=false"]),
-    # what names another thing than it should
+    ("train model=rbm preprocess.binarize=none", ["RBM", "binary", "preprocess.binarize"]),
+    (
+        "train model=realnvp preprocess.dequantize=false",
+        ["realnvp", "discrete", "dataset.dequantize=true"],
+    ),
+    (
+        "train model=gan dataset=fake model.conditional=true",
+        ["GAN", "labels", "model.conditional=false"],
+    ),
+    # targets of the wrong kind
     ("train model._target_=os.system", ["os.system"]),
     ("train optimizer._target_=os.system", ["os.system"]),
-    ("train dataset._target_=genlab.models.vae.vae.VAE", ["VAE", "no dataset"]),
-    ("train model._target_=genlab.spec.DataSpec", ["Spec", "torch.nn.Module"]),
-    # runs and what can be asked of them
+    ("train dataset._target_=genlab.models.vae.vae.VAE", ["VAE", "is not a data set"]),
+    ("train model._target_=genlab.spec.DataSpec", ["Spec", "genlab.model.GenerativeModel"]),
+    # runs and the commands that they support
     ("sample", ["no run", "genlab train"]),
     ("sample run=nowhere", ["run=nowhere", "no such folder"]),
     ("info run=nowhere", ["run=nowhere", "no such folder"]),
     ("info device=cpu", ["unknown option 'device'"]),
     ("sample sampler.eta=1", ["sampler has name", "it is an option of sampler=ddim, dpm_solver"]),
-    ("train optimizer=adam optimizer.momentum=0.9", ["optimizer has lr", "it is an option of optimizer=rmsprop, sgd"]),
+    (
+        "train optimizer=adam optimizer.momentum=0.9",
+        ["optimizer has lr", "it is an option of optimizer=rmsprop, sgd"],
+    ),
     ("sample run=[1]", ["run=[1]"]),
     ("evaluate run={vae} n=1 iwae_samples=1 metrics=[energy_distance]", ["n=1"]),
     ("train resume=nowhere", ["nowhere"]),
     ("train resume=latest", ["no run"]),
-    ("train out={vae}", ["holds a run already", "resume="]),
+    ("train out={vae}", ["contains a run already", "resume="]),
     ("train resume={vae} model.beta=2", ["model.beta=2", "model.beta=1.0"]),
     ("train resume={vae} model=gan", ["model=gan", "model=vae"]),
     ("train resume={vae} trainer.batch_size=3", ["trainer.batch_size=3", "trainer.steps"]),
     ("sample run={vae} label=3", ["label=3", "classes"]),
     ("sample run={vae} sampler=ddim", ["sampler", "ddim", "vae"]),
     ("sample run={gan} sampler.steps=5", ["sampler.steps"]),
-    ("evaluate run={gan} metrics=[likelihood]", ["GAN", "models that can", "vae", "realnvp", "rbm"]),
+    ("evaluate run={gan} metrics=[likelihood]", ["GAN", "models that do", "vae", "realnvp", "rbm"]),
     ("evaluate run={gan} metrics=[log_prob]", ["GAN", "log_prob", "realnvp"]),
     ("evaluate run={gan} metrics=[likelyhood]", ["did you mean 'likelihood'"]),
     ("evaluate run={vae} metrics=[mode_coverage]", ["mode_coverage", "digits"]),
-    ("train trainer.monitor=nll_elbo trainer.evaluate_every=0 trainer.steps=1", ["trainer.evaluate_every"]),
-]  # fmt: skip
+    (
+        "train trainer.monitor=nll_elbo trainer.evaluate_every=0 trainer.steps=1",
+        ["trainer.evaluate_every"],
+    ),
+]
 
 
 @pytest.mark.parametrize(("line", "fragments"), REFUSED, ids=[line for line, _ in REFUSED])
-def test_refused_in_one_line(
-    line: str, fragments: list[str], genlab, trained, tmp_path: Path
+def test_bad_input_is_refused_in_one_line(
+    line: str, fragments: list[str], genlab, train_run, tmp_path: Path
 ) -> None:
-    """Bad input: exit code 2, one line that says what is wrong, no traceback, and nothing left behind."""
-    result = genlab(*words(line, trained))
-    said = result.error
+    """Bad input: exit code 2, a one-line message, no traceback, and no files written."""
+    result = genlab(*split_command_line(line, train_run))
+    message = result.error
     for fragment in fragments:
-        assert fragment in said
+        assert fragment in message
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_no_gpu(genlab, tmp_path: Path) -> None:
-    """A GPU that is not there is named, with what to do instead."""
-    said = genlab("train", "device=cuda", "trainer.steps=1").error
-    assert "device=cuda" in said and "device=cpu" in said
+def test_missing_gpu_is_refused(genlab, tmp_path: Path) -> None:
+    """The message names the missing GPU and the option to use instead."""
+    message = genlab("train", "device=cuda", "trainer.steps=1").error
+    assert "device=cuda" in message and "device=cpu" in message
     assert not list(tmp_path.iterdir())
 
 
-def test_out_that_cannot_be_written(genlab, tmp_path: Path) -> None:
-    """A run folder that cannot be made is named."""
+def test_unwritable_run_folder_is_refused(genlab, tmp_path: Path) -> None:
+    """The message names a run folder that cannot be created."""
     (tmp_path / "file").write_text("")
     assert "file" in genlab("train", *TINY, "out=file/run").error
 
 
-@pytest.mark.parametrize("how", ["debug=true", "HYDRA_FULL_ERROR"])
-def test_traceback_when_asked_for(how: str, genlab_process) -> None:
-    """debug=true and HYDRA_FULL_ERROR=1 show where an error comes from."""
-    result = genlab_process("train", "model=vea", "debug=true") if how == "debug=true" else genlab_process(
-        "train", "model=vea", HYDRA_FULL_ERROR="1"
-    )  # fmt: skip
+@pytest.mark.parametrize("switch", ["debug=true", "HYDRA_FULL_ERROR"])
+def test_debug_switches_show_the_traceback(switch: str, genlab_process) -> None:
+    """debug=true and HYDRA_FULL_ERROR=1 show the traceback of an error."""
+    if switch == "debug=true":
+        result = genlab_process("train", "model=vea", "debug=true")
+    else:
+        result = genlab_process("train", "model=vea", HYDRA_FULL_ERROR="1")
     assert result.code != 0 and "Traceback" in result.err
 
 
-# --- damaged and hostile runs -----------------------------------------------------------------------------------------
+# --- damaged and hostile runs ---------------------------------------------------------------------
 
 
 @pytest.fixture
-def run(trained, tmp_path: Path) -> Path:
-    """A copy of a small run, to be damaged."""
-    return shutil.copytree(trained(*VAE), tmp_path / "run")
+def run_copy(train_run, tmp_path: Path) -> Path:
+    """Return a copy of a small run, for the test to damage."""
+    return shutil.copytree(train_run(*VAE), tmp_path / "run")
 
 
 COMMANDS = (("sample", "run=run", "n=1"), ("train", "resume=run", "trainer.steps=3"))
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=["sample", "resume"])
-@pytest.mark.parametrize("share", [0.0, 0.001, 0.5, 0.99, 0.9999])
-def test_truncated_checkpoint(share: float, command: tuple[str, ...], run: Path, genlab) -> None:
-    """A checkpoint cut short anywhere is named."""
-    [checkpoint] = (run / "checkpoints").glob("step_*.pt")
+@pytest.mark.parametrize("fraction", [0.0, 0.001, 0.5, 0.99, 0.9999])
+def test_truncated_checkpoint_is_refused(
+    fraction: float, command: tuple[str, ...], run_copy: Path, genlab
+) -> None:
+    """A checkpoint truncated anywhere is named in the message."""
+    [checkpoint] = (run_copy / "checkpoints").glob("step_*.pt")
     data = checkpoint.read_bytes()
-    checkpoint.write_bytes(data[: int(share * len(data))])
-    said = genlab(*command).error
-    assert checkpoint.name in said and "truncated or unreadable" in said
+    checkpoint.write_bytes(data[: int(fraction * len(data))])
+    message = genlab(*command).error
+    assert checkpoint.name in message and "truncated or unreadable" in message
 
 
 class Payload:
-    """Makes a file when it is unpickled with trust."""
+    """Creates a file when an unsafe unpickler loads it."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -227,16 +249,18 @@ class Payload:
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=["sample", "resume"])
-def test_checkpoint_is_data(command: tuple[str, ...], run: Path, genlab, tmp_path: Path) -> None:
-    """A pickle that would run something is refused, and does not run."""
-    [checkpoint] = (run / "checkpoints").glob("step_*.pt")
+def test_checkpoint_cannot_run_code(
+    command: tuple[str, ...], run_copy: Path, genlab, tmp_path: Path
+) -> None:
+    """A pickle that would run code is refused, and the code does not run."""
+    [checkpoint] = (run_copy / "checkpoints").glob("step_*.pt")
     torch.save({"model": Payload(tmp_path / "made"), "step": 1}, checkpoint)
     assert "unreadable" in genlab(*command).error
     assert not (tmp_path / "made").exists()
 
 
 HOSTILE = {"_target_": "os.system", "command": "touch made"}
-PLACES: dict[str, Callable[[dict], object]] = {
+HOSTILE_EDITS: dict[str, Callable[[dict], object]] = {
     "model": lambda config: config.update(model=HOSTILE),
     "dataset": lambda config: config.update(dataset=HOSTILE),
     "list": lambda config: config["model"].update(hidden=[4, HOSTILE]),
@@ -252,14 +276,14 @@ PLACES: dict[str, Callable[[dict], object]] = {
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=["sample", "resume"])
-@pytest.mark.parametrize("place", PLACES)
-def test_foreign_classes_in_a_run(
-    place: str, command: tuple[str, ...], run: Path, genlab, tmp_path: Path
+@pytest.mark.parametrize("place", HOSTILE_EDITS)
+def test_config_with_foreign_target_is_refused(
+    place: str, command: tuple[str, ...], run_copy: Path, genlab, tmp_path: Path
 ) -> None:
-    """A run's config that names what is not genlab's is refused wherever it hides, and nothing of it runs."""
-    config = yaml.safe_load((run / "config.yaml").read_text())
-    PLACES[place](config)
-    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    """A `_target_` outside genlab is refused anywhere in a run's config and is not called."""
+    config = yaml.safe_load((run_copy / "config.yaml").read_text())
+    HOSTILE_EDITS[place](config)
+    (run_copy / "config.yaml").write_text(yaml.safe_dump(config))
     assert "system" in genlab(*command).error
     assert not (tmp_path / "made").exists()
 
@@ -274,21 +298,21 @@ def test_foreign_classes_in_a_run(
     ],
     ids=["cut config", "tagged config", "cut run.json"],
 )
-def test_damaged_run_files(
-    file: str, text: str, command: tuple[str, ...], run: Path, genlab, tmp_path: Path
+def test_unreadable_run_files_are_refused(
+    file: str, text: str, command: tuple[str, ...], run_copy: Path, genlab, tmp_path: Path
 ) -> None:
-    """A config.yaml or run.json that cannot be read is named."""
-    (run / file).write_text(text)
+    """The message names a config.yaml or run.json that cannot be read."""
+    (run_copy / file).write_text(text)
     assert file in genlab(*command).error
     assert not (tmp_path / "made").exists()
 
 
-# --- what wins over what ----------------------------------------------------------------------------------------------
+# --- precedence of configs ------------------------------------------------------------------------
 
 
 @pytest.fixture
-def own(tmp_path: Path) -> Path:
-    """A user's folder of group files."""
+def user_configs(tmp_path: Path) -> Path:
+    """Create a user's folder of group files and return it."""
     files = {
         "model/mine.yaml": """
             # @package _global_
@@ -298,7 +322,7 @@ def own(tmp_path: Path) -> Path:
             model: {_target_: mine.Mine, width: 3}
             optimizer: {lr: 0.5}
             preprocess: {range: [0, 1], size: 12}
-            trainer: {name: vae, steps: 77, batch_size: 11, warmup: 5}
+            trainer: {name: vae, steps: 77, batch_size: 11, lr_warmup_steps: 5}
         """,
         "experiment/exp.yaml": """
             # @package _global_
@@ -315,7 +339,7 @@ def own(tmp_path: Path) -> Path:
         """,
     }
     for name, text in files.items():
-        path = tmp_path / "own" / name
+        path = tmp_path / "configs" / name
         path.parent.mkdir(parents=True)
         lines = text.strip("\n").splitlines()
         path.write_text("\n".join(line.removeprefix(" " * 12) for line in lines))
@@ -327,45 +351,49 @@ def own(tmp_path: Path) -> Path:
         "    def loss(self, batch):\n"
         "        return {'loss': self.layer(batch.x.flatten(1)).square().mean()}\n"
     )
-    return tmp_path / "own"
+    return tmp_path / "configs"
 
 
-def composed(result) -> dict:
-    """Return what `--cfg job` printed."""
+def parse_config(result: Result) -> dict:
+    """Return the config that `--cfg job` printed."""
     assert result.code == 0, result.err
     return yaml.safe_load(result.out)
 
 
-def test_experiment_wins_over_model_and_data(own: Path, genlab) -> None:
-    """The command line wins over the experiment, that over the model's recipe, that over the defaults."""
-    config = composed(
+def test_experiment_overrides_model_recipe(user_configs: Path, genlab) -> None:
+    """Precedence: command line, then experiment, then model recipe, then defaults."""
+    config = parse_config(
         genlab(
-            "train", "--config-dir", own, "--cfg", "job", "experiment=exp", "trainer.batch_size=33"
+            "train",
+            "--config-dir",
+            user_configs,
+            "--cfg",
+            "job",
+            "experiment=exp",
+            "trainer.batch_size=33",
         )
     )
-    assert config["trainer"]["batch_size"] == 33  # the command line
-    assert config["trainer"]["steps"] == 88 and config["optimizer"]["lr"] == 0.25  # the experiment
-    assert (
-        config["model"] == {"_target_": "mine.Mine", "width": 4} and config["preprocess"]["size"] == 10
-    )
-    assert (
-        config["optimizer"]["_target_"] == "torch.optim.RMSprop"
-    )  # the experiment's choice over the model's
-    assert (
-        config["dataset"]["_target_"] == "genlab.data.fake.Fake"
-        and config["dataset"]["classes"] == 4
-    )
-    assert config["trainer"]["lr_warmup_steps"] == 5 and config["preprocess"]["range"] == [
-        0,
-        1,
-    ]  # the model's recipe
-    assert config["trainer"]["keep_checkpoints"] == 3  # train.yaml
+    # from the command line
+    assert config["trainer"]["batch_size"] == 33
+    # from the experiment
+    assert config["trainer"]["steps"] == 88 and config["optimizer"]["lr"] == 0.25
+    assert config["model"] == {"_target_": "mine.Mine", "width": 4}
+    assert config["preprocess"]["size"] == 10
+    # the experiment's choice of a group file overrides the recipe's
+    assert config["optimizer"]["_target_"] == "torch.optim.RMSprop"
+    assert config["dataset"]["_target_"] == "genlab.data.fake.Fake"
+    assert config["dataset"]["classes"] == 4
+    # from the model's recipe
+    assert config["trainer"]["lr_warmup_steps"] == 5
+    assert config["preprocess"]["range"] == [0, 1]
+    # from train.yaml
+    assert config["trainer"]["keep_checkpoints"] == 3
 
 
-def test_model_wins_over_defaults(own: Path, genlab) -> None:
-    """Without an experiment the recipe's values and choices hold, and a choice on the command line wins."""
-    config = composed(
-        genlab("train", "model=mine", "--config-dir", own, "dataset=mnist", "--cfg", "job")
+def test_model_recipe_overrides_defaults(user_configs: Path, genlab) -> None:
+    """The recipe's values and choices apply, unless the command line chooses another."""
+    config = parse_config(
+        genlab("train", "model=mine", "--config-dir", user_configs, "dataset=mnist", "--cfg", "job")
     )
     assert (
         config["trainer"]["steps"] == 77
@@ -374,18 +402,28 @@ def test_model_wins_over_defaults(own: Path, genlab) -> None:
     assert config["optimizer"]["_target_"] == "torch.optim.SGD" and config["dataset"][
         "_target_"
     ].endswith("MNIST")
-    chosen = composed(
-        genlab("train", "--config-dir", own, "--cfg", "job", "model=mine", "optimizer=adamw")
+    chosen = parse_config(
+        genlab(
+            "train", "--config-dir", user_configs, "--cfg", "job", "model=mine", "optimizer=adamw"
+        )
     )
     assert (
         chosen["optimizer"]["_target_"] == "torch.optim.AdamW" and chosen["optimizer"]["lr"] == 0.5
     )
 
 
-def test_model_of_a_user(own: Path, genlab, tmp_path: Path) -> None:
-    """A class in a file beside the config trains; its run is opened only with `allow`."""
+def test_users_model_trains_and_opens_if_trusted(
+    user_configs: Path, genlab, tmp_path: Path
+) -> None:
+    """A class in the working folder trains; its run opens only with trusted_packages."""
     result = genlab(
-        "train", "--config-dir", own, "model=mine", "trainer.steps=1", "device=cpu", "out=run"
+        "train",
+        "--config-dir",
+        user_configs,
+        "model=mine",
+        "trainer.steps=1",
+        "device=cpu",
+        "out=run",
     )
     assert result.code == 0, result.err
     assert (tmp_path / "run" / "checkpoints" / "step_000000001.pt").exists()
@@ -394,18 +432,18 @@ def test_model_of_a_user(own: Path, genlab, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["model/vae.yaml", "experiment/gan_ring.yaml", "train.yaml"])
-def test_shipped_names_are_taken(name: str, own: Path, genlab) -> None:
-    """A user's file that Hydra would ignore for genlab's own is refused."""
-    (own / name).write_text("lr: 1\n")
-    assert name in genlab("train", f"--config-dir={own}", "model=mine").error
+def test_users_file_must_not_shadow_a_shipped_one(name: str, user_configs: Path, genlab) -> None:
+    """A user's file with the name of a shipped file, which Hydra would ignore, is refused."""
+    (user_configs / name).write_text("lr: 1\n")
+    assert name in genlab("train", f"--config-dir={user_configs}", "model=mine").error
 
 
-# --- flags, sweeps, many starts ---------------------------------------------------------------------------------------
+# --- flags, sweeps, simultaneous starts -----------------------------------------------------------
 
 
-def test_flags_between_overrides(genlab) -> None:
-    """Hydra's flags may stand anywhere after the command."""
-    config = composed(
+def test_flags_are_accepted_between_overrides(genlab) -> None:
+    """Hydra's flags may come anywhere after the command."""
+    config = parse_config(
         genlab("train", "seed=3", "--cfg", "job", "model=gan", "--resolve", "trainer.steps=4")
     )
     assert (
@@ -418,8 +456,8 @@ def test_flags_between_overrides(genlab) -> None:
     assert "trainer" in genlab("train", "--help").out
 
 
-def test_sweep(genlab, tmp_path: Path) -> None:
-    """Each job of a sweep has a run folder of its own; one that fails stops no other, and the sweep says so."""
+def test_failed_sweep_job_does_not_stop_the_others(genlab, tmp_path: Path) -> None:
+    """Each job of a sweep has its own run folder; the sweep reports a job that failed."""
     result = genlab(
         "train", "-m", *VAE, "device=cpu", "trainer.batch_size=4", "trainer.steps=1,-1,2"
     )
@@ -435,18 +473,18 @@ def test_sweep(genlab, tmp_path: Path) -> None:
     assert steps == [1, 2]
 
 
-def test_many_starts_in_one_second(tmp_path: Path) -> None:
-    """Runs that start together have folders of their own, each whole."""
+def test_simultaneous_starts_use_separate_folders(tmp_path: Path) -> None:
+    """Runs that start at the same time have separate, complete folders."""
     command = [sys.executable, "-m", "genlab", "train", *TINY]
-    starts = [
+    processes = [
         subprocess.Popen(
             command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         )
         for _ in range(3)
     ]
-    for start in starts:
-        said, _ = start.communicate(timeout=300)
-        assert start.returncode == 0, said
+    for process in processes:
+        output, _ = process.communicate(timeout=300)
+        assert process.returncode == 0, output
     folders = [path.parent for path in tmp_path.glob("outputs/vae-digits/*/run.json")]
     assert len(folders) == 3
     for folder in folders:
@@ -456,28 +494,32 @@ def test_many_starts_in_one_second(tmp_path: Path) -> None:
         )
 
 
-# --- what there is ----------------------------------------------------------------------------------------------------
+# --- listings -------------------------------------------------------------------------------------
 
 
-def table(text: str, head: str) -> dict[str, list[str]]:
-    """Return the rows of the printed table whose first line has `head` in it, by their first cell ("" has the heads)."""
+def parse_table(text: str, head: str) -> dict[str, list[str]]:
+    """Return the rows of a printed table by their first cell; "" has the column heads.
+
+    Args:
+        head: text in the first line of the table.
+    """
     lines = text.splitlines()
     at = next(i for i, line in enumerate(lines) if head in line)
     columns = list(re.finditer(r"\S+( \S+)*", lines[at]))
     spans = [
-        (one.start(), two.start() if two else None)
-        for one, two in zip(columns, [*columns[1:], None], strict=True)
+        (column.start(), after.start() if after else None)
+        for column, after in zip(columns, [*columns[1:], None], strict=True)
     ]
-    found = {"": [one.group() for one in columns]}
+    rows = {"": [column.group() for column in columns]}
     for line in lines[at + 2 :]:
         if not line.strip():
             break
         first, *others = [line[start:end].strip() for start, end in spans]
-        found[first] = others
-    return found
+        rows[first] = others
+    return rows
 
 
-def test_models(genlab) -> None:
+def test_models_lists_every_recipe(genlab) -> None:
     """Every recipe is listed with its paper and its abilities, in 80 columns."""
     out = genlab("models").out
     assert max(map(len, out.splitlines())) <= 80
@@ -500,7 +542,7 @@ def test_models(genlab) -> None:
     assert "Kingma & Welling 2014" in papers and "Goodfellow" in papers
 
 
-def test_datasets(genlab) -> None:
+def test_datasets_lists_every_dataset(genlab) -> None:
     """Every dataset is listed with its description, in 80 columns."""
     lines = genlab("datasets").out.splitlines()
     assert max(map(len, lines)) <= 80
@@ -509,51 +551,38 @@ def test_datasets(genlab) -> None:
     assert all(len(line.split()) > 1 for line in lines if not line.startswith(" "))
 
 
-def test_tasks(genlab, trained) -> None:
-    """What can be asked of a run, as commands to type."""
-    run = trained(*VAE)
-    said = genlab("info", f"run={run}").out
-    rows = table(said, "ability")
+def test_info_lists_abilities_and_commands(genlab, train_run) -> None:
+    """`genlab info` lists what a run supports, with the commands to type."""
+    run = train_run(*VAE)
+    output = genlab("info", f"run={run}").out
+    rows = parse_table(output, "ability")
     assert rows["elbo"] == ["bound"] and rows["log_prob"] == ["none"]
-    assert f"genlab sample run={run}" in said and "metrics=[likelihood" in said
+    assert f"genlab sample run={run}" in output and "metrics=[likelihood" in output
 
 
-def test_python_m(genlab_process, genlab) -> None:
+def test_python_m_is_the_same_command(genlab_process, genlab) -> None:
     """`python -m genlab` is `genlab`."""
     process = genlab_process("--help")
     assert process.code == 0 and process.out == genlab("--help").out == genlab().out
     installed = shutil.which("genlab", path=str(Path(sys.executable).parent))
     if installed:
-        assert (
-            subprocess.run([installed, "--help"], capture_output=True, text=True, check=True).stdout
-            == process.out
-        )
+        script = subprocess.run([installed, "--help"], capture_output=True, text=True, check=True)
+        assert script.stdout == process.out
 
 
-# --- speed ------------------------------------------------------------------------------------------------------------
-
-
-def test_a_command_composes_once(genlab, monkeypatch):
-    """Hydra composes a second time to look for a sweep that -m alone asks for here: a fifth of a second of each start."""
-    from hydra._internal.config_loader_impl import ConfigLoaderImpl
-
-    composed, load = [], ConfigLoaderImpl.load_configuration
-    counted = lambda *a, **k: composed.append(k["run_mode"].name) or load(*a, **k)  # noqa: E731
-    monkeypatch.setattr(ConfigLoaderImpl, "load_configuration", counted)
-    assert genlab("train", *VAE, *TINY).code == 0
-    assert composed == ["RUN"]
+# --- startup time ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("command", "seconds"), [("--help", 0.4), ("train --cfg job", 0.8)])
-def test_answers_at_once(command: str, seconds: float, genlab_process) -> None:
-    """The best of 5 starts, in seconds of CPU: the clock on the wall would measure the tests beside this one."""
-    took = []
+def test_startup_is_fast(command: str, seconds: float, genlab_process) -> None:
+    """The fastest of 5 starts, in CPU seconds: wall time would depend on concurrent tests."""
+    durations = []
     for _ in range(5):
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
         assert genlab_process(*command.split()).code == 0
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        took.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
-    assert min(took) < seconds
+        durations.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+    assert min(durations) < seconds
 
 
 @pytest.mark.parametrize(
@@ -567,21 +596,21 @@ def test_answers_at_once(command: str, seconds: float, genlab_process) -> None:
         "sweep status nowhere",
     ],
 )
-def test_no_torch_until_there_is_work(command: str, tmp_path: Path) -> None:
-    """What needs no tensor imports no torch."""
+def test_light_commands_do_not_import_torch(command: str, tmp_path: Path) -> None:
+    """Commands that need no tensors do not import torch."""
     code = (
         "import sys, genlab.cli.main\n"
         f"sys.argv = ['genlab', *{command.split()!r}]\n"
         "try:\n    genlab.cli.main.main()\nexcept SystemExit:\n    pass\n"
         "assert 'torch' not in sys.modules, 'torch was imported'"
     )
-    ended = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False
     )
-    assert ended.returncode == 0, ended.stderr
+    assert process.returncode == 0, process.stderr
 
 
-# --- completion -------------------------------------------------------------------------------------------------------
+# --- completion -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -599,71 +628,71 @@ def test_no_torch_until_there_is_work(command: str, tmp_path: Path) -> None:
         ("genlab sweep status b", {"bin"}),
     ],
 )
-def test_completion(line: str, expected: set[str], genlab, tmp_path: Path) -> None:
-    """Tab after a command line gives commands, groups, their choices and options."""
+def test_bash_completion(line: str, expected: set[str], genlab, tmp_path: Path) -> None:
+    """Completion offers commands, config groups, their choices and options."""
     bin = tmp_path / "bin"
     bin.mkdir()
     (bin / "genlab").write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m genlab "$@"\n')
     (bin / "genlab").chmod(0o755)
     script = genlab("completion", "bash").out
-    typed = line.split(" ")
-    last = typed[-1].partition("=")
-    split = (
-        [*typed[:-1], *(part for part in last if part)] if last[1] else typed
-    )  # Bash splits words at = too
-    if last[1] and not last[2]:
-        split = [*typed[:-1], last[0], "=", ""]
+    words = line.split(" ")
+    key, equals, value = words[-1].partition("=")
+    if equals:  # Bash splits words at = too
+        words = [*words[:-1], key, equals, value]
     code = (
-        f"{script}\nCOMP_LINE={shlex.quote(line)}; COMP_POINT={len(line)}; COMP_WORDS=({shlex.join(split)}); "
-        f"COMP_CWORD={len(split) - 1}; _genlab; printf '%s\\n' \"${{COMPREPLY[@]}}\""
+        f"{script}\nCOMP_LINE={shlex.quote(line)}; COMP_POINT={len(line)}; "
+        f"COMP_WORDS=({shlex.join(words)}); COMP_CWORD={len(words) - 1}; _genlab; "
+        "printf '%s\\n' \"${COMPREPLY[@]}\""
     )
     env = os.environ | {"PATH": f"{bin}:{os.environ['PATH']}"}
-    said = subprocess.run(
+    process = subprocess.run(
         ["bash", "-c", code], env=env, cwd=tmp_path, capture_output=True, text=True, check=False
     )
-    assert set(said.stdout.split()) == expected, said.stderr
+    assert set(process.stdout.split()) == expected, process.stderr
 
 
-def test_completion_of_zsh(genlab) -> None:
-    """zsh takes Bash's function through its own bashcompinit."""
+def test_zsh_completion(genlab) -> None:
+    """The zsh script loads the Bash function through bashcompinit."""
     bash, zsh = genlab("completion", "bash").out, genlab("completion", "zsh").out
     assert zsh.endswith(bash) and "bashcompinit" in zsh
     if shutil.which("zsh"):
         subprocess.run(["zsh", "-n"], input=zsh, text=True, check=True)
 
 
-def test_a_resume_of_a_finished_run_is_no_error_and_changes_nothing(genlab, trained) -> None:
-    """A scheduler that starts a job again after its end must not see it fail."""
-    run = trained(*VAE)
+def test_resuming_a_finished_run_succeeds_and_changes_nothing(genlab, train_run) -> None:
+    """A scheduler may start a finished job again; the job must not fail."""
+    run = train_run(*VAE)
     before = {path: path.read_bytes() for path in [*sorted(run.rglob("*.pt")), run / "stats.jsonl"]}
     result = genlab("train", f"resume={run}")
     assert result.code == 0 and "is done: 2 steps" in result.out and "trainer.steps=" in result.out
     assert before == {path: path.read_bytes() for path in before}
 
 
-def test_ctrl_c_before_the_first_step_is_one_line(genlab_process, tmp_path: Path) -> None:
-    """A model whose constructor sends the signal: the handlers of a training are not set then."""
+def test_ctrl_c_before_the_first_step_prints_one_line(genlab_process, tmp_path: Path) -> None:
+    """The model's constructor sends SIGINT, before the handlers of a training are set."""
     (tmp_path / "slow.py").write_text(
         "import signal\nfrom torch import nn\n\n\nclass Slow(nn.Module):\n"
         "    def __init__(self, spec):\n        super().__init__()\n"
-        "        signal.signal(signal.SIGINT, signal.default_int_handler)  # who runs the tests may have it ignored\n"
+        # The process that runs the tests may ignore SIGINT.
+        "        signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "        signal.raise_signal(signal.SIGINT)\n"
     )
     (tmp_path / "confs" / "model").mkdir(parents=True)
     (tmp_path / "confs" / "model" / "slow.yaml").write_text(
-        "# @package _global_\nmodel:\n  _target_: slow.Slow\ntrainer:\n  name: vae\nallow: [slow]\n"
+        "# @package _global_\nmodel:\n  _target_: slow.Slow\ntrainer:\n  name: vae\n"
+        "trusted_packages: [slow]\n"
     )
     result = genlab_process("train", "--config-dir", "confs", "model=slow", "out=run")
     assert result.code == 130 and not (tmp_path / "run").exists()
     assert result.err.splitlines() == [
-        "genlab: SIGINT: interrupted; what was saved before stays"
+        "genlab: SIGINT: interrupted; what was saved before is kept"
     ], result.err
 
 
-def test_a_reader_that_has_seen_enough_is_no_error(repository) -> None:
-    """`genlab models | head -1`: the pipe is closed before the rest is written."""
+def test_closed_output_pipe_is_not_an_error(repository) -> None:
+    """`genlab models | head -1` closes the pipe before all output is written."""
     line = f"set -o pipefail; {sys.executable} -m genlab models | head -n 1"
-    ended = subprocess.run(
+    process = subprocess.run(
         ["bash", "-c", line], capture_output=True, text=True, cwd=repository, check=False
     )
-    assert (ended.returncode, ended.stderr) == (0, ""), ended.stderr
+    assert (process.returncode, process.stderr) == (0, ""), process.stderr

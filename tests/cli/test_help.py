@@ -1,4 +1,4 @@
-"""`genlab <command> --help`: every option of every command and recipe, with its meaning and type."""
+"""`genlab <command> --help` lists every option of a command with its meaning and type."""
 
 from __future__ import annotations
 
@@ -40,16 +40,13 @@ def test_every_command_shows_its_options_at_80_columns(genlab, command: str) -> 
     options = OPTION.findall(result.out)
     assert len(options) > 2
     config = (CONFIGS / f"{command}.yaml").read_text()
-    top_level = {key for key in re.findall(r"^(\w+):", config, re.MULTILINE)} - {
-        "defaults",
-        "hydra",
-    }
+    top_level = set(re.findall(r"^(\w+):", config, re.MULTILINE)) - {"defaults", "hydra"}
     shown = {name.partition(".")[0] for name, _ in options}
     assert top_level <= shown
 
 
-def undocumented(command: str, *overrides: str) -> list[str]:
-    """Return the options of a command without a meaning or without a type."""
+def undocumented_options(command: str, *overrides: str) -> list[str]:
+    """Return the names of the options of a command that lack a description."""
     from hydra import compose, initialize_config_module
     from omegaconf import OmegaConf
 
@@ -69,49 +66,50 @@ def undocumented(command: str, *overrides: str) -> list[str]:
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_every_option_of_a_recipe_has_a_meaning(recipe: str) -> None:
-    """The options of each recipe and of its trainer are explained in YAML or in the docstring."""
-    assert undocumented("train", f"model={recipe}") == []
+    """The options of each recipe and its trainer are explained in YAML or a docstring."""
+    assert undocumented_options("train", f"model={recipe}") == []
 
 
 @pytest.mark.parametrize("command", [name for name in COMPOSED if name not in ("train", "plan")])
 def test_every_option_of_a_command_has_a_meaning(command: str) -> None:
-    """The options of each command that asks a run are explained in its YAML."""
-    assert undocumented(command) == []
+    """The options of each command that loads a run are explained in its YAML."""
+    assert undocumented_options(command) == []
 
 
 DATASETS = sorted(p.stem for p in (CONFIGS / "dataset").glob("*.yaml"))
 
 
 @pytest.mark.parametrize("dataset", DATASETS)
-def test_every_option_of_a_data_set_has_a_meaning(dataset: str) -> None:
-    """The options of each data set are explained in its YAML or in the docstring."""
-    options = undocumented("train", f"dataset={dataset}")
+def test_every_option_of_a_dataset_has_a_meaning(dataset: str) -> None:
+    """The options of each dataset are explained in its YAML or a docstring."""
+    options = undocumented_options("train", f"dataset={dataset}")
     assert [name for name in options if name.startswith("dataset")] == []
 
 
-def test_the_help_follows_the_choices(genlab) -> None:
-    """The options are those of the model that was chosen beside --help."""
+def test_help_lists_the_options_of_the_chosen_model(genlab) -> None:
+    """The options are those of the model given beside --help."""
     gan = genlab("train", "model=dcgan", "--help").out
     vae = genlab("train", "--help").out
     assert "trainer.d_steps=1" in gan and "trainer.d_steps" not in vae
     assert "trainer.kl_warmup" in vae and "trainer.kl_warmup" not in gan
 
 
-def test_the_help_shows_a_users_own_recipe(genlab, tmp_path: Path) -> None:
-    """A group file of --config-dir is among the choices, and its options are listed."""
+def test_help_shows_a_users_recipe(genlab, tmp_path: Path) -> None:
+    """A group file in --config-dir is listed among the choices, with its options."""
     folder = tmp_path / "confs" / "model"
     folder.mkdir(parents=True)
     (folder / "mine.yaml").write_text(
-        "# @package _global_\nmodel:\n  _target_: genlab.models.vae.vae.VAE\n  latent: 7 # my size\n"
+        "# @package _global_\n"
+        "model:\n  _target_: genlab.models.vae.vae.VAE\n  latent: 7 # my size\n"
     )
     out = genlab("train", "--config-dir", "confs", "model=mine", "--help").out
     assert "model.latent=7" in out and "my size" in out
     assert "mine" in out.partition("General")[0]
 
 
-def test_an_unknown_choice_is_one_line(genlab) -> None:
-    """A mistake beside --help is reported as without it."""
-    assert "there is no such model" in genlab("train", "model=vea", "--help").error
+def test_unknown_choice_beside_help_is_refused_in_one_line(genlab) -> None:
+    """A mistake is reported with --help as it is without."""
+    assert "model=vea does not exist" in genlab("train", "model=vea", "--help").error
 
 
 @pytest.mark.parametrize(
@@ -128,13 +126,13 @@ def test_an_unknown_choice_is_one_line(genlab) -> None:
         (dict[str, int], "mapping"),
     ],
 )
-def test_a_type_in_words(hint: object, text: str) -> None:
-    """Type hints are shown with their ranges and choices."""
+def test_describe_type(hint: object, text: str) -> None:
+    """Type hints are described with their ranges and choices."""
     assert describe_type(hint) == text
 
 
-def test_comments_of_a_file(tmp_path: Path) -> None:
-    """Comments beside and above a key count; those in quotes and before a blank line do not."""
+def test_read_comments(tmp_path: Path) -> None:
+    """Comments beside and above a key count; a `#` in quotes or a header does not."""
     path = tmp_path / "x.yaml"
     path.write_text(
         "# The header.\n\n"
@@ -153,8 +151,8 @@ def test_comments_of_a_file(tmp_path: Path) -> None:
     assert trailing_comment(" a#b") == ""
 
 
-def test_arguments_of_a_docstring() -> None:
-    """The lines of an Args section are read, over several lines and those of base classes."""
+def test_describe_arguments() -> None:
+    """Args sections are read from the class and its bases, also over several lines."""
 
     class Base:
         """A base.

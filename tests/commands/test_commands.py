@@ -46,7 +46,7 @@ OPTIONS = {  # options that make each command fast
 
 
 @pytest.fixture
-def ask(trained, tmp_path):
+def ask(train_run, tmp_path):
     """`ask("encode", "vae", n=3)` runs a command and returns its JSON and .npz as one dict."""
 
     def answer(command: str, name: str, **options) -> dict:
@@ -54,7 +54,7 @@ def ask(trained, tmp_path):
         for old in out.glob("*"):
             old.unlink()
         function = getattr(import_module(f"genlab.commands.{command}"), command)
-        record = function(load(trained(*RUNS[name])), **options, output_dir=str(out))
+        record = function(load(train_run(*RUNS[name])), **options, output_dir=str(out))
         (file,), (arrays,) = out.glob("*.json"), out.glob("*.npz")
         assert json.loads(file.read_text()) == json.loads(json.dumps(record))
         with np.load(arrays) as held:
@@ -78,9 +78,9 @@ def files(folder: Path) -> dict[str, bytes]:
 @pytest.mark.parametrize("command", OPTIONS)
 @pytest.mark.parametrize("name", RUNS)
 def test_command_is_reproducible_or_names_models_that_support_it(
-    command, name, trained, tmp_path, capsys
+    command, name, train_run, tmp_path, capsys
 ):
-    run = load(trained(*RUNS[name]))
+    run = load(train_run(*RUNS[name]))
     function = getattr(import_module(f"genlab.commands.{command}"), command)
     options = dict(OPTIONS[command])
     if command == "arithmetic" and "prior" not in abilities(run.model):
@@ -121,9 +121,9 @@ COMMAND_LINES = [
 
 
 @pytest.mark.parametrize("words", COMMAND_LINES, ids=lambda words: "-".join(words[:2]))
-def test_command_line_options_are_accepted(words, genlab, trained):
+def test_command_line_options_are_accepted(words, genlab, train_run):
     result = genlab(
-        words[0], f"run={trained(*RUNS['cvae'])}", "device=cpu", "output_dir=here", *words[1:]
+        words[0], f"run={train_run(*RUNS['cvae'])}", "device=cpu", "output_dir=here", *words[1:]
     )
     assert result.code == 0, result.err
     assert ".png" in result.out and ".json" in result.out and ".npz" in result.out
@@ -160,14 +160,14 @@ REFUSED = [
 @pytest.mark.parametrize(
     ("name", "words", "said"), REFUSED, ids=[f"{n} {w}" for n, w, _ in REFUSED]
 )
-def test_error_message_names_the_fix(name, words, said, genlab, trained):
+def test_error_message_names_the_fix(name, words, said, genlab, train_run):
     command, *options = words.split()
-    error = genlab(command, f"run={trained(*RUNS[name])}", "device=cpu", *options).error
+    error = genlab(command, f"run={train_run(*RUNS[name])}", "device=cpu", *options).error
     assert all(word in error for word in said), error
 
 
-def test_info_lists_supported_commands(genlab, trained):
-    listed = genlab("info", f"run={trained(*RUNS['gan'])}").out
+def test_info_lists_supported_commands(genlab, train_run):
+    listed = genlab("info", f"run={train_run(*RUNS['gan'])}").out
     assert all(
         f"genlab {c} run=" in listed
         for c in ("sample", "interpolate", "traverse", "arithmetic", "inpaint")
@@ -191,8 +191,8 @@ def test_requirements_name_existing_commands_and_abilities():
     }
 
 
-def test_items_are_selected_by_index(trained):
-    dataset = load(trained(*RUNS["pca"])).dataset
+def test_items_are_selected_by_index(train_run):
+    dataset = load(train_run(*RUNS["pca"])).dataset
     raw, labels = dataset.raw_arrays("test")
     held = dataset.items("test", torch.tensor([5, 0, 5]))
     assert torch.equal(held.y, labels[[5, 0, 5]])
@@ -215,8 +215,8 @@ def test_reconstruction_errors_match_the_written_arrays(ask):
     )  # range [0, 1]
 
 
-def test_encode_writes_the_codes_of_the_model(ask, trained):
-    run = load(trained(*RUNS["ae"]))
+def test_encode_writes_the_codes_of_the_model(ask, train_run):
+    run = load(train_run(*RUNS["ae"]))
     found = ask("encode", "ae", items=[4, 1])
     held = run.dataset.items("test", torch.tensor([4, 1]))
     torch.testing.assert_close(found["z"], run.model.encode(held.x).detach())
@@ -292,8 +292,8 @@ def test_interpolation_between_classes_starts_and_ends_in_them(ask):
     ).tolist() == [8, 8]
 
 
-def test_traverse_moves_one_dimension_at_a_time(ask, trained):
-    model = load(trained(*RUNS["pca"])).model
+def test_traverse_moves_one_dimension_at_a_time(ask, train_run):
+    model = load(train_run(*RUNS["pca"])).model
     found = ask("traverse", "pca", n=6, frames=3, range_sigma=2.0)
     spread = (
         model.covariance.scale[0] * 1.0
@@ -342,8 +342,8 @@ def test_arithmetic_accepts_item_indices(ask):
     )
 
 
-def test_arithmetic_uses_the_draws_of_sample(ask, trained):
-    model = load(trained(*RUNS["gan"])).model  # training draws random numbers
+def test_arithmetic_uses_the_draws_of_sample(ask, train_run):
+    model = load(train_run(*RUNS["gan"])).model  # training draws random numbers
     torch.manual_seed(4)
     shown = model.sample(9)
     found = ask("arithmetic", "gan", group_by="draw", n=9, seed=4, a=[5], b=[5], c=[7])
@@ -391,7 +391,7 @@ def test_masks_hide_the_described_pixels(tmp_path):
     ("name", "method"),
     [("vae", "inpaint"), ("vae", "search"), ("rbm", "inpaint"), ("pca", "search")],
 )
-def test_inpainting_keeps_known_values_and_measures_the_hidden_ones(name, method, ask, trained):
+def test_inpainting_keeps_known_values_and_measures_the_hidden_ones(name, method, ask, train_run):
     found = ask(
         "inpaint", name, method=method, mask="random", mask_ratio=0.25, n=5, draws=2, steps=4
     )
@@ -402,7 +402,7 @@ def test_inpainting_keeps_known_values_and_measures_the_hidden_ones(name, method
     assert found["squared_error_per_draw"]["value"] == pytest.approx(error(filled), rel=1e-6)
     plain = torch.where(hidden, found["mean_fill"], x)
     assert found["squared_error_of_mean_fill"]["value"] == pytest.approx(error(plain), rel=1e-6)
-    train = load(trained(*RUNS[name])).dataset.head("train").x
+    train = load(train_run(*RUNS[name])).dataset.head("train").x
     torch.testing.assert_close(found["mean_fill"], train.mean(0))
 
 
@@ -443,10 +443,10 @@ def test_classify_fills_reports_how_often_the_class_is_kept(ask, monkeypatch):
     assert kept[0.0] == found["class_found_in_items"]["value"] and kept[1.0] < 0.4
 
 
-def test_latent_search_with_a_linear_decoder_solves_least_squares(trained):
-    model = load(trained(*RUNS["pca"])).model
+def test_latent_search_with_a_linear_decoder_solves_least_squares(train_run):
+    model = load(train_run(*RUNS["pca"])).model
     usual = model.prior(2000)
-    x = load(trained(*RUNS["pca"])).dataset.head("test", 6).x
+    x = load(train_run(*RUNS["pca"])).dataset.head("test", 6).x
     known = ~corruptions.hidden_values(
         corruptions.Mask("half", half="right"), DataSpec(shape=(1, 8, 8)), 6, seed=0
     )

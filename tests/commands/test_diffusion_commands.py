@@ -48,17 +48,17 @@ def load(folder: Path):
 
 
 @pytest.fixture
-def run(trained):
+def run(train_run):
     def find(name: str):
         if name == "latent":
             return load(
-                trained(
+                train_run(
                     "model=ldm",
-                    f"codec.run={trained(*RUNS['codec'])}",
+                    f"codec.run={train_run(*RUNS['codec'])}",
                     "model.diffusion.conditional=true",
                 )
             )
-        return load(trained(*RUNS[name]))
+        return load(train_run(*RUNS[name]))
 
     return find
 

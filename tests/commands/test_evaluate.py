@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.cli_runner import run_here
-from helpers.recipes import built
+from helpers.recipes import build_training_objects
 from PIL import Image
 
 from genlab.metrics.base import Settings
@@ -43,7 +43,7 @@ SUBJECTS = {
 
 @pytest.mark.parametrize("which", SUBJECTS)
 def test_metrics_return_the_rows_that_they_announce(which):
-    _, dataset, trainer = built(*SUBJECTS[which], *SMALL)
+    _, dataset, trainer = build_training_objects(*SUBJECTS[which], *SMALL)
     training = {"steps": 10, "seconds": 1.0, "items_per_s": 80.0, "memory_mb": 100.0}
     context = MetricContext(
         dataset,
@@ -84,8 +84,8 @@ def test_metrics_return_the_rows_that_they_announce(which):
             )
 
 
-def test_evaluate_prints_a_table_and_writes_a_record_and_pictures(genlab, trained):
-    run = trained("model=gan", "model.conditional=true", "dataset=digits")
+def test_evaluate_prints_a_table_and_writes_a_record_and_pictures(genlab, train_run):
+    run = train_run("model=gan", "model.conditional=true", "dataset=digits")
     result = genlab("evaluate", f"run={run}", "n=50")
     assert result.code == 0, result.err
     record = json.loads((run / "metrics.json").read_text())
@@ -110,8 +110,8 @@ def test_evaluate_prints_a_table_and_writes_a_record_and_pictures(genlab, traine
         assert np.asarray(Image.open(run / path)).ndim == 3
 
 
-def test_each_sampler_has_its_own_metrics_file(genlab, trained):
-    run = trained("model=ddpm_points", "dataset=ring", "dataset.n=500")
+def test_each_sampler_has_its_own_metrics_file(genlab, train_run):
+    run = train_run("model=ddpm_points", "dataset=ring", "dataset.n=500")
     ask = (
         "evaluate",
         f"run={run}",
@@ -134,8 +134,8 @@ def test_each_sampler_has_its_own_metrics_file(genlab, trained):
     assert "sampler=gibbs is not for ddpm_points" in genlab(*ask[:3], "sampler=gibbs").error
 
 
-def test_samples_from_files_are_measured_like_those_of_a_run(genlab, trained, tmp_path):
-    run = trained("model=gan", "model.conditional=true", "dataset=digits")
+def test_samples_from_files_are_measured_like_those_of_a_run(genlab, train_run, tmp_path):
+    run = train_run("model=gan", "model.conditional=true", "dataset=digits")
     done = genlab(
         "sample",
         f"run={run}",
@@ -197,8 +197,8 @@ def test_invalid_samples_are_refused(genlab, tmp_path, arrays, options, words):
     assert words in genlab("evaluate", "samples=given.npz", "dataset=digits", *options).error
 
 
-def test_run_is_measured_on_its_own_data(genlab, trained):
-    assert "samples=" in genlab("evaluate", f"run={trained('model=gan')}", "dataset=digits").error
+def test_run_is_measured_on_its_own_data(genlab, train_run):
+    assert "samples=" in genlab("evaluate", f"run={train_run('model=gan')}", "dataset=digits").error
     assert "samples= requires dataset=" in genlab("evaluate", "samples=x").error
 
 
@@ -258,7 +258,7 @@ def test_cache_is_keyed_by_content(tmp_path, monkeypatch, capsys):
 def test_classifier_is_independent_of_the_validation_split():
     spaces = []
     for share in (0.1, 0.3):  # the validation split does not change the feature space
-        _, dataset, _ = built("model=gan", f"dataset.validation={share}", *SMALL)
+        _, dataset, _ = build_training_objects("model=gan", f"dataset.validation={share}", *SMALL)
         before = torch.get_rng_state()
         spaces.append(Classifier.for_dataset(dataset, torch.device("cpu")))
         assert torch.equal(torch.get_rng_state(), before)
@@ -274,7 +274,7 @@ def test_classifier_is_independent_of_the_validation_split():
 
 @pytest.mark.parametrize("binarize", ["none", "dynamic", "threshold"])
 def test_head_bytes_returns_the_original_bytes(binarize):
-    _, dataset, _ = built(
+    _, dataset, _ = build_training_objects(
         "model=gan", f"preprocess.binarize={binarize}", "preprocess.range=[0,1]", *SMALL
     )
     shown, taken = dataset.head_bytes("test", 50, seed=3), dataset.head("test", 50, seed=3)
@@ -287,7 +287,7 @@ def test_head_bytes_returns_the_original_bytes(binarize):
 
 
 def test_labels_of_samples_are_as_frequent_as_in_training():
-    _, dataset, trainer = built("model=gan", "model.conditional=true", *SMALL)
+    _, dataset, trainer = build_training_objects("model=gan", "model.conditional=true", *SMALL)
     context = MetricContext(dataset, Settings(n=300), model=trainer.eval_model())
     assert (
         len(context.preview_samples(5)) == 5 and context.sampling_seconds is None

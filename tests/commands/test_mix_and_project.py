@@ -27,7 +27,7 @@ def load(folder: Path):
 
 
 @pytest.fixture
-def ask(trained, tmp_path):
+def ask(train_run, tmp_path):
     """`ask("mix", n=3)` runs a command on a StyleGAN2; returns its JSON and .npz as one dict."""
 
     def answer(command: str, *, of: tuple[str, ...] = STYLE, **options) -> dict:
@@ -35,7 +35,7 @@ def ask(trained, tmp_path):
         for old in out.glob("*"):
             old.unlink()
         record = getattr(import_module(f"genlab.commands.{command}"), command)(
-            load(trained(*of)), **options, output_dir=str(out)
+            load(train_run(*of)), **options, output_dir=str(out)
         )
         (file,), (arrays,) = out.glob("*.json"), out.glob("*.npz")
         assert json.loads(file.read_text()) == json.loads(json.dumps(record)) and list(
@@ -63,9 +63,9 @@ def test_mix_styles_replaces_a_range_of_layers():
     )
 
 
-def test_mix_decodes_the_mix_styles(ask, trained):
+def test_mix_decodes_the_mix_styles(ask, train_run):
     found = ask("mix", rows=2, columns=3)
-    model = load(trained(*STYLE)).model
+    model = load(train_run(*STYLE)).model
     assert (
         found["layers"] == 4 and found["coarse_layers"] == [0, 0] and found["fine_layers"] == [3, 3]
     )
@@ -91,8 +91,8 @@ def test_mix_decodes_the_mix_styles(ask, trained):
 # --- w in the latent commands ---------------------------------------------------------------------
 
 
-def test_w_codes_are_styles_of_prior_draws(trained):
-    run = load(trained(*STYLE))
+def test_w_codes_are_styles_of_prior_draws(train_run):
+    run = load(train_run(*STYLE))
     torch.manual_seed(0)
     w = queries.draw_prior_codes(run, 3, space="w")
     torch.manual_seed(0)
@@ -105,8 +105,8 @@ def test_w_codes_are_styles_of_prior_draws(trained):
 
 
 @pytest.mark.parametrize("space", ["z", "w"])
-def test_latent_commands_accept_a_space(ask, trained, space):
-    run = load(trained(*STYLE))
+def test_latent_commands_accept_a_space(ask, train_run, space):
+    run = load(train_run(*STYLE))
     decode = torch.no_grad()(queries.decoder_for(run, space))
     torch.manual_seed(5)
     codes = queries.draw_prior_codes(run, 9, space=space)
@@ -148,8 +148,8 @@ def test_restarts_return_the_best_code_first():
 
 
 @pytest.mark.parametrize("space", ["z", "w"])
-def test_project_finds_a_generated_image(ask, trained, tmp_path, space):
-    run = load(trained(*STYLE))
+def test_project_finds_a_generated_image(ask, train_run, tmp_path, space):
+    run = load(train_run(*STYLE))
     torch.manual_seed(7)
     low, high = run.spec.range
     mine = (
@@ -207,9 +207,9 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("of", "words", "said"), REFUSED, ids=[words for _, words, _ in REFUSED])
-def test_error_message_names_the_fix(of, words, said, genlab, trained):
+def test_error_message_names_the_fix(of, words, said, genlab, train_run):
     command, *options = words.split()
-    error = genlab(command, f"run={trained(*of)}", "device=cpu", *options).error
+    error = genlab(command, f"run={train_run(*of)}", "device=cpu", *options).error
     assert all(word in error for word in said), error
 
 
@@ -221,9 +221,9 @@ COMMAND_LINES = [
 
 
 @pytest.mark.parametrize("words", COMMAND_LINES, ids=lambda words: words[0])
-def test_command_line_options_are_accepted(words, genlab, trained):
+def test_command_line_options_are_accepted(words, genlab, train_run):
     run = partial(
-        genlab, words[0], f"run={trained(*STYLE)}", "device=cpu", "output_dir=here", *words[1:]
+        genlab, words[0], f"run={train_run(*STYLE)}", "device=cpu", "output_dir=here", *words[1:]
     )
     result = run()
     assert result.code == 0, result.err

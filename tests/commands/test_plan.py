@@ -11,7 +11,7 @@ import pytest
 import torch
 import yaml
 from helpers.ddp_processes import start_ranks, wait_for
-from helpers.recipes import FLAGSHIPS, SMALL, built, same
+from helpers.recipes import FAST_OVERRIDES, FLAGSHIPS, build_training_objects, states_equal
 
 from genlab.builders import factory
 from genlab.commands import plan as planning
@@ -80,7 +80,7 @@ def test_plan_predicts_what_training_takes(
     assert numbers["checkpoint_mb"] == pytest.approx(files[-1].stat().st_size / 2**20, rel=0.02)
     assert numbers["disk_mb"] == pytest.approx((len(files) + 1) * numbers["checkpoint_mb"])
     state = run.load_checkpoint()
-    model = built(*given)[2].model
+    model = build_training_objects(*given)[2].model
     assert (
         numbers["weights_mb"]
         == numbers["ema_mb"]
@@ -200,10 +200,10 @@ def test_slow_preview_is_estimated_or_interrupted(monkeypatch):
 
 def test_step_time_is_measured(monkeypatch):
     """The loss waits 10 ms, so a step of two shards takes at least 20 ms."""
-    _, dataset, trainer = built(
+    _, dataset, trainer = build_training_objects(
         "model=vae",
         "model.hidden=[4]",
-        *SMALL,
+        *FAST_OVERRIDES,
         "trainer.grad_accum_steps=2",
         "trainer.lr_warmup_steps=3",
     )
@@ -224,7 +224,7 @@ def allocate(size: int) -> torch.Tensor:
 
 
 def test_peak_memory_is_that_of_the_trial():
-    device = built("model=vae", *SMALL)[2].device
+    device = build_training_objects("model=vae", *FAST_OVERRIDES)[2].device
     allocate(2**29)
     auto_batch_size.reset_peak_memory(device)
     before = auto_batch_size.used_memory(device)
@@ -272,12 +272,14 @@ def test_error_if_no_batch_fits():
 
 
 def test_trial_out_of_memory_does_not_fit(monkeypatch):
-    _, dataset, trainer = built("model=vae", "model.hidden=[4]", *SMALL)
+    _, dataset, trainer = build_training_objects("model=vae", "model.hidden=[4]", *FAST_OVERRIDES)
 
     def make(n):
         if n > 8:
             raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")
-        return built("model=vae", "model.hidden=[4]", *SMALL, f"trainer.batch_size={n}")[2]
+        return build_training_objects(
+            "model=vae", "model.hidden=[4]", *FAST_OVERRIDES, f"trainer.batch_size={n}"
+        )[2]
 
     trials = BatchSizeTrials(make, dataset, trainer.device, processes=1)
     assert trials(16) is None and trials(8) > 0
@@ -318,7 +320,9 @@ def test_auto_batch_size_equals_the_run_with_that_size(
     assert genlab("train", *given, f"trainer.batch_size={n}", "out=number").code == 0
     a, b = (RunFolder(tmp_path / name).load_checkpoint() for name in ("auto", "number"))
     assert [
-        key for key in a if key not in ("seconds", "unlogged_losses") and not same(a[key], b[key])
+        key
+        for key in a
+        if key not in ("seconds", "unlogged_losses") and not states_equal(a[key], b[key])
     ] == []
     assert [{**x} for x in a["unlogged_losses"]] == [{**x} for x in b["unlogged_losses"]]
     more = genlab("train", "resume=auto", "trainer.steps=4", "trainer.batch_size=auto")
@@ -328,7 +332,7 @@ def test_auto_batch_size_equals_the_run_with_that_size(
 
 def test_finding_the_batch_size_keeps_the_random_state(short_measurements, monkeypatch):
     monkeypatch.setattr(auto_batch_size, "MAX_BATCH_SIZE", 16)
-    config, dataset, trainer = built("model=rbm", *SMALL)
+    config, dataset, trainer = build_training_objects("model=rbm", *FAST_OVERRIDES)
     made = []
 
     def make(n, ranks: ProcessGroup):
@@ -369,4 +373,4 @@ def test_auto_batch_size_in_two_processes(tmp_path):
 
 def test_trainer_refuses_auto():
     with pytest.raises(UserError, match="needs a number"):
-        built("model=vae", "device=cpu", "out=unused", "trainer.batch_size=auto")
+        build_training_objects("model=vae", "device=cpu", "out=unused", "trainer.batch_size=auto")

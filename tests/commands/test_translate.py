@@ -87,8 +87,8 @@ def smooth(height: int, width: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize("task", RUNS)
-def test_translator_supports_the_command_of_its_task_only(task, genlab, trained, tmp_path):
-    run = trained(*RUNS[task])
+def test_translator_supports_the_command_of_its_task_only(task, genlab, train_run, tmp_path):
+    run = train_run(*RUNS[task])
     few = "videos=3" if task == "forecast" else "n=3"
     result = genlab(task, f"run={run}", "device=cpu", few, "seed=2", "output_dir=made")
     assert result.code == 0, result.err
@@ -104,13 +104,13 @@ def test_translator_supports_the_command_of_its_task_only(task, genlab, trained,
     assert task in fitting and "translate" in fitting and other not in fitting
 
 
-def test_error_message_names_models_that_translate(genlab, trained):
-    run = trained("model=ae", "model.hidden=[]", "model.output=linear", "model.latent=5")
+def test_error_message_names_models_that_translate(genlab, train_run):
+    run = train_run("model=ae", "model.hidden=[]", "model.output=linear", "model.latent=5")
     assert "srresnet" in genlab("superres", f"run={run}", "device=cpu").error
 
 
-def test_preview_of_a_translator_shows_source_output_and_truth(trained, tmp_path):
-    run = load(trained(*RUNS["superres"]))
+def test_preview_of_a_translator_shows_source_output_and_truth(train_run, tmp_path):
+    run = load(train_run(*RUNS["superres"]))
     asked = []
     model = FunctionTranslator(lambda cond: asked.append(cond) or interpolate(cond, scale_factor=2))
     folder = type("Folder", (), {"samples": tmp_path})()
@@ -122,9 +122,9 @@ def test_preview_of_a_translator_shows_source_output_and_truth(trained, tmp_path
 # --- numbers --------------------------------------------------------------------------------------
 
 
-def test_superres_measures_the_written_outputs(trained, tmp_path):
+def test_superres_measures_the_written_outputs(train_run, tmp_path):
     run = run_of_function(
-        load(trained(*RUNS["superres"])),
+        load(train_run(*RUNS["superres"])),
         lambda cond: interpolate(cond, scale_factor=2).clamp(-1, 1),
     )
     record = superres(run, n=6, seed=1, output_dir=str(tmp_path))
@@ -176,8 +176,8 @@ def test_video_error_is_per_frame_and_the_last_frame_is_a_baseline():
     assert (agreement(guess["training_mean"], x, spec)["squared_error"] == 0).all()
 
 
-def test_translation_metric_reports_the_baselines(trained):
-    run = load(trained(*RUNS["denoise"]))
+def test_translation_metric_reports_the_baselines(train_run):
+    run = load(train_run(*RUNS["denoise"]))
     truth = run.dataset.head("test", 50, seed=4)
     context = MetricContext(
         run.dataset, Settings(n=50, seed=4), model=FunctionTranslator(lambda cond: cond)
@@ -195,8 +195,8 @@ def test_translation_metric_reports_the_baselines(trained):
     run.dataset.paired = True
 
 
-def test_evaluate_measures_a_translator(trained):
-    run = load(trained(*RUNS["denoise"]))
+def test_evaluate_measures_a_translator(train_run):
+    run = load(train_run(*RUNS["denoise"]))
     assert "psnr" in evaluate(run, n=8, metrics=["paired_translation"])
     assert (run.folder.path / "evaluation" / "translations.png").exists()
 
@@ -211,8 +211,8 @@ class Turned(FunctionTranslator):
 
 
 @pytest.mark.parametrize("back", [True, False])
-def test_unpaired_metric_compares_sets_and_measures_cycles(trained, back):
-    run = load(trained(*RUNS["denoise"]))
+def test_unpaired_metric_compares_sets_and_measures_cycles(train_run, back):
+    run = load(train_run(*RUNS["denoise"]))
     dataset = copy.copy(run.dataset)
     dataset.paired = False
     model = (Turned if back else FunctionTranslator)(lambda cond: cond * 0.5)
@@ -252,12 +252,12 @@ def test_unpaired_metric_compares_sets_and_measures_cycles(trained, back):
 # --- folders --------------------------------------------------------------------------------------
 
 
-def test_images_of_any_size_are_padded_and_cropped(trained, tmp_path):
+def test_images_of_any_size_are_padded_and_cropped(train_run, tmp_path):
     def double_size(cond: torch.Tensor) -> torch.Tensor:
         assert cond.shape[2] % 4 == 0 and cond.shape[3] % 4 == 0
         return interpolate(cond, scale_factor=2)
 
-    run = run_of_function(load(trained(*RUNS["superres"])), double_size, size_multiple=4)
+    run = run_of_function(load(train_run(*RUNS["superres"])), double_size, size_multiple=4)
     shown = {
         "odd": noise(7, 13),
         "even": noise(8, 4, seed=1),
@@ -273,10 +273,10 @@ def test_images_of_any_size_are_padded_and_cropped(trained, tmp_path):
         assert np.array_equal(made, grey.repeat(2, 0).repeat(2, 1)), name
 
 
-def test_model_of_one_size_refuses_other_sizes(trained, tmp_path):
+def test_model_of_one_size_refuses_other_sizes(train_run, tmp_path):
     png(tmp_path / "in/large.png", noise(9, 8))
     run = run_of_function(
-        load(trained(*RUNS["superres"])),
+        load(train_run(*RUNS["superres"])),
         lambda cond: interpolate(cond, scale_factor=2),
         size_multiple=0,
     )
@@ -289,15 +289,15 @@ def test_model_of_one_size_refuses_other_sizes(trained, tmp_path):
     with pytest.raises(UserError, match="downsample=true"):
         superres(run, downsample=True)
     with pytest.raises(UserError, match="gray or RGB.*genlab inpaint"):
-        translate(load(trained(*RUNS["inpaint"])), input_dir=str(tmp_path / "in"))
+        translate(load(train_run(*RUNS["inpaint"])), input_dir=str(tmp_path / "in"))
 
 
-def test_downsampled_images_are_measured_beside_bicubic(genlab, trained, tmp_path):
+def test_downsampled_images_are_measured_beside_bicubic(genlab, train_run, tmp_path):
     for i, size in enumerate(((31, 42), (28, 30))):
         png(tmp_path / "in" / f"{i}.png", smooth(*size))
     result = genlab(
         "superres",
-        f"run={trained(*RUNS['superres'])}",
+        f"run={train_run(*RUNS['superres'])}",
         "device=cpu",
         "input_dir=in",
         "downsample=true",
@@ -342,8 +342,8 @@ class Both(FunctionTranslator):
         return cond.mean(1, keepdim=True) / 2 if backward else self.function(cond)
 
 
-def test_cyclegan_translates_backward(genlab, trained, tmp_path):
-    folder = trained(*BACK)
+def test_cyclegan_translates_backward(genlab, train_run, tmp_path):
+    folder = train_run(*BACK)
     run = replace(
         load(folder),
         model=Both(lambda cond: cond.expand(-1, 3, -1, -1)),
@@ -385,15 +385,15 @@ def test_cyclegan_translates_backward(genlab, trained, tmp_path):
 
 
 @pytest.mark.parametrize("asked", [{"n": 3}, {"input_dir": "in"}], ids=str)
-def test_model_of_one_direction_refuses_backward(trained, asked):
+def test_model_of_one_direction_refuses_backward(train_run, asked):
     with pytest.raises(UserError, match=r"backward=true .*cyclegan.*pix2pix learns one"):
-        translate(load(trained(*RUNS["colorize"])), backward=True, **asked)
+        translate(load(train_run(*RUNS["colorize"])), backward=True, **asked)
 
 
 @pytest.mark.parametrize("mask", ["half", "transparent", "file"])
 @pytest.mark.parametrize("draws", [1, 2])
-def test_inpaint_folder_keeps_visible_pixels(mask, draws, trained, tmp_path):
-    run, seen = load(trained(*RUNS["inpaint"])), []
+def test_inpaint_folder_keeps_visible_pixels(mask, draws, train_run, tmp_path):
+    run, seen = load(train_run(*RUNS["inpaint"])), []
     run = run_of_function(
         run, lambda cond: seen.append(cond) or cond[:, :1] * 0 + 0.25, size_multiple=4
     )
@@ -436,8 +436,8 @@ def test_inpaint_folder_keeps_visible_pixels(mask, draws, trained, tmp_path):
     )
 
 
-def test_denoise_folder_writes_denoised_images(trained, tmp_path):
-    run = run_of_function(load(trained(*RUNS["denoise"])), lambda cond: cond * 0.5)
+def test_denoise_folder_writes_denoised_images(train_run, tmp_path):
+    run = run_of_function(load(train_run(*RUNS["denoise"])), lambda cond: cond * 0.5)
     x = noise(9, 7)
     png(tmp_path / "in/x.png", x)
     denoise(run, input_dir=str(tmp_path / "in"), output_dir=str(tmp_path / "out"))
@@ -462,19 +462,19 @@ RECONSTRUCT = {
 
 
 @pytest.mark.parametrize("says", OWN)
-def test_input_dir_is_refused_where_it_does_not_fit(says, trained, tmp_path):
+def test_input_dir_is_refused_where_it_does_not_fit(says, train_run, tmp_path):
     png(tmp_path / "in/x.png", noise(8, 8))
     name, asked = OWN[says]
     with pytest.raises(UserError, match=says):
-        asked(load(trained(*(RUNS | RECONSTRUCT)[name])), str(tmp_path / "in"))
+        asked(load(train_run(*(RUNS | RECONSTRUCT)[name])), str(tmp_path / "in"))
 
 
 # --- forecast, denoise, inpaint -------------------------------------------------------------------
 
 
-def test_predicted_frames_become_the_context(trained):
+def test_predicted_frames_become_the_context(train_run):
     run = run_of_function(
-        load(trained(*RUNS["forecast"])), lambda cond: cond[:, -1:] * 0.5 + cond[:, -2:-1] * 0.25
+        load(train_run(*RUNS["forecast"])), lambda cond: cond[:, -1:] * 0.5 + cond[:, -2:-1] * 0.25
     )
     past = torch.rand(2, 4, 1, 16, 16)
     made, before = predict_frames(run, past, 3), list(past.unbind(1))
@@ -484,8 +484,8 @@ def test_predicted_frames_become_the_context(trained):
     assert made.shape == (2, 3, 1, 16, 16)
 
 
-def test_forecast_measures_each_frame_and_writes_a_gif(trained, tmp_path):
-    run = run_of_function(load(trained(*RUNS["forecast"])), lambda cond: cond[:, -1:])
+def test_forecast_measures_each_frame_and_writes_a_gif(train_run, tmp_path):
+    run = run_of_function(load(train_run(*RUNS["forecast"])), lambda cond: cond[:, -1:])
     record = forecast(run, n=3, videos=5, output_dir=str(tmp_path))
     assert record["squared_error_per_frame"] == record["squared_error_per_frame_of_last_frame"]
     held = run.dataset.with_target_frames(3).items(
@@ -497,9 +497,9 @@ def test_forecast_measures_each_frame_and_writes_a_gif(trained, tmp_path):
         assert film.n_frames == 4 + 3 and film.info["duration"] == 200
 
 
-def test_forecast_works_in_batches(trained, tmp_path, monkeypatch):
+def test_forecast_works_in_batches(train_run, tmp_path, monkeypatch):
     """10,000 videos of 64×64 once took more than 14 GB, because they were forecast together."""
-    run = run_of_function(load(trained(*RUNS["forecast"])), lambda cond: cond[:, -1:])
+    run = run_of_function(load(train_run(*RUNS["forecast"])), lambda cond: cond[:, -1:])
     together = []
     monkeypatch.setattr(
         "genlab.commands.forecast.predict_frames",
@@ -521,8 +521,8 @@ def test_forecast_works_in_batches(trained, tmp_path, monkeypatch):
         )
 
 
-def test_denoise_uses_the_noise_level_of_training(trained, tmp_path):
-    run = run_of_function(load(trained(*RUNS["denoise"])), lambda cond: cond * 0.5)
+def test_denoise_uses_the_noise_level_of_training(train_run, tmp_path):
+    run = run_of_function(load(train_run(*RUNS["denoise"])), lambda cond: cond * 0.5)
     record = denoise(run, n=20, output_dir=str(tmp_path))
     assert record["level"] == 0.2
     with np.load(next(tmp_path.glob("*.npz"))) as found:
@@ -530,10 +530,10 @@ def test_denoise_uses_the_noise_level_of_training(trained, tmp_path):
         assert np.std(found["noisy"] - found["x"]) == pytest.approx(0.4, rel=0.1)
 
 
-def test_inpaint_marks_hidden_pixels_as_in_training(trained, tmp_path):
+def test_inpaint_marks_hidden_pixels_as_in_training(train_run, tmp_path):
     seen = []
     run = run_of_function(
-        load(trained(*RUNS["inpaint"])), lambda cond: seen.append(cond) or cond[:, :1] * 0 + 0.25
+        load(train_run(*RUNS["inpaint"])), lambda cond: seen.append(cond) or cond[:, :1] * 0 + 0.25
     )
     record = inpaint(run, mask="half", half="left", n=4, draws=1, output_dir=str(tmp_path))
     hidden = corruptions.hidden_values(corruptions.Mask("half", half="left"), run.spec, 4, seed=0)

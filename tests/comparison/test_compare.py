@@ -418,7 +418,7 @@ def test_files_agree_with_the_records(
     runs.append(
         make("g|n", [make_row("frechet_classifier", 1.23456789)], absent={"efficiency": "no cost"})
     )
-    compare(refuse_to_load, find_runs([str(r) for r in runs]), out=str(tmp_path / "out"))
+    compare(refuse_to_load, find_runs([str(r) for r in runs]), output_dir=str(tmp_path / "out"))
     out = capsys.readouterr().out
     lines = {
         (line["model"], line["name"]): line
@@ -476,7 +476,7 @@ def test_records_with_other_settings_do_not_count(make: Make, tmp_path: Path) ->
             refuse_to_load,
             find_runs(str(run)),
             evaluate=False,
-            out=str(tmp_path / "out"),
+            output_dir=str(tmp_path / "out"),
             **requested,
         )
         return found.columns[0].runs[0].missing_reason
@@ -505,14 +505,14 @@ def test_record_of_another_sampler_is_used_if_none_is_requested(make: Make, tmp_
 
     def missing(requests: list[RunRequest]) -> str:
         out = str(tmp_path / "out")
-        comparison = compare(refuse_to_load, requests, evaluate=False, out=out)
+        comparison = compare(refuse_to_load, requests, evaluate=False, output_dir=out)
         return comparison.columns[0].runs[0].missing_reason
 
     assert missing(find_runs(str(run))) == ""
     assert missing([RunRequest(RunFolder(run), sampler={})]) == "it was not measured"
 
 
-def test_runs_without_records_are_measured(trained: Callable[..., Path], tmp_path: Path) -> None:
+def test_runs_without_records_are_measured(train_run: Callable[..., Path], tmp_path: Path) -> None:
     """A metric that does not fit a run leaves a blank with its reason."""
     from genlab.builders import entrypoints
 
@@ -524,7 +524,8 @@ def test_runs_without_records_are_measured(trained: Callable[..., Path], tmp_pat
 
     options = ("dataset=digits",)
     runs = [
-        str(shutil.copytree(trained(f"model={m}", *options), tmp_path / m)) for m in ("vae", "gan")
+        str(shutil.copytree(train_run(f"model={m}", *options), tmp_path / m))
+        for m in ("vae", "gan")
     ]
     requested = {"n": 8, "metrics": ["likelihood"], "out": str(tmp_path / "out")}
     for _ in range(2):

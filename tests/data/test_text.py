@@ -262,8 +262,8 @@ def test_complete_continues_a_prompt(run, genlab):
     assert genlab("complete", f"run={run}", "prompt=1605", "n=5").out.startswith("1605")
 
 
-def test_complete_refuses_image_models(trained, genlab):
-    assert "gpt_text" in genlab("complete", f"run={trained('model=vae')}").error
+def test_complete_refuses_image_models(train_run, genlab):
+    assert "gpt_text" in genlab("complete", f"run={train_run('model=vae')}").error
 
 
 def test_evaluate_and_info_of_a_text_model(run, genlab):

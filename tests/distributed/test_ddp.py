@@ -21,7 +21,7 @@ import torch
 from helpers import ddp_losses
 from helpers.ddp_processes import popen, start_ranks, wait_for
 from helpers.kill_harness import TORCHRUN, rank_pids
-from helpers.slurm_cluster import LONG, Sweep, running_cluster
+from helpers.slurm_cluster import LONG_RUN, Sweep, running_cluster
 from helpers.sweep_model import MINE, status_and_starts, write_model
 from PIL import Image
 
@@ -242,18 +242,18 @@ DISKS = {
     "other weights": (
         change_weight,
         RESUME,
-        r"does: checksum of the checkpoint \w+ instead of \w+;",
+        r": checksum of the checkpoint \w+ instead of \w+;",
     ),
     "another recipe": (
         change_learning_rate,
         RESUME,
-        "does: optimizer.lr 0.002 instead of 0.001;",
+        ": optimizer.lr 0.002 instead of 0.001;",
     ),
     "fewer items": (delete_image, (*NEW_RUN, "out=new"), "train items .* instead of "),
     "other items": (
         replace_image,
         (*NEW_RUN, "out=new"),
-        r"does: checksum of the data \w+ instead of \w+;",
+        r": checksum of the data \w+ instead of \w+;",
     ),
 }
 
@@ -276,7 +276,7 @@ def test_processes_with_different_disks_are_refused(disk, genlab, tmp_path):
     assert [code for code, _, _ in results] == [2, 2] and results[1][2] == ""
     start = (
         r"genlab: rank 1 on \S+, which reads image_folder in photos, "
-        r"would not train what rank 0 on \S+ does: .*"
+        r"would not train the same as rank 0 on \S+: .*"
     )
     err = results[0][2]
     assert re.match(start, err.splitlines()[-1]) and re.search(message, err), err
@@ -357,7 +357,7 @@ def test_a_sweep_job_resumes_after_one_of_its_processes_was_killed(ends_the_step
         f"hydra.launcher.srun_args=['--kill-on-bad-exit={ends_the_step}']",
         "hydra.launcher.tries=2",
     )
-    sweep = Sweep(tmp_path, "train", "-m", *MINE, "seed=0", "trainer.steps=6000", *LONG, *node)
+    sweep = Sweep(tmp_path, "train", "-m", *MINE, "seed=0", "trainer.steps=6000", *LONG_RUN, *node)
     try:
         sweep.wait(lambda: sweep.has_saved(0))
         os.kill(rank_pids(tmp_path)["SLURM_PROCID=1"], signal.SIGKILL)

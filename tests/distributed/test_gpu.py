@@ -9,7 +9,7 @@ import sys
 import pytest
 import torch
 from helpers.cli_runner import REPOSITORY, run_here, run_process
-from helpers.recipes import RECIPES, built, same
+from helpers.recipes import RECIPES, build_training_objects, states_equal
 
 from genlab.distributed.device import callable_children
 from genlab.metrics.base import Settings
@@ -39,7 +39,7 @@ def recipe_options(recipe: str, *more: str) -> tuple[str, ...]:
 
 def build(*overrides: str):
     """Return (dataset, trainer)."""
-    return built(*overrides, "out=unused")[1:]
+    return build_training_objects(*overrides, "out=unused")[1:]
 
 
 def train_steps(steps: int, *overrides: str):
@@ -98,7 +98,7 @@ def test_resume_is_bit_exact(recipe, tmp_path):
     a, b = (RunFolder(tmp_path / name).load_checkpoint() for name in ("whole", "parts"))
     a.pop("seconds"), b.pop("seconds")
     assert a["step"] == b["step"] == 4
-    assert same(a, b)
+    assert states_equal(a, b)
 
 
 @pytest.mark.parametrize("recipe", ["vae", "ddpm_small"])

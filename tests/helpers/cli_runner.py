@@ -17,7 +17,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 
 @dataclass
 class Result:
-    """What a command line left behind."""
+    """The exit code and the output of a command line."""
 
     code: int
     out: str
@@ -25,7 +25,7 @@ class Result:
 
     @property
     def error(self) -> str:
-        """The one line with which genlab refused what was asked, checked to be just that."""
+        """The error message; asserts that the command was refused with exactly one line."""
         lines = [line for line in self.err.splitlines() if line.strip()]
         assert self.code == 2, f"exit code {self.code}\n{self.out}\n{self.err}"
         assert len(lines) == 1 and lines[0].startswith("genlab: "), self.err
@@ -34,7 +34,10 @@ class Result:
 
 
 def run_here(*arguments: object, cwd: Path) -> Result:
-    """Run `genlab <arguments>` in this process, which has torch imported already, and put back what it changes."""
+    """Run `genlab <arguments>` in this process and restore the state that it changes.
+
+    This is fast because torch is imported already.
+    """
     from hydra.core.global_hydra import GlobalHydra
 
     from genlab.cli import main
@@ -62,20 +65,24 @@ def run_here(*arguments: object, cwd: Path) -> Result:
         os.environ.update(before[1])
         sys.argv, sys.path[:] = before[2:4]
         root.handlers[:] = handlers
-        root.setLevel(level)  # Hydra's --info turns debugging on
-        for name in (
-            set(sys.modules) - before[4]
-        ):  # a model beside a test's config must not reach the next test
+        root.setLevel(level)  # Hydra's --info sets the level to DEBUG
+        # A user's module in the folder of this test must not reach the next test.
+        for name in set(sys.modules) - before[4]:
             if str(getattr(sys.modules[name], "__file__", None) or "").startswith(str(cwd)):
                 del sys.modules[name]
     return Result(code, out.getvalue(), err.getvalue())
 
 
 def run_process(*arguments: object, cwd: Path, timeout: float = 300, **environment: str) -> Result:
-    """Run `python -m genlab <arguments>` as a process of its own."""
+    """Run `python -m genlab <arguments>` in a new process."""
     clean = {k: v for k, v in os.environ.items() if k != "HYDRA_FULL_ERROR"}
-    ended = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-m", "genlab", *map(str, arguments)],
-        cwd=cwd, env=clean | environment, capture_output=True, text=True, timeout=timeout, check=False,
-    )  # fmt: skip
-    return Result(ended.returncode, ended.stdout, ended.stderr)
+        cwd=cwd,
+        env=clean | environment,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
+    return Result(process.returncode, process.stdout, process.stderr)

@@ -13,7 +13,7 @@ import sys
 from contextlib import nullcontext
 
 import torch
-from helpers.recipes import built
+from helpers.recipes import build_training_objects
 
 from genlab.abilities import abilities
 from genlab.distributed.gradient_buckets import GradientBuckets
@@ -88,7 +88,7 @@ def train(name: str, shards: int, steps: int, group: ProcessGroup) -> list[dict[
     training.GradientBuckets = SmallOverlappingBuckets if mode == "overlap" else GradientBuckets
     fsdp = f"device.fsdp={str(mode == 'fsdp').lower()}"
     grad_accum_steps = f"trainer.grad_accum_steps={shards // group.size}"
-    _, dataset, trainer = built(*MODELS[model], *COMMON, fsdp, grad_accum_steps)
+    _, dataset, trainer = build_training_objects(*MODELS[model], *COMMON, fsdp, grad_accum_steps)
     if trainer.fsdp:
         parameters = list(trainer.model.parameters())
         local_size = sum(p.to_local().numel() for p in parameters)
@@ -100,7 +100,8 @@ def train(name: str, shards: int, steps: int, group: ProcessGroup) -> list[dict[
         logger.add_losses(trainer.train_step(batches))
     losses = logger.resolve_losses(steps, "")
     trainer.load_state_dict(group.broadcast(trainer.state_dict()))
-    return [*losses, summarize_state(trainer.state_dict())] if group.is_main else []
+    state = trainer.state_dict()  # on every rank
+    return [*losses, summarize_state(state)] if group.is_main else []
 
 
 def summarize_state(state: dict) -> dict[str, float]:

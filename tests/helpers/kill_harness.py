@@ -15,7 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
-from helpers.recipes import same
+from helpers.recipes import states_equal
 
 from genlab.runs.run_folder import RunFolder
 
@@ -287,5 +287,5 @@ def final_state_and_log(folder: Path) -> tuple[dict, list]:
 def differences(whole: Path, part: Path) -> list[str]:
     """Return the entries in which a run differs, bit for bit, from the uninterrupted one."""
     (state, log), (other_state, other_log) = final_state_and_log(whole), final_state_and_log(part)
-    keys = [key for key in state if not same(state[key], other_state.get(key))]
+    keys = [key for key in state if not states_equal(state[key], other_state.get(key))]
     return keys if log == other_log else [*keys, "stats.jsonl"]

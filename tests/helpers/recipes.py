@@ -1,10 +1,11 @@
-"""Every recipe of configs/model/, composed and built as the command line does it, on data that needs no file."""
+"""Compose and build the recipes of configs/model/ as the command line does."""
 
 from __future__ import annotations
 
 from copy import deepcopy
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from hydra import compose, initialize_config_module
@@ -17,25 +18,29 @@ from genlab.builders.pretrained import insert_part_config, pretrained_part_name
 CONFIGS = Path(__file__).parents[2] / "configs"
 RECIPES = sorted(p.stem for p in (CONFIGS / "model").glob("*.yaml"))
 FLAGSHIPS = ["vae", "gan", "dcgan", "realnvp", "realnvp_points", "rbm", "ddpm_small", "ddpm_points"]
-SMALL = ("trainer.batch_size=8", "device=cpu", "out=unused")
+# A small batch on the CPU; `out` is never written.
+FAST_OVERRIDES = ("trainer.batch_size=8", "device=cpu", "out=unused")
 
 
-def composed(*overrides: str) -> dict:
-    """Return what `genlab train <overrides>` would train from, as plain values."""
-    return deepcopy(composed_once(*overrides))
+def compose_config(*overrides: str) -> dict:
+    """Return the full config of `genlab train <overrides>` as plain values."""
+    return deepcopy(compose_config_cached(*overrides))
 
 
 @cache
-def composed_once(*overrides: str) -> dict:
-    config = typed(*overrides)
-    if name := pretrained_part_name(config):  # as `resolve_pretrained_part` has it, but untrained
+def compose_config_cached(*overrides: str) -> dict:
+    config = compose_command(*overrides)
+    # Like `resolve_pretrained_part`, but the part is not trained.
+    if name := pretrained_part_name(config):
         data = [o for o in overrides if o.split("=")[0].split(".")[0] in ("dataset", "preprocess")]
-        config = insert_part_config(config, composed(*config[name]["train"], *data, "out=unused"), name)
+        config = insert_part_config(
+            config, compose_config(*config[name]["train"], *data, "out=unused"), name
+        )
     return config
 
 
-def typed(*overrides: str) -> dict:
-    """Return the config of `genlab train <overrides>` before another run's model is put into it."""
+def compose_command(*overrides: str) -> dict:
+    """Return the config of `genlab train <overrides>` without its pretrained part."""
     GlobalHydra.instance().clear()
     OmegaConf.register_new_resolver("genlab.stamp", lambda: "stamp", replace=True)
     OmegaConf.register_new_resolver("genlab.folder", lambda *names: "-".join(names), replace=True)
@@ -43,19 +48,16 @@ def typed(*overrides: str) -> dict:
         return train.to_plain(compose("train", overrides=list(overrides)))
 
 
-def built(*overrides: str):
+def build_training_objects(*overrides: str) -> tuple[dict, Any, Any]:
     """Return (config, dataset, trainer) of `genlab train <overrides>`."""
-    config = composed(*overrides)
+    config = compose_config(*overrides)
     device = factory.make_device(config["device"], seed=config["seed"])
     dataset = factory.make_dataset(config)
-    return (
-        config,
-        dataset,
-        factory.make_trainer(config, factory.make_model(config, dataset.spec), device),
-    )
+    model = factory.make_model(config, dataset.spec)
+    return config, dataset, factory.make_trainer(config, model, device)
 
 
-NARROW = {
+MAX_SIZES = {
     "channels": 16,
     "blocks": 1,
     "num_blocks": 1,
@@ -69,45 +71,67 @@ NARROW = {
 
 
 @cache
-def small(recipe: str) -> tuple[str, ...]:
-    """Return the overrides that make a recipe fast: fewer pixels where they are drawn one by one, fewer maps a layer."""
-    overrides = (f"model={recipe}", *SMALL)
-    config = composed(*overrides)
-    pixels = ("preprocess.size=4",) * (config["trainer"]["name"] == "autoregressive")
-    names: tuple[str, ...] = ()
+def small_overrides(recipe: str) -> tuple[str, ...]:
+    """Return the overrides that make a recipe fast: narrow networks and few layers.
+
+    Autoregressive models, which sample one pixel at a time, get smaller images too.
+    """
+    overrides = (f"model={recipe}", *FAST_OVERRIDES)
+    config = compose_config(*overrides)
+    channel_options: tuple[str, ...] = ()
     if config["trainer"]["name"] in ("gan", "progressive", "translation"):
-        names = ("channels", "channel_max", "discriminator_channels", "width", "discriminator_width")
-    plain = ("model.content_features=null",) * (
-        "content_features" in config["model"]
-    )  # no classifier to be trained for it first
-    plain += ("trainer.num_pairs=16",) * ("num_pairs" in config["trainer"])
+        channel_options = (
+            "channels",
+            "channel_max",
+            "discriminator_channels",
+            "width",
+            "discriminator_width",
+        )
+    extra: tuple[str, ...] = ()
+    if config["trainer"]["name"] == "autoregressive":
+        extra += ("preprocess.size=4",)
+    # Without content features no classifier has to be trained first.
+    if "content_features" in config["model"]:
+        extra += ("model.content_features=null",)
+    if "num_pairs" in config["trainer"]:
+        extra += ("trainer.num_pairs=16",)
     if name := pretrained_part_name(config):
-        (its,) = (o.partition("=")[2] for o in config[name]["train"] if o.startswith("model="))
-        plain += (f"{name}.train={list(small(its))}",)
+        (part_recipe,) = (
+            o.partition("=")[2] for o in config[name]["train"] if o.startswith("model=")
+        )
+        extra += (f"{name}.train={list(small_overrides(part_recipe))}",)
     model = config["model"]
-    networks = {"model": model, "model.backbone": model.get("backbone"),
-                "model.diffusion.backbone.map_backbone": ((model.get("diffusion") or {}).get("backbone") or {}).get("map_backbone")}  # fmt: skip
+    diffusion_backbone = (model.get("diffusion") or {}).get("backbone") or {}
+    networks = {
+        "model": model,
+        "model.backbone": model.get("backbone"),
+        "model.diffusion.backbone.map_backbone": diffusion_backbone.get("map_backbone"),
+    }
     narrow = [
-        f"{path}.{k}={min(v, NARROW[k])}"
+        f"{path}.{k}={min(v, MAX_SIZES[k])}"
         for path, network in networks.items()
         for k, v in (network or {}).items()
-        if k in NARROW and k not in names and isinstance(v, int)
+        if k in MAX_SIZES and k not in channel_options and isinstance(v, int)
     ]
-    maps = (f"model.{k}={fewer(v)}" for k, v in model.items() if k in names)
-    return (*overrides, *pixels, *plain, *narrow, *maps)
+    channels = (f"model.{k}={shrink_channels(v)}" for k, v in model.items() if k in channel_options)
+    return (*overrides, *extra, *narrow, *channels)
 
 
-def fewer(maps: int | list[int]) -> int | list[int]:
-    """Return numbers of maps of at most 16."""
-    return min(maps, 16) if isinstance(maps, int) else [fewer(m) for m in maps]
+def shrink_channels(channels: Any) -> Any:
+    """Return a number of channels, or a nested list of them, limited to 16."""
+    if isinstance(channels, int):
+        return min(channels, 16)
+    return [shrink_channels(c) for c in channels]
 
 
-def same(a: object, b: object) -> bool:
-    """Whether two states are equal bit for bit, whatever they nest."""
+def states_equal(a: object, b: object) -> bool:
+    """Whether two nested states (tensors, dicts, lists) are equal bit for bit."""
     if isinstance(a, torch.Tensor):
         return isinstance(b, torch.Tensor) and a.dtype == b.dtype and torch.equal(a, b)
     if isinstance(a, dict):
-        return isinstance(b, dict) and list(a) == list(b) and all(same(a[k], b[k]) for k in a)
+        return (
+            isinstance(b, dict) and list(a) == list(b) and all(states_equal(a[k], b[k]) for k in a)
+        )
     if isinstance(a, list | tuple):
-        return len(a) == len(b) and all(same(x, y) for x, y in zip(a, b, strict=True))
+        return len(a) == len(b) and all(states_equal(x, y) for x, y in zip(a, b, strict=True))
     return a == b

@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -16,27 +16,29 @@ from helpers.sweep_model import states
 from genlab.sweeps import job_state
 from genlab.sweeps.sweep_folder import SweepFolder
 
-LONG = ("trainer.save_every=200", "trainer.log_every=150")
-
-
-SMALL = ("hydra/launcher=slurm_cpu", "hydra.launcher.cpus_per_task=1", "hydra.launcher.mem_gb=1")
+# Options of a long run that saves rarely.
+LONG_RUN = ("trainer.save_every=200", "trainer.log_every=150")
+# Options of a SLURM job with one CPU.
+ONE_CPU_JOB = (
+    "hydra/launcher=slurm_cpu",
+    "hydra.launcher.cpus_per_task=1",
+    "hydra.launcher.mem_gb=1",
+)
 
 
 def is_slurm_up() -> bool:
     """Whether a SLURM controller answers."""
     if shutil.which("scontrol") is None:
         return False
-    return (
-        "is UP"
-        in subprocess.run(
-            ["scontrol", "ping"], capture_output=True, text=True, timeout=30, check=False
-        ).stdout
+    ping = subprocess.run(
+        ["scontrol", "ping"], capture_output=True, text=True, timeout=30, check=False
     )
+    return "is UP" in ping.stdout
 
 
 @pytest.fixture(scope="session", autouse=True)
 def cluster() -> Iterator[None]:
-    """A SLURM cluster for every test of a module that has this fixture."""
+    """Provide a SLURM cluster to every test of a module that imports this fixture."""
     yield from running_cluster()
 
 
@@ -48,13 +50,14 @@ def running_cluster() -> Iterator[None]:
         return
     if not script:
         pytest.skip(
-            "no SLURM answers `scontrol ping`, and GENLAB_SLURM does not name a script to start one"
+            "no SLURM controller answers `scontrol ping`, and GENLAB_SLURM does not name a script "
+            "that starts one"
         )
     if os.geteuid() != 0:
-        pytest.skip(f"no SLURM answers `scontrol ping`, and only root can start one with {script}")
+        pytest.skip(f"no SLURM controller answers `scontrol ping`; only root can run {script}")
     subprocess.run([script, "up"], check=True, timeout=300)
     yield
-    # A daemon may remove its pid file while `down` reads it: then try once more.
+    # A daemon may remove its pid file while `down` reads it, so a failure is retried once.
     if subprocess.run([script, "down"], check=False, timeout=120).returncode:
         subprocess.run([script, "down"], check=True, timeout=120)
 
@@ -68,7 +71,7 @@ class Sweep:
         self.process = subprocess.Popen(
             [sys.executable, "-m", "genlab", *command], cwd=cwd, stderr=self.log, stdout=self.log
         )
-        self.wait(lambda: list(cwd.glob("outputs/sweeps/*/plan.json")))
+        self.wait(lambda: any(cwd.glob("outputs/sweeps/*/plan.json")))
         (self.folder,) = cwd.glob("outputs/sweeps/*")
 
     def output(self) -> str:
@@ -76,8 +79,8 @@ class Sweep:
         self.log.seek(0)
         return self.log.read()
 
-    def wait(self, ready) -> None:
-        """Wait for a condition; fail if the sweep ends before, or takes too long."""
+    def wait(self, ready: Callable[[], bool]) -> None:
+        """Wait for a condition; fail if the sweep ends first or takes too long."""
         while not ready():
             assert self.process.poll() is None, self.output()
             assert time.monotonic() < self.deadline, (

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers.recipes import built
+from helpers.recipes import build_training_objects
 from PIL import Image
 from sklearn.metrics import roc_auc_score
 
@@ -86,7 +86,7 @@ def test_likelihood_writes_log_prob_or_names_models_that_have_it(recipe, runs, g
         found["log_prob"].mean()
     )
     assert record["lowest"] == pytest.approx(found["log_prob"].min())
-    _, dataset, trainer = built(f"model={recipe}", *small[recipe], *SMALL)
+    _, dataset, trainer = build_training_objects(f"model={recipe}", *small[recipe], *SMALL)
     trainer.load_state_dict(RunFolder(run).load_checkpoint())
     assert found["index"].shape == found["y"].shape == (50,)
     torch.testing.assert_close(
@@ -110,7 +110,7 @@ def test_anomaly_detects_the_classes_left_out(runs, genlab):
         and record["normal"] == list(range(2, 10))
         and "log p(x)" in record["score"]
     )
-    _, dataset, trainer = built(*PCA, "dataset.class_fraction={0:0,1:0}", *SMALL)
+    _, dataset, trainer = build_training_objects(*PCA, "dataset.class_fraction={0:0,1:0}", *SMALL)
     trainer.load_state_dict(RunFolder(run).load_checkpoint())
     test = dataset.head("test")
     assert record["n_normal"] + record["n_anomalies"] == len(test) == 180, (
@@ -171,7 +171,7 @@ def test_anomaly_refuses_invalid_options(words, said, runs, genlab):
 def test_bayes_rule_of_a_conditional_model_equals_that_of_one_run_per_class(runs, genlab):
     run = runs(*PCA, "model.conditional=true")
     record, _ = answer(genlab, "classify", f"run={run}")
-    _, dataset, trainer = built(*PCA, "model.conditional=true", *SMALL)
+    _, dataset, trainer = build_training_objects(*PCA, "model.conditional=true", *SMALL)
     trainer.load_state_dict(RunFolder(run).load_checkpoint())
     test, model = dataset.head("test"), trainer.model
     joint = torch.stack(
@@ -240,9 +240,11 @@ def test_reconstruction_error_equals_that_of_pca(interval, dequantize):
     """The error equals that of an SVD of the bytes, for every range and noise of the data."""
     prepare = (f"preprocess.range={interval}", f"preprocess.dequantize={str(dequantize).lower()}")
     if dequantize:
-        _, dataset, trainer = built(*PCA, *prepare, *SMALL)
+        _, dataset, trainer = build_training_objects(*PCA, *prepare, *SMALL)
     else:
-        _, dataset, trainer = built("model=kmeans", "model.num_clusters=4", *prepare, *SMALL)
+        _, dataset, trainer = build_training_objects(
+            "model=kmeans", "model.num_clusters=4", *prepare, *SMALL
+        )
     trainer.train_step(trainer.train_batches(dataset))
     (row,) = registry()["reconstruction"].measure(
         MetricContext(dataset, Settings(n=180), model=trainer.eval_model())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from helpers.recipes import SMALL, built
+from helpers.recipes import FAST_OVERRIDES, build_training_objects
 from torch import nn
 
 from genlab.metrics import efficiency
@@ -31,7 +31,7 @@ KNOWN = [
     ("recipe", "sampler", "known"), KNOWN, ids=[f"{r}-{n}" for r, _, n in KNOWN]
 )
 def test_network_evaluations(recipe, sampler, known):
-    _, _, trainer = built(f"model={recipe}", "preprocess.size=16", *SMALL)
+    _, _, trainer = build_training_objects(f"model={recipe}", "preprocess.size=16", *FAST_OVERRIDES)
     assert efficiency.network_evaluations(trainer.eval_model(), **sampler) == known
 
 
@@ -66,8 +66,12 @@ def test_network_evaluations_of_a_custom_model():
 
 @pytest.fixture(scope="module")
 def gan():
-    return built(
-        "model=gan", "model.hidden=[8]", "model.discriminator_hidden=[8]", "model.latent=3", *SMALL
+    return build_training_objects(
+        "model=gan",
+        "model.hidden=[8]",
+        "model.discriminator_hidden=[8]",
+        "model.latent=3",
+        *FAST_OVERRIDES,
     )
 
 

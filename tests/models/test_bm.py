@@ -6,7 +6,7 @@ from functools import partial
 
 import pytest
 import torch
-from helpers.recipes import built
+from helpers.recipes import build_training_objects
 
 from genlab.abilities import abilities
 from genlab.data.binary_toy import BarsAndStripes, Parity
@@ -211,7 +211,7 @@ def test_bars_and_parity_enumerate_their_distributions():
     ("hidden", "low", "high"), [(0, math.log(2) - 1e-6, math.log(2) + 1e-3), (4, 0, 0.15)]
 )
 def test_parity_needs_hidden_units(hidden, low, high):
-    _, dataset, trainer = built(
+    _, dataset, trainer = build_training_objects(
         "experiment=bm_parity",
         f"model.hidden={hidden}",
         "trainer.steps=400",
@@ -226,7 +226,9 @@ def test_parity_needs_hidden_units(hidden, low, high):
 
 
 def test_filters_and_chains_are_plotted():
-    _, dataset, trainer = built("experiment=bm_bars", "model.hidden=4", "device=cpu", "out=unused")
+    _, dataset, trainer = build_training_objects(
+        "experiment=bm_bars", "model.hidden=4", "device=cpu", "out=unused"
+    )
     plots = plot_rbm(trainer.model, dataset, seed=0)
     assert set(plots) == {"filters", "chains"}
     for picture in plots.values():

@@ -9,7 +9,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from helpers.recipes import SMALL, built
+from helpers.recipes import FAST_OVERRIDES, build_training_objects
 from sklearn.cluster import KMeans as Lloyd
 from sklearn.mixture import GaussianMixture
 from torch.distributions import Bernoulli, MultivariateNormal
@@ -249,8 +249,12 @@ def test_kmeans_inertia_decreases_and_the_best_run_is_kept():
 def test_trainer_streams_without_full_batch(recipe):
     options = {"pca": "model.latent=3", "kmeans": "model.num_clusters=3"}
     small = options.get(recipe, "model.num_components=3")
-    _, dataset, trainer = built(
-        f"model={recipe}", small, *SMALL[1:], "trainer.batch_size=200", "trainer.full_batch=false"
+    _, dataset, trainer = build_training_objects(
+        f"model={recipe}",
+        small,
+        *FAST_OVERRIDES[1:],
+        "trainer.batch_size=200",
+        "trainer.full_batch=false",
     )
     stream = trainer.train_batches(dataset)
     losses = [trainer.train_step(stream)["loss"].item() for _ in range(3)]

@@ -7,7 +7,7 @@ from io import BytesIO
 import numpy as np
 import pytest
 import torch
-from helpers.recipes import built, same
+from helpers.recipes import build_training_objects, states_equal
 
 from genlab.abilities import abilities
 from genlab.errors import UserError
@@ -88,7 +88,7 @@ def test_resume_between_two_weight_updates_is_bit_exact():
         "trainer.resample_after=2",
         "trainer.resample_every=4",
     )
-    _, dataset, whole = built(*overrides)
+    _, dataset, whole = build_training_objects(*overrides)
     batches = whole.train_batches(dataset)
     for _ in range(9):
         whole.train_step(batches)
@@ -96,7 +96,7 @@ def test_resume_between_two_weight_updates_is_bit_exact():
             file = BytesIO()
             torch.save(whole.state_dict(), file)
             file.seek(0)
-    _, dataset, second = built(*overrides)
+    _, dataset, second = build_training_objects(*overrides)
     torch.manual_seed(123)
     second.load_state_dict(torch.load(file, weights_only=True))
     batches = second.train_batches(dataset)
@@ -104,7 +104,7 @@ def test_resume_between_two_weight_updates_is_bit_exact():
         second.train_step(batches)
     assert second.item_weights.max() > 2 * second.item_weights.mean(), "the weights were updated"
     a, b = whole.state_dict(), second.state_dict()
-    assert [key for key in a if key != "seconds" and not same(a[key], b[key])] == []
+    assert [key for key in a if key != "seconds" and not states_equal(a[key], b[key])] == []
 
 
 @pytest.mark.parametrize("many, rare", [(3, 6), (0, 1)])
@@ -121,7 +121,7 @@ def test_batches_of_a_biased_set_become_more_balanced(many, rare):
         "trainer.resample_after=300",
         "trainer.resample_every=25",
     )
-    _, dataset, trainer = built(*OVERRIDES, *options)
+    _, dataset, trainer = build_training_objects(*OVERRIDES, *options)
     y = dataset.raw_arrays("train")[1]
     batches = trainer.train_batches(dataset)
     logs = [trainer.train_step(batches) for _ in range(400)]
@@ -136,12 +136,16 @@ def test_batches_of_a_biased_set_become_more_balanced(many, rare):
 
 @pytest.mark.parametrize("keep, counts", [("{1:0.5,3:0}", {1: 0.5, 3: 0.0}), ("null", {})])
 def test_class_fraction_applies_to_training_and_validation_only(keep, counts):
-    _, plain, _ = built("model=vae", "device=cpu", "out=unused")
-    _, dataset, _ = built("model=vae", f"dataset.class_fraction={keep}", "device=cpu", "out=unused")
+    _, plain, _ = build_training_objects("model=vae", "device=cpu", "out=unused")
+    _, dataset, _ = build_training_objects(
+        "model=vae", f"dataset.class_fraction={keep}", "device=cpu", "out=unused"
+    )
     for split in ("train", "validation", "test"):
         whole, kept = (d.raw_arrays(split)[1].bincount(minlength=10) for d in (plain, dataset))
         for c in range(10):
             share = counts.get(c, 1.0) if split != "test" else 1.0
             assert kept[c] == round(share * int(whole[c]))
     with pytest.raises(UserError, match="not 12"):
-        built("model=vae", "dataset.class_fraction={12:0.5}", "device=cpu", "out=unused")
+        build_training_objects(
+            "model=vae", "dataset.class_fraction={12:0.5}", "device=cpu", "out=unused"
+        )

@@ -7,7 +7,7 @@ from typing import get_args
 
 import pytest
 import torch
-from helpers.recipes import CONFIGS, RECIPES, composed
+from helpers.recipes import CONFIGS, RECIPES, compose_config
 
 from genlab.builders.factory import make_device, make_model, make_trainer
 from genlab.distributed.device import Device
@@ -857,7 +857,7 @@ def test_samples_are_decoded_prior_codes(name, noise):
 
 def make_trainer_of_recipe(*overrides: str) -> GANTrainer:
     """Return the trainer of `genlab train <overrides>` with fewer channels, for 32×32 images."""
-    config = composed(*overrides, "out=unused", "device=cpu")
+    config = compose_config(*overrides, "out=unused", "device=cpu")
 
     def shrink(maps):
         return min(maps, 8) if isinstance(maps, int) else [shrink(m) for m in maps]
@@ -937,7 +937,7 @@ def test_suggestions_build_and_do_not_weaken_regularization(overrides):
 
 def narrow_model(recipe: str, **options):
     """Return a recipe's model for 32×32 images with other options and all widths at most 8."""
-    config = composed(f"model={recipe}", "out=unused", "device=cpu")
+    config = compose_config(f"model={recipe}", "out=unused", "device=cpu")
 
     def shrink(v):
         return [shrink(m) for m in v] if isinstance(v, list) else min(v, 8) if type(v) is int else v
@@ -994,7 +994,8 @@ def test_every_gan_recipe_trains_with_every_loss_and_regularizer(recipe):
     for options in [*({"loss": loss, "r1": 0.5} for loss in LOSSES), *REGULARIZERS]:
         loss = LOSSES[
             options.get(
-                "loss", composed(f"model={recipe}", "out=unused", "device=cpu")["model"]["loss"]
+                "loss",
+                compose_config(f"model={recipe}", "out=unused", "device=cpu")["model"]["loss"],
             )
         ]
         if options.get("augment") == "ada" and loss.is_shift_invariant:

@@ -156,12 +156,12 @@ def test_unsuitable_data_is_refused(spec, options, says):
 
 
 @pytest.fixture
-def run_traverse(trained, tmp_path):
+def run_traverse(train_run, tmp_path):
     """A function that runs `genlab traverse` on a conditional InfoGAN.
 
     It returns the run, the names of the images, and the record with the arrays.
     """
-    folder = trained(
+    folder = train_run(
         "model=infogan",
         "model.width=2",
         "model.latent=5",

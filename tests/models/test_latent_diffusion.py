@@ -8,7 +8,7 @@ import shutil
 import pytest
 import torch
 from helpers.cli_runner import run_here
-from helpers.recipes import CONFIGS, built, small, typed
+from helpers.recipes import CONFIGS, build_training_objects, compose_command, small_overrides
 from omegaconf import OmegaConf
 
 from genlab.builders import factory
@@ -121,7 +121,7 @@ def codec_run(tmp_path_factory):
     """`codec_run("vae")`: the folder of an untrained run of the recipe."""
 
     def make(recipe: str):
-        config, dataset, trainer = built(*small(recipe))
+        config, dataset, trainer = build_training_objects(*small_overrides(recipe))
         info = {"model": recipe, "spec": dataset.spec.to_json(), "choices": {}}
         run = RunFolder.create(
             tmp_path_factory.mktemp("codec") / recipe,
@@ -138,7 +138,9 @@ def build_ldm(path, recipe: str, *more: str):
     """Build `genlab train model=ldm codec.run=<path>` on the dataset of the codec's recipe."""
     own = re.search(r"override /dataset: (\w+)", (CONFIGS / f"model/{recipe}.yaml").read_text())
     data = (f"dataset={own[1]}",) if own else ()
-    return factory.build_training(typed(*small("ldm"), *data, f"codec.run={path}", *more))
+    return factory.build_training(
+        compose_command(*small_overrides("ldm"), *data, f"codec.run={path}", *more)
+    )
 
 
 @pytest.mark.parametrize("recipe", CODECS)
@@ -149,7 +151,7 @@ def test_every_model_that_encodes_and_decodes_is_a_codec(recipe, codec_run):
     assert dataset.spec == theirs.spec and torch.equal(x, theirs.head("train", 4).x)
     assert all(torch.equal(v, ldm.codec.state_dict()[k]) for k, v in codec.state_dict().items())
     assert (
-        list(config["preprocess"]) == list(typed(*small("ldm"))["preprocess"])
+        list(config["preprocess"]) == list(compose_command(*small_overrides("ldm"))["preprocess"])
         and config["preprocess"]["range"] is not None
     )
     ldm.loss(Batch(x, torch.zeros(4, dtype=torch.long)))["loss"].backward()
@@ -176,7 +178,7 @@ def test_data_is_preprocessed_as_for_the_codec(codec_run):
 
 
 def test_mirrored_items_are_encoded_too():
-    _, dataset, trainer = built(*SMALL, "preprocess.flip=true")
+    _, dataset, trainer = build_training_objects(*SMALL, "preprocess.flip=true")
     codec, x, y = trainer.model.codec, *dataset.raw_arrays("train")
     codes = dataset.map("train", codec.encode)
     z, of = codes.raw_arrays("train")
@@ -194,7 +196,7 @@ def test_mirrored_items_are_encoded_too():
 
 
 def test_trainer_encodes_each_item_once():
-    _, dataset, trainer = built(*SMALL)
+    _, dataset, trainer = build_training_objects(*SMALL)
     codes = trainer.model.codec.encode(dataset.head("train", 32).x)
     calls, encode = [], trainer.model.codec.encode
     trainer.model.codec.encode = lambda x: calls.append(len(x)) or encode(x)
@@ -215,7 +217,10 @@ def test_trainer_encodes_each_item_once():
 
 def test_codes_are_recomputed_with_the_codec_of_a_checkpoint():
     """A trainer may request batches before it loads the state of the resumed run."""
-    (_, dataset, before), (_, _, after) = built(*SMALL), built(*SMALL)
+    (_, dataset, before), (_, _, after) = (
+        build_training_objects(*SMALL),
+        build_training_objects(*SMALL),
+    )
     with torch.no_grad():
         for p in before.model.codec.parameters():
             p.mul_(1.5)

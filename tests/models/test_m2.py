@@ -7,7 +7,7 @@ from itertools import product
 
 import pytest
 import torch
-from helpers.recipes import SMALL, built
+from helpers.recipes import FAST_OVERRIDES, build_training_objects
 from torch.distributions import Categorical, Normal, kl_divergence
 
 from genlab.abilities import abilities
@@ -135,7 +135,9 @@ def test_detach_classifier_stops_the_gradient_of_unlabeled_items(detach, channel
 
 @pytest.mark.parametrize("steps, expected", [(2, [True, True, False]), (0, [False] * 3)])
 def test_classifier_is_detached_during_the_warmup(steps, expected):
-    _, dataset, trainer = built("model=m2", *SMALL, f"trainer.classifier_warmup_steps={steps}")
+    _, dataset, trainer = build_training_objects(
+        "model=m2", *FAST_OVERRIDES, f"trainer.classifier_warmup_steps={steps}"
+    )
     loss, seen = trainer.model.loss, []
 
     def recorded_loss(batch, labeled_weight, *, detach_classifier):
@@ -217,7 +219,7 @@ def test_batches_contain_only_the_chosen_labels(shards):
         "preprocess.binarize=threshold",
         f"trainer.grad_accum_steps={shards}",
     )
-    _, dataset, trainer = built("model=m2", *SMALL, *options)
+    _, dataset, trainer = build_training_objects("model=m2", *FAST_OVERRIDES, *options)
     x, y = dataset.raw_arrays("train")
     known = balanced_indices(y, 20, 0)
     images = {tuple(x[i].gt(8).flatten().tolist()): int(y[i]) for i in known}
@@ -242,7 +244,7 @@ def test_batches_contain_only_the_chosen_labels(shards):
     ],
 )
 def test_rejects_more_labels_than_there_are(option, message):
-    _, dataset, trainer = built("model=m2", *SMALL, option)
+    _, dataset, trainer = build_training_objects("model=m2", *FAST_OVERRIDES, option)
     with pytest.raises(UserError, match=message):
         trainer.train_batches(dataset)
 
@@ -269,7 +271,7 @@ def test_unlabeled_items_reduce_the_error():
         "labeled only": ("trainer.batch_size=1", "model.alpha=100"),
     }
     for name, options in settings.items():
-        _, dataset, trainer = built(*common, *options)
+        _, dataset, trainer = build_training_objects(*common, *options)
         batches = trainer.train_batches(dataset)
         for _ in range(1500):
             trainer.train_step(batches)

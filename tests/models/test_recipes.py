@@ -8,7 +8,13 @@ from functools import lru_cache
 
 import pytest
 import torch
-from helpers.recipes import RECIPES, built, composed, same, small
+from helpers.recipes import (
+    RECIPES,
+    build_training_objects,
+    compose_config,
+    small_overrides,
+    states_equal,
+)
 
 from genlab.abilities import Estimate, abilities
 from genlab.builders.pretrained import PART_NAMES, pretrained_part_name
@@ -28,7 +34,7 @@ def each_recipe():
 @lru_cache(maxsize=2)
 def trained(recipe: str):
     """Return (dataset, trainer) after STEPS steps."""
-    _, dataset, trainer = built(*small(recipe))
+    _, dataset, trainer = build_training_objects(*small_overrides(recipe))
     advance(trainer, dataset, STEPS)
     return dataset, trainer
 
@@ -42,18 +48,18 @@ def advance(trainer, dataset, steps: int) -> None:
 @each_recipe()
 def test_resumes_bit_for_bit_from_its_file(recipe, tmp_path):
     dataset, undisturbed = trained(recipe)
-    overrides = small(recipe)
-    _, _, first = built(*overrides)
+    overrides = small_overrides(recipe)
+    _, _, first = build_training_objects(*overrides)
     advance(first, dataset, 1)
     run = RunFolder.create(tmp_path / "run", config="", metadata={})
     run.save_checkpoint(first.state_dict(), keep=3)
     del first
-    _, _, second = built(*overrides)
+    _, _, second = build_training_objects(*overrides)
     torch.manual_seed(12345)  # a new process has another random state
     second.load_state_dict(run.load_checkpoint())
     advance(second, dataset, STEPS - 1)
     a, b = undisturbed.state_dict(), second.state_dict()
-    assert [key for key in a if key != "seconds" and not same(a[key], b[key])] == []
+    assert [key for key in a if key != "seconds" and not states_equal(a[key], b[key])] == []
 
 
 @each_recipe()
@@ -61,7 +67,7 @@ def test_every_parameter_gets_a_gradient(recipe):
     _, trainer = trained(recipe)
     if not trainer.optimizers:
         # a closed-form fit must set every parameter; a single number may be right already
-        start = dict(built(*small(recipe))[2].model.named_parameters())
+        start = dict(build_training_objects(*small_overrides(recipe))[2].model.named_parameters())
         unchanged = [
             name
             for name, p in trainer.model.named_parameters()
@@ -73,7 +79,7 @@ def test_every_parameter_gets_a_gradient(recipe):
     # each stage trains its own parameters
     resolution_starts = getattr(trainer, "resolution_starts", ())
     if starts := resolution_starts or getattr(trainer.options, "stage_starts", ()):
-        _, dataset, trainer = built(*small(recipe))
+        _, dataset, trainer = build_training_objects(*small_overrides(recipe))
         reached = set()
         for start in starts:
             trainer.global_step = start
@@ -221,7 +227,7 @@ def conditional_override(config: dict) -> str | None:
 @each_recipe()
 def test_conditional_model_samples_the_requested_classes(recipe):
     dataset, trainer = trained(recipe)
-    override = conditional_override(composed(*small(recipe)))
+    override = conditional_override(compose_config(*small_overrides(recipe)))
     if not trainer.model.conditional and override is None:
         pytest.skip(f"{recipe} does not support labels")
     if not dataset.spec.num_classes:
@@ -229,7 +235,7 @@ def test_conditional_model_samples_the_requested_classes(recipe):
     if trainer.model.text_conditional:
         pytest.skip(f"{recipe} is conditioned on captions")
     option = () if trainer.model.conditional else (override,)
-    _, dataset, trainer = built(*small(recipe), *option)
+    _, dataset, trainer = build_training_objects(*small_overrides(recipe), *option)
     advance(trainer, dataset, 1)
     model = trainer.eval_model()
     options = few(model.sample)

@@ -12,7 +12,7 @@ import time
 import pytest
 import torch
 from helpers.cli_runner import run_here
-from helpers.recipes import built, same
+from helpers.recipes import build_training_objects, states_equal
 from torch import nn
 
 from genlab.errors import UserError
@@ -98,21 +98,26 @@ TRAIN = (
 
 
 def test_student_starts_from_the_teacher_and_does_not_change_it():
-    _, dataset, trainer = built(*TRAIN, "out=unused")
+    _, dataset, trainer = build_training_objects(*TRAIN, "out=unused")
     model = trainer.model
     before = {k: v.clone() for k, v in model.teacher.state_dict().items()}
     batches = trainer.train_batches(dataset)
     batch = next(batches)
-    assert same(model.network.state_dict(), model.teacher.network.state_dict())
-    assert same(trainer.ema.model.network.state_dict(), model.teacher.network.state_dict())
+    assert states_equal(model.network.state_dict(), model.teacher.network.state_dict())
+    assert states_equal(trainer.ema.model.network.state_dict(), model.teacher.network.state_dict())
     assert batch.cond.shape == batch.x.shape and len(batch.y) == 8
     torch.testing.assert_close(
         model.teacher_samples(batch.cond, batch.y), batch.x, rtol=1e-3, atol=1e-4
     )
     for _ in range(2):
         trainer.train_step(batches)
-    assert same(before, dict(model.teacher.state_dict())) and not model.train().teacher.training
-    assert not same(dict(model.network.state_dict()), dict(model.teacher.network.state_dict()))
+    assert (
+        states_equal(before, dict(model.teacher.state_dict()))
+        and not model.train().teacher.training
+    )
+    assert not states_equal(
+        dict(model.network.state_dict()), dict(model.teacher.network.state_dict())
+    )
 
 
 @pytest.mark.parametrize(
@@ -145,12 +150,12 @@ def test_one_command_trains_both_and_the_run_is_self_contained(tmp_path):
         torch.load(tmp_path / run / "checkpoints/step_000000005.pt", weights_only=True)
         for run in ("run", "whole")
     ]
-    assert same(states[0]["model"], states[1]["model"])
+    assert states_equal(states[0]["model"], states[1]["model"])
 
 
-def test_signal_stops_the_production_of_pairs_at_once(trained, tmp_path):
+def test_signal_stops_the_production_of_pairs_at_once(train_run, tmp_path):
     """Before the first step there is nothing to save, so the process stops at once."""
-    teacher = trained("model=flow_points", "dataset.n=500", "model.backbone.hidden=[16]")
+    teacher = train_run("model=flow_points", "dataset.n=500", "model.backbone.hidden=[16]")
     words = (
         "model=rectified_flow",
         f"teacher.run={teacher}",

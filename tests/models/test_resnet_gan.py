@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from helpers.recipes import built
+from helpers.recipes import build_training_objects
 from torch import nn
 from torch.nn.functional import avg_pool2d, conv2d, interpolate, one_hot, relu
 
@@ -253,7 +253,7 @@ def test_unsuitable_data_is_refused(make, spec, options, says):
 
 @pytest.mark.parametrize("recipe", ["sngan", "projection_gan"])
 def test_learning_rates_decrease_to_zero(recipe):
-    _, _, trainer = built(
+    _, _, trainer = build_training_objects(
         f"model={recipe}",
         "dataset=fake",
         "dataset.num_classes=3",

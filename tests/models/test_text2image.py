@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.cli_runner import run_here
-from helpers.recipes import built, composed
+from helpers.recipes import build_training_objects, compose_config
 from PIL import Image
 from torch import nn
 from torch.nn.functional import cross_entropy
@@ -39,7 +39,7 @@ def tiny(**options) -> Text2Image:
 
 
 def test_captions_use_all_templates_but_not_the_held_out_ones():
-    dataset = factory.make_dataset(composed(*SMALL))
+    dataset = factory.make_dataset(compose_config(*SMALL))
     captions_of_class = {}
     for batch, _ in zip(dataset.batches("train", 100, seed=0), range(20), strict=False):
         for row, y in zip(batch.cond, batch.y.tolist(), strict=True):
@@ -55,7 +55,7 @@ def test_captions_use_all_templates_but_not_the_held_out_ones():
 
 def test_half_of_the_training_images_have_nonsense_captions_with_their_class():
     dataset = factory.make_dataset(
-        composed(*SMALL, "dataset.nonsense_templates=50", "dataset.length=35")
+        compose_config(*SMALL, "dataset.nonsense_templates=50", "dataset.length=35")
     )
     known = {
         template.replace("{}", name)
@@ -110,7 +110,7 @@ def test_padding_does_not_change_the_encoding():
 
 
 def test_class_names_are_found_among_unseen_words_and_positions():
-    dataset = factory.make_dataset(composed(*SMALL, "dataset.length=36"))
+    dataset = factory.make_dataset(compose_config(*SMALL, "dataset.length=36"))
     torch.manual_seed(0)
     said, other = (
         torch.stack(
@@ -252,10 +252,13 @@ def test_pretrained_encoder_is_frozen_and_encodes_each_caption_once(
         ),
         (lambda: encode_captions(["too long"], 3), "dataset.length=8"),
         (
-            lambda: built(*SMALL, "model=text2image", "dataset.class_names=[a,b]"),
+            lambda: build_training_objects(*SMALL, "model=text2image", "dataset.class_names=[a,b]"),
             "dataset.class_names",
         ),
-        (lambda: built(*SMALL, "model=text2image", "dataset.templates=[digit]"), "{}"),
+        (
+            lambda: build_training_objects(*SMALL, "model=text2image", "dataset.templates=[digit]"),
+            "{}",
+        ),
     ],
 )
 def test_error_names_the_fix(act, words):

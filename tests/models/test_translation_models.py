@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from helpers.recipes import built
+from helpers.recipes import build_training_objects
 from torch import nn
 
 from genlab.distributed.device import Device
@@ -644,7 +644,7 @@ def test_srgan_learning_rates_match_the_paper():
 
     Ledig et al. 2017, section 3.2.
     """
-    _, _, trainer = built(
+    _, _, trainer = build_training_objects(
         "model=srgan",
         "model.width=2",
         "model.num_blocks=1",
@@ -686,7 +686,7 @@ def test_recipes_accept_regularizers_by_name(recipe):
             "device=cpu",
             "out=unused",
         )
-        model = built(*typed)[2].model
+        model = build_training_objects(*typed)[2].model
         held = {key: getattr(model, key) for key in REGULARIZER_OF_RECIPE.values()}
         assert {key for key, value in held.items() if value} == (
             {name} if choice == name else set()

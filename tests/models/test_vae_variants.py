@@ -8,7 +8,7 @@ from itertools import combinations
 import numpy as np
 import pytest
 import torch
-from helpers.recipes import built, same
+from helpers.recipes import build_training_objects, states_equal
 from torch.distributions import Categorical, Independent, MixtureSameFamily, Normal
 
 from genlab.abilities import abilities
@@ -315,7 +315,7 @@ def test_kl_warmup_depends_on_the_step_and_continues_on_resume():
     """The weight at step t of a warm-up of n steps is min(1, t/n), also in a resumed run."""
 
     def trainer():
-        return built(
+        return build_training_objects(
             "model=vae", "trainer.kl_warmup=4", "trainer.batch_size=8", "device=cpu", "out=unused"
         )[1:]
 
@@ -335,7 +335,7 @@ def test_kl_warmup_depends_on_the_step_and_continues_on_resume():
     stream = second.train_batches(dataset)
     for _ in range(4):
         second.train_step(stream)
-    assert same(whole.state_dict()["model"], second.state_dict()["model"])
+    assert states_equal(whole.state_dict()["model"], second.state_dict()["model"])
 
 
 def test_trainer_sets_the_number_of_training_items():
@@ -346,7 +346,7 @@ def test_trainer_sets_the_number_of_training_items():
         "device=cpu",
         "out=unused",
     )
-    _, dataset, trainer = built("model=tc_vae", *few)
+    _, dataset, trainer = build_training_objects("model=tc_vae", *few)
     assert trainer.model.num_train_items is None
     trainer.train_step(trainer.train_batches(dataset))
     assert trainer.model.num_train_items == 80 == dataset.size("train")

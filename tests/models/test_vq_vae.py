@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from helpers.recipes import SMALL, built
+from helpers.recipes import FAST_OVERRIDES, build_training_objects
 
 from genlab.abilities import abilities
 from genlab.errors import UserError
@@ -142,7 +142,9 @@ def test_shards_update_the_codebook_like_the_joint_batch():
     )
     moved = {}
     for shards in (1, 2):
-        _, dataset, trainer = built(*common, *SMALL, f"trainer.grad_accum_steps={shards}")
+        _, dataset, trainer = build_training_objects(
+            *common, *FAST_OVERRIDES, f"trainer.grad_accum_steps={shards}"
+        )
         codebook = torch.randn(
             8, 64, dtype=torch.float64, generator=torch.Generator().manual_seed(0)
         )
@@ -167,7 +169,7 @@ def test_learns_the_digits_and_uses_the_codebook():
         "optimizer.lr=1e-3",
         "trainer.batch_size=64",
     )
-    _, dataset, trainer = built(
+    _, dataset, trainer = build_training_objects(
         "model=vq_vae", "dataset.size=16", "device=cpu", "out=unused", *options
     )
     batches = trainer.train_batches(dataset)

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers.cli_runner import Result
-from helpers.recipes import same
+from helpers.recipes import states_equal
 from PIL import Image
 
 from genlab.errors import UserError
@@ -34,9 +34,9 @@ COMMANDS = (("sample", "run=run", "n=1"), ("train", "resume=run"))
 
 
 @pytest.fixture
-def run(trained: Callable[..., Path], tmp_path: Path) -> Path:
+def run(train_run: Callable[..., Path], tmp_path: Path) -> Path:
     """A copy of a run of two steps with a checkpoint of each."""
-    return shutil.copytree(trained(*SMALL, "trainer.save_every=1"), tmp_path / "run")
+    return shutil.copytree(train_run(*SMALL, "trainer.save_every=1"), tmp_path / "run")
 
 
 # --- truncated and changed checkpoints ------------------------------------------------------------
@@ -49,7 +49,7 @@ def test_a_truncated_checkpoint_is_replaced_by_the_one_before(run, capsys):
         last.write_bytes(data[: len(data) * percent // 100])
         state = RunFolder(run).load_checkpoint()
         warnings = capsys.readouterr().err.splitlines()
-        assert same(state, before)
+        assert states_equal(state, before)
         assert (
             len(warnings) == 1
             and last.name in warnings[0]
@@ -78,7 +78,7 @@ def test_a_changed_byte_never_changes_a_weight(run, capsys):
         except UserError as error:  # valid checksums, but a changed name in the list of parts
             assert last.name in str(error)
             continue
-        assert same(state, states[state["step"]])  # padding may change
+        assert states_equal(state, states[state["step"]])  # padding may change
         num_skipped += state["step"] == 1
     capsys.readouterr()
     assert num_skipped > 30
@@ -97,7 +97,9 @@ def test_a_damaged_checkpoint_is_reported_and_kept(command, run, genlab):
     assert kept.stat().st_size == 1000
     if command[0] == "train":
         again = RunFolder(run).load_checkpoint()
-        assert [key for key in whole if key != "seconds" and not same(whole[key], again[key])] == []
+        assert [
+            key for key in whole if key != "seconds" and not states_equal(whole[key], again[key])
+        ] == []
         assert [line["step"] for line in RunFolder(run).read_log()] == [2]
 
 
@@ -208,16 +210,16 @@ def test_a_full_disk_loses_nothing(free, disk, genlab, genlab_process):
         assert resumed.code == 0, resumed.err
         end = RunFolder(path / "run").load_checkpoint()
         keys = expected.keys() - {"seconds", "unlogged_losses"}
-        assert [key for key in keys if not same(expected[key], end[key])] == []
+        assert [key for key in keys if not states_equal(expected[key], end[key])] == []
 
 
 @pytest.mark.parametrize("free", [0, 4])
-def test_a_full_disk_refuses_a_new_run_and_samples(free, disk, genlab, trained):
+def test_a_full_disk_refuses_a_new_run_and_samples(free, disk, genlab, train_run):
     path = disk(1024)
     fill_disk(path, free)
     for command in (
         ("train", *SMALL, f"out={path}/run"),
-        ("sample", f"run={trained(*SMALL)}", f"output_dir={path}/made"),
+        ("sample", f"run={train_run(*SMALL)}", f"output_dir={path}/made"),
     ):
         assert "No space left on device" in check_refusal(genlab(*command))
     assert not list(path.rglob("*.part")) and not list(path.rglob("*.npz"))
@@ -240,7 +242,7 @@ def test_a_quota_is_treated_like_a_full_disk(limit, run, tmp_path):
     )
     result = Result(process.returncode, process.stdout, process.stderr)
     assert "File too large" in check_refusal(result)
-    assert same(RunFolder(run).load_checkpoint(), before) and not list(run.rglob("*.part"))
+    assert states_equal(RunFolder(run).load_checkpoint(), before) and not list(run.rglob("*.part"))
 
 
 def test_a_read_only_run_can_be_sampled_with_output_dir(disk, genlab, run, tmp_path):

@@ -75,7 +75,7 @@ COMMAND_LINES: dict[str, tuple[str, ...]] = {
         "n=8",
         "iwae_samples=1",
         "metrics=[reconstruction]",
-        "out=page",
+        "output_dir=page",
         "device=cpu",
     ),
     "info": ("run={vae}",),
@@ -331,7 +331,7 @@ def check_result(code: int, err: str) -> None:
 
 
 @pytest.fixture
-def command_line(trained: Callable, tmp_path: Path) -> Callable[[str, str], list[str]]:
+def command_line(train_run: Callable, tmp_path: Path) -> Callable[[str, str], list[str]]:
     """`command_line(command, override)` returns all arguments, with the runs that they name."""
 
     def create(name: re.Match) -> str:
@@ -340,7 +340,7 @@ def command_line(trained: Callable, tmp_path: Path) -> Callable[[str, str], list
                 ["train", "-m", "seed=0,1"], 0, [["seed=0"], ["seed=1"]], sweeper="basic"
             )
             return str(tmp_path / "sweep")
-        return str(trained(*RUNS[name[1]]))
+        return str(train_run(*RUNS[name[1]]))
 
     return lambda command, override: [
         command,

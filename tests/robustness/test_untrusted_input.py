@@ -581,11 +581,11 @@ HOSTILE: list[Case] = [
     ("change", "command", "messages"), [row[1:] for row in HOSTILE], ids=[row[0] for row in HOSTILE]
 )
 def test_a_hostile_file_is_refused_without_effect(
-    change, command, messages, trained, genlab, tmp_path, monkeypatch
+    change, command, messages, train_run, genlab, tmp_path, monkeypatch
 ):
     monkeypatch.setenv("GENLAB_SECRET", SECRET)
     (tmp_path / "precious").write_text("kept")
-    run = shutil.copytree(trained(*SMALL), tmp_path / "run")
+    run = shutil.copytree(train_run(*SMALL), tmp_path / "run")
     change(run)
     before = {path for path in tmp_path.rglob("*") if path.name != ".lock"}
     began = time.process_time()  # wall time would include tests that run at the same time
@@ -915,9 +915,9 @@ def test_the_payload_works(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_model_must_not_take_more_memory_than_its_checkpoint(trained, tmp_path):
+def test_a_model_must_not_take_more_memory_than_its_checkpoint(train_run, tmp_path):
     """A config that needs 8 GB beside a checkpoint of a few kB allocates nothing."""
-    run = shutil.copytree(trained(*SMALL), tmp_path / "run")
+    run = shutil.copytree(train_run(*SMALL), tmp_path / "run")
     config(model__hidden=[40_000, 50_000])(run)
     code = (
         "import resource, sys, genlab.cli.main\n"

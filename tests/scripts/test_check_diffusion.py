@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers.recipes import built
+from helpers.recipes import build_training_objects
 
 from genlab.spec import Batch
 
@@ -22,7 +22,7 @@ NUM_BATCHES, BATCH_SIZE = 60, 2000
 def build_untrained(objective: str, distribution: str = "ring"):
     """Return (model, distribution) as the script trains them, in float64 and untrained."""
     options = (*script.OBJECTIVES[objective], *script.DISTRIBUTIONS[distribution])
-    _, dataset, trainer = built(*options, "device=cpu", "out=unused")
+    _, dataset, trainer = build_training_objects(*options, "device=cpu", "out=unused")
     return trainer.model.double(), dataset.distribution
 
 

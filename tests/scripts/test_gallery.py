@@ -29,10 +29,10 @@ def test_panels_have_distinct_folders():
     assert len({panel.folder for panel in PANELS}) == len(PANELS)
 
 
-def test_sheet_shows_samples_of_a_run(trained, tmp_path):
+def test_sheet_shows_samples_of_a_run(train_run, tmp_path):
     options = ("model=vae", "model.hidden=[8]")
     panel = gallery.Panel("VAE", options)
-    run = trained(*options)
+    run = train_run(*options)
     (tmp_path / panel.folder).symlink_to(run)
     figure = gallery.draw_sheet([gallery.Column("digits", (panel,))], tmp_path)
     gallery.save_png(figure, tmp_path / "gallery.png")

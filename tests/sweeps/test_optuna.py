@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 from helpers.fake_trials import fake_launch, quadratic_loss
-from helpers.optuna_trials import RATE, TRAINS, read_trials
-from helpers.recipes import CONFIGS, built
+from helpers.optuna_trials import LR_RANGE, SEARCH_COMMAND, read_trials
+from helpers.recipes import CONFIGS, build_training_objects
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.plugins import Plugins
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
@@ -124,7 +124,7 @@ def test_search_runs_trials_as_jobs(genlab, use_fake_jobs, tmp_path):
     batches: list[list[int]] = []
     use_fake_jobs(quadratic_loss, batches)
     result = genlab(
-        *OPTUNA, RATE, "seed=7", LOSSES, "hydra.sweeper.n_trials=25", "hydra.sweeper.n_jobs=2"
+        *OPTUNA, LR_RANGE, "seed=7", LOSSES, "hydra.sweeper.n_trials=25", "hydra.sweeper.n_jobs=2"
     )
     assert result.code == 0, result.err  # trials may fail
     assert batches == [[*range(i, min(25, i + 2))] for i in range(0, 25, 2)]
@@ -194,7 +194,7 @@ def test_search_with_several_objectives(genlab, use_fake_jobs, tmp_path):
         "hydra.sweeper.direction=[minimize,maximize]",
         "hydra.sweeper.sampler=nsgaii",
     )
-    result = genlab(*OPTUNA, RATE, *more, "hydra.sweeper.n_trials=15")
+    result = genlab(*OPTUNA, LR_RANGE, *more, "hydra.sweeper.n_trials=15")
     assert result.code == 0, result.err
     ended = {t.number: t.values for t in read_trials(tmp_path / "s") if t.values}
     beaten = lambda a: any(b != a and b[0] <= a[0] and b[1] >= a[1] for b in ended.values())  # noqa: E731
@@ -211,7 +211,7 @@ def test_search_with_more_trials_continues(genlab, use_fake_jobs, tmp_path):
     """The same command with more trials runs only those; with as many it prints the result."""
     use_fake_jobs(quadratic_loss)
     for n, started in ((5, 0), (8, 5), (8, 8)):
-        result = genlab(*OPTUNA, RATE, LOSSES, f"hydra.sweeper.n_trials={n}")
+        result = genlab(*OPTUNA, LR_RANGE, LOSSES, f"hydra.sweeper.n_trials={n}")
         assert result.code == 0, result.err
         assert f" {started} started" in result.out and f"{n} trials: " in result.out
     assert [read_state(job.folder).starts for job in SweepFolder.find(tmp_path / "s").jobs()] == [
@@ -237,7 +237,7 @@ main()
 
 def test_killed_search_resumes(genlab, use_fake_jobs, tmp_path):
     """After a kill in the middle of a batch only the running trial runs again, in its folder."""
-    words = (*OPTUNA, RATE, LOSSES, "hydra.sweeper.n_trials=8", "hydra.sweeper.n_jobs=4")
+    words = (*OPTUNA, LR_RANGE, LOSSES, "hydra.sweeper.n_trials=8", "hydra.sweeper.n_jobs=4")
     command = [sys.executable, "-c", KILLED, str(Path(__file__).parents[1]), "5", *words]
     assert (
         subprocess.run(command, cwd=tmp_path, timeout=60, check=False).returncode == -signal.SIGKILL
@@ -272,7 +272,7 @@ def test_interrupted_search_resumes(genlab, use_fake_jobs, tmp_path):
         except KeyboardInterrupt:
             return
 
-    words = (*OPTUNA, RATE, LOSSES, "hydra.sweeper.n_trials=2")
+    words = (*OPTUNA, LR_RANGE, LOSSES, "hydra.sweeper.n_trials=2")
     use_fake_jobs(quadratic_loss)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(SweepLauncher, "launch", launch)
@@ -305,7 +305,7 @@ def test_interrupted_search_resumes(genlab, use_fake_jobs, tmp_path):
 )
 def test_invalid_options_are_refused(genlab, use_fake_jobs, tmp_path, options, message):
     use_fake_jobs(quadratic_loss)
-    assert message in genlab(*OPTUNA, RATE, "hydra.sweeper.n_jobs=3", *options).error
+    assert message in genlab(*OPTUNA, LR_RANGE, "hydra.sweeper.n_jobs=3", *options).error
     assert (tmp_path / "s" / "plan.json").exists() == ("los" in message)
 
 
@@ -313,7 +313,7 @@ def test_only_one_process_searches(genlab, use_fake_jobs, tmp_path):
     use_fake_jobs(quadratic_loss)
     (tmp_path / "s").mkdir()
     with hold_lock(tmp_path / "s" / ".search.lock"):
-        assert "another process is at work in s" in genlab(*OPTUNA, RATE, LOSSES).error
+        assert "another process is at work in s" in genlab(*OPTUNA, LR_RANGE, LOSSES).error
 
 
 def test_missing_optuna_is_reported(genlab, monkeypatch):
@@ -323,7 +323,7 @@ def test_missing_optuna_is_reported(genlab, monkeypatch):
     ]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "optuna", None)
-    assert "pip install 'genlab[optuna]'" in genlab(*OPTUNA, RATE).error
+    assert "pip install 'genlab[optuna]'" in genlab(*OPTUNA, LR_RANGE).error
 
 
 def test_launch_ranges():
@@ -341,7 +341,7 @@ MEDIAN = {"name": "median", "n_startup_trials": 2}
 def make_study(folder: Path, *overrides: str, goal: SearchGoal = LOSS, **search: object) -> Study:
     return Study(
         folder,
-        make_space(*(overrides or [RATE])),
+        make_space(*(overrides or [LR_RANGE])),
         goal,
         search=SearchOptions(**search),
         eval_steps=(10, 100),
@@ -357,7 +357,7 @@ def test_reopened_study_draws_the_same_trials(tmp_path, sampler):
     drawn = {}
     for name, openings in (("whole", [10]), ("parts", [4, 1, 5])):
         for n in openings:
-            one = make_study(tmp_path / name, RATE, "model.latent=range(2,90)", sampler=sampler)
+            one = make_study(tmp_path / name, LR_RANGE, "model.latent=range(2,90)", sampler=sampler)
             for _ in range(n):
                 trial = one.ask()
                 one.tell(trial.number, {"loss": abs(trial.params["optimizer.lr"] - 0.01)}, "job")
@@ -409,15 +409,15 @@ def test_folder_holds_one_search(tmp_path):
 
     The objective's name may change until a trial counted.
     """
-    make_study(tmp_path, RATE, "seed=1", goal=SearchGoal(("los",), ("minimize",))).ask()
-    one = make_study(tmp_path, "seed=1", RATE)
+    make_study(tmp_path, LR_RANGE, "seed=1", goal=SearchGoal(("los",), ("minimize",))).ask()
+    one = make_study(tmp_path, "seed=1", LR_RANGE)
     one.tell(0, {"loss": 1.0}, "job 0")
     for overrides, goal in (
-        ([RATE], LOSS),
-        ([RATE, "seed=2"], LOSS),
+        ([LR_RANGE], LOSS),
+        ([LR_RANGE, "seed=2"], LOSS),
         (["optimizer.lr=interval(1e-4,1e-1)", "seed=1"], LOSS),
-        ([RATE, "seed=1"], SearchGoal(("los",), ("minimize",))),
-        ([RATE, "seed=1"], SearchGoal(("loss",), ("maximize",))),
+        ([LR_RANGE, "seed=1"], SearchGoal(("los",), ("minimize",))),
+        ([LR_RANGE, "seed=1"], SearchGoal(("loss",), ("maximize",))),
     ):
         with pytest.raises(UserError, match=r"give another hydra\.sweep\.dir="):
             make_study(tmp_path, *overrides, goal=goal)
@@ -526,7 +526,9 @@ def test_shipped_search_matches_its_header(path, genlab, use_fake_jobs, tmp_path
     jobs = SweepFolder.find(tmp_path / "outputs" / "sweeps" / path.stem).jobs()
     assert f"{len(jobs)} trials" in text and len({job.overrides for job in jobs}) == len(jobs)
     for job in (jobs[0], jobs[-1]):
-        config, dataset, trainer = built(*job.overrides, "device=cpu", "out=unused")
+        config, dataset, trainer = build_training_objects(
+            *job.overrides, "device=cpu", "out=unused"
+        )
         check_training(trainer, dataset, config)
 
 
@@ -548,7 +550,7 @@ def launch_here(self, job_overrides, initial_job_idx):
 def test_real_trainings_are_pruned(genlab, monkeypatch, tmp_path, processes):
     """Bad trainings end early: saved, done, and pruned in the study; none of them is repeated."""
     words = (
-        *TRAINS,
+        *SEARCH_COMMAND,
         "hydra.sweep.dir=s",
         "hydra.sweeper.pruner={name:median,n_startup_trials:2}",
         "hydra.sweeper.n_trials=6",

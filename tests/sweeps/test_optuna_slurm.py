@@ -8,8 +8,8 @@ import time
 from pathlib import Path
 
 import pytest
-from helpers.optuna_trials import TRAINS, read_trials
-from helpers.slurm_cluster import SMALL, cluster  # noqa: F401
+from helpers.optuna_trials import SEARCH_COMMAND, read_trials
+from helpers.slurm_cluster import ONE_CPU_JOB, cluster  # noqa: F401
 
 from genlab.runs.run_folder import RunFolder
 from genlab.sweeps.job_state import read_state, submitted_id
@@ -34,13 +34,13 @@ def test_killed_search_on_slurm_resumes(genlab, tmp_path):
     them twice.
     """
     command_words = (
-        *TRAINS,
+        *SEARCH_COMMAND,
         "hydra.sweeper.n_trials=20",
         "hydra.sweeper.n_jobs=4",
         "trainer.steps=900",
         "trainer.evaluate_every=100",
     )
-    on_slurm = (*command_words, *SMALL, "hydra.sweep.dir=s")
+    on_slurm = (*command_words, *ONE_CPU_JOB, "hydra.sweep.dir=s")
     folders = [tmp_path / "s" / str(n) for n in range(20)]
     with open(tmp_path / "log", "w") as log:
         search = subprocess.Popen(

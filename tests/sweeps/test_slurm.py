@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 import pytest
 from helpers.cli_runner import run_here, run_process
 from helpers.kill_harness import differences
-from helpers.slurm_cluster import LONG, SMALL, Sweep, cluster, running_cluster  # noqa: F401
+from helpers.slurm_cluster import LONG_RUN, ONE_CPU_JOB, Sweep, cluster, running_cluster  # noqa: F401
 from helpers.sweep_model import MINE, states, status_and_starts, write_model
 
 from genlab.runs.run_folder import RunFolder
@@ -39,10 +39,12 @@ def start_sweep(tmp_path) -> Iterator[Callable[..., Sweep]]:
 def test_preempted_job_resumes_and_failed_job_reports(tmp_path, start_sweep):
     """The signal is that of a preemption; the scheduler restarts the job with the same id."""
     whole = run_here(
-        "train", *MINE, "seed=0", "trainer.steps=3000", *LONG, "out=whole", cwd=tmp_path
+        "train", *MINE, "seed=0", "trainer.steps=3000", *LONG_RUN, "out=whole", cwd=tmp_path
     )
     assert whole.code == 0, whole.err
-    sweep = start_sweep("train", "-m", *MINE, "seed=0,1", "trainer.steps=3000", *LONG, *SMALL)
+    sweep = start_sweep(
+        "train", "-m", *MINE, "seed=0,1", "trainer.steps=3000", *LONG_RUN, *ONE_CPU_JOB
+    )
     sweep.wait(lambda: sweep.has_saved(0))
     subprocess.run(["scancel", "--signal=USR2", states(sweep.folder)[0].slurm], check=True)
     assert sweep.wait_for_end() == 2 and "1 of 2 jobs failed" in sweep.output(), sweep.output()
@@ -55,7 +57,7 @@ def test_preempted_job_resumes_and_failed_job_reports(tmp_path, start_sweep):
 
 @pytest.mark.slow
 def test_killed_job_restarts_and_cancelled_job_does_not(tmp_path, start_sweep):
-    command = ("train", "-m", *MINE, "seed=0,4,5", "trainer.steps=6000", *LONG, *SMALL)
+    command = ("train", "-m", *MINE, "seed=0,4,5", "trainer.steps=6000", *LONG_RUN, *ONE_CPU_JOB)
     sweep = start_sweep(*command, seconds=600)
     sweep.wait(lambda: sweep.has_saved(0) and sweep.has_saved(1))
     os.kill(states(sweep.folder)[0].pid, signal.SIGKILL)
@@ -84,7 +86,15 @@ def test_job_saves_at_its_time_limit_and_is_queued_again(start_sweep):
         "hydra.launcher.max_num_timeout=50",
     )
     sweep = start_sweep(
-        "train", "-m", *MINE, "seed=6", "trainer.steps=2400", *LONG, *SMALL, *short, seconds=1200
+        "train",
+        "-m",
+        *MINE,
+        "seed=6",
+        "trainer.steps=2400",
+        *LONG_RUN,
+        *ONE_CPU_JOB,
+        *short,
+        seconds=1200,
     )
     assert sweep.wait_for_end() == 0, sweep.output()
     assert [status for status, _ in status_and_starts(sweep.folder)] == ["done"] and states(
@@ -101,8 +111,8 @@ def test_jobs_continue_without_the_launcher_and_the_next_one_finds_them(tmp_path
         *MINE,
         "seed=0,4",
         "trainer.steps=5000",
-        *LONG,
-        *SMALL,
+        *LONG_RUN,
+        *ONE_CPU_JOB,
         "hydra.launcher.array_parallelism=1",
     )
     sweep = start_sweep(*command, seconds=600)
@@ -123,13 +133,25 @@ def test_jobs_continue_without_the_launcher_and_the_next_one_finds_them(tmp_path
 def test_refusal_of_slurm_is_one_line(tmp_path):
     write_model(tmp_path)
     refused = run_here(
-        "train", "-m", *MINE, "seed=0,1", *SMALL, "hydra.launcher.partition=nowhere", cwd=tmp_path
+        "train",
+        "-m",
+        *MINE,
+        "seed=0,1",
+        *ONE_CPU_JOB,
+        "hydra.launcher.partition=nowhere",
+        cwd=tmp_path,
     )
     assert refused.code == 2 and refused.err.splitlines()[-1].startswith(
         "genlab: SLURM refuses the jobs: sbatch: error:"
     )
     wrong = run_here(
-        "train", "-m", *MINE, "seed=0,1", *SMALL, "hydra.launcher.timeout_min=soon", cwd=tmp_path
+        "train",
+        "-m",
+        *MINE,
+        "seed=0,1",
+        *ONE_CPU_JOB,
+        "hydra.launcher.timeout_min=soon",
+        cwd=tmp_path,
     )
     assert "timeout_min" in wrong.error
     assert squeue.query_states(["99999999"]) == {}, "an unknown job is not an error"
@@ -187,7 +209,7 @@ MODELS = (
     "device=cpu",
     "device.threads=1",
 )
-TWELVE = ("trainer.steps=3000", "trainer.batch_size=32", *LONG, "trainer.preview_every=0")
+TWELVE = ("trainer.steps=3000", "trainer.batch_size=32", *LONG_RUN, "trainer.preview_every=0")
 
 
 @pytest.mark.slow

@@ -16,7 +16,7 @@ import time
 import pytest
 from helpers.cli_runner import REPOSITORY, run_here, run_process
 from helpers.kill_harness import differences, final_state_and_log
-from helpers.recipes import CONFIGS, built
+from helpers.recipes import CONFIGS, build_training_objects
 from helpers.sweep_model import MINE, states, status_and_starts, write_model
 from hydra.plugins.sweeper import Sweeper
 
@@ -645,7 +645,7 @@ def test_shipped_sweep_matches_its_header(path, genlab, planned_jobs):
     while left:  # every value composes and builds, in as few jobs as have all of them
         job = max(planned_jobs, key=lambda job: len(left & set(job)))
         left -= set(job)
-        built(*job, "device=cpu", "out=unused")
+        build_training_objects(*job, "device=cpu", "out=unused")
 
 
 @pytest.mark.parametrize("command", COMMANDS)

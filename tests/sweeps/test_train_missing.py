@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from helpers.recipes import CONFIGS, built, composed
+from helpers.recipes import CONFIGS, build_training_objects, compose_config
 
 from genlab.commands.sample import sampler_options
 from genlab.config.recipes import read_header
@@ -59,7 +59,7 @@ def test_runs_of_comparison_build_as_genlab_train_does(path):
     """Every run composes and makes a model; the model has every sampler that is requested."""
     config = read_yaml(path)
     for label, overrides in config["train"].items():
-        own, dataset, trainer = built(
+        own, dataset, trainer = build_training_objects(
             *(config.get("common") or []), *overrides, "device=cpu", "out=unused"
         )
         columns = make_columns({label: Path(label)}, config.get("sample") or {})
@@ -80,7 +80,7 @@ def test_runs_of_comparison_build_as_genlab_train_does(path):
 @each_comparison
 def test_comparison_composes_with_the_options_of_train(path):
     """So `genlab train experiment=lecture/x` can name the right command."""
-    config = composed(f"experiment=lecture/{path.stem}", "out=unused")
+    config = compose_config(f"experiment=lecture/{path.stem}", "out=unused")
     assert list(config["train"]) == list(read_yaml(path)["train"])
 
 

@@ -13,7 +13,7 @@ from functools import partial
 import pytest
 import torch
 import yaml
-from helpers.recipes import CONFIGS, same
+from helpers.recipes import CONFIGS, states_equal
 from torch import nn
 
 from genlab.abilities import Estimate
@@ -242,7 +242,7 @@ def test_resume_after_a_kill_gives_the_same_log_and_state(tmp_path, kill_step):
     part.truncate_after(resumed.global_step)
     fit(resumed, Ones(), run=part)
     a, b = uninterrupted.state_dict(), resumed.state_dict()
-    assert [key for key in a if key != "seconds" and not same(a[key], b[key])] == []
+    assert [key for key in a if key != "seconds" and not states_equal(a[key], b[key])] == []
     logs = [
         [(line["step"], line["loss"], line["fit"]) for line in run.read_log()]
         for run in (whole, part)
