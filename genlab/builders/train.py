@@ -12,7 +12,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from genlab.builders.factory import Plain, build_training
-from genlab.builders.resume import check_run_options, config_for_restart, config_for_resume
+from genlab.builders.resume_config import check_run_options, config_for_restart, config_for_resume
 from genlab.config.instantiate import instantiate
 from genlab.config.keys import DATA_PATH_KEYS, override_key
 from genlab.distributed.process_group import ProcessGroup
@@ -86,7 +86,7 @@ def _resume_run(
 ) -> dict[str, float] | None:
     """Continue a run from a checkpoint, or from the start if it was killed before the first."""
     from genlab.commands.train import final_numbers, train
-    from genlab.distributed.shard_buffers import distribute_batch
+    from genlab.distributed.batch_shard_buffers import distribute_batch
     from genlab.runs.provenance import verify_data
 
     try:

@@ -53,7 +53,7 @@ def explain_hydra(error: Exception, command: str) -> str:
     first = lines[0] if lines else type(error).__name__
     if found := re.search(r"Could not find '(.+?)/([^/']+)'", first):
         group, choice = found.groups()
-        known = listed_choices(group, lines)
+        known = choices_in_message(group, lines)
         return (
             f"{group}={choice} does not exist{did_you_mean(choice, known)}; "
             f"choose {', '.join(known)}"
@@ -93,7 +93,7 @@ def explain_unknown_option(key: str, error: Exception, command: str) -> str:
     return message
 
 
-def listed_choices(group: str, lines: list[str]) -> list[str]:
+def choices_in_message(group: str, lines: list[str]) -> list[str]:
     """Return the files of a config group as Hydra's message lists them, a user's own included."""
 
     def index_of(start: str) -> int:

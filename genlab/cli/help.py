@@ -105,7 +105,7 @@ def section_targets(command: str, config: dict[str, Any]) -> dict[str, Callable[
 
         targets["device"] = Device
     if command in ("train", "plan"):
-        from genlab.builders.resume import declare_run_options
+        from genlab.builders.resume_config import declare_run_options
 
         targets[""] = declare_run_options
     else:

@@ -24,7 +24,7 @@ from genlab.inference.results import common_output_folder, describe_run, write_r
 from genlab.runs.loaded_run import LoadedRun
 from genlab.spec import Batch, Count, Positive
 from genlab.viz import image_grids
-from genlab.viz.plots import make_figure, plot_histograms, save_figure
+from genlab.viz.figures import make_figure, plot_histograms, save_figure
 
 MAX_TRAIN_ITEMS = 5000  # training items whose mean score is that of a typical item
 MAX_COLUMNS = 12  # images in a row of the picture

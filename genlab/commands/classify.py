@@ -27,7 +27,7 @@ from genlab.inference.queries import Split
 from genlab.inference.results import common_output_folder, write_record
 from genlab.runs.loaded_run import LoadedRun
 from genlab.spec import Batch, Count, Positive
-from genlab.viz.plots import make_figure, save_figure
+from genlab.viz.figures import make_figure, save_figure
 
 ClassScore = Literal["density", "noise", "bound"]
 CLASS_ABILITIES = {"log_prob", "eps_mse", "iwae", "elbo"}  # one of them gives log p(x|y)

@@ -18,7 +18,7 @@ from genlab.inference.results import (
 )
 from genlab.runs.loaded_run import LoadedRun
 from genlab.spec import Count, Positive
-from genlab.viz.plots import make_figure, plot_histograms, save_figure
+from genlab.viz.figures import make_figure, plot_histograms, save_figure
 
 QUANTILES = {"lowest": 0.0, "5%": 0.05, "median": 0.5, "95%": 0.95, "highest": 1.0}
 

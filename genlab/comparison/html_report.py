@@ -20,7 +20,7 @@ from genlab.comparison.table import (
     Comparison,
     Measure,
     format_conditions,
-    format_number,
+    format_to_error_digits,
     make_comparison,
 )
 from genlab.fileio import atomic_write
@@ -217,7 +217,7 @@ def make_tables(comparison: Comparison) -> list[dict[str, Any]]:
         measures = [
             {
                 "m": comparison.measures[i],
-                "real_vs_real": comparison.real_vs_real(i),
+                "real_vs_real": comparison.real_vs_real_text(i),
                 "conditions": shared_conditions(comparison.measures[i], comparison.row(i)),
             }
             for i in rows
@@ -243,13 +243,13 @@ def describe_cell(cell: Cell) -> dict[str, Any]:
         seeds = f"{cell.num_seeds} of {cell.num_seeds + cell.num_missing_seeds} seeds"
         missing = f"{cell.num_missing_seeds} more seeds have no such number"
     if cell.real_vs_real is not None:
-        real_vs_real = f"real vs. real {format_number(cell.real_vs_real)}"
+        real_vs_real = f"real vs. real {format_to_error_digits(cell.real_vs_real)}"
     spread_kind = spread_kinds.get(cell.spread_kind, "")
     tip = (cell.tag, spread_kind, missing, real_vs_real, cell.conditions)
     return {
         "is_blank": False,
-        "text": format_number(cell.value, cell.spread),
-        "spread": "" if cell.spread is None else format_number(cell.spread, cell.spread),
+        "text": format_to_error_digits(cell.value, cell.spread),
+        "spread": "" if cell.spread is None else format_to_error_digits(cell.spread, cell.spread),
         "value": repr(cell.value) if math.isfinite(cell.value) else "",
         "tag": cell.tag,
         "is_best": cell.is_best,

@@ -78,10 +78,10 @@ class Cell:
         """Return the number as tables show it: 97.94 ± 0.28."""
         if self.value is None:
             return "·"
-        number = format_number(self.value, self.spread)
+        number = format_to_error_digits(self.value, self.spread)
         if self.spread is None:
             return number
-        return f"{number} ± {format_number(self.spread, self.spread)}"
+        return f"{number} ± {format_to_error_digits(self.spread, self.spread)}"
 
 
 @dataclass
@@ -96,12 +96,12 @@ class Comparison:
         """Return the cells of a row."""
         return [self.cells[i, j] for j in range(len(self.columns))]
 
-    def real_vs_real(self, i: int) -> str:
+    def real_vs_real_text(self, i: int) -> str:
         """Return a row's real-vs-real number; where the columns' numbers differ, their range."""
         values = sorted(c.real_vs_real for c in self.row(i) if c.real_vs_real is not None)
         if not values:
             return ""
-        low, high = format_number(values[0]), format_number(values[-1])
+        low, high = format_to_error_digits(values[0]), format_to_error_digits(values[-1])
         return low if low == high else f"{low} to {high}"
 
     def blank_reasons(self) -> dict[str, dict[str, list[str]]]:
@@ -402,7 +402,7 @@ def format_conditions(conditions: dict[str, str]) -> str:
     return ", ".join(f"{key}={value}" for key, value in conditions.items())
 
 
-def format_number(value: float | None, spread: float | None = None) -> str:
+def format_to_error_digits(value: float | None, spread: float | None = None) -> str:
     """Return a number with as many digits as its spread supports: two digits of the spread.
 
     Without a spread it has four digits.

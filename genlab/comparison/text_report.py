@@ -55,7 +55,7 @@ def print_comparison(comparison: Comparison) -> None:
     """
     measures, titles = comparison.measures, [column.title for column in comparison.columns]
     labels = [f"{m.label} {m.arrow}".strip() for m in measures]
-    real_vs_real = [comparison.real_vs_real(i) for i in range(len(measures))]
+    real_vs_real = [comparison.real_vs_real_text(i) for i in range(len(measures))]
     text = [[format_cell(cell) for cell in comparison.row(i)] for i in range(len(measures))]
     if not measures:
         print(f"{', '.join(titles)}: none of them was measured")
@@ -195,7 +195,7 @@ def format_markdown_table(comparison: Comparison) -> list[str]:
     for i, measure in enumerate(comparison.measures):
         label = f"{measure.label} {measure.arrow}".strip()
         cells = [format_markdown_cell(cell) for cell in comparison.row(i)]
-        ends = [escape_markdown(t) for t in (label, measure.unit, comparison.real_vs_real(i))]
+        ends = [escape_markdown(t) for t in (label, measure.unit, comparison.real_vs_real_text(i))]
         rows.append([*ends[:2], *cells, ends[2]])
     if len(comparison.columns) > len(comparison.measures):
         rows = [list(row) for row in zip(*rows, strict=True)]

@@ -188,7 +188,9 @@ class Dataset:
                 f"the {split} split of {self.name} has the items 0 to {size - 1}, "
                 f"not {int(index.max())}"
             )
-        return concatenate_batches(list(self._chunks(split, index, seed, canonical_device(device))))
+        return concatenate_batches(
+            list(self._preprocessed_chunks(split, index, seed, canonical_device(device)))
+        )
 
     def head_bytes(self, split: str, n: int | None = None, *, seed: int = 0) -> Batch:
         """Return the images that `head` returns as bytes uint8 (n, C, H, W), without any noise.
@@ -344,7 +346,7 @@ class Dataset:
             labels = None if source.y is None else source.y[index].to(device, non_blocking=True)
             yield k, shard, images.to(device, non_blocking=True), labels
 
-    def _chunks(
+    def _preprocessed_chunks(
         self, split: str, order: Tensor, seed: int, device: torch.device, *, first: int = 0
     ) -> Iterator[Batch]:
         """Yield the items of `order` in chunks of CHUNK_SIZE, each with its own seed.
@@ -373,7 +375,7 @@ class Dataset:
         first, skip = divmod(done, CHUNK_SIZE)
         order = torch.arange(first * CHUNK_SIZE, n)
         pool: list[Batch] = []
-        for chunk in self._chunks(split, order, seed, device, first=first):
+        for chunk in self._preprocessed_chunks(split, order, seed, device, first=first):
             pool.append(chunk)
             while (available := sum(map(len, pool)) - skip) >= batch_size or (
                 available > 0 and done + available >= n

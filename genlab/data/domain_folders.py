@@ -12,7 +12,7 @@ from torch.nn.functional import interpolate
 
 from genlab.data.degraded_pairs import random_crop
 from genlab.data.image_decoding import ImageDecoder, ImageHeader, open_image
-from genlab.data.image_files import ImageFiles, UnreadableImages, list_images, read_headers
+from genlab.data.image_files import ImageFiles, UnreadableImages, find_images, read_headers
 from genlab.data.image_folder import SPLIT_FOLDERS, ImageFolder
 from genlab.data.shuffling import IndexFn
 from genlab.errors import UserError
@@ -45,7 +45,7 @@ def domain_folders(folder: Path, domain: str) -> dict[str, Path]:
 def list_domain(folder: Path, domain: str) -> dict[str, ImageFiles]:
     """Return the images of one domain by split, see `domain_folders`."""
     folders = domain_folders(folder, domain)
-    return {split: ImageFiles(list_images(sub).paths) for split, sub in folders.items()}
+    return {split: ImageFiles(find_images(sub).paths) for split, sub in folders.items()}
 
 
 # --- pairs ----------------------------------------------------------------------------------------
@@ -58,7 +58,7 @@ def images_by_name(folder: Path) -> dict[Path, Path]:
         UserError: two images have the same name.
     """
     by_name: dict[Path, Path] = {}
-    for path in list_images(folder).paths:
+    for path in find_images(folder).paths:
         name = path.relative_to(folder).with_suffix("")
         if name in by_name:
             raise UserError(
@@ -258,12 +258,12 @@ class UnpairedFolders(ImageFolder):
         )
         return add_sources(targets, sources)
 
-    def _chunks(
+    def _preprocessed_chunks(
         self, split: str, order: Tensor, seed: int, device: torch.device, *, first: int = 0
     ) -> Iterator[Batch]:
         source_order = order % len(self.sources.splits[split])
-        sources = self.sources._chunks(split, source_order, seed, device, first=first)
-        targets = super()._chunks(split, order, seed, device, first=first)
+        sources = self.sources._preprocessed_chunks(split, source_order, seed, device, first=first)
+        targets = super()._preprocessed_chunks(split, order, seed, device, first=first)
         return add_sources(targets, sources)
 
     def report(self) -> list[str]:

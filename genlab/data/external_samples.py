@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from genlab.data.image_decoding import DECODE_ERRORS, ImageDecoder
-from genlab.data.image_files import list_images
+from genlab.data.image_files import find_images
 from genlab.data.npy_files import read_arrays
 from genlab.errors import UserError
 from genlab.spec import Batch, DataSpec
@@ -60,7 +60,7 @@ def read_samples(path: Path, spec: DataSpec) -> Batch:
 
 def read_sample_folder(path: Path, spec: DataSpec) -> Batch:
     """Return the images in and below a folder."""
-    files = list_images(path)
+    files = find_images(path)
     if not files.paths:
         raise UserError(f"samples={path}: no image in that folder")
     if spec.kind != "image":

@@ -35,7 +35,7 @@ class ImageFiles:
         return ImageFiles([self.paths[i] for i in index.tolist()], labels, self.class_names)
 
 
-def list_images(folder: Path) -> ImageFiles:
+def find_images(folder: Path) -> ImageFiles:
     """Return the images in and below a folder.
 
     Its subfolders are classes if there are at least two, and no image is beside them.

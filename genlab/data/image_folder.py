@@ -15,7 +15,7 @@ from genlab.data.image_files import (
     ImageFiles,
     StreamedImages,
     UnreadableImages,
-    list_images,
+    find_images,
     read_headers,
 )
 from genlab.data.shuffling import split_indices
@@ -146,7 +146,7 @@ class ImageFolder(DecodedImages):
         }
         if "train" not in folders:
             folders = {"train": folder}
-        splits = {split: list_images(sub) for split, sub in folders.items()}
+        splits = {split: find_images(sub) for split, sub in folders.items()}
         if not splits["train"].paths:
             patterns = " ".join(f"*{suffix}" for suffix in SUFFIXES)
             raise UserError(

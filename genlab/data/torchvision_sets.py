@@ -13,7 +13,7 @@ from torch import Tensor
 from genlab.data.dataset import Split
 from genlab.data.image_dataset import NO_VALIDATION, Images, resize_images
 from genlab.data.image_decoding import ImageDecoder
-from genlab.data.image_files import StreamedImages, UnreadableImages, list_images
+from genlab.data.image_files import StreamedImages, UnreadableImages, find_images
 from genlab.errors import UserError
 from genlab.spec import Fraction
 
@@ -191,7 +191,7 @@ class CIFAR10(TorchvisionImages):
     @staticmethod
     def read_png_folder(folder: Path) -> tuple[Tensor, Tensor]:
         """Return the images uint8 (N, 3, 32, 32) and labels (N,) of class folders of PNG files."""
-        images = list_images(folder)
+        images = find_images(folder)
         decoder = ImageDecoder(channels=3, side=32, crop=None)
         files = StreamedImages(images.paths, decoder, UnreadableImages(folder, strict=True))
         assert images.labels is not None

@@ -34,7 +34,7 @@ UNSEEN_JOB_NOTICE_S = 60.0
 class Backend(Protocol):
     """The place where jobs run."""
 
-    def free_slots(self, running: int) -> int:
+    def max_new_jobs(self, running: int) -> int:
         """Return how many jobs may start beside those that run or are queued."""
 
     def start(self, jobs: Sequence[Job]) -> None:
@@ -110,7 +110,7 @@ class JobMonitor:
         Raises:
             UserError: the backend refuses the jobs, and no other job runs.
         """
-        room = self.backend.free_slots(len(self.running)) if self.waiting else 0
+        room = self.backend.max_new_jobs(len(self.running)) if self.waiting else 0
         starting, self.waiting = self.waiting[:room], self.waiting[room:]
         if not starting:
             return

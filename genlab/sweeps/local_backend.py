@@ -51,7 +51,7 @@ class LocalBackend:
         self.context = multiprocessing.get_context("forkserver")
         self.context.set_forkserver_preload(PRELOADED_MODULES)
 
-    def free_slots(self, running: int) -> int:
+    def max_new_jobs(self, running: int) -> int:
         """Return how many jobs may start beside those that run."""
         return max(0, len(self.slots) - running)
 

@@ -30,7 +30,7 @@ class SlurmBackend:
     ) -> None:
         self.submitit_folder, self.submit, self.params = submitit_folder, submit, params
 
-    def free_slots(self, running: int) -> int:
+    def max_new_jobs(self, running: int) -> int:
         """Return how many jobs one array may have: the queue takes any number of arrays."""
         return MAX_ARRAY_JOBS
 

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 import torch
 from torch import Tensor, nn
 
+from genlab.distributed.batch_shard_buffers import ShardBuffers
 from genlab.distributed.device import Device
 from genlab.distributed.gradient_buckets import GradientBuckets
 from genlab.distributed.process_group import ProcessGroup
-from genlab.distributed.shard_buffers import ShardBuffers
 from genlab.errors import UserError
 from genlab.model import GenerativeModel
 from genlab.runs.migrations import FORMAT

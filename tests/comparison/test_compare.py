@@ -20,7 +20,7 @@ import yaml
 from genlab.commands.compare import RunRequest, compare, find_runs
 from genlab.comparison import charts, html_report
 from genlab.comparison.run_records import RunRecord
-from genlab.comparison.table import format_number, make_comparison
+from genlab.comparison.table import format_to_error_digits, make_comparison
 from genlab.comparison.text_report import print_comparison, to_csv, to_markdown
 from genlab.errors import UserError
 from genlab.runs.run_folder import RunFolder
@@ -399,7 +399,7 @@ def test_blank_cells_have_a_reason(make: Make) -> None:
 def test_number_has_as_many_digits_as_its_spread_supports(
     value: float, spread: float | None, text: str
 ) -> None:
-    assert format_number(value, spread) == text
+    assert format_to_error_digits(value, spread) == text
 
 
 # --- the command ----------------------------------------------------------------------------------
@@ -527,7 +527,7 @@ def test_runs_without_records_are_measured(train_run: Callable[..., Path], tmp_p
         str(shutil.copytree(train_run(f"model={m}", *options), tmp_path / m))
         for m in ("vae", "gan")
     ]
-    requested = {"n": 8, "metrics": ["likelihood"], "out": str(tmp_path / "out")}
+    requested = {"n": 8, "metrics": ["likelihood"], "output_dir": str(tmp_path / "out")}
     for _ in range(2):
         found = compare(load, find_runs(runs), **requested)
         assert loaded == runs  # the second time none is

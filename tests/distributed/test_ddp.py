@@ -25,8 +25,8 @@ from helpers.slurm_cluster import LONG_RUN, Sweep, running_cluster
 from helpers.sweep_model import MINE, status_and_starts, write_model
 from PIL import Image
 
+from genlab.distributed.batch_shard_buffers import distribute_batch
 from genlab.distributed.process_group import ProcessGroup
-from genlab.distributed.shard_buffers import distribute_batch
 from genlab.runs.run_folder import RunFolder
 
 FAMILIES = ["vae", "dcgan", "realnvp", "rbm", "ddpm"]

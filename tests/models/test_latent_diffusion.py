@@ -143,7 +143,14 @@ def build_ldm(path, recipe: str, *more: str):
     )
 
 
-@pytest.mark.parametrize("recipe", CODECS)
+# These take over 5 s, and each has a quick relative among the codecs: realnvp, beta_vae.
+LONG_CODECS = ("glow", "tc_vae", "dip_vae")
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [pytest.param(r, marks=[pytest.mark.slow] if r in LONG_CODECS else []) for r in CODECS],
+)
 def test_every_model_that_encodes_and_decodes_is_a_codec(recipe, codec_run):
     path, theirs, codec = codec_run(recipe)
     config, dataset, trainer = build_ldm(path, recipe)

@@ -16,7 +16,7 @@ from genlab.metrics.features import classifier
 from genlab.models.gan.acgan import ACGAN
 from genlab.models.gan.cgan import CGAN, Maxout
 from genlab.models.gan.resnet_gan import DownBlock, ResNetGAN, UpBlock
-from genlab.nn.conditional_norm import ConditionalBatchNorm
+from genlab.nn.conditional_batch_norm import ConditionalBatchNorm
 from genlab.spec import Batch, DataSpec
 
 IMAGES = DataSpec((1, 16, 16), num_classes=3, range=(0.0, 1.0))

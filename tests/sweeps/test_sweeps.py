@@ -186,7 +186,7 @@ def test_nfs_server_sees_locks_of_its_clients(tmp_path):
 class InstantBackend:
     """A backend that does a job's work at once, and did not start any job before."""
 
-    def free_slots(self, running: int) -> int:
+    def max_new_jobs(self, running: int) -> int:
         return 1 - running
 
     def start(self, jobs) -> None:

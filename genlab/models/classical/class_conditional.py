@@ -37,7 +37,7 @@ def validate_spec(name: str, spec: DataSpec, *, conditional: bool, is_density: b
         )
 
 
-class Density(GenerativeModel, ABC):
+class ClassConditionalDensity(GenerativeModel, ABC):
     """p(x), or p(x|y) of each class and the class probabilities p(y).
 
     A subclass implements `group_log_prob` and `sample_group`. A group is a class if the model is

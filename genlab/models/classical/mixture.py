@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from genlab.models.classical.class_conditional import Density, fill_by_group
+from genlab.models.classical.class_conditional import ClassConditionalDensity, fill_by_group
 from genlab.models.classical.covariance import frozen_parameter
 from genlab.models.classical.full_batch import TrainingItems
 from genlab.models.classical.kmeans import fit_kmeans
@@ -21,7 +21,7 @@ from genlab.spec import DataSpec
 INIT_KMEANS_ITERATIONS = 20
 
 
-class Mixture(Density):
+class Mixture(ClassConditionalDensity):
     """p(x) = Σ_k π_k p(x|k), fitted by EM.
 
     A subclass implements the density, the sampling and the M-step of the components.

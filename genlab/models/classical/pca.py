@@ -6,7 +6,11 @@ import torch
 from torch import Tensor
 
 from genlab.errors import UserError
-from genlab.models.classical.class_conditional import Density, fill_by_group, validate_spec
+from genlab.models.classical.class_conditional import (
+    ClassConditionalDensity,
+    fill_by_group,
+    validate_spec,
+)
 from genlab.models.classical.covariance import LowRankCovariance, frozen_parameter
 from genlab.models.classical.full_batch import TrainingItems, to_numpy
 from genlab.spec import DataSpec, Positive
@@ -14,7 +18,7 @@ from genlab.spec import DataSpec, Positive
 ITEMS_PER_COMPONENT = 5  # smallest batch of the incremental fit, per component
 
 
-class PCA(Density):
+class PCA(ClassConditionalDensity):
     """x = W z + μ + σ ε with z ~ N(0, I): p(x) = N(μ, W Wᵀ + σ² I).
 
     W spans the principal subspace.

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from genlab.models.classical.class_conditional import Density
+from genlab.models.classical.class_conditional import ClassConditionalDensity
 from genlab.models.classical.full_batch import TrainingItems
 from genlab.models.classical.kmeans import KMeans
 from genlab.seeding import derive_seed
@@ -30,7 +30,7 @@ class ClassicalTrainer(Trainer):
         # fit all items as one batch; false fits batch by batch; null decides by the memory needed
         full_batch: bool | None = None
 
-    model: Density | KMeans
+    model: ClassConditionalDensity | KMeans
     options: Options
 
     def configure(self) -> None:

@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from genlab.distributed.shard_buffers import PerShardModule
+from genlab.distributed.batch_shard_buffers import PerShardModule
 from genlab.errors import UserError
 from genlab.models.gan.base import ScaledTanh, diversity_ratio, frozen_statistics
 from genlab.models.gan.dcgan import initialize_weights
 from genlab.models.gan.losses import LOSSES, LossName
 from genlab.models.gan.regularizers import DiscriminatorRegularization, add_losses
-from genlab.models.gan.translation import require_same_size
+from genlab.models.gan.translation_base import require_same_size
 from genlab.nn.patchgan import PatchGAN, fit_num_downsamples
 from genlab.nn.residual_generator import ResidualGenerator
 from genlab.spec import Batch, Count, DataSpec, NonNegative, Positive

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from genlab.errors import UserError
 from genlab.models.gan.losses import LossName
-from genlab.models.gan.translation import TranslationModel, require_source
+from genlab.models.gan.translation_base import PairedTranslationModel, require_source
 from genlab.spec import DataSpec, NonNegative, Positive
 
 # The networks of the four scales, the coarsest first (tables 1 and 2 of the paper):
@@ -37,7 +37,7 @@ MIN_COARSE_SIDE = 4  # pixels, of the coarsest scale
 MAX_POOLED_SIDE = 12  # pixels, before the dense layers: what the paper's 32×32 patches give
 
 
-class NextFrame(TranslationModel):
+class NextFrame(PairedTranslationModel):
     """Predict the next frames of a video at a coarse scale, and refine them at larger ones.
 
     Small images have fewer scales, so that the coarsest has at least 4 pixels a side. Once trained,

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from genlab.models.gan.base import ScaledTanh
 from genlab.models.gan.dcgan import initialize_weights
 from genlab.models.gan.losses import LossName
-from genlab.models.gan.translation import TranslationModel, require_same_size
+from genlab.models.gan.translation_base import PairedTranslationModel, require_same_size
 from genlab.nn.patchgan import PatchGAN, fit_num_downsamples
 from genlab.nn.pix2pix_unet import Pix2PixUNet
 from genlab.spec import DataSpec, Decay, NonNegative, Positive
@@ -21,7 +21,7 @@ from genlab.spec import DataSpec, Decay, NonNegative, Positive
 MAX_LEVELS = 8  # of the paper's generator, which halves 256×256 pixels to one
 
 
-class Pix2Pix(TranslationModel):
+class Pix2Pix(PairedTranslationModel):
     """A U-Net from the source to the target, trained with the L1 distance and a PatchGAN.
 
     G's noise is dropout, in training and in sampling, so `translate` is random. Images with sides

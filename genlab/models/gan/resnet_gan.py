@@ -17,7 +17,7 @@ from torch.nn.functional import avg_pool2d, relu
 from genlab.errors import UserError
 from genlab.models.gan.base import GANBase, ScaledTanh
 from genlab.models.gan.discriminator import Condition, Discriminator
-from genlab.nn.conditional_norm import ConditionalBatchNorm
+from genlab.nn.conditional_batch_norm import ConditionalBatchNorm
 from genlab.nn.conv import UpConv2d, upsample_nearest
 from genlab.spec import Count, DataSpec, Positive
 

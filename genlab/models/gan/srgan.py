@@ -10,12 +10,12 @@ from torch import Tensor, nn
 
 from genlab.errors import UserError
 from genlab.models.gan.losses import LossName
-from genlab.models.gan.translation import TranslationModel, require_source
+from genlab.models.gan.translation_base import PairedTranslationModel, require_source
 from genlab.nn.srresnet import SRResNet
 from genlab.spec import DataSpec, NonNegative, Positive
 
 
-class SRGAN(TranslationModel):
+class SRGAN(PairedTranslationModel):
     """Super-resolution with a residual network: SRResNet with a pixel loss, SRGAN as a GAN.
 
     The factor is the ratio of the targets' size to the sources' in the data. Once trained, the
@@ -82,7 +82,7 @@ class SRGAN(TranslationModel):
 
     # eqs. 3 and 5: l_SR = l_X + 10⁻³ l_Gen,
     # with l_VGG/i,j = 1/(WH) Σ (φ_ij(I_HR) − φ_ij(G(I_LR)))²
-    def adversarial_stage_losses(self, fake: Tensor, target: Tensor) -> dict[str, Tensor]:
+    def non_adversarial_losses(self, fake: Tensor, target: Tensor) -> dict[str, Tensor]:
         if self.content_features is None:
             return self.reconstruction_losses(fake, target)
         low, high = self.spec.range

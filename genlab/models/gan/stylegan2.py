@@ -216,7 +216,7 @@ class MappingNetwork(nn.Module):
         widths = [2 * latent if num_classes else latent, *[latent] * num_layers]
         for i, o in pairwise(widths):
             layers.append(EqualizedLinear(i, o, gain=LEAKY_RELU_GAIN, lr_mult=lr_mult))
-            layers.append(leaky_relu())
+            layers.append(make_leaky_relu())
         self.layers = nn.Sequential(*layers)
 
     def forward(self, z: Tensor) -> Tensor:
@@ -276,7 +276,7 @@ class SynthesisLayer(nn.Module):
         # the convolution has the bias
         self.conv = ModulatedConv2d(in_, out, 3, latent, upsample=upsample, gain=LEAKY_RELU_GAIN)
         self.strength = nn.Parameter(torch.zeros(()))
-        self.act = leaky_relu()
+        self.act = make_leaky_relu()
         self.register_buffer("noise", torch.randn(1, 1, side, side))
 
     def forward(self, h: Tensor, w: Tensor, constant_noise: bool) -> Tensor:
@@ -297,14 +297,14 @@ class DiscriminatorFeatures(nn.Module):
         blocks = (ResidualDownBlock(o, i) for i, o in reversed(list(pairwise(widths))))
         self.layers = nn.Sequential(
             EqualizedConv2d(in_channels, last, 1, gain=LEAKY_RELU_GAIN),
-            leaky_relu(),
+            make_leaky_relu(),
             *blocks,
             MinibatchStddev(),
             EqualizedConv2d(first + 1, first, 3, gain=LEAKY_RELU_GAIN, padding=1),
-            leaky_relu(),
+            make_leaky_relu(),
             nn.Flatten(),
             EqualizedLinear(16 * first, first, gain=LEAKY_RELU_GAIN),
-            leaky_relu(),
+            make_leaky_relu(),
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -319,7 +319,7 @@ class ResidualDownBlock(nn.Module):
         self.first = EqualizedConv2d(in_, in_, 3, gain=LEAKY_RELU_GAIN, padding=1)
         self.second = EqualizedConv2d(in_, out, 3, gain=LEAKY_RELU_GAIN, stride=2)
         self.skip = EqualizedConv2d(in_, out, 1, bias=False)
-        self.act = leaky_relu()
+        self.act = make_leaky_relu()
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.act(self.first(x))
@@ -327,5 +327,5 @@ class ResidualDownBlock(nn.Module):
         return (h + self.skip(downsample_filtered(x))) / math.sqrt(2)
 
 
-def leaky_relu() -> nn.Module:
+def make_leaky_relu() -> nn.Module:
     return nn.LeakyReLU(0.2, inplace=True)

@@ -23,7 +23,7 @@ from genlab.spec import Batch, DataSpec
 MIN_SIDE = 8  # pixels
 
 
-class TranslationModel(DiscriminatorRegularization, ABC):
+class PairedTranslationModel(DiscriminatorRegularization, ABC):
     """A generator x̂ = G(cond) and, if the model is adversarial, a discriminator D(cond, x).
 
     A subclass creates both and passes D to `apply_weight_norm` after drawing its weights.
@@ -71,7 +71,7 @@ class TranslationModel(DiscriminatorRegularization, ABC):
             target: what `prepare_target` returns.
         """
 
-    def adversarial_stage_losses(self, fake: Any, target: Any) -> dict[str, Tensor]:
+    def non_adversarial_losses(self, fake: Any, target: Any) -> dict[str, Tensor]:
         """Return the weighted losses beside the GAN loss: the reconstruction losses by default."""
         return self.reconstruction_losses(fake, target)
 
@@ -117,7 +117,7 @@ class TranslationModel(DiscriminatorRegularization, ABC):
             with torch.no_grad():
                 needs_real = self.objective.needs_real
                 real = self.discriminator(batch.cond, target) if needs_real else None
-        losses = self.adversarial_stage_losses(fake_x, target)
+        losses = self.non_adversarial_losses(fake_x, target)
         adversarial = self.adversarial_weight * self.objective.generator(fake, real)
         return {
             "loss": sum(losses.values(), adversarial),
