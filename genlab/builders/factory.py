@@ -159,8 +159,8 @@ def build_training(
     Raises:
         UserError: an option is wrong, the state does not fit the config, or the ranks differ.
     """
-    from genlab.builders.consistency import check_ranks_agree
     from genlab.builders.pretrained import resolve_pretrained_part
+    from genlab.builders.rank_agreement import check_ranks_agree
     from genlab.commands.train import check_training
     from genlab.distributed.process_group import ProcessGroup
     from genlab.runs.safe_load import explain_mismatch, limit_allocation

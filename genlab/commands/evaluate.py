@@ -31,7 +31,7 @@ from genlab.runs.loaded_run import LoadedRun
 from genlab.runs.migrations import FORMAT
 from genlab.spec import Count, Positive
 from genlab.viz import image_grids
-from genlab.viz.latents import plot_latent_space
+from genlab.viz.latents import latent_space_plots
 from genlab.viz.rbm import plot_rbm
 
 # Two halves of two items are the fewest that have a standard deviation.
@@ -224,7 +224,7 @@ def render_pictures(context: MetricContext, measured: set[str]) -> dict[str, np.
     pictures["reals"] = image_grids.render_items(reals[:shown], spec)
     if context.model is not None:
         options: dict[str, Any] = {"seed": settings.seed, "device": context.device}
-        pictures |= plot_latent_space(context.model, context.dataset, n=settings.n, **options)
+        pictures |= latent_space_plots(context.model, context.dataset, n=settings.n, **options)
         pictures |= plot_rbm(context.model, context.dataset, **options)
     return pictures
 

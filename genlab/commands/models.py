@@ -44,9 +44,7 @@ def models(arguments: list[str]) -> None:
     name_width = max(len(recipe.name) for recipe in listed)
     print(f"{'model':<{name_width}}  paper")
     for recipe in listed:
-        title = textwrap.shorten(
-            paper_title(recipe.header), WIDTH - name_width - 2, placeholder=" …"
-        )
+        title = textwrap.shorten(citation(recipe.header), WIDTH - name_width - 2, placeholder=" …")
         print(f"{recipe.name:<{name_width}}  {title}")
     print(f"\n{legend()}\n\n{'model':<{name_width}}  likelihood  abilities")
     for recipe in listed:
@@ -57,7 +55,7 @@ def models(arguments: list[str]) -> None:
         print(f"{recipe.name:<{name_width}}  {likelihood_tag(available):<10}  {letters}")
 
 
-def paper_title(header: str) -> str:
+def citation(header: str) -> str:
     """Return the first sentence of a recipe's comment without the address of the paper."""
     text = re.sub(r",? ?\bhttps?://[^\s;)]*[^\s;).,:]", "", header)
     sentence = re.split(r"(?<!\bal)(?<!\bet)\.\s|(?<=\d\d\d\d):\s", text, maxsplit=1)[0]

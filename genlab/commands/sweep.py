@@ -76,7 +76,7 @@ def sweep(words: Sequence[str]) -> RerunCommand | None:
                 f"genlab sweep {verb}: unknown option '{key}'{did_you_mean(key, known)}; "
                 f"{verb}: {VERBS[verb]}"
             )
-    folder = SweepFolder.find(folders[0])
+    folder = SweepFolder.open(folders[0])
     if verb == "status":
         print_status_table(folder)
     elif verb == "best":

@@ -60,11 +60,11 @@ def measure(context: MetricContext) -> list[Row]:
     translations = translate_batched(model.translate, batch.cond.to(like), spec).cpu()
     mean_target = context.dataset.head("train", MEAN_ITEMS, seed=s.seed).x.mean(0)
     baselines = {
-        name: agreement(x, batch.x, spec)
+        name: similarity_per_item(x, batch.x, spec)
         for name, x in make_baselines(batch, spec, mean_target).items()
     }
     rows = []
-    for name, values in agreement(translations, batch.x, spec).items():
+    for name, values in similarity_per_item(translations, batch.x, spec).items():
         conditions = {"n": len(values), "split": s.split, "seed": s.seed}
         conditions |= {
             baseline: f"{measures[name].mean().item():.4g}"
@@ -92,7 +92,7 @@ def translate_batched(
     return map_batched(lambda part: translate(part).float(), source, batch_size=batch_size)
 
 
-def agreement(x: Tensor, y: Tensor, spec: DataSpec) -> dict[str, Tensor]:
+def similarity_per_item(x: Tensor, y: Tensor, spec: DataSpec) -> dict[str, Tensor]:
     """Return each measure (N,) of images or videos x against the truth y (N, *spec.shape).
 
     They are compared as bytes, in all channels. psnr, ssim and lpips of a video are means over its

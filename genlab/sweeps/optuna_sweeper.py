@@ -201,7 +201,7 @@ class OptunaSweeper(Sweeper):
             if status == "failed":
                 text += f" ({printable((state.error or state.status).splitlines()[-1])})"
             params = study.trials()[number].params
-            drawn = " ".join(f"{key}={format_value(value)}" for key, value in params.items())
+            drawn = " ".join(f"{key}={format_for_display(value)}" for key, value in params.items())
             print(f"trial {number}: {text}: {drawn}", flush=True)
         return left
 
@@ -225,7 +225,7 @@ def launch_ranges(numbers: Sequence[int], done: set[int]) -> list[range]:
     return ranges
 
 
-def format_value(value: Any) -> str:
+def format_for_display(value: Any) -> str:
     """Return a value as text, floats with six digits."""
     return f"{value:.6g}" if isinstance(value, float) else str(value)
 
@@ -239,8 +239,8 @@ def print_best_trials(study: Study, folder: Path) -> None:
     rows = [
         [
             str(trial.number),
-            *map(format_value, trial.values or []),
-            *(format_value(trial.params[key]) for key in keys),
+            *map(format_for_display, trial.values or []),
+            *(format_for_display(trial.params[key]) for key in keys),
             str(folder / str(trial.number)),
         ]
         for trial in study.best_trials()

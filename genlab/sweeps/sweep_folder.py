@@ -29,7 +29,7 @@ class SweepFolder:
         self.path = path
 
     @classmethod
-    def find(cls, where: str | Path) -> SweepFolder:
+    def open(cls, where: str | Path) -> SweepFolder:
         """Return the sweep in a folder.
 
         Raises:

@@ -180,7 +180,7 @@ def plot_paths(paths: Tensor, background: Tensor | None = None) -> np.ndarray:
 
 
 @torch.no_grad()
-def plot_latent_space(
+def latent_space_plots(
     model: Any,
     dataset: Any,
     *,

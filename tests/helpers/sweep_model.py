@@ -58,7 +58,7 @@ def write_model(folder: Path) -> None:
 
 def states(sweep: Path) -> list[JobState]:
     """Return the present states of a sweep's jobs."""
-    return current_states(SweepFolder.find(sweep).jobs())
+    return current_states(SweepFolder.open(sweep).jobs())
 
 
 def status_and_starts(sweep: Path) -> list[tuple[str, int]]:

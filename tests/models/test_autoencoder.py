@@ -165,9 +165,9 @@ def models_and_plots():
 @pytest.mark.parametrize(("model", "names"), list(models_and_plots()))
 def test_latent_space_plots_depend_on_the_abilities(model, names):
     spec = getattr(model, "spec", IMAGE)
-    found = latents.plot_latent_space(model, SmallData(spec), n=30, seed=1)
+    found = latents.latent_space_plots(model, SmallData(spec), n=30, seed=1)
     assert set(found) == names
-    again = latents.plot_latent_space(model, SmallData(spec), n=30, seed=1)
+    again = latents.latent_space_plots(model, SmallData(spec), n=30, seed=1)
     for name, picture in found.items():
         assert (
             picture.dtype == np.uint8

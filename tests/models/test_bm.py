@@ -318,7 +318,7 @@ def test_grbm_is_initialized_from_the_moments_of_the_data():
     model = GRBM(DataSpec((2,), kind="points", levels=0), hidden=3)
     x = torch.randn(2, 500, 2) * 3 + 1
     for step, part in enumerate(x):
-        model.update_data_stats(model.data_statistics(part), step=step, batch_size=500)
+        model.update_data_stats(model.visible_means(part), step=step, batch_size=500)
     whole = x.flatten(0, 1)
     torch.testing.assert_close(model.base_rate, whole.mean(0))
     torch.testing.assert_close(model.base_var, whole.var(0, correction=0))

@@ -683,7 +683,7 @@ INVALID_PLANS += ['{"command": [1], "cwd": "/", "jobs": []}', "[" * 10_000]
 def test_an_invalid_plan_is_refused(text, tmp_path):
     (tmp_path / "plan.json").write_text(text)
     with pytest.raises(UserError, match="plan.json is unreadable"):
-        SweepFolder.find(tmp_path).plan()
+        SweepFolder.open(tmp_path).plan()
 
 
 def job(**changes: object) -> Callable[[Path], None]:

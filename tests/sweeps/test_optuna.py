@@ -128,7 +128,7 @@ def test_search_runs_trials_as_jobs(genlab, use_fake_jobs, tmp_path):
     )
     assert result.code == 0, result.err  # trials may fail
     assert batches == [[*range(i, min(25, i + 2))] for i in range(0, 25, 2)]
-    jobs, trials = SweepFolder.find(tmp_path / "s").jobs(), read_trials(tmp_path / "s")
+    jobs, trials = SweepFolder.open(tmp_path / "s").jobs(), read_trials(tmp_path / "s")
     assert len(jobs) == len(trials) == 25
     assert {t.state for t in trials} == {TrialState.COMPLETE, TrialState.FAIL}
     for job, trial in zip(jobs, trials, strict=True):
@@ -177,7 +177,7 @@ def test_search_from_experiment_file(genlab, use_fake_jobs, tmp_path):
         "+model.depth=5",
     )
     assert result.code == 0, result.err
-    jobs = [job.overrides for job in SweepFolder.find(tmp_path / "s").jobs()]
+    jobs = [job.overrides for job in SweepFolder.open(tmp_path / "s").jobs()]
     rates = ("0.01", "0.02", "0.03")
     assert jobs == [
         (f"optimizer.lr={r}", f"seed={i}", "experiment=search", "+model.depth=5")
@@ -214,7 +214,7 @@ def test_search_with_more_trials_continues(genlab, use_fake_jobs, tmp_path):
         result = genlab(*OPTUNA, LR_RANGE, LOSSES, f"hydra.sweeper.n_trials={n}")
         assert result.code == 0, result.err
         assert f" {started} started" in result.out and f"{n} trials: " in result.out
-    assert [read_state(job.folder).starts for job in SweepFolder.find(tmp_path / "s").jobs()] == [
+    assert [read_state(job.folder).starts for job in SweepFolder.open(tmp_path / "s").jobs()] == [
         1
     ] * 8
 
@@ -523,7 +523,7 @@ def test_shipped_search_matches_its_header(path, genlab, use_fake_jobs, tmp_path
     use_fake_jobs(lambda overrides, number: {"nll_elbo": float(overrides["optimizer.lr"])})
     result = genlab(*command.split()[1:])
     assert result.code == 0, result.err
-    jobs = SweepFolder.find(tmp_path / "outputs" / "sweeps" / path.stem).jobs()
+    jobs = SweepFolder.open(tmp_path / "outputs" / "sweeps" / path.stem).jobs()
     assert f"{len(jobs)} trials" in text and len({job.overrides for job in jobs}) == len(jobs)
     for job in (jobs[0], jobs[-1]):
         config, dataset, trainer = build_training_objects(

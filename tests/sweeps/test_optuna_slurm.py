@@ -71,7 +71,7 @@ def test_killed_search_on_slurm_resumes(genlab, tmp_path):
         state.status for state in before
     ]
     deadline = time.monotonic() + 120
-    while {job.state.status for job in SweepFolder.find(tmp_path / "s").jobs()} & {"running"}:
+    while {job.state.status for job in SweepFolder.open(tmp_path / "s").jobs()} & {"running"}:
         assert time.monotonic() < deadline
         time.sleep(0.5)
     assert [t.state.name for t in read_trials(tmp_path / "s")] == ["COMPLETE"] * 8 + ["RUNNING"] * 4

@@ -76,7 +76,7 @@ def test_plan_grows_and_refuses_another_sweep(tmp_path):
     with pytest.raises(UserError, match="plan.json is unreadable"):
         sweep.jobs()
     with pytest.raises(UserError, match="is not a sweep"):
-        SweepFolder.find(tmp_path)
+        SweepFolder.open(tmp_path)
 
 
 def raises(error: BaseException):
@@ -574,7 +574,7 @@ def test_sweep_of_format_1_is_listed_and_resumes(genlab, tmp_path):
     (tmp_path / "sweep").mkdir()
     path = tmp_path / "sweep" / "plan.json"
     path.write_text(json.dumps(plan | {"cwd": str(tmp_path)}))
-    for job in SweepFolder.find(tmp_path / "sweep").jobs():
+    for job in SweepFolder.open(tmp_path / "sweep").jobs():
         assert {"trainer.grad_clip=1", "preprocess.binarize=threshold"} <= set(job.overrides)
     status = genlab("sweep", "status", "sweep")
     assert status.code == 0 and "2 jobs: 2 waiting" in status.out, status.err
@@ -603,7 +603,7 @@ def test_sweep_of_format_1_is_listed_and_resumes(genlab, tmp_path):
 def test_old_names_are_resolved_by_what_the_plan_chooses(old, new, tmp_path):
     plan = {"command": ["train", "-m", *old], "cwd": "/", "sweeper": "basic", "jobs": [old]}
     (tmp_path / "plan.json").write_text(json.dumps(plan))
-    sweep = SweepFolder.find(tmp_path)
+    sweep = SweepFolder.open(tmp_path)
     assert sweep.plan()["command"] == ["train", "-m", *new]
     assert [list(job.overrides) for job in sweep.jobs()] == [new]
 

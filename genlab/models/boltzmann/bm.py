@@ -141,21 +141,21 @@ class BM(GenerativeModel):
         if self.is_exact:
             nll = self.free_energy(batch.x.flatten(1)).mean() + self.enumerate_log_partition()
             return {"loss": nll}
-        s_data = self.clamp(batch.x)
+        s_data = self.chain_state_from_data(batch.x)
         s_model = self.gibbs(s_data, 1) if s_model is None else s_model
         data, model = self.joint_energy(s_data).mean(), self.joint_energy(s_model).mean()
         return {"loss": data - model, "energy/data": data, "energy/model": model}
 
     # --- called by the trainer --------------------------------------------------------------------
 
-    def clamp(self, x: Tensor) -> Tensor:
+    def chain_state_from_data(self, x: Tensor) -> Tensor:
         """Clamp v to x (B, *shape) and draw h by Gibbs sweeps; return all units (B, N)."""
         v = x.flatten(1)
         s = torch.cat([v, bernoulli(v.new_full((len(v), self.hidden), 0.5))], 1)
         is_hidden = torch.arange(s.shape[1], device=s.device) >= v.shape[1]
         return self.gibbs(s, self.num_sweeps, free=is_hidden)
 
-    def data_statistics(self, x: Tensor) -> Tensor:
+    def visible_means(self, x: Tensor) -> Tensor:
         """Return the statistics of x (B, *shape) for `update_data_stats`: the means (D,)."""
         return x.flatten(1).mean(0)
 
@@ -247,7 +247,7 @@ class BM(GenerativeModel):
     @torch.no_grad()
     def gibbs_chain(self, x: Tensor, num_steps: int) -> Tensor:
         """Return the state (B, *shape) of chains that start at x, after num_steps Gibbs sweeps."""
-        s = self.gibbs(self.clamp(x), num_steps)
+        s = self.gibbs(self.chain_state_from_data(x), num_steps)
         return s[:, : self.spec.dim].unflatten(1, self.spec.shape)
 
     def filters(self) -> Tensor:

@@ -125,7 +125,7 @@ class DBM(GenerativeModel):
         Args:
             s_model: states (·, D + G) of the model; None makes one Gibbs step from the data.
         """
-        s_model = self.gibbs(self.clamp(batch.x), 1) if s_model is None else s_model
+        s_model = self.gibbs(self.chain_state_from_data(batch.x), 1) if s_model is None else s_model
         v = batch.x.flatten(1)
         s = torch.cat([v, self.mean_field(v, self.num_updates)[1]], 1)
         energy = self.free_energy(torch.cat([s, s_model]))
@@ -152,7 +152,7 @@ class DBM(GenerativeModel):
             half = self.a.new_full((len(self.chains), len(self.a)), 0.5)
             self.chains.copy_(torch.cat([self.first.chains, bernoulli(half)], 1))
 
-    def clamp(self, x: Tensor) -> Tensor:
+    def chain_state_from_data(self, x: Tensor) -> Tensor:
         """Return the state (B, D + G) of a chain that starts at x (B, *shape).
 
         g is drawn from the mean-field posterior.
@@ -160,9 +160,9 @@ class DBM(GenerativeModel):
         v = x.flatten(1)
         return torch.cat([v, bernoulli(self.mean_field(v, self.num_updates)[1])], 1)
 
-    def data_statistics(self, x: Tensor) -> Tensor:
+    def visible_means(self, x: Tensor) -> Tensor:
         """Return the statistics of x (B, *shape) for `update_data_stats`: the means (D,)."""
-        return self.first.data_statistics(x)
+        return self.first.visible_means(x)
 
     @torch.no_grad()
     def update_data_stats(self, stats: Tensor, *, step: int, batch_size: int) -> None:
@@ -311,7 +311,7 @@ class DBM(GenerativeModel):
     @torch.no_grad()
     def gibbs_chain(self, x: Tensor, num_steps: int) -> Tensor:
         """Return the pixels (B, *shape) of chains that start at x, after num_steps Gibbs steps."""
-        v, _ = self.split_state(self.gibbs(self.clamp(x), num_steps))
+        v, _ = self.split_state(self.gibbs(self.chain_state_from_data(x), num_steps))
         return v.unflatten(1, self.spec.shape)
 
     def filters(self) -> Tensor:

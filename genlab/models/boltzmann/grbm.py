@@ -104,7 +104,7 @@ class GRBM(RBM):
 
     # --- called by the trainer --------------------------------------------------------------------
 
-    def data_statistics(self, x: Tensor) -> Tensor:
+    def visible_means(self, x: Tensor) -> Tensor:
         """Return the means of v and of v² (2, D) of x (B, *shape)."""
         v = x.flatten(1)
         return torch.stack([v.mean(0), v.square().mean(0)])

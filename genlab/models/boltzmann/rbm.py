@@ -117,11 +117,11 @@ class RBM(GenerativeModel):
 
     # --- called by the trainer --------------------------------------------------------------------
 
-    def clamp(self, x: Tensor) -> Tensor:
+    def chain_state_from_data(self, x: Tensor) -> Tensor:
         """Return the state (B, D) of a chain that starts at the data x (B, *shape)."""
         return x.flatten(1)
 
-    def data_statistics(self, x: Tensor) -> Tensor:
+    def visible_means(self, x: Tensor) -> Tensor:
         """Return the statistics of x (B, *shape) for `update_data_stats`: the means (D,)."""
         return x.flatten(1).mean(0)
 

@@ -30,13 +30,13 @@ class CDModel(Protocol):
     def loss(self, batch: Batch, model_states: Tensor, /) -> dict[str, Tensor]:
         """Return the contrast of the data with states of the model."""
 
-    def clamp(self, x: Tensor) -> Tensor:
+    def chain_state_from_data(self, x: Tensor) -> Tensor:
         """Return the state of a chain that starts at the data."""
 
     def gibbs(self, state: Tensor, num_steps: int, /) -> Tensor:
         """Return the state after num_steps Gibbs steps."""
 
-    def data_statistics(self, x: Tensor) -> Tensor:
+    def visible_means(self, x: Tensor) -> Tensor:
         """Return the statistics that `update_data_stats` takes."""
 
     def update_data_stats(self, stats: Tensor, *, step: int, batch_size: int) -> None:
@@ -103,7 +103,9 @@ class CDTrainer(Trainer):
         slices = module.chains.tensor_split(self.num_shards)
         states = []
         for shard, batch in self.seeded_shards(shards):
-            start = slices[shard] if self.options.persistent else module.clamp(batch.x)
+            start = (
+                slices[shard] if self.options.persistent else module.chain_state_from_data(batch.x)
+            )
             states.append(module.gibbs(start, self.options.cd_steps))
         # the positive phase, and the update
         model_states = iter(states)
@@ -116,7 +118,7 @@ class CDTrainer(Trainer):
     def update_data_stats(self, shards: list[Batch]) -> None:
         """Update the module's running statistics with the mean over the shards of all ranks."""
         module = self.current_module
-        stats = torch.stack([module.data_statistics(batch.x) for batch in shards]).mean(0)
+        stats = torch.stack([module.visible_means(batch.x) for batch in shards]).mean(0)
         self.group.all_reduce_mean([stats])
         step = self.global_step - self.stage_start
         module.update_data_stats(stats, step=step, batch_size=self.batch_size)

@@ -73,23 +73,23 @@ class GMM(Mixture):
         else:
             self.covariance = DiagonalCovariance(n, spec.dim, spherical=covariance == "spherical")
 
-    def component_indices(self, group: int) -> range:
+    def group_component_range(self, group: int) -> range:
         """Return the indices of a group's Gaussians among those of all groups."""
         return range(group * self.num_components, (group + 1) * self.num_components)
 
     def component_log_probs(self, x: Tensor, group: int) -> Tensor:
         """Return log N(x; μ_k, Σ_k) (B, K) in nats for flat x (B, D)."""
-        indices = self.component_indices(group)
+        indices = self.group_component_range(group)
         return torch.stack([self.covariance.log_prob(x - self.mean[i], i) for i in indices], 1)
 
     def sample_component(self, n: int, group: int, k: int) -> Tensor:
         """Draw n flat items (n, D) of component k."""
-        i = self.component_indices(group)[k]
+        i = self.group_component_range(group)[k]
         return self.mean[i] + self.covariance.sample(n, i)
 
     def component_means(self, group: int) -> Tensor:
         """Return the components' means (K, D)."""
-        return self.mean[list(self.component_indices(group))]
+        return self.mean[list(self.group_component_range(group))]
 
     # The moments are taken about the current means, which preserves precision where a variance is
     # small.
@@ -100,7 +100,7 @@ class GMM(Mixture):
         """
         outer_product = self.covariance.uses_outer_product
         first, second = [], []
-        for i, weight in zip(self.component_indices(group), r.T, strict=True):
+        for i, weight in zip(self.group_component_range(group), r.T, strict=True):
             centered = x - self.mean[i]
             first.append((weight @ centered).double())
             second.append(second_moment(centered, weight, outer_product=outer_product).double())
@@ -110,7 +110,7 @@ class GMM(Mixture):
     # Σ_k ← Σ r_k (x − μ_k)(x − μ_k)ᵀ / N_k − δ δᵀ
     def m_step(self, statistics: dict[str, Tensor], group: int) -> None:
         """Update means and covariances; a component without items keeps its parameters."""
-        for k, i in enumerate(self.component_indices(group)):
+        for k, i in enumerate(self.group_component_range(group)):
             n, first, second = (statistics[name][k] for name in ("n", "first", "second"))
             if n < MIN_RESPONSIBILITY:
                 continue
