@@ -31,8 +31,8 @@ from genlab.metrics import psnr_ssim
 from genlab.metrics.context import to_bytes
 from genlab.metrics.paired_translation import (
     MEAN_ITEMS,
-    agreement,
     make_baselines,
+    similarity_per_item,
     translate_batched,
     why_no_lpips,
 )
@@ -198,7 +198,7 @@ def take_train_items(run: LoadedRun, seed: int) -> Batch:
 def measure_outputs(
     batch: Batch, output: Tensor, spec: DataSpec, mean_item: Tensor
 ) -> dict[str, Any]:
-    """Return the agreement of outputs, and of guesses without a model, with the truth.
+    """Return the similarity of outputs, and of guesses without a model, with the truth.
 
     For super-resolution also that of the luminance, as papers report it.
     """
@@ -207,7 +207,7 @@ def measure_outputs(
         suffix = guess and f"_{guess}"
         measured = {
             MEASURE_NAMES.get(name, name): values
-            for name, values in agreement(x, batch.x, spec).items()
+            for name, values in similarity_per_item(x, batch.x, spec).items()
         }
         if spec.task == "superres":
             measured |= luminance_agreement(x, batch.x, spec)

@@ -50,7 +50,7 @@ def applicable_measures(spec: DataSpec) -> list[str]:
 
 @torch.no_grad()
 def measure(context: MetricContext) -> list[Row]:
-    """Return the agreement of n held-out targets with the translations of their sources.
+    """Return the similarity of n held-out targets with the translations of their sources.
 
     The conditions contain the same measures of baselines without a model.
     """

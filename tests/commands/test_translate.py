@@ -30,7 +30,7 @@ from genlab.metrics.context import MetricContext
 from genlab.metrics.energy_distance import energy_distance
 from genlab.metrics.frechet import frechet_distance
 from genlab.metrics.kid_mmd import kernel_distance
-from genlab.metrics.paired_translation import agreement, make_baselines, why_no_lpips
+from genlab.metrics.paired_translation import make_baselines, similarity_per_item, why_no_lpips
 from genlab.metrics.registry import measure
 from genlab.model import GenerativeModel
 from genlab.spec import Batch, DataSpec
@@ -156,7 +156,7 @@ def test_agreement_uses_all_channels_and_is_finite_for_equal_images():
     x = torch.randint(0, 256, (4, 3, 12, 12)) / 255
     y = x.clone()
     y[0, 2, 0, 0] = 1 - x[0, 2, 0, 0].round()  # only blue differs
-    found = agreement(x, y, spec)
+    found = similarity_per_item(x, y, spec)
     assert set(found) == {"psnr", "ssim"} and why_no_lpips(spec)
     assert found["psnr"][1:].tolist() == pytest.approx([10 * np.log10(255**2 * 432)] * 3)
     off = round(255 * abs(x - y)[0].max().item())
@@ -172,8 +172,8 @@ def test_video_error_is_per_frame_and_the_last_frame_is_a_baseline():
     spec = DataSpec((3, 1, 12, 12), kind="video", range=(0.0, 1.0), source=source, task="forecast")
     x, cond = torch.ones(5, 3, 1, 12, 12), torch.zeros(5, 2, 1, 12, 12)
     guess = make_baselines(Batch(x, None, cond), spec, x[0])
-    assert (agreement(guess["last_frame"], x, spec)["squared_error"] == 144).all()
-    assert (agreement(guess["training_mean"], x, spec)["squared_error"] == 0).all()
+    assert (similarity_per_item(guess["last_frame"], x, spec)["squared_error"] == 144).all()
+    assert (similarity_per_item(guess["training_mean"], x, spec)["squared_error"] == 0).all()
 
 
 def test_translation_metric_reports_the_baselines(train_run):
@@ -183,7 +183,7 @@ def test_translation_metric_reports_the_baselines(train_run):
         run.dataset, Settings(n=50, seed=4), model=FunctionTranslator(lambda cond: cond)
     )
     ((row,),) = measure(context, ["paired_translation"]).values()
-    expected = agreement(truth.cond, truth.x, run.spec)["psnr"].mean().item()
+    expected = similarity_per_item(truth.cond, truth.x, run.spec)["psnr"].mean().item()
     assert row.name == "psnr" and row.value == pytest.approx(expected) and row.better == "higher"
     assert (
         row.conditions["source"] == f"{expected:.4g}" and float(row.conditions["training_mean"]) > 0
@@ -360,7 +360,7 @@ def test_cyclegan_translates_backward(genlab, train_run, tmp_path):
     usual = run.dataset.head("train", 500, seed=1).cond.mean(0).expand_as(held.cond)
     for name, x in (("psnr_db", made), ("psnr_db_training_mean", usual)):
         assert record[name]["value"] == pytest.approx(
-            agreement(x, held.cond, backwards)["psnr"].mean().item()
+            similarity_per_item(x, held.cond, backwards)["psnr"].mean().item()
         )
     assert record["backward"] is True and record["task"] == "translate"
 
