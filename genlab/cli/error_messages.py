@@ -8,7 +8,6 @@ from traceback import walk_tb
 
 from genlab.config.config_dir import config_folder
 from genlab.errors import UserError, did_you_mean, is_out_of_memory
-from genlab.runs.migrations import renamed_option
 
 HYDRA_PACKAGES = {"hydra", "omegaconf", "antlr4"}
 RECURSION_TAIL = 100  # frames at the end of a RecursionError's traceback that show whose it is
@@ -73,6 +72,8 @@ def explain_hydra(error: Exception, command: str) -> str:
 
 def explain_unknown_option(key: str, error: Exception, command: str) -> str:
     """Return the line for an option that does not exist: its new name, or the nearest one."""
+    from genlab.runs.migrations import renamed_option  # takes a while to import
+
     if new_names := renamed_option(key, command):
         return f"{key} was renamed to {' or '.join(new_names)}"
     cause: BaseException | None = error
