@@ -39,13 +39,3 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, RuntimeError):
         return bool(OUT_OF_MEMORY.search(str(error)))
     return isinstance(error, MemoryError)
-
-
-def refuse_arguments(command: str, arguments: list[str]) -> None:
-    """Refuse words after a command that takes none.
-
-    Raises:
-        UserError: there are some.
-    """
-    if arguments:
-        raise UserError(f"genlab {command} takes no options, but got {' '.join(arguments)}")

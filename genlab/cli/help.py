@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shutil
 import textwrap
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -39,22 +39,9 @@ def command_help(command: str, arguments: list[str]) -> str:
         command: a command that Hydra composes.
         arguments: the other words of the command line.
     """
-    from hydra import compose, initialize_config_module
-    from omegaconf import OmegaConf
-
     folders = [Path(b) for a, b in pairwise(arguments) if a in ("--config-dir", "-cd")]
     overrides = [a for a in arguments if "=" in a and not a.startswith("-")]
-    search = [f"file://{folder.resolve()}" for folder in folders]
-    if search:
-        overrides.append(f"hydra.searchpath=[{','.join(search)}]")
-    with initialize_config_module("genlab.configs", version_base="1.3"):
-        composed = compose(command, overrides=overrides, return_hydra_config=True)
-    choices = dict(composed.hydra.runtime.choices)
-    visible = [str(key) for key in composed if key != "hydra"]
-    container = OmegaConf.to_container(OmegaConf.masked_copy(composed, visible))
-    assert isinstance(container, dict)
-    config = {str(key): value for key, value in container.items()}
-    groups = {k: v for k, v in choices.items() if not k.startswith("hydra/")}
+    config, groups = compose_options(command, overrides, folders)
     meanings = comments_of(command, groups, folders)
     width = min(shutil.get_terminal_size().columns, MAX_WIDTH)
     lines = [COMMANDS[command].help, "", f"usage: genlab {command} [option=value ...]", ""]
@@ -68,6 +55,29 @@ def command_help(command: str, arguments: list[str]) -> str:
         width,
     )
     return "\n".join(lines)
+
+
+def compose_options(
+    command: str, overrides: list[str], folders: Iterable[Path] = ()
+) -> tuple[dict[str, Any], dict[str, str | None]]:
+    """Return a command's composed config, and the chosen file of each config group.
+
+    Args:
+        folders: further folders with config groups (`--config-dir`).
+    """
+    from hydra import compose, initialize_config_module
+    from omegaconf import OmegaConf
+
+    if search := [f"file://{folder.resolve()}" for folder in folders]:
+        overrides = [*overrides, f"hydra.searchpath=[{','.join(search)}]"]
+    with initialize_config_module("genlab.configs", version_base="1.3"):
+        composed = compose(command, overrides=overrides, return_hydra_config=True)
+    choices = dict(composed.hydra.runtime.choices)
+    visible = [str(key) for key in composed if key != "hydra"]
+    container = OmegaConf.to_container(OmegaConf.masked_copy(composed, visible))
+    assert isinstance(container, dict)
+    config = {str(key): value for key, value in container.items()}
+    return config, {k: v for k, v in choices.items() if not k.startswith("hydra/")}
 
 
 def sections(

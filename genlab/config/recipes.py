@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import yaml
 
-from genlab.abilities import ABILITIES, abilities
+from genlab.abilities import abilities
 from genlab.config.config_dir import config_folder
 from genlab.config.instantiate import import_target
 
@@ -77,13 +77,3 @@ def models_with(ability: str) -> list[str]:
     """Return the recipes whose model has the ability, with its tag: "vae (bound)"."""
     tag = f" ({LIKELIHOOD_TAGS[ability]})" if ability in LIKELIHOOD_TAGS else ""
     return [f"{recipe.name}{tag}" for recipe in list_recipes() if ability in recipe.abilities()]
-
-
-def ability_table() -> list[list[str]]:
-    """Return a row per recipe: its name, then a tag, yes or an empty cell for each ability."""
-    rows = []
-    for recipe in list_recipes():
-        has = recipe.abilities()
-        cells = [LIKELIHOOD_TAGS.get(name, "yes") if name in has else "" for name in ABILITIES]
-        rows.append([recipe.name, *cells])
-    return rows

@@ -47,15 +47,8 @@ def test_every_command_shows_its_options_at_80_columns(genlab, command: str) -> 
 
 def undocumented_options(command: str, *overrides: str) -> list[str]:
     """Return the names of the options of a command that lack a description."""
-    from hydra import compose, initialize_config_module
-    from omegaconf import OmegaConf
-
-    with initialize_config_module("genlab.configs", version_base="1.3"):
-        composed = compose(command, overrides=list(overrides), return_hydra_config=True)
-    choices = dict(composed.hydra.runtime.choices)
-    visible = [key for key in composed if key != "hydra"]
-    config = OmegaConf.to_container(OmegaConf.masked_copy(composed, visible))
-    meanings = comments_of(command, {k: v for k, v in choices.items() if "hydra/" not in k})
+    config, groups = cli_help.compose_options(command, list(overrides))
+    meanings = comments_of(command, groups)
     return [
         option.name
         for _, options in cli_help.sections(command, config, meanings)
