@@ -1,3 +1,3 @@
 """genlab trains, samples, evaluates and compares every family of deep generative models."""
 
-__version__ = "0.7.0"
+__version__ = "0.8.0"

@@ -280,7 +280,7 @@ def abilities(model: object) -> set[str]:
     return {verb for verb in ABILITIES if callable(getattr(model, verb, None))}
 
 
-def require(
+def require_model_ability(
     model: object, verb: str, list_models: Callable[[], Iterable[str]] | None = None
 ) -> None:
     """Refuse a request that needs an ability which the model does not have.

@@ -22,7 +22,7 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     return f" (did you mean '{near[0]}'?)" if near else ""
 
 
-def printable(text: str) -> str:
+def make_printable(text: str) -> str:
     """Return a text on one line, without the control characters of untrusted files."""
     text = text.encode("utf-8", "replace").decode()  # a file name may contain invalid UTF-8
     words = (
@@ -34,7 +34,7 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in " ".join(words))
 
 
-def is_out_of_memory(error: BaseException) -> bool:
+def is_out_of_memory_error(error: BaseException) -> bool:
     """Whether an error says that memory, of the CPU or a GPU, ran out."""
     if isinstance(error, RuntimeError):
         return bool(OUT_OF_MEMORY.search(str(error)))

@@ -40,10 +40,10 @@ def atomic_open(path: Path) -> Iterator[IO[bytes]]:
     except BaseException as error:
         with suppress(OSError):  # the partial file would keep filling a full disk
             part.unlink()
-        if os_error := os_error_in(error):
+        if os_error := find_os_error_in_causes(error):
             raise OSError(os_error.errno, os_error.strerror, str(path)) from error
         raise
-    sync_folder(path.parent)
+    fsync_folder(path.parent)
 
 
 def atomic_write(path: Path, data: bytes) -> None:
@@ -52,7 +52,7 @@ def atomic_write(path: Path, data: bytes) -> None:
         f.write(data)
 
 
-def os_error_in(error: BaseException | None) -> OSError | None:
+def find_os_error_in_causes(error: BaseException | None) -> OSError | None:
     """Return the system's error in a chain of causes, or None.
 
     A library such as torch.save reports a failed write as its own error type.
@@ -65,7 +65,7 @@ def os_error_in(error: BaseException | None) -> OSError | None:
 
 
 @contextmanager
-def with_filename(path: Path) -> Iterator[None]:
+def add_path_to_os_errors(path: Path) -> Iterator[None]:
     """Context that adds the path to an OSError that names no file, such as a failed write.
 
     Raises:
@@ -79,7 +79,7 @@ def with_filename(path: Path) -> Iterator[None]:
         raise OSError(error.errno, error.strerror, str(path)) from error
 
 
-def sync_folder(folder: Path) -> None:
+def fsync_folder(folder: Path) -> None:
     """Flush a folder to disk, so that a rename in it survives a power failure."""
     handle = os.open(folder, os.O_RDONLY)
     os.fsync(handle)
@@ -98,7 +98,9 @@ def open_lock_file(path: Path) -> IO[str]:
 # --- reading --------------------------------------------------------------------------------------
 
 
-def refuse_links(folder: Path, kind: str, allowed: re.Pattern[str] | None = None) -> None:
+def refuse_links_out_of_folder(
+    folder: Path, kind: str, allowed: re.Pattern[str] | None = None
+) -> None:
     """Refuse a folder with symbolic links that point out of it.
 
     An untrusted folder could use them to have other files read or overwritten.
@@ -123,7 +125,7 @@ def refuse_links(folder: Path, kind: str, allowed: re.Pattern[str] | None = None
             )
 
 
-def read_text(path: Path, max_bytes: int) -> str:
+def read_text_with_limit(path: Path, max_bytes: int) -> str:
     """Return a text file of up to `max_bytes` bytes.
 
     Raises:
@@ -148,7 +150,7 @@ def read_json(path: Path) -> dict[str, Any]:
         UserError: it does not contain one.
     """
     try:
-        content = json.loads(read_text(path, MAX_JSON_BYTES))
+        content = json.loads(read_text_with_limit(path, MAX_JSON_BYTES))
     except (ValueError, RecursionError) as error:
         if isinstance(error, UserError):
             raise
@@ -178,7 +180,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
             return super().compose_node(parent, index)
 
     try:
-        content = yaml.load(read_text(path, MAX_YAML_BYTES), Loader)
+        content = yaml.load(read_text_with_limit(path, MAX_YAML_BYTES), Loader)
     except UserError:
         raise
     # ValueError: a date such as 2020-99-99, a number of 5,000 digits

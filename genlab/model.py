@@ -7,7 +7,7 @@ ability behaves; commands, metrics and trainers read them without asking whether
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
@@ -33,8 +33,6 @@ class GenerativeModel(nn.Module):
     samplers: tuple[str, ...] = ()
     # Sampling takes many network evaluations: `sample`, `encode` and `inpaint` take `steps`.
     step_by_step: ClassVar[bool] = False
-    # Wraps the sequence of sampling steps in a progress bar.
-    progress: Callable[[Sequence[Any]], Iterable[Any]] | None = None
 
     # `prior(n, y)` draws codes of the classes y; otherwise y is ignored.
     conditional_prior: bool = False
@@ -57,6 +55,22 @@ class GenerativeModel(nn.Module):
     elbo_over_timesteps: ClassVar[bool] = False
     # `log_prob` includes the logit of the pixels, so it is a density on the open interval only.
     logit_transform: bool = False
+
+    # The recipe for images of many gray levels, of a model that is defined for binary data only.
+    gray_level_recipe: ClassVar[str] = ""
+
+    @classmethod
+    def gray_level_options(cls, spec: DataSpec, options: dict[str, Any]) -> dict[str, Any]:
+        """Return the options with which the model suits images that binarization would destroy.
+
+        They replace those of a recipe that binarizes, as {"preprocess.binarize": "none"}. A model
+        that is defined for binary data only returns {}.
+
+        Args:
+            spec: of the data without binarization.
+            options: the section `model` of the config.
+        """
+        return {}
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """Return {"loss": scalar to minimize, …}; further entries are logged.

@@ -36,14 +36,14 @@ class SignalCatcher:
         self.previous_handlers: dict[int, Any] = {}
 
     @property
-    def name(self) -> str | None:
+    def first_signal_name(self) -> str | None:
         """The name of the first signal received, or None."""
         return signal.Signals(self.received[0]).name if self.received else None
 
     def __enter__(self) -> SignalCatcher:
         # Only the main thread may set handlers; a run in another thread is ended by its caller.
         if threading.current_thread() is threading.main_thread():
-            self.previous_handlers = {s: signal.signal(s, self.record) for s in STOP_SIGNALS}
+            self.previous_handlers = {s: signal.signal(s, self.record_signal) for s in STOP_SIGNALS}
         return self
 
     def __exit__(
@@ -61,7 +61,7 @@ class SignalCatcher:
             if callable(handler) and handler is not signal.default_int_handler:
                 handler(number, None)
 
-    def record(self, number: int, frame: FrameType | None) -> None:
+    def record_signal(self, number: int, frame: FrameType | None) -> None:
         """Handle a signal by recording it."""
         if number == signal.SIGINT and number in self.received:
             raise KeyboardInterrupt

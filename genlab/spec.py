@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+import unicodedata
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 from annotated_types import Ge, Gt, Interval
 
-from genlab.errors import UserError
+from genlab.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -24,6 +25,25 @@ NonNegative = Annotated[float, Ge(0)]
 Fraction = Annotated[float, Interval(ge=0, le=1)]  # a fraction or a probability
 Decay = Annotated[float, Interval(ge=0, lt=1)]  # the weight of the past in a running mean
 
+MAX_CLASSES_NAMED = 12  # classes that an error message lists
+
+
+@dataclass(frozen=True)
+class IsClass:
+    """Marks a number that is a class: on the command line it may be given by its name.
+
+    Attributes:
+        option, value: if set, it is a class only where this other option has this value.
+    """
+
+    option: str = ""
+    value: str = ""
+
+
+ClassNumber = Annotated[Count, IsClass()]
+# a class as it is typed: `dog`, `3`, `true`
+ClassName = Annotated[bool | int | float | str, IsClass()]
+
 
 @dataclass(frozen=True)
 class DataSpec:
@@ -34,6 +54,7 @@ class DataSpec:
             (T, C, H, W) of a video.
         kind: image | points | tokens | video.
         num_classes: 0 without labels.
+        class_names: the name of each class, in the order of their numbers; () without names.
         levels: number of values that a channel can take: 256 for a byte, 2 for a binary image, 0
             for real numbers and tokens.
         vocab: number of different tokens.
@@ -49,6 +70,7 @@ class DataSpec:
     shape: tuple[Positive, ...]
     kind: str = "image"
     num_classes: Count = 0
+    class_names: tuple[str, ...] = ()
     levels: Count = 256
     vocab: Count = 0
     symbols: str = ""
@@ -80,6 +102,70 @@ class DataSpec:
         log_bin = self.dim * math.log((high - low) / self.levels) if self.dequantized else 0.0
         return -(log_prob + log_bin) / (self.dim * math.log(2))
 
+    def is_same_as(self, other: DataSpec) -> bool:
+        """Whether two specs describe the same data; runs of older versions lack class names."""
+        if not self.class_names or not other.class_names:
+            return replace(self, class_names=()) == replace(other, class_names=())
+        return self == other
+
+    def describe(self) -> str:
+        """Return in words what a model of this data receives, for the summary of a run."""
+        if self.kind == "tokens":
+            return f"{self.dim:,} tokens per item, {self.vocab:,} different"
+        if self.kind == "points":
+            return f"{self.dim:,} real numbers per item"
+        *frames, channels, height, width = self.shape
+        parts = [f"{frames[0]} frames of"] if frames else []
+        colors = {1: "gray", 3: "color"}.get(channels, f"{channels}-channel")
+        parts.append(f"{colors} {width}×{height}")
+        low, high = self.range
+        values = f"values in [{low:g}, {high:g}]"
+        if self.levels == 2:
+            values = f"binary, {values}"
+        elif self.levels:
+            joint = " dequantized to " if self.dequantized else ", "
+            values = f"{self.levels} levels{joint}{values}"
+        return f"{' '.join(parts)}, {values}"
+
+    def class_name(self, number: int) -> str:
+        """Return the name of a class; its number if the classes do not have names."""
+        return self.class_names[number] if self.class_names else str(number)
+
+    def class_number(self, name: ClassName, option: str = "label") -> int:
+        """Return the number of a class that is given by its name or its number.
+
+        Names that are numbers win: with the class folders 3 and 7, the class 7 has the number 1,
+        and there is no class 1. Letter case matters only between names that differ in nothing else.
+
+        Raises:
+            UserError: the data does not have the class; names the option and the classes.
+        """
+        if not self.num_classes:
+            raise UserError(f"{option}={name}: this data does not have classes")
+        typed = unicodedata.normalize("NFC", str(name))
+        if typed in self.class_names:
+            return self.class_names.index(typed)
+        folded = [known.casefold() for known in self.class_names]
+        if folded.count(typed.casefold()) == 1:
+            return folded.index(typed.casefold())
+        if typed.isdecimal():
+            values = [int(n) if n.isdecimal() else -1 for n in self.class_names]
+            if values.count(int(typed)) == 1:  # 1 for the folder 01
+                return values.index(int(typed))
+            if max(values, default=-1) < 0 and int(typed) < self.num_classes:
+                return int(typed)
+        near = did_you_mean(typed, self.class_names)
+        raise UserError(
+            f"{option}={name}: no such class{near}; the classes are {self.format_class_list()}"
+        )
+
+    def format_class_list(self) -> str:
+        """Return the names of the classes, or their numbers, for a message."""
+        if not self.class_names:
+            return f"0 to {self.num_classes - 1}"
+        more = ", …" if self.num_classes > MAX_CLASSES_NAMED else ""
+        return ", ".join(self.class_names[:MAX_CLASSES_NAMED]) + more
+
     def to_tokens(self, text: str) -> list[int]:
         """Return the tokens of a text.
 
@@ -107,6 +193,7 @@ class DataSpec:
         return {
             **self.__dict__,
             "shape": list(self.shape),
+            "class_names": list(self.class_names),
             "range": list(self.range),
             "source": self.source and self.source.to_json(),
         }

@@ -105,7 +105,9 @@ class OptimalNetwork(nn.Module):
         if isinstance(model, DDPM):
             schedule = model.schedule
             x0 = self.denoise(
-                x, schedule.lookup("sqrt_ab", t, x), schedule.lookup("sqrt_1_ab", t, x)
+                x,
+                schedule.table_values_at("sqrt_ab", t, x),
+                schedule.table_values_at("sqrt_1_ab", t, x),
             )
             target = schedule.training_target(
                 model.objective, x0, schedule.eps_from_x0(x0, x, t), t
@@ -115,7 +117,7 @@ class OptimalNetwork(nn.Module):
             return target
         if isinstance(model, EDM):
             sigma = (4 * t / 1000).exp()
-            c_skip, c_out, c_in, _ = model.preconditioning(sigma, x)
+            c_skip, c_out, c_in, _ = model.preconditioning_coefficients(sigma, x)
             x = x / c_in
             x0 = self.denoise(x, torch.ones_like(c_in), expand_like(sigma, x))
             return (x0 - c_skip * x) / c_out
@@ -124,7 +126,7 @@ class OptimalNetwork(nn.Module):
 
 
 @contextmanager
-def replaced_network(model: Diffusion, network: nn.Module) -> Iterator[None]:
+def use_network_temporarily(model: Diffusion, network: nn.Module) -> Iterator[None]:
     """Use another network in a model for a while."""
     own, model.network = model.network, network
     try:
@@ -134,7 +136,7 @@ def replaced_network(model: Diffusion, network: nn.Module) -> Iterator[None]:
 
 
 @torch.no_grad()
-def total_loss(model: Diffusion, distribution: GaussianMixture) -> float:
+def total_loss_over_batches(model: Diffusion, distribution: GaussianMixture) -> float:
     """Return the loss of a model, summed over batches that are the same for every network."""
     generator = torch.Generator().manual_seed(1)
     torch.manual_seed(4)  # not 1: with the same seed the noise would equal the points
@@ -165,10 +167,10 @@ def measure_model(model: Diffusion, distribution: GaussianMixture) -> dict[str, 
     """Return the results of a trained model: relative loss, samples, and errors of densities."""
     model.double().eval()
     optimal = OptimalNetwork(model, distribution.centers, distribution.std)
-    loss = total_loss(model, distribution)
+    loss = total_loss_over_batches(model, distribution)
     found = measure_samples(model, distribution)
-    with replaced_network(model, optimal):
-        found = {"loss": loss / total_loss(model, distribution)} | found
+    with use_network_temporarily(model, optimal):
+        found = {"loss": loss / total_loss_over_batches(model, distribution)} | found
         best = measure_samples(model, distribution)
     found |= {f"best {name}": value for name, value in best.items()}
     x = distribution.sample(NUM_DENSITY_POINTS, torch.Generator().manual_seed(3))[0]
@@ -179,7 +181,7 @@ def measure_model(model: Diffusion, distribution: GaussianMixture) -> dict[str, 
     return found
 
 
-def train_run(command: list[str], folder: Path) -> RunFolder:
+def train_or_resume_run(command: list[str], folder: Path) -> RunFolder:
     """Train a run in a folder, or resume the one that is there."""
     words = [f"resume={folder}"] if folder.exists() else [*command, f"out={folder}"]
     genlab = [sys.executable, "-m", "genlab", "train"]
@@ -201,7 +203,7 @@ bound and by the probability-flow ODE.
 """
 
 
-def format_page(rows: list[Row]) -> str:
+def format_markdown_page(rows: list[Row]) -> str:
     """Return docs/diffusion.md."""
     head = ["distribution", "objective", "trained by", "seconds", "loss / optimal loss"]
     for name in SAMPLERS:
@@ -241,7 +243,7 @@ def check_objective(distribution: str, objective: str, scale: float, runs: Path)
         command.append("model.sigma_data=${dataset.std}")
     folder = runs / "-".join(re.findall(r"\w+", " ".join(command)))
     machine_options = ["device=cpu", "device.threads=1", "trainer.preview_every=0"]
-    seconds = train_run([*command, *machine_options], folder).read_log()[-1]["seconds"]
+    seconds = train_or_resume_run([*command, *machine_options], folder).read_log()[-1]["seconds"]
     run = load_run({"run": str(folder)})
     return {
         "distribution": distribution,
@@ -253,7 +255,7 @@ def check_objective(distribution: str, objective: str, scale: float, runs: Path)
     }
 
 
-def row_order(row: Row) -> tuple[int, int]:
+def row_sort_key(row: Row) -> tuple[int, int]:
     """Return the sort key of a row: the order of DISTRIBUTIONS and OBJECTIVES."""
     distributions, objectives = list(DISTRIBUTIONS), list(OBJECTIVES)
     return distributions.index(row["distribution"]), objectives.index(row["objective"])
@@ -278,10 +280,10 @@ def main() -> None:
         for pair in itertools.product(arguments.distributions, arguments.objectives):
             new = check_objective(*pair, arguments.scale, runs)
             rows = [row for row in rows if (row["distribution"], row["objective"]) != pair]
-            rows = sorted([*rows, new], key=row_order)
+            rows = sorted([*rows, new], key=row_sort_key)
             print(*pair, json.dumps(new["results"], ensure_ascii=False), flush=True)
             arguments.out.write_text(json.dumps(rows, indent=1, ensure_ascii=False) + "\n")
-            arguments.out.with_suffix(".md").write_text(format_page(rows))
+            arguments.out.with_suffix(".md").write_text(format_markdown_page(rows))
 
 
 if __name__ == "__main__":

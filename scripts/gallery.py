@@ -148,7 +148,7 @@ COLUMNS = (
 )
 
 
-def train_run(panel: Panel, folder: Path) -> None:
+def train_or_resume_run(panel: Panel, folder: Path) -> None:
     """Train the run of a panel, or resume one that was interrupted."""
     if (folder / "run.json").exists():
         words = [f"resume={folder}"]
@@ -254,7 +254,7 @@ def draw_sheet(columns: list[Column], runs: Path) -> Figure:
     return figure
 
 
-def save_png(figure: Figure, path: Path) -> None:
+def save_palette_png(figure: Figure, path: Path) -> None:
     """Save a figure as a PNG with a palette, with as many colors as MAX_BYTES permits."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
@@ -282,9 +282,9 @@ def main() -> None:
         runs = (arguments.runs or Path(temporary)).resolve()
         for panel in (panel for column in columns for panel in column.panels):
             if not (runs / panel.folder / "done").exists():
-                train_run(panel, runs / panel.folder)
+                train_or_resume_run(panel, runs / panel.folder)
                 (runs / panel.folder / "done").touch()
-        save_png(draw_sheet(columns, runs), arguments.out)
+        save_palette_png(draw_sheet(columns, runs), arguments.out)
     print(arguments.out)
 
 

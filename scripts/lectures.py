@@ -26,13 +26,13 @@ def main(names: list[str]) -> None:
     shipped = (ROOT / "configs" / "experiment" / "lecture").glob("*.yaml")
     for name in names or sorted(path.stem for path in shipped):
         times[name] = {
-            "seconds": round(time_comparison(name)),
+            "seconds": round(make_page_and_time_it(name)),
             "cores": len(os.sched_getaffinity(0)),
         }
         TIMES_FILE.write_text(json.dumps(times, indent=1) + "\n")
 
 
-def time_comparison(name: str) -> float:
+def make_page_and_time_it(name: str) -> float:
     """Make the page of one comparison, and return the seconds that it took."""
     out = ROOT / "outputs" / "lectures" / name
     options = (f"experiment=lecture/{name}", f"out={out}")

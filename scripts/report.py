@@ -30,7 +30,7 @@ from typing import Any
 import yaml
 from report_benchmarks import benchmark_page, markdown_table, speed_table
 
-from genlab.config.recipes import Recipe, group_files, list_recipes
+from genlab.config.recipes import Recipe, list_recipes, shipped_group_files
 from genlab.runs.migrations import migrate_overrides
 from genlab.runs.run_folder import RunFolder
 
@@ -73,11 +73,11 @@ FAMILIES = (
 # --- collecting results ---------------------------------------------------------------------------
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json_or_empty(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text()) if path.exists() else {}
 
 
-def result_entry(
+def make_result_entry(
     runs: list[RunFolder], evaluated: str, metrics: list[Number], *, step: int | None = None
 ) -> Result:
     """Return one entry of docs/results.json.
@@ -140,11 +140,13 @@ def resume_command(run: RunFolder, last: dict[str, Any]) -> str:
     return command
 
 
-def evaluate_entry(folder: Path, record: Path) -> Result:
+def make_evaluate_entry(folder: Path, record: Path) -> Result:
     """Return the entry of a record of `genlab evaluate`, metrics[-<sampler>].json."""
     measured = json.loads(record.read_text())
     command = evaluate_command(measured)
-    return result_entry([RunFolder(folder)], command, measured["metrics"], step=measured["step"])
+    return make_result_entry(
+        [RunFolder(folder)], command, measured["metrics"], step=measured["step"]
+    )
 
 
 def evaluate_command(measured: dict[str, Any]) -> str:
@@ -168,7 +170,7 @@ def evaluate_command(measured: dict[str, Any]) -> str:
     return " ".join(words)
 
 
-def classify_entries(folder: Path) -> list[Result]:
+def classify_and_anomaly_entries(folder: Path) -> list[Result]:
     """Return the entries of `genlab classify` and `genlab anomaly` in a run or sweep folder."""
     entries = []
     for path in folder.glob("classify/*.json"):
@@ -179,17 +181,19 @@ def classify_entries(folder: Path) -> list[Result]:
             command += f" elbo_timesteps={record['elbo_timesteps']}"
         numbers = [("accuracy", record["accuracy"], record["standard_error"])]
         runs = [RunFolder(Path(run)) for run in record["runs"]]
-        entries.append(result_entry(runs, f"{command}: {rule}", exact_numbers(numbers, {"n": n})))
-    for path in folder.glob("anomaly/mean.json"):
+        entries.append(
+            make_result_entry(runs, f"{command}: {rule}", make_exact_numbers(numbers, {"n": n}))
+        )
+    for path in sorted(folder.glob("anomaly/mean*.json")):
         record = json.loads(path.read_text())
         runs = [RunFolder(Path(run["folder"])) for run in record["runs"]]
         evaluated = f"genlab anomaly: mean of {len(runs)} runs, {record['runs'][0]['score']}"
         numbers = [(name, value, None) for name, value in record["mean"].items()]
-        entries.append(result_entry(runs, evaluated, exact_numbers(numbers, {})))
+        entries.append(make_result_entry(runs, evaluated, make_exact_numbers(numbers, {})))
     return entries
 
 
-def exact_numbers(
+def make_exact_numbers(
     numbers: Iterable[tuple[str, float, float | None]], conditions: dict[str, Any]
 ) -> list[Number]:
     """Return shares (name, value, standard error) as numbers of an entry."""
@@ -245,7 +249,7 @@ def sample_command_entries(folder: Path) -> list[Result]:
             if isinstance(value, dict) and value.keys() == {"value", "error"}
         ]
         evaluated = " ".join([f"genlab {command}", *words])
-        entries.append(result_entry([run], evaluated, metrics, step=record["step"]))
+        entries.append(make_result_entry([run], evaluated, metrics, step=record["step"]))
     return entries
 
 
@@ -260,11 +264,11 @@ def collect_results(folder: Path) -> dict[str, Result]:
     """Return the entries of a run folder by their keys in docs/results.json."""
     found = {}
     for record in sorted(folder.glob("metrics*.json")):
-        entry = evaluate_entry(folder, record)
+        entry = make_evaluate_entry(folder, record)
         sampler = record.stem.removeprefix("metrics").removeprefix("-")
         key = f"{entry['command']} (seed {entry['seed']})"
         found[f"{key} by {sampler}" if sampler else key] = entry
-    for entry in [*classify_entries(folder), *sample_command_entries(folder)]:
+    for entry in [*classify_and_anomaly_entries(folder), *sample_command_entries(folder)]:
         found[f"{entry['command']} (seed {entry['seed']}): {entry['evaluated']}"] = entry
     return found
 
@@ -296,7 +300,7 @@ HEADLINE_NUMBERS = (
 NUMBERS_PER_RESULT = 2
 
 
-def real_vs_real(number: Number) -> float | None:
+def real_vs_real_value(number: Number) -> float | None:
     """Return the value of a metric between two halves of the real data, if it was measured."""
     return number.get("real_vs_real", number.get("floor"))
 
@@ -309,7 +313,7 @@ def format_number(number: Number) -> str:
     if number["unit"]:
         text += f" {number['unit']}"
     tag = number["tag"]
-    if (reference := real_vs_real(number)) is not None:
+    if (reference := real_vs_real_value(number)) is not None:
         tag += (
             f"; real vs real {reference:,.0f}"
             if reference >= 100
@@ -318,7 +322,7 @@ def format_number(number: Number) -> str:
     return f"{text} ({tag})"
 
 
-def measures_quality(number: Number) -> bool:
+def is_quality_number(number: Number) -> bool:
     """Return whether a number measures quality, not cost, and is not a reference value."""
     is_cost = number.get("metric") in ("cost", "efficiency")
     return not is_cost and not number["name"].endswith(("_floor", "_real_vs_real"))
@@ -332,7 +336,7 @@ def headline_rank(number: Number) -> int:
 
 def headline_numbers(result: Result) -> list[Number]:
     """Return the most informative numbers of a result."""
-    numbers = filter(measures_quality, result["metrics"])
+    numbers = filter(is_quality_number, result["metrics"])
     return sorted(numbers, key=headline_rank)[:NUMBERS_PER_RESULT]
 
 
@@ -344,7 +348,7 @@ def higher_is_better(number: Number) -> bool:
     return not re.match("nll|squared_error|energy|frechet|kl_", number["name"])
 
 
-def quality_key(result: Result) -> tuple[int, float]:
+def quality_sort_key(result: Result) -> tuple[int, float]:
     """Return a sort key for results of one kind: more items first, then the better number."""
     number = headline_numbers(result)[0]
     n = number["conditions"].get("n", 0)
@@ -358,14 +362,14 @@ def best_results(results: Iterable[Result]) -> list[Result]:
     for result in results:
         names = [number["name"] for number in headline_numbers(result)]
         kind = (result["dataset"], *names)
-        best[kind] = max(best.get(kind, result), result, key=quality_key)
+        best[kind] = max(best.get(kind, result), result, key=quality_sort_key)
     return list(best.values())
 
 
 # --- tables ---------------------------------------------------------------------------------------
 
 
-def family_of(recipe: Recipe) -> Family:
+def family_of_recipe(recipe: Recipe) -> Family:
     """Return the family of a recipe, by the module of its model."""
     for family in FAMILIES:
         packages = tuple(f"genlab.models.{package}." for package in family.packages)
@@ -374,9 +378,9 @@ def family_of(recipe: Recipe) -> Family:
     raise ValueError(f"add the package of {recipe.target} to FAMILIES in scripts/report.py")
 
 
-def recipes_of(family: Family) -> list[Recipe]:
+def recipes_of_family(family: Family) -> list[Recipe]:
     """Return the recipes of a family, by name."""
-    return [recipe for recipe in list_recipes() if family_of(recipe) is family]
+    return [recipe for recipe in list_recipes() if family_of_recipe(recipe) is family]
 
 
 def headline_cell(family: Family, results: list[Result]) -> str:
@@ -411,7 +415,9 @@ def families_table(results: list[Result]) -> str:
     rows = []
     for family in FAMILIES:
         names = ", ".join(
-            recipe.name for recipe in recipes_of(family) if not recipe.name.endswith(VARIANTS)
+            recipe.name
+            for recipe in recipes_of_family(family)
+            if not recipe.name.endswith(VARIANTS)
         )
         link = f"[{family.title}](docs/models.md#{family.anchor})"
         rows.append((link, names, headline_cell(family, results)))
@@ -422,7 +428,7 @@ def models_tables(results: list[Result]) -> str:
     """Return a section for each family: the paper, command and best numbers of each recipe."""
     parts = []
     for family in FAMILIES:
-        rows = [recipe_row(recipe, results) for recipe in recipes_of(family)]
+        rows = [recipe_row(recipe, results) for recipe in recipes_of_family(family)]
         table = markdown_table(("recipe", "paper", "command", "best measured"), rows)
         parts += [f"## {family.title}", "", table, ""]
     return "\n".join(parts)
@@ -449,8 +455,8 @@ def recipe_row(recipe: Recipe, results: list[Result]) -> tuple[str, ...]:
 
 def lectures_table() -> str:
     """Return what each lecture comparison shows, with its command and its duration."""
-    rows, durations = [], read_json(DOCS / "lectures.json")
-    for path in group_files("experiment/lecture"):
+    rows, durations = [], read_json_or_empty(DOCS / "lectures.json")
+    for path in shipped_group_files("experiment/lecture"):
         config = yaml.safe_load(path.read_text())
         time = durations.get(path.stem)
         duration = f"{time['seconds']} s on {time['cores']} cores" if time else "·"
@@ -481,14 +487,14 @@ def result_cells(result: Result) -> tuple[str, ...]:
         f"`{result['command']}`",
         f"{result['train_seconds']:,} s, {result['device']}",
         f"`{result['evaluated']}`",
-        "<br>".join(map(format_number, filter(measures_quality, result["metrics"]))),
+        "<br>".join(map(format_number, filter(is_quality_number, result["metrics"]))),
     )
 
 
 # --- pages ----------------------------------------------------------------------------------------
 
 
-def fill_block(text: str, name: str, content: str) -> str:
+def replace_marked_block(text: str, name: str, content: str) -> str:
     """Replace what is between the markers of a block."""
     start, end = f"<!-- {name}: written by scripts/report.py -->", f"<!-- end of {name} -->"
     if start not in text or end not in text:
@@ -497,17 +503,19 @@ def fill_block(text: str, name: str, content: str) -> str:
     return f"{before}{start}\n{content}\n{end}{rest.partition(end)[2]}"
 
 
-def build_pages() -> dict[Path, str]:
+def build_page_texts() -> dict[Path, str]:
     """Return the text of every page that has tables."""
-    results = list(read_json(RESULTS).values())
-    cpu, gpu = (read_json(DOCS / "benchmarks" / f"{name}.json") for name in ("cpu", "gpu"))
+    results = list(read_json_or_empty(RESULTS).values())
+    cpu, gpu = (read_json_or_empty(DOCS / "benchmarks" / f"{name}.json") for name in ("cpu", "gpu"))
     blocks = {
         ROOT / "README.md": ("families", families_table(results)),
         DOCS / "models.md": ("models", models_tables(results)),
         DOCS / "lectures.md": ("lectures", lectures_table()),
         DOCS / "speed.md": ("speed", speed_table(cpu, gpu)),
     }
-    return {path: fill_block(path.read_text(), *block) for path, block in blocks.items()} | {
+    return {
+        path: replace_marked_block(path.read_text(), *block) for path, block in blocks.items()
+    } | {
         DOCS / "results.md": results_page(results),
         DOCS / "benchmarks" / "README.md": benchmark_page(cpu, gpu),
     }
@@ -521,16 +529,16 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--check", action="store_true", help="write nothing, compare the pages")
     options = parser.parse_args(arguments)
     if options.folders and not options.check:
-        results = read_json(RESULTS)
+        results = read_json_or_empty(RESULTS)
         for folder in options.folders:
             results |= collect_results(folder)
         RESULTS.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n")
-    changed = [path for path, text in build_pages().items() if path.read_text() != text]
+    changed = [path for path, text in build_page_texts().items() if path.read_text() != text]
     if options.check:
         for path in changed:
             print(f"{path.relative_to(ROOT)} is out of date: run python scripts/report.py")
         return int(bool(changed))
-    for path, text in build_pages().items():
+    for path, text in build_page_texts().items():
         path.write_text(text)
     return 0
 

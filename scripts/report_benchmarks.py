@@ -13,17 +13,19 @@ def markdown_table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def pair_kind(name: str) -> str:
+def table_of_pair(name: str) -> str:
     """Return which table shows a pair: "sampling", "loop", or "package"."""
     if name.startswith("sample_"):
         return "sampling"
     return "loop" if name.endswith("_loop") else "package"
 
 
-def measured_pairs(record: Record, kind: str) -> list[Record]:
+def measured_pairs_of_kind(record: Record, kind: str) -> list[Record]:
     """Return the measured rows of cpu.json of one kind: "loop", "package" or "sampling"."""
     pairs = record.get("pairs", {})
-    return [row for name, row in pairs.items() if pair_kind(name) == kind and "skipped" not in row]
+    return [
+        row for name, row in pairs.items() if table_of_pair(name) == kind and "skipped" not in row
+    ]
 
 
 # --- cells ----------------------------------------------------------------------------------------
@@ -36,7 +38,7 @@ def format_ratio(row: Record) -> str:
     return f"{row['median_ratio']:.{digits}f} ({low:.{digits}f}–{high:.{digits}f})"
 
 
-def format_bar(row: Record) -> str:
+def format_allowed_ratio(row: Record) -> str:
     """Return the largest allowed ratio of a pair and whether it was met."""
     return f"≤ {row['bar']:.3g}: {'met' if row['met'] else 'missed'}" if "bar" in row else ""
 
@@ -45,7 +47,7 @@ def format_mib(value: float | None) -> str:
     return f"{value:,.0f}" if value is not None else ""
 
 
-def format_rate(microseconds: float) -> str:
+def format_items_per_second(microseconds: float) -> str:
     """Return items per second."""
     rate = 1e6 / microseconds
     return f"{rate:,.0f}" if rate > 10 else f"{rate:.2g}"
@@ -93,11 +95,12 @@ def speed_table(cpu: Record, gpu: Record) -> str:
     with_bar = [
         row
         for kind in ("loop", "package", "sampling")
-        for row in measured_pairs(cpu, kind)
+        for row in measured_pairs_of_kind(cpu, kind)
         if "bar" in row
     ]
     rows = [
-        (describe_pair(row), row["against"], format_ratio(row), format_bar(row)) for row in with_bar
+        (describe_pair(row), row["against"], format_ratio(row), format_allowed_ratio(row))
+        for row in with_bar
     ]
     head = ("what", "compared with", "genlab's time over the other's", "bar")
     lines = [markdown_table(head, rows), "", *fastest_modes(gpu)]
@@ -204,10 +207,10 @@ def loop_section(cpu: Record) -> list[str]:
             *times_ms(row),
             f"{row['overhead_us']:,.0f}",
             format_ratio(row),
-            format_bar(row),
+            format_allowed_ratio(row),
             f"{row['turns']} × {row['block']}",
         )
-        for row in measured_pairs(cpu, "loop")
+        for row in measured_pairs_of_kind(cpu, "loop")
     ]
     head = (
         "what",
@@ -230,11 +233,11 @@ def package_section(cpu: Record) -> list[str]:
             row["against"],
             *times_ms(row),
             format_ratio(row),
-            format_bar(row),
+            format_allowed_ratio(row),
             f"{row['turns']} × {row['block']}",
             format_parameters(row),
         )
-        for row in measured_pairs(cpu, "package")
+        for row in measured_pairs_of_kind(cpu, "package")
     ]
     head = (
         "what",
@@ -261,12 +264,12 @@ def sampling_section(cpu: Record) -> list[str]:
         (
             describe_pair(row),
             row["against"],
-            format_rate(row["genlab_us"]),
-            format_rate(row["other_us"]),
+            format_items_per_second(row["genlab_us"]),
+            format_items_per_second(row["other_us"]),
             format_ratio(row),
-            format_bar(row),
+            format_allowed_ratio(row),
         )
-        for row in measured_pairs(cpu, "sampling")
+        for row in measured_pairs_of_kind(cpu, "sampling")
     ]
     head = ("what", "compared with", "genlab, items/s", "other, items/s", "ratio of times", "bar")
     return ["", "### Sampling", "", markdown_table(head, rows)]

@@ -125,9 +125,9 @@ class Soak:
         if name not in ("gmm", "rbm"):
             self.options += (f"trainer.ema_decay={rng.choice([0, 0.9])}",)
         start = time.monotonic()
-        process = self.start(self.reference)
+        process = self.start_or_resume_run(self.reference)
         if process.finish() != 0:
-            self.record_loss(f"the undisturbed run exited with\n{process.output}")
+            self.record_failure(f"the undisturbed run exited with\n{process.output}")
             return
         self.last, self.lasted = newest_step(self.reference), time.monotonic() - start
         for _ in range(rng.randint(2, 6)):
@@ -135,7 +135,7 @@ class Soak:
                 self.corrupt_checkpoint,
                 self.fill_disk,
                 self.make_read_only,
-                self.start_second,
+                self.start_second_training,
                 self.sample_meanwhile,
                 self.remove_image,
                 self.change_clock,
@@ -143,25 +143,25 @@ class Soak:
             rng.choice((*faults, self.send_signal, self.send_signal, self.send_signal))()
         for _ in range(3):
             if newest_step(self.disturbed) < self.last:
-                self.finish(self.start(self.disturbed))
-        self.compare()
+                self.wait_and_check_exit(self.start_or_resume_run(self.disturbed))
+        self.compare_with_undisturbed_run()
 
-    def compare(self) -> None:
+    def compare_with_undisturbed_run(self) -> None:
         """Compare the disturbed run with its undisturbed twin."""
         self.counts["compared"] += 1
         try:
             if different := differences(self.reference, self.disturbed):
-                self.record_loss(f"differs in {', '.join(different)}")
+                self.record_failure(f"differs in {', '.join(different)}")
         except UserError as error:
-            self.record_loss(str(error))
+            self.record_failure(str(error))
 
-    def start(self, folder: Path) -> Process:
+    def start_or_resume_run(self, folder: Path) -> Process:
         """Start the run of a folder, or resume it."""
         self.counts["starts"] += 1
         self.counts["resumes"] += (folder / "run.json").exists()
         return self.fork_server.start(*train_or_resume(folder, *self.options), cwd=self.folder)
 
-    def finish(self, process: Process, *allowed: str) -> bool:
+    def wait_and_check_exit(self, process: Process, *allowed: str) -> bool:
         """Wait for a process, which must finish or fail with one line that has an allowed text.
 
         Returns:
@@ -172,14 +172,14 @@ class Soak:
             return True
         if code == 2 and any(word in said[-1] for word in allowed):
             return False
-        self.record_loss(f"exit code {code}: {said[-1] if said else 'no output'}")
+        self.record_failure(f"exit code {code}: {said[-1] if said else 'no output'}")
         return False
 
     def start_and_wait(self) -> Process | None:
         """Start the run and wait a random time; return None if it finished within that time."""
-        process = self.start(self.disturbed)
+        process = self.start_or_resume_run(self.disturbed)
         if process.wait(self.random.uniform(0.3, 1.0) * self.lasted * self.random.random() + 0.05):
-            self.finish(process)
+            self.wait_and_check_exit(process)
             return None
         return process
 
@@ -191,12 +191,12 @@ class Soak:
         except UserError:
             return 0
 
-    def check_saved(self, step: int) -> None:
+    def check_saved_step_exists(self, step: int) -> None:
         """Check that a saved step is still there."""
         if (newest_step := self.newest_intact_step()) < step:
-            self.record_loss(f"step {step} was saved; {newest_step} is the newest that loads")
+            self.record_failure(f"step {step} was saved; {newest_step} is the newest that loads")
 
-    def record_loss(self, what: str) -> None:
+    def record_failure(self, what: str) -> None:
         self.lost.append(f"{self.name} in {self.disturbed}: {what}")
         print(f"LOST: {self.lost[-1]}", flush=True)
 
@@ -214,8 +214,8 @@ class Soak:
         )
         self.reference = self.folder / f"reference{number}"
         self.disturbed = self.folder / f"disturbed{number}"
-        if (process := self.start_two(self.reference)).finish() != 0:
-            self.record_loss(f"the undisturbed run exited with\n{process.output}")
+        if (process := self.start_or_resume_two_processes(self.reference)).finish() != 0:
+            self.record_failure(f"the undisturbed run exited with\n{process.output}")
             return
         self.last = newest_step(self.reference)
         for _ in range(rng.randint(1, 3)):
@@ -223,15 +223,15 @@ class Soak:
         if (
             newest_step(self.disturbed) < self.last
             and rng.random() < 0.5
-            and (again := self.start_two(self.disturbed)).finish() != 0
+            and (again := self.start_or_resume_two_processes(self.disturbed)).finish() != 0
         ):
-            self.record_loss(f"the resumed pair exited with\n{again.output}")
+            self.record_failure(f"the resumed pair exited with\n{again.output}")
         if newest_step(self.disturbed) < self.last:
             self.counts["one for two"] += 1
-            self.finish(self.start(self.disturbed))
-        self.compare()
+            self.wait_and_check_exit(self.start_or_resume_run(self.disturbed))
+        self.compare_with_undisturbed_run()
 
-    def start_two(self, folder: Path) -> TorchrunTraining:
+    def start_or_resume_two_processes(self, folder: Path) -> TorchrunTraining:
         """Start the run of a folder with two processes, or resume it."""
         self.counts["starts"] += 1
         self.counts["resumes"] += (folder / "run.json").exists()
@@ -246,7 +246,10 @@ class Soak:
         """Kill one of two processes at a random moment; the other must report it and exit."""
         if newest_step(self.disturbed) == self.last:
             return
-        process, victim = self.start_two(self.disturbed), self.random.randrange(2)
+        process, victim = (
+            self.start_or_resume_two_processes(self.disturbed),
+            self.random.randrange(2),
+        )
         at = self.random.randrange(newest_step(self.disturbed), self.last)
         process.wait(
             lambda: start_step(process.output) is not None and newest_step(self.disturbed) >= at
@@ -259,8 +262,8 @@ class Soak:
         if not re.search(
             rf"^genlab: rank {victim} on \S+ {re.escape(SILENT_DEATH)}$", process.output, re.M
         ):
-            self.record_loss(f"rank {victim} was killed, and the end was\n{process.output}")
-        self.check_saved(min_resume_step(self.disturbed, self.save_every))
+            self.record_failure(f"rank {victim} was killed, and the end was\n{process.output}")
+        self.check_saved_step_exists(min_resume_step(self.disturbed, self.save_every))
 
     # --- the faults -------------------------------------------------------------------------------
 
@@ -273,12 +276,12 @@ class Soak:
         process.send(number)
         if number == signal.SIGKILL:
             process.wait()
-            self.check_saved(min_resume_step(self.disturbed, self.save_every))
+            self.check_saved_step_exists(min_resume_step(self.disturbed, self.save_every))
         elif (code := process.finish()) == 128 + number:
             saved = re.search(r"saved at step ([\d,]+)", process.output)
-            self.check_saved(int(saved[1].replace(",", "")) if saved else 0)
+            self.check_saved_step_exists(int(saved[1].replace(",", "")) if saved else 0)
         elif code not in (0, 130, KILLED):  # finished, or did not handle signals yet
-            self.record_loss(f"exit code {code} after {number.name}: {process.output}")
+            self.record_failure(f"exit code {code} after {number.name}: {process.output}")
 
     def corrupt_checkpoint(self) -> None:
         """Truncate the newest of at least two checkpoints, or invert a third of its bytes."""
@@ -294,9 +297,9 @@ class Soak:
             for at in range(len(data) // 3, 2 * len(data) // 3):
                 data[at] ^= 255
         steps[-1].write_bytes(data)
-        process = self.start(self.disturbed)
-        if self.finish(process) and "is used instead" not in process.output:
-            self.record_loss(f"a damaged {steps[-1].name} was not reported")
+        process = self.start_or_resume_run(self.disturbed)
+        if self.wait_and_check_exit(process) and "is used instead" not in process.output:
+            self.record_failure(f"a damaged {steps[-1].name} was not reported")
 
     def fill_disk(self) -> None:
         """Fill the disk during a run, then free it."""
@@ -312,9 +315,9 @@ class Soak:
                 )
         except OSError:
             pass  # the run has filled the disk already
-        self.finish(process, "No space left")
+        self.wait_and_check_exit(process, "No space left")
         filler.unlink()
-        self.check_saved(before)
+        self.check_saved_step_exists(before)
 
     def make_read_only(self) -> None:
         """Make the disk read-only during a start."""
@@ -322,21 +325,21 @@ class Soak:
             return
         self.counts["fault: read-only"] += 1
         mount_tmpfs(self.folder, "remount,ro")
-        self.finish(self.start(self.disturbed), "Read-only file system")
+        self.wait_and_check_exit(self.start_or_resume_run(self.disturbed), "Read-only file system")
         mount_tmpfs(self.folder, "remount,rw")
 
-    def start_second(self) -> None:
+    def start_second_training(self) -> None:
         """Start a second training in the folder of a running one."""
         if (process := self.start_and_wait()) is None:
             return
         self.counts["fault: second process"] += 1
-        self.finish(
-            self.start(self.disturbed),
+        self.wait_and_check_exit(
+            self.start_or_resume_run(self.disturbed),
             "another process is training",
             "holds a run already",
             "is done",
         )
-        self.finish(process)
+        self.wait_and_check_exit(process)
 
     def sample_meanwhile(self) -> None:
         """Draw samples while the run trains."""
@@ -344,13 +347,13 @@ class Soak:
             return
         if RunFolder(self.disturbed).checkpoint_files():
             self.counts["fault: sampling meanwhile"] += 1
-            self.finish(
+            self.wait_and_check_exit(
                 self.fork_server.start(
                     "sample", f"run={self.disturbed}", "n=2", "device=cpu", cwd=self.folder
                 ),
                 "has no sample",
             )
-        self.finish(process)
+        self.wait_and_check_exit(process)
 
     def remove_image(self) -> None:
         """Remove an image that a run streams, and restore it after the run has reported it."""
@@ -359,7 +362,9 @@ class Soak:
         self.counts["fault: image taken away"] += 1
         path = self.random.choice(sorted(self.photos.iterdir()))
         path.rename(self.folder / "away.png")
-        self.finish(process, "has changed since the run began", "is not what the run began with")
+        self.wait_and_check_exit(
+            process, "has changed since the run began", "is not what the run began with"
+        )
         (self.folder / "away.png").rename(path)
 
     def change_clock(self) -> None:
@@ -380,7 +385,7 @@ class Soak:
             words, cwd=self.folder, env=environment, capture_output=True, text=True, check=False
         )
         if ended.returncode:
-            self.record_loss(
+            self.record_failure(
                 f"exit code {ended.returncode} under a clock of {jump}: {ended.stderr}"
             )
 

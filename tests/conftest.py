@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import random
 from collections.abc import Callable, Iterator
+from copy import deepcopy
 from pathlib import Path
+from types import SimpleNamespace
+from typing import IO
 
 import numpy as np
 import pytest
@@ -17,6 +21,43 @@ from helpers.cli_runner import REPOSITORY, Result, run_here, run_process
 def limit_threads() -> None:
     """Use one thread: the tests' tensors are small, and pytest-xdist fills the cores."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def hide_progress() -> Iterator[None]:
+    """Show no progress of slow work, so that a busy machine does not change a test's output."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TQDM_DISABLE", "1")
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def freeze_imported_objects() -> None:
+    """Keep the garbage collector from visiting the objects of imported modules again and again."""
+    import genlab.builders.train  # noqa: F401  # imports what most tests need
+
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def parse_each_yaml_once() -> Iterator[None]:
+    """Keep what OmegaConf parsed: the same shipped files are a fifth of each composition."""
+    import omegaconf.omegaconf
+    import yaml
+
+    parsed: dict[str, object] = {}
+
+    def load(source: IO[str] | str, Loader: type) -> object:  # with the names of yaml.load
+        text = source if isinstance(source, str) else source.read()
+        if text not in parsed:
+            parsed[text] = yaml.load(text, Loader)
+        return deepcopy(parsed[text])
+
+    namespace = SimpleNamespace(**{**vars(yaml), "load": load})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(omegaconf.omegaconf, "yaml", namespace)
+        yield
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -23,7 +23,7 @@ LEVELS = {
     "config": 4, "distributed": 4, "data": 4, "viz": 4,
     "abilities": 3, "batching": 3, "fileio": 3, "model": 3, "signals": 3,
     "spec": 2,
-    "console": 1, "errors": 1, "nn": 1, "seeding": 1,
+    "console": 1, "errors": 1, "nn": 1, "seeding": 1, "tables": 1,
     "__version__": 0,
 }  # fmt: skip  # one level a line
 HYDRA_PACKAGES = ("hydra", "hydra_plugins", "omegaconf")

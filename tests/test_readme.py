@@ -18,7 +18,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from PIL import Image
 
 from genlab.commands import COMMANDS
-from genlab.metrics.registry import registry
+from genlab.metrics.registry import all_metrics_by_name
 from genlab.models.boltzmann import rbm
 
 MAX_README_LINES = 200
@@ -160,7 +160,7 @@ def test_scripts_named_by_pages_exist_and_parse(script):
 
 def test_metrics_page_names_every_metric():
     page = (REPOSITORY / "docs" / "metrics.md").read_text()
-    assert not [name for name in registry() if f"`{name}`" not in page]
+    assert not [name for name in all_metrics_by_name() if f"`{name}`" not in page]
 
 
 # --- the commands ---------------------------------------------------------------------------------

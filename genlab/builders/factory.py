@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from contextlib import nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from genlab.config.instantiate import import_target, instantiate, validate_kwargs
+from genlab.config.instantiate import (
+    import_target,
+    instantiate,
+    parameters_and_type_hints,
+    validate_kwargs,
+)
 from genlab.errors import UserError, did_you_mean
 from genlab.spec import DataSpec
 from genlab.training.registry import TRAINERS
@@ -36,8 +40,49 @@ def make_device(config: Plain, *, seed: int = 0) -> Device:
     return device
 
 
+def pass_on_options(dataset: Plain) -> Plain:
+    """Return a dataset's config with the options that it sets in the dataset inside of it.
+
+    An example is the size of patches, which the inner dataset needs to read its files. Options that
+    are set already, or that the inner dataset does not have, stay as they are.
+    """
+    for option, path in getattr(import_target(dataset, "dataset"), "passed_on", {}).items():
+        inner, _, name = path.rpartition(".")
+        node = dataset.get(inner)
+        if dataset.get(option) is None or not isinstance(node, dict) or node.get(name) is not None:
+            continue
+        known = parameters_and_type_hints(import_target(node, f"dataset.{inner}"))[0]
+        if name in {parameter.name for parameter in known}:
+            dataset = dataset | {inner: node | {name: dataset[option]}}
+    return dataset
+
+
+def pass_on_in_config(config: Plain) -> Plain:
+    """Return a config whose dataset has passed its options on to each inner dataset.
+
+    A content loss has such a copy, the images that its classifier is trained on.
+    """
+    dataset = pass_on_options(config["dataset"])
+    changed = [
+        (config["dataset"][key], value)
+        for key, value in dataset.items()
+        if value is not config["dataset"][key]
+    ]
+
+    def with_changes(node: Any) -> Any:
+        for old, new in changed:
+            if node == old:
+                return new
+        if isinstance(node, dict):
+            return {key: with_changes(value) for key, value in node.items()}
+        return node
+
+    return with_changes(config) if changed else config
+
+
 def make_dataset(config: Plain) -> Any:
     """Return the dataset that `config["dataset"]` names."""
+    config = config | {"dataset": pass_on_options(config["dataset"])}
     target = import_target(config["dataset"], "dataset")
     if not callable(getattr(target, "batches", None)):
         name = config["dataset"]["_target_"]
@@ -67,7 +112,7 @@ def make_optimizer(config: Plain, device: Device) -> OptimizerFactory:
     import torch
 
     if config.get("optimizer") is None:
-        return refuse_optimizer
+        return raise_missing_optimizer
     target = import_target(config["optimizer"], "optimizer")
     if not (isinstance(target, type) and issubclass(target, torch.optim.Optimizer)):
         name = config["optimizer"]["_target_"]
@@ -82,7 +127,7 @@ def make_optimizer(config: Plain, device: Device) -> OptimizerFactory:
     return partial(target, **options)
 
 
-def refuse_optimizer(*args: Any, **kwargs: Any) -> Optimizer:
+def raise_missing_optimizer(*args: Any, **kwargs: Any) -> Optimizer:
     """Stand in for an optimizer where none is configured.
 
     Raises:
@@ -91,7 +136,7 @@ def refuse_optimizer(*args: Any, **kwargs: Any) -> Optimizer:
     raise UserError("this trainer needs an optimizer, but optimizer=null; set optimizer=adam")
 
 
-def trainer_class(config: Plain) -> tuple[type[Trainer], Any]:
+def trainer_class_and_options(config: Plain) -> tuple[type[Trainer], Any]:
     """Return the class that `trainer.name` names in the registry, and its options."""
     options = dict(config["trainer"])
     name = options.pop("name", None)
@@ -110,7 +155,7 @@ def make_trainer(
     Args:
         group: the processes that train together; None for all that there are.
     """
-    target, options = trainer_class(config)
+    target, options = trainer_class_and_options(config)
     return target(
         model,
         make_optimizer(config, device),
@@ -121,11 +166,11 @@ def make_trainer(
     )
 
 
-def resolve_batch_size(config: Plain, dataset: Any, device: Device) -> Plain:
+def resolve_auto_batch_size(config: Plain, dataset: Any, device: Device) -> Plain:
     """Return the config with the number that trials find for `trainer.batch_size=auto`."""
     from genlab.training.auto_batch_size import find_batch_size
 
-    options = trainer_class(config)[1]
+    options = trainer_class_and_options(config)[1]
     if options.batch_size != "auto":
         return config
 
@@ -142,17 +187,44 @@ def resolve_batch_size(config: Plain, dataset: Any, device: Device) -> Plain:
     return with_batch_size(found)
 
 
-def build_training(
+def fit_recipe(config: Plain, dataset: Any, overrides: list[str]) -> tuple[Plain, Any]:
+    """Return the config and the dataset with the preprocessing that suits the images.
+
+    What was changed is one of the notes of the dataset.
+    """
+    from genlab.builders.fit_to_data import base_images, fit_to_data
+
+    fit = fit_to_data(config, dataset, overrides)
+    if not fit.options:
+        return config, dataset
+    images = base_images(dataset)
+    if images is not None and images is dataset:  # it is not read again
+        preprocess = fit.config["preprocess"]
+        dataset.set_binarize_and_dequantize(
+            binarize=preprocess["binarize"], dequantize=preprocess["dequantize"]
+        )
+    else:
+        dataset = make_dataset(fit.config)
+        images = base_images(dataset)
+    assert images is not None
+    images.notes.append(fit.note)
+    return fit.config, dataset
+
+
+def build_dataset_and_trainer(
     config: Plain,
     overrides: list[str] | None = None,
     *,
+    is_new: bool = True,
     state: Plain | None = None,
     where: str = "",
 ) -> tuple[Plain, Any, Trainer]:
     """Return the config with every number resolved, its dataset and its trainer.
 
     Args:
-        overrides: of the command, for a codec or teacher that has to be trained first.
+        overrides: of the command, for a codec or teacher that has to be trained first, and because
+            what is typed is not changed to fit the data.
+        is_new: the recipe is fitted to the data; the config of a run that continues is kept.
         state: the checkpoint of a run that continues, loaded into the trainer.
         where: the config file of that run, for messages.
 
@@ -161,26 +233,32 @@ def build_training(
     """
     from genlab.builders.pretrained import resolve_pretrained_part
     from genlab.builders.rank_agreement import check_ranks_agree
-    from genlab.commands.train import check_training
+    from genlab.commands.train import refuse_failing_training_options
     from genlab.distributed.process_group import ProcessGroup
-    from genlab.runs.safe_load import explain_mismatch, limit_allocation
+    from genlab.runs.safe_load import (
+        explain_checkpoint_mismatch,
+        limit_allocation,
+        limit_to_machine,
+    )
 
     device = make_device(config["device"], seed=config["seed"])
     config, part = resolve_pretrained_part(
         config, overrides or [], has_checkpoint=state is not None
     )
     dataset = make_dataset(config)
-    weights = part.weights_for(dataset.spec) if part else None
+    if is_new and part is None:
+        config, dataset = fit_recipe(config, dataset, overrides or [])
+    weights = part.weights_for_spec(dataset.spec) if part else None
     # Before the first message whose size depends on what may differ between the ranks.
     check_ranks_agree(ProcessGroup(), config, dataset, state=state, part_weights=weights)
-    config = resolve_batch_size(config, dataset, device)
-    with limit_allocation(state["model"]) if state else nullcontext():
+    config = resolve_auto_batch_size(config, dataset, device)
+    with limit_allocation(state["model"]) if state else limit_to_machine(dataset.spec):
         model = make_model(config, dataset.spec)
     if part and weights is not None:
         model.get_submodule(part.name).load_state_dict(weights)
     trainer = make_trainer(config, model, device)
-    check_training(trainer, dataset, config)
+    refuse_failing_training_options(trainer, dataset, config)
     if state:
-        with explain_mismatch(where):
+        with explain_checkpoint_mismatch(where):
             trainer.load_state_dict(state)
     return config, dataset, trainer

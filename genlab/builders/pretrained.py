@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from genlab.config.instantiate import refuse_targets
-from genlab.config.keys import root_key
+from genlab.config.instantiate import refuse_untrusted_targets
+from genlab.config.override_keys import root_key
 from genlab.distributed.process_group import ProcessGroup
 from genlab.errors import UserError
 from genlab.runs.run_folder import RunFolder
@@ -43,13 +43,13 @@ class PretrainedPart:
     spec: DataSpec
     weights: dict[str, Any]
 
-    def weights_for(self, spec: DataSpec) -> dict[str, Any]:
+    def weights_for_spec(self, spec: DataSpec) -> dict[str, Any]:
         """Return the weights.
 
         Raises:
             UserError: the data of `spec` has another format than the data of the part.
         """
-        theirs, ours = describe_format(self.spec), describe_format(spec)
+        theirs, ours = describe_data_format(self.spec), describe_data_format(spec)
         if theirs != ours:
             raise UserError(
                 f"{self.path} was trained on {theirs}, but this data is {ours}; leave preprocess= "
@@ -58,7 +58,7 @@ class PretrainedPart:
         return self.weights
 
 
-def describe_format(spec: DataSpec) -> str:
+def describe_data_format(spec: DataSpec) -> str:
     """Return in words the data format that a part and the model around it must share."""
     text = f"{spec.kind} of shape {list(spec.shape)}"
     if spec.kind != "image":
@@ -110,21 +110,21 @@ def resolve_pretrained_part(
             columns, _ = train_missing_runs(train=train, folder=PART_RUNS_FOLDER)
             where = str(columns[0].run)
         where = group.broadcast(where)
-    folder, checkpoint = RunFolder.find(where)
+    folder, checkpoint = RunFolder.find_run_and_checkpoint(where)
     part_config = folder.read_config("model", "dataset", "preprocess")
-    refuse_targets(
+    refuse_untrusted_targets(
         part_config,
         allowed=tuple(config.get("trusted_packages") or ()),
         where=str(folder.path / "config.yaml"),
     )
     state = folder.load_checkpoint(checkpoint)
-    config = insert_part_config(config, part_config, name)
+    config = insert_pretrained_config(config, part_config, name)
     config[name] = {**options, "run": str(folder.path)}
     weights = state["ema"] or state["model"]
     return config, PretrainedPart(name, folder.path, folder.spec(), weights)
 
 
-def insert_part_config(
+def insert_pretrained_config(
     config: dict[str, Any], part_config: dict[str, Any], name: str
 ) -> dict[str, Any]:
     """Return a config with the part's model in `model.<name>` and the part's data options.
@@ -134,15 +134,15 @@ def insert_part_config(
     data_options = {**part_config["preprocess"], **part_config["dataset"]}
     defaults = {key: data_options[key] for key in SHARED_DATA_OPTIONS if key in data_options}
 
-    def fill_open_options(options: dict[str, Any]) -> dict[str, Any]:
+    def fill_unset_options(options: dict[str, Any]) -> dict[str, Any]:
         filled: dict[str, Any] = {}
         for key, value in options.items():
             if isinstance(value, dict):  # a dataset inside of a dataset
-                filled[key] = fill_open_options(value)
+                filled[key] = fill_unset_options(value)
             else:
                 filled[key] = defaults[key] if value is None and key in defaults else value
         return filled
 
-    data = {key: fill_open_options(config[key]) for key in ("dataset", "preprocess")}
+    data = {key: fill_unset_options(config[key]) for key in ("dataset", "preprocess")}
     model = {**config["model"], name: {**part_config["model"], "_partial_": True}}
     return {**config, **data, "model": model}

@@ -5,14 +5,14 @@ from __future__ import annotations
 import socket
 from typing import Any
 
-from genlab.config.instantiate import to_cli
-from genlab.config.keys import DATA_PATH_KEYS, RUNTIME_KEYS, root_key
-from genlab.config.nested import flatten
+from genlab.config.dotted_keys import flatten_config
+from genlab.config.instantiate import format_cli_value
+from genlab.config.override_keys import DATA_PATH_KEYS, RUNTIME_KEYS, root_key
 from genlab.data.dataset import SPLITS
-from genlab.data.fingerprint import data_location, fingerprint
+from genlab.data.fingerprint import data_location, dataset_fingerprint
 from genlab.distributed.process_group import ProcessGroup
 from genlab.errors import UserError
-from genlab.runs.checkpoint_io import checksum
+from genlab.runs.checkpoint_io import state_dict_crc32
 
 Plain = dict[str, Any]
 # Options of the device that change what the ranks send to each other.
@@ -39,7 +39,7 @@ def check_ranks_agree(
     """
     if group.size == 1:
         return
-    summary = summarize(config, dataset, state, part_weights)
+    summary = summarize_training_setup(config, dataset, state, part_weights)
     everyone = group.all_gather((socket.gethostname(), data_location(dataset), summary))
     (main_host, _, main_summary), *others = everyone
     for rank, (host, place, theirs) in enumerate(others, 1):
@@ -56,22 +56,24 @@ def check_ranks_agree(
             )
 
 
-def summarize(
+def summarize_training_setup(
     config: Plain, dataset: Any, state: Plain | None, part_weights: Plain | None
 ) -> dict[str, str]:
     """Return what must be equal on all ranks, as short texts by name."""
     options = {
         key: value
-        for key, value in flatten(config).items()
+        for key, value in flatten_config(config).items()
         if key not in DATA_PATH_KEYS and root_key(key) not in RUNTIME_KEYS
     }
     options |= {f"device.{key}": config["device"].get(key) for key in SHARED_DEVICE_OPTIONS}
-    data = fingerprint(dataset)
+    data = dataset_fingerprint(dataset)
     return {
         "step": f"{state['step']:,}" if state else "0 without a checkpoint",
-        **{key: to_cli(value) for key, value in options.items()},
+        **{key: format_cli_value(value) for key, value in options.items()},
         **{f"{split} items": f"{data[split]:,}" for split in SPLITS},
         "checksum of the data": data["digest"],
-        "checksum of the checkpoint": checksum(state["model"]) if state else "none",
-        "checksum of the codec or teacher": checksum(part_weights) if part_weights else "none",
+        "checksum of the checkpoint": state_dict_crc32(state["model"]) if state else "none",
+        "checksum of the codec or teacher": state_dict_crc32(part_weights)
+        if part_weights
+        else "none",
     }

@@ -6,10 +6,11 @@ from inspect import signature
 from typing import Any
 
 from genlab.builders.pretrained import pretrained_part_name
-from genlab.config.instantiate import refuse_targets, to_cli, validate_kwargs
-from genlab.config.keys import RESUMABLE_KEYS, RUNTIME_KEYS, override_key
-from genlab.config.nested import flatten, get_option, set_option
+from genlab.config.dotted_keys import flatten_config, get_option, set_option
+from genlab.config.instantiate import format_cli_value, refuse_untrusted_targets, validate_kwargs
+from genlab.config.override_keys import DATA_PATH_KEYS, RESUMABLE_KEYS, RUNTIME_KEYS, override_key
 from genlab.errors import UserError
+from genlab.runs.data_place import name_data_place
 from genlab.runs.run_folder import RunFolder
 from genlab.spec import Count
 
@@ -18,7 +19,7 @@ Plain = dict[str, Any]
 SECTIONS = ("model", "dataset", "trainer", "device")  # that every run's config.yaml has
 
 
-def declare_run_options(
+def declare_run_option_types(
     *,
     seed: Count,
     out: str | int,
@@ -35,8 +36,8 @@ def check_run_options(config: Plain) -> None:
     Raises:
         UserError: one has the wrong type.
     """
-    names = signature(declare_run_options).parameters
-    validate_kwargs(declare_run_options, {name: config.get(name) for name in names}, "")
+    names = signature(declare_run_option_types).parameters
+    validate_kwargs(declare_run_option_types, {name: config.get(name) for name in names}, "")
 
 
 def config_for_restart(given: Plain, folder: RunFolder) -> Plain:
@@ -47,10 +48,12 @@ def config_for_restart(given: Plain, folder: RunFolder) -> Plain:
     """
     own = folder.read_config(*SECTIONS)
     part = pretrained_part_name(given)
+    for key, value in folder.metadata().get("fitted_options", {}).items():
+        set_option(given, key, value)  # as at the first start, of the same data
     if given["trainer"]["batch_size"] == "auto":  # the run's config has the size that was found
         given["trainer"]["batch_size"] = own["trainer"]["batch_size"]
     before, now = (
-        flatten({key: value for key, value in config.items() if key not in RUNTIME_KEYS})
+        flatten_config({key: value for key, value in config.items() if key not in RUNTIME_KEYS})
         for config in (own, given)
     )
     for key in sorted(before.keys() | now.keys()):
@@ -63,8 +66,9 @@ def config_for_restart(given: Plain, folder: RunFolder) -> Plain:
         if part and is_unset_data_option:
             continue
         raise UserError(
-            f"{folder.path} was started with {key}={to_cli(before.get(key))}, but now it is "
-            f"{to_cli(now.get(key))}; give another hydra.sweep.dir=, or remove that folder"
+            f"{folder.path} was started with {key}={format_cli_value(before.get(key))}, but now "
+            f"it is {format_cli_value(now.get(key))}; give another hydra.sweep.dir=, or remove "
+            "that folder"
         )
     if not folder.checkpoint_files():
         # It starts again from step 0, and loads the weights of its codec or teacher again.
@@ -85,7 +89,7 @@ def config_for_resume(given: Plain, folder: RunFolder, overrides: list[str]) -> 
     """
     own = folder.read_config(*SECTIONS)
     where = folder.path / "config.yaml"
-    refuse_targets(own, allowed=tuple(given["trusted_packages"]), where=str(where))
+    refuse_untrusted_targets(own, allowed=tuple(given["trusted_packages"]), where=str(where))
     if (part := pretrained_part_name(own)) and part not in own["model"]:
         raise UserError(f"{where} is unreadable: its model lacks the {part} that the run has")
     # A run's own config does not decide which packages its user trusts.
@@ -102,6 +106,10 @@ def config_for_resume(given: Plain, folder: RunFolder, overrides: list[str]) -> 
             raise UserError("out= is for a new run: a resume continues in the run's own folder")
         if key == "device":
             own["device"] = given["device"]
+        elif key in DATA_PATH_KEYS:
+            place: Plain = {}
+            set_option(place, key, get_option(given, key))
+            own = name_data_place(own, place["dataset"])
         elif key in RESUMABLE_KEYS or key.startswith("device."):
             set_option(own, key, get_option(given, key))
         elif key in choices:

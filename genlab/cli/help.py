@@ -13,9 +13,15 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from genlab.cli.hydra_args import quote_special_values
 from genlab.commands import COMMANDS
-from genlab.config.instantiate import import_target, to_cli
-from genlab.config.option_docs import Option, comments_of, list_choices, list_options
+from genlab.config.instantiate import format_cli_value, import_target
+from genlab.config.option_docs import (
+    Option,
+    list_group_choices,
+    list_section_options,
+    read_option_comments,
+)
 
 MAX_WIDTH = 100  # columns
 TYPE_COLUMN = 38  # where the types begin, if the option is not longer
@@ -41,12 +47,13 @@ def command_help(command: str, arguments: list[str]) -> str:
     """
     folders = [Path(b) for a, b in pairwise(arguments) if a in ("--config-dir", "-cd")]
     overrides = [a for a in arguments if "=" in a and not a.startswith("-")]
+    overrides = quote_special_values(overrides)
     config, groups = compose_options(command, overrides, folders)
-    meanings = comments_of(command, groups, folders)
+    meanings = read_option_comments(command, groups, folders)
     width = min(shutil.get_terminal_size().columns, MAX_WIDTH)
     lines = [COMMANDS[command].help, "", f"usage: genlab {command} [option=value ...]", ""]
-    lines += format_groups(groups, folders, width)
-    for title, options in sections(command, config, meanings):
+    lines += format_config_groups(groups, folders, width)
+    for title, options in option_sections(command, config, meanings):
         if options:
             lines += [title, *(line for o in options for line in format_option(o, width)), ""]
     lines += textwrap.wrap(
@@ -80,14 +87,14 @@ def compose_options(
     return config, {k: v for k, v in choices.items() if not k.startswith("hydra/")}
 
 
-def sections(
+def option_sections(
     command: str, config: dict[str, Any], meanings: dict[str, str]
 ) -> Iterator[tuple[str, list[Option]]]:
     """Yield the title and the options of each section of a composed config."""
     targets = section_targets(command, config)
     general = {key: value for key, value in config.items() if not isinstance(value, dict)}
     general |= {key: value for key, value in config.items() if value == {}}
-    yield SECTIONS[""], list_options(general, meanings, targets.get(""))
+    yield SECTIONS[""], list_section_options(general, meanings, targets.get(""))
     groups = {k: v for k, v in config.items() if isinstance(v, dict) and v}
     for key in sorted(groups, key=lambda k: [*SECTIONS, k].index(k)):
         title = SECTIONS.get(key, key.capitalize())
@@ -96,30 +103,31 @@ def sections(
             target = import_target(groups[key], key)
         if key in ("model", "trainer", "optimizer", "dataset") and target is not None:
             title += f" ({target.__qualname__.removesuffix('.Options')})"
-        yield title, list_options(groups[key], meanings, target, key)
+        yield title, list_section_options(groups[key], meanings, target, key)
 
 
 def section_targets(command: str, config: dict[str, Any]) -> dict[str, Callable[..., Any]]:
     """Return the class or function that takes the options of each section without `_target_`."""
     targets: dict[str, Callable[..., Any]] = {}
     if isinstance(config.get("trainer"), dict) and "name" in config["trainer"]:
-        from genlab.builders.factory import trainer_class
+        from genlab.builders.factory import trainer_class_and_options
 
-        targets["trainer"] = trainer_class({"trainer": {"name": config["trainer"]["name"]}})[
-            0
-        ].Options
-    if isinstance(config.get("preprocess"), dict) and isinstance(config.get("dataset"), dict):
+        targets["trainer"] = trainer_class_and_options(
+            {"trainer": {"name": config["trainer"]["name"]}}
+        )[0].Options
+    has_dataset = "_target_" in (config.get("dataset") or {})
+    if isinstance(config.get("preprocess"), dict) and has_dataset:
         targets["preprocess"] = import_target(config["dataset"], "dataset")
     if isinstance(config.get("device"), dict):
         from genlab.distributed.device import Device
 
         targets["device"] = Device
     if command in ("train", "plan"):
-        from genlab.builders.resume_config import declare_run_options
+        from genlab.builders.resume_config import declare_run_option_types
 
-        targets[""] = declare_run_options
+        targets[""] = declare_run_option_types
     else:
-        targets[""] = COMMANDS[command].load()
+        targets[""] = COMMANDS[command].import_function()
     if isinstance(config.get("evaluate"), dict):
         from genlab.metrics.base import Settings
 
@@ -127,40 +135,42 @@ def section_targets(command: str, config: dict[str, Any]) -> dict[str, Callable[
     return targets
 
 
-def format_groups(groups: dict[str, str | None], folders: list[Path], width: int) -> list[str]:
+def format_config_groups(
+    groups: dict[str, str | None], folders: list[Path], width: int
+) -> list[str]:
     """Return the lines that list the config groups with their choices."""
     lines = []
     for name, choice in groups.items():
-        known = list_choices(name.partition("@")[0], folders)
+        known = list_group_choices(name.partition("@")[0], folders)
         default = "null" if choice is None else choice
         text = f"one of {', '.join(known)}" if known else ""
-        lines += [f"  {name}={default}", *indent(text, width)]
+        lines += [f"  {name}={default}", *wrap_indented(text, width)]
     return ["Groups: choose one file of each", *lines, ""] if lines else []
 
 
 def format_option(option: Option, width: int) -> list[str]:
     """Return the lines of one option: name, default and type, then its meaning."""
-    default = to_cli(option.default)
+    default = format_cli_value(option.default)
     if "${" in default:  # composed from other options
         default = "…"
     head = f"  {option.name}={default}"
     if not option.type:
-        return [shorten(head, width), *indent(option.meaning, width)]
+        return [truncate_line(head, width), *wrap_indented(option.meaning, width)]
     aligned = f"{head:<{TYPE_COLUMN}}  [{option.type}]"
     if len(aligned) <= width:
-        return [aligned, *indent(option.meaning, width)]
+        return [aligned, *wrap_indented(option.meaning, width)]
     return [
-        shorten(head, width),
-        *indent(f"[{option.type}]", width),
-        *indent(option.meaning, width),
+        truncate_line(head, width),
+        *wrap_indented(f"[{option.type}]", width),
+        *wrap_indented(option.meaning, width),
     ]
 
 
-def shorten(line: str, width: int) -> str:
+def truncate_line(line: str, width: int) -> str:
     """Return a line cut to the width."""
     return line if len(line) <= width else f"{line[: width - 1]}…"
 
 
-def indent(text: str, width: int) -> list[str]:
+def wrap_indented(text: str, width: int) -> list[str]:
     """Return a text wrapped below an option."""
     return textwrap.wrap(text, width, initial_indent=" " * 6, subsequent_indent=" " * 6)

@@ -11,23 +11,27 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import NoReturn
 
-from genlab.cli.error_messages import explain
+from genlab.cli.error_messages import explain_error
 from genlab.cli.hydra_args import (
+    add_data_places,
     folders_as_runs,
     is_sweep,
     put_flags_first,
+    quote_special_values,
     refuse_shadowed_files,
     refuse_unsupported_overrides,
     sweep_name,
 )
 from genlab.commands import COMMANDS, RENAMED_COMMANDS
+from genlab.console import show_command_progress
 from genlab.distributed.environment import read_environment
-from genlab.distributed.supervisor import AlreadyReportedError, coordinate_exit
-from genlab.errors import UserError, did_you_mean, printable
+from genlab.distributed.supervisor import AlreadyReportedError, agree_on_exit_error
+from genlab.errors import UserError, did_you_mean, make_printable
 
 
 def main() -> None:
@@ -36,7 +40,8 @@ def main() -> None:
     arguments = sys.argv[2:]
     show_traceback = wants_traceback(arguments)
     try:
-        run_command(name, arguments)
+        with show_command_progress(f"genlab {name}", is_main=is_first_process()):
+            run_command(name, arguments)
         sys.stdout.flush()
     except BrokenPipeError:  # the reader of the output has closed it: `genlab models | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -47,7 +52,7 @@ def main() -> None:
         print("genlab: SIGINT: interrupted; what was saved before is kept", file=sys.stderr)
         hard_exit(128 + signal.SIGINT)
     except Exception as error:
-        report_error(error_to_raise(error), name, show_traceback=show_traceback)
+        report_error(coordinated_error(error), name, show_traceback=show_traceback)
 
 
 def run_command(name: str, arguments: list[str]) -> None:
@@ -57,7 +62,7 @@ def run_command(name: str, arguments: list[str]) -> None:
         UserError: the command does not exist.
     """
     if name in ("--help", "-h", "help"):
-        print(usage())
+        print(usage_text())
     elif name == "--version":
         from genlab import __version__
 
@@ -74,7 +79,7 @@ def run_command(name: str, arguments: list[str]) -> None:
             os.chdir(again.cwd)
             compose_and_run("train", again.arguments)
     elif not COMMANDS[name].composed:
-        COMMANDS[name].load()(arguments)
+        COMMANDS[name].import_function()(arguments)
     elif {"--help", "-h"} & set(arguments):
         from genlab.cli.help import command_help
 
@@ -83,7 +88,7 @@ def run_command(name: str, arguments: list[str]) -> None:
         compose_and_run(name, arguments)
 
 
-def usage() -> str:
+def usage_text() -> str:
     """Return the text of `genlab --help`."""
     rows = "\n".join(f"  {name:<13}{command.help}" for name, command in COMMANDS.items())
     return (
@@ -109,13 +114,13 @@ def report_error(error: Exception, command: str, *, show_traceback: bool) -> NoR
     Raises:
         Exception: the error itself, if it is genlab's own and this process is the only one.
     """
-    line = explain(error, command)
+    line = explain_error(error, command)
     if show_traceback or line is None:
         if not is_distributed():
             raise error
         traceback.print_exception(error)
     elif not isinstance(error, AlreadyReportedError):
-        print(f"genlab: {printable(line)}", file=sys.stderr)
+        print(f"genlab: {make_printable(line)}", file=sys.stderr)
     hard_exit(1 if line is None else getattr(error, "exit_code", 2))
 
 
@@ -127,9 +132,17 @@ def is_distributed() -> bool:
         return False
 
 
-def error_to_raise(error: Exception) -> Exception:
+def is_first_process() -> bool:
+    """Whether this process speaks for all: rank 0, or the only one."""
+    try:
+        return read_environment().rank == 0
+    except UserError:
+        return True
+
+
+def coordinated_error(error: Exception) -> Exception:
     """Return the error that this process ends with, once the other ranks know of it."""
-    return coordinate_exit(error, explain(error)) if is_distributed() else error
+    return agree_on_exit_error(error, explain_error(error)) if is_distributed() else error
 
 
 def hard_exit(code: int) -> NoReturn:
@@ -145,7 +158,7 @@ def hard_exit(code: int) -> NoReturn:
 
 
 @cache
-def stamp() -> str:
+def unique_run_stamp() -> str:
     """Return this start's date, time and a unique id: the same in every process of a training.
 
     Raises:
@@ -169,13 +182,13 @@ def stamp() -> str:
     return first_stamp
 
 
-def register_resolvers(arguments: list[str]) -> None:
+def register_omegaconf_resolvers(arguments: list[str]) -> None:
     """Register the functions that the YAML files use as ${genlab.…}."""
     from omegaconf import OmegaConf
 
     resolvers: dict[str, Callable[..., str]] = {
-        "genlab.stamp": stamp,
-        "genlab.folder": lambda model, dataset: f"outputs/{model}-{dataset}/{stamp()}",
+        "genlab.stamp": unique_run_stamp,
+        "genlab.folder": lambda model, dataset: f"outputs/{model}-{dataset}/{unique_run_stamp()}",
         "genlab.sweep": lambda: sweep_name(arguments),
     }
     for name, resolve in resolvers.items():
@@ -189,29 +202,30 @@ def compose_and_run(command: str, arguments: list[str]) -> None:
         Exception: the last error, after every job of a sweep has run; earlier ones are printed.
     """
     if command == "train" and read_environment().size > 1:
-        stamp()  # a collective call: every process must make it, whatever its config
+        unique_run_stamp()  # a collective call: every process must make it, whatever its config
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra passes errors on instead of printing them
     import hydra
     from omegaconf import DictConfig
 
     if command == "compare":
         arguments = folders_as_runs(arguments)
-    arguments = put_flags_first(arguments)
+    arguments = quote_special_values(put_flags_first(arguments))
+    arguments = add_data_places(command, arguments)
     refuse_shadowed_files(arguments)
     refuse_unsupported_overrides(arguments)
-    register_resolvers(arguments)
+    register_omegaconf_resolvers(arguments)
     errors: list[Exception] = []
     sweeps = command == "train" and is_sweep(arguments)
     if sweeps:
         register_sweep_plugins(errors)
 
     def run_job(config: DictConfig) -> object:
-        from genlab.builders.entrypoints import run_composed
+        from genlab.builders.entrypoints import run_command_with_config
 
         try:
-            return run_composed(command, config)
+            return run_command_with_config(command, config)
         except Exception as error:
-            end = error_to_raise(error)
+            end = coordinated_error(error)
             if end is error:
                 raise
             raise end from error
@@ -227,11 +241,29 @@ def compose_and_run(command: str, arguments: list[str]) -> None:
     as_hydra_main = hydra.main(
         version_base="1.3", config_path="pkg://genlab.configs", config_name=command
     )
-    as_hydra_main(run_job if sweeps else run_job_and_collect)()
+    with composed_once():
+        as_hydra_main(run_job if sweeps else run_job_and_collect)()
     for error in errors[:-1]:
-        print(f"genlab: {printable(explain(error) or repr(error))}", file=sys.stderr)
+        print(f"genlab: {make_printable(explain_error(error) or repr(error))}", file=sys.stderr)
     if errors:
         raise errors[-1]
+
+
+@contextmanager
+def composed_once() -> Iterator[None]:
+    """Let Hydra compose a config once; otherwise it composes it first to look up `hydra.mode`.
+
+    `hydra.mode` is refused on the command line, and only -m starts a sweep. The method is private
+    to Hydra; replacing it saves 0.12 of the 0.38 s that a command takes before it imports torch.
+    """
+    from hydra._internal.hydra import Hydra
+
+    original = Hydra.get_mode
+    setattr(Hydra, "get_mode", lambda *arguments, **options: None)  # noqa: B010  # mypy: a method
+    try:
+        yield
+    finally:
+        setattr(Hydra, "get_mode", original)  # noqa: B010
 
 
 def register_sweep_plugins(errors: list[Exception]) -> None:

@@ -16,7 +16,7 @@ class Command:
     help: str
     composed: bool = True  # Hydra composes configs/<command>.yaml; otherwise it gets plain words
 
-    def load(self) -> Callable[..., Any]:
+    def import_function(self) -> Callable[..., Any]:
         """Import and return the command's function."""
         module, _, function = self.target.partition(":")
         return getattr(import_module(module), function)

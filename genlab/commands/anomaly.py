@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,24 +12,46 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from genlab.console import print_table
+from genlab.console import track
 from genlab.errors import UserError
 from genlab.inference.likelihood_scores import (
     SCORES,
     Score,
     ScoreKind,
-    find_score,
+    find_supported_score,
     score_items,
 )
-from genlab.inference.results import common_output_folder, describe_run, write_record
+from genlab.inference.output_files import (
+    CommandRequest,
+    RequestedRun,
+    Writer,
+    write_and_print_output_files,
+)
+from genlab.inference.results import (
+    common_output_folder,
+    make_picture_caption,
+    make_table_rows_csv_writers,
+    run_record_fields,
+)
 from genlab.runs.loaded_run import LoadedRun
-from genlab.spec import Batch, Count, Positive
-from genlab.viz import image_grids
-from genlab.viz.figures import make_figure, plot_histograms, save_figure
+from genlab.spec import Batch, ClassNumber, Count, Positive
+from genlab.tables import TableRow, print_table
+from genlab.viz import item_pictures
+from genlab.viz.figures import make_canvas_and_axes, plot_histograms, save_canvas_as_png
+from genlab.viz.picture import Picture, make_picture
+from genlab.viz.sheets import save_picture_as_sheet
 
 MAX_TRAIN_ITEMS = 5000  # training items whose mean score is that of a typical item
 MAX_COLUMNS = 12  # images in a row of the picture
 METRICS = ("auroc", "average_precision", "auroc_typicality", "average_precision_typicality")
+
+
+@dataclass(frozen=True)
+class OtherData:
+    """Another dataset: its options, and how to open it in the form of a run's own data."""
+
+    open: Callable[[LoadedRun], Any]
+    options: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -40,6 +63,9 @@ class EvaluationItems:
     # The classes, or the name of the dataset, that each are of.
     normal_source: list[int] | str
     anomaly_source: list[int] | str
+    # Where the items of a table are in its file; [] for other data.
+    normal_rows: list[int]
+    anomaly_rows: list[int]
 
 
 @dataclass(frozen=True)
@@ -50,7 +76,7 @@ class ItemScores:
     normal: Tensor
     anomalies: Tensor
 
-    def rankings(self) -> dict[str, np.ndarray]:
+    def anomaly_scores_by_criterion(self) -> dict[str, np.ndarray]:
         """Return how anomalous each of the normal items and anomalies (N,) is, by two criteria.
 
         "" is the negative score, and "_typicality" its distance from the mean over training items.
@@ -59,16 +85,16 @@ class ItemScores:
         distance = (scores - self.train.mean()).abs()
         return {"": -scores.numpy(), "_typicality": distance.numpy()}
 
-    def truth(self) -> np.ndarray:
+    def anomaly_labels(self) -> np.ndarray:
         """Return whether each of the normal items and anomalies (N,) is an anomaly."""
         return np.r_[np.zeros(len(self.normal)), np.ones(len(self.anomalies))]
 
 
 def anomaly(
     runs: list[LoadedRun],
-    open_other: Callable[[LoadedRun], Any] | None = None,
+    other: OtherData | None = None,
     *,
-    classes: Count | list[Count] | None = None,
+    classes: ClassNumber | list[ClassNumber] | None = None,
     score: ScoreKind | None = None,
     n: Positive | None = None,
     iwae_samples: Positive = 100,
@@ -86,8 +112,8 @@ def anomaly(
     higher on another dataset than on the model's own.
 
     Args:
-        open_other: opens another dataset in the form of the run's own; None takes the anomalies
-            from the run's own dataset.
+        other: another dataset, whose items are the anomalies; None takes the anomalies from the
+            run's own dataset.
         score: the kind of score; None is the first that the model supports of density, bound,
             energy and reconstruction.
         n: maximum number of items of each kind; None is all of the test split.
@@ -96,52 +122,70 @@ def anomaly(
         UserError: the model does not support the score, or nothing is anomalous.
     """
     records = []
-    for run in runs:
-        found = find_score(
+    options = {"dataset": other and other.options}
+    request = CommandRequest.from_command_call(anomaly, runs, locals(), further=options)
+    for run in track(runs, "scoring", unit="runs"):
+        found = find_supported_score(
             run,
             {score: SCORES[score]} if score else SCORES,
             iwae_samples=iwae_samples,
             elbo_timesteps=elbo_timesteps,
             purpose=f"score of the kind {score}" if score else "score",
         )
-        other = open_other(run) if open_other else None
         if other is not None:
-            items = take_from_other(run, other, n=n, seed=seed)
-            name = other.name
+            data = other.open(run)
+            items = evaluation_items_vs_other_dataset(run, data, n=n, seed=seed)
+            name = data.name
         else:
-            items = take_from_classes(run, classes, n=n, seed=seed)
+            items = evaluation_items_by_class(run, classes, n=n, seed=seed)
             name = "unseen"
             if classes is not None:
                 name = "class" + "-".join(map(str, items.anomaly_source))
         torch.manual_seed(seed)
-        scores = score_test_items(run, found, items, batch_size=batch_size, seed=seed)
-        record = describe_run(run, seed) | {
+        scores = score_train_and_test_items(run, found, items, batch_size=batch_size, seed=seed)
+        record = run_record_fields(run, seed) | {
             "score": str(found),
-            "normal": items.normal_source,
-            "anomalies": items.anomaly_source,
+            "normal": name_classes(run, items.normal_source),
+            "anomalies": name_classes(run, items.anomaly_source),
             "n_normal": len(items.normal),
             "n_anomalies": len(items.anomalies),
-            **measure_detection(scores),
+            **measure_auroc_and_average_precision(scores),
             "folder": str(run.folder.path),
         }
+        run_question = replace(request, runs=(RequestedRun.from_loaded_run(run),))
         run_output = output_dir
         if output_dir and len(runs) > 1:
             run_output = str(Path(output_dir) / run.folder.path.name)
         folder = common_output_folder([run], "anomaly", run_output)
-        stem = f"{name}_{found.kind}_step{run.step}_seed{seed}"
-        plot_detection(found, scores, record, folder / f"{stem}_roc.png")
+        caption = make_picture_caption("anomaly", run, seed)
+        files: dict[str, Writer] = {
+            "_roc.png": partial(plot_roc_and_score_histograms, found, scores, record, caption)
+        }
         if run.spec.kind == "image":
-            write_extreme_images(run, items, scores, folder / f"{stem}_images.png")
-        write_record(record, folder / f"{stem}.json")
+            files["_images.png"] = partial(
+                save_picture_as_sheet,
+                render_least_and_most_likely_images(run, items, scores),
+                caption=caption,
+            )
+        files |= make_scored_rows_csv_writers(run, items, scores)
+        lead = f"{name}_{found.kind}"
+        write_and_print_output_files(run_question, folder, lead, record, files, picture="_roc.png")
         records.append(record)
-    write_summary(records, runs, output_dir)
+    print_detection_table(records)
+    if len(runs) > 1:
+        folder = common_output_folder(runs, "anomaly", output_dir)
+        write_and_print_output_files(
+            request, folder, "mean", {"mean": mean_metrics_over_runs(records), "runs": records}, {}
+        )
     return records
 
 
 # --- normal items and anomalies -------------------------------------------------------------------
 
 
-def take_from_other(run: LoadedRun, other: Any, *, n: int | None, seed: int) -> EvaluationItems:
+def evaluation_items_vs_other_dataset(
+    run: LoadedRun, other: Any, *, n: int | None, seed: int
+) -> EvaluationItems:
     """Return the run's held-out items, and the items of another dataset as anomalies.
 
     Raises:
@@ -153,16 +197,22 @@ def take_from_other(run: LoadedRun, other: Any, *, n: int | None, seed: int) -> 
             f"{run.spec.shape}; set dataset.size to its side, and choose a dataset with as many "
             "channels"
         )
-    normal = run.dataset.head("test", seed=seed)
-    trained, left_out = split_classes(run)
+    normal, rows = all_test_items_and_row_numbers(run.dataset, seed)
+    trained, left_out = trained_and_left_out_classes(run)
     if left_out:
-        normal = select_classes(normal, trained)
+        normal, rows = select_items_of_classes(normal, rows, trained)
+    anomalies, anomaly_rows = all_test_items_and_row_numbers(other, seed)
     return EvaluationItems(
-        take_first(normal, n), other.head("test", n, seed=seed), run.dataset_name, other.name
+        take_first_items(normal, n),
+        take_first_items(anomalies, n),
+        run.dataset_name,
+        other.name,
+        rows[:n],
+        anomaly_rows[:n],
     )
 
 
-def take_from_classes(
+def evaluation_items_by_class(
     run: LoadedRun, classes: int | list[int] | None, *, n: int | None, seed: int
 ) -> EvaluationItems:
     """Return held-out items of some classes as anomalies, and of the other trained classes.
@@ -173,8 +223,8 @@ def take_from_classes(
     Raises:
         UserError: a class does not exist, or nothing is anomalous or normal.
     """
-    batch = run.dataset.head("test", seed=seed)
-    trained, anomalous = split_classes(run)
+    batch, rows = all_test_items_and_row_numbers(run.dataset, seed)
+    trained, anomalous = trained_and_left_out_classes(run)
     if classes is not None:
         anomalous = classes if isinstance(classes, list) else [classes]
     normal = [k for k in trained if k not in anomalous]
@@ -188,15 +238,32 @@ def take_from_classes(
             "nothing is anomalous: train with dataset.classes=<class> or "
             "dataset.class_fraction={<class>:0}, give classes=, or dataset=<another dataset>"
         )
+    normal_items, normal_rows = select_items_of_classes(batch, rows, normal)
+    anomalies, anomaly_rows = select_items_of_classes(batch, rows, anomalous)
     return EvaluationItems(
-        take_first(select_classes(batch, normal), n),
-        take_first(select_classes(batch, anomalous), n),
+        take_first_items(normal_items, n),
+        take_first_items(anomalies, n),
         normal,
         anomalous,
+        normal_rows[:n],
+        anomaly_rows[:n],
     )
 
 
-def split_classes(run: LoadedRun) -> tuple[list[int], list[int]]:
+def all_test_items_and_row_numbers(dataset: Any, seed: int) -> tuple[Batch, list[int]]:
+    """Return all test items of a dataset, and where they are in the file of a table."""
+    index = dataset.head_indices("test", seed=seed)
+    return dataset.head("test", seed=seed), dataset.file_row_numbers("test", index)
+
+
+def name_classes(run: LoadedRun, source: list[int] | str) -> list[Any] | str:
+    """Return classes by name where they have names; the name of a dataset as it is."""
+    if isinstance(source, str) or not run.spec.class_names:
+        return source
+    return [run.spec.class_name(k) for k in source]
+
+
+def trained_and_left_out_classes(run: LoadedRun) -> tuple[list[int], list[int]]:
     """Return the classes with training items, and those without."""
     y = run.dataset.splits["train"].y
     if y is None:
@@ -205,15 +272,18 @@ def split_classes(run: LoadedRun) -> tuple[list[int], list[int]]:
     return [k for k, m in enumerate(counts) if m], [k for k, m in enumerate(counts) if not m]
 
 
-def select_classes(batch: Batch, classes: list[int]) -> Batch:
-    """Return the items of a labeled batch that belong to one of the classes."""
+def select_items_of_classes(
+    batch: Batch, rows: list[int], classes: list[int]
+) -> tuple[Batch, list[int]]:
+    """Return the items of a labeled batch that belong to one of the classes, and their rows."""
     if batch.y is None:
         raise ValueError("cannot select classes from a batch without labels")
     keep = torch.isin(batch.y, torch.tensor(classes, device=batch.y.device))
-    return Batch(batch.x[keep], batch.y[keep])
+    kept_rows = [row for row, is_kept in zip(rows, keep.tolist(), strict=False) if is_kept]
+    return Batch(batch.x[keep], batch.y[keep]), kept_rows
 
 
-def take_first(batch: Batch, n: int | None) -> Batch:
+def take_first_items(batch: Batch, n: int | None) -> Batch:
     """Return the first n items; None is all."""
     return Batch(batch.x[:n], None if batch.y is None else batch.y[:n])
 
@@ -221,7 +291,7 @@ def take_first(batch: Batch, n: int | None) -> Batch:
 # --- scores ---------------------------------------------------------------------------------------
 
 
-def score_test_items(
+def score_train_and_test_items(
     run: LoadedRun, score: Score, items: EvaluationItems, *, batch_size: int, seed: int
 ) -> ItemScores:
     """Return the scores of training items, normal items and anomalies."""
@@ -235,7 +305,7 @@ def score_test_items(
     )
 
 
-def measure_detection(scores: ItemScores) -> dict[str, float]:
+def measure_auroc_and_average_precision(scores: ItemScores) -> dict[str, float]:
     """Return the mean scores, and AUROC and average precision by both criteria."""
     from sklearn.metrics import average_precision_score, roc_auc_score
 
@@ -244,8 +314,8 @@ def measure_detection(scores: ItemScores) -> dict[str, float]:
         "mean_score_normal": scores.normal.mean().item(),
         "mean_score_anomalies": scores.anomalies.mean().item(),
     }
-    truth = scores.truth()
-    for suffix, ranking in scores.rankings().items():
+    truth = scores.anomaly_labels()
+    for suffix, ranking in scores.anomaly_scores_by_criterion().items():
         found[f"auroc{suffix}"] = float(roc_auc_score(truth, ranking))
         found[f"average_precision{suffix}"] = float(average_precision_score(truth, ranking))
     return found
@@ -254,13 +324,15 @@ def measure_detection(scores: ItemScores) -> dict[str, float]:
 # --- output ---------------------------------------------------------------------------------------
 
 
-def plot_detection(score: Score, scores: ItemScores, record: dict[str, Any], path: Path) -> None:
-    """Plot the ROC curves and the histograms of the scores, and print the path."""
+def plot_roc_and_score_histograms(
+    score: Score, scores: ItemScores, record: dict[str, Any], caption: str, path: Path
+) -> None:
+    """Plot the ROC curves and the histograms of the scores."""
     from sklearn.metrics import roc_curve
 
-    canvas, (roc, histogram) = make_figure(10, 4, 2)
-    for suffix, ranking in scores.rankings().items():
-        false_positives, true_positives, _ = roc_curve(scores.truth(), ranking)
+    canvas, (roc, histogram) = make_canvas_and_axes(12, 5, 2)
+    for suffix, ranking in scores.anomaly_scores_by_criterion().items():
+        false_positives, true_positives, _ = roc_curve(scores.anomaly_labels(), ranking)
         label = "typicality" if suffix else score.kind
         auroc = record[f"auroc{suffix}"]
         roc.plot(false_positives, true_positives, label=f"{label}: AUROC {auroc:.4f}")
@@ -269,14 +341,14 @@ def plot_detection(score: Score, scores: ItemScores, record: dict[str, Any], pat
     roc.legend(fontsize=8, loc="lower right")
     values = {"normal": scores.normal, "anomalies": scores.anomalies}
     plot_histograms(histogram, values, str(score))
-    print(save_figure(canvas, path))
+    save_canvas_as_png(canvas, path, caption=caption)
 
 
-def write_extreme_images(
-    run: LoadedRun, items: EvaluationItems, scores: ItemScores, path: Path
-) -> None:
-    """Write the least and the most likely normal images and anomalies, one row each."""
-    rows, captions = [], []
+def render_least_and_most_likely_images(
+    run: LoadedRun, items: EvaluationItems, scores: ItemScores
+) -> Picture:
+    """Return the least and the most likely normal images and anomalies, one row each."""
+    rows, names = [], []
     for name, batch, values in (
         ("normal items", items.normal, scores.normal),
         ("anomalies", items.anomalies, scores.anomalies),
@@ -285,31 +357,52 @@ def write_extreme_images(
         count = min(MAX_COLUMNS, len(order))
         for which, index in (("least", order[:count]), ("most", order.flip(0)[:count])):
             rows.append(batch.x[index.to(batch.x.device)].cpu())
-            captions.append(f"{which} likely {name}")
+            names.append(f"{which} likely {name}")
     width = min(len(row) for row in rows)
-    pixels = image_grids.to_uint8_images(torch.cat([row[:width] for row in rows]), run.spec)
-    image_grids.save_png(image_grids.make_grid(pixels, columns=width), path)
-    print(f"{path} (rows: {', '.join(captions)})")
+    pixels = item_pictures.to_uint8_images(torch.cat([row[:width] for row in rows]), run.spec)
+    return make_picture(pixels, columns=width, row_names=names)
 
 
-def write_summary(
-    records: list[dict[str, Any]], runs: list[LoadedRun], output_dir: str | None
-) -> None:
-    """Print the numbers as a table; write and print the mean over several runs."""
-    rows = [
-        [
-            record["folder"],
-            record["score"],
-            str(record["normal"]),
-            str(record["anomalies"]),
-            *(f"{record[name]:.4f}" for name in METRICS),
-        ]
-        for record in records
-    ]
+def mean_metrics_over_runs(records: list[dict[str, Any]]) -> dict[str, float]:
+    """Return the mean of each metric over the records of several runs."""
+    return {name: float(np.mean([record[name] for record in records])) for name in METRICS}
+
+
+def make_scored_rows_csv_writers(
+    run: LoadedRun, items: EvaluationItems, scores: ItemScores
+) -> dict[str, Writer]:
+    """Return the writer of the rows of a table with their scores, the least likely first."""
+    score = torch.cat([scores.normal, scores.anomalies])
+    order = score.argsort()
+    kinds = ["normal"] * len(items.normal) + ["anomaly"] * len(items.anomalies)
+    rows = items.normal_rows + items.anomaly_rows
+    if len(rows) != len(kinds):  # the anomalies are not of a table
+        return {}
+    x, y = torch.cat([items.normal.x, items.anomalies.x]), None
+    if not isinstance(items.anomaly_source, str) and items.anomalies.y is not None:
+        assert items.normal.y is not None, "both are of one labeled dataset"
+        y = torch.cat([items.normal.y, items.anomalies.y])[order]
+    answers = {"kind": [kinds[i] for i in order], "score": score[order].tolist()}
+    return make_table_rows_csv_writers(run, Batch(x[order], y), [rows[i] for i in order], answers)
+
+
+def print_detection_table(records: list[dict[str, Any]]) -> None:
+    """Print the numbers as a table, with the mean over several runs."""
+    rows: list[TableRow] = []
+    for record in records:
+        rows.append(
+            f"{record['folder']}: normal {record['normal']}, anomalies {record['anomalies']}"
+        )
+        rows += format_detection_rows(record["score"], record)
     if len(records) > 1:
-        mean = {name: float(np.mean([record[name] for record in records])) for name in METRICS}
-        cells = [f"{mean[name]:.4f}" for name in METRICS]
-        rows.append([f"mean of {len(records)}", "", "", "", *cells])
-        folder = common_output_folder(runs, "anomaly", output_dir)
-        write_record({"mean": mean, "runs": records}, folder / "mean.json")
-    print_table(["run", "score", "normal", "anomalies", *METRICS], rows)
+        rows.append(f"mean of {len(records)} runs")
+        rows += format_detection_rows("score", mean_metrics_over_runs(records))
+    print_table(["criterion", "AUROC", "average precision"], rows)
+
+
+def format_detection_rows(score: str, numbers: dict[str, Any]) -> list[list[str]]:
+    """Return a row of the table for each criterion: the score itself, and its typicality."""
+    return [
+        [name, *(f"{numbers[metric + suffix]:.4f}" for metric in ("auroc", "average_precision"))]
+        for name, suffix in ((score, ""), ("typicality", "_typicality"))
+    ]

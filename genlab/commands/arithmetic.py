@@ -2,28 +2,29 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from genlab.abilities import require
+from genlab.abilities import abilities
 from genlab.batching import map_batched
-from genlab.config.recipes import models_with
-from genlab.console import print_table
 from genlab.errors import UserError
-from genlab.inference import queries
-from genlab.inference.queries import ItemSelection, Space, Split
-from genlab.inference.requirements import require_command
+from genlab.inference import items_and_codes
+from genlab.inference.items_and_codes import ItemSelection, Space, Split
+from genlab.inference.output_files import CommandRequest
+from genlab.inference.requirements import require_ability, require_command_support
 from genlab.inference.results import Results, write_results
 from genlab.nn.broadcast import expand_like
 from genlab.runs.loaded_run import LoadedRun
-from genlab.spec import Count, Positive
-from genlab.viz import image_grids
+from genlab.spec import ClassNumber, Count, IsClass, Positive
+from genlab.tables import print_table
+from genlab.viz import item_pictures
+from genlab.viz.picture import Picture, make_picture
 
 GroupBy = Literal["class", "item", "draw"]
-Numbers = Count | list[Count] | None
+Number = Annotated[Count, IsClass("group_by", "class")]
+Numbers = Number | list[Number] | None
 Terms = dict[str, list[int]]  # the numbers of a, b and c
 
 
@@ -36,7 +37,7 @@ def arithmetic(
     c: Numbers = None,
     group_by: GroupBy = "class",
     space: Space = "z",
-    attribute: Count | None = None,
+    attribute: ClassNumber | None = None,
     strengths: tuple[float, ...] = (-2.0, -1.0, 0.0, 1.0, 2.0),
     rows: Positive = 8,
     n: Positive = 1000,
@@ -64,7 +65,8 @@ def arithmetic(
     Raises:
         UserError: the model lacks such codes; a class or item does not exist; a is not given.
     """
-    require_command(run, "arithmetic")
+    request = CommandRequest.from_command_call(arithmetic, [run], locals())
+    require_command_support(run, "arithmetic")
     given = {"a": a, "b": b, "c": c}
     terms = {
         name: [k] if isinstance(k, int) else k for name, k in given.items() if k not in (None, [])
@@ -81,23 +83,23 @@ def arithmetic(
     if attribute is not None:
         results = move_along_attribute(run, attribute, strengths, rows, selection)
     else:
-        results = add_terms(run, terms, group_by, space, selection)
-    return write_results(run, results, output_dir)
+        results = decode_a_minus_b_plus_c(run, terms, group_by, space, selection)
+    return write_results(run, request, results, output_dir)
 
 
 # --- a − b + c ------------------------------------------------------------------------------------
 
 
-def add_terms(
+def decode_a_minus_b_plus_c(
     run: LoadedRun, terms: Terms, group_by: GroupBy, space: Space, selection: ItemSelection
 ) -> Results:
     """Decode the terms and their sum; see `arithmetic`."""
-    codes, groups = encode_terms(run, terms, group_by, space, selection)
+    codes, groups = codes_and_indices_of_terms(run, terms, group_by, space, selection)
     means = {name: codes[groups[name]].mean(0) for name in terms}
     zero = torch.zeros_like(means["a"])
     z = means["a"] - means.get("b", zero) + means.get("c", zero)
     operands = torch.stack([*means.values(), z])
-    decode = queries.decoder_for(run, space)
+    decode = items_and_codes.decoder_of_code_space(run, space)
     decoded = map_batched(decode, operands)
     formula = "a" + (" − b" if "b" in terms else "") + (" + c" if "c" in terms else "")
     columns = [*terms, formula]
@@ -109,27 +111,26 @@ def add_terms(
         "norms": dict(zip(columns, norms, strict=True)),
     }
     if group_by == "class":
-        means_of_classes = class_means(codes, groups["labels"], run.spec.num_classes)
-        record["distance_to_class"] = distances_to_classes(run, decoded[-1:], means_of_classes)
-    images = {"": image_grids.render_items(decoded, run.spec)}
+        means_of_classes = mean_code_per_class(codes, groups["labels"], run.spec.num_classes)
+        record["distance_to_class"] = distances_to_class_means(run, decoded[-1:], means_of_classes)
+    images = {"": item_pictures.render_items_as_picture(decoded, run.spec)}
     if run.spec.kind == "image":
-        pixels = image_grids.to_uint8_images(decoded, run.spec)
-        grid = image_grids.make_grid(pixels, columns=len(decoded))
-        images[""] = image_grids.add_captions(grid, columns=columns)
+        pixels = item_pictures.to_uint8_images(decoded, run.spec)
+        images[""] = make_picture(pixels, columns=len(decoded), column_names=columns)
         if group_by != "class":
             members = {name: map_batched(decode, codes[groups[name]]) for name in terms}
-            images["terms"] = render_terms(run, members)
-    numbers = "-".join(f"{name}{'_'.join(map(str, ks))}" for name, ks in terms.items())
+            images["terms"] = render_averaged_items(run, members)
     return Results(
-        f"arithmetic_{group_by}_{numbers}" + ("_w" if space == "w" else ""),
+        f"arithmetic_{group_by}" + ("_w" if space == "w" else ""),
         selection.seed,
         record,
         images,
         arrays={"z": operands, "x": decoded, "direction": z - means["a"]},
+        items={"x": ()},
     )
 
 
-def encode_terms(
+def codes_and_indices_of_terms(
     run: LoadedRun, terms: Terms, group_by: GroupBy, space: Space, selection: ItemSelection
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Return codes (N, …), and the indices into them for each term.
@@ -139,28 +140,29 @@ def encode_terms(
     numbers = [k for ks in terms.values() for k in ks]
     if group_by == "draw":
         n = selection.n or 0
-        require(run.model, "prior", lambda: models_with("prior"))
+        require_ability(run, "prior")
         if max(numbers) >= n:
             raise UserError(
                 f"group_by=draw: there are the draws 0 to {n - 1} of n={n}, not {max(numbers)}"
             )
         torch.manual_seed(selection.seed)
-        codes = queries.draw_prior_codes(run, n, space=space)
+        codes = items_and_codes.draw_prior_codes(run, n, space=space)
         return codes, {name: torch.tensor(ks) for name, ks in terms.items()}
-    require(run.model, "encode", lambda: models_with("encode"))
+    of_draws = "group_by=draw (a, b and c number draws from its prior)"
+    require_ability(run, "encode", of_draws if "prior" in abilities(run.model) else "")
     if group_by == "item":
         listed = ItemSelection(None, numbers, selection.split, selection.seed)
-        batch, _ = queries.select_items(run, listed)
+        batch, _ = items_and_codes.load_selected_items_and_indices(run, listed)
         parts = torch.arange(len(batch)).split([len(ks) for ks in terms.values()])
         return map_batched(run.model.encode, batch.x), dict(zip(terms, parts, strict=True))
-    codes, labels = encode_labeled(run, numbers, selection)
+    codes, labels = encode_items_with_labels(run, numbers, selection)
     groups = {
         name: torch.isin(labels, torch.tensor(ks)).nonzero()[:, 0] for name, ks in terms.items()
     }
     return codes, {**groups, "labels": labels}
 
 
-def distances_to_classes(run: LoadedRun, x: Tensor, means: Tensor) -> list[float]:
+def distances_to_class_means(run: LoadedRun, x: Tensor, means: Tensor) -> list[float]:
     """Return the distances of an item's code to the class means; print the nearest classes.
 
     The decoded item is encoded again, so that the distance is about the picture, not only about the
@@ -170,13 +172,14 @@ def distances_to_classes(run: LoadedRun, x: Tensor, means: Tensor) -> list[float
     distance = (means.flatten(1) - code).norm(dim=1)
     nearest = distance.argsort().tolist()[:3]
     print_table(
-        ["nearest classes", "distance"], [[str(k), f"{distance[k].item():.4g}"] for k in nearest]
+        ["nearest classes", "distance"],
+        [[run.spec.class_name(k), f"{distance[k].item():.4g}"] for k in nearest],
     )
     distances: list[float] = distance.tolist()
     return distances
 
 
-def render_terms(run: LoadedRun, members: dict[str, Tensor]) -> np.ndarray:
+def render_averaged_items(run: LoadedRun, members: dict[str, Tensor]) -> Picture:
     """Return a column of images for each term: the items whose codes are averaged.
 
     As figure 7 of Radford et al. 2016.
@@ -185,9 +188,9 @@ def render_terms(run: LoadedRun, members: dict[str, Tensor]) -> np.ndarray:
     blank = torch.full_like(next(iter(members.values()))[0], run.spec.range[0])
     columns = [[*items, *[blank] * height][:height] for items in members.values()]
     cells = torch.stack([x for row in zip(*columns, strict=True) for x in row])
-    pixels = image_grids.to_uint8_images(cells, run.spec)
-    grid = image_grids.make_grid(pixels, columns=len(members))
-    return image_grids.add_captions(grid, columns=list(members))
+    pixels = item_pictures.to_uint8_images(cells, run.spec)
+    note = "the items whose codes are averaged, one column per term"
+    return make_picture(pixels, columns=len(members), column_names=list(members), note=note)
 
 
 # --- attributes -----------------------------------------------------------------------------------
@@ -201,29 +204,32 @@ def move_along_attribute(
     selection: ItemSelection,
 ) -> Results:
     """Move the codes of items along the direction of a class; see `arithmetic`."""
-    require(run.model, "encode", lambda: models_with("encode"))
-    codes, labels = encode_labeled(run, [attribute], selection)
+    require_ability(run, "encode")
+    codes, labels = encode_items_with_labels(run, [attribute], selection)
     has_attribute = labels == attribute
     if has_attribute.all():
-        raise UserError(f"every item is of class {attribute}: nothing is left to compare it with")
+        name = run.spec.class_name(attribute)
+        raise UserError(f"every item is of class {name}: nothing is left to compare it with")
     direction = codes[has_attribute].mean(0) - codes[~has_attribute].mean(0)
     start = codes[~has_attribute][:rows, None]  # (rows, 1, …)
     s = torch.tensor(strengths, dtype=codes.dtype, device=codes.device)
     z = start + expand_like(s[None], start) * direction  # (rows, S, …)
     decoded = map_batched(run.model.decode, z.flatten(0, 1))
     encoded = map_batched(run.model.encode, decoded).flatten(1)
-    means = class_means(codes, labels, run.spec.num_classes).flatten(1)
+    means = mean_code_per_class(codes, labels, run.spec.num_classes).flatten(1)
     distance = torch.cdist(encoded, means).nan_to_num(nan=torch.inf)
     is_nearest = (distance.argmin(1) == attribute).view(z.shape[:2])
     fraction = is_nearest.double().mean(0)  # (S,)
     print_table(
-        ["strength", f"nearest to class {attribute}"],
+        ["strength", f"nearest to class {run.spec.class_name(attribute)}"],
         [[f"{v:g}", f"{p:.0%}"] for v, p in zip(strengths, fraction, strict=True)],
     )
-    items = queries.select_items(run, selection)[0].x.cpu()[~has_attribute][:rows]
+    items = items_and_codes.load_selected_items_and_indices(run, selection)[0].x.cpu()[
+        ~has_attribute
+    ][:rows]
     decoded = decoded.unflatten(0, z.shape[:2])
     return Results(
-        f"arithmetic_attribute{attribute}",
+        "arithmetic_attribute",
         selection.seed,
         record={
             "attribute": attribute,
@@ -232,29 +238,30 @@ def move_along_attribute(
             "nearest_to_class": fraction.tolist(),
             "y": labels[~has_attribute][:rows].tolist(),
         },
-        images={"": render_attribute(run, items, decoded, strengths)},
+        images={"": render_attribute_edits(run, items, decoded, strengths)},
         arrays={"direction": direction, "z": z, "x": decoded},
+        items={"x": ("item", "strength")},
     )
 
 
-def render_attribute(
+def render_attribute_edits(
     run: LoadedRun, items: Tensor, decoded: Tensor, strengths: tuple[float, ...]
-) -> np.ndarray:
+) -> Picture:
     """Return a row per item: the item, and its edits (rows, S, *shape) at each strength."""
     if run.spec.kind != "image":
-        return image_grids.render_items(decoded.flatten(0, 1), run.spec, reals=items)
+        edits = decoded.flatten(0, 1)
+        return item_pictures.render_items_as_picture(edits, run.spec, reals=items, name="edits")
     cells = torch.cat([items[:, None], decoded.cpu()], 1).flatten(0, 1)
-    pixels = image_grids.to_uint8_images(cells, run.spec)
+    pixels = item_pictures.to_uint8_images(cells, run.spec)
     columns = ["item", *(f"{v:+g}" if v else "0" for v in strengths)]
-    return image_grids.add_captions(
-        image_grids.make_grid(pixels, columns=len(columns)), columns=columns
-    )
+    note = "items moved along the direction of a class, by so many lengths of it"
+    return make_picture(pixels, columns=len(columns), column_names=columns, note=note)
 
 
 # --- classes --------------------------------------------------------------------------------------
 
 
-def encode_labeled(
+def encode_items_with_labels(
     run: LoadedRun, classes: list[int], selection: ItemSelection
 ) -> tuple[Tensor, Tensor]:
     """Return the codes (N, …) of the selected items, and their labels (N,) on the CPU.
@@ -266,7 +273,7 @@ def encode_labeled(
         raise UserError(
             f"{run.dataset_name} does not have labels; give group_by=item and indices of items"
         )
-    batch, _ = queries.select_items(run, selection)
+    batch, _ = items_and_codes.load_selected_items_and_indices(run, selection)
     if batch.y is None:
         raise UserError(f"the {selection.split} split of {run.dataset_name} does not have labels")
     for k in classes:
@@ -275,10 +282,11 @@ def encode_labeled(
                 f"{run.dataset_name} has the classes 0 to {run.spec.num_classes - 1}, not {k}"
             )
         if not (batch.y == k).any():
-            raise UserError(f"none of the {len(batch)} items is of class {k}; give a larger n")
+            name = run.spec.class_name(k)
+            raise UserError(f"none of the {len(batch)} items is of class {name}; give a larger n")
     return map_batched(run.model.encode, batch.x), batch.y.cpu()
 
 
-def class_means(codes: Tensor, labels: Tensor, classes: int) -> Tensor:
+def mean_code_per_class(codes: Tensor, labels: Tensor, classes: int) -> Tensor:
     """Return the mean code (classes, …) of each class; nan for a class without items."""
     return torch.stack([codes[labels == k].mean(0) for k in range(classes)])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,26 +14,30 @@ from torch import Tensor
 
 from genlab.abilities import abilities
 from genlab.batching import map_batched
-from genlab.config.instantiate import accepted_parameters
-from genlab.config.recipes import list_recipes, models_with
+from genlab.config.instantiate import parameters_and_type_hints
+from genlab.config.recipes import Recipe, nearest_recipe_names, nearest_recipes_with
+from genlab.console import track
 from genlab.errors import UserError
+from genlab.inference.items_and_codes import Split
 from genlab.inference.likelihood_scores import (
     CLASS_SCORES,
     LIKELIHOODS,
     class_frequencies,
-    find_score,
-    score_classes,
+    find_supported_score,
     score_items,
+    score_items_under_each_class,
 )
-from genlab.inference.queries import Split
-from genlab.inference.results import common_output_folder, write_record
+from genlab.inference.output_files import CommandRequest, Writer, write_and_print_output_files
+from genlab.inference.results import common_output_folder, make_table_rows_csv_writers
 from genlab.runs.loaded_run import LoadedRun
-from genlab.spec import Batch, Count, Positive
-from genlab.viz.figures import make_figure, save_figure
+from genlab.spec import Batch, Count, DataSpec, Positive
+from genlab.tables import format_with_error, print_wrapped
+from genlab.viz.figures import escape_figure_label, make_canvas_and_axes, save_canvas_as_png
 
 ClassScore = Literal["density", "noise", "bound"]
 CLASS_ABILITIES = {"log_prob", "eps_mse", "iwae", "elbo"}  # one of them gives log p(x|y)
 DENSITY_ABILITIES = {"log_prob", "elbo", "iwae", "log_partition"}
+MAX_LEVEL_NAME = 4  # characters; longer names of classes stand upright below the plot
 MAX_LABELED_CLASSES = 20  # the counts of more classes would not be readable in a plot
 
 
@@ -60,6 +66,7 @@ def classify(
     Raises:
         UserError: the model cannot classify, or the runs do not have one class each.
     """
+    request = CommandRequest.from_command_call(classify, runs, locals())
     first = runs[0]
     if not first.spec.num_classes:
         raise UserError(f"{first.dataset_name} does not have classes")
@@ -75,11 +82,9 @@ def classify(
             raise UserError(
                 f"score={score} selects a score of one run; several runs are compared by likelihood"
             )
-        joint, rule = log_joint_of_runs(runs, batch, **options)  # (N, classes)
-        name = f"{split}_seed{seed}"
+        joint, rule = log_joint_and_rule_of_runs(runs, batch, **options)  # (N, classes)
     else:
-        joint, rule = log_joint_of_run(first, batch, score=score, seed=seed, **options)
-        name = f"{split}_step{first.step}_seed{seed}"
+        joint, rule = log_joint_and_rule_of_run(first, batch, score=score, seed=seed, **options)
 
     log_p = joint - joint.logsumexp(1, keepdim=True)
     record = {
@@ -92,20 +97,35 @@ def classify(
         "elbo_timesteps": elbo_timesteps,
         "seed": seed,
         "rule": rule,
-        **classification_results(log_p, batch.y.cpu()),
+        **classification_metrics(log_p, batch.y.cpu()),
     }
     folder = common_output_folder(runs, "classify", output_dir)
-    title = f"accuracy {record['accuracy']:.4f}"
-    print(
-        f"{rule}: {title} ± {record['standard_error']:.2g} on {len(batch):,} items of "
-        f"{first.dataset_name} {split}"
+    shown = format_with_error(record["accuracy"], record["standard_error"])
+    print_wrapped(
+        f"{rule}: accuracy {shown} on {len(batch):,} items of {first.dataset_name} {split}"
     )
-    plot_confusion(np.array(record["confusion"]), title, folder / f"{name}.png")
-    write_record(record, folder / f"{name}.json")
+    models = ", ".join(dict.fromkeys(run.name for run in runs))
+    caption = f"classify: {models} on {first.dataset_name}, accuracy {shown}\n{rule}"
+    counts = np.array(record["confusion"])
+    files: dict[str, Writer] = {".png": partial(plot_confusion_matrix, counts, first.spec, caption)}
+    rows = first.dataset.file_row_numbers(split, first.dataset.head_indices(split, n, seed=seed))
+    files |= make_table_rows_csv_writers(
+        first, batch, rows, predicted_classes_and_probabilities(log_p, first.spec)
+    )
+    write_and_print_output_files(request, folder, split, record, files)
     return record
 
 
-def log_joint_of_run(
+def predicted_classes_and_probabilities(log_p: Tensor, spec: DataSpec) -> dict[str, list[Any]]:
+    """Return the predicted classes and their probabilities, given log p(y|x) (N, classes)."""
+    best = log_p.max(1)
+    return {
+        "predicted": [spec.class_name(k) for k in best.indices.tolist()],
+        "probability": [f"{p:.6g}" for p in best.values.exp().tolist()],
+    }
+
+
+def log_joint_and_rule_of_run(
     run: LoadedRun,
     batch: Batch,
     *,
@@ -129,24 +149,28 @@ def log_joint_of_run(
         log_p = map_batched(classify_batch, batch.x, batch_size=batch_size)
         return log_p, "the model's own p(y|x)"
     if not run.model.conditional or not available & CLASS_ABILITIES:
+
+        def name_recipes(fits: Callable[[Recipe], bool]) -> str:
+            return ", ".join(nearest_recipe_names(fits, run.spec.kind))
+
         raise UserError(
             f"{run.name} does not classify: train with model.conditional=true where the recipe has "
-            f"that option ({', '.join(conditional_models())}), or give runs=[…], one run per class "
-            f"(dataset.classes=<class>), of {', '.join(density_models())}; models with their own "
-            f"p(y|x): {', '.join(models_with('classify')) or 'none'}"
+            f"that option ({name_recipes(recipe_can_be_conditional)}), or give runs=[…], one run "
+            f"per class (dataset.classes=<class>), of {name_recipes(recipe_has_density)}; models "
+            f"with their own p(y|x): {', '.join(nearest_recipes_with('classify', run.spec.kind))}"
         )
-    found = find_score(
+    found = find_supported_score(
         run,
         {score: CLASS_SCORES[score]} if score else CLASS_SCORES,
         iwae_samples=iwae_samples,
         elbo_timesteps=elbo_timesteps,
         purpose=score or "score",
     )
-    log_p = score_classes(run, found, batch.x, batch_size=batch_size, seed=seed)
+    log_p = score_items_under_each_class(run, found, batch.x, batch_size=batch_size, seed=seed)
     return log_p + class_frequencies(run).log(), f"Bayes' rule over {found}"
 
 
-def log_joint_of_runs(
+def log_joint_and_rule_of_runs(
     runs: list[LoadedRun],
     batch: Batch,
     *,
@@ -162,14 +186,14 @@ def log_joint_of_runs(
     """
     joint = torch.full((len(batch), runs[0].spec.num_classes), -math.inf, dtype=torch.float64)
     scores, total = set(), 0
-    for run in runs:
+    for run in track(runs, "classifying", unit="runs"):
         classes = run.dataset.splits["train"].y.unique().tolist()
         if len(classes) != 1:
             raise UserError(
                 f"{run.folder.path} was trained on {len(classes)} classes; Bayes' rule over "
                 "several runs takes one a class: train each with dataset.classes=<class>"
             )
-        if run.spec != runs[0].spec or run.dataset_name != runs[0].dataset_name:
+        if not run.spec.is_same_as(runs[0].spec) or run.dataset_name != runs[0].dataset_name:
             raise UserError(
                 f"{run.folder.path} and {runs[0].folder.path} were trained on different data"
             )
@@ -178,7 +202,7 @@ def log_joint_of_runs(
             raise UserError(
                 f"{run.folder.path}: another of the runs was also trained on class {label}"
             )
-        score = find_score(
+        score = find_supported_score(
             run,
             LIKELIHOODS,
             iwae_samples=iwae_samples,
@@ -194,22 +218,18 @@ def log_joint_of_runs(
     return joint - math.log(total), rule
 
 
-def density_models() -> list[str]:
-    """Return the recipes whose models have a density or a bound of it."""
-    return [recipe.name for recipe in list_recipes() if recipe.abilities() & DENSITY_ABILITIES]
+def recipe_has_density(recipe: Recipe) -> bool:
+    """Whether a recipe's model has a density or a bound of it."""
+    return bool(recipe.abilities() & DENSITY_ABILITIES)
 
 
-def conditional_models() -> list[str]:
-    """Return the recipes of `density_models` that have the option model.conditional."""
-    return [
-        recipe.name
-        for recipe in list_recipes()
-        if recipe.abilities() & DENSITY_ABILITIES
-        and "conditional" in (p.name for p in accepted_parameters(recipe.model)[0])
-    ]
+def recipe_can_be_conditional(recipe: Recipe) -> bool:
+    """Whether a recipe's model has a density, and the option model.conditional."""
+    parameters, _ = parameters_and_type_hints(recipe.model)
+    return recipe_has_density(recipe) and "conditional" in (p.name for p in parameters)
 
 
-def classification_results(log_p: Tensor, y: Tensor) -> dict[str, Any]:
+def classification_metrics(log_p: Tensor, y: Tensor) -> dict[str, Any]:
     """Return accuracy with its error and by class, mean −log p(y|x), and confusion matrix.
 
     The matrix has a row for each true class and a column for each predicted class.
@@ -229,15 +249,18 @@ def classification_results(log_p: Tensor, y: Tensor) -> dict[str, Any]:
     }
 
 
-def plot_confusion(counts: np.ndarray, title: str, path: Path) -> None:
+def plot_confusion_matrix(counts: np.ndarray, spec: DataSpec, caption: str, path: Path) -> None:
     """Plot a confusion matrix: one row per true class, each cell with its count."""
-    canvas, (axes,) = make_figure(6, 6)
+    canvas, (axes,) = make_canvas_and_axes(8, 8)
     fraction = counts / counts.sum(1, keepdims=True).clip(min=1)
     axes.imshow(fraction, cmap="Blues", vmin=0, vmax=1)
     if len(counts) <= MAX_LABELED_CLASSES:
         for i, j in zip(*counts.nonzero(), strict=True):
             color = "w" if fraction[i, j] > 0.5 else "k"
             axes.text(j, i, counts[i, j], ha="center", va="center", fontsize=8, c=color)
-        axes.set(xticks=range(len(counts)), yticks=range(len(counts)))
-    axes.set(xlabel="predicted class", ylabel="true class", title=title)
-    print(save_figure(canvas, path))
+        names = [escape_figure_label(spec.class_name(k)) for k in range(len(counts))]
+        axes.set_yticks(range(len(counts)), names)
+        is_long = max(map(len, names)) > MAX_LEVEL_NAME
+        axes.set_xticks(range(len(counts)), names, rotation=90 if is_long else 0)
+    axes.set(xlabel="predicted class", ylabel="true class")
+    save_canvas_as_png(canvas, path, caption=caption)

@@ -6,13 +6,14 @@ from typing import Any
 
 from genlab.data.degradations import Operator
 from genlab.inference.image_to_image import (
+    degrade_and_restore_items,
     refuse_input_dir,
-    restore_items,
     translate_folder,
-    translate_items,
+    translate_selected_items,
 )
-from genlab.inference.queries import ItemSelection, Split
-from genlab.inference.requirements import require_command
+from genlab.inference.items_and_codes import ItemSelection, Split
+from genlab.inference.output_files import CommandRequest
+from genlab.inference.requirements import require_command_support
 from genlab.runs.loaded_run import LoadedRun
 from genlab.spec import Count, Positive
 
@@ -35,13 +36,14 @@ def colorize(
     Raises:
         UserError: the model does not color images, or not images of these sizes.
     """
+    request = CommandRequest.from_command_call(colorize, [run], locals())
     selection = ItemSelection(n, items, split, seed)
-    if "translate" not in require_command(run, "colorize"):
+    if "translate" not in require_command_support(run, "colorize"):
         refuse_input_dir(run, input_dir, "colorize")
         operator = Operator(
             name="gray", spec=run.spec, factor=2, sigma=0.0, mask="box", mask_ratio=0.5
         )
-        return restore_items(run, "colorize", selection, operator, output_dir=output_dir)
+        return degrade_and_restore_items(run, request, selection, operator, output_dir=output_dir)
     if input_dir is not None:
-        return translate_folder(run, "colorize", input_dir, seed=seed, output_dir=output_dir)
-    return translate_items(run, "colorize", selection, output_dir=output_dir)
+        return translate_folder(run, request, input_dir, seed=seed, output_dir=output_dir)
+    return translate_selected_items(run, request, selection, output_dir=output_dir)

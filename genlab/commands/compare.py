@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import json
 import re
 import sys
 from collections.abc import Callable
@@ -11,20 +12,31 @@ from pathlib import Path
 from typing import Any
 
 from genlab.commands.evaluate import ItemCount, Split, evaluate_run
-from genlab.commands.sample import sampler_options
+from genlab.commands.sample import validated_sampler_options
 from genlab.comparison import html_report
-from genlab.comparison.run_records import Record, RunRecord, newest_step, read_records
+from genlab.comparison.run_records import (
+    Record,
+    RunRecord,
+    newest_checkpoint_step,
+    read_metrics_records,
+)
 from genlab.comparison.table import Comparison, make_comparison
-from genlab.comparison.text_report import print_comparison, to_csv, to_markdown
+from genlab.comparison.text_report import (
+    comparison_to_csv,
+    comparison_to_markdown,
+    print_comparison,
+)
 from genlab.errors import UserError, did_you_mean
 from genlab.fileio import atomic_write
+from genlab.inference.output_files import HASH_DIGITS, checksum, file_checksum
 from genlab.metrics.base import Settings
 from genlab.metrics.context import MetricContext
-from genlab.metrics.registry import applicable_metrics, registry
+from genlab.metrics.registry import all_metrics_by_name, applicable_metrics
 from genlab.runs.loaded_run import LoadedRun
 from genlab.runs.run_folder import RunFolder
 from genlab.spec import Count, Positive
 
+PAGE_MARK = b"\n<!-- genlab compare "  # begins the comment by which a page is recognized
 RunPlace = tuple[RunFolder, Path | None]  # a run, and a checkpoint if one was named
 # How a record's reason starts for a metric that was not measured; the second one in old records.
 NOT_REQUESTED = ("not requested", "not asked for")
@@ -62,7 +74,7 @@ class MeasurementRequest:
     sampler: dict[str, Any]
     any_sampler: bool = False
 
-    def mismatch(self, record: Record, step: int | None) -> str:
+    def mismatch_reason(self, record: Record, step: int | None) -> str:
         """Return why a record is not what is requested, or "".
 
         Args:
@@ -112,11 +124,13 @@ def compare(
         UserError: no run could be measured as requested.
     """
     for name in metrics or ():
-        if name not in registry():
-            near = did_you_mean(name, registry())
+        if name not in all_metrics_by_name():
+            near = did_you_mean(name, all_metrics_by_name())
             raise UserError(
-                f"metrics: there is no '{name}'{near}; there are {', '.join(registry())}"
+                f"metrics: there is no '{name}'{near}; there are {', '.join(all_metrics_by_name())}"
             )
+    folder = Path(output_dir).expanduser()
+    refuse_folder_with_other_files(folder, [request.run.path for request in requests])
     settings = {
         "split": split,
         "n": n,
@@ -126,18 +140,20 @@ def compare(
         "batch_size": batch_size,
         "features": tuple(features) if features else None,
     }
-    recorded_sampler = to_recorded_sampler(sampler)
+    recorded_sampler = sampler_options_as_recorded(sampler)
     measurement = MeasurementRequest(
         {key: value for key, value in settings.items() if value is not None},
         metrics,
         recorded_sampler,
         any_sampler=not recorded_sampler,
     )
-    runs = collect_records(requests, measurement, load if evaluate else None)
+    runs = find_or_measure_records(requests, measurement, load if evaluate else None)
     comparison = make_comparison(runs, metrics)
     print_comparison(comparison)
-    for path in write_reports(comparison, Path(output_dir), title=title or "", text=text or ""):
+    *tables, page = write_reports(comparison, folder, title=title or "", text=text or "")
+    for path in tables:
         print(path)
+    print(f"open: {page}")
     return comparison
 
 
@@ -149,16 +165,77 @@ def write_reports(
     csv_path, markdown_path, html_path = (
         folder / f"compare.{suffix}" for suffix in ("csv", "md", "html")
     )
-    atomic_write(csv_path, to_csv(comparison).encode("utf-8", "replace"))
-    atomic_write(markdown_path, to_markdown(comparison).encode("utf-8", "replace"))
-    html_report.write_report(comparison, html_path, title=title, text=text)
+    atomic_write(csv_path, comparison_to_csv(comparison).encode("utf-8", "replace"))
+    atomic_write(markdown_path, comparison_to_markdown(comparison).encode("utf-8", "replace"))
+    html_report.write_comparison_page(comparison, html_path, title=title, text=text)
+    runs = [run.folder for column in comparison.columns for run in column.runs]
+    page = html_path.read_bytes()
+    mark = {
+        "runs": sorted(map(hash_run_path, runs)),
+        "files": {
+            csv_path.name: file_checksum(csv_path),
+            markdown_path.name: file_checksum(markdown_path),
+            html_path.name: checksum(page),
+        },
+    }
+    atomic_write(html_path, page + PAGE_MARK + json.dumps(mark).encode() + b" -->\n")
     return [csv_path, markdown_path, html_path]
+
+
+def hash_run_path(folder: Path) -> str:
+    """Return a short hash of where a run is."""
+    return checksum(str(folder.resolve()).encode("utf-8", "surrogateescape"))[:HASH_DIGITS]
+
+
+def refuse_folder_with_other_files(folder: Path, runs: list[Path]) -> None:
+    """Refuse an output folder with other files than an earlier page of these runs.
+
+    Raises:
+        UserError: names a file that is not genlab's or was changed, or says that the page shows
+            further runs.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"output_dir={folder} is a file; give a folder")
+    names = sorted(p.name for p in folder.glob("*") if not p.name.startswith("."))
+    if not names:
+        return
+    mark = read_page_runs_and_checksums(folder / "compare.html")
+    for name in names:
+        if mark["files"].get(name) is None or mark["files"][name] != mark["found"].get(name):
+            raise UserError(
+                f"output_dir={folder} contains {name}, which this command did not write or which "
+                "was changed since; give a new folder"
+            )
+    if others := set(mark["runs"]) - set(map(hash_run_path, runs)):
+        raise UserError(
+            f"output_dir={folder} has a page with {len(others)} further run"
+            f"{'s' if len(others) > 1 else ''}; give a new folder, or compare these runs too"
+        )
+
+
+def read_page_runs_and_checksums(page: Path) -> dict[str, Any]:
+    """Return the runs and the checksums that an earlier page lists, and those that are found."""
+    nothing: dict[str, Any] = {"runs": [], "files": {}, "found": {}}
+    if not page.is_file():
+        return nothing
+    content, _, comment = page.read_bytes().rpartition(PAGE_MARK)
+    try:
+        mark = json.loads(comment.removesuffix(b" -->\n"))
+        files = dict(mark["files"])
+        runs = [str(run) for run in mark["runs"]]
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return nothing
+    found = {page.name: checksum(content)}
+    for name in ("compare.csv", "compare.md"):
+        if (page.parent / name).is_file():
+            found[name] = file_checksum(page.parent / name)
+    return {"runs": runs, "files": files, "found": found}
 
 
 # --- finding the runs -----------------------------------------------------------------------------
 
 
-def find_runs(runs: list[str | int] | str | int | None) -> list[RunRequest]:
+def find_run_requests(runs: list[str | int] | str | int | None) -> list[RunRequest]:
     """Return the named runs, each once, in their order.
 
     Raises:
@@ -173,13 +250,13 @@ def find_runs(runs: list[str | int] | str | int | None) -> list[RunRequest]:
         )
     requests: dict[tuple[Path, Path | None], RunRequest] = {}
     for name in map(str, runs):
-        for run, checkpoint in find_named_runs(name):
+        for run, checkpoint in find_runs_by_name(name):
             identity = (run.path.resolve(), checkpoint.resolve() if checkpoint else None)
             requests.setdefault(identity, RunRequest(run, checkpoint))
     return list(requests.values())
 
 
-def find_named_runs(name: str) -> list[RunPlace]:
+def find_runs_by_name(name: str) -> list[RunPlace]:
     """Return the runs that one name stands for.
 
     Raises:
@@ -187,15 +264,15 @@ def find_named_runs(name: str) -> list[RunPlace]:
     """
     path = Path(name).expanduser()
     if name == "latest" or name.startswith("latest:"):
-        return [RunFolder.find(name)]
+        return [RunFolder.find_run_and_checkpoint(name)]
     if path.exists():
-        if places := find_runs_below(path):
+        if places := find_runs_at_or_below(path):
             return places
         raise UserError(
             f"runs: {name} is not a run and contains none; give a folder that `genlab train` made"
         )
     matches = [Path(m) for m in sorted(glob.glob(str(path), recursive=True), key=natural_sort_key)]
-    places = [place for match in matches for place in find_runs_below(match)]
+    places = [place for match in matches for place in find_runs_at_or_below(match)]
     # `**` matches a run and the checkpoints in it: the run is meant.
     whole_runs = {run.path for run, checkpoint in places if checkpoint is None}
     places = [
@@ -209,7 +286,7 @@ def find_named_runs(name: str) -> list[RunPlace]:
     return places
 
 
-def find_runs_below(path: Path) -> list[RunPlace]:
+def find_runs_at_or_below(path: Path) -> list[RunPlace]:
     """Return the run at a path, the checkpoint, or all runs below it."""
     if path.is_file():
         run = path.parent.parent
@@ -233,7 +310,7 @@ def natural_sort_key(path: Path | str) -> list[tuple[int, int, str]]:
 # --- their records --------------------------------------------------------------------------------
 
 
-def to_recorded_sampler(sampler: dict[str, Any] | None) -> dict[str, Any]:
+def sampler_options_as_recorded(sampler: dict[str, Any] | None) -> dict[str, Any]:
     """Return the options of a sampler as a record has them, without those that are null."""
     options = {key: value for key, value in (sampler or {}).items() if value is not None}
     if "name" in options:
@@ -241,7 +318,7 @@ def to_recorded_sampler(sampler: dict[str, Any] | None) -> dict[str, Any]:
     return options
 
 
-def collect_records(
+def find_or_measure_records(
     requests: list[RunRequest],
     measurement: MeasurementRequest,
     load: Callable[[str], LoadedRun] | None,
@@ -262,20 +339,20 @@ def collect_records(
         folder, checkpoint = request.run, request.checkpoint
         own = measurement
         if request.sampler is not None:
-            sampler = to_recorded_sampler(request.sampler)
+            sampler = sampler_options_as_recorded(request.sampler)
             own = replace(measurement, sampler=sampler, any_sampler=False)
         if checkpoint:
             step = folder.load_checkpoint(checkpoint)["step"]
         else:
-            step = newest_step(folder.path)
-        record, reason = find_record(folder.path, own, step)
+            step = newest_checkpoint_step(folder.path)
+        record, reason = find_record_and_mismatch(folder.path, own, step)
         if reason and load is not None:
             print(
                 f"measuring {folder.path} ({i + 1} of {len(requests)}): {reason}", file=sys.stderr
             )
             try:
                 run = load(str(checkpoint or folder.path))
-                record, reason, refusal = measure_run(run, own, step)
+                record, reason, refusal = measure_run_if_needed(run, own, step)
                 if refusal:
                     refusals.append(refusal)
             except UserError as error:
@@ -292,7 +369,7 @@ def collect_records(
     return runs
 
 
-def find_record(
+def find_record_and_mismatch(
     folder: Path, request: MeasurementRequest, step: int | None
 ) -> tuple[Record | None, str]:
     """Return the newest record that fits the request, or else the newest with its sampler.
@@ -300,7 +377,7 @@ def find_record(
     Returns:
         The record, and why it is not what is requested, or "".
     """
-    records = read_records(folder)
+    records = read_metrics_records(folder)
     candidates = [r for r in records if (r["settings"].get("sampler") or {}) == request.sampler]
     if not candidates and request.any_sampler:
         candidates = records
@@ -308,12 +385,12 @@ def find_record(
         suffix = f" with {request.sampler}" if request.sampler else ""
         return None, f"it was not measured{suffix}"
     for record in reversed(candidates):
-        if not request.mismatch(record, step):
+        if not request.mismatch_reason(record, step):
             return record, ""
-    return candidates[-1], request.mismatch(candidates[-1], step)
+    return candidates[-1], request.mismatch_reason(candidates[-1], step)
 
 
-def measure_run(
+def measure_run_if_needed(
     run: LoadedRun, request: MeasurementRequest, step: int | None
 ) -> tuple[Record, str, UserError | None]:
     """Measure a run as requested, or return its record if one fits.
@@ -328,10 +405,10 @@ def measure_run(
     if "sampler" in sampler:
         sampler["name"] = sampler.pop("sampler")
     try:
-        sampler = sampler_options(run, sampler)
+        sampler = validated_sampler_options(run, sampler)
     except UserError as error:
         sampler, refusal, request = {}, error, replace(request, sampler={})
-    record, reason = find_record(run.folder.path, request, step)
+    record, reason = find_record_and_mismatch(run.folder.path, request, step)
     if record is not None and not reason:
         return record, "", refusal
     names = {field.name for field in fields(Settings)}

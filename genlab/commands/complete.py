@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import Annotated, Any
 
 import torch
 from annotated_types import Interval
 
-from genlab.abilities import require
-from genlab.config.recipes import models_with
 from genlab.errors import UserError
 from genlab.fileio import atomic_write
+from genlab.inference.output_files import CommandRequest, Writer, write_and_print_output_files
+from genlab.inference.requirements import require_ability
+from genlab.inference.results import output_folder_of_run, run_record_fields
 from genlab.runs.loaded_run import LoadedRun
 from genlab.spec import Count, NonNegative, Positive
-from genlab.viz import image_grids
+from genlab.viz import item_pictures
 
 
 def complete(
@@ -42,7 +41,8 @@ def complete(
         UserError: the model does not extend sequences, or the prompt has a character that its data
             does not have.
     """
-    require(run.model, "extend", lambda: models_with("extend"))
+    request = CommandRequest.from_command_call(complete, [run], locals())
+    require_ability(run, "extend")
     if run.spec.kind != "tokens":
         raise UserError(f"{run.name} on {run.dataset_name} extends {run.spec.kind}, not text")
     prompt = str(prompt)  # the command line reads 1605 as a number
@@ -51,16 +51,13 @@ def complete(
     )  # (draws, T)
     options: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
     torch.manual_seed(seed)
-    texts = image_grids.decode_texts(run.model.extend(tokens, n, **options), run.spec)
+    texts = item_pictures.decode_tokens_to_texts(run.model.extend(tokens, n, **options), run.spec)
 
-    folder = Path(output_dir) if output_dir else run.folder.samples
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"complete_step{run.step}_seed{seed}.txt"
-    record = {"prompt": prompt, "n": n, **options, "seed": seed, "step": run.step, "texts": texts}
-    atomic_write(path, image_grids.join_texts(texts).encode())
-    atomic_write(
-        path.with_suffix(".json"), json.dumps(record, indent=2, ensure_ascii=False).encode()
+    print(item_pictures.join_texts_by_dashes(texts))
+    text = item_pictures.join_texts_by_dashes(texts).encode("utf-8", "replace")
+    record = run_record_fields(run, seed) | {"prompt": prompt, "n": n, **options, "texts": texts}
+    files: dict[str, Writer] = {".txt": lambda path: atomic_write(path, text)}
+    write_and_print_output_files(
+        request, output_folder_of_run(run, output_dir), "complete", record, files
     )
-    print(image_grids.join_texts(texts))
-    print(path)
     return texts

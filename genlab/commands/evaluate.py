@@ -2,43 +2,70 @@
 
 from __future__ import annotations
 
-import json
+import os
+import sys
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
-import numpy as np
 from annotated_types import Ge
 
-from genlab.commands.sample import sampler_options
-from genlab.config.nested import flatten
-from genlab.config.recipes import models_with
-from genlab.console import print_table
+from genlab.commands.sample import validated_sampler_options
+from genlab.comparison.metrics_table import print_metrics
+from genlab.comparison.run_records import is_valid_record
+from genlab.config.dotted_keys import flatten_config
+from genlab.config.recipes import nearest_recipes_with
+from genlab.data.dataset import SPLITS
 from genlab.data.external_samples import read_samples
+from genlab.data.image_decoding import Crop
+from genlab.data.table_units import TableUnits
 from genlab.errors import UserError
-from genlab.fileio import atomic_write
+from genlab.fileio import atomic_write, read_json
 from genlab.inference.image_to_image import preview_translations
-from genlab.inference.queries import Split
-from genlab.inference.results import write_record
+from genlab.inference.items_and_codes import Split
+from genlab.inference.output_files import (
+    HASH_DIGITS,
+    CommandRequest,
+    Writer,
+    WrittenFiles,
+    checksum,
+    refuse_taken_output_file,
+    write_files_and_record,
+    write_output_file,
+)
+from genlab.inference.results import make_picture_caption
 from genlab.metrics.base import Settings
 from genlab.metrics.context import MetricContext
 from genlab.metrics.registry import (
+    all_metrics_by_name,
     applicable_metrics,
-    measure,
+    measure_metrics,
     reason_not_applicable,
-    registry,
 )
 from genlab.runs.loaded_run import LoadedRun
-from genlab.runs.migrations import FORMAT
+from genlab.runs.migrations import FORMAT, migrate_metrics_record
 from genlab.spec import Count, Positive
-from genlab.viz import image_grids
+from genlab.tables import print_wrapped
+from genlab.viz import item_pictures
 from genlab.viz.latents import latent_space_plots
-from genlab.viz.rbm import plot_rbm
+from genlab.viz.picture import Picture
+from genlab.viz.rbm import plot_rbm_filters_and_chains
+from genlab.viz.sheets import save_picture_as_sheet
 
 # Two halves of two items are the fewest that have a standard deviation.
 ItemCount = Annotated[int, Ge(4)]
 MAX_SHOWN = 64  # samples in a picture
 NUM_NEIGHBORS_SHOWN = 10  # samples shown beside their nearest training items
-MIN_GROUPED = 1000  # integers from here on are shown with thousands separators
+# Of pictures whose name does not say enough.
+PICTURE_TITLES = {
+    "reals": "held-out items",
+    "nearest": "samples and the nearest training items",
+    "latent": "codes of held-out items",
+    "manifold": "decoded grid of codes",
+    "reconstructions": "held-out items and their reconstructions",
+    "filters": "filters of the hidden units",
+    "chains": "Gibbs chains",
+}
 
 
 def evaluate(
@@ -75,38 +102,79 @@ def evaluate(
         seed=seed,
         batch_size=batch_size,
         features=tuple(features) if features else None,
-        sampler=sampler_options(run, sampler or {}),
+        sampler=validated_sampler_options(run, sampler or {}),
     )
-    record = evaluate_run(run, settings, metrics)
+    record, answer = measure_run_and_write_record(run, settings, metrics)
     print(f"{run.folder.path}: {run.name} on {run.dataset_name}, step {run.step:,}")
-    print_rows(record)
-    print(record_path(run.folder.path, settings.sampler))
-    write_hparams(run, finite_values(record))
-    return finite_values(record)
+    print_metrics(record["metrics"])
+    print_skipped_metrics(record)
+    print(latest_record_path(run.folder.path, settings.sampler))
+    answer.print_paths()
+    write_tensorboard_hparams(run, finite_metric_values(record))
+    return finite_metric_values(record)
 
 
 def evaluate_run(
     run: LoadedRun, settings: Settings, metrics: list[str] | None = None
 ) -> dict[str, Any]:
     """Measure a run's model, write the record and its pictures, and return the record."""
+    return measure_run_and_write_record(run, settings, metrics)[0]
+
+
+def measure_run_and_write_record(
+    run: LoadedRun, settings: Settings, metrics: list[str] | None
+) -> tuple[dict[str, Any], WrittenFiles]:
+    """Measure a run's model; write the record and its pictures into the run's evaluation/.
+
+    The newest record is also metrics.json, or that of a sampler metrics-<sampler>.json.
+
+    Returns:
+        The record, and where it is.
+    """
+    request = make_evaluation_request(run, settings, metrics)
     context = MetricContext(run.dataset, settings, model=run.model, training=run.training_cost)
     record = {
         "model": run.name,
         "dataset": run.dataset_name,
         "seed": run.metadata["seed"],
         "step": run.step,
-        **measure_record(context, metrics),
+        **measure_metrics_record(context, metrics),
     }
-    prefix = f"{sampler_tag(settings.sampler)}-" if settings.sampler else ""
-    record["pictures"] = {}
-    pictures = render_pictures(context, {row["metric"] for row in record["metrics"]})
-    for name, picture in pictures.items():
-        path = run.folder.path / "evaluation" / f"{prefix}{name}.png"
-        image_grids.save_png(picture, path)
-        record["pictures"][name] = str(path.relative_to(run.folder.path))
-    path = record_path(run.folder.path, settings.sampler)
-    atomic_write(path, json.dumps(record, indent=2).encode())
-    return record
+    pictures = render_evaluation_pictures(context, {row["metric"] for row in record["metrics"]})
+    files: dict[str, Writer] = {
+        f"_{name}.png": partial(
+            save_picture_as_sheet,
+            picture,
+            caption=make_picture_caption(PICTURE_TITLES.get(name, name), run, settings.seed),
+        )
+        for name, picture in pictures.items()
+    }
+
+    def add_pictures(paths: dict[str, Path]) -> dict[str, Any]:
+        record["pictures"] = {
+            name: str(paths[f"_{name}.png"].relative_to(run.folder.path)) for name in pictures
+        }
+        return record
+
+    picture = next(iter(files), "")
+    folder = run.folder.path / "evaluation"
+    answer = write_files_and_record(
+        request, folder, "metrics", add_pictures, files, picture=picture
+    )
+    latest = latest_record_path(run.folder.path, settings.sampler)
+    archive_replaced_record(latest, folder)
+    atomic_write(latest, answer.record.read_bytes())
+    return record, answer
+
+
+def make_evaluation_request(
+    run: LoadedRun, settings: Settings, metrics: list[str] | None
+) -> CommandRequest:
+    """Return the request of an evaluation."""
+    options = vars(settings) | {"metrics": metrics and sorted(metrics)}
+    return CommandRequest.from_options_and_defaults(
+        "evaluate", [run], options, vars(Settings()) | {"metrics": None}
+    )
 
 
 def evaluate_samples(
@@ -119,15 +187,30 @@ def evaluate_samples(
     seed: Count = 0,
     batch_size: Positive = 250,
     features: list[str] | None = None,
+    resize: Crop | None = None,
     output_file: str | None = None,
+    data_options: dict[str, Any] | None = None,
 ) -> dict[str, float]:
     """Measure samples that another program drew; print a table, and write it as JSON if asked.
 
+    Args:
+        resize: how images of another size are made square and resized; None refuses them.
+        data_options: the options of the dataset, for the record.
+
     Raises:
-        UserError: the samples do not exist, their shape is not that of the data, or a metric
-            needs a model.
+        UserError: the samples do not exist, their shape is not that of the data, a metric needs a
+            model, or the output file exists.
     """
-    given = read_samples(Path(samples).expanduser(), dataset.spec)
+    options = {"samples": samples}
+    request = CommandRequest.from_command_call(evaluate_samples, [], locals(), further=options)
+    if output_file:
+        refuse_taken_output_file(Path(output_file).expanduser(), "output_file", request)
+    units = TableUnits.from_dataset(dataset)
+    notes: list[str] = []
+    path = Path(samples).expanduser()
+    given = read_samples(path, dataset.spec, units, resize=resize, notes=notes)
+    for note in notes:
+        print(f"samples: {note}", file=sys.stderr)
     n = len(given) if n is None else n
     if not 4 <= n <= len(given):
         raise UserError(
@@ -143,14 +226,16 @@ def evaluate_samples(
     context = MetricContext(dataset, settings, samples=given)
     record = {
         "samples": samples,
+        "notes": notes,
         "dataset": dataset.name,
-        **measure_record(context, metrics),
+        **measure_metrics_record(context, metrics),
     }
     print(f"{samples}: {n:,} samples against {dataset.name}")
-    print_rows(record)
+    print_metrics(record["metrics"])
+    print_skipped_metrics(record)
     if output_file:
-        write_record(record, Path(output_file))
-    return finite_values(record)
+        write_output_file(Path(output_file).expanduser(), record, request)
+    return finite_metric_values(record)
 
 
 def evaluate_pairs(
@@ -162,29 +247,48 @@ def evaluate_pairs(
         crop: pixels cut off at each border.
 
     Raises:
-        UserError: an image lacks a partner, or it has another size.
+        UserError: an image lacks a partner, it has another size, or the output file exists.
     """
-    from genlab.metrics.psnr_ssim import measure_folders
+    from genlab.metrics.psnr_ssim import measure_psnr_and_ssim_of_folders
 
-    rows = measure_folders(Path(samples).expanduser(), Path(truth).expanduser(), crop=crop)
-    record = {
+    options = {"samples": samples, "truth": truth}
+    request = CommandRequest.from_command_call(evaluate_pairs, [], locals(), further=options)
+    if output_file:
+        refuse_taken_output_file(Path(output_file).expanduser(), "output_file", request)
+    rows = measure_psnr_and_ssim_of_folders(
+        Path(samples).expanduser(), Path(truth).expanduser(), crop=crop
+    )
+    record: dict[str, Any] = {
         "samples": samples,
         "truth": truth,
         "metrics": [{"metric": "pairs", **row.to_json()} for row in rows],
     }
-    print_rows(record)
+    print_metrics(record["metrics"])
+    print_skipped_metrics(record)
     if output_file:
-        write_record(record, Path(output_file))
-    return finite_values(record)
+        write_output_file(Path(output_file).expanduser(), record, request)
+    return finite_metric_values(record)
 
 
-def measure_record(context: MetricContext, metrics: list[str] | None) -> dict[str, Any]:
-    """Return the settings, the rows of the metrics, and why other metrics are absent."""
-    measured = measure(context, metrics, list_models=models_with)
+def measure_metrics_record(context: MetricContext, metrics: list[str] | None) -> dict[str, Any]:
+    """Return the settings, the rows of the metrics, and why other metrics are absent.
+
+    `skipped` has those for which the items do not suffice.
+
+    Raises:
+        UserError: there are no held-out items, or no metric can be measured.
+    """
+    require_heldout_items(context)
+    list_models = partial(nearest_recipes_with, kind=context.spec.kind)
+    measurement = measure_metrics(context, metrics, list_models=list_models)
+    skipped = measurement.skipped
+    if not measurement.rows and metrics != []:
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in skipped.items())
+        raise UserError(f"no metric can be measured: {reasons or 'none applies'}")
     applicable = applicable_metrics(context, "on_request")
-    absent = {}
-    for name, metric in registry().items():
-        if name not in measured:
+    absent = dict(skipped)
+    for name, metric in all_metrics_by_name().items():
+        if name not in measurement.rows and name not in skipped:
             reason = f"not requested: metrics=[{name}]"
             if name not in applicable:
                 reason = reason_not_applicable(metric, context)
@@ -193,14 +297,36 @@ def measure_record(context: MetricContext, metrics: list[str] | None) -> dict[st
         "format": FORMAT,
         "settings": vars(context.settings),
         "metrics": [
-            {"metric": name, **row.to_json()} for name, rows in measured.items() for row in rows
+            {"metric": name, **row.to_json()}
+            for name, rows in measurement.rows.items()
+            for row in rows
         ],
+        "skipped": skipped,
         "absent": absent,
     }
 
 
-def render_pictures(context: MetricContext, measured: set[str]) -> dict[str, np.ndarray]:
-    """Return the pictures (H, W, 3) of an evaluation by name: samples, real items, codes, ….
+def print_skipped_metrics(record: dict[str, Any]) -> None:
+    """Print why metrics are left out, those with the same reason on one line."""
+    by_reason: dict[str, list[str]] = {}
+    for name, reason in record.get("skipped", {}).items():
+        by_reason.setdefault(reason, []).append(name)
+    for reason, names in by_reason.items():
+        print_wrapped(f"left out: {', '.join(names)}: {reason}")
+
+
+def require_heldout_items(context: MetricContext) -> None:
+    """Raise UserError if the split is empty; the message names those that are not."""
+    dataset, split = context.dataset, context.settings.split
+    if dataset.size(split):
+        return
+    sizes = {name: dataset.size(name) for name in SPLITS}
+    others = " or ".join(f"split={name} ({size:,} items)" for name, size in sizes.items() if size)
+    raise UserError(f"the {split} split of {dataset.name} is empty; use {others}")
+
+
+def render_evaluation_pictures(context: MetricContext, measured: set[str]) -> dict[str, Picture]:
+    """Return the pictures of an evaluation by name: samples, real items, codes, ….
 
     Args:
         measured: names of the metrics; pictures of some need what the metric computes.
@@ -208,88 +334,91 @@ def render_pictures(context: MetricContext, measured: set[str]) -> dict[str, np.
     from genlab.metrics import memorization
 
     spec, settings = context.spec, context.settings
-    pictures = {}
+    pictures: dict[str, Picture] = {}
+    columns = context.dataset.columns
     reals = context.dataset.head(settings.split, settings.n, seed=settings.seed).x
     shown = len(reals) if spec.kind == "points" else MAX_SHOWN
     if "sample" in context.abilities:
         samples = context.preview_samples(shown).x
-        pictures["samples"] = image_grids.render_items(samples, spec, reals=reals)
+        pictures["samples"] = item_pictures.render_items_as_picture(
+            samples, spec, reals=reals, columns=columns
+        )
         if spec.kind == "image" and "nn_memorization" in measured:
-            pairs = memorization.nearest_pairs(context, NUM_NEIGHBORS_SHOWN)
-            pictures["nearest"] = image_grids.make_row_grid(*pairs)
+            pairs = memorization.samples_and_nearest_train_items(context, NUM_NEIGHBORS_SHOWN)
+            names = ("sample", "nearest training item")
+            pictures["nearest"] = item_pictures.make_picture_of_named_rows(
+                dict(zip(names, pairs, strict=True))
+            )
     if measured & {"paired_translation", "unpaired_translation"}:
         pictures["translations"] = preview_translations(
             context.model, context.dataset, settings.split, seed=settings.seed
         )
-    pictures["reals"] = image_grids.render_items(reals[:shown], spec)
+    pictures["reals"] = item_pictures.render_items_as_picture(
+        reals[:shown], spec, name="data", columns=columns
+    )
     if context.model is not None:
-        options: dict[str, Any] = {"seed": settings.seed, "device": context.device}
+        options: dict[str, Any] = {
+            "seed": settings.seed,
+            "device": context.device,
+            "split": settings.split,
+        }
         pictures |= latent_space_plots(context.model, context.dataset, n=settings.n, **options)
-        pictures |= plot_rbm(context.model, context.dataset, **options)
+        pictures |= plot_rbm_filters_and_chains(context.model, context.dataset, **options)
     return pictures
 
 
 # --- records --------------------------------------------------------------------------------------
 
 
-def record_path(folder: Path, sampler: dict[str, Any]) -> Path:
-    """Return the file in a run's folder for the numbers with these options of the sampler."""
-    return folder / (f"metrics-{sampler_tag(sampler)}.json" if sampler else "metrics.json")
+def latest_record_path(folder: Path, sampler: dict[str, Any]) -> Path:
+    """Return the file in a run's folder for its newest numbers with these sampler options."""
+    return folder / (f"metrics-{sampler_file_suffix(sampler)}.json" if sampler else "metrics.json")
 
 
-def sampler_tag(sampler: dict[str, Any]) -> str:
+def archive_replaced_record(path: Path, folder: Path) -> None:
+    """Move a record that is about to be replaced into `folder`, unless it has a copy there.
+
+    A file that is not a record, such as a damaged one, gets the suffix .aside.
+    """
+    if not path.exists():
+        return
+    content = path.read_bytes()
+    if any(copy.read_bytes() == content for copy in folder.glob("*.json")):
+        return
+    name = f"{path.stem}_earlier-{checksum(content)[:HASH_DIGITS]}.json"
+    try:
+        is_record = is_valid_record(migrate_metrics_record(read_json(path)))
+    except UserError:
+        is_record = False
+    os.replace(path, folder / (name if is_record else f"{name}.aside"))
+
+
+def sampler_file_suffix(sampler: dict[str, Any]) -> str:
     """Return a sampler's options as part of a file name, such as "ddim-steps10"."""
-    options = {key: format_option(value) for key, value in sampler.items()}
+    options = {key: format_option_value(value) for key, value in sampler.items()}
     name = [options.pop("sampler")] if "sampler" in options else []
     return "-".join(name + [f"{key}{value}" for key, value in options.items()])
 
 
-def format_option(value: Any) -> str:
+def format_option_value(value: Any) -> str:
     """Return an option's value as it is typed, a list without its brackets."""
     if isinstance(value, list | tuple):
-        return ",".join(format_option(part) for part in value)
+        return ",".join(format_option_value(part) for part in value)
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def print_rows(record: dict[str, Any]) -> None:
-    """Print the rows of a record as a table, and their notes."""
-    header = ["metric", "value", "± s.e.", "real_vs_real", "unit", "", "conditions"]
-    print_table(header, [format_row(row) for row in record["metrics"]])
-    for row in record["metrics"]:
-        if row["note"]:
-            print(row["note"])
-
-
-def format_row(row: dict[str, Any]) -> list[str]:
-    """Return the cells of a row in the table of metrics."""
-    conditions = ", ".join(f"{key}={value}" for key, value in row["conditions"].items())
-    error = "" if row["error"] is None else f"{row['error']:.2g}"
-    real_vs_real = "" if row["real_vs_real"] is None else f"{row['real_vs_real']:.4g}"
-    value = format_value(row["value"])
-    return [row["name"], value, error, real_vs_real, row["unit"], row["tag"], conditions]
-
-
-def format_value(value: float | None) -> str:
-    """Return a metric's value as it is shown; None stands for a value that is not finite."""
-    if value is None:
-        return "not finite"
-    if value == int(value) and abs(value) >= MIN_GROUPED:
-        return f"{value:,.0f}"
-    return f"{value:.4f}"
-
-
-def finite_values(record: dict[str, Any]) -> dict[str, float]:
+def finite_metric_values(record: dict[str, Any]) -> dict[str, float]:
     """Return the finite values of a record by name."""
     return {row["name"]: row["value"] for row in record["metrics"] if row["value"] is not None}
 
 
-def write_hparams(run: LoadedRun, values: dict[str, float]) -> None:
+def write_tensorboard_hparams(run: LoadedRun, values: dict[str, float]) -> None:
     """Add the values to the run's hyperparameter table in TensorBoard."""
     from torch.utils.tensorboard import SummaryWriter
 
     options = {
         key: value if isinstance(value, int | float | str | bool) else str(value)
-        for key, value in flatten(run.config).items()
+        for key, value in flatten_config(run.config).items()
     }
     metrics = {f"test/{name}": value for name, value in values.items()}
     with SummaryWriter(run.folder.path / "tensorboard") as board:

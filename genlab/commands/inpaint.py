@@ -6,38 +6,37 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from genlab.abilities import require
 from genlab.batching import map_batched
-from genlab.config.recipes import models_with
+from genlab.console import track
 from genlab.data.image_decoding import transparency_mask
 from genlab.errors import UserError
-from genlab.inference import queries
-from genlab.inference.corruptions import Half, Mask, hidden_values
+from genlab.inference import items_and_codes
+from genlab.inference.corruptions import Half, Mask, hidden_value_mask
 from genlab.inference.image_to_image import (
-    find_direction,
-    read_image,
-    scale_to_range,
-    translate_padded,
+    FolderImageReader,
+    bytes_to_model_input,
+    make_translation_direction,
+    translate_any_size,
 )
-from genlab.inference.latent_search import LatentSearch, optimize_with_restarts
-from genlab.inference.queries import ItemSelection, Split
-from genlab.inference.requirements import require_command
+from genlab.inference.items_and_codes import ItemSelection, Split
+from genlab.inference.latent_search import LatentSearch, optimize_codes_with_restarts
+from genlab.inference.output_files import CommandRequest, OutputFolder
+from genlab.inference.requirements import require_ability, require_command_support
 from genlab.inference.results import (
     Results,
-    describe_run,
-    mean_with_error,
-    write_record,
+    mean_and_error_dict,
+    run_record_fields,
     write_results,
 )
 from genlab.metrics import features, psnr_ssim
-from genlab.metrics.context import to_bytes
+from genlab.metrics.context import images_to_uint8
 from genlab.runs.loaded_run import LoadedRun
 from genlab.spec import Count, DataSpec, Fraction, Positive, PositiveFloat
-from genlab.viz import image_grids
+from genlab.viz import item_pictures
+from genlab.viz.picture import Picture, make_picture
 
 MAX_SHOWN = 10  # items in a picture
 SEARCH_STEPS = 500
@@ -91,7 +90,8 @@ def inpaint(
         UserError: the model does not support the method, the mask does not fit the data, there are
             no labels to classify, or the model was not trained to fill in the images of a folder.
     """
-    method = choose_method(run, method)
+    request = CommandRequest.from_command_call(inpaint, [run], locals())
+    method = choose_inpainting_method(run, method)
     mask_spec = Mask(mask, box, half, mask_ratio)
     if input_dir is not None:
         if method != "translate":
@@ -104,29 +104,35 @@ def inpaint(
                 "classify_fills=true is for items of the dataset, whose classes are known; leave "
                 "it out, or input_dir="
             )
-        return inpaint_folder(run, input_dir, mask_spec, draws=draws, seed=seed, out=output_dir)
-    if classify_fills and features.default_space(run.dataset) != "classifier":
+        return inpaint_folder(
+            run, request, input_dir, mask_spec, draws=draws, seed=seed, output_dir=output_dir
+        )
+    if classify_fills and features.default_feature_space(run.dataset) != "classifier":
         raise UserError(
             "classify_fills=true needs images with one class each, which "
             f"{run.dataset.name} does not have; leave it out"
         )
-    batch, index = queries.select_items(run, ItemSelection(n, items, split, seed))
+    batch, index = items_and_codes.load_selected_items_and_indices(
+        run, ItemSelection(n, items, split, seed)
+    )
     x = batch.x
-    hidden = hidden_values(mask_spec, run.spec, len(x), seed=seed).to(x.device)
+    hidden = hidden_value_mask(mask_spec, run.spec, len(x), seed=seed).to(x.device)
     if method == "inpaint" and steps is not None and not run.model.inpaints_in_steps:
         raise UserError(
             f"steps={steps}: {run.name} draws value after value, not in a given number of steps"
         )
-    filler = Filler(method, draws, steps, prior_weight, split, seed)
-    filled = filler.fill(run, x, ~hidden)  # (n, draws, *shape)
+    filler = HiddenValueFiller(method, draws, steps, prior_weight, split, seed)
+    filled = filler.fill_unknown_values(run, x, ~hidden)  # (n, draws, *shape)
 
-    mean_item = run.dataset.head("train", queries.REFERENCE_CODES, seed=seed).x.to(x).mean(0)
+    mean_item = (
+        run.dataset.head("train", items_and_codes.REFERENCE_CODES, seed=seed).x.to(x).mean(0)
+    )
     record: dict[str, Any] = {"method": method, "mask": mask}
     record |= {"half": half} if mask == "half" else {}
     record |= {"n": len(x), "draws": draws, "steps": steps, "classify_fills": classify_fills}
-    record |= measure_fills(x, hidden, filled, mean_item)
+    record |= measure_fill_errors(x, hidden, filled, mean_item)
     if classify_fills and batch.y is not None:
-        record |= classify_filled(run, x, filled, batch.y)
+        record |= classifier_accuracy_on_fills(run, x, filled, batch.y)
     name = mask if mask in DATASET_MASKS else "image"
     results = Results(
         f"inpaint_{name}_{method}",
@@ -141,24 +147,25 @@ def inpaint(
             "filled": filled,
             "mean_fill": mean_item,
         },
+        items={"filled": ("item", "draw"), "x": ()},
     )
-    return write_results(run, results, output_dir)
+    return write_results(run, request, results, output_dir)
 
 
-def choose_method(run: LoadedRun, method: Method | None) -> Method:
+def choose_inpainting_method(run: LoadedRun, method: Method | None) -> Method:
     """Return the requested method, or the first that the model supports.
 
     Raises:
         UserError: the model does not support the method.
     """
-    available = require_command(run, "inpaint")
+    available = require_command_support(run, "inpaint")
     is_trained = {"translate", "task=inpaint"} <= available
     if method is None:
         method = "translate" if is_trained else "search"
         if "inpaint" in available:
             method = "inpaint"
     verb = "decode" if method == "search" else method
-    require(run.model, verb, lambda: models_with(verb))
+    require_ability(run, verb)
     if method == "translate" and not is_trained:
         raise UserError(
             "method=translate needs a model trained with dataset=pairs dataset.operator=mask, not "
@@ -171,7 +178,7 @@ def choose_method(run: LoadedRun, method: Method | None) -> Method:
 
 
 @dataclass(frozen=True)
-class Filler:
+class HiddenValueFiller:
     """How hidden values are filled in; see `inpaint` for the options."""
 
     method: Method
@@ -181,7 +188,7 @@ class Filler:
     split: Split
     seed: int
 
-    def fill(self, run: LoadedRun, x: Tensor, known: Tensor) -> Tensor:
+    def fill_unknown_values(self, run: LoadedRun, x: Tensor, known: Tensor) -> Tensor:
         """Fill in the unknown values of x (n, *shape) several times: (n, draws, *shape).
 
         The known values are kept to the last bit.
@@ -189,10 +196,10 @@ class Filler:
         repeated = x.repeat_interleave(self.draws, 0)  # (n · draws, *shape)
         known_repeated = known.repeat_interleave(self.draws, 0)
         if self.method == "search":
-            filled = self.search(run, x, known)
+            filled = self.fill_by_latent_search(run, x, known)
         elif self.method == "translate":
             torch.manual_seed(self.seed)
-            source = mark_hidden(repeated, known_repeated, run.spec)
+            source = append_mask_channel(repeated, known_repeated, run.spec)
             filled = map_batched(run.model.translate, source)
         else:
             torch.manual_seed(self.seed)
@@ -203,20 +210,20 @@ class Filler:
             )
         return torch.where(known_repeated, repeated, filled).unflatten(0, (-1, self.draws))
 
-    def search(self, run: LoadedRun, x: Tensor, known: Tensor) -> Tensor:
+    def fill_by_latent_search(self, run: LoadedRun, x: Tensor, known: Tensor) -> Tensor:
         """Return the items (n · draws, *shape) of the codes that fit best, the best first."""
         search = LatentSearch(
-            queries.reference_codes(run, split=self.split, seed=self.seed),
+            items_and_codes.prior_or_encoded_codes(run, split=self.split, seed=self.seed),
             self.prior_weight,
             self.steps or SEARCH_STEPS,
-            queries.value_range(x, run),
+            items_and_codes.value_range_length(x, run),
         )
         torch.manual_seed(self.seed)
-        z = optimize_with_restarts(run.model.decode, x, known, search, tries=self.draws)
+        z = optimize_codes_with_restarts(run.model.decode, x, known, search, tries=self.draws)
         return map_batched(run.model.decode, z.flatten(0, 1))
 
 
-def mark_hidden(x: Tensor, known: Tensor, spec: DataSpec) -> Tensor:
+def append_mask_channel(x: Tensor, known: Tensor, spec: DataSpec) -> Tensor:
     """Return the sources (N, C + 1, H, W) of a translator for images x (N, C, H, W).
 
     As `dataset.operator=mask` makes them: hidden pixels are gray, and the last channel marks them.
@@ -226,27 +233,33 @@ def mark_hidden(x: Tensor, known: Tensor, spec: DataSpec) -> Tensor:
     return torch.cat([visible, torch.where(known[:, :1], low, high).to(x)], 1)
 
 
-def measure_fills(x: Tensor, hidden: Tensor, filled: Tensor, mean_item: Tensor) -> dict[str, Any]:
+def measure_fill_errors(
+    x: Tensor, hidden: Tensor, filled: Tensor, mean_item: Tensor
+) -> dict[str, Any]:
     """Return the squared errors of the fills (n, draws, *shape), and of the mean item."""
-    error = torch.stack([queries.squared_error(x, fill) for fill in filled.unbind(1)], 1)
-    mean_error = queries.squared_error(x, filled.mean(1))
-    plain_error = queries.squared_error(x, torch.where(hidden, mean_item, x))
+    error = torch.stack(
+        [items_and_codes.squared_error_per_item(x, fill) for fill in filled.unbind(1)], 1
+    )
+    mean_error = items_and_codes.squared_error_per_item(x, filled.mean(1))
+    plain_error = items_and_codes.squared_error_per_item(x, torch.where(hidden, mean_item, x))
     count = hidden.flatten(1).sum(1).clamp_min(1)
     return {
         "hidden_fraction": hidden.float().mean().item(),
-        "squared_error_per_draw": mean_with_error(error.mean(1)),
-        "squared_error_of_mean_draw": mean_with_error(mean_error),
-        "squared_error_of_mean_fill": mean_with_error(plain_error),
-        "squared_error_per_hidden_value": mean_with_error(error.mean(1) / count),
+        "squared_error_per_draw": mean_and_error_dict(error.mean(1)),
+        "squared_error_of_mean_draw": mean_and_error_dict(mean_error),
+        "squared_error_of_mean_fill": mean_and_error_dict(plain_error),
+        "squared_error_per_hidden_value": mean_and_error_dict(error.mean(1) / count),
     }
 
 
-def classify_filled(run: LoadedRun, x: Tensor, filled: Tensor, labels: Tensor) -> dict[str, Any]:
+def classifier_accuracy_on_fills(
+    run: LoadedRun, x: Tensor, filled: Tensor, labels: Tensor
+) -> dict[str, Any]:
     """Return how often a classifier finds the labels (n,) in the fills, and in the items x."""
     classifier = features.EXTRACTORS["classifier"](run.dataset, x.device)
 
     def predict(x: Tensor) -> Tensor:
-        _, logits = classifier(to_bytes(x.float().cpu(), run.spec.range))
+        _, logits = classifier(images_to_uint8(x.float().cpu(), run.spec.range))
         assert logits is not None, "the extractor is a classifier"
         return logits.argmax(-1)
 
@@ -254,76 +267,102 @@ def classify_filled(run: LoadedRun, x: Tensor, filled: Tensor, labels: Tensor) -
     kept = map_batched(predict, filled.flatten(0, 1)).unflatten(0, filled.shape[:2]) == y[:, None]
     found = map_batched(predict, x) == y
     return {
-        "class_kept": mean_with_error(kept.double().mean(1)),
-        "class_found_in_items": mean_with_error(found.double()),
+        "class_kept": mean_and_error_dict(kept.double().mean(1)),
+        "class_found_in_items": mean_and_error_dict(found.double()),
         **classifier.conditions,
     }
 
 
 def render_fills(
     run: LoadedRun, x: Tensor, hidden: Tensor, mean_item: Tensor, filled: Tensor
-) -> np.ndarray:
+) -> Picture:
     """Return rows of items, their visible part, each fill and the mean fill."""
     if run.spec.kind != "image":
-        return image_grids.render_items(filled[:, 0], run.spec, reals=x)
+        return item_pictures.render_items_as_picture(
+            filled[:, 0], run.spec, reals=x, name="filled in"
+        )
     gray = sum(run.spec.range) / 2
     sets = [x, torch.where(hidden, gray, x), *filled.unbind(1), torch.where(hidden, mean_item, x)]
     fills = [f"filled in {k + 1}" for k in range(filled.shape[1])]
     shown = torch.cat([images[:MAX_SHOWN] for images in sets])
-    pixels = image_grids.to_uint8_images(shown, run.spec)
-    grid = image_grids.make_grid(pixels, columns=min(MAX_SHOWN, len(x)))
-    return image_grids.add_captions(grid, rows=["item", "visible", *fills, "mean fill"])
+    pixels = item_pictures.to_uint8_images(shown, run.spec)
+    rows = ["item", "visible", *fills, "mean fill"]
+    return make_picture(pixels, columns=min(MAX_SHOWN, len(x)), row_names=rows)
 
 
 # --- folders --------------------------------------------------------------------------------------
 
 
 def inpaint_folder(
-    run: LoadedRun, input_dir: str, mask: Mask, *, draws: int, seed: int, out: str | None
+    run: LoadedRun,
+    request: CommandRequest,
+    input_dir: str,
+    mask: Mask,
+    *,
+    draws: int,
+    seed: int,
+    output_dir: str | None,
 ) -> dict[str, Any]:
     """Fill in the hidden part of each image of a folder; keep the rest byte for byte.
 
     The results are not measured, because the truth below the hidden part is unknown.
     """
-    direction, channels = find_direction(run), run.spec.shape[0]
+    direction, channels = make_translation_direction(run), run.spec.shape[0]
     if channels not in (1, 3):
         raise UserError(
             f"input_dir= is for models of gray or RGB images; {run.name} makes {run.spec.shape}"
         )
     folder = Path(input_dir).expanduser()
-    output = Path(out) if out else run.folder.samples / f"inpaint_{folder.name}_step{run.step}"
-    files, fractions = psnr_ssim.images_by_stem(folder), []
+    files, fractions = psnr_ssim.find_images_by_stem(folder), []
+    inputs = FolderImageReader(folder, files, channels)
+    names = {
+        stem: [f"{stem}_{k}.png" for k in range(1, draws + 1)] if draws > 1 else [f"{stem}.png"]
+        for stem in files
+    }
+    every_name = [name for some in names.values() for name in some]
+    answer = OutputFolder.choose_folder(
+        request,
+        "inpaint",
+        source=folder,
+        output_dir=output_dir,
+        default_parent=run.folder.samples,
+        names=every_name,
+    )
     torch.manual_seed(seed)
-    for i, (stem, path) in enumerate(files.items()):
-        image = read_image(path, channels)  # (1, C, H, W) uint8
+    for i, (stem, path) in enumerate(track(files.items(), "inpainting", unit="images")):
+        if (image := inputs.read_image_or_none(path)) is None:  # (1, C, H, W) uint8
+            continue
         try:
-            hidden = hidden_pixels(run, mask, path, image, seed=seed + i)
-            x = scale_to_range(run, image, run.spec)
-            source = mark_hidden(x, ~hidden.to(x.device), run.spec)
+            hidden = hidden_pixel_mask(run, mask, path, image, seed=seed + i)
+            x = bytes_to_model_input(run, image, run.spec)
+            source = append_mask_channel(x, ~hidden.to(x.device), run.spec)
             fills = [
-                to_bytes(translate_padded(run, direction, source), run.spec.range)
+                images_to_uint8(translate_any_size(run, direction, source), run.spec.range)
                 for _ in range(draws)
             ]
         except UserError as error:
             raise UserError(f"{path}: {error}") from None
-        for k, filled in enumerate(torch.where(hidden, torch.cat(fills), image), 1):
-            name = f"{stem}_{k}.png" if draws > 1 else f"{stem}.png"
-            image_grids.save_png(filled.permute(1, 2, 0).numpy(), output / name)
+        results = torch.where(hidden, torch.cat(fills), image)
+        for name, filled in zip(names[stem], results, strict=True):
+            item_pictures.write_image_as_png(
+                filled.permute(1, 2, 0).numpy(), answer.claim_result_path(name)
+            )
         fractions.append(hidden.float().mean().item())
-    record = describe_run(run, seed) | {
+    record = run_record_fields(run, seed) | {
         "input_dir": str(folder),
         "method": "translate",
         "mask": mask.kind,
-        "n": len(files),
+        **inputs.used_and_left_out_counts(),
         "draws": draws,
         "hidden_fraction": sum(fractions) / len(fractions),
     }
-    write_record(record, output / "inpaint.json")
-    print(f"{len(files):,} images in {output}")
+    answer.write_final_record(record)
     return record
 
 
-def hidden_pixels(run: LoadedRun, mask: Mask, path: Path, image: Tensor, *, seed: int) -> Tensor:
+def hidden_pixel_mask(
+    run: LoadedRun, mask: Mask, path: Path, image: Tensor, *, seed: int
+) -> Tensor:
     """Return the hidden pixels (1, C, H, W) of an image.
 
     Raises:
@@ -333,7 +372,7 @@ def hidden_pixels(run: LoadedRun, mask: Mask, path: Path, image: Tensor, *, seed
         hidden = transparency_mask(path).expand_as(image)
     else:
         spec = replace(run.spec, shape=tuple(image.shape[1:]))
-        hidden = hidden_values(mask, spec, 1, seed=seed)
+        hidden = hidden_value_mask(mask, spec, 1, seed=seed)
     if not hidden.any():
         raise UserError(f"mask={mask.kind} hides no pixel of it")
     return hidden

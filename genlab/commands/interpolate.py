@@ -5,24 +5,23 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-import numpy as np
 import torch
 from annotated_types import Ge
 from torch import Tensor
 
-from genlab.abilities import require
 from genlab.batching import map_batched
-from genlab.config.recipes import models_with
 from genlab.errors import UserError
-from genlab.inference import queries
-from genlab.inference.queries import ItemSelection, Space, Split
-from genlab.inference.requirements import require_command
-from genlab.inference.results import Results, mean_with_error, write_results
+from genlab.inference import items_and_codes
+from genlab.inference.items_and_codes import ItemSelection, Space, Split
+from genlab.inference.output_files import CommandRequest
+from genlab.inference.requirements import require_ability, require_command_support
+from genlab.inference.results import Results, mean_and_error_dict, write_results
 from genlab.nn.broadcast import expand_like
 from genlab.runs.loaded_run import LoadedRun
-from genlab.spec import Count, DataSpec, Positive
-from genlab.viz import image_grids
+from genlab.spec import ClassNumber, Count, DataSpec, Positive
+from genlab.viz import item_pictures
 from genlab.viz.latents import plot_paths
+from genlab.viz.picture import Picture, make_picture
 
 Method = Literal["linear", "spherical"]
 Endpoints = Literal["data", "prior"]
@@ -30,7 +29,7 @@ Pairs = list[tuple[Count, Count]]
 MIN_SINE = 1e-4  # of the angle between two directions that are neither equal nor opposite
 
 
-def linear(a: Tensor, b: Tensor, t: Tensor) -> Tensor:
+def interpolate_linearly(a: Tensor, b: Tensor, t: Tensor) -> Tensor:
     """Return the codes (n, T, …) at t (T,) on the straight lines from a (n, …) to b (n, …)."""
     a, b = a[:, None], b[:, None]
     t = expand_like(t[None], a)
@@ -40,7 +39,7 @@ def linear(a: Tensor, b: Tensor, t: Tensor) -> Tensor:
 # Shoemake 1985, https://doi.org/10.1145/325334.325242: with Ω the angle between unit vectors p and
 # q, slerp(t) = (sin((1 − t)Ω) p + sin(tΩ) q) / sin Ω. Draws of a Gaussian are near a sphere, which
 # the straight line leaves (White 2016, https://arxiv.org/abs/1609.04468).
-def spherical(a: Tensor, b: Tensor, t: Tensor) -> Tensor:
+def interpolate_spherically(a: Tensor, b: Tensor, t: Tensor) -> Tensor:
     """Return the codes (n, T, …) at t (T,) whose directions turn evenly from a to b.
 
     Their norms change linearly. Values that a and b share, such as a common class, stay constant.
@@ -48,14 +47,16 @@ def spherical(a: Tensor, b: Tensor, t: Tensor) -> Tensor:
     shape, (a, b) = a.shape[1:], (a.flatten(1), b.flatten(1))
     shared = a == b  # (n, d)
     p, q = a.masked_fill(shared, 0), b.masked_fill(shared, 0)
-    norms = linear(p.norm(dim=1, keepdim=True), q.norm(dim=1, keepdim=True), t)  # (n, T, 1)
+    norms = interpolate_linearly(
+        p.norm(dim=1, keepdim=True), q.norm(dim=1, keepdim=True), t
+    )  # (n, T, 1)
     p, q = torch.nn.functional.normalize(p), torch.nn.functional.normalize(q)
     # (n, 1, 1), accurate near 0 and π too.
     angle = 2 * torch.atan2((p - q).norm(dim=1), (p + q).norm(dim=1))[:, None, None]
     t = t.view(1, -1, 1)
     turned = ((1 - t) * angle).sin() * p[:, None] + (t * angle).sin() * q[:, None]
     # Equal directions need not turn, and the path between opposite ones is not unique.
-    straight = linear(p, q, t.flatten())
+    straight = interpolate_linearly(p, q, t.flatten())
     turned = torch.where(angle.sin().abs() > MIN_SINE, turned / angle.sin(), straight)
     z = torch.where(shared[:, None], a[:, None], norms * turned)
     # The ends are exact, to the last bit.
@@ -84,7 +85,7 @@ def interpolate(
     pairs: Pairs | None = None,
     n: Positive = 8,
     frames: Annotated[int, Ge(2)] = 11,
-    label: Count | tuple[Count, Count] | None = None,
+    label: ClassNumber | tuple[ClassNumber, ClassNumber] | None = None,
     split: Split = "test",
     seed: Count = 0,
     output_dir: str | None = None,
@@ -103,12 +104,15 @@ def interpolate(
     Raises:
         UserError: the model does not decode, or lacks such codes; an item or class does not exist.
     """
-    available = require_command(run, "interpolate")
+    request = CommandRequest.from_command_call(interpolate, [run], locals())
+    available = require_command_support(run, "interpolate")
     if endpoints is None:
         use_data = "encode" in available and label is None and space == "z"
         endpoints = "data" if use_data else "prior"
     verb = "encode" if endpoints == "data" else "prior"
-    require(run.model, verb, lambda: models_with(verb))
+    other = {"encode": "prior", "prior": "data"}[verb]
+    has_other = {"data": "encode", "prior": "prior"}[other] in available
+    require_ability(run, verb, f"endpoints={other}" if has_other else "")
     if endpoints == "data":
         if space == "w":
             raise UserError(
@@ -119,20 +123,20 @@ def interpolate(
             raise UserError(
                 "label= is for endpoints=prior: items of the data have their own classes"
             )
-        ends = encode_pairs(run, pairs, n, split=split, seed=seed)
+        ends = encode_item_pairs(run, pairs, n, split=split, seed=seed)
     else:
         if pairs is not None:
             raise UserError(
                 "pairs= is for endpoints=data: draws from the prior are not numbered; choose "
                 "others with seed="
             )
-        ends = draw_pairs(run, n, label, space, seed=seed)
+        ends = draw_prior_code_pairs(run, n, label, space, seed=seed)
     method = method or (run.model.latent_interpolation if space == "z" else "linear")
 
     t = torch.linspace(0, 1, frames, dtype=ends.start.dtype, device=ends.start.device)
-    path = linear if method == "linear" else spherical
+    path = interpolate_linearly if method == "linear" else interpolate_spherically
     z = path(ends.start, ends.end, t)  # (n, T, …)
-    decoded = map_batched(queries.decoder_for(run, space), z.flatten(0, 1))
+    decoded = map_batched(items_and_codes.decoder_of_code_space(run, space), z.flatten(0, 1))
     decoded = decoded.unflatten(0, z.shape[:2])  # (n, T, *shape)
 
     name = f"interpolate_{endpoints}_{method}" + ("_w" if space == "w" else "")
@@ -142,24 +146,27 @@ def interpolate(
         "space": space,
         "n": len(z),
         "frames": frames,
-        **measure_paths(decoded),
+        **measure_path_lengths(decoded),
     }
     results = Results(
         name,
         seed,
         record,
-        images={"": render_paths(decoded, run.spec, ends.items)},
+        images={"": render_interpolations(decoded, run.spec, ends.items)},
         arrays={"frames": decoded, "z": z, "t": t, "index": ends.index},
+        items={"frames": ("pair", "frame")},
     )
-    return write_results(run, results, output_dir)
+    return write_results(run, request, results, output_dir)
 
 
-def encode_pairs(
+def encode_item_pairs(
     run: LoadedRun, pairs: Pairs | None, n: int, *, split: Split, seed: int
 ) -> CodePairs:
     """Return the codes of the listed pairs of items, or of n random pairs."""
     listed = None if pairs is None else [k for end in zip(*pairs, strict=True) for k in end]
-    batch, index = queries.select_items(run, ItemSelection(2 * n, listed, split, seed))
+    batch, index = items_and_codes.load_selected_items_and_indices(
+        run, ItemSelection(2 * n, listed, split, seed)
+    )
     count = len(batch) // 2  # a small split has fewer pairs
     if not count:
         raise UserError(f"the {split} split of {run.dataset_name} has one item; two are needed")
@@ -168,43 +175,47 @@ def encode_pairs(
     return CodePairs(start, end, items, index[: 2 * count].view(2, count).T)
 
 
-def draw_pairs(
+def draw_prior_code_pairs(
     run: LoadedRun, n: int, label: int | tuple[int, int] | None, space: Space, *, seed: int
 ) -> CodePairs:
     """Return n pairs of draws from the prior."""
     torch.manual_seed(seed)
     labels = label if isinstance(label, tuple) else (label, label)
     start, end = (
-        queries.draw_prior_codes(run, n, queries.check_prior_label(run, k), space) for k in labels
+        items_and_codes.draw_prior_codes(
+            run, n, items_and_codes.prior_label_or_default(run, k), space
+        )
+        for k in labels
     )
     return CodePairs(start, end)
 
 
-def measure_paths(decoded: Tensor) -> dict[str, Any]:
+def measure_path_lengths(decoded: Tensor) -> dict[str, Any]:
     """Return the end distance, length and longest step of paths (n, T, *shape)."""
     steps = decoded.diff(dim=1).double().flatten(2).norm(dim=2)  # (n, T − 1)
-    distance = queries.squared_error(decoded[:, 0], decoded[:, -1]).sqrt()
+    distance = items_and_codes.squared_error_per_item(decoded[:, 0], decoded[:, -1]).sqrt()
     return {
-        "distance": mean_with_error(distance),
-        "path_length": mean_with_error(steps.sum(1)),
-        "longest_step": mean_with_error(steps.max(1).values),
+        "distance": mean_and_error_dict(distance),
+        "path_length": mean_and_error_dict(steps.sum(1)),
+        "longest_step": mean_and_error_dict(steps.max(1).values),
     }
 
 
-def render_paths(
+def render_interpolations(
     decoded: Tensor, spec: DataSpec, items: tuple[Tensor, Tensor] | None
-) -> np.ndarray:
+) -> Picture:
     """Return a row of images for each path (n, T, C, H, W), or the curves of points.
 
     Args:
         items: the items at both ends, shown beside the images.
     """
     if spec.kind != "image":
-        return plot_paths(decoded, None if items is None else torch.cat(items))
+        names = [f"path {i + 1}" for i in range(len(decoded))]
+        return plot_paths(decoded, names, None if items is None else torch.cat(items))
     columns = [f"{i / (decoded.shape[1] - 1):.2g}" for i in range(decoded.shape[1])]
     if items is not None:
         decoded = torch.cat([items[0][:, None], decoded, items[1][:, None]], 1)
         columns = ["from", *columns, "to"]
-    images = image_grids.to_uint8_images(decoded.flatten(0, 1), spec)
-    grid = image_grids.make_grid(images, columns=decoded.shape[1])
-    return image_grids.add_captions(grid, columns=columns)
+    images = item_pictures.to_uint8_images(decoded.flatten(0, 1), spec)
+    note = "one path of codes per row; above, the position on it"
+    return make_picture(images, columns=decoded.shape[1], column_names=columns, note=note)

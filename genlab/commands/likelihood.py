@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
 import torch
 
-from genlab.data.shuffling import permutation
-from genlab.inference.likelihood_scores import LIKELIHOODS, find_score, score_items
-from genlab.inference.queries import Split
+from genlab.inference.items_and_codes import Split
+from genlab.inference.likelihood_scores import LIKELIHOODS, find_supported_score, score_items
+from genlab.inference.output_files import CommandRequest, Writer, write_and_print_output_files
 from genlab.inference.results import (
     common_output_folder,
-    describe_run,
-    write_arrays,
-    write_record,
+    make_picture_caption,
+    make_table_rows_csv_writers,
+    run_record_fields,
+    write_npz,
 )
 from genlab.runs.loaded_run import LoadedRun
 from genlab.spec import Count, Positive
-from genlab.viz.figures import make_figure, plot_histograms, save_figure
+from genlab.tables import format_with_error, print_wrapped
+from genlab.viz.figures import make_canvas_and_axes, plot_histograms, save_canvas_as_png
 
 QUANTILES = {"lowest": 0.0, "5%": 0.05, "median": 0.5, "95%": 0.95, "highest": 1.0}
 
@@ -38,7 +41,7 @@ def likelihood(
 
     For a conditional model it is log p(x|y) with the item's label. Writes an .npz file with
     log_prob (n,), the indices of the items in the split and their labels y; the summary as JSON; a
-    histogram.
+    histogram; for a table also a CSV file of its rows.
 
     Args:
         iwae_samples: importance samples of an IWAE bound.
@@ -47,7 +50,8 @@ def likelihood(
     Raises:
         UserError: the model has neither an exact likelihood nor a bound or an estimate.
     """
-    score = find_score(
+    request = CommandRequest.from_command_call(likelihood, [run], locals())
+    score = find_supported_score(
         run,
         LIKELIHOODS,
         iwae_samples=iwae_samples,
@@ -60,7 +64,7 @@ def likelihood(
 
     mean, count = log_prob.mean().item(), len(log_prob)
     std = log_prob.std().item() if count > 1 else None
-    record = describe_run(run, seed) | {
+    record = run_record_fields(run, seed) | {
         "split": split,
         "n": count,
         "score": str(score),
@@ -73,20 +77,22 @@ def likelihood(
         "bits_per_dim": run.spec.bits_per_dim(mean),
     }
     folder = common_output_folder([run], "likelihood", output_dir)
-    name = f"{split}_step{run.step}_seed{seed}"
-    arrays = {
-        "log_prob": log_prob.numpy(),
-        "index": permutation(run.dataset.size(split), seed, 0)[:n].numpy(),
-    }
+    index = run.dataset.head_indices(split, n, seed=seed)
+    arrays = {"log_prob": log_prob.numpy(), "index": index.numpy()}
     if batch.y is not None:
         arrays["y"] = batch.y.cpu().numpy()
-    write_arrays(folder / f"{name}.npz", **arrays)
-    canvas, (axes,) = make_figure(6, 4)
+    canvas, (axes,) = make_canvas_and_axes(8, 5)
     title = f"{run.name} on {run.dataset_name} {split}"
-    plot_histograms(axes, {title: log_prob}, str(score))
-    error = "" if std is None else f" ± {record['standard_error']:.2g}"
-    print(f"{title}: mean {mean:.4f}{error} nats of {count:,} items, {score.tag} ({score})")
-    print(folder / f"{name}.npz")
-    print(save_figure(canvas, folder / f"{name}.png"))
-    write_record(record, folder / f"{name}.json")
+    plot_histograms(axes, {title: log_prob}, f"{score}, per item")
+    shown = format_with_error(mean, record["standard_error"])
+    print_wrapped(f"{title}: mean {shown} nats of {count:,} items, {score.tag} ({score})")
+    files: dict[str, Writer] = {
+        ".png": partial(
+            save_canvas_as_png, canvas, caption=make_picture_caption("likelihood", run, seed)
+        ),
+        ".npz": partial(write_npz, arrays=arrays),
+    }
+    rows = run.dataset.file_row_numbers(split, index)
+    files |= make_table_rows_csv_writers(run, batch, rows, {"log_prob": log_prob.tolist()})
+    write_and_print_output_files(request, folder, split, record, files)
     return record

@@ -7,18 +7,19 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from genlab.batching import map_batched
 from genlab.errors import UserError
-from genlab.inference import queries
-from genlab.inference.requirements import require_command
-from genlab.inference.results import Results, mean_with_error, write_results
+from genlab.inference import items_and_codes
+from genlab.inference.output_files import CommandRequest
+from genlab.inference.requirements import require_command_support
+from genlab.inference.results import Results, mean_and_error_dict, write_results
 from genlab.runs.loaded_run import LoadedRun
-from genlab.spec import Count, Fraction, Positive
-from genlab.viz import image_grids
+from genlab.spec import ClassNumber, Count, Fraction, Positive
+from genlab.viz import item_pictures
+from genlab.viz.picture import Picture, make_picture
 
 SCALES = ("coarse", "middle", "fine")
 
@@ -41,7 +42,7 @@ def mix(
     columns: Positive = 5,
     cuts: tuple[Count, Count] | None = None,
     truncation: Fraction = 1.0,
-    label: Count | tuple[Count, Count] | None = None,
+    label: ClassNumber | tuple[ClassNumber, ClassNumber] | None = None,
     seed: Count = 0,
     output_dir: str | None = None,
 ) -> dict[str, Any]:
@@ -58,12 +59,15 @@ def mix(
     Raises:
         UserError: the model lacks styles, or such layers or classes.
     """
-    require_command(run, "mix")
+    request = CommandRequest.from_command_call(mix, [run], locals())
+    require_command_support(run, "mix")
     torch.manual_seed(seed)
     labels = label if isinstance(label, tuple) else (label, label)
     w_a, w_b = (
         run.model.styles(
-            queries.draw_prior_codes(run, n, queries.check_prior_label(run, k)),
+            items_and_codes.draw_prior_codes(
+                run, n, items_and_codes.prior_label_or_default(run, k)
+            ),
             truncation=truncation,
         )
         for n, k in zip((rows, columns), labels, strict=True)
@@ -90,36 +94,45 @@ def mix(
             continue
         w = mix_styles(w_a, w_b, start, end).flatten(0, 1)
         x = map_batched(run.model.synthesize, w).unflatten(0, (rows, columns))  # (A, B, *shape)
-        distance_to_a = queries.squared_error(x.flatten(0, 1), repeat_rows(a, columns))
-        distance_to_b = queries.squared_error(x.flatten(0, 1), repeat_columns(b, rows))
+        distance_to_a = items_and_codes.squared_error_per_item(
+            x.flatten(0, 1), row_item_per_cell(a, columns)
+        )
+        distance_to_b = items_and_codes.squared_error_per_item(
+            x.flatten(0, 1), column_item_per_cell(b, rows)
+        )
         record |= {
             f"{scale}_layers": [start, end - 1],
-            f"{scale}_of_b_distance_to_a": mean_with_error(distance_to_a / run.spec.dim),
-            f"{scale}_of_b_distance_to_b": mean_with_error(distance_to_b / run.spec.dim),
+            f"{scale}_of_b_distance_to_a": mean_and_error_dict(distance_to_a / run.spec.dim),
+            f"{scale}_of_b_distance_to_b": mean_and_error_dict(distance_to_b / run.spec.dim),
         }
         arrays[scale] = x
-        images[scale] = render_mixtures(run, a, b, x, f"{scale} of B")
-    return write_results(run, Results("mix", seed, record, images, arrays), output_dir)
+        images[scale] = render_style_mixing_grid(run, a, b, x, f"{scale} of B")
+    results = Results("mix", seed, record, images, arrays)
+    return write_results(run, request, results, output_dir)
 
 
-def repeat_rows(a: Tensor, columns: int) -> Tensor:
+def row_item_per_cell(a: Tensor, columns: int) -> Tensor:
     """Return the item A (A · B, *shape) of each cell of a grid."""
     return a.repeat_interleave(columns, 0)
 
 
-def repeat_columns(b: Tensor, rows: int) -> Tensor:
+def column_item_per_cell(b: Tensor, rows: int) -> Tensor:
     """Return the item B (A · B, *shape) of each cell of a grid."""
     return b[None].expand(rows, *b.shape).flatten(0, 1)
 
 
-def render_mixtures(run: LoadedRun, a: Tensor, b: Tensor, x: Tensor, corner: str) -> np.ndarray:
+def render_style_mixing_grid(
+    run: LoadedRun, a: Tensor, b: Tensor, x: Tensor, corner: str
+) -> Picture:
     """Return mixed items x (A, B, C, H, W) as a grid, with A's at the left and B's at the top."""
     rows, columns = x.shape[:2]
     blank = torch.full_like(a[:1], run.spec.range[1])
     lines = torch.cat([a[:, None], x], 1).flatten(0, 1)
-    pixels = image_grids.to_uint8_images(torch.cat([blank, b, lines]), run.spec)
-    return image_grids.add_captions(
-        image_grids.make_grid(pixels, columns=columns + 1),
-        rows=[corner, *(f"A{i + 1}" for i in range(rows))],
-        columns=["", *(f"B{i + 1}" for i in range(columns))],
+    pixels = item_pictures.to_uint8_images(torch.cat([blank, b, lines]), run.spec)
+    return make_picture(
+        pixels,
+        columns=columns + 1,
+        row_names=[corner, *(f"A{i + 1}" for i in range(rows))],
+        column_names=["", *(f"B{i + 1}" for i in range(columns))],
+        note=f"each cell has the {corner} of its column and the other layers of its row",
     )

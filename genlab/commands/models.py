@@ -1,4 +1,4 @@
-"""genlab models: list the recipes and their abilities, in 80 columns."""
+"""genlab models: list the recipes and their abilities, as wide as the terminal."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import re
 import textwrap
 
 from genlab.errors import UserError
+from genlab.tables import terminal_width
 
-WIDTH = 79
+PIPE_WIDTH = 80  # columns if the output is not a terminal
 # The column of each ability in the table; a missing ability is shown as a dot.
 ABILITY_LETTERS = {
     "sample": "S",
@@ -42,27 +43,30 @@ def models(arguments: list[str]) -> None:
         raise UserError(f"genlab models does not take options such as {' '.join(arguments)}")
     listed = list_recipes()
     name_width = max(len(recipe.name) for recipe in listed)
+    width = terminal_width(PIPE_WIDTH) - 1
     print(f"{'model':<{name_width}}  paper")
     for recipe in listed:
-        title = textwrap.shorten(citation(recipe.header), WIDTH - name_width - 2, placeholder=" …")
+        title = textwrap.shorten(
+            recipe_citation(recipe.header), width - name_width - 2, placeholder=" …"
+        )
         print(f"{recipe.name:<{name_width}}  {title}")
-    print(f"\n{legend()}\n\n{'model':<{name_width}}  likelihood  abilities")
+    print(f"\n{format_abilities_legend(width)}\n\n{'model':<{name_width}}  likelihood  abilities")
     for recipe in listed:
         available = recipe.abilities()
         letters = " ".join(
             letter if verb in available else "." for verb, letter in ABILITY_LETTERS.items()
         )
-        print(f"{recipe.name:<{name_width}}  {likelihood_tag(available):<10}  {letters}")
+        print(f"{recipe.name:<{name_width}}  {best_likelihood_tag(available):<10}  {letters}")
 
 
-def citation(header: str) -> str:
+def recipe_citation(header: str) -> str:
     """Return the first sentence of a recipe's comment without the address of the paper."""
     text = re.sub(r",? ?\bhttps?://[^\s;)]*[^\s;).,:]", "", header)
     sentence = re.split(r"(?<!\bal)(?<!\bet)\.\s|(?<=\d\d\d\d):\s", text, maxsplit=1)[0]
     return sentence.rstrip(".")
 
 
-def likelihood_tag(available: set[str]) -> str:
+def best_likelihood_tag(available: set[str]) -> str:
     """Return the most accurate likelihood that abilities give: exact, bound or estimate."""
     from genlab.config.recipes import LIKELIHOOD_TAGS
 
@@ -70,7 +74,7 @@ def likelihood_tag(available: set[str]) -> str:
     return next((tag for tag in ("exact", "bound", "estimate") if tag in tags), "")
 
 
-def legend() -> str:
+def format_abilities_legend(width: int) -> str:
     """Return the meaning of the letters of the table, wrapped."""
     # Non-breaking spaces keep a letter and its ability on one line.
     letters = ", ".join(
@@ -80,4 +84,4 @@ def legend() -> str:
         f"Abilities: {letters}. Likelihood: exact, a bound of it, or an estimate. "
         "`genlab info run=<folder>` lists the commands that fit a run."
     )
-    return textwrap.fill(text, WIDTH).replace("\N{NO-BREAK SPACE}", " ")
+    return textwrap.fill(text, width).replace("\N{NO-BREAK SPACE}", " ")

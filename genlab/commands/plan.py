@@ -16,10 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from genlab.abilities import abilities
-from genlab.commands.train import evaluate_model, num_preview_items
-from genlab.console import print_table
+from genlab.commands.train import evaluate_on_validation_split, num_preview_items
+from genlab.console import Progress
 from genlab.errors import UserError
-from genlab.training.auto_batch_size import Trial, time_steps, used_memory
+from genlab.tables import print_table
+from genlab.training.auto_batch_size import Trial, time_training_steps, used_memory_bytes
 from genlab.training.trainer import Trainer
 
 MB = 2**20
@@ -41,15 +42,16 @@ def plan(trainer: Trainer, dataset: Any, *, config: dict[str, Any]) -> dict[str,
     """
     if trainer.group.size > 1:
         raise UserError("genlab plan measures one process: start it without torchrun")
-    memory_before = used_memory(trainer.device)
-    trial = time_steps(trainer, dataset, seconds=MEASURED_SECONDS)
+    memory_before = used_memory_bytes(trainer.device)
+    with Progress("timing training steps"):
+        trial = time_training_steps(trainer, dataset, seconds=MEASURED_SECONDS)
     numbers: dict[str, float] = {}
-    table = [*data_rows(trainer, dataset), *model_rows(trainer.model, numbers)]
+    table = [*dataset_rows(trainer, dataset), *parameter_count_rows(trainer.model, numbers)]
     table += memory_rows(trainer, trial, memory_before, numbers)
     table += time_rows(trainer, dataset, trial, numbers)
-    rows, warning = disk_rows(trainer, Path(str(config["out"])), numbers)
+    rows, warning = checkpoint_disk_rows_and_warning(trainer, Path(str(config["out"])), numbers)
     table += rows
-    table += preview_rows(trainer, dataset, config, numbers)
+    table += preview_and_evaluation_time_rows(trainer, dataset, config, numbers)
     print_table(["quantity", "value", "source"], [list(row) for row in table])
     if warning:
         print(f"warning: {warning}", file=sys.stderr)
@@ -59,7 +61,7 @@ def plan(trainer: Trainer, dataset: Any, *, config: dict[str, Any]) -> dict[str,
 # --- data and model -------------------------------------------------------------------------------
 
 
-def data_rows(trainer: Trainer, dataset: Any) -> list[Row]:
+def dataset_rows(trainer: Trainer, dataset: Any) -> list[Row]:
     """Return what the data is, and where it is stored."""
     spec = dataset.spec
     sizes = [f"{dataset.size(split):,} {split}" for split in ("train", "validation", "test")]
@@ -85,7 +87,7 @@ def data_rows(trainer: Trainer, dataset: Any) -> list[Row]:
     ]
 
 
-def model_rows(model: nn.Module, numbers: dict[str, float]) -> list[Row]:
+def parameter_count_rows(model: nn.Module, numbers: dict[str, float]) -> list[Row]:
     """Return the number of parameters of the model and its parts; shared ones count once."""
     numbers["parameters"] = sum(p.numel() for p in model.parameters())
     rows = [("model", type(model).__name__, f"{numbers['parameters']:,} parameters, exact")]
@@ -129,7 +131,7 @@ def memory_rows(
     }
     rows: list[Row] = [("memory", "", "")]
     for key, group in tensors.items():
-        size = total_bytes(group)
+        size = total_tensor_bytes(group)
         numbers[f"{key}_mb"] = size / MB
         if group:
             rows.append((f"  {titles.get(key, key)}", format_bytes(size), "exact"))
@@ -142,7 +144,7 @@ def memory_rows(
     return [*rows, ("  peak", format_bytes(trial.peak_bytes), source)]
 
 
-def total_bytes(tensors: Iterable[Tensor]) -> int:
+def total_tensor_bytes(tensors: Iterable[Tensor]) -> int:
     """Return the size of tensors in bytes, each counted once."""
     return sum({id(t): t.numel() * t.element_size() for t in tensors}.values())
 
@@ -173,7 +175,7 @@ def time_rows(trainer: Trainer, dataset: Any, trial: Trial, numbers: dict[str, f
     if steps < options.steps:
         end = f"trainer.max_minutes ends it before {options.steps:,}"
     return [
-        ("time", trainer_name(trainer), str(trainer.device)),
+        ("time", trainer_and_optimizer_names(trainer), str(trainer.device)),
         ("  batch", f"{batch_size:,} items", shards),
         (
             "  step",
@@ -194,7 +196,7 @@ def time_rows(trainer: Trainer, dataset: Any, trial: Trial, numbers: dict[str, f
     ]
 
 
-def trainer_name(trainer: Trainer) -> str:
+def trainer_and_optimizer_names(trainer: Trainer) -> str:
     """Return the names of the trainer and of its optimizers."""
     kinds = dict.fromkeys(type(optimizer).__name__ for optimizer in trainer.optimizers.values())
     return ", ".join([type(trainer).__name__, *kinds])
@@ -217,7 +219,9 @@ class ByteCounter(io.RawIOBase):
         return n
 
 
-def disk_rows(trainer: Trainer, out: Path, numbers: dict[str, float]) -> tuple[list[Row], str]:
+def checkpoint_disk_rows_and_warning(
+    trainer: Trainer, out: Path, numbers: dict[str, float]
+) -> tuple[list[Row], str]:
     """Return the disk space of the checkpoints, and a warning if the disk has less."""
     options = trainer.options
     file: Any = ByteCounter()
@@ -259,7 +263,7 @@ class TimeLimitError(Exception):
     """A measurement took longer than its limit."""
 
 
-def measure_seconds(function: Callable[[], object]) -> float | None:
+def time_call_with_limit(function: Callable[[], object]) -> float | None:
     """Return the seconds that a call takes; None if TIME_LIMIT_S interrupted it.
 
     The call is interrupted in the main thread only.
@@ -284,7 +288,7 @@ def measure_seconds(function: Callable[[], object]) -> float | None:
     return time.perf_counter() - start
 
 
-def preview_rows(
+def preview_and_evaluation_time_rows(
     trainer: Trainer, dataset: Any, config: dict[str, Any], numbers: dict[str, float]
 ) -> list[Row]:
     """Return the time of previews and evaluations; unknown numbers are left out of `numbers`."""
@@ -301,18 +305,22 @@ def preview_rows(
         rows.append((title, total, f"{source}; one every {every:,} steps"))
 
     if options.preview_every and "sample" in abilities(model):
-        seconds, source = measure_sampling(model, num_preview_items(dataset))
+        with Progress("timing a preview"):
+            seconds, source = sampling_seconds_and_source(model, num_preview_items(dataset))
         times = int(-(-steps // options.preview_every))  # includes one at the end
         add("preview", options.preview_every, seconds, source, times)
     if options.evaluate_every and steps >= options.evaluate_every:
-        seconds = measure_seconds(lambda: evaluate_model(dataset, config, model))
+        with Progress("timing an evaluation"):
+            seconds = time_call_with_limit(
+                lambda: evaluate_on_validation_split(dataset, config, set(), model)
+            )
         source = "measured" if seconds else "one was interrupted"
         times = int(steps // options.evaluate_every)
         add("evaluation", options.evaluate_every, seconds, source, times)
     return [("previews and evaluations", "", ""), *rows] if rows else []
 
 
-def measure_sampling(model: Any, n: int) -> tuple[float | None, str]:
+def sampling_seconds_and_source(model: Any, n: int) -> tuple[float | None, str]:
     """Return the seconds of drawing n samples, None above TIME_LIMIT_S; and the source.
 
     For a model that samples in many steps, a few short samples predict whether n samples would
@@ -321,7 +329,7 @@ def measure_sampling(model: Any, n: int) -> tuple[float | None, str]:
 
     @torch.no_grad()
     def time_samples(size: int, **options: Any) -> float | None:
-        return measure_seconds(lambda: model.sample(size, **options).cpu())
+        return time_call_with_limit(lambda: model.sample(size, **options).cpu())
 
     torch.manual_seed(0)
     if model.step_by_step:

@@ -9,24 +9,29 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from genlab.batching import map_batched
 from genlab.data.image_decoding import DECODE_ERRORS, Crop, ImageDecoder
-from genlab.data.npy_files import read_arrays
+from genlab.data.npy_files import read_numpy_arrays
 from genlab.data.preprocessing import Preprocessor
 from genlab.errors import UserError
-from genlab.inference import queries
-from genlab.inference.latent_search import LatentSearch, optimize_with_restarts, resample_codes
-from genlab.inference.queries import ItemSelection, Space, Split
-from genlab.inference.requirements import require_command
-from genlab.inference.results import Results, mean_with_error, write_results
+from genlab.inference import items_and_codes
+from genlab.inference.items_and_codes import ItemSelection, Space, Split
+from genlab.inference.latent_search import (
+    LatentSearch,
+    optimize_codes_with_restarts,
+    resample_codes,
+)
+from genlab.inference.output_files import CommandRequest
+from genlab.inference.requirements import require_command_support
+from genlab.inference.results import Results, mean_and_error_dict, write_results
 from genlab.nn.broadcast import expand_like
 from genlab.runs.loaded_run import LoadedRun
-from genlab.spec import Count, DataSpec, NonNegative, Positive
-from genlab.viz import image_grids
+from genlab.spec import ClassNumber, Count, DataSpec, NonNegative, Positive
+from genlab.viz import item_pictures
+from genlab.viz.picture import Picture, make_picture
 
 
 def project(
@@ -38,7 +43,7 @@ def project(
     n: Positive = 6,
     items: list[Count] | None = None,
     split: Split = "test",
-    label: Count | None = None,
+    label: ClassNumber | None = None,
     steps: Positive = 500,
     tries: Positive = 3,
     prior_weight: NonNegative = 0.001,
@@ -66,34 +71,41 @@ def project(
         UserError: the model does not decode, an item or file does not exist, or the direction
             belongs to another space.
     """
-    require_command(run, "project")
-    decode = queries.decoder_for(run, space)
+    request = CommandRequest.from_command_call(project, [run], locals())
+    require_command_support(run, "project")
+    decode = items_and_codes.decoder_of_code_space(run, space)
     index = None
     if images:
-        x = read_images(run, images, crop)
+        x = read_images_as_model_input(run, images, crop)
     else:
-        batch, index = queries.select_items(run, ItemSelection(n, items, split, seed))
+        batch, index = items_and_codes.load_selected_items_and_indices(
+            run, ItemSelection(n, items, split, seed)
+        )
         x = batch.x
-    prior_label = queries.check_prior_label(run, label)
-    reference = queries.reference_codes(
+    prior_label = items_and_codes.prior_label_or_default(run, label)
+    reference = items_and_codes.prior_or_encoded_codes(
         run, split=split, seed=seed, label=prior_label, space=space
     )  # (N, …)
-    apply_edit(reference[:1], edit, strengths)  # refuses a wrong edit before the search
+    edit_codes_and_name_edits(
+        reference[:1], edit, strengths
+    )  # refuses a wrong edit before the search
     torch.manual_seed(seed)
     start = resample_codes(reference, len(x) * tries)
     if space == "w":
         start[::tries] = reference.mean(0)
-    data_range = queries.value_range(x, run)
+    data_range = items_and_codes.value_range_length(x, run)
     known = torch.ones_like(x, dtype=torch.bool)
     search = LatentSearch(reference, prior_weight, steps, data_range)
-    z = optimize_with_restarts(decode, x, known, search, tries=tries, start=start)[:, 0]  # (n, …)
+    z = optimize_codes_with_restarts(decode, x, known, search, tries=tries, start=start)[
+        :, 0
+    ]  # (n, …)
     found = map_batched(decode, z)
-    edited_z, names = apply_edit(z, edit, strengths)  # (n, E, …)
+    edited_z, names = edit_codes_and_name_edits(z, edit, strengths)  # (n, E, …)
     edited = None
     if names:
         edited = map_batched(decode, edited_z.flatten(0, 1)).unflatten(0, edited_z.shape[:2])
 
-    train = run.dataset.head("train", queries.REFERENCE_CODES, seed=seed).x
+    train = run.dataset.head("train", items_and_codes.REFERENCE_CODES, seed=seed).x
     mean_item = train.to(x).mean(0).expand_as(x)
     record = {
         "space": space,
@@ -103,9 +115,11 @@ def project(
         "tries": tries,
         "prior_weight": prior_weight,
         "edit": edit,
-        "squared_error": mean_with_error(queries.squared_error(x, found)),
-        "squared_error_of_mean_item": mean_with_error(queries.squared_error(x, mean_item)),
-        "psnr_db": mean_with_error(queries.psnr(x, found, data_range)),
+        "squared_error": mean_and_error_dict(items_and_codes.squared_error_per_item(x, found)),
+        "squared_error_of_mean_item": mean_and_error_dict(
+            items_and_codes.squared_error_per_item(x, mean_item)
+        ),
+        "psnr_db": mean_and_error_dict(items_and_codes.finite_psnr_per_item(x, found, data_range)),
     }
     results = Results(
         "project" + ("_w" if space == "w" else ""),
@@ -120,11 +134,12 @@ def project(
             "edited": edited,
             "edited_z": edited_z if names else None,
         },
+        items={"found": (), "edited": ("item", "strength"), "x": ()},
     )
-    return write_results(run, results, output_dir)
+    return write_results(run, request, results, output_dir)
 
 
-def apply_edit(
+def edit_codes_and_name_edits(
     z: Tensor, edit: str | None, strengths: tuple[float, ...]
 ) -> tuple[Tensor, list[str]]:
     """Return the edited codes (n, E, …) of codes z (n, …), and a name for each edit.
@@ -137,7 +152,7 @@ def apply_edit(
     if edit == "interpolate":
         direction = (z.roll(-1, 0) - z)[:, None]
     else:
-        direction = read_direction(edit).to(z)
+        direction = read_code_direction(edit).to(z)
         if direction.shape != z.shape[1:]:
             raise UserError(
                 f"edit={edit}: its direction has the shape {tuple(direction.shape)}, but these "
@@ -148,7 +163,7 @@ def apply_edit(
     return start + expand_like(s[None], start) * direction, [f"{v:+g}" for v in strengths]
 
 
-def read_direction(path: str) -> Tensor:
+def read_code_direction(path: str) -> Tensor:
     """Return the direction in a file that `genlab arithmetic` wrote.
 
     Raises:
@@ -159,7 +174,7 @@ def read_direction(path: str) -> Tensor:
             f"edit={path}: the file does not exist; give interpolate, or an .npz of "
             "genlab arithmetic"
         )
-    arrays = read_arrays(Path(path), f"edit={path}")
+    arrays = read_numpy_arrays(Path(path), f"edit={path}")
     if "direction" not in arrays:
         raise UserError(
             f"edit={path} contains no direction; genlab arithmetic writes one, of b and c or of an "
@@ -168,7 +183,7 @@ def read_direction(path: str) -> Tensor:
     return torch.from_numpy(arrays["direction"])
 
 
-def read_images(run: LoadedRun, images: list[str] | str, crop: Crop) -> Tensor:
+def read_images_as_model_input(run: LoadedRun, images: list[str] | str, crop: Crop) -> Tensor:
     """Return image files as the model's data (n, *shape), on its device.
 
     Raises:
@@ -195,12 +210,13 @@ def read_images(run: LoadedRun, images: list[str] | str, crop: Crop) -> Tensor:
 
 def render_projections(
     x: Tensor, found: Tensor, edited: Tensor | None, names: list[str], spec: DataSpec
-) -> np.ndarray:
+) -> Picture:
     """Return a row for each item: the item, what was found, and its edits."""
     if spec.kind != "image":
-        return image_grids.render_items(found, spec, reals=x)
+        return item_pictures.render_items_as_picture(found, spec, reals=x, name="found")
     columns = [x[:, None], found[:, None]] + ([] if edited is None else [edited])
     cells = torch.cat(columns, 1)
-    pixels = image_grids.to_uint8_images(cells.flatten(0, 1), spec)
-    grid = image_grids.make_grid(pixels, columns=cells.shape[1])
-    return image_grids.add_captions(grid, columns=["item", "found", *names])
+    pixels = item_pictures.to_uint8_images(cells.flatten(0, 1), spec)
+    column_names = ["item", "found", *names]
+    note = "items and the nearest images that the model can make"
+    return make_picture(pixels, columns=cells.shape[1], column_names=column_names, note=note)

@@ -5,16 +5,17 @@ from __future__ import annotations
 from typing import Any
 
 from genlab.batching import map_batched
-from genlab.inference.queries import (
+from genlab.inference.items_and_codes import (
     ItemSelection,
     Split,
-    psnr,
-    select_items,
-    squared_error,
-    value_range,
+    finite_psnr_per_item,
+    load_selected_items_and_indices,
+    squared_error_per_item,
+    value_range_length,
 )
-from genlab.inference.requirements import require_command
-from genlab.inference.results import Results, mean_with_error, write_results
+from genlab.inference.output_files import CommandRequest
+from genlab.inference.requirements import require_command_support
+from genlab.inference.results import Results, mean_and_error_dict, write_results
 from genlab.runs.loaded_run import LoadedRun
 from genlab.spec import Count, Positive
 from genlab.viz.latents import MAX_RECONSTRUCTIONS, plot_reconstructions
@@ -37,20 +38,23 @@ def reconstruct(
     Raises:
         UserError: the model does not encode and decode, or an item does not exist.
     """
-    require_command(run, "reconstruct")
-    batch, index = select_items(run, ItemSelection(n, items, split, seed))
+    request = CommandRequest.from_command_call(reconstruct, [run], locals())
+    require_command_support(run, "reconstruct")
+    batch, index = load_selected_items_and_indices(run, ItemSelection(n, items, split, seed))
     z = map_batched(run.model.encode, batch.x)
     decoded = map_batched(run.model.decode, z)
-    errors = squared_error(batch.x, decoded)  # (n,)
+    errors = squared_error_per_item(batch.x, decoded)  # (n,)
     record = {
         "split": split,
         "n": len(batch),
-        "squared_error": mean_with_error(errors),
-        "squared_error_per_value": mean_with_error(errors / run.spec.dim),
+        "squared_error": mean_and_error_dict(errors),
+        "squared_error_per_value": mean_and_error_dict(errors / run.spec.dim),
     }
     shown = len(batch)
     if run.spec.kind == "image":
-        record["psnr_db"] = mean_with_error(psnr(batch.x, decoded, value_range(batch.x, run)))
+        record["psnr_db"] = mean_and_error_dict(
+            finite_psnr_per_item(batch.x, decoded, value_range_length(batch.x, run))
+        )
         shown = MAX_RECONSTRUCTIONS
     results = Results(
         "reconstruct",
@@ -64,5 +68,6 @@ def reconstruct(
             "reconstruction": decoded,
             "squared_errors": errors,
         },
+        items={"reconstruction": (), "x": ()},
     )
-    return write_results(run, results, output_dir)
+    return write_results(run, request, results, output_dir)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import re
+from collections.abc import Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,30 +11,36 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
-from genlab.abilities import require
-from genlab.config.instantiate import accepted_parameters, validate_kwargs
-from genlab.config.recipes import models_with
+from genlab.config.instantiate import parameters_and_type_hints, validate_kwargs
+from genlab.console import track
 from genlab.errors import UserError
-from genlab.inference.queries import check_class
-from genlab.inference.results import write_arrays
-from genlab.model import GenerativeModel
+from genlab.fileio import atomic_write
+from genlab.inference.items_and_codes import refuse_unknown_class
+from genlab.inference.output_files import CommandRequest, Writer, write_and_print_output_files
+from genlab.inference.requirements import require_ability
+from genlab.inference.results import (
+    make_npz_and_csv_writers,
+    make_picture_caption,
+    output_folder_of_run,
+    run_record_fields,
+)
 from genlab.runs.loaded_run import LoadedRun
-from genlab.spec import Count, Positive
-from genlab.viz import image_grids
+from genlab.spec import ClassNumber, Count, Positive
+from genlab.viz import item_pictures
+from genlab.viz.picture import Picture
+from genlab.viz.sheets import save_picture_as_sheet
 
 # Samples in a picture, by kind of data.
 MAX_SHOWN = {"image": 256, "points": 20_000, "tokens": 20_000}
 MAX_SHOWN_OTHER = 64
-MAX_PROMPT_CHARACTERS = 60  # of the prompt in a file name
 
 
 def sample(
     run: LoadedRun,
     *,
     n: Positive = 64,
-    label: Count | list[Count] | None = None,
+    label: ClassNumber | list[ClassNumber] | None = None,
     prompt: str | list[str] | None = None,
     seed: Count = 0,
     batch_size: Positive = 256,
@@ -53,29 +60,41 @@ def sample(
         UserError: the model does not sample, lacks the class, sampler or option, or is not
             conditioned on text.
     """
-    require(run.model, "sample", lambda: models_with("sample"))
-    options = sampler_options(run, sampler or {})
+    request = CommandRequest.from_command_call(sample, [run], locals(), ignore=("images",))
+    require_ability(run, "sample")
+    if images and run.spec.kind != "image":
+        raise UserError(
+            f"images=true: {run.name} on {run.dataset_name} gives {run.spec.kind}, not images; the "
+            ".npz file has the samples"
+        )
+    options = validated_sampler_options(run, sampler or {})
     captions = [prompt] if isinstance(prompt, str) else prompt
-    classes, tokens = check_labels(run, label), encode_prompts(run, captions)
+    classes, tokens = validated_class_numbers(run, label), encode_prompts(run, captions)
     conditions = torch.tensor(classes) if tokens is None else tokens  # (k,) or (k, length)
     torch.manual_seed(seed)
     x = draw_samples(run, n, conditions, batch_size=batch_size, options=options)  # (n, *shape)
 
-    folder = Path(output_dir) if output_dir else run.folder.samples
-    folder.mkdir(parents=True, exist_ok=True)
-    name = file_stem(run, seed, classes, captions)
-    shown = x[: MAX_SHOWN.get(run.spec.kind, MAX_SHOWN_OTHER)]
-    image_grids.save_items(shown, run.spec, folder / f"{name}.png")
-    print(folder / (f"{name}.txt" if run.spec.kind == "tokens" else f"{name}.png"))
     arrays = {"x": x.numpy()}
     if run.spec.kind == "image":
         arrays["range"] = np.array(run.spec.range)  # so that the file explains itself
     if classes:
         arrays["y"] = np.resize(classes, n)
-    write_arrays(folder / f"{name}.npz", **arrays)
-    print(folder / f"{name}.npz")
+    shown = x[: MAX_SHOWN.get(run.spec.kind, MAX_SHOWN_OTHER)]
+    record = run_record_fields(run, seed) | {"n": n, "label": label, "prompt": prompt}
+    record |= {"sampler": options}
+    caption = make_picture_caption("samples", run, seed)
+    caption += caption_line_of_conditions(run, classes, captions, options)
+    files: dict[str, Writer] = {
+        ".png": partial(save_picture_as_sheet, render_samples(run, shown), caption=caption),
+        **make_npz_and_csv_writers(run, arrays, {"x": ()}),
+    }
+    if run.spec.kind == "tokens":  # beside the picture of the texts
+        files[".txt"] = partial(write_text_samples, shown, run)
     if images:
-        print(write_single_images(x, run, folder / name))
+        files["/"] = partial(write_images_as_png_files, x, run)
+    write_and_print_output_files(
+        request, output_folder_of_run(run, output_dir), "sample", record, files
+    )
     samples: np.ndarray = x.numpy()
     return samples
 
@@ -85,53 +104,50 @@ def draw_samples(
 ) -> Tensor:
     """Draw n samples (n, *shape) in batches, which cycle through the conditions (k, …) if any."""
     parts = []
-    for start in range(0, n, batch_size):
+    for start in track(range(0, n, batch_size), "drawing samples", unit="batches"):
         size = min(batch_size, n - start)
         y = None
         if len(conditions):
             index = torch.arange(start, start + size) % len(conditions)
             y = conditions[index].to(run.device.torch)
-        show_progress(run, f"items {start + 1} to {start + size} of {n}")
         drawn = run.model.sample(size, y, **options).cpu()
         parts.append(drawn.float() if drawn.is_floating_point() else drawn)  # tokens stay integers
     return torch.cat(parts)
 
 
-def show_progress(run: LoadedRun, title: str) -> None:
-    """Show the sampling steps of a model, and of models inside it, as a progress bar."""
-    for module in run.model.modules():
-        if isinstance(module, GenerativeModel):
-            module.progress = partial(tqdm, desc=title, leave=False, disable=None)
+def render_samples(run: LoadedRun, x: Tensor) -> Picture:
+    """Return samples as a picture; points are drawn over training data that can be read."""
+    reals = None
+    columns: Sequence[Any] = ()
+    if run.spec.kind == "points":
+        with suppress(UserError):
+            split = next(name for name in ("train", "test") if run.dataset.size(name))
+            reals, columns = run.dataset.head(split, len(x)).x, run.dataset.columns
+    return item_pictures.render_items_as_picture(x, run.spec, reals=reals, columns=columns)
 
 
-def file_stem(run: LoadedRun, seed: int, classes: list[int], captions: list[str] | None) -> str:
-    """Return the name of the files of samples, without suffix."""
-    name = f"sample_step{run.step}_seed{seed}"
+def caption_line_of_conditions(
+    run: LoadedRun, classes: list[int], captions: list[str] | None, options: dict[str, Any]
+) -> str:
+    """Return the caption's line with classes, prompts and sampler of the samples, or ""."""
+    parts = []
     if classes:
-        name += f"_y{'-'.join(map(str, classes))}"
-    if captions is not None:
-        text = re.sub(r"[^a-z0-9]+", "-", "-".join(captions).lower())
-        name += "_" + text.strip("-")[:MAX_PROMPT_CHARACTERS]
-    return name
+        parts.append(f"class {', '.join(run.spec.class_name(k) for k in classes)}")
+    parts += [f"prompt: {text}" for text in captions or ()]
+    parts += [f"{key}={value}" for key, value in options.items()]
+    return "\n" + "; ".join(parts) if parts else ""
 
 
-def write_single_images(x: Tensor, run: LoadedRun, folder: Path) -> Path:
-    """Write each image as a PNG file into an otherwise empty folder, and return the folder.
+def write_text_samples(x: Tensor, run: LoadedRun, path: Path) -> None:
+    """Write token sequences (N, T) as a text file."""
+    texts = item_pictures.decode_tokens_to_texts(x, run.spec)
+    atomic_write(path, item_pictures.join_texts_by_dashes(texts).encode("utf-8", "replace"))
 
-    Raises:
-        UserError: the samples are not images.
-    """
-    if run.spec.kind != "image":
-        raise UserError(
-            f"images=true: {run.name} on {run.dataset_name} gives {run.spec.kind}, not images; the "
-            ".npz file has the samples"
-        )
-    folder.mkdir(parents=True, exist_ok=True)
-    for old in folder.glob("*.png"):
-        old.unlink()
-    for i, image in enumerate(image_grids.to_uint8_images(x, run.spec)):
-        image_grids.save_png(image, folder / f"{i:06d}.png")
-    return folder
+
+def write_images_as_png_files(x: Tensor, run: LoadedRun, folder: Path) -> None:
+    """Write each image as a PNG file into a folder."""
+    for i, image in enumerate(item_pictures.to_uint8_images(x, run.spec)):
+        item_pictures.write_image_as_png(image, folder / f"{i:06d}.png")
 
 
 # --- conditions and options -----------------------------------------------------------------------
@@ -159,7 +175,7 @@ def encode_prompts(run: LoadedRun, captions: list[str] | None) -> Tensor | None:
     return torch.tensor([text + [0] * (length - len(text)) for text in encoded])
 
 
-def check_labels(run: LoadedRun, label: int | list[int] | None) -> list[int]:
+def validated_class_numbers(run: LoadedRun, label: int | list[int] | None) -> list[int]:
     """Return the requested classes as a list.
 
     Raises:
@@ -174,11 +190,11 @@ def check_labels(run: LoadedRun, label: int | list[int] | None) -> list[int]:
             "model.conditional=true where the recipe has that option"
         )
     for k in classes:
-        check_class(run, k)
+        refuse_unknown_class(run, k)
     return classes
 
 
-def sampler_options(run: LoadedRun, sampler: dict[str, Any]) -> dict[str, Any]:
+def validated_sampler_options(run: LoadedRun, sampler: dict[str, Any]) -> dict[str, Any]:
     """Return `sampler=…` and `sampler.<option>=…` as arguments of the model's `sample`.
 
     Raises:
@@ -187,8 +203,8 @@ def sampler_options(run: LoadedRun, sampler: dict[str, Any]) -> dict[str, Any]:
     given = {option: value for option, value in sampler.items() if value is not None}
     if not given:
         return {}
-    require(run.model, "sample", lambda: models_with("sample"))
-    parameters, _ = accepted_parameters(run.model.sample)
+    require_ability(run, "sample")
+    parameters, _ = parameters_and_type_hints(run.model.sample)
     named = [p.name for p in parameters if p.kind is not p.VAR_KEYWORD]
     known = [name for name in named if name not in ("n", "y")]
     samplers = run.model.samplers

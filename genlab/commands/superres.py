@@ -7,14 +7,15 @@ from typing import Any
 from genlab.data.degradations import Operator
 from genlab.errors import UserError
 from genlab.inference.image_to_image import (
+    degrade_and_restore_items,
     refuse_input_dir,
-    restore_items,
     translate_folder,
-    translate_items,
+    translate_selected_items,
     upscaling_factor,
 )
-from genlab.inference.queries import ItemSelection, Split
-from genlab.inference.requirements import require_command
+from genlab.inference.items_and_codes import ItemSelection, Split
+from genlab.inference.output_files import CommandRequest
+from genlab.inference.requirements import require_command_support
 from genlab.runs.loaded_run import LoadedRun
 from genlab.spec import Count, Positive
 
@@ -46,7 +47,7 @@ def superres(
         UserError: the model does not enlarge images, not images of these sizes, or `downsample` is
             given without a folder.
     """
-    is_trained = "translate" in require_command(run, "superres")
+    is_trained = "translate" in require_command_support(run, "superres")
     if factor is not None and is_trained:
         raise UserError(
             f"factor= is for diffusion models; {run.name} was trained to enlarge "
@@ -56,6 +57,7 @@ def superres(
         raise UserError(
             "downsample=true makes the images of a folder smaller: give input_dir=<folder>"
         )
+    request = CommandRequest.from_command_call(superres, [run], locals())
     selection = ItemSelection(n, items, split, seed)
     if not is_trained:
         refuse_input_dir(run, input_dir, "enlarge images")
@@ -67,9 +69,9 @@ def superres(
             mask="box",
             mask_ratio=0.5,
         )
-        return restore_items(run, "superres", selection, operator, output_dir=output_dir)
+        return degrade_and_restore_items(run, request, selection, operator, output_dir=output_dir)
     if input_dir is not None:
         return translate_folder(
-            run, "superres", input_dir, seed=seed, output_dir=output_dir, downsample=downsample
+            run, request, input_dir, seed=seed, output_dir=output_dir, downsample=downsample
         )
-    return translate_items(run, "superres", selection, output_dir=output_dir)
+    return translate_selected_items(run, request, selection, output_dir=output_dir)

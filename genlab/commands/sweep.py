@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from genlab.comparison.run_records import is_valid_record
-from genlab.console import print_table
-from genlab.errors import UserError, did_you_mean, printable
+from genlab.config.dotted_keys import flatten_config
+from genlab.errors import UserError, did_you_mean, make_printable
 from genlab.fileio import read_json
-from genlab.runs.migrations import migrate_record
+from genlab.runs.migrations import migrate_metrics_record
 from genlab.runs.run_folder import RunFolder
 from genlab.sweeps.job_state import (
     MAX_ERROR_LINES,
@@ -21,10 +23,11 @@ from genlab.sweeps.job_state import (
     Job,
     JobState,
     current_states,
-    log_tail,
+    read_log_tail,
 )
+from genlab.sweeps.plan_trust import refuse_untrusted_plan
 from genlab.sweeps.sweep_folder import SweepFolder, distinguishing_overrides
-from genlab.sweeps.trust import refuse_untrusted_plan
+from genlab.tables import print_table, terminal_width, use_nonbreaking_spaces, wrap_words
 
 VERBS = {
     "status": "show the state of each job, and why it failed",
@@ -36,6 +39,35 @@ BEST_OPTIONS = ("metric", "higher", "n")
 # Logged numbers that do not measure a model.
 NOT_A_MEASURE = re.compile(r"lr/|grad_norm/|seconds|items_per_s$|memory_mb$")
 MAX_STATUS_NUMBERS = 4  # shown of each job
+
+
+# Options that change the meaning of a training loss, by their last name, in these sections.
+OBJECTIVE_SECTIONS = ("model", "trainer", "regularizer")
+OBJECTIVE_OPTION = re.compile(
+    r"_target_|name|loss|\w+_loss|objective|likelihood|alpha|beta|gamma|variant|free_bits"
+    r"|\w+_gamma|kl_warmup|time_distribution|(?!weight_decay)\w*weight|\w*penalty|\w*sigma\w*"
+    r"|iwae_samples|conditional|sparsity\w*"
+)
+# Options of a dataset that change which items are seen, but not what a number means.
+SAMPLING_OPTIONS = frozenset(
+    {"root", "download", "flip", "n", "seed", "split_seed", "validation", "test", "strict"}
+)
+MAX_NAMED = 5  # numbers or options in a message
+
+
+class Measure(NamedTuple):
+    """A number of a job.
+
+    Attributes:
+        higher_is_better: None if unknown.
+        is_loss: whether it is a loss of training.
+        kind: the options that determine its meaning.
+    """
+
+    value: float
+    higher_is_better: bool | None
+    is_loss: bool
+    kind: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -82,7 +114,7 @@ def sweep(words: Sequence[str]) -> RerunCommand | None:
     elif verb == "best":
         print_best_jobs(folder, **options)
     else:
-        return rerun_command(folder, only_failed=verb == "rerun")
+        return make_rerun_command(folder, only_failed=verb == "rerun")
     return None
 
 
@@ -95,26 +127,29 @@ def print_status_table(sweep: SweepFolder) -> None:
     states = current_states(jobs)
     rows = []
     for job, state, options in zip(jobs, states, distinguishing_overrides(jobs), strict=True):
-        step, num_steps = read_progress(job)
+        step, num_steps = read_step_and_num_steps(job)
         rows.append(
             [
                 str(job.number),
-                printable(" ".join(options)),
-                describe_state(state),
+                make_printable(" ".join(options)),
+                use_nonbreaking_spaces(describe_job_state(state)),
                 f"{step:,} of {num_steps:,}" if num_steps else "",
                 state.since.replace("T", " ")[:19],
-                printable(describe_last_numbers(job, state)),
+                make_printable(describe_last_numbers(job, state)),
             ]
         )
     print_table(["job", "options", "state", "step", "since", "last numbers"], rows)
+    width = terminal_width() - 2  # of a line that is indented
     for job, state in zip(jobs, states, strict=True):
         lines = state.error.splitlines()[-MAX_ERROR_LINES:]
         if not lines and state.status == "lost":
-            lines = log_tail(job)
+            lines = read_log_tail(job)
         if state.status in ("failed", "stopped", "lost") and lines:
             print(f"job {job.number} {state.status}:")
-            for line in lines:
-                print(f"  {printable_with_indent(line)}")
+            for line in map(printable_with_indent, lines):
+                fits = len(line) <= width
+                for part in [line] if fits else wrap_words(line, width):
+                    print(f"  {part}")
     statuses = [state.status for state in states]
     counts = ", ".join(f"{statuses.count(s)} {s}" for s in STATUSES if s in statuses)
     print(f"{len(jobs)} jobs: {counts}")
@@ -126,10 +161,10 @@ def print_status_table(sweep: SweepFolder) -> None:
 
 def printable_with_indent(line: str) -> str:
     """Return a line of a traceback without control characters, with its indentation."""
-    return " " * (len(line) - len(line.lstrip(" "))) + printable(line)
+    return " " * (len(line) - len(line.lstrip(" "))) + make_printable(line)
 
 
-def describe_state(state: JobState) -> str:
+def describe_job_state(state: JobState) -> str:
     """Return a state in a word or two, with the scheduler's id."""
     if isinstance(state.result, dict) and "pruned" in state.result:
         return f"{state.status}, pruned"  # a trial of a search that was ended early
@@ -138,7 +173,7 @@ def describe_state(state: JobState) -> str:
     return state.status
 
 
-def read_progress(job: Job) -> tuple[int, int]:
+def read_step_and_num_steps(job: Job) -> tuple[int, int]:
     """Return how many steps a job has logged, and how many it trains; (0, 0) before its start.
 
     Raises:
@@ -208,73 +243,153 @@ def print_best_jobs(
     Raises:
         UserError: no job has the number, or a wrong option.
     """
-    from rich.markup import escape
-
     if higher not in (None, "true", "false"):
         raise UserError(f"higher={higher}: choose true or false")
     if not n.isdigit() or int(n) < 1:
         raise UserError(f"n={n}: it must be a whole number, 1 or more")
     jobs = sweep.jobs()
-    measures_of_jobs = [read_measures(job) for job in jobs]
+    measures_of_jobs = [read_final_metrics(job) for job in jobs]
     known = sorted({name for measures in measures_of_jobs for name in measures})
     if not known:
         raise UserError(f"{sweep.path}: no job has numbers yet")
     if metric is None:
-        metric = "loss" if "loss" in known else known[0]
+        metric = default_ranking_metric(measures_of_jobs, known)
     if metric not in known:
         near = did_you_mean(metric, known)
         raise UserError(
             f"metric={metric}: no job has this number{near}; there are {', '.join(known)}"
         )
-    directions = [m[metric][1] for m in measures_of_jobs if metric in m]
+    refuse_incomparable_metric(sweep, metric, measures_of_jobs)
+    directions = [m[metric].higher_is_better for m in measures_of_jobs if metric in m]
     recorded = next((direction for direction in directions if direction is not None), False)
     higher_is_better = recorded if higher is None else higher == "true"
     options_of_jobs = distinguishing_overrides(jobs)
     ranked = [
-        (measures[metric][0], job, options)
+        (measures[metric].value, job, options)
         for job, measures, options in zip(jobs, measures_of_jobs, options_of_jobs, strict=True)
         if metric in measures
     ]
     # NaN compares as neither better nor worse, which would break the order: it comes last.
     ranked.sort(key=lambda row: (math.isnan(row[0]), -row[0] if higher_is_better else row[0]))
     rows = [
-        [str(job.number), f"{value:.6g}", printable(" ".join(options)), str(job.folder)]
+        [str(job.number), f"{value:.6g}", make_printable(" ".join(options)), str(job.folder)]
         for value, job, options in ranked[: int(n)]
     ]
     direction = "higher" if higher_is_better else "lower"
-    header = escape(f"{printable(metric)} ({direction} is better)")
+    header = f"{make_printable(metric)} ({direction} is better)"
     print_table(["job", header, "options", "run"], rows)
 
 
-def read_measures(job: Job) -> dict[str, tuple[float, bool | None]]:
-    """Return name -> (a job's final number, whether higher is better; None if unknown).
+def default_ranking_metric(measures_of_jobs: list[dict[str, Measure]], known: list[str]) -> str:
+    """Return the number to rank by: a comparable loss, else a metric that all jobs have."""
+    if "loss" in known and len(distinct_kinds_of_metric(measures_of_jobs, "loss")) == 1:
+        return "loss"
+    shared = comparable_metric_names(measures_of_jobs)
+    return "loss" if "loss" in known and not shared else (shared or known)[0]
+
+
+def comparable_metric_names(measures_of_jobs: list[dict[str, Measure]]) -> list[str]:
+    """Return the measured numbers, not losses, that all jobs have and that compare."""
+    first, *others = measures_of_jobs
+    return [
+        name
+        for name in first
+        if not first[name].is_loss
+        and all(name in measures for measures in others)
+        and len(distinct_kinds_of_metric(measures_of_jobs, name)) == 1
+    ]
+
+
+def distinct_kinds_of_metric(
+    measures_of_jobs: list[dict[str, Measure]], name: str
+) -> dict[str, dict[str, Any]]:
+    """Return the different kinds of a number among the jobs, by their text."""
+    kinds = [measures[name].kind for measures in measures_of_jobs if name in measures]
+    return {json.dumps(kind, sort_keys=True, default=str): kind for kind in kinds}
+
+
+def refuse_incomparable_metric(
+    sweep: SweepFolder, metric: str, measures_of_jobs: list[dict[str, Measure]]
+) -> None:
+    """Refuse to rank numbers that mean different things, such as the losses of two models.
+
+    Raises:
+        UserError: names the options that differ, and numbers that compare.
+    """
+    kinds = list(distinct_kinds_of_metric(measures_of_jobs, metric).values())
+    if len(kinds) < 2:
+        return
+    keys = sorted({key for kind in kinds for key in kind})
+    changed = [key for key in keys if len({str(kind.get(key)) for kind in kinds}) > 1]
+    shown = ", ".join(changed[:MAX_NAMED]) + (", …" if len(changed) > MAX_NAMED else "")
+    if shared := comparable_metric_names(measures_of_jobs):
+        others = f" (these compare: {', '.join(shared[:MAX_NAMED])})" if len(shared) > 1 else ""
+        remedy = f"give metric={shared[0]}{others}"
+    else:
+        remedy = (
+            f"measure all runs with `genlab compare {shlex.quote(str(sweep.path))}`, then give "
+            "metric= with a number that all of them have, such as frechet_classifier or "
+            "bits_per_dim"
+        )
+    raise UserError(
+        f"metric={metric} is not the same quantity in all jobs, which differ in {shown}; {remedy}"
+    )
+
+
+def options_that_define_metric(name: str, is_loss: bool, config: dict[str, Any]) -> dict[str, Any]:
+    """Return the options of a run that determine what one of its numbers means.
+
+    A loss depends on the model and its objective, and like a likelihood on the values of the data.
+    """
+    if not is_loss and not name.startswith(("nll", "loss")):
+        return {}
+    options = {}
+    for key, value in config.items():
+        section, _, option = key.partition(".")
+        is_data = section == "dataset" and option not in SAMPLING_OPTIONS
+        is_objective = OBJECTIVE_OPTION.fullmatch(key.rpartition(".")[2]) is not None
+        if is_data or (is_loss and section in OBJECTIVE_SECTIONS and is_objective):
+            options[key] = value
+    return options
+
+
+def read_final_metrics(job: Job) -> dict[str, Measure]:
+    """Return the final numbers of a job by name.
 
     Raises:
         UserError: its stats.jsonl or its metrics.json is damaged.
     """
     run = RunFolder(job.folder)
-    found: dict[str, tuple[float, bool | None]] = {}
+    try:
+        config = flatten_config(run.read_config())
+    except FileNotFoundError:  # not started yet
+        config = {}
+    found: dict[str, Measure] = {}
     for line in read_log_lines(run):
+        is_loss = "evaluation" not in line
         numbers = line.get("evaluation", line if "seconds" in line else {})
         for key, value in numbers.items():
-            is_number = isinstance(value, int | float) and key != "step"
+            is_number = isinstance(value, int | float) and key not in ("step", "partial")
             if is_number and not NOT_A_MEASURE.match(key):
-                found[key] = to_float(value), None
+                quantity = options_that_define_metric(key, is_loss, config)
+                found[key] = Measure(recorded_number_to_float(value), None, is_loss, quantity)
     path = run.path / "metrics.json"
     if not path.exists():
         return found
-    record = migrate_record(read_json(path))
+    record = migrate_metrics_record(read_json(path))
     if not is_valid_record(record):
         raise UserError(
             f"{path} is unreadable: it is not a record that `genlab evaluate` writes; "
             "measure the run again"
         )
     for row in record["metrics"]:
-        found[row["name"]] = to_float(row["value"]), row.get("better") == "higher"
+        name, better = row["name"], row.get("better") == "higher"
+        quantity = options_that_define_metric(name, False, config)
+        found[name] = Measure(recorded_number_to_float(row["value"]), better, False, quantity)
     return found
 
 
-def to_float(value: float | None) -> float:
+def recorded_number_to_float(value: float | None) -> float:
     """Return a record's number as a float: null is NaN, and a huge integer is infinite."""
     try:
         return math.nan if value is None else float(value)
@@ -285,7 +400,7 @@ def to_float(value: float | None) -> float:
 # --- rerun and resume -----------------------------------------------------------------------------
 
 
-def rerun_command(sweep: SweepFolder, *, only_failed: bool) -> RerunCommand | None:
+def make_rerun_command(sweep: SweepFolder, *, only_failed: bool) -> RerunCommand | None:
     """Return the sweep's own command for its failed jobs, or for all that are not done.
 
     Returns:
@@ -295,8 +410,8 @@ def rerun_command(sweep: SweepFolder, *, only_failed: bool) -> RerunCommand | No
         UserError: the plan is not trusted, its working directory is gone, or its sweeper chooses
             jobs by the results of earlier ones.
     """
-    refuse_untrusted_plan(sweep.stored_plan(), sweep.path)
-    jobs, plan = sweep.jobs(), sweep.plan()
+    refuse_untrusted_plan(sweep.read_stored_plan(), sweep.path)
+    jobs, plan = sweep.jobs(), sweep.read_plan()
     numbers = [
         job.number
         for job, state in zip(jobs, current_states(jobs), strict=True)

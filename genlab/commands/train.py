@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -13,21 +14,23 @@ from annotated_types import Ge
 from torch import nn
 
 from genlab.abilities import Estimate, abilities
+from genlab.config.dotted_keys import flatten_config
 from genlab.config.instantiate import validate_kwargs
-from genlab.config.nested import flatten
-from genlab.config.recipes import models_with
-from genlab.data.npy_files import half_memory_bytes
+from genlab.config.recipes import nearest_recipes_with
+from genlab.data.npy_files import half_machine_memory_bytes
 from genlab.errors import UserError, did_you_mean
 from genlab.inference.image_to_image import preview_translations
+from genlab.inference.requirements import suggest_next_command
 from genlab.metrics.base import Settings
 from genlab.metrics.context import MetricContext
-from genlab.metrics.registry import measure, select_metrics
+from genlab.metrics.registry import measure_metrics, reason_too_few_items, select_metrics
 from genlab.runs.run_folder import RunFolder
 from genlab.signals import TrainingInterrupted
 from genlab.spec import Positive
 from genlab.training.loop import Evaluation, fit
 from genlab.training.trainer import Trainer
-from genlab.viz import image_grids
+from genlab.viz import item_pictures
+from genlab.viz.sheets import save_picture_as_sheet
 
 if TYPE_CHECKING:
     import numpy as np
@@ -63,17 +66,20 @@ def train(
         TrainingInterrupted: a signal ended the run.
     """
     is_main, options = trainer.group.is_main, trainer.options
+    left_out_before = dataset.describe().left_out_lines
     with ExitStack() as stack:
         if is_main:
             stack.enter_context(explain_write_errors(folder))
             stack.enter_context(folder.lock())
-            folder.truncate_after(trainer.global_step)
-            announce_training(trainer, dataset, folder)
-        evaluate = partial(evaluate_model, dataset, config) if options.evaluate_every else None
+            folder.discard_records_after(trainer.global_step)
+            print_start_and_save_real_items(trainer, dataset, folder)
+        evaluate = None
+        if options.evaluate_every:
+            evaluate = partial(evaluate_on_validation_split, dataset, config, set())
         has_samples = {"sample", "translate"} & abilities(trainer.model)
         preview = None
         if options.preview_every and has_samples:
-            preview = partial(write_preview, dataset, folder, trainer)
+            preview = partial(write_preview_picture, dataset, folder, trainer)
         reason = fit(
             trainer,
             dataset,
@@ -81,7 +87,7 @@ def train(
             preview=preview,
             evaluate=evaluate,
             stop_callback=stop_callback,
-            config=flatten(config),
+            config=flatten_config(config),
         )
         model = None
         if preview and reason in END_REASONS and trainer.global_step % options.preview_every:
@@ -97,17 +103,22 @@ def train(
             )
         if preview and model is not None:
             preview(model)
-    for line in dataset.report():
-        print(f"data: {line}", file=sys.stderr)
+    if (left_out := dataset.describe().left_out_lines) != left_out_before:
+        if folder.data_summary():  # an older run keeps the way in which it read its data
+            folder.write_data_summary(dataset.describe())
+        for line in left_out:  # files that were met while streaming
+            print(f"data: {line}", file=sys.stderr)
     print(
         f"trained {trainer.global_step:,} steps{END_REASONS[reason]} in {trainer.seconds:.0f} s: "
         f"{folder.path}"
     )
+    if command := suggest_next_command(trainer.model, dataset.spec, folder.path):
+        print(f"next: {command}")
     pruned = {"pruned": float(trainer.global_step)} if reason == "pruned" else {}
-    return final_numbers(trainer, folder) | pruned
+    return final_losses_and_metrics(trainer, folder) | pruned
 
 
-def final_numbers(trainer: Trainer, folder: RunFolder) -> dict[str, float]:
+def final_losses_and_metrics(trainer: Trainer, folder: RunFolder) -> dict[str, float]:
     """Return the last losses and evaluation of a run; of the monitored metric, the best value."""
     last: dict[str, float] = {}
     for line in folder.read_log():
@@ -138,7 +149,7 @@ def explain_write_errors(folder: RunFolder) -> Iterator[None]:
         ) from error
 
 
-def announce_training(trainer: Trainer, dataset: Any, folder: RunFolder) -> None:
+def print_start_and_save_real_items(trainer: Trainer, dataset: Any, folder: RunFolder) -> None:
     """Print which model is trained on which data, and write real items for comparison."""
     parameters = sum(p.numel() for p in trainer.model.parameters())
     name = type(trainer.model).__name__.removeprefix("FSDP")
@@ -149,10 +160,17 @@ def announce_training(trainer: Trainer, dataset: Any, folder: RunFolder) -> None
         f"{dataset.spec.shape}, {trainer.device}: {folder.path}",
         file=sys.stderr,
     )
-    for line in dataset.report():
+    for line in dataset.describe().lines():
         print(f"data: {line}", file=sys.stderr)
     reals = dataset.head("train", num_preview_items(dataset)).x
-    image_grids.save_items(reals, dataset.spec, folder.path / "reals.png")
+    item_pictures.save_items_as_sheet(
+        reals,
+        dataset.spec,
+        folder.path / "reals.png",
+        name="data",
+        columns=dataset.columns,
+        caption=f"training items of {dataset.name}, run {folder.path.resolve().name}",
+    )
 
 
 # --- previews -------------------------------------------------------------------------------------
@@ -163,29 +181,40 @@ def num_preview_items(dataset: Any) -> int:
     return PREVIEW_ITEMS.get(dataset.spec.kind, PREVIEW_ITEMS_OTHER)
 
 
-def write_preview(dataset: Any, folder: RunFolder, trainer: Trainer, model: Any) -> np.ndarray:
+def write_preview_picture(
+    dataset: Any, folder: RunFolder, trainer: Trainer, model: Any
+) -> np.ndarray:
     """Write samples from the same noise every time, as samples/step_N.png; return the picture.
 
     A model that translates shows the same held-out sources, its outputs, and the truth if known.
     """
     torch.manual_seed(0)
-    path = folder.samples / f"step_{trainer.global_step:09d}.png"
+    step = trainer.global_step
+    path = folder.samples / f"step_{step:09d}.png"
+    name = type(model).__name__.removeprefix("FSDP")
+    of_run = f"{name} on {dataset.name}, step {step:,}, run {path.parent.parent.resolve().name}"
     if "translate" in abilities(model):
         split = "validation" if dataset.size("validation") else "train"
-        image = preview_translations(model, dataset, split)
-        image_grids.save_png(image, path)
-        return image
+        picture = preview_translations(model, dataset, split)
+        return save_picture_as_sheet(picture, path, caption=f"translations: {of_run}")
     n = num_preview_items(dataset)
     with torch.no_grad():
         x = model.sample(n)
     reals = dataset.head("train", n).x if dataset.spec.kind == "points" else None
-    return image_grids.save_items(x, dataset.spec, path, reals=reals)
+    return item_pictures.save_items_as_sheet(
+        x,
+        dataset.spec,
+        path,
+        reals=reals,
+        columns=dataset.columns,
+        caption=f"samples: {of_run}",
+    )
 
 
 # --- evaluations ----------------------------------------------------------------------------------
 
 
-def evaluation_settings(
+def evaluation_settings_and_metrics(
     seed: int,
     *,
     metrics: list[str] | None = None,
@@ -208,7 +237,7 @@ def evaluation_settings(
     return settings, metrics
 
 
-def evaluation_context(
+def evaluation_context_and_metrics(
     model: nn.Module, dataset: Any, config: dict[str, Any]
 ) -> tuple[MetricContext, list[str] | None]:
     """Return the context and the metrics (None: all quick ones) of an evaluation in training.
@@ -216,17 +245,31 @@ def evaluation_context(
     Raises:
         UserError: the section `evaluate` of the config is invalid.
     """
-    options = validate_kwargs(evaluation_settings, config.get("evaluate", {}), "evaluate", skip=1)
-    settings, metrics = evaluation_settings(config["seed"], **options)
+    options = validate_kwargs(
+        evaluation_settings_and_metrics, config.get("evaluate", {}), "evaluate", skip=1
+    )
+    settings, metrics = evaluation_settings_and_metrics(config["seed"], **options)
     return MetricContext(dataset, settings, model=model), metrics
 
 
-def evaluate_model(dataset: Any, config: dict[str, Any], model: nn.Module) -> Evaluation:
-    """Measure a model on the validation split: name -> (number, whether higher is better)."""
-    context, metrics = evaluation_context(model, dataset, config)
-    measured = measure(context, metrics, stage="training")
+def evaluate_on_validation_split(
+    dataset: Any, config: dict[str, Any], announced: set[str], model: nn.Module
+) -> Evaluation:
+    """Measure a model on the validation split: name -> (number, whether higher is better).
+
+    A metric that cannot be measured is left out; the reason is printed once.
+
+    Args:
+        announced: names of metrics whose reason was printed; more are added.
+    """
+    context, metrics = evaluation_context_and_metrics(model, dataset, config)
+    measurement = measure_metrics(context, metrics, stage="training")
+    for name, reason in measurement.skipped.items():
+        if name not in announced:
+            announced.add(name)
+            print(f"evaluation: {name} is left out: {reason}", file=sys.stderr)
     found, parts = {}, {}
-    for row in (row for rows in measured.values() for row in rows):
+    for row in (row for rows in measurement.rows.values() for row in rows):
         estimate = Estimate(row.value, row.error, row.tag, row.note)
         found[row.name] = (estimate, row.better == "higher")
         for name, value in row.parts.items():
@@ -234,7 +277,7 @@ def evaluate_model(dataset: Any, config: dict[str, Any], model: nn.Module) -> Ev
     return found | parts
 
 
-def check_training(trainer: Trainer, dataset: Any, config: dict[str, Any]) -> None:
+def refuse_failing_training_options(trainer: Trainer, dataset: Any, config: dict[str, Any]) -> None:
     """Refuse options with which training or evaluation would fail.
 
     Raises:
@@ -244,24 +287,51 @@ def check_training(trainer: Trainer, dataset: Any, config: dict[str, Any]) -> No
     trainer.train_batches(dataset)
     options = trainer.options
     size = BYTES_PER_VALUE * options.batch_size * dataset.spec.dim
-    if size > half_memory_bytes():
+    if size > half_machine_memory_bytes():
         raise UserError(
             f"trainer.batch_size={options.batch_size:,} items of {dataset.spec.shape} take "
             f"{size / 2**30:,.0f} GB, more than half of this machine's memory"
         )
-    context, metrics = evaluation_context(trainer.model, dataset, config)
+    context, metrics = evaluation_context_and_metrics(trainer.model, dataset, config)
     fitting = {}
     if options.evaluate_every:
-        fitting = select_metrics(context, metrics, stage="training", list_models=models_with)
+        require_validation_items(dataset)
+        fitting = select_metrics(
+            context,
+            metrics,
+            stage="training",
+            list_models=partial(nearest_recipes_with, kind=dataset.spec.kind),
+        )
     if options.patience and not options.monitor:
         raise UserError("trainer.patience needs a metric to wait for: set trainer.monitor")
     if not options.monitor:
         return
     if not options.evaluate_every:
         raise UserError("trainer.monitor needs evaluations: set trainer.evaluate_every")
-    names = [name for metric in fitting.values() for name in metric.row_names(context)]
+    reasons = {
+        name: reason_too_few_items(metric, context)
+        for metric in fitting.values()
+        for name in metric.row_names(context)
+    }
+    if reason := reasons.get(options.monitor):
+        raise UserError(f"trainer.monitor={options.monitor} cannot be measured: {reason}")
+    names = [name for name, reason in reasons.items() if not reason]
     if options.monitor not in names:
         raise UserError(
             f"trainer.monitor={options.monitor}: no such metric here"
             f"{did_you_mean(options.monitor, names)}; there are {', '.join(names) or 'none'}"
         )
+
+
+def require_validation_items(dataset: Any) -> None:
+    """Raise UserError if evaluations in training would not have any items."""
+    if dataset.size("validation"):
+        return
+    hint = ""
+    if hasattr(dataset, "validation"):
+        fraction = math.ceil(100 / max(2, dataset.size("train"))) / 100
+        hint = f"; hold out some items, as dataset.validation={max(0.1, fraction):g}, or"
+    raise UserError(
+        f"trainer.evaluate_every measures the validation split, but {dataset.name} has no "
+        f"validation items{hint or ';'} set trainer.evaluate_every=0"
+    )

@@ -8,22 +8,28 @@ import torch
 from torch import Tensor
 
 from genlab.batching import map_batched
-from genlab.commands.sample import check_labels
-from genlab.config.recipes import models_with
+from genlab.commands.sample import validated_class_numbers
+from genlab.config.recipes import nearest_recipes_with
 from genlab.errors import UserError
 from genlab.inference.image_to_image import (
     MAX_SHOWN,
-    explain_one_direction,
+    explain_no_backward_translation,
     refuse_input_dir,
     translate_folder,
-    translate_items,
+    translate_selected_items,
 )
-from genlab.inference.queries import ItemSelection, Split, select_items, squared_error
-from genlab.inference.requirements import require_command
-from genlab.inference.results import Results, mean_with_error, write_results
+from genlab.inference.items_and_codes import (
+    ItemSelection,
+    Split,
+    load_selected_items_and_indices,
+    squared_error_per_item,
+)
+from genlab.inference.output_files import CommandRequest
+from genlab.inference.requirements import require_command_support
+from genlab.inference.results import Results, mean_and_error_dict, write_results
 from genlab.runs.loaded_run import LoadedRun
-from genlab.spec import Count, Fraction, Positive
-from genlab.viz import image_grids
+from genlab.spec import ClassNumber, Count, Fraction, Positive
+from genlab.viz import item_pictures
 
 DEFAULT_STRENGTH = 0.6  # of an edit
 
@@ -34,7 +40,7 @@ def translate(
     input_dir: str | None = None,
     backward: bool = False,
     strength: Fraction | None = None,
-    label: Count | None = None,
+    label: ClassNumber | None = None,
     n: Positive | None = 1000,
     items: list[Count] | None = None,
     split: Split = "test",
@@ -56,27 +62,32 @@ def translate(
         UserError: the model does not translate, not in that direction, or not images of these
             sizes.
     """
+    request = CommandRequest.from_command_call(translate, [run], locals())
     selection = ItemSelection(n, items, split, seed)
-    if "translate" not in require_command(run, "translate"):
+    if "translate" not in require_command_support(run, "translate"):
         if backward:
-            raise UserError(explain_one_direction(run))
+            raise UserError(explain_no_backward_translation(run))
         refuse_input_dir(run, input_dir, "translate")
         strength = DEFAULT_STRENGTH if strength is None else strength
-        return edit_items(run, selection, strength, label, output_dir=output_dir)
+        return edit_items_by_sdedit(run, request, selection, strength, label, output_dir=output_dir)
     if strength is not None or label is not None:
         raise UserError(
-            f"strength= and label= are for diffusion models ({', '.join(models_with('edit'))}); "
+            "strength= and label= are for diffusion models "
+            f"({', '.join(nearest_recipes_with('edit', run.spec.kind))}); "
             f"{run.name} was trained to translate"
         )
     if input_dir is not None:
         return translate_folder(
-            run, "translate", input_dir, seed=seed, output_dir=output_dir, backward=backward
+            run, request, input_dir, seed=seed, output_dir=output_dir, backward=backward
         )
-    return translate_items(run, "translate", selection, output_dir=output_dir, backward=backward)
+    return translate_selected_items(
+        run, request, selection, output_dir=output_dir, backward=backward
+    )
 
 
-def edit_items(
+def edit_items_by_sdedit(
     run: LoadedRun,
+    request: CommandRequest,
     selection: ItemSelection,
     strength: float,
     label: int | None,
@@ -84,8 +95,8 @@ def edit_items(
     output_dir: str | None,
 ) -> dict[str, Any]:
     """Add noise to the selected items and denoise them again (SDEdit), with a diffusion model."""
-    label = next(iter(check_labels(run, label)), None)
-    batch, index = select_items(run, selection)
+    label = next(iter(validated_class_numbers(run, label)), None)
+    batch, index = load_selected_items_and_indices(run, selection)
     torch.manual_seed(selection.seed)
 
     def edit(x: Tensor) -> Tensor:
@@ -97,16 +108,17 @@ def edit_items(
     record = {
         "method": "edit",
         "strength": strength,
+        "label": label,
         "split": selection.split,
         "n": len(output),
-        "squared_error_to_source": mean_with_error(squared_error(batch.x, output)),
+        "squared_error_to_source": mean_and_error_dict(squared_error_per_item(batch.x, output)),
     }
     parts = [(batch.x[:MAX_SHOWN], run.spec), (output[:MAX_SHOWN], run.spec)]
     results = Results(
-        f"translate_{strength:g}" + ("" if label is None else f"_y{label}"),
+        f"translate_{strength:g}",
         selection.seed,
         record,
-        images={"": image_grids.make_comparison(parts, ["source", "output"])},
+        images={"": item_pictures.make_comparison_picture(parts, ["source", "output"])},
         arrays={"index": index, "source": batch.x, "output": output, "y": batch.y},
     )
-    return write_results(run, results, output_dir)
+    return write_results(run, request, results, output_dir)

@@ -16,8 +16,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from genlab.comparison.run_records import EFFICIENCY_METRIC, plain_text
+from genlab.comparison.run_records import to_printable_text
 from genlab.comparison.table import Cell, Column, Comparison
+from genlab.metrics.sections import EFFICIENCY_METRIC
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -85,7 +86,7 @@ class Chart:
 
 
 @contextmanager
-def svg_axes(width: float, height: float) -> Iterator[tuple[Axes, list[str]]]:
+def open_svg_axes(width: float, height: float) -> Iterator[tuple[Axes, list[str]]]:
     """Yield the axes of a figure, and a list that receives the figure's data URI at the end.
 
     Args:
@@ -116,14 +117,14 @@ def svg_axes(width: float, height: float) -> Iterator[tuple[Axes, list[str]]]:
     source.append("data:image/svg+xml;base64," + base64.b64encode(svg.encode()).decode())
 
 
-def color_of(i: int) -> str:
+def column_color(i: int) -> str:
     """Return the color of column i."""
     return COLORS[i % len(COLORS)]
 
 
 def shorten_label(text: str, length: int = MAX_LABEL_CHARS) -> str:
     """Return a label of a chart, cut to `length` characters."""
-    text = plain_text(text)
+    text = to_printable_text(text)
     if len(text) > length:
         text = text[: length - 1] + "…"
     # matplotlib hides labels with a leading underscore from a legend.
@@ -138,7 +139,9 @@ def format_tick(value: float, _: Any = None) -> str:
     return f"{value:g}"
 
 
-def average_curve(x: Sequence[float], y: Sequence[float]) -> tuple[list[float], list[float]]:
+def average_curve_to_fewer_points(
+    x: Sequence[float], y: Sequence[float]
+) -> tuple[list[float], list[float]]:
     """Return a curve with up to MAX_CURVE_POINTS points, each the mean of several."""
     size = math.ceil(len(x) / MAX_CURVE_POINTS) or 1
     starts = range(0, len(x), size)
@@ -160,24 +163,24 @@ def is_finite_number(value: Any) -> bool:
 # --- learning curves ------------------------------------------------------------------------------
 
 
-def plot_losses(column: Column) -> Chart | None:
+def plot_loss_curves(column: Column) -> Chart | None:
     """Return a chart of a model's losses over training, one line per seed.
 
     It shows the loss, and those of its parts that are of a similar size.
     """
-    keys = choose_losses(column.runs[0].log)
+    keys = choose_loss_keys(column.runs[0].log)
     if not keys:
         return None
     has_seeds = len(column.runs) > 1
-    with svg_axes(*SMALL_CHART_INCHES) as (axes, source):
+    with open_svg_axes(*SMALL_CHART_INCHES) as (axes, source):
         values: list[float] = []
         for i, key in enumerate(keys):
             for n, run in enumerate(column.runs):
-                x, y = average_curve(*read_curve(run.log, key))
+                x, y = average_curve_to_fewer_points(*read_curve(run.log, key))
                 axes.plot(
                     x,
                     y,
-                    color=color_of(i),
+                    color=column_color(i),
                     lw=1.0 if has_seeds else 1.5,
                     alpha=0.9 if n == 0 else 0.5,
                     label=shorten_label(key, 22) if n == 0 else "_",
@@ -185,12 +188,12 @@ def plot_losses(column: Column) -> Chart | None:
                 )
                 # The first points are far off, and would set the scale.
                 values += y[max(1, len(y) // 25) :] if len(y) > 3 else y
-        set_robust_limits(axes, values)
+        set_y_limits_without_outliers(axes, values)
         format_step_axis(axes)
         axes.yaxis.set_major_formatter(format_tick)
         if len(keys) > 1:
             axes.legend(
-                fontsize=7.5,
+                fontsize=8.5,
                 loc="lower center",
                 bbox_to_anchor=(0.45, 1.0),
                 ncols=3,
@@ -200,7 +203,7 @@ def plot_losses(column: Column) -> Chart | None:
     return Chart(source[0], ", ".join(keys))
 
 
-def choose_losses(log: list[dict[str, Any]]) -> list[str]:
+def choose_loss_keys(log: list[dict[str, Any]]) -> list[str]:
     """Return the logged losses to plot: the loss, and parts within a factor of 20 of it."""
     keys = dict.fromkeys(key for line in log for key in line)
     sizes: dict[str, float] = {}
@@ -213,6 +216,7 @@ def choose_losses(log: list[dict[str, Any]]) -> list[str]:
     main = [key for key in sizes if key == "loss" or key.startswith("loss/")]
     if not main:
         return []
+    main += [key for key in sizes if key == "validation/loss"]
     largest = max(sizes[key] for key in main)
     parts = [k for k in sizes if k not in main and largest / 20 <= sizes[k] <= largest * 20]
     return (main + parts)[:MAX_CURVES]
@@ -227,7 +231,7 @@ def format_step_axis(axes: Axes) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
 
 
-def set_robust_limits(axes: Axes, values: list[float]) -> None:
+def set_y_limits_without_outliers(axes: Axes, values: list[float]) -> None:
     """Show the middle 98 % of the values: a spike at the start would flatten the rest."""
     values = sorted(values)
     low, high = values[len(values) // 100], values[-1 - len(values) // 100]
@@ -235,9 +239,11 @@ def set_robust_limits(axes: Axes, values: list[float]) -> None:
         axes.set_ylim(low - 0.06 * (high - low), high + 0.06 * (high - low))
 
 
-def plot_evaluations(columns: list[Column]) -> list[Chart]:
+def plot_evaluation_curves(columns: list[Column]) -> list[Chart]:
     """Return a chart for each number of the evaluations in training, one line per run."""
-    logs = [(j, read_evaluations(run.log)) for j, c in enumerate(columns) for run in c.runs]
+    logs = [
+        (j, evaluation_records_of_log(run.log)) for j, c in enumerate(columns) for run in c.runs
+    ]
     names = dict.fromkeys(name for _, log in logs for line in log for name in line)
     charts = []
     for name in names:
@@ -245,15 +251,15 @@ def plot_evaluations(columns: list[Column]) -> list[Chart]:
         curves = [(j, (x, y)) for j, (x, y) in curves if len(x) > 1]
         if name == "step" or not curves:
             continue
-        with svg_axes(*SMALL_CHART_INCHES) as (axes, source):
+        with open_svg_axes(*SMALL_CHART_INCHES) as (axes, source):
             for j, (x, y) in curves:
-                axes.plot(x, y, color=color_of(j), marker="o", ms=2.5)
+                axes.plot(x, y, color=column_color(j), marker="o", ms=2.5)
             format_step_axis(axes)
-        charts.append(Chart(source[0], plain_text(name)))
+        charts.append(Chart(source[0], to_printable_text(name)))
     return charts
 
 
-def read_evaluations(log: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def evaluation_records_of_log(log: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return the numbers of the evaluations in a log, with their steps."""
     return [
         {"step": line["step"], **line["evaluation"]}
@@ -270,26 +276,29 @@ def plot_quality_against_cost(comparison: Comparison) -> Chart | None:
 
     The quality is the first that most models have, the cost the first that most of these have.
     """
-    rows = choose_quality_and_cost(comparison)
+    rows = choose_cost_and_quality_rows(comparison)
     if rows is None:
         return None
     cost_row, quality_row = rows
-    shown = sorted(find_columns(comparison, cost_row) & find_columns(comparison, quality_row))
+    shown = sorted(
+        columns_with_number_in_row(comparison, cost_row)
+        & columns_with_number_in_row(comparison, quality_row)
+    )
     cost, quality = comparison.measures[cost_row], comparison.measures[quality_row]
     cost_cells = [comparison.cells[cost_row, j] for j in shown]
     quality_cells = [comparison.cells[quality_row, j] for j in shown]
-    with svg_axes(*SCATTER_INCHES) as (axes, source):
+    with open_svg_axes(*SCATTER_INCHES) as (axes, source):
         points = []
         for j, cost_cell, quality_cell in zip(shown, cost_cells, quality_cells, strict=True):
             x, y = cost_cell.value or 0.0, quality_cell.value or 0.0
             axes.errorbar(
                 x,
                 y,
-                xerr=finite_spread(cost_cell),
-                yerr=finite_spread(quality_cell),
+                xerr=spread_if_finite(cost_cell),
+                yerr=spread_if_finite(quality_cell),
                 fmt="o",
                 ms=8,
-                color=color_of(j),
+                color=column_color(j),
                 lw=1.3,
                 capsize=3,
             )
@@ -298,9 +307,9 @@ def plot_quality_against_cost(comparison: Comparison) -> Chart | None:
             (axes.xaxis, cost, cost_cells),
             (axes.yaxis, quality, quality_cells),
         ):
-            scale_axis(axis, [cell.value or 0.0 for cell in cells])
+            set_log_scale_if_wide(axis, [cell.value or 0.0 for cell in cells])
             label = f"{measure.label} [{measure.unit}]" if measure.unit else measure.label
-            axis.set_label_text(f"{shorten_label(label, 70)}  {measure.arrow}")
+            axis.set_label_text(f"{shorten_label(label, 70)}  {measure.better_arrow}")
         axes.margins(0.14, 0.18)
         annotate_points(axes, points)
     caption = (
@@ -314,10 +323,10 @@ def plot_quality_against_cost(comparison: Comparison) -> Chart | None:
     return Chart(source[0], caption)
 
 
-def choose_quality_and_cost(comparison: Comparison) -> tuple[int, int] | None:
+def choose_cost_and_quality_rows(comparison: Comparison) -> tuple[int, int] | None:
     """Return the rows of a cost and of a quality that at least two models have, or None."""
     directed = {i: m for i, m in enumerate(comparison.measures) if m.better in ("lower", "higher")}
-    columns_of = {i: find_columns(comparison, i) for i in directed}
+    columns_of = {i: columns_with_number_in_row(comparison, i) for i in directed}
     qualities = [
         i for i, m in directed.items() if m.metric != EFFICIENCY_METRIC and len(columns_of[i]) > 1
     ]
@@ -333,17 +342,17 @@ def choose_quality_and_cost(comparison: Comparison) -> tuple[int, int] | None:
     return max(costs, key=lambda i: (shared[i], -rank[i])), quality
 
 
-def find_columns(comparison: Comparison, i: int) -> set[int]:
+def columns_with_number_in_row(comparison: Comparison, i: int) -> set[int]:
     """Return the columns that have a finite number in row i."""
-    return {j for j, cell in enumerate(comparison.row(i)) if is_finite_number(cell.value)}
+    return {j for j, cell in enumerate(comparison.row_cells(i)) if is_finite_number(cell.value)}
 
 
-def finite_spread(cell: Cell) -> float | None:
+def spread_if_finite(cell: Cell) -> float | None:
     """Return a cell's spread, or None if it is not finite."""
     return cell.spread if is_finite_number(cell.spread) else None
 
 
-def scale_axis(axis: Any, values: list[float]) -> None:
+def set_log_scale_if_wide(axis: Any, values: list[float]) -> None:
     """Make an axis logarithmic if its values span more than a factor of LOG_SCALE_RATIO."""
     from matplotlib.ticker import NullFormatter
 

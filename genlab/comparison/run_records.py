@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from genlab.config.keys import DOWNLOAD_KEYS, RUNTIME_KEYS, override_key, root_key
-from genlab.config.nested import flatten
+from genlab.config.dotted_keys import flatten_config
+from genlab.config.override_keys import DOWNLOAD_KEYS, RUNTIME_KEYS, override_key, root_key
 from genlab.errors import UserError
-from genlab.fileio import read_json, refuse_links
-from genlab.runs.migrations import migrate_overrides, migrate_record
+from genlab.fileio import read_json, refuse_links_out_of_folder
+from genlab.metrics.sections import EFFICIENCY_METRIC
+from genlab.runs.migrations import migrate_metrics_record, migrate_overrides
 from genlab.runs.run_folder import RunFolder
 
 Record = dict[str, Any]  # a metrics.json
 
-EFFICIENCY_METRIC = "efficiency"
 # Options of a dataset that are not conditions of a number: its place, options that the conditions
 # contain in other words (size: the shape), and options that change only what training sees.
 NOT_DATA_CONDITIONS = {key.removeprefix("dataset.") for key in DOWNLOAD_KEYS} | {
@@ -31,6 +32,10 @@ NOT_DATA_CONDITIONS = {key.removeprefix("dataset.") for key in DOWNLOAD_KEYS} | 
 }
 
 
+# Rows that may be densities of the values of an item, whose nats depend on the values' range.
+DENSITY_ROWS = ("nll", "nll_elbo", "nll_iwae", "nll_ode")
+
+
 @dataclass
 class RunRecord:
     """One run with one record of its numbers, or the reason why it has none."""
@@ -39,17 +44,18 @@ class RunRecord:
     record: Record | None
     label: str | None = None  # None: chosen by what distinguishes the runs
     missing_reason: str = "it was not measured"
+    converted: frozenset[str] = frozenset()  # names of rows whose range is converted to [0, 1]
 
     @cached_property
     def metadata(self) -> dict[str, Any]:
         """The run's run.json."""
-        refuse_links(self.folder, "run")
+        refuse_links_out_of_folder(self.folder, "run")
         return RunFolder(self.folder).metadata()
 
     @cached_property
     def config(self) -> dict[str, Any]:
         """The run's config.yaml, by dotted key."""
-        return flatten(RunFolder(self.folder).read_config())
+        return flatten_config(RunFolder(self.folder).read_config())
 
     @cached_property
     def log(self) -> list[dict[str, Any]]:
@@ -63,7 +69,9 @@ class RunRecord:
         for line in self.log:
             if line.get("step", 0) <= self.step:
                 for note in line.get("notes", ()):
-                    notes.setdefault(plain_text(str(note).partition("; try ")[0]), line["step"])
+                    notes.setdefault(
+                        to_printable_text(str(note).partition("; try ")[0]), line["step"]
+                    )
         return notes
 
     @property
@@ -84,14 +92,14 @@ class RunRecord:
         found: dict[str, bytes] = {}
         for key, name in ((self.record or {}).get("pictures") or {}).items():
             path = (self.folder / str(name)).resolve()
-            if path.is_relative_to(self.folder.resolve()) and (png := read_png(path)):
+            if path.is_relative_to(self.folder.resolve()) and (png := read_png_or_none(path)):
                 found[str(key)] = png
         previews = sorted((self.folder / "samples").glob("step_*.png"))
         in_training = {"reals": self.folder / "reals.png"}
         if previews:
             in_training["samples"] = previews[-1]
         for key, path in in_training.items():
-            if key not in found and (png := read_png(path)):
+            if key not in found and (png := read_png_or_none(path)):
                 found[key] = png
         return found
 
@@ -110,7 +118,7 @@ class RunRecord:
         """The step of the record; without a record, the step of the newest checkpoint."""
         if self.record and "step" in self.record:
             return self.record["step"]
-        return newest_step(self.folder) or 0
+        return newest_checkpoint_step(self.folder) or 0
 
     @property
     def sampler(self) -> dict[str, Any]:
@@ -118,7 +126,7 @@ class RunRecord:
         return ((self.record or {}).get("settings") or {}).get("sampler") or {}
 
     @property
-    def recipe(self) -> dict[str, Any]:
+    def training_options(self) -> dict[str, Any]:
         """The options that say what is trained, by dotted key.
 
         Without the seed, because seeds of one recipe are averaged, and without the place of the
@@ -130,6 +138,48 @@ class RunRecord:
             for key, value in self.config.items()
             if key not in ignored and root_key(key) not in RUNTIME_KEYS
         }
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        """The rows of the record, with densities as `set_densities_to_convert` left them."""
+        rows = (self.record or {}).get("metrics", ())
+        return [
+            self.convert_row_to_unit_range(row) if row["name"] in self.converted else row
+            for row in rows
+        ]
+
+    def set_densities_to_convert(self, names: set[str]) -> None:
+        """Give the densities with these names in nats of values in [0, 1] from now on."""
+        self.converted = frozenset(names)
+
+    def convert_row_to_unit_range(self, row: dict[str, Any]) -> dict[str, Any]:
+        """Return a row with a density of values in [0, 1]; a row of another kind is unchanged."""
+        density_range = self.density_range(row)
+        if density_range is None or row["value"] is None:
+            return row
+        low, high = density_range
+        shift = math.prod((self.metadata.get("spec") or {})["shape"]) * math.log(high - low)
+        conditions = {**(row.get("conditions") or {}), "range": format_value_range((0.0, 1.0))}
+        if shift:
+            conditions["converted from range"] = format_value_range(density_range)
+        unit = f"{row['unit']} in [0, 1]"
+        return {**row, "value": row["value"] - shift, "unit": unit, "conditions": conditions}
+
+    def density_range(self, row: dict[str, Any]) -> tuple[float, float] | None:
+        """Return the range of the values that a row's density in nats is of.
+
+        None if it is not a density of images or videos.
+        """
+        spec = self.metadata.get("spec") or {}
+        is_continuous = spec.get("dequantized") or not spec.get("levels", 256)
+        name = row.get("name")  # a picture has none
+        if name == "nll_ode":
+            is_continuous = True
+        is_density = name in DENSITY_ROWS and row["unit"] == "nats" and is_continuous
+        if not is_density or spec.get("kind", "image") not in ("image", "video"):
+            return None
+        low, high = spec.get("range", (0.0, 1.0))
+        return (float(low), float(high)) if high > low else None
 
     def data_conditions(self, row: dict[str, Any]) -> dict[str, str]:
         """Return the data that a row's number is measured on, as conditions.
@@ -150,23 +200,24 @@ class RunRecord:
         is_likelihood = row["metric"] == "likelihood"
         if is_likelihood and spec.get("levels"):
             conditions["levels"] = spec["levels"]
-        if is_likelihood and spec.get("dequantized") and row["unit"] == "nats":
-            conditions["range"] = "{} to {}".format(*spec["range"])
+        if density_range := self.density_range(row):
+            conditions["range"] = format_value_range(density_range)
         binarized = self.config.get("dataset.binarize") or "none"
         if binarized == "threshold" or (binarized != "none" and is_likelihood):
             conditions["binarized"] = binarized
-        return {key: plain_text(value) for key, value in conditions.items()}
+        return {key: to_printable_text(value) for key, value in conditions.items()}
 
 
-def read_records(folder: Path) -> list[Record]:
+def read_metrics_records(folder: Path) -> list[Record]:
     """Return a run's records, the newest last, with the present names of metrics.
 
     Files of a format that genlab no longer reads are left out.
     """
     records = []
-    for path in sorted(folder.glob("metrics*.json"), key=lambda p: p.stat().st_mtime):
+    paths = [*folder.glob("evaluation/*.json"), *folder.glob("metrics*.json")]
+    for path in sorted(paths, key=lambda p: p.stat().st_mtime):
         try:
-            record = migrate_record(read_json(path))
+            record = migrate_metrics_record(read_json(path))
         except UserError:
             continue
         if is_valid_record(record):
@@ -179,10 +230,10 @@ def is_valid_record(record: Record) -> bool:
     types = {"metrics": list, "absent": dict, "settings": dict, "step": int}
     if not all(isinstance(record.get(key), kind) for key, kind in types.items()):
         return False
-    return all(map(is_valid_row, record["metrics"]))
+    return all(map(is_valid_record_row, record["metrics"]))
 
 
-def is_valid_row(row: Any) -> bool:
+def is_valid_record_row(row: Any) -> bool:
     """Whether a row of a record has the fields that are read, with the right types."""
     if not isinstance(row, dict) or "value" not in row:
         return False
@@ -194,19 +245,24 @@ def is_valid_row(row: Any) -> bool:
     )
 
 
-def newest_step(folder: Path) -> int | None:
+def newest_checkpoint_step(folder: Path) -> int | None:
     """Return the step of a run's newest checkpoint, or None if there is none."""
     checkpoints = RunFolder(folder).checkpoint_files()
     return int(checkpoints[-1].stem.removeprefix("step_")) if checkpoints else None
 
 
-def read_png(path: Path) -> bytes | None:
+def format_value_range(bounds: tuple[float, float]) -> str:
+    """Return a range of values as text: [-1, 1]."""
+    return "[{:g}, {:g}]".format(*bounds)
+
+
+def read_png_or_none(path: Path) -> bytes | None:
     """Return a PNG file, or None if it does not exist or is not a PNG file."""
     data = path.read_bytes() if path.is_file() else b""
     return data if data.startswith(b"\x89PNG\r\n\x1a\n") else None
 
 
-def plain_text(value: Any) -> str:
+def to_printable_text(value: Any) -> str:
     """Return a value as it would be typed, on one line.
 
     Characters that a page or a picture cannot hold are replaced.

@@ -13,11 +13,18 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from genlab.comparison.run_records import EFFICIENCY_METRIC, RunRecord, plain_text
+from genlab.comparison.run_records import RunRecord, to_printable_text
+from genlab.metrics.sections import EFFICIENCY_METRIC
+from genlab.tables import format_to_error_digits, format_with_error
 
 # Conditions that describe a number but leave it comparable: the measurement's seed, and options
-# that a model chooses for itself.
-DESCRIPTIVE_CONDITIONS = {"seed", "sampler", "steps", "elbo_timesteps", "from", "real_vs_real"}
+# that a model chooses for itself. The number of items is shown beside a number if it differs.
+DESCRIPTIVE_CONDITIONS = {
+    *("n", "seed", "sampler", "steps", "elbo_timesteps", "from", "real_vs_real"),
+    "converted from range",
+}
+# Metrics whose value is a mean over items: its expectation does not depend on their number.
+MEANS_OVER_ITEMS = {"likelihood", "ode_likelihood", "reconstruction", "paired_translation"}
 OTHER_CONDITIONS_REASON = "measured under other conditions, in its own row"
 MAX_LABEL_DIFFERENCES = 3
 
@@ -48,7 +55,7 @@ class Measure:
     label: str = field(default="", compare=False)
 
     @property
-    def arrow(self) -> str:
+    def better_arrow(self) -> str:
         """The direction in which the number is better."""
         return {"lower": "↓", "higher": "↑"}.get(self.better, "")
 
@@ -61,6 +68,7 @@ class Cell:
         spread: the standard error over items, or the standard deviation over seeds.
         spread_kind: "s.e.", "s.d." or "".
         real_vs_real: the same number of held-out data against other held-out data.
+        n: the number of items, as "n=500", if it differs in the row.
     """
 
     value: float | None = None
@@ -71,17 +79,15 @@ class Cell:
     tag: str = ""
     real_vs_real: float | None = None
     conditions: str = ""
+    n: str = ""
     is_best: bool = False
     blank_reason: str = ""
 
-    def text(self) -> str:
+    def format_text(self) -> str:
         """Return the number as tables show it: 97.94 ± 0.28."""
         if self.value is None:
             return "·"
-        number = format_to_error_digits(self.value, self.spread)
-        if self.spread is None:
-            return number
-        return f"{number} ± {format_to_error_digits(self.spread, self.spread)}"
+        return format_with_error(self.value, self.spread)
 
 
 @dataclass
@@ -92,13 +98,13 @@ class Comparison:
     measures: list[Measure]
     cells: dict[tuple[int, int], Cell]  # (row, column)
 
-    def row(self, i: int) -> list[Cell]:
+    def row_cells(self, i: int) -> list[Cell]:
         """Return the cells of a row."""
         return [self.cells[i, j] for j in range(len(self.columns))]
 
     def real_vs_real_text(self, i: int) -> str:
         """Return a row's real-vs-real number; where the columns' numbers differ, their range."""
-        values = sorted(c.real_vs_real for c in self.row(i) if c.real_vs_real is not None)
+        values = sorted(c.real_vs_real for c in self.row_cells(i) if c.real_vs_real is not None)
         if not values:
             return ""
         low, high = format_to_error_digits(values[0]), format_to_error_digits(values[-1])
@@ -140,14 +146,16 @@ class Comparison:
 
         The model comes first, then the options that most columns have.
         """
-        configs = [c.runs[0].recipe | {"model": c.runs[0].model} for c in self.columns]
+        configs = [c.runs[0].training_options | {"model": c.runs[0].model} for c in self.columns]
         keys = dict.fromkeys(key for config in configs for key in config)
         counts = {key: sum(key in config for config in configs) for key in keys}
         differences: dict[str, list[str | None]] = {}
         for key in sorted(keys, key=lambda key: (key != "model", -counts[key])):
-            values = [plain_text(config[key]) if key in config else None for config in configs]
+            values = [
+                to_printable_text(config[key]) if key in config else None for config in configs
+            ]
             if len(set(values)) > 1:
-                differences[plain_text(key)] = values
+                differences[to_printable_text(key)] = values
         return differences
 
 
@@ -157,9 +165,13 @@ def make_comparison(runs: Iterable[RunRecord], metrics: Sequence[str] | None = N
     Args:
         metrics: the metrics to show; None shows all.
     """
-    columns = group_seeds(list(runs))
+    runs = list(runs)
+    convert_densities_to_unit_range(runs)
+    columns = group_runs_into_columns(runs)
     label_columns(columns)
-    measures = label_measures(merge_orders([measures_of(run) for c in columns for run in c.runs]))
+    measures = label_measures(
+        merge_measure_lists([measures_of_run(run) for c in columns for run in c.runs])
+    )
     if metrics is not None:
         measures = [measure for measure in measures if measure.metric in metrics]
     cells = {
@@ -169,12 +181,33 @@ def make_comparison(runs: Iterable[RunRecord], metrics: Sequence[str] | None = N
     }
     comparison = Comparison(columns, measures, cells)
     for i, measure in enumerate(measures):
-        mark_best(measure, comparison.row(i))
+        mark_best_cells(measure, comparison.row_cells(i))
+        counts = {cell.n for cell in comparison.row_cells(i) if cell.value is not None}
+        for cell in comparison.row_cells(i):
+            cell.n = cell.n if len(counts) > 1 else ""
     return comparison
 
 
-def mark_best(measure: Measure, cells: list[Cell]) -> None:
-    """Mark the best cells of a row, unless all numbers are equal."""
+def convert_densities_to_unit_range(runs: list[RunRecord]) -> None:
+    """Convert the densities of all runs to values in [0, 1], where the runs' ranges differ.
+
+    With y = (x − a) / (b − a) of an item of D values, −log p(y) = −log p(x) − D log(b − a).
+    """
+    ranges: dict[str, set[Any]] = {}
+    for run in runs:
+        for row in run.rows:
+            if density_range := run.density_range(row):
+                ranges.setdefault(row["name"], set()).add(density_range)
+    different = {name for name, found in ranges.items() if len(found) > 1}
+    for run in runs:
+        run.set_densities_to_convert(different)
+
+
+def mark_best_cells(measure: Measure, cells: list[Cell]) -> None:
+    """Mark the best cells of a row, unless all numbers are equal or their n differ."""
+    differs_in_n = len({c.n for c in cells if c.value is not None}) > 1
+    if differs_in_n and measure.metric not in MEANS_OVER_ITEMS:
+        return  # a distance between samples, such as Fréchet's, depends on their number
     values = {id(c): c.value for c in cells if c.value is not None and math.isfinite(c.value)}
     if len(set(values.values())) < 2 or measure.better not in ("lower", "higher"):
         return
@@ -186,7 +219,7 @@ def mark_best(measure: Measure, cells: list[Cell]) -> None:
 # --- columns --------------------------------------------------------------------------------------
 
 
-def group_seeds(runs: list[RunRecord]) -> list[Column]:
+def group_runs_into_columns(runs: list[RunRecord]) -> list[Column]:
     """Return one column for runs that differ only in the seed.
 
     A seed that occurs twice starts another column.
@@ -196,7 +229,7 @@ def group_seeds(runs: list[RunRecord]) -> list[Column]:
         # A run that ends by time may end at any step.
         step = None if run.config.get("trainer.max_minutes") else run.step
         dataset = run.metadata.get("dataset")
-        identity = [run.label, run.model, dataset, run.recipe, step, run.sampler]
+        identity = [run.label, run.model, dataset, run.training_options, step, run.sampler]
         key = ""
         for occurrence in range(len(runs)):
             key = json.dumps([*identity, occurrence], sort_keys=True, default=str)
@@ -209,14 +242,14 @@ def group_seeds(runs: list[RunRecord]) -> list[Column]:
 def label_columns(columns: list[Column]) -> None:
     """Give each column its own label: the recipe's name and what distinguishes it from others."""
     for column in columns:
-        column.label = plain_text(column.runs[0].label or column.runs[0].model)
+        column.label = to_printable_text(column.runs[0].label or column.runs[0].model)
     for name in dict.fromkeys(column.label for column in columns):
         namesakes = [column for column in columns if column.label == name]
         if len(namesakes) == 1:
             continue
-        label_by_config(namesakes, name)
+        label_columns_by_config(namesakes, name)
         if len({column.label for column in namesakes}) < len(namesakes):
-            label_by_command(namesakes, name)
+            label_columns_by_command(namesakes, name)
     counts: dict[str, int] = {}
     for column in columns:
         counts[column.label] = counts.get(column.label, 0) + 1
@@ -224,18 +257,18 @@ def label_columns(columns: list[Column]) -> None:
             column.label += f" #{counts[column.label]}"
 
 
-def label_by_config(columns: list[Column], name: str) -> None:
+def label_columns_by_config(columns: list[Column], name: str) -> None:
     """Label columns of one name by the first options of their configs that differ."""
     configs = []
     for column in columns:
         run = column.runs[0]
         extra = {"at step": run.step, "sampler": tuple(run.sampler.values())}
-        configs.append({"on": run.metadata.get("dataset")} | run.recipe | extra)
+        configs.append({"on": run.metadata.get("dataset")} | run.training_options | extra)
     keys = dict.fromkeys(key for config in configs for key in config)
-    changed = [key for key in keys if len({plain_text(c.get(key, "")) for c in configs}) > 1]
+    changed = [key for key in keys if len({to_printable_text(c.get(key, "")) for c in configs}) > 1]
     for column, config in zip(columns, configs, strict=True):
         shown = [
-            format_difference(key, config[key])
+            format_label_difference(key, config[key])
             for key in changed
             if key in config and not key.endswith("_target_") and config[key] != ()
         ]
@@ -243,50 +276,50 @@ def label_by_config(columns: list[Column], name: str) -> None:
         column.label = f"{name} {differences}".strip()
 
 
-def label_by_command(columns: list[Column], name: str) -> None:
+def label_columns_by_command(columns: list[Column], name: str) -> None:
     """Label columns of one name by the typed overrides that differ, if these distinguish all."""
     typed = [column.runs[0].typed_overrides for column in columns]
     keys = dict.fromkeys(key for overrides in typed for key in overrides)
     changed = [key for key in keys if len({overrides.get(key) for overrides in typed}) > 1]
     labels = []
     for overrides in typed:
-        shown = [format_difference(key, overrides[key]) for key in changed if key in overrides]
+        shown = [
+            format_label_difference(key, overrides[key]) for key in changed if key in overrides
+        ]
         labels.append(f"{name} {', '.join(shown)}".strip())
     if len(set(labels)) == len(columns):
         for column, label in zip(columns, labels, strict=True):
-            column.label = plain_text(label)
+            column.label = to_printable_text(label)
 
 
-def format_difference(key: str, value: Any) -> str:
+def format_label_difference(key: str, value: Any) -> str:
     """Return a difference as part of a label: on mnist, latent=2, step 20,000, ddim 10."""
     if key == "at step":
         return f"step {value:,}"
     if key == "sampler":
-        return " ".join(map(plain_text, value))
-    return f"on {value}" if key == "on" else f"{key.rpartition('.')[2]}={plain_text(value)}"
+        return " ".join(map(to_printable_text, value))
+    return f"on {value}" if key == "on" else f"{key.rpartition('.')[2]}={to_printable_text(value)}"
 
 
 # --- rows -----------------------------------------------------------------------------------------
 
 
-def all_conditions(run: RunRecord, row: dict[str, Any]) -> dict[str, str]:
+def conditions_with_data(run: RunRecord, row: dict[str, Any]) -> dict[str, str]:
     """Return all conditions of a number, including those of its data."""
-    conditions = {str(k): plain_text(v) for k, v in (row.get("conditions") or {}).items()}
+    conditions = {str(k): to_printable_text(v) for k, v in (row.get("conditions") or {}).items()}
     if "data" in conditions:  # how the values were changed: "dequantized, one draw"
         conditions["values"] = conditions.pop("data")
     return run.data_conditions(row) | conditions
 
 
-def measure_of(run: RunRecord, row: dict[str, Any]) -> Measure:
+def record_row_to_measure(run: RunRecord, row: dict[str, Any]) -> Measure:
     """Return the table's row for a row of a record."""
     ignored = set(DESCRIPTIVE_CONDITIONS)
-    if row["metric"] == EFFICIENCY_METRIC:
-        ignored.add("n")
     if row["unit"] == "bits/dim":
         ignored.add("values")
     conditions = {
         key: value
-        for key, value in all_conditions(run, row).items()
+        for key, value in conditions_with_data(run, row).items()
         if key not in ignored and not key.startswith("log Z")
     }
     better = row.get("better", "neither")
@@ -294,12 +327,12 @@ def measure_of(run: RunRecord, row: dict[str, Any]) -> Measure:
     return Measure(row["metric"], row["name"], row["unit"], better, ordered)
 
 
-def measures_of(run: RunRecord) -> list[Measure]:
+def measures_of_run(run: RunRecord) -> list[Measure]:
     """Return the rows of a run's record."""
-    return [measure_of(run, row) for row in (run.record or {}).get("metrics", ())]
+    return [record_row_to_measure(run, row) for row in run.rows]
 
 
-def merge_orders(lists: list[list[Measure]]) -> list[Measure]:
+def merge_measure_lists(lists: list[list[Measure]]) -> list[Measure]:
     """Return all measures of the lists once, in an order close to that of each list.
 
     Measures of one metric and of one name are together, and efficiency comes last.
@@ -348,8 +381,8 @@ def make_cell(measure: Measure, column: Column) -> Cell:
     rows = [
         (run, row)
         for run in column.runs
-        for row in (run.record or {}).get("metrics", ())
-        if measure_of(run, row) == measure
+        for row in run.rows
+        if record_row_to_measure(run, row) == measure
     ]
     if not rows:
         return Cell(blank_reason=find_blank_reason(measure, column.runs[0]))
@@ -358,7 +391,10 @@ def make_cell(measure: Measure, column: Column) -> Cell:
     spread, spread_kind = rows[0][1].get("error"), "s.e."
     if len(values) > 1:
         spread, spread_kind = std_over_seeds(values), "s.d."
-    conditions = [format_conditions(all_conditions(run, row)) for run, row in rows]
+    conditions = [format_conditions(conditions_with_data(run, row)) for run, row in rows]
+    counts = dict.fromkeys((row.get("conditions") or {}).get("n") for _, row in rows)
+    count = ", ".join(f"{k:,}" if isinstance(k, int) else str(k) for k in counts if k)
+    is_counted = bool(count) and measure.metric != EFFICIENCY_METRIC
     return Cell(
         value=statistics.fmean(values),
         spread=spread,
@@ -368,6 +404,7 @@ def make_cell(measure: Measure, column: Column) -> Cell:
         tag="/".join(dict.fromkeys(row["tag"] for _, row in rows)),
         real_vs_real=statistics.fmean(real_vs_real) if real_vs_real else None,
         conditions=" | ".join(dict.fromkeys(conditions)),
+        n=f"n={count}" if is_counted else "",
     )
 
 
@@ -380,7 +417,7 @@ def find_blank_reason(measure: Measure, run: RunRecord) -> str:
     """Return why a run lacks a number in a row."""
     if run.record is None:
         return run.missing_reason
-    measures = measures_of(run)
+    measures = measures_of_run(run)
     if any(m.name == measure.name for m in measures):
         return OTHER_CONDITIONS_REASON
     is_efficiency = measure.metric == EFFICIENCY_METRIC
@@ -400,20 +437,3 @@ def find_blank_reason(measure: Measure, run: RunRecord) -> str:
 def format_conditions(conditions: dict[str, str]) -> str:
     """Return conditions as text: "n=1000, split=test"."""
     return ", ".join(f"{key}={value}" for key, value in conditions.items())
-
-
-def format_to_error_digits(value: float | None, spread: float | None = None) -> str:
-    """Return a number with as many digits as its spread supports: two digits of the spread.
-
-    Without a spread it has four digits.
-    """
-    if value is None or not math.isfinite(value):
-        return "" if value is None else str(value)
-    if value == 0 and not spread:
-        return "0"
-    if not spread or not math.isfinite(spread):
-        return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
-    digits = 1 - math.floor(math.log10(abs(spread)))
-    if digits > 7:
-        return f"{value:.2g}"
-    return f"{value:,.{max(digits, 0)}f}"

@@ -9,24 +9,31 @@ import json
 import math
 import re
 import shlex
-import shutil
-import sys
+from collections.abc import Sequence
 
-from genlab.comparison.run_records import plain_text
-from genlab.comparison.table import Cell, Comparison
-from genlab.console import print_table
+from genlab.comparison.run_records import to_printable_text
+from genlab.comparison.table import Cell, Comparison, Measure
+from genlab.metrics.sections import SECTIONS, section_of_metric
+from genlab.tables import (
+    GAP,
+    TableRow,
+    format_table,
+    longest_word_width,
+    terminal_display_width,
+    terminal_width,
+    total_row_width,
+    use_nonbreaking_spaces,
+    wrap_words,
+)
 
 REAL_VS_REAL = "real vs. real"
-TERMINAL_LEGEND = (
+LEGEND = (
     "± standard error; over seeds, standard deviation. * best. · no number. "
     f"{REAL_VS_REAL}: held-out data against other held-out data."
 )
-MARKDOWN_LEGEND = (
-    "± standard error; over seeds, standard deviation. Bold: best. ·: no number. "
-    f"{REAL_VS_REAL}: held-out data against other held-out data."
-)
-LABEL_MARGIN = 24  # columns of a terminal beside the labels: unit, real vs. real, gaps
-UNLIMITED_WIDTH = 10**6
+EXACT_LEGEND = " Numbers are exact where no bound or estimate is named."
+MARKDOWN_LEGEND = LEGEND.replace("* best. · no", "Bold: best. ·: no")
+LABEL_WIDTH = 32  # of labels with conditions, which are wrapped
 CSV_HEADER = [
     "model",
     "metric",
@@ -53,46 +60,101 @@ def print_comparison(comparison: Comparison) -> None:
 
     If there are more models than measures, models go down.
     """
-    measures, titles = comparison.measures, [column.title for column in comparison.columns]
-    labels = [f"{m.label} {m.arrow}".strip() for m in measures]
-    real_vs_real = [comparison.real_vs_real_text(i) for i in range(len(measures))]
-    text = [[format_cell(cell) for cell in comparison.row(i)] for i in range(len(measures))]
-    if not measures:
-        print(f"{', '.join(titles)}: none of them was measured")
-    elif len(titles) > len(labels):
-        rows = [
-            [title, *(text[i][j] for i in range(len(labels)))] for j, title in enumerate(titles)
-        ]
-        rows.append([REAL_VS_REAL, *real_vs_real])
-        header = [
-            f"{label} [{m.unit}]" if m.unit else label
-            for label, m in zip(labels, measures, strict=True)
-        ]
-        print_table(["model", *header], rows)
+    width = terminal_width()
+    titles = [column.title for column in comparison.columns]
+    if not comparison.measures:
+        lines = [f"{', '.join(titles)}: none of them was measured"]
+    elif len(titles) > len(comparison.measures):
+        lines = format_table_of_models_down(comparison, width)
     else:
-        label_width = max(map(len, labels)) + LABEL_MARGIN
-        for columns in split_columns(titles, text, label_width):
-            rows = [
-                [labels[i], m.unit, *(text[i][j] for j in columns), real_vs_real[i]]
-                for i, m in enumerate(measures)
-            ]
-            print_table(["", "unit", *(titles[j] for j in columns), REAL_VS_REAL], rows)
-    for line in format_training_notes(comparison):
+        lines = format_table_of_models_across(comparison, width)
+    notes = format_training_notes(comparison)
+    notes += [LEGEND + EXACT_LEGEND if comparison.measures else ""]
+    notes += format_blank_reasons(comparison)
+    for line in (*lines, *(part for note in notes if note for part in wrap_words(note, width))):
         print(line)
-    if reasons := format_blank_reasons(comparison):
-        print(TERMINAL_LEGEND)
-        for line in reasons:
-            print(f"  {line}")
 
 
-def split_columns(titles: list[str], text: list[list[str]], label_width: int) -> list[list[int]]:
-    """Return the columns of each table, such that every table fits the terminal."""
-    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else UNLIMITED_WIDTH
-    room = width - label_width
+def format_table_of_models_across(comparison: Comparison, width: int) -> list[str]:
+    """Return the lines of tables with a row for each measure, in sections."""
+    measures = comparison.measures
+    rows_of: dict[str, list[int]] = {name: [] for name in SECTIONS}
+    for i, measure in enumerate(measures):
+        rows_of[section_of_metric(measure.metric)].append(i)
+    rows_of = {name: rows for name, rows in rows_of.items() if rows}
+    tag_of = {name: shared_tag(comparison, rows) for name, rows in rows_of.items()}
+    titles = [*(column.title for column in comparison.columns), REAL_VS_REAL]
+    text = [
+        [
+            *(
+                use_nonbreaking_spaces(
+                    format_cell(cell, hidden_tags=("exact", tag_of[section_of_metric(m.metric)]))
+                )
+                for cell in comparison.row_cells(i)
+            ),
+            comparison.real_vs_real_text(i),
+        ]
+        for i, m in enumerate(measures)
+    ]
+    labels = [measure_label_with_arrow(m) for m in measures]
+    # conditions in a label may be wrapped
+    label_width = min(
+        max(map(terminal_display_width, labels)), max(LABEL_WIDTH, *map(longest_word_width, labels))
+    )
+    used = total_row_width([label_width, max(terminal_display_width(m.unit) for m in measures)])
+    lines = []
+    for columns in split_columns_into_tables(titles, text, width - used):
+        table: list[TableRow] = []
+        for name, rows in rows_of.items():
+            table.append(f"{name}: {tag_of[name]}" if tag_of[name] else name)
+            table += [[labels[i], measures[i].unit, *(text[i][j] for j in columns)] for i in rows]
+        header = ["measure", "unit", *(use_nonbreaking_spaces(titles[j]) for j in columns)]
+        lines += format_table(header, table, width)
+    return lines
+
+
+def measure_label_with_arrow(measure: Measure) -> str:
+    """Return a measure's label, with the direction that is better after its name."""
+    name, conditions = measure.name, measure.label.removeprefix(measure.name)
+    return use_nonbreaking_spaces(f"{name} {measure.better_arrow}".rstrip()) + conditions
+
+
+def format_table_of_models_down(comparison: Comparison, width: int) -> list[str]:
+    """Return the lines of tables with a row for each model."""
+    measures, titles = comparison.measures, [column.title for column in comparison.columns]
+    units = [f"[{m.unit}]" if m.unit else "" for m in measures]
+    heads = [
+        " ".join(filter(None, (measure_label_with_arrow(m), unit)))
+        for m, unit in zip(measures, units, strict=True)
+    ]
+    names = [*titles, REAL_VS_REAL]
+    text = [
+        [
+            *(use_nonbreaking_spaces(format_cell(cell, hidden_tags=["exact"])) for cell in row),
+            comparison.real_vs_real_text(i),
+        ]
+        for i, row in enumerate(map(comparison.row_cells, range(len(measures))))
+    ]
+    used = total_row_width([max(map(terminal_display_width, names))])
+    lines = []
+    for columns in split_columns_into_tables(heads, list(zip(*text, strict=True)), width - used):
+        rows = [[name, *(text[i][k] for i in columns)] for k, name in enumerate(names)]
+        lines += format_table(["model", *(heads[i] for i in columns)], rows, width)
+    return lines
+
+
+def split_columns_into_tables(
+    titles: Sequence[str], text: Sequence[Sequence[str]], room: int
+) -> list[list[int]]:
+    """Return the columns of each table, such that every table fits the room for columns.
+
+    Args:
+        text: the rows.
+    """
     tables: list[list[int]] = [[]]
     used = 0
     for j, title in enumerate(titles):
-        column_width = 2 + max(len(cell) for cell in (title, *(row[j] for row in text)))
+        column_width = GAP + max(map(terminal_display_width, (title, *(row[j] for row in text))))
         if tables[-1] and used + column_width > room:
             tables.append([])
             used = 0
@@ -101,14 +163,23 @@ def split_columns(titles: list[str], text: list[list[str]], label_width: int) ->
     return tables
 
 
-def format_cell(cell: Cell) -> str:
+def shared_tag(comparison: Comparison, rows: list[int]) -> str:
+    """Return the tag that all numbers of some rows have, or ""."""
+    tags = {cell.tag for i in rows for cell in comparison.row_cells(i) if cell.value is not None}
+    return tags.pop() if len(tags) == 1 else ""
+
+
+def format_cell(cell: Cell, *, hidden_tags: Sequence[str] = ()) -> str:
     """Return a cell as text: 97.94 ± 0.28 bound *."""
     if cell.value is None:
         return "·"
     seeds = ""
     if cell.num_missing_seeds:
         seeds = f"({cell.num_seeds} of {cell.num_seeds + cell.num_missing_seeds} seeds)"
-    return " ".join(filter(None, (cell.text(), cell.tag, seeds, "*" if cell.is_best else "")))
+    tag = "" if cell.tag in hidden_tags else cell.tag
+    count = f"({cell.n})" if cell.n else ""
+    best = "*" if cell.is_best else ""
+    return " ".join(filter(None, (cell.format_text(), count, tag, seeds, best)))
 
 
 def format_training_notes(comparison: Comparison) -> list[str]:
@@ -131,7 +202,7 @@ def format_blank_reasons(comparison: Comparison) -> list[str]:
 # --- CSV ------------------------------------------------------------------------------------------
 
 
-def to_csv(comparison: Comparison) -> str:
+def comparison_to_csv(comparison: Comparison) -> str:
     """Return one line for each model and measure, with the unrounded numbers of the records.
 
     A blank has its reason.
@@ -146,23 +217,26 @@ def to_csv(comparison: Comparison) -> str:
                 comparison.columns[j].label,
                 measure.metric,
                 measure.name,
-                exact_number(cell.value),
-                exact_number(cell.spread),
+                format_all_digits(cell.value),
+                format_all_digits(cell.spread),
                 cell.spread_kind,
                 "" if cell.value is None else cell.num_seeds,
                 measure.unit,
                 measure.better,
                 cell.tag,
-                exact_number(cell.real_vs_real),
+                format_all_digits(cell.real_vs_real),
                 int(cell.is_best),
-                json.dumps(dict(measure.conditions), ensure_ascii=False),
+                json.dumps(
+                    dict(measure.conditions) | ({"n": cell.n.removeprefix("n=")} if cell.n else {}),
+                    ensure_ascii=False,
+                ),
                 cell.blank_reason,
             ]
         )
     return file.getvalue()
 
 
-def exact_number(value: float | None) -> str:
+def format_all_digits(value: float | None) -> str:
     """Return a number with all its digits, "" for None."""
     if value is None:
         return ""
@@ -172,7 +246,7 @@ def exact_number(value: float | None) -> str:
 # --- Markdown -------------------------------------------------------------------------------------
 
 
-def to_markdown(comparison: Comparison) -> str:
+def comparison_to_markdown(comparison: Comparison) -> str:
     """Return the table in Markdown, the best of each row in bold, with notes below it."""
     lines = format_markdown_table(comparison)
     notes = [*format_training_notes(comparison), *format_blank_reasons(comparison)]
@@ -183,7 +257,7 @@ def to_markdown(comparison: Comparison) -> str:
         for run in column.runs:
             words = map(str, run.metadata.get("command") or ())
             command = shlex.join(word for word in words if not word.startswith("out="))
-            line = f"- {column.label}: {plain_text(command)} ({run.step:,})"
+            line = f"- {column.label}: {to_printable_text(command)} ({run.step:,})"
             lines.append(escape_markdown(line))
     return "\n".join(lines).rstrip() + "\n"
 
@@ -193,8 +267,8 @@ def format_markdown_table(comparison: Comparison) -> list[str]:
     header = ["", "unit", *(column.title for column in comparison.columns), REAL_VS_REAL]
     rows = [[escape_markdown(text) for text in header]]
     for i, measure in enumerate(comparison.measures):
-        label = f"{measure.label} {measure.arrow}".strip()
-        cells = [format_markdown_cell(cell) for cell in comparison.row(i)]
+        label = f"{measure.label} {measure.better_arrow}".strip()
+        cells = [format_markdown_cell(cell) for cell in comparison.row_cells(i)]
         ends = [escape_markdown(t) for t in (label, measure.unit, comparison.real_vs_real_text(i))]
         rows.append([*ends[:2], *cells, ends[2]])
     if len(comparison.columns) > len(comparison.measures):

@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from genlab.config.config_dir import config_folder
-from genlab.config.keys import override_key
+from genlab.config.override_keys import override_key
 
 # A config group, and the package that it is put into; "" for its own.
 GroupKey = tuple[str, str]
@@ -55,18 +55,18 @@ def find_group_targets(overrides: Iterable[str]) -> GroupTargets:
     choices: dict[GroupKey, list[str]] = {}
     for override in overrides:
         group, _, package = override_key(override).partition("@")
-        if group in shipped_groups():
+        if group in shipped_config_groups():
             choices[group, package] = override.partition("=")[2].split(",")
     root = {key: name for key, name in read_group_file("", "train").defaults if key}
     # An experiment chooses the model, and a model the other groups, unless the command does.
     for group in ("experiment", "model", *(root.keys() - {"experiment", "model"})):
         for name in choices.get((group, ""), [root.get(group, "")]):
-            _collect(found, choices, group, "", name)
+            _collect_targets(found, choices, group, "", name)
     return found
 
 
 @cache
-def shipped_files() -> dict[str, Path]:
+def shipped_config_files() -> dict[str, Path]:
     """Return the shipped config files by their path without suffix, such as model/vae.
 
     The overrides may come from an untrusted plan: they select among these files only.
@@ -77,15 +77,15 @@ def shipped_files() -> dict[str, Path]:
 
 
 @cache
-def shipped_groups() -> frozenset[str]:
+def shipped_config_groups() -> frozenset[str]:
     """Return the names of the shipped config groups, such as model or experiment/sweep."""
-    return frozenset(name.rpartition("/")[0] for name in shipped_files()) - {""}
+    return frozenset(name.rpartition("/")[0] for name in shipped_config_files()) - {""}
 
 
 @cache
 def read_group_file(group: str, name: str) -> GroupFile:
     """Return a file of a config group; an empty one if it does not exist."""
-    path = shipped_files().get(f"{group}/{name}" if group else name)
+    path = shipped_config_files().get(f"{group}/{name}" if group else name)
     if path is None:
         return GroupFile("", (), {})
     text = path.read_text()
@@ -103,7 +103,7 @@ def read_group_file(group: str, name: str) -> GroupFile:
     return GroupFile(package, tuple(defaults), content)
 
 
-def _collect(
+def _collect_targets(
     found: GroupTargets, choices: dict[GroupKey, list[str]], group: str, package: str, name: str
 ) -> None:
     """Add what a group file and its defaults name.
@@ -117,7 +117,7 @@ def _collect(
     for key, value in file.defaults:
         if not key:  # another file, of this group unless it has a path
             other_group, _, other_name = value.removeprefix("/").rpartition("/")
-            _collect(found, choices, other_group or group, package, other_name)
+            _collect_targets(found, choices, other_group or group, package, other_name)
             continue
         other_group, _, other_package = key.removeprefix("override ").strip("/").partition("@")
         if key.startswith("override "):
@@ -126,7 +126,7 @@ def _collect(
         if other_package and package:
             other_package = f"{package}.{other_package}"
         for chosen in choices.get((other_group, other_package), [value]):
-            _collect(found, choices, other_group, other_package, chosen)
+            _collect_targets(found, choices, other_group, other_package, chosen)
     for key, target in _list_targets(file.content, package):
         found.targets.setdefault(key, []).append(target)
     trainer = file.content.get("trainer")

@@ -61,7 +61,9 @@ def is_dotted_name(name: str) -> bool:
     return "." in name and all(part.isidentifier() for part in name.split("."))
 
 
-def refuse_targets(config: Any, *, allowed: tuple[str, ...], where: str, path: str = "") -> None:
+def refuse_untrusted_targets(
+    config: Any, *, allowed: tuple[str, ...], where: str, path: str = ""
+) -> None:
     """Refuse a config that names a class outside genlab and the allowed packages.
 
     Args:
@@ -79,10 +81,10 @@ def refuse_targets(config: Any, *, allowed: tuple[str, ...], where: str, path: s
                     f"{where}: {key_path} names {value!r}, which is not part of genlab; "
                     "if you trust it, add trusted_packages=[package]"
                 )
-            refuse_targets(value, allowed=allowed, where=where, path=key_path)
+            refuse_untrusted_targets(value, allowed=allowed, where=where, path=key_path)
     elif isinstance(config, list):
         for i, value in enumerate(config):
-            refuse_targets(value, allowed=allowed, where=where, path=f"{path}[{i}]")
+            refuse_untrusted_targets(value, allowed=allowed, where=where, path=f"{path}[{i}]")
 
 
 def is_allowed_target(name: Any, allowed: tuple[str, ...]) -> bool:
@@ -106,9 +108,10 @@ def validate_kwargs(
     """
     if not isinstance(values, dict):
         raise UserError(
-            f"{where}={to_cli(values)}: {where} is a group of options; set {where}.<option>=<value>"
+            f"{where}={format_cli_value(values)}: {where} is a group of options; "
+            f"set {where}.<option>=<value>"
         )
-    parameters, hints = accepted_parameters(target)
+    parameters, hints = parameters_and_type_hints(target)
     keyword_kinds = (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     known = {p.name: p for p in parameters[skip:] if p.kind in keyword_kinds}
     prefix = f"{where}." if where else ""
@@ -121,7 +124,7 @@ def validate_kwargs(
                 f"unknown option '{prefix}{name}'{did_you_mean(name, known)}; "
                 f"{where or 'the command'} has {', '.join(known) or 'no options'}"
             )
-        value = instantiate_nested(value)
+        value = instantiate_nested(value, prefix + name, target)
         if name in hints:
             value = validate_value(hints[name], value, prefix + name)
         checked[name] = value
@@ -152,11 +155,11 @@ def validate_value(hint: Any, value: Any, option: str) -> Any:
         # If a list is too short, the list is shown, not an element.
         location = () if first["type"] == "missing" else first["loc"]
         index = "".join(f"[{part}]" for part in location if isinstance(part, int))
-        shown = to_cli(first["input"] if index else value)
+        shown = format_cli_value(first["input"] if index else value)
         raise UserError(f"{option}{index}={shown}: {'; or '.join(reasons)}") from error
 
 
-def accepted_parameters(
+def parameters_and_type_hints(
     target: Callable[..., Any],
 ) -> tuple[list[inspect.Parameter], dict[str, Any]]:
     """Return the parameters of a function or class, and their type hints.
@@ -172,13 +175,13 @@ def accepted_parameters(
     if isinstance(target, type) and any(p.kind is p.VAR_KEYWORD for p in parameters):
         assert target.__base__ is not None  # object takes no **options
         known = {p.name for p in parameters}
-        inherited, inherited_hints = accepted_parameters(target.__base__)
+        inherited, inherited_hints = parameters_and_type_hints(target.__base__)
         parameters += [p for p in inherited if p.name not in known]
         hints = inherited_hints | hints
     return parameters, hints
 
 
-def to_cli(value: Any) -> str:
+def format_cli_value(value: Any) -> str:
     """Return a value as it would be typed on the command line."""
     if value is None:
         return "null"
@@ -187,30 +190,66 @@ def to_cli(value: Any) -> str:
     return str(value) if isinstance(value, str | int | float) else repr(value)
 
 
-def instantiate_nested(value: Any) -> Any:
+def instantiate_nested(value: Any, where: str, outer: Callable[..., Any] | None = None) -> Any:
     """Return a value with every mapping that has a `_target_` replaced by its object.
 
     A mapping with `_partial_: true` becomes a function that still takes its first argument.
+
+    Args:
+        where: the config's path to the value, for messages. Those of a dataset inside of another
+            one name its options by their whole path.
+        outer: the class whose option the value is.
     """
     if isinstance(value, dict) and "_target_" in value:
-        target = import_target(value, "a nested object")
-        name = value["_target_"]
-        if SHIPPED_TARGET.fullmatch(name) and not is_constructible(target):
+        target = import_target(value, where)
+        if SHIPPED_TARGET.fullmatch(value["_target_"]) and not is_safe_to_instantiate(target):
             raise UserError(
-                f"_target_={name} is not a network, model or data set; only these can be options"
+                f"{where}._target_={value['_target_']} is not a network, model or data set; only "
+                "these can be options"
             )
         if value.get("_partial_"):
             options = {key: inner for key, inner in value.items() if key != "_partial_"}
-            return partial(target, **validate_kwargs(target, options, name, skip=1))
-        return instantiate(target, value, name)
+            return partial(target, **validate_kwargs(target, options, where, skip=1))
+        if not callable(getattr(target, "qualify_option_names", None)):
+            return instantiate(target, value, where)
+        options = validate_kwargs(target, value, where)
+        locate = partial(locate_options, target=target, where=where, outer=outer)
+        try:
+            nested = target(**options)
+        except UserError as error:
+            raise UserError(locate(str(error))) from error
+        nested.qualify_option_names(where, locate)
+        return nested
     if isinstance(value, dict):
-        return {key: instantiate_nested(inner) for key, inner in value.items()}
+        return {key: instantiate_nested(inner, f"{where}.{key}") for key, inner in value.items()}
     if isinstance(value, list):
-        return [instantiate_nested(inner) for inner in value]
+        return [instantiate_nested(inner, f"{where}[{i}]") for i, inner in enumerate(value)]
     return value
 
 
-def is_constructible(target: Any) -> bool:
+def locate_options(
+    text: str, target: Callable[..., Any], where: str, outer: Callable[..., Any] | None = None
+) -> str:
+    """Return a text about a nested dataset with the whole path of its options.
+
+    "set dataset.crop=center" becomes "set dataset.base.crop=center", and "dataset=digits" becomes
+    "dataset@dataset.base=digits".
+
+    Args:
+        target: the class of the dataset; only the names of its options are changed.
+        where: the config's path to the dataset.
+        outer: the class of the dataset around it, whose own options set some of them.
+    """
+    names = "|".join(parameter.name for parameter in parameters_and_type_hints(target)[0])
+    text = re.sub(rf"(?<![\w.@/\\-])dataset\.(?=(?:{names})\b(?!\.))", f"{where}.", text)
+    text = re.sub(r"(?<![\w.@/\\-])dataset=(?=[a-z])", f"dataset@{where}=", text)
+    section = where.rpartition(".")[0]
+    for option, inner in getattr(outer, "passed_on", {}).items():
+        text = re.sub(rf"\b{re.escape(f'{section}.{inner}')}\b", f"{section}.{option}", text)
+    return text
+
+
+def is_safe_to_instantiate(target: Any) -> bool:
     """Whether a class or function of genlab only builds a network, model or data set.
 
     A config may come from an untrusted source, and genlab has functions that write files and

@@ -19,8 +19,9 @@ from typing import Any, Literal
 import yaml
 
 from genlab.config.config_dir import config_folder
-from genlab.config.instantiate import accepted_parameters, import_target, to_cli
-from genlab.config.recipes import group_files
+from genlab.config.instantiate import format_cli_value, import_target, parameters_and_type_hints
+from genlab.config.recipes import shipped_group_files
+from genlab.spec import IsClass
 
 KEY_LINE = re.compile(r"(?P<indent> *)(?P<key>[A-Za-z_]\w*):(?P<rest>(?:[ \t].*)?)")
 PACKAGE_LINE = re.compile(r"#\s*@package\s+(\S+)")
@@ -40,7 +41,7 @@ class Option:
 # --- comments in YAML -----------------------------------------------------------------------------
 
 
-def read_comments(path: Path, package: str = "") -> dict[str, str]:
+def read_yaml_comments(path: Path, package: str = "") -> dict[str, str]:
     """Return the comments of a YAML file by dotted option, those of empty comments left out.
 
     Args:
@@ -95,7 +96,7 @@ def trailing_comment(rest: str) -> str:
     return ""
 
 
-def comments_of(
+def read_option_comments(
     command: str, choices: dict[str, str | None], folders: Iterable[Path] = ()
 ) -> dict[str, str]:
     """Return the meanings that the files of a composition give, later files over earlier ones.
@@ -107,20 +108,20 @@ def comments_of(
     meanings: dict[str, str] = {}
     roots = [config_folder(), *folders]
     for root in roots:
-        for name in ("base", command):
+        for name in ("base", "run_base", command):
             if (path := root / f"{name}.yaml").exists():
-                meanings |= read_comments(path)
+                meanings |= read_yaml_comments(path)
     for choice in sorted(choices, key=lambda name: ("experiment" in name, name == "model")):
         name, _, package = choice.partition("@")
         for root in roots:
             path = root / name / f"{choices[choice]}.yaml"
-            for file in [*parents_of(path), path]:
+            for file in [*parent_group_files(path), path]:
                 if file.exists():
-                    meanings |= read_comments(file, package or name.replace("/", "."))
+                    meanings |= read_yaml_comments(file, package or name.replace("/", "."))
     return meanings
 
 
-def parents_of(path: Path) -> list[Path]:
+def parent_group_files(path: Path) -> list[Path]:
     """Return the files of the same group that a group file extends in its `defaults`."""
     if not path.exists():
         return []
@@ -136,10 +137,12 @@ def parents_of(path: Path) -> list[Path]:
 def describe_type(hint: Any) -> str:
     """Return a type hint in words, such as `int ≥ 1` or `linear | cosine`."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is typing.Annotated and any(isinstance(a, IsClass) for a in arguments[1:]):
+        return "name or number of a class"
     if origin is typing.Annotated:
         return " ".join([describe_type(arguments[0]), *describe_range(arguments[1:])])
     if origin is Literal:
-        return " | ".join(map(to_cli, arguments))
+        return " | ".join(map(format_cli_value, arguments))
     if origin in (typing.Union, types.UnionType):
         parts = [describe_type(a) for a in arguments if a is not type(None)]
         optional = ["null"] if type(None) in arguments else []
@@ -171,7 +174,7 @@ def describe_range(constraints: Iterable[Any]) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-def describe_arguments(target: Callable[..., Any]) -> dict[str, str]:
+def docstring_arguments(target: Callable[..., Any]) -> dict[str, str]:
     """Return the lines of a docstring's `Args` section by name, bases of a class included."""
     found: dict[str, str] = {}
     for kind in reversed(target.__mro__) if isinstance(target, type) else (target,):
@@ -201,7 +204,7 @@ def parse_args_section(document: str) -> dict[str, str]:
 # --- options --------------------------------------------------------------------------------------
 
 
-def list_options(
+def list_section_options(
     config: dict[str, Any],
     meanings: dict[str, str],
     target: Callable[..., Any] | None = None,
@@ -221,16 +224,16 @@ def list_options(
     hints: dict[str, Any] = {}
     documented: dict[str, str] = {}
     if target is not None:
-        hints = accepted_parameters(target)[1]
+        hints = parameters_and_type_hints(target)[1]
         if not target.__module__.startswith("torch."):
-            documented = describe_arguments(target)
+            documented = docstring_arguments(target)
     options = []
     for key, value in config.items():
         if key.startswith("_"):
             continue
         name = f"{path}.{key}" if path else key
         if isinstance(value, dict) and "_target_" in value:
-            options += list_options(value, meanings, path=name)
+            options += list_section_options(value, meanings, path=name)
             continue
         meaning = meanings.get(name) or documented.get(key, "")
         options.append(
@@ -239,8 +242,8 @@ def list_options(
     return options
 
 
-def list_choices(name: str, folders: Iterable[Path] = ()) -> list[str]:
+def list_group_choices(name: str, folders: Iterable[Path] = ()) -> list[str]:
     """Return the files of a config group, also those of further folders."""
     own = (path for root in folders for path in sorted((root / name).glob("*.yaml")))
-    shipped = (path for path in group_files(name) if path.parent.name == Path(name).name)
+    shipped = (path for path in shipped_group_files(name) if path.parent.name == Path(name).name)
     return sorted({path.stem for path in [*shipped, *own]})

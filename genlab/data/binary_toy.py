@@ -21,7 +21,9 @@ class BinaryToy(Images):
     Every split has all rows, so that metrics measure the distribution itself.
     """
 
-    def set_rows(self, rows: Tensor, shape: tuple[int, ...]) -> None:
+    commonly_binarized = True
+
+    def set_rows_as_images(self, rows: Tensor, shape: tuple[int, ...]) -> None:
         """Set the rows (N, D) of zeros and ones, as images of `shape`.
 
         A row that occurs more than once counts more than once.
@@ -55,8 +57,8 @@ class BarsAndStripes(BinaryToy):
                 f"dataset.size={side}: all bars are listed, so the side is limited to {MAX_BITS} "
                 "pixels"
             )
-        bars = all_bit_rows(side)[:, :, None].expand(-1, side, side)  # (2^side, side, side)
-        self.set_rows(torch.cat([bars, bars.mT]), (1, side, side))
+        bars = all_bit_vectors(side)[:, :, None].expand(-1, side, side)  # (2^side, side, side)
+        self.set_rows_as_images(torch.cat([bars, bars.mT]), (1, side, side))
 
 
 @dataclass(kw_only=True, eq=False)
@@ -76,10 +78,10 @@ class Parity(BinaryToy):
                 f"dataset.bits={self.bits}: all rows are listed, so there may be up to {MAX_BITS} "
                 "bits"
             )
-        rows = all_bit_rows(self.bits)
-        self.set_rows(rows[rows.sum(1) % 2 == 0], (1, 1, self.bits))
+        rows = all_bit_vectors(self.bits)
+        self.set_rows_as_images(rows[rows.sum(1) % 2 == 0], (1, 1, self.bits))
 
 
-def all_bit_rows(n: int) -> Tensor:
+def all_bit_vectors(n: int) -> Tensor:
     """Return all rows (2^n, n) of n bits."""
     return torch.arange(2**n)[:, None] >> torch.arange(n) & 1

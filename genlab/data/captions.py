@@ -9,12 +9,17 @@ import torch
 from torch import Tensor
 
 from genlab.data.dataset import Dataset
-from genlab.data.image_files import ImageFiles
+from genlab.data.folder_layout import split_from_folder_name
+from genlab.data.image_files import ImageFiles, list_images
 from genlab.data.image_folder import ImageFolder
+from genlab.data.summary import DataSummary, LeftOut
+from genlab.data.text_files import guess_encoding
 from genlab.errors import UserError
 from genlab.spec import Batch, Count, DataSpec, Positive
 
 METADATA_FILE = "metadata.jsonl"
+CAPTION_SUFFIXES = (".csv", ".tsv", ".txt", ".json", ".jsonl", ".parquet", ".caption")
+MAX_KEYS_SHOWN = 8
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 
@@ -23,7 +28,7 @@ def caption_spec(length: int) -> DataSpec:
     return DataSpec((length,), kind="tokens", levels=0, vocab=256)
 
 
-def encode_captions(captions: list[str], length: int) -> Tensor:
+def encode_captions_as_bytes(captions: list[str], length: int) -> Tensor:
     """Return captions as bytes (N, length) int64, padded with zeros.
 
     Raises:
@@ -42,7 +47,7 @@ def encode_captions(captions: list[str], length: int) -> Tensor:
     return rows
 
 
-def random_templates(n: int, max_bytes: int, generator: torch.Generator) -> list[str]:
+def random_nonsense_templates(n: int, max_bytes: int, generator: torch.Generator) -> list[str]:
     """Return n templates of up to `max_bytes` bytes: {} among random words.
 
     A template has one to eight words of one to eight letters.
@@ -93,9 +98,10 @@ class Captions(Dataset):
     def __post_init__(self) -> None:
         spec = self.base.spec
         if spec.kind != "image" or len(self.class_names) != spec.num_classes:
+            names = f"; set dataset.class_names=[{','.join(spec.class_names)}]"
             raise UserError(
                 f"dataset.class_names has {len(self.class_names)} names, but {self.base.name} has "
-                f"{spec.num_classes} classes of {spec.kind}"
+                f"{spec.num_classes} classes of {spec.kind}{names if spec.class_names else ''}"
             )
         if not self.templates or any(
             "{}" not in template for template in (*self.templates, *self.heldout_templates)
@@ -109,12 +115,12 @@ class Captions(Dataset):
         longest_name = max(len(name.encode()) for name in self.class_names)
         # the same templates in each run, as the others are
         generator = torch.Generator().manual_seed(0)
-        nonsense = random_templates(
+        nonsense = random_nonsense_templates(
             self.nonsense_templates, self.length - longest_name + len("{}"), generator
         )
         # (templates + nonsense templates, classes, length)
         self.rows = torch.stack(
-            [self.captions(template) for template in (*self.templates, *nonsense)]
+            [self.encode_class_captions(template) for template in (*self.templates, *nonsense)]
         )
         spec = replace(spec, source=caption_spec(self.length), task="text2image")
         self.set_splits(spec, self.base.splits, self.base.preprocess, hints=self.base.hints)
@@ -122,9 +128,9 @@ class Captions(Dataset):
     def caption_templates(self, *, heldout: bool = False) -> list[str]:
         return self.heldout_templates if heldout else self.templates
 
-    def captions(self, template: str) -> Tensor:
+    def encode_class_captions(self, template: str) -> Tensor:
         captions = [template.replace("{}", name) for name in self.class_names]
-        return encode_captions(captions, self.length)
+        return encode_captions_as_bytes(captions, self.length)
 
     def make_batch(
         self, x: Tensor, y: Tensor | None, generator: torch.Generator, *, augment: bool
@@ -139,74 +145,216 @@ class Captions(Dataset):
             which = torch.where(coin, nonsense, which)
         return Batch(batch.x, batch.y, self.rows.to(x.device)[which, batch.y])
 
-    def head_bytes(self, split: str, n: int | None = None, *, seed: int = 0) -> Batch:
-        return self.base.head_bytes(split, n, seed=seed)
+    def head_as_uint8_images(self, split: str, n: int | None = None, *, seed: int = 0) -> Batch:
+        return self.base.head_as_uint8_images(split, n, seed=seed)
 
-    def report(self) -> list[str]:
-        return self.base.report()
+    def describe(self) -> DataSummary:
+        return replace(self.base.describe(), name=self.name, shown=self.spec.describe())
 
 
 @dataclass(kw_only=True, eq=False)
 class CaptionedFolder(ImageFolder):
     """The images of a folder with the captions of its metadata.jsonl.
 
-    The file has one line {"file_name": …, "text": …} per image.
+    The file has one line {"file_name": …, "text": …} per caption. It is in the folder, or one each
+    is in train/, val/ and test/.
 
     Args:
         length: bytes per caption; longer ones are truncated.
+        strict: also whether a line without an image is an error; otherwise it is counted.
     """
 
     length: Positive = 128
     name = "captioned_folder"
+    has_class_folders = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.source_files = [*self.source_files, Path(self.path or "").expanduser() / METADATA_FILE]
+        self.source_files = [*self.source_files, *self.metadata_files]
         self.spec = replace(
-            self.spec, num_classes=0, source=caption_spec(self.length), task="text2image"
+            self.spec,
+            num_classes=0,
+            class_names=(),
+            source=caption_spec(self.length),
+            task="text2image",
         )
 
-    def list_splits(self, folder: Path) -> dict[str, ImageFiles]:
-        """Return the images that have a caption, with the caption's number as label."""
-        file = folder / METADATA_FILE
-        if not file.exists():
-            raise UserError(
-                f'{file} is missing: it needs a line {{"file_name": …, "text": …}} per image'
-            )
-        paths, captions = [], []
-        for number, line in enumerate(file.read_text().splitlines(), 1):
-            if line.strip():
-                path, caption = self.read_line(folder, line, f"{file}, line {number}")
-                paths.append(path)
-                captions.append(caption)
-        if not paths:
-            raise UserError(f"{file} is empty")
-        self.rows = encode_captions(captions, self.length)
-        return {"train": ImageFiles(paths, torch.arange(len(paths)))}
-
-    def read_line(self, folder: Path, line: str, where: str) -> tuple[Path, str]:
-        """Return the image and the truncated caption of a line of the metadata file.
+    def list_images_by_split(self, folder: Path) -> dict[str, ImageFiles]:
+        """Return the images that have a caption, with the caption's number as label.
 
         Raises:
-            UserError: the line is malformed, or its image is missing or outside of the folder.
+            UserError: there is no metadata.jsonl, or a line of it is malformed.
         """
-        try:
-            entry = json.loads(line)
-            name, text = Path(entry["file_name"]), entry["text"].encode()
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise UserError(
-                f'{where}: {line[:80]!r} is not {{"file_name": …, "text": …}}'
-            ) from error
-        if name.is_absolute() or ".." in name.parts:
-            raise UserError(
-                f"{where}: {str(name)!r} is not a file in {folder}, where an image must be"
+        files = find_metadata_files(folder)
+        self.named: set[Path] = set()  # images of any line
+        self.metadata_files = list(files.values())
+        captions: list[str] = []
+        splits = {}
+        for split, file in files.items():
+            entries = self.read_metadata(file)
+            if not entries:
+                found = "; ".join(self.left_out.lines())
+                raise UserError(
+                    f"{file} does not have a caption of an image{found and f' ({found})'}"
+                )
+            labels = torch.arange(len(captions), len(captions) + len(entries))
+            splits[split] = ImageFiles([path for path, _ in entries], labels)
+            captions += [caption for _, caption in entries]
+        self.rows = encode_captions_as_bytes(
+            [self.truncate_caption(caption) for caption in captions], self.length
+        )
+        self.add_caption_notes(
+            captions, [path for files in splits.values() for path in files.paths]
+        )
+        if self.folder_rules > 1:
+            self.count_images_without_caption(folder)
+        return splits
+
+    def read_metadata(self, file: Path) -> list[tuple[Path, str]]:
+        """Return the image and the caption of each line of a metadata file that has both.
+
+        Raises:
+            UserError: a line is malformed, or `strict` and its image is missing.
+        """
+        entries = []
+        seen: set[tuple[Path, str]] = set()
+        # not splitlines(), which also splits at characters that a caption may contain
+        for number, line in enumerate(read_utf8_text(file).split("\n"), 1):
+            if not line.strip():
+                continue
+            where = f"{file}, line {number}"
+            path, caption = parse_metadata_line(file.parent, line, where)
+            self.named.add(path.resolve())
+            if not path.is_file():
+                if self.strict or self.folder_rules == 1:
+                    raise UserError(f"{where}: no file {path}")
+                self.left_out.add("lines with no file of this name", f"line {number}: {path.name}")
+            elif not caption.strip() and self.folder_rules > 1:
+                self.left_out.add("empty captions", f"line {number}: {path.name}")
+            elif (path, caption) in seen and self.folder_rules > 1:
+                self.left_out.add("repeated lines", f"line {number}: {path.name}")
+            else:
+                seen.add((path, caption))
+                entries.append((path, caption))
+        return entries
+
+    def truncate_caption(self, caption: str) -> str:
+        """Return the characters of a caption that fit into `length` bytes."""
+        return caption.encode()[: self.length].decode(errors="ignore")
+
+    def add_caption_notes(self, captions: list[str], paths: list[Path]) -> None:
+        """Note captions that are truncated, and images with several captions."""
+        sizes = [len(caption.encode()) for caption in captions]
+        if too_long := sum(size > self.length for size in sizes):
+            self.notes.append(
+                f"{too_long:,} of {len(captions):,} captions are truncated to "
+                f"dataset.length={self.length} bytes; the longest has {max(sizes):,}"
             )
-        if not (folder / name).is_file():
-            raise UserError(f"{where}: no file {folder / name}")
-        return folder / name, text[: self.length].decode(errors="ignore")
+        if (repeated := len(paths) - len(set(paths))) and self.folder_rules > 1:
+            self.notes.append(
+                f"{repeated:,} captions are of images that have another one too; each caption is "
+                "an item, so an image may be in several splits"
+            )
+
+    def count_images_without_caption(self, folder: Path) -> None:
+        """Count the images that the metadata does not name, and the other files."""
+        others = LeftOut()
+        for path in list_images(folder, others):
+            if path.resolve() not in self.named:
+                self.left_out.add("images without a caption", str(path.relative_to(folder)))
+        suffix = f"unsupported suffix {Path(METADATA_FILE).suffix}"
+        others.counts[suffix] -= len(self.metadata_files)
+        for reason, count in others.counts.items():
+            names = [name for name in others.names[reason] if Path(name).name != METADATA_FILE]
+            for name in names[:count]:
+                self.left_out.add(reason, name)
+            if count > len(names):
+                self.left_out.add(reason, count=count - len(names))
 
     def make_batch(
         self, x: Tensor, y: Tensor | None, generator: torch.Generator, *, augment: bool
     ) -> Batch:
         batch = super().make_batch(x, y, generator, augment=augment)
         return Batch(batch.x, None, self.rows.to(x.device)[y])
+
+
+def find_metadata_files(folder: Path) -> dict[str, Path]:
+    """Return the metadata file of a folder as that of train, or those of its split folders.
+
+    Raises:
+        UserError: there is none; names the captions in another format, if there are.
+    """
+    if (folder / METADATA_FILE).is_file():
+        return {"train": folder / METADATA_FILE}
+    subs = sorted(sub for sub in folder.iterdir() if (sub / METADATA_FILE).is_file())
+    files = {
+        split: sub / METADATA_FILE for sub in subs if (split := split_from_folder_name(sub.name))
+    }
+    if "train" in files:
+        return files
+    others = [path for path in sorted(folder.iterdir()) if path.suffix.lower() in CAPTION_SUFFIXES]
+    found = ""
+    if others:
+        more = f" and {len(others) - 1:,} more" if len(others) > 1 else ""
+        found = f"; {others[0].name}{more} has to be converted to it"
+    raise UserError(
+        f'{folder / METADATA_FILE} is missing: it needs a line {{"file_name": …, "text": …}} per '
+        f"image{found}"
+    )
+
+
+def read_utf8_text(file: Path) -> str:
+    """Return the text of a file, without a byte-order mark.
+
+    Raises:
+        UserError: it is not UTF-8.
+    """
+    data = file.read_bytes()
+    try:
+        return data.decode("utf-8-sig").replace("\r\n", "\n")
+    except UnicodeDecodeError as error:
+        line = 1 + data.count(b"\n", 0, error.start)
+        likely = guess_encoding(data, "utf-8")
+        hint = f"; it is likely {likely}" if likely not in (None, "utf-8") else ""
+        raise UserError(
+            f"{file}, line {line}: byte 0x{data[error.start]:02X} is not UTF-8{hint}; save the "
+            "file as UTF-8"
+        ) from error
+
+
+def parse_metadata_line(folder: Path, line: str, where: str) -> tuple[Path, str]:
+    """Return the image and the caption of a line of a metadata file in `folder`.
+
+    Args:
+        where: the file and the line, for messages.
+
+    Raises:
+        UserError: the line is malformed, or its image is outside of the folder.
+    """
+    try:
+        entry = json.loads(line)
+    except (ValueError, RecursionError):
+        entry = None
+    expected = 'is not {"file_name": …, "text": …}'
+    if not isinstance(entry, dict):
+        hint = "; a list in brackets has to be split into lines" if line.lstrip()[0] == "[" else ""
+        raise UserError(f"{where}: {line[:80]!r} {expected}{hint}")
+    if "text" in entry and entry["text"] is None:
+        entry["text"] = ""
+    for key in ("file_name", "text"):
+        if not isinstance(entry.get(key), str):
+            kind = f'"{key}" is not a string' if key in entry else f'no "{key}"'
+            keys = ", ".join(f'"{name}"' for name in list(entry)[:MAX_KEYS_SHOWN])
+            raise UserError(f"{where}: {line[:80]!r} {expected}: {kind}; it has {keys or 'no key'}")
+    try:
+        name = Path(entry["file_name"])
+        if "\\" in entry["file_name"] and not (folder / name).is_file():
+            name = Path(entry["file_name"].replace("\\", "/"))  # written on Windows
+        is_outside = name.is_absolute() or ".." in name.parts
+        entry["text"].encode()
+        (folder / name).is_file()
+    except (ValueError, OSError) as error:  # a zero byte, half a character, a name too long
+        raise UserError(f"{where}: {line[:80]!r} {expected} ({error})") from error
+    if is_outside:
+        raise UserError(f"{where}: {str(name)!r} is not a file in {folder}, where an image must be")
+    return folder / name, entry["text"]

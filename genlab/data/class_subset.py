@@ -7,9 +7,16 @@ import torch
 from torch import Tensor
 
 from genlab.data.dataset import Dataset, Split
-from genlab.data.shuffling import permutation
+from genlab.data.shuffling import seeded_permutation
 from genlab.errors import UserError
-from genlab.spec import Count, DataSpec, Fraction
+from genlab.spec import ClassName, Count, DataSpec, Fraction
+
+MAX_NAMES = 12  # classes that a note names
+
+
+def join_first_names(names: list[str]) -> str:
+    """Return the first names, separated by commas."""
+    return ", ".join(names[:MAX_NAMES]) + (", …" if len(names) > MAX_NAMES else "")
 
 
 @dataclass(kw_only=True, eq=False)
@@ -20,27 +27,28 @@ class ClassSubset(Dataset):
     items that a split kept, for splits that lost some.
 
     Args:
-        classes: the class, or the classes, to train on; None uses all.
+        classes: the class, or the classes, to train on, by name or number; None uses all.
         class_fraction: class -> the fraction of its items to keep, chosen by `split_seed`:
-            {1: 0.02} makes class 1 rare, {1: 0} leaves it out. A class without an entry stays
+            {1: 0.02} makes class 1 rare, {dog: 0} leaves dogs out. A class without an entry stays
             complete.
         split_seed: chooses those items, and the items of the splits that the source does not fix.
     """
 
-    classes: Count | tuple[Count, ...] | None = None
-    class_fraction: dict[Count, Fraction] | None = None
+    classes: ClassName | tuple[ClassName, ...] | None = None
+    class_fraction: dict[ClassName, Fraction] | None = None
     split_seed: Count = 0
 
     def set_splits(
         self, spec: DataSpec, splits: dict[str, Split], preprocess: Any = None, **options: Any
     ) -> None:
         self.kept: dict[str, Tensor] = {}
-        if fractions := self.fractions_to_keep(spec.num_classes):
+        if fractions := self.fraction_to_keep_per_class(spec):
             for name in {"train", "validation"} & splits.keys():
                 labels = splits[name].y
                 assert labels is not None
-                self.kept[name] = self.kept_indices(labels, fractions)
+                self.kept[name] = self.indices_to_keep(labels, fractions)
                 splits = {**splits, name: splits[name].subset(self.kept[name])}
+            self.add_class_fraction_note(spec, fractions)
         super().set_splits(spec, splits, preprocess, **options)
         if self.kept and not self.size("train"):
             raise UserError(
@@ -48,34 +56,40 @@ class ClassSubset(Dataset):
                 "items; keep more"
             )
 
-    def fractions_to_keep(self, num_classes: int) -> dict[int, float]:
+    def fraction_to_keep_per_class(self, spec: DataSpec) -> dict[int, float]:
         """Return the fraction to keep of each class that does not stay complete.
 
         Raises:
             UserError: the dataset is unlabeled, or does not have that class.
         """
-        classes = (self.classes,) if isinstance(self.classes, int) else self.classes
-        if (classes is not None or self.class_fraction) and not num_classes:
+        chosen = self.classes
+        if (chosen is not None or self.class_fraction) and not spec.num_classes:
             raise UserError(
                 f"dataset.classes and dataset.class_fraction require labels, but {self.name} has "
                 "none here"
             )
-        for k in [*(classes or ()), *(self.class_fraction or ())]:
-            if k >= num_classes:
-                raise UserError(
-                    f"dataset.classes and dataset.class_fraction: {self.name} has the classes 0 to "
-                    f"{num_classes - 1}, not {k}"
-                )
-        left_out = (
-            {} if classes is None else {k: 0.0 for k in range(num_classes) if k not in classes}
-        )
-        return (self.class_fraction or {}) | left_out
+        fractions = {
+            spec.class_number(name, "dataset.class_fraction"): fraction
+            for name, fraction in (self.class_fraction or {}).items()
+        }
+        if chosen is None:
+            return fractions
+        names = chosen if isinstance(chosen, tuple) else (chosen,)
+        kept = {spec.class_number(name, "dataset.classes") for name in names}
+        return fractions | {k: 0.0 for k in range(spec.num_classes) if k not in kept}
 
-    def kept_indices(self, y: Tensor, fractions: dict[int, float]) -> Tensor:
+    def add_class_fraction_note(self, spec: DataSpec, fractions: dict[int, float]) -> None:
+        """Note which classes are left out of training, wholly or in part."""
+        parts = [f"{share:.3g} of {spec.class_name(k)}" for k, share in fractions.items() if share]
+        complete = [spec.class_name(k) for k in range(spec.num_classes) if k not in fractions]
+        words = join_first_names([*complete, *parts])
+        self.notes.append(f"trained on the classes {words}; the test split has all classes")
+
+    def indices_to_keep(self, y: Tensor, fractions: dict[int, float]) -> Tensor:
         """Return the sorted indices of the items to keep, given their labels y (N,)."""
         keep = torch.ones(len(y), dtype=torch.bool)
         for k, fraction in fractions.items():
             (items,) = torch.where(y == k)
-            order = items[permutation(len(items), self.split_seed, k)]
+            order = items[seeded_permutation(len(items), self.split_seed, k)]
             keep[order[round(fraction * len(items)) :]] = False
         return keep.nonzero()[:, 0]

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from genlab.console import track
 from genlab.data.shuffling import (
     IndexFn,
     ShardIndex,
-    permutation,
-    shards_from_index_fn,
-    shuffled_shards,
+    iterate_shards_of_index_fn,
+    iterate_shuffled_shards,
+    seeded_permutation,
 )
+from genlab.data.summary import MAX_CLASSES_SHOWN, Column, DataSummary, LeftOut
 from genlab.errors import UserError, did_you_mean
 from genlab.seeding import derive_seed
 from genlab.spec import Batch, DataSpec
@@ -25,6 +29,7 @@ if TYPE_CHECKING:
     from genlab.data.image_files import StreamedImages
 
 SPLITS = ("train", "validation", "test")
+MAX_CLASSES_COUNTED = 10_000  # beyond it a summary does not list the classes
 CHUNK_SIZE = 256  # items that share a random seed in an ordered pass, whatever the batch size
 DeviceLike = torch.device | str
 
@@ -72,6 +77,8 @@ class Dataset:
     categorical_factors: tuple[int, ...] = ()  # indices of unordered factors
 
     stacked: bool = False  # each channel is an image with its own class
+    columns: Sequence[Column] = ()  # of a table: their names, and the map to standardized values
+    row_numbers: Mapping[str, Tensor] = MappingProxyType({})  # of a table: where each row is
 
     def set_splits(
         self,
@@ -92,7 +99,6 @@ class Dataset:
         self.splits = splits
         self.preprocess: Any = preprocess
         self.hints = hints or {}
-        self.report_lines: list[str] = []
         self._on_device: dict[tuple[str, torch.device], tuple[Tensor, Tensor | None]] = {}
 
     # --- items and batches ------------------------------------------------------------------------
@@ -135,7 +141,7 @@ class Dataset:
             UserError: no such split, the split is empty, or `batch_size` is not a multiple of
                 `num_shards`.
         """
-        source, device = self._nonempty_split(split), canonical_device(device)
+        source, device = self._require_nonempty_split(split), device_with_index(device)
         shard_numbers = (shard,) if isinstance(shard, int) else tuple(shard)
         if batch_size < 1 or num_shards < 1 or batch_size % num_shards:
             raise UserError(
@@ -145,7 +151,7 @@ class Dataset:
         if any(not 0 <= s < num_shards for s in shard_numbers):
             raise UserError(f"no shard {shard} among {num_shards}")
         if not shuffle:
-            return self._ordered_batches(
+            return self._unshuffled_batches(
                 split, batch_size, seed, start, shard_numbers, num_shards, device
             )
         order: Iterator[ShardIndex]
@@ -156,9 +162,9 @@ class Dataset:
             "device": device if isinstance(source.x, Tensor) else torch.device("cpu"),
         }
         if index_fn is not None:
-            order = shards_from_index_fn(index_fn, **shards)
+            order = iterate_shards_of_index_fn(index_fn, **shards)
         else:
-            order = shuffled_shards(len(source), batch_size, seed=seed, **shards)
+            order = iterate_shuffled_shards(len(source), batch_size, seed=seed, **shards)
         return self._preprocessed_batches(split, order, seed, device, augment=True)
 
     def head(
@@ -168,11 +174,16 @@ class Dataset:
 
         The noise of the preprocessing is seeded too.
         """
-        return self.items(split, self.head_index(split, n, seed=seed), seed=seed, device=device)
+        return self.items(split, self.head_indices(split, n, seed=seed), seed=seed, device=device)
 
-    def head_index(self, split: str, n: int | None = None, *, seed: int = 0) -> Tensor:
+    def head_indices(self, split: str, n: int | None = None, *, seed: int = 0) -> Tensor:
         """Return the indices (n,) of the items that `head` returns for the same arguments."""
-        return permutation(len(self._nonempty_split(split)), seed, 0)[:n]
+        return seeded_permutation(len(self._require_nonempty_split(split)), seed, 0)[:n]
+
+    def file_row_numbers(self, split: str, index: Tensor) -> list[int]:
+        """Return where items of a split are in a table's file; [] for other data."""
+        numbers = self.row_numbers.get(split)
+        return [] if numbers is None else [int(number) for number in numbers[index.cpu()]]
 
     def items(
         self, split: str, index: Tensor, *, seed: int = 0, device: DeviceLike = "cpu"
@@ -182,31 +193,31 @@ class Dataset:
         Raises:
             UserError: the split is empty, or an index is out of range.
         """
-        size = len(self._nonempty_split(split))
+        size = len(self._require_nonempty_split(split))
         if len(index) and not 0 <= index.min() <= index.max() < size:
             raise UserError(
                 f"the {split} split of {self.name} has the items 0 to {size - 1}, "
                 f"not {int(index.max())}"
             )
         return concatenate_batches(
-            list(self._preprocessed_chunks(split, index, seed, canonical_device(device)))
+            list(self._preprocessed_chunks(split, index, seed, device_with_index(device)))
         )
 
-    def head_bytes(self, split: str, n: int | None = None, *, seed: int = 0) -> Batch:
+    def head_as_uint8_images(self, split: str, n: int | None = None, *, seed: int = 0) -> Batch:
         """Return the images that `head` returns as bytes uint8 (n, C, H, W), without any noise.
 
         Pixel probabilities or means of a model are compared with these.
         """
         raise TypeError(f"{self.name} does not have images")
 
-    def raw_arrays(self, split: str) -> tuple[Tensor, Tensor | None]:
+    def raw_items_and_labels(self, split: str) -> tuple[Tensor, Tensor | None]:
         """Return the raw items, uint8 (N, C, H, W) or float32 (N, D), and the labels (N,) or None.
 
         Both are on the CPU.
         """
-        return self._tensors_on(split, torch.device("cpu"))
+        return self._split_tensors_on_device(split, torch.device("cpu"))
 
-    def map(
+    def map_split(
         self, split: str, function: Callable[[Tensor], Tensor], *, device: Any = None
     ) -> DerivedDataset:
         """Return a dataset of function(x) (N, …) of a split's items, in memory, with their labels.
@@ -223,31 +234,119 @@ class Dataset:
             return function(x.flip(-1))
 
         functions = [function]
-        if split == "train" and self.has_flips:
+        if split == "train" and self.is_flipped_in_training:
             functions.append(mirror_first)
         with torch.no_grad():
             parts = [
                 apply((device.to_device(batch) if device else batch).x).float().cpu()
                 for apply in functions
-                for batch in self.batches(split, CHUNK_SIZE, shuffle=False)
+                for batch in track(
+                    self.batches(split, CHUNK_SIZE, shuffle=False),
+                    f"encoding {self.name}",
+                    -(-self.size(split) // CHUNK_SIZE),
+                    unit="batches",
+                )
             ]
         y = self.splits[split].y
         return DerivedDataset(
             self, split, torch.cat(parts), None if y is None else y.repeat(len(functions))
         )
 
-    def with_pairs(self, split: str, pairs: Tensor, y: Tensor | None = None) -> DerivedDataset:
+    def make_paired_dataset(
+        self, split: str, pairs: Tensor, y: Tensor | None = None
+    ) -> DerivedDataset:
         """Return a dataset of pairs (N, 2, …), an item and its source, with labels y (N,)."""
         return DerivedDataset(self, split, pairs, y, paired_items=True)
 
     @property
-    def has_flips(self) -> bool:
+    def is_flipped_in_training(self) -> bool:
         """Whether half of the items are mirrored left to right in training."""
         return bool(getattr(self.preprocess, "flip", False))
 
-    def report(self) -> list[str]:
-        """Return the lines that a run prints about this dataset."""
-        return list(self.report_lines)
+    def qualify_option_names(self, section: str, locate: Callable[[str], str]) -> None:
+        """Make later messages name the options by their whole path, for a dataset inside another.
+
+        Args:
+            section: the path, as "dataset.base".
+            locate: returns a text with it.
+        """
+        self.hints = {split: locate(hint) for split, hint in self.hints.items()}
+        self.notes[:] = map(locate, self.notes)
+        for split in self.splits.values():
+            if (unreadable := getattr(split.x, "unreadable", None)) is not None:
+                unreadable.section = section
+
+    # --- what was understood ----------------------------------------------------------------------
+
+    @cached_property
+    def notes(self) -> list[str]:
+        """Decisions made while reading, each one sentence; a subclass appends to them."""
+        return []
+
+    @cached_property
+    def left_out(self) -> LeftOut:
+        """The files, rows and cells that are not used, by reason; a subclass adds to them."""
+        return LeftOut()
+
+    @cached_property
+    def facts(self) -> dict[str, Any]:
+        """Further facts for data.json, such as the number of tokens; a subclass adds to them."""
+        return {}
+
+    def describe(self) -> DataSummary:
+        """Return what was understood of this dataset, as a run prints it and writes data.json."""
+        return DataSummary(
+            name=self.name,
+            kind=self.spec.kind,
+            shape=self.spec.shape,
+            splits={split: self.size(split) for split in SPLITS},
+            shown=self.spec.describe(),
+            range=self.spec.range if self.spec.kind in ("image", "video") else None,
+            classes=self.count_items_per_class(),
+            columns=list(self.columns),
+            files=len(self.source_files) or None,
+            left_out=self.left_out.to_json(),
+            notes=list(self.notes),
+            facts=dict(self.facts),
+        )
+
+    def count_items_per_class(self) -> dict[str, dict[str, int]]:
+        """Return class name -> {"number": …, split: number of items}; {} without classes."""
+        if not 0 < self.spec.num_classes <= MAX_CLASSES_COUNTED:
+            return {}
+        counts = {
+            split: torch.bincount(part.y.flatten(), minlength=self.spec.num_classes).tolist()
+            for split in SPLITS
+            if (part := self.splits.get(split)) is not None and part.y is not None
+        }
+        return {
+            self.spec.class_name(k): {"number": k} | {split: c[k] for split, c in counts.items()}
+            for k in range(self.spec.num_classes)
+        }
+
+    def renumber_classes(self, class_names: Sequence[str]) -> None:
+        """Give the classes the numbers of another dataset, which has all of them by name.
+
+        Args:
+            class_names: of the other dataset, in the order of its numbers.
+
+        Raises:
+            UserError: the other dataset lacks a class of this one.
+        """
+        if not self.spec.class_names or self.spec.class_names == tuple(class_names):
+            return
+        if unknown := [name for name in self.spec.class_names if name not in class_names]:
+            raise UserError(
+                f"{self.name} has the class {unknown[0]}, but the run was trained on "
+                f"{', '.join(class_names[:MAX_CLASSES_SHOWN])}"
+                f"{', …' if len(class_names) > MAX_CLASSES_SHOWN else ''}"
+            )
+        numbers = torch.tensor([list(class_names).index(name) for name in self.spec.class_names])
+        for part in self.splits.values():
+            part.y = None if part.y is None else numbers[part.y]
+        names = tuple(class_names)
+        self.spec = replace(self.spec, num_classes=len(names), class_names=names)
+        self._on_device.clear()
 
     # --- known facts ------------------------------------------------------------------------------
 
@@ -268,7 +367,7 @@ class Dataset:
         """Return the caption templates of training, or those that no training item has."""
         return ()
 
-    def captions(self, template: str) -> Tensor:
+    def encode_class_captions(self, template: str) -> Tensor:
         """Return the caption of each class (num_classes, length) as bytes, by one template."""
         raise TypeError(f"{self.name} does not have captions")
 
@@ -294,19 +393,21 @@ class Dataset:
             x = self.preprocess(x, generator, augment=augment)
         return Batch(x, y)
 
-    def _nonempty_split(self, split: str) -> Split:
+    def _require_nonempty_split(self, split: str) -> Split:
         if not self.size(split):
             hint = self.hints.get(split)
             raise UserError(f"{self.name} has no {split} items" + (f": {hint}" if hint else ""))
         return self.splits[split]
 
-    def _tensors_on(self, split: str, device: torch.device) -> tuple[Tensor, Tensor | None]:
+    def _split_tensors_on_device(
+        self, split: str, device: torch.device
+    ) -> tuple[Tensor, Tensor | None]:
         if (split, device) not in self._on_device:
-            source = self._nonempty_split(split)
+            source = self._require_nonempty_split(split)
             if not isinstance(source.x, Tensor):
                 raise UserError(
-                    f"{self.name} streams from its files; set dataset.cache_in_memory=true to "
-                    "hold it in memory"
+                    f"{self.name} streams from its files; set "
+                    f"{source.x.unreadable.section}.cache_in_memory=true to hold it in memory"
                 )
             y = None if source.y is None else source.y.to(device)
             self._on_device[split, device] = source.x.to(device), y
@@ -323,25 +424,36 @@ class Dataset:
     ) -> Iterator[Batch]:
         """Yield the preprocessed batch of each shard."""
         generator = torch.Generator(device)
-        for k, shard, x, y in self._raw_batches(split, shards, device):
+        raw = self._raw_batches(split, shards, device, seed=seed if augment else None)
+        for k, shard, x, y in raw:
             generator.manual_seed(derive_seed(seed, k, shard))
             yield self.make_batch(x, y, generator, augment=augment)
 
     def _raw_batches(
-        self, split: str, shards: Iterator[ShardIndex], device: torch.device
+        self,
+        split: str,
+        shards: Iterator[ShardIndex],
+        device: torch.device,
+        *,
+        seed: int | None = None,
     ) -> Iterator[tuple[int, int, Tensor, Tensor | None]]:
-        """Yield (batch number, shard, raw items, labels) of each shard, on the device."""
+        """Yield (batch number, shard, raw items, labels) of each shard, on the device.
+
+        Args:
+            seed: of what is drawn from an item in training, as a patch of an image; None draws
+                nothing.
+        """
         source = self.splits[split]
         if isinstance(source.x, Tensor):
-            x, y = self._tensors_on(split, device)
+            x, y = self._split_tensors_on_device(split, device)
             for k, shard, index in shards:
                 # index_select is several times as fast as x[index]
                 labels = None if y is None else y.index_select(0, index)
                 yield k, shard, x.index_select(0, index), labels
             return
         files: StreamedImages = source.x
-        for k, shard, index, images in files.stream(
-            shards, workers=self.workers, pin_memory=device.type == "cuda"
+        for k, shard, index, images in files.stream_shards(
+            shards, workers=self.workers, pin_memory=device.type == "cuda", seed=seed
         ):
             labels = None if source.y is None else source.y[index].to(device, non_blocking=True)
             yield k, shard, images.to(device, non_blocking=True), labels
@@ -359,7 +471,7 @@ class Dataset:
         )
         return self._preprocessed_batches(split, chunks, seed, device, augment=False)
 
-    def _ordered_batches(
+    def _unshuffled_batches(
         self,
         split: str,
         batch_size: int,
@@ -414,7 +526,7 @@ class DerivedDataset(Dataset):
         return Batch(x[:, 0], y, x[:, 1]) if self.paired_items else Batch(x, y)
 
 
-def canonical_device(device: DeviceLike) -> torch.device:
+def device_with_index(device: DeviceLike) -> torch.device:
     """Return the device with its index: "cuda" and "cuda:0" are one dictionary key."""
     device = torch.device(device)
     if device.type == "cuda" and device.index is None:

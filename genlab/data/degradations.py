@@ -77,7 +77,9 @@ class Operator:
             "noise": self.spec.shape,
         }
         levels = 0 if self.name == "noise" else self.spec.levels
-        return replace(self.spec, shape=shapes[self.name], levels=levels, num_classes=0)
+        return replace(
+            self.spec, shape=shapes[self.name], levels=levels, num_classes=0, class_names=()
+        )
 
     def __call__(self, x: Tensor, generator: torch.Generator) -> Tensor:
         """Return the sources (B, …) of images x (B, C, H, W), of any height and width."""
@@ -86,7 +88,7 @@ class Operator:
             noise = torch.randn(x.shape, dtype=x.dtype, device=x.device, generator=generator)
             return x + self.sigma * (high - low) * noise
         if self.name == "mask":
-            hidden = random_mask(x, self.mask, self.mask_ratio, generator)  # (B, 1, H, W)
+            hidden = random_hidden_mask(x, self.mask, self.mask_ratio, generator)  # (B, 1, H, W)
             visible = torch.where(hidden, (low + high) / 2, x)
             return torch.cat([visible, torch.where(hidden, high, low).to(x)], 1)
         source = (self.apply_unrounded(x) - low) / (high - low)
@@ -103,7 +105,7 @@ class Operator:
         functions: dict[str, Callable[[Tensor], Tensor]] = {
             "gray": to_gray,
             "downsample": lambda u: downsample(u, self.factor),
-            "edges": edge_strength,
+            "edges": sobel_edge_strength,
         }
         low, high = self.spec.range
         return functions[self.name]((x - low) / (high - low)) * (high - low) + low
@@ -125,7 +127,7 @@ def downsample(x: Tensor, factor: int) -> Tensor:
     return interpolate(x, size=size, mode="bicubic", antialias=True)
 
 
-def edge_strength(x: Tensor) -> Tensor:
+def sobel_edge_strength(x: Tensor) -> Tensor:
     """Return the length (B, 1, H, W) of the luminance's gradient, 1 for a full step."""
     # Sobel's filter, scaled to 1 at a step of height 1
     across = x.new_tensor([[-1, 0, 1], [-2, 0, 2], [-1, 0, 1]]) / 4
@@ -134,7 +136,9 @@ def edge_strength(x: Tensor) -> Tensor:
     return conv2d(padded, filters).square().sum(1, keepdim=True).sqrt().clamp(max=1)
 
 
-def random_mask(x: Tensor, mask: str, mask_ratio: float, generator: torch.Generator) -> Tensor:
+def random_hidden_mask(
+    x: Tensor, mask: str, mask_ratio: float, generator: torch.Generator
+) -> Tensor:
     """Return which pixels (B, 1, H, W) of each image are hidden.
 
     Args:

@@ -1,13 +1,15 @@
 """Pairs from any image dataset, with an operator that makes each image's source."""
 
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from genlab.data.dataset import Dataset
 from genlab.data.degradations import TASKS, Operator, OperatorName
+from genlab.data.image_patches import random_crop
+from genlab.data.summary import DataSummary
 from genlab.errors import UserError
 from genlab.spec import Batch, Fraction, NonNegative, Positive
 
@@ -27,9 +29,12 @@ class Pairs(Dataset):
         mask: box | half | random.
         mask_ratio: the fraction of the pixels that the masks box and random hide.
         crop_size: side of the patches to cut out, anywhere in training, else in the middle; None
-            uses complete images.
+            uses complete images. A folder of images cuts them at each image's own size.
         reverse: whether the operator's result is the target, and the image its source.
     """
+
+    # own option -> option of the base that it sets, if the base has it
+    passed_on: ClassVar[dict[str, str]] = {"crop_size": "base.patch_size"}
 
     base: Any
     operator: OperatorName = "edges"
@@ -52,6 +57,14 @@ class Pairs(Dataset):
                 f"dataset.crop_size={self.crop_size} is larger than the images of "
                 f"{self.base.name} ({sides})"
             )
+        if self.crop_size and self.operator == "downsample" and self.crop_size % self.factor:
+            multiple = max(1, self.crop_size // self.factor) * self.factor
+            raise UserError(
+                f"dataset.crop_size={self.crop_size} is not a multiple of "
+                f"dataset.factor={self.factor}; set dataset.crop_size={multiple}"
+            )
+        # a base that cuts the same patches has done so when a batch is made
+        self.cuts_patches = self.crop_size not in (None, getattr(self.base, "patch_size", None))
         shape = base_spec.shape
         if self.crop_size:
             shape = (shape[0], self.crop_size, self.crop_size)
@@ -66,9 +79,13 @@ class Pairs(Dataset):
         )
         degraded = self.apply.source_spec
         if self.reverse:
-            source = replace(image, num_classes=0)
+            source = replace(image, num_classes=0, class_names=())
             spec = replace(
-                degraded, num_classes=image.num_classes, source=source, task=self.operator
+                degraded,
+                num_classes=image.num_classes,
+                class_names=image.class_names,
+                source=source,
+                task=self.operator,
             )
         else:
             spec = replace(image, source=degraded, task=TASKS[self.operator])
@@ -80,42 +97,19 @@ class Pairs(Dataset):
     def make_batch(
         self, x: Tensor, y: Tensor | None, generator: torch.Generator, *, augment: bool
     ) -> Batch:
-        if self.crop_size:
+        if self.crop_size and self.cuts_patches:
             x = random_crop(x, self.crop_size, generator if augment else None)
         x = self.base.make_batch(x, y, generator, augment=augment).x
         source = self.apply(x, generator)
         return Batch(source, y, x) if self.reverse else Batch(x, y, source)
 
-    def head_bytes(self, split: str, n: int | None = None, *, seed: int = 0) -> Batch:
+    def head_as_uint8_images(self, split: str, n: int | None = None, *, seed: int = 0) -> Batch:
         """Return the targets that `head` returns as bytes uint8 (n, C, H, W)."""
         if not self.crop_size and not self.reverse:
-            return self.base.head_bytes(split, n, seed=seed)
+            return self.base.head_as_uint8_images(split, n, seed=seed)
         batch, (low, high) = self.head(split, n, seed=seed), self.spec.range
         x = ((batch.x - low) / (high - low)).clamp(0, 1).mul(255).round().to(torch.uint8)
         return Batch(x, batch.y)
 
-    def report(self) -> list[str]:
-        return self.base.report()
-
-
-def random_crop(
-    x: Tensor, height: int, generator: torch.Generator | None, width: int | None = None
-) -> Tensor:
-    """Return a patch (B, …, height, width) of each image x (B, …, H, W).
-
-    Args:
-        generator: draws the position of each patch; None takes the middle.
-        width: None gives square patches.
-    """
-    width = width or height
-    free = torch.tensor([x.shape[-2] - height, x.shape[-1] - width], device=x.device)
-    if generator is None:
-        top, left = (free // 2).tolist()
-        return x[..., top : top + height, left : left + width]
-    u = torch.rand(len(x), 2, device=x.device, generator=generator)
-    corner = (u * (free + 1)).long()  # (B, 2)
-    # (B, height, 1), (B, 1, width)
-    rows = corner[:, 0, None, None] + torch.arange(height, device=x.device)[:, None]
-    columns = corner[:, 1, None, None] + torch.arange(width, device=x.device)
-    batch = torch.arange(len(x), device=x.device)[:, None, None]
-    return x.movedim((-2, -1), (1, 2))[batch, rows, columns].movedim((1, 2), (-2, -1))
+    def describe(self) -> DataSummary:
+        return replace(self.base.describe(), name=self.name, shown=self.spec.describe())

@@ -7,12 +7,13 @@ import os
 from pathlib import Path
 from typing import Any
 
+from genlab.console import track
 from genlab.data.dataset import SPLITS, Dataset
 
 MAX_HASHED_FILES = 16  # up to this number of files their content is hashed, not only name and size
 
 
-def fingerprint(dataset: Dataset) -> dict[str, Any]:
+def dataset_fingerprint(dataset: Dataset) -> dict[str, Any]:
     """Return the size of each split and a hash of the source files, if there are any.
 
     The hash covers the files' names and sizes; for few files it covers their content too. It does
@@ -21,7 +22,7 @@ def fingerprint(dataset: Dataset) -> dict[str, Any]:
     files = dataset.source_files
     digest = hashlib.sha256()
     parent = Path(os.path.commonpath([file.parent for file in files])) if files else Path()
-    for file in sorted(files):
+    for file in track(sorted(files), "hashing file names", unit="files"):
         line = f"{file.relative_to(parent)} {file.stat().st_size}\0"
         digest.update(line.encode("utf-8", "surrogateescape"))
         if len(files) <= MAX_HASHED_FILES:

@@ -1,18 +1,22 @@
 """The base class of image datasets, with the options that all of them share."""
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from genlab.data.class_subset import ClassSubset
 from genlab.data.dataset import CHUNK_SIZE, Split, concatenate_batches
-from genlab.data.preprocessing import Binarize, Preprocessor
-from genlab.data.shuffling import ShardIndex, split_indices
+from genlab.data.preprocessing import Binarize, Preprocessor, binarization_noise_fraction
+from genlab.data.shuffling import ShardIndex, seeded_split_indices
+from genlab.data.summary import DataSummary
 from genlab.errors import UserError
 from genlab.spec import Batch, DataSpec, Positive
 
 RESIZE_BATCH_SIZE = 4096  # images resized at once
+NOISE_IMAGES = 256  # training images that `binarization_noise_fraction` is measured on
 
 
 @dataclass(kw_only=True, eq=False)
@@ -28,6 +32,9 @@ class Images(ClassSubset):
             density.
         flip: whether half of the training images are mirrored left to right.
     """
+
+    # Papers binarize this data, so recipes may.
+    commonly_binarized: ClassVar[bool] = False
 
     # the option; it hides the method of Dataset until __post_init__
     size: Positive | None = field(default_factory=lambda: None)  # type: ignore[assignment]
@@ -46,6 +53,7 @@ class Images(ClassSubset):
         *,
         shape: tuple[int, ...],
         num_classes: int = 0,
+        class_names: Sequence[str] = (),
         levels: int = 256,
         hints: dict[str, str] | None = None,
     ) -> None:
@@ -61,24 +69,55 @@ class Images(ClassSubset):
         spec = DataSpec(
             shape=tuple(shape),
             num_classes=num_classes,
-            levels=preprocess.levels_out,
+            class_names=tuple(class_names),
+            levels=preprocess.num_levels_out,
             range=preprocess.range,
             dequantized=self.dequantize,
         )
         self.set_splits(spec, splits, preprocess, hints=hints)
 
-    def head_bytes(self, split: str, n: int | None = None, *, seed: int = 0) -> Batch:
-        order = self.head_index(split, n, seed=seed)
+    def binarization_noise_fraction(self) -> float:
+        """Return how much of the variance of the binarized training pixels is noise, 0 … 1.
+
+        It is 0 for data that is commonly binarized; otherwise it is measured on a few images.
+        """
+        if self.commonly_binarized:
+            return 0.0
+        index = self.head_indices("train", NOISE_IMAGES)
+        shards = iter([ShardIndex(0, -1, index)])
+        (_, _, k, _), *_ = self._raw_batches("train", shards, torch.device("cpu"))
+        return binarization_noise_fraction(k, self.preprocess.levels - 1)
+
+    def set_binarize_and_dequantize(self, *, binarize: Binarize, dequantize: bool) -> None:
+        """Change how the images, which are read already, are given to a model."""
+        self.binarize, self.dequantize = binarize, dequantize
+        self.preprocess = replace(self.preprocess, binarize=binarize, dequantize=dequantize)
+        levels = self.preprocess.num_levels_out
+        self.spec = replace(self.spec, levels=levels, dequantized=dequantize)
+
+    def describe(self) -> DataSummary:
+        summary = super().describe()
+        if self.binarize != "none" and self.preprocess.levels > 2:
+            how = "drawn by their gray levels" if self.binarize == "dynamic" else "by a threshold"
+            summary.shown = summary.shown.replace("binary", f"binary ({how})", 1)
+        return summary
+
+    def head_as_uint8_images(self, split: str, n: int | None = None, *, seed: int = 0) -> Batch:
+        order = self.head_indices(split, n, seed=seed)
         shards = (ShardIndex(k, -1, index) for k, index in enumerate(order.split(CHUNK_SIZE)))
         parts = [
-            Batch(self.preprocess.to_bytes(x), y)
+            Batch(self.preprocess.levels_to_bytes(x), y)
             for _, _, x, y in self._raw_batches(split, shards, torch.device("cpu"))
         ]
         return concatenate_batches(parts)
 
-    def split_validation(self, x: Tensor, y: Tensor | None, fraction: float) -> dict[str, Split]:
+    def split_train_and_validation(
+        self, x: Tensor, y: Tensor | None, fraction: float
+    ) -> dict[str, Split]:
         """Return the seeded splits train and validation, with a fraction of the items held out."""
-        validation, train = split_indices(len(x), [round(fraction * len(x))], self.split_seed)
+        validation, train = seeded_split_indices(
+            len(x), [round(fraction * len(x))], self.split_seed
+        )
         if not len(train):
             raise UserError(
                 f"dataset.validation={fraction:g} leaves {self.name} without training images"

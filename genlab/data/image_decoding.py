@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -17,8 +17,12 @@ from torch import Tensor
 # Pixels above which an image is refused: a small file can unpack to any size.
 MAX_PIXELS = 89_478_485
 # Formats that are read, whatever a file's name says: Pillow runs external programs for some others.
-FORMATS = ("PNG", "JPEG", "PPM", "BMP", "WEBP", "TIFF")
-GRAY_MODES = {"1", "L", "LA", "I", "I;16", "I;16B", "I;16L", "F"}  # Pillow's modes without color
+FORMATS = ("PNG", "JPEG", "PPM", "BMP", "WEBP", "TIFF", "GIF")
+# Pillow's modes without color
+GRAY_MODES = {"1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "I;16N", "F"}
+FULL_RANGE_FORMATS = ("PNG", "PPM")  # whose 16-bit values Pillow may return in the 32-bit mode I
+ORIENTATION_TAG = 0x0112  # of EXIF
+QUARTER_TURNS = (5, 6, 7, 8)  # orientations whose width is the upright image's height
 # Errors that Pillow raises for a damaged file.
 DECODE_ERRORS = (
     OSError,
@@ -34,13 +38,33 @@ warnings.filterwarnings("ignore", module=r"PIL\.")
 Crop = Literal["center", "pad", "stretch"]
 
 
+Depth = Literal["8-bit", "16-bit", "16-bit color", "32-bit", "float"]
+Range = tuple[float, float]
+
+# The values that are black and white where a format fixes them.
+FULL_RANGES: dict[Depth, Range] = {
+    "8-bit": (0.0, 255.0),
+    "16-bit": (0.0, 65535.0),
+    "16-bit color": (0.0, 255.0),  # Pillow reads the high byte
+}
+
+
 @dataclass(frozen=True)
 class ImageHeader:
-    """The facts that a file states before its pixels are decoded; sizes in pixels."""
+    """The facts that a file states before its pixels are decoded.
+
+    Attributes:
+        width, height: in pixels, of the upright image.
+        depth: the numbers of its pixels.
+        pages: number of its images, as of a TIFF with pages or an animation; the first is read.
+    """
 
     width: int
     height: int
     is_gray: bool
+    depth: Depth = "8-bit"
+    pages: int = 1
+    has_transparency: bool = False
 
 
 @contextmanager
@@ -53,32 +77,84 @@ def open_image(path: Path) -> Iterator[Image.Image]:
         yield image
 
 
-def read_header(path: Path) -> ImageHeader:
+def read_image_header(path: Path) -> ImageHeader:
     """Return the header of an image file; raises one of DECODE_ERRORS."""
     with open_image(path) as image:
-        return ImageHeader(*image.size, image.mode in GRAY_MODES)
+        width, height = image.size
+        # Pillow decodes a PNG to look for EXIF behind its pixels: here only that before them counts
+        may_be_turned = image.format != "PNG" or "exif" in image.info
+        if may_be_turned and image.getexif().get(ORIENTATION_TAG) in QUARTER_TURNS:
+            width, height = height, width
+        return ImageHeader(
+            width,
+            height,
+            image.mode in GRAY_MODES,
+            depth=pixel_depth(image),
+            pages=getattr(image, "n_frames", 1),
+            has_transparency=image.has_transparency_data,
+        )
+
+
+def pixel_depth(image: Image.Image) -> Depth:
+    """Return the kind of numbers that the pixels of an opened image file have."""
+    if image.mode == "F":
+        return "float"
+    if image.mode.startswith("I;16"):
+        return "16-bit"
+    if image.mode == "I":
+        return "16-bit" if image.format in FULL_RANGE_FORMATS else "32-bit"
+    for tile in getattr(image, "tile", []):
+        raw_mode = tile[3][0] if isinstance(tile[3], tuple) and tile[3] else tile[3]
+        if ";16" in str(raw_mode):
+            return "16-bit color"
+    return "8-bit"
+
+
+def min_and_max_pixel(path: Path) -> Range:
+    """Return the least and the largest pixel value of an image file.
+
+    Raises one of DECODE_ERRORS.
+    """
+    with open_image(path) as image:
+        pixels = np.asarray(image)
+        if not np.isfinite(pixels).all():
+            raise ValueError("pixels that are not finite")
+        return float(pixels.min()), float(pixels.max())
 
 
 @dataclass(frozen=True)
 class ImageDecoder:
-    """Decodes a file to uint8 (channels, side, side); side None keeps the image's size."""
+    """Decodes a file to uint8 (channels, side, side); side None keeps the image's size.
+
+    Args:
+        ranges: the values that are black and white, by depth; FULL_RANGES for others.
+    """
 
     channels: int
     side: int | None
     crop: Crop | None
+    ranges: dict[Depth, Range] = field(default_factory=dict, kw_only=True)
 
     def __call__(self, path: Path) -> Tensor:
         """Return the image; raises one of DECODE_ERRORS."""
         with open_image(path) as image:
-            return self.to_pixels(ImageOps.exif_transpose(image))
+            depth = pixel_depth(image)
+            return self.to_pixels(ImageOps.exif_transpose(image), depth)
 
-    def files(self, path: Path) -> tuple[Path, ...]:
+    def files_of_item(self, path: Path) -> tuple[Path, ...]:
         """Return all files that are read for the item at `path`."""
         return (path,)
 
-    def to_pixels(self, image: Image.Image) -> Tensor:
-        """Return the pixels of an opened image that is already upright."""
-        return to_tensor(make_square(to_8bit(image, self.channels), self.side, self.crop))
+    def to_pixels(self, image: Image.Image, depth: Depth = "8-bit") -> Tensor:
+        """Return the pixels of an opened image that is already upright.
+
+        Args:
+            depth: of the file that the image is from.
+        """
+        gray_or_color = to_8bit_gray_or_rgb(image, self.channels, depth, self.ranges)
+        return image_to_uint8_tensor(
+            crop_pad_or_stretch_to_square(gray_or_color, self.side, self.crop)
+        )
 
 
 def read_image(path: Path, channels: int) -> Tensor:
@@ -87,7 +163,10 @@ def read_image(path: Path, channels: int) -> Tensor:
     Raises one of DECODE_ERRORS.
     """
     with open_image(path) as image:
-        return to_tensor(to_8bit(ImageOps.exif_transpose(image), channels))
+        depth = pixel_depth(image)
+        return image_to_uint8_tensor(
+            to_8bit_gray_or_rgb(ImageOps.exif_transpose(image), channels, depth)
+        )
 
 
 def transparency_mask(path: Path) -> Tensor:
@@ -100,27 +179,57 @@ def transparency_mask(path: Path) -> Tensor:
         return torch.from_numpy(np.array(alpha)) < 128
 
 
-def to_tensor(image: Image.Image) -> Tensor:
+def image_to_uint8_tensor(image: Image.Image) -> Tensor:
     """Return the pixels uint8 (C, H, W) of an image."""
     pixels = np.array(image).reshape(image.height, image.width, -1)
     return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
 
 
-def to_8bit(image: Image.Image, channels: int) -> Image.Image:
-    """Return the image as 8-bit gray or RGB.
+def to_8bit_gray_or_rgb(
+    image: Image.Image,
+    channels: int,
+    depth: Depth = "8-bit",
+    ranges: Mapping[Depth, Range] = FULL_RANGES,
+) -> Image.Image:
+    """Return the image as 8-bit gray or RGB, with transparency laid over white.
 
-    16 bits are scaled by 255/65535, and transparency is laid over white.
+    Args:
+        ranges: the values that become 0 and 255, by depth; FULL_RANGES for others.
+
+    Raises:
+        ValueError: the values are not finite, or the range of their depth is unknown.
     """
-    if image.mode.startswith("I"):
-        wide = np.asarray(image).astype(np.int64).clip(0, 65535)
-        image = Image.fromarray(((wide * 255 + 32767) // 65535).astype(np.uint8))
+    range_ = ranges.get(depth) or FULL_RANGES.get(depth)
+    if range_ is None:
+        kind = "floats" if depth == "float" else "32-bit integers"
+        raise ValueError(f"pixels are {kind} of unknown range; save it with 8 or 16 bits")
+    if image.mode == "F" or image.mode.startswith("I"):
+        image = Image.fromarray(scale_to_bytes(np.asarray(image), range_))
     elif image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image.convert("L" if channels == 1 else "RGB")
+    image = image.convert("L" if channels == 1 else "RGB")
+    if depth in ("8-bit", "16-bit color") and range_ != FULL_RANGES[depth]:
+        image = Image.fromarray(scale_to_bytes(np.asarray(image), range_))
+    return image
 
 
-def make_square(image: Image.Image, side: int | None, crop: Crop | None) -> Image.Image:
+def scale_to_bytes(values: np.ndarray, range_: Range) -> np.ndarray:
+    """Return numbers as bytes, such that the range becomes 0 to 255; others are clipped.
+
+    Raises:
+        ValueError: the values are not finite.
+    """
+    if not np.isfinite(values).all():
+        raise ValueError("pixels that are not finite")
+    low, high = range_
+    scaled = (values.astype(np.float64) - low) * (255 / (high - low))
+    return np.rint(scaled.clip(0, 255)).astype(np.uint8)
+
+
+def crop_pad_or_stretch_to_square(
+    image: Image.Image, side: int | None, crop: Crop | None
+) -> Image.Image:
     """Return a square image, resized antialiased bilinear.
 
     It is the middle square, the complete image on black, or the complete image stretched.
@@ -151,6 +260,6 @@ def pad_to_square(image: Image.Image, side: int | None) -> Image.Image:
     return canvas
 
 
-def square_side(header: ImageHeader, crop: Crop | None) -> int:
-    """Return the side of the square that `make_square` makes when no side is given."""
+def default_square_side(header: ImageHeader, crop: Crop | None) -> int:
+    """Return the side that `crop_pad_or_stretch_to_square` uses when none is given."""
     return max(header.width, header.height) if crop == "pad" else min(header.width, header.height)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from genlab.data.dataset import Split
 from genlab.data.image_dataset import Images
-from genlab.data.shuffling import split_indices
+from genlab.data.shuffling import seeded_split_indices
 from genlab.errors import UserError
 from genlab.spec import Fraction, Positive
 
@@ -35,6 +35,7 @@ class Shapes(Images):
     validation: Fraction = 0.1
     test: Fraction = 0.1
     name = "shapes"
+    commonly_binarized = True
     factor_names = tuple(FACTORS)
     categorical_factors = (0,)
 
@@ -52,7 +53,7 @@ class Shapes(Images):
                 f"dataset.validation={self.validation:g} and dataset.test={self.test:g} leave "
                 "nothing to train on"
             )
-        test, validation, train, _ = split_indices(
+        test, validation, train, _ = seeded_split_indices(
             len(combinations), [*sizes, n - sum(sizes)], self.split_seed
         )
         parts = {"test": test, "validation": validation, "train": train}
@@ -64,13 +65,19 @@ class Shapes(Images):
         hints = dict.fromkeys(
             splits, f"dataset.validation={self.validation:g}, dataset.test={self.test:g}"
         )
-        self.set_image_splits(splits, shape=(1, side, side), num_classes=len(SHAPES), hints=hints)
+        self.set_image_splits(
+            splits,
+            shape=(1, side, side),
+            num_classes=len(SHAPES),
+            class_names=SHAPES,
+            hints=hints,
+        )
 
     def factors(self, split: str, n: int | None = None, *, seed: int = 0) -> Tensor:
         values = self._factors[split]
         if split in self.kept:
             values = values[self.kept[split]]
-        return values[self.head_index(split, n, seed=seed)]
+        return values[self.head_indices(split, n, seed=seed)]
 
 
 def render_shapes(v: Tensor, side: int) -> Tensor:
@@ -86,9 +93,9 @@ def render_shapes(v: Tensor, side: int) -> Tensor:
     y = largest + (side - 2 * largest) * y / (FACTORS["y"] - 1)
     cos, sin = angle.cos() / radius, angle.sin() / radius
     distances: tuple[Callable[[Tensor, Tensor], Tensor], ...] = (
-        square_distance,
-        ellipse_distance,
-        heart_distance,
+        signed_distance_to_square,
+        signed_distance_to_ellipse,
+        signed_distance_to_heart,
     )
     for kind, distance in enumerate(distances):
         for i in (shape.flatten() == kind).nonzero().flatten().split(RENDER_BATCH_SIZE):
@@ -106,12 +113,14 @@ def render_shapes(v: Tensor, side: int) -> Tensor:
 # a points right, b up.
 
 
-def square_distance(a: Tensor, b: Tensor, half: float = 0.66) -> Tensor:
+def signed_distance_to_square(a: Tensor, b: Tensor, half: float = 0.66) -> Tensor:
     """Return the signed distance from a square with sides 2 · `half`."""
     return torch.maximum(a.abs(), b.abs()) - half
 
 
-def ellipse_distance(a: Tensor, b: Tensor, long: float = 0.95, short: float = 0.583) -> Tensor:
+def signed_distance_to_ellipse(
+    a: Tensor, b: Tensor, long: float = 0.95, short: float = 0.583
+) -> Tensor:
     """Return the signed distance from an ellipse, exact to first order at the edge.
 
     It is the level k − 1 over the length of its gradient.
@@ -121,7 +130,9 @@ def ellipse_distance(a: Tensor, b: Tensor, long: float = 0.95, short: float = 0.
     return (k - 1) / gradient.clamp(min=1e-6)
 
 
-def heart_distance(a: Tensor, b: Tensor, half: float = 0.4935, drop: float = 0.219) -> Tensor:
+def signed_distance_to_heart(
+    a: Tensor, b: Tensor, half: float = 0.4935, drop: float = 0.219
+) -> Tensor:
     """Return the signed distance from a heart.
 
     A square on its corner, with a disc on the middle of each upper side.
@@ -130,4 +141,4 @@ def heart_distance(a: Tensor, b: Tensor, half: float = 0.4935, drop: float = 0.2
     p, q = (b + a) / 2**0.5, (b - a) / 2**0.5
     # the two discs are mirror images: the nearer one
     discs = ((torch.maximum(p, q) - half).square() + torch.minimum(p, q).square()).sqrt() - half
-    return torch.minimum(square_distance(p, q, half), discs)
+    return torch.minimum(signed_distance_to_square(p, q, half), discs)

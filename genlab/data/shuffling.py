@@ -13,7 +13,7 @@ from genlab.seeding import derive_seed
 IndexFn = Callable[[int], Tensor]  # number of a global batch -> indices of its items (batch_size,)
 
 
-def permutation(n: int, *seed: int) -> Tensor:
+def seeded_permutation(n: int, *seed: int) -> Tensor:
     """Return a permutation (n,) of 0 … n−1 that depends only on n and the seed.
 
     It is drawn on the CPU, so that every device gets the same order.
@@ -21,13 +21,13 @@ def permutation(n: int, *seed: int) -> Tensor:
     return torch.randperm(n, generator=torch.Generator().manual_seed(derive_seed(*seed)))
 
 
-def split_indices(n: int, sizes: Sequence[int], seed: int) -> list[Tensor]:
+def seeded_split_indices(n: int, sizes: Sequence[int], seed: int) -> list[Tensor]:
     """Return disjoint, sorted sets of indices below n, of the given sizes and the rest.
 
     A set depends only on the sizes before it: with the test items first, the test set stays the
     same whatever the validation size is.
     """
-    order = permutation(n, seed)
+    order = seeded_permutation(n, seed)
     ends = torch.tensor(sizes).cumsum(0).tolist()
     return [part.sort().values for part in order.tensor_split(ends)]
 
@@ -40,7 +40,7 @@ class ShardIndex(NamedTuple):
     indices: Tensor
 
 
-def shuffled_shards(
+def iterate_shuffled_shards(
     n: int,
     batch_size: int,
     *,
@@ -62,7 +62,7 @@ def shuffled_shards(
         if epoch not in epochs:
             for old in [e for e in epochs if e < epoch - 1]:
                 del epochs[old]
-            epochs[epoch] = permutation(n, seed, epoch).to(device)
+            epochs[epoch] = seeded_permutation(n, seed, epoch).to(device)
         return epochs[epoch]
 
     k = start
@@ -77,7 +77,7 @@ def shuffled_shards(
         k += 1
 
 
-def shards_from_index_fn(
+def iterate_shards_of_index_fn(
     index_fn: IndexFn, *, start: int, shard: Sequence[int], num_shards: int, device: torch.device
 ) -> Iterator[ShardIndex]:
     """Yield the shards of the global batches start, start+1, … whose items `index_fn` chooses.

@@ -38,6 +38,7 @@ class StackedMNIST(TorchvisionImages):
     n: Positive = 128_000
     name = "stacked_mnist"
     stacked = True
+    commonly_binarized = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -72,14 +73,19 @@ class StackedMNIST(TorchvisionImages):
         """The single digits, so that a classifier sees one channel at a time."""
         return self.digits
 
-    def raw_arrays(self, split: str) -> tuple[Tensor, Tensor | None]:
+    def raw_items_and_labels(self, split: str) -> tuple[Tensor, Tensor | None]:
         """Return all items, uint8 (N, 3, H, W), and their labels (N,), on the CPU."""
-        members, y = super().raw_arrays(split)
-        return self.digits.raw_arrays(split)[0][members, 0], y
+        members, y = super().raw_items_and_labels(split)
+        return self.digits.raw_items_and_labels(split)[0][members, 0], y
 
     def _raw_batches(
-        self, split: str, shards: Iterator[ShardIndex], device: torch.device
+        self,
+        split: str,
+        shards: Iterator[ShardIndex],
+        device: torch.device,
+        *,
+        seed: int | None = None,
     ) -> Iterator[tuple[int, int, Tensor, Tensor | None]]:
-        digits, _ = self.digits._tensors_on(split, device)  # (M, 1, H, W)
+        digits, _ = self.digits._split_tensors_on_device(split, device)  # (M, 1, H, W)
         for k, shard, members, y in super()._raw_batches(split, shards, device):
             yield k, shard, digits[members, 0], y  # (B, 3, H, W)

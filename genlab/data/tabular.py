@@ -1,27 +1,22 @@
-"""Any table of numbers, as text (CSV and similar) or as a NumPy array."""
+"""Any table of numbers: text (CSV and similar), a NumPy array, or a Parquet file."""
 
-import csv
-import math
-from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-import numpy as np
 import torch
-from torch import Tensor
 
 from genlab.data.class_subset import ClassSubset
 from genlab.data.dataset import SPLITS, Split
-from genlab.data.npy_files import read_arrays
-from genlab.data.shuffling import split_indices
-from genlab.errors import UserError
+from genlab.data.number_formats import Decimal, Thousands
+from genlab.data.shuffling import seeded_split_indices
+from genlab.data.table_columns import ColumnOptions, TableReader, column_means_and_scales
+from genlab.data.table_files import DELIMITERS, MISSING_WORDS, TextFormat, read_table
+from genlab.data.table_files_v1 import read_text_table_v1
+from genlab.errors import UserError, did_you_mean
 from genlab.spec import Count, DataSpec, Fraction
 
-MAX_CLASSES = 100  # a label column with more values is not taken for classes
-MAX_TEXT_BYTES = 2**31  # of a table in text, which takes some ten times as much memory
-MAX_ROW_CHARACTERS = 2**20
+ColumnKey = Count | str  # the number of a column from 0, or its name
 
 
 @dataclass(kw_only=True, eq=False)
@@ -29,37 +24,63 @@ class Table(ClassSubset):
     """The rows of a file as points, standardized by the training rows' mean and deviation.
 
     `mean` and `scale` (D,) are what was subtracted and divided by; likelihoods are of the
-    standardized values.
+    standardized values. `columns` has them by name. `row_numbers` has for each split the rows in
+    the file (N,): lines from 1 of text, indices from 0 of an array.
 
     Args:
-        path: a .npy array (N, columns), or text with one row per line, its cells separated by
-            comma, semicolon, tab or blanks; a first line of names is skipped. Required.
-        label: the column of the classes: the last, none, or its number from 0.
-        skip_columns: columns to leave out, numbered from 0.
+        path: a text with one row per line (also compressed by gzip, bzip2, xz or zip), a .npy array
+            (N, columns), a .npz file with x and its labels y, or a Parquet file. Required.
+        label: the column of the classes, by name or number from 0; "last"; "none"; "auto" takes the
+            column that is named label, class or target, else the last, if it has words or few
+            different integers.
+        use_columns: the only columns to use beside the label, by name or number; None uses all.
+        skip_columns: columns to leave out, by name or number. None leaves out a first column
+            without a name that numbers the rows.
+        header: whether the first row has the names of the columns; None recognizes it.
+        delimiter: comma, semicolon, tab, pipe, space or one character; "auto" recognizes it.
+        decimal, thousands: the marks in numbers; "auto" recognizes them where they are unambiguous.
+        encoding: of text; None is UTF-8, or what a byte-order mark says.
+        comment: lines that begin with it are left out; None reads them.
+        skip_rows: number of lines above the table.
+        missing_values: words of cells without a value; None is the usual ones (?, NA, nan, …). An
+            empty cell always is one.
+        drop_missing: leave out rows with such cells instead of refusing them.
         validation, test: fractions held out by the seed `split_seed`.
+        table_rules: how names and labels are understood; 1 is that of genlab up to 0.7, whose runs
+            keep it.
     """
 
     path: str | None = None
-    label: Literal["last", "none"] | int = "last"
-    skip_columns: tuple[Count, ...] = ()
+    label: int | str = "auto"
+    use_columns: tuple[ColumnKey, ...] | None = None
+    skip_columns: tuple[ColumnKey, ...] | None = None
+    header: bool | None = None
+    delimiter: str = "auto"
+    decimal: Decimal = "auto"
+    thousands: Thousands = "auto"
+    encoding: str | None = None
+    comment: str | None = "#"
+    skip_rows: Count = 0
+    missing_values: tuple[str | float, ...] | None = None
+    drop_missing: bool = False
     standardize: bool = True
     validation: Fraction = 0.1
     test: Fraction = 0.1
     split_seed: Count = 0
+    table_rules: Literal[1, 2] = 2
     name = "table"
 
     def __post_init__(self) -> None:
-        if not self.path:
-            raise UserError("table needs its file: dataset.path=<file.csv or file.npy>")
-        file = Path(self.path).expanduser()
-        if not file.is_file():
-            raise UserError(f"dataset.path={self.path}: no such file (looked for {file.resolve()})")
+        file = self.require_table_file()
         self.source_files = [file]
-        rows: Any
-        rows, row_numbers = read_npy_table(file) if file.suffix == ".npy" else read_text_table(file)
-        x, y = self.to_numbers(rows, row_numbers)
+        is_old = self.table_rules == 1 and file.suffix != ".npy"
+        raw = read_text_table_v1(file) if is_old else read_table(file, self.make_text_format())
+        self.notes.extend(raw.notes)
+        self.left_out = raw.left_out
+        reader = TableReader(raw, self.make_column_options(), self.notes, self.left_out)
+        x, y, numbers = reader.read_values_labels_and_rows()
         sizes = [round(fraction * len(x)) for fraction in (self.test, self.validation)]
-        test, validation, train = split_indices(len(x), sizes, self.split_seed)
+        test, validation, train = seeded_split_indices(len(x), sizes, self.split_seed)
         if not len(train):
             raise UserError(
                 f"dataset.validation={self.validation:g} and dataset.test={self.test:g} leave none "
@@ -67,153 +88,81 @@ class Table(ClassSubset):
             )
         self.mean, self.scale = torch.zeros_like(x[0]), torch.ones_like(x[0])
         if self.standardize:
-            deviation = x[train].std(0, correction=0)
-            self.mean, self.scale = x[train].mean(0), torch.where(deviation > 0, deviation, 1.0)
-        table = Split(((x - self.mean) / self.scale).float(), y)
-        num_classes = 0 if y is None else int(y.max()) + 1
+            self.mean, self.scale = column_means_and_scales(x[train])
+        standardized = ((x - self.mean) / self.scale).float()
+        self.columns = reader.make_columns_with_scales(x, standardized, self.mean, self.scale)
+        self.label_name = reader.label_name
+        if self.label_name:
+            self.facts["label_column"] = self.label_name
+        rows, table = (
+            {"test": test, "validation": validation, "train": train},
+            Split(standardized, y),
+        )
         self.set_splits(
-            DataSpec(shape=(x.shape[1],), kind="points", num_classes=num_classes, levels=0),
-            {
-                "test": table.subset(test),
-                "validation": table.subset(validation),
-                "train": table.subset(train),
-            },
+            DataSpec(
+                shape=(x.shape[1],),
+                kind="points",
+                num_classes=0 if y is None else int(y.max()) + 1,
+                class_names=reader.class_names,
+                levels=0,
+            ),
+            {split: table.subset(index) for split, index in rows.items()},
             hints=dict.fromkeys(
                 SPLITS, "set dataset.validation or dataset.test, the fractions to hold out"
             ),
         )
+        self.row_numbers = {
+            split: numbers[index][self.kept.get(split, slice(None))]
+            for split, index in rows.items()
+        }
 
-    def to_numbers(
-        self, rows: Sequence[Sequence[Any]], row_numbers: Sequence[int]
-    ) -> tuple[Tensor, Tensor | None]:
-        """Return the numbers float64 (N, D) and the labels (N,) of a table's cells.
-
-        Args:
-            row_numbers: where each row is in the file, for error messages.
-        """
-        width = len(rows[0])
-        label: int | None
-        if self.label == "last":
-            label = width - 1
-        elif self.label == "none":
-            label = None
-        else:
-            label = self.label
-        for column in (label, *self.skip_columns):
-            if column is not None and not 0 <= column < width:
-                raise UserError(
-                    f"{self.path}: no column {column}; its {width} columns are 0 to {width - 1}"
-                )
-        used = [c for c in range(width) if c != label and c not in self.skip_columns]
-        if not used:
-            raise UserError(
-                f"{self.path} has only its label column; dataset.label=none uses all columns"
-            )
-        values = np.empty((len(rows), len(used)))
-        for r, (row, number) in enumerate(zip(rows, row_numbers, strict=True)):
-            values[r] = [self.parse_number(row[c], number, c) for c in used]
-        y = None if label is None else self.to_classes([row[label] for row in rows])
-        return torch.from_numpy(values), y
-
-    def parse_number(self, cell: str | float, row: int, column: int) -> float:
-        """Return the number in a cell.
+    def require_table_file(self) -> Path:
+        """Return the table's file.
 
         Raises:
-            UserError: it is not a finite number.
+            UserError: it is not given, or does not exist.
         """
-        try:
-            value = float(cell)
-        except ValueError:
-            value = math.nan
-        if not math.isfinite(value):
+        if not self.path:
+            raise UserError("table needs its file: dataset.path=<file.csv or file.npy>")
+        file = Path(self.path).expanduser()
+        if not file.exists():
+            raise UserError(f"dataset.path={self.path}: no such file (looked for {file.resolve()})")
+        return file
+
+    def make_text_format(self) -> TextFormat:
+        """Return the options that say how the text is cut into cells."""
+        if self.delimiter not in ("auto", *DELIMITERS) and len(self.delimiter) != 1:
             raise UserError(
-                f"{self.path}, row {row}, column {column}: {str(cell)!r} is not a finite number;"
-                f" fix it, or leave the column out with dataset.skip_columns=[{column}]"
+                f"dataset.delimiter={self.delimiter}: it must be auto, {', '.join(DELIMITERS)}, or "
+                f"one character{did_you_mean(self.delimiter, DELIMITERS)}"
             )
-        return value
-
-    def to_classes(self, cells: list) -> Tensor:
-        """Return the classes 0, 1, … (N,) of values, sorted as numbers, else alphabetically."""
-        known = sorted(set(cells))
-        if len(known) > MAX_CLASSES:
-            raise UserError(
-                f"the label column of {self.path} has {len(known):,} values, too many for classes;"
-                " choose another column with dataset.label=<number>, or dataset.label=none"
-            )
-        with suppress(ValueError):  # words stay in alphabetical order
-            known.sort(key=float)
-        number = {value: i for i, value in enumerate(known)}
-        return torch.tensor([number[cell] for cell in cells])
-
-
-def read_npy_table(file: Path) -> tuple[np.ndarray, Sequence[int]]:
-    """Return a .npy file's array (N, columns), and the numbers of its rows from 0."""
-    rows = read_arrays(file, str(file)).get("x", np.empty(0))
-    if rows.ndim != 2 or not rows.size:
-        raise UserError(
-            f"{file} has {rows.dtype} of shape {rows.shape}; a table is numbers of shape "
-            "(rows, columns)"
+        return TextFormat(
+            delimiter=self.delimiter,
+            encoding=self.encoding,
+            header=self.header,
+            comment=self.comment or None,
+            skip_rows=self.skip_rows,
+            missing=self.missing_value_words(),
+            allow_short_rows=self.drop_missing,
         )
-    return rows, range(len(rows))
 
-
-def read_text_table(file: Path) -> tuple[list[list[str]], Sequence[int]]:
-    """Return the cells of a text file without its line of names, and each row's line from 1."""
-    if file.stat().st_size > MAX_TEXT_BYTES:
-        raise UserError(
-            f"{file} has more than {MAX_TEXT_BYTES / 2**30:g} GB; convert a table of that size to "
-            ".npy"
+    def make_column_options(self) -> ColumnOptions:
+        """Return the options that say which columns are used and how their cells are read."""
+        return ColumnOptions(
+            path=str(self.path),
+            label=self.label,
+            use=self.use_columns,
+            skip=self.skip_columns,
+            decimal=self.decimal,
+            thousands=self.thousands,
+            missing=self.missing_value_words(),
+            drop_missing=self.drop_missing,
+            standardize=self.standardize,
+            rules=self.table_rules,
         )
-    lines = [
-        (i, line)
-        for i, line in enumerate(file.read_text(errors="replace").splitlines(), 1)
-        if line.strip()
-    ]
-    if not lines:
-        raise UserError(f"{file} is empty")
-    for i, line in lines:
-        if len(line) > MAX_ROW_CHARACTERS:
-            raise UserError(
-                f"{file}, row {i} has {len(line):,} characters; the limit is {MAX_ROW_CHARACTERS:,}"
-            )
-    split_line = line_splitter(lines[0][1])
-    try:
-        rows = [[cell.strip() for cell in split_line(line)] for _, line in lines]
-    except csv.Error as error:
-        raise UserError(f"{file} is not a readable table: {error}") from error
-    for (i, _), row in zip(lines, rows, strict=True):
-        if len(row) != len(rows[0]):
-            raise UserError(
-                f"{file}, row {i}: {len(row)} columns, where the first row has {len(rows[0])}"
-            )
-    first = 1 if has_header_row(rows) else 0
-    return rows[first:], [i for i, _ in lines[first:]]
 
-
-def line_splitter(line: str) -> Callable[[str], list[str]]:
-    """Return the function that splits lines like this one at comma, semicolon, tab or blanks."""
-    delimiter = next((mark for mark in ",;\t" if mark in line), None)
-    if delimiter is None:
-        return str.split
-
-    def split(line: str) -> list[str]:
-        return next(csv.reader([line], delimiter=delimiter, skipinitialspace=True))
-
-    return split
-
-
-def has_header_row(rows: list[list[str]]) -> bool:
-    """Whether the first row is names: a column is a word there and a number in the second row."""
-    return len(rows) > 1 and any(
-        is_number(second) and not is_number(first)
-        for first, second in zip(rows[0], rows[1], strict=True)
-    )
-
-
-def is_number(cell: str) -> bool:
-    """Whether a cell is a number."""
-    try:
-        float(cell)
-    except ValueError:
-        return False
-    return True
+    def missing_value_words(self) -> tuple[str, ...]:
+        """Return the words of cells without a value."""
+        if self.missing_values is None:
+            return MISSING_WORDS
+        return tuple(str(word).strip() for word in self.missing_values)

@@ -1,7 +1,7 @@
 """Standard datasets that torchvision downloads: MNIST, its two variants, and CIFAR-10."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -13,7 +13,8 @@ from torch import Tensor
 from genlab.data.dataset import Split
 from genlab.data.image_dataset import NO_VALIDATION, Images, resize_images
 from genlab.data.image_decoding import ImageDecoder
-from genlab.data.image_files import StreamedImages, UnreadableImages, find_images
+from genlab.data.image_files import StreamedImages, UnreadableImages, find_images_with_labels
+from genlab.data.summary import LeftOut
 from genlab.errors import UserError
 from genlab.spec import Fraction
 
@@ -64,7 +65,7 @@ class TorchvisionImages(Images):
     download: bool = True
     validation: Fraction = 0.1
 
-    def downloader(self, class_name: str) -> Callable[[], Any] | None:
+    def make_downloader(self, class_name: str) -> Callable[[], Any] | None:
         """Return a function that downloads torchvision's class, or None if disabled."""
 
         def download() -> None:
@@ -75,17 +76,28 @@ class TorchvisionImages(Images):
         return download if self.download else None
 
     def set_official_splits(
-        self, train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor], num_classes: int
+        self,
+        train: tuple[Tensor, Tensor],
+        test: tuple[Tensor, Tensor],
+        num_classes: int,
+        class_names: Sequence[str] = (),
     ) -> None:
         """Set the uint8 images (N, C, H, W) and labels (N,) of the two official splits."""
         (x, y), (x_test, y_test) = ((resize_images(x, self.side), y) for x, y in (train, test))
-        splits = {**self.split_validation(x, y, self.validation), "test": Split(x_test, y_test)}
+        splits = {
+            **self.split_train_and_validation(x, y, self.validation),
+            "test": Split(x_test, y_test),
+        }
         self.set_image_splits(
-            splits, shape=x.shape[1:], num_classes=num_classes, hints=NO_VALIDATION
+            splits,
+            shape=x.shape[1:],
+            num_classes=num_classes,
+            class_names=class_names,
+            hints=NO_VALIDATION,
         )
 
 
-def read_idx(path: Path) -> Tensor:
+def read_idx_file(path: Path) -> Tensor:
     """Return the uint8 array in a file of the IDX format: sizes, then bytes.
 
     http://yann.lecun.com/exdb/mnist
@@ -107,11 +119,13 @@ class MNIST(TorchvisionImages):
 
     validation: Fraction = 1 / 12
     name = "mnist"
+    commonly_binarized = True
     folder: ClassVar[str] = "MNIST"  # torchvision's name of the class and of its folder
+    class_names: ClassVar[Sequence[str]] = ()  # the digits are numbers
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        root = Path(self.root)
+        root = Path(self.root).expanduser()
         raw = root / self.folder / "raw"
         names = [
             f"{part}-{kind}-ubyte"
@@ -120,8 +134,8 @@ class MNIST(TorchvisionImages):
         ]
         files = [raw / name for name in names]
         by_hand = f"the four files {', '.join(names)} into {raw}"
-        ensure_downloaded(self.name, root, files, self.downloader(self.folder), by_hand)
-        x, y, x_test, y_test = (read_idx(file) for file in files)
+        ensure_downloaded(self.name, root, files, self.make_downloader(self.folder), by_hand)
+        x, y, x_test, y_test = (read_idx_file(file) for file in files)
         for images, labels, file in ((x, y, files[1]), (x_test, y_test, files[3])):
             if images.ndim != 3 or labels.shape != images.shape[:1]:
                 raise UserError(
@@ -130,7 +144,7 @@ class MNIST(TorchvisionImages):
                 )
         self.source_files = files
         self.set_official_splits(
-            (x.unsqueeze(1), y.long()), (x_test.unsqueeze(1), y_test.long()), 10
+            (x.unsqueeze(1), y.long()), (x_test.unsqueeze(1), y_test.long()), 10, self.class_names
         )
 
 
@@ -139,6 +153,10 @@ class FashionMNIST(MNIST):
 
     name = "fashion_mnist"
     folder: ClassVar[str] = "FashionMNIST"
+    class_names = (
+        *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"),
+        *("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
+    )
 
 
 class KMNIST(MNIST):
@@ -149,6 +167,13 @@ class KMNIST(MNIST):
 
     name = "kmnist"
     folder: ClassVar[str] = "KMNIST"
+    class_names = ("o", "ki", "su", "tsu", "na", "ha", "ma", "ya", "re", "wo")
+
+
+CIFAR10_CLASSES = (
+    *("airplane", "automobile", "bird", "cat", "deer"),
+    *("dog", "frog", "horse", "ship", "truck"),
+)
 
 
 @dataclass(kw_only=True, eq=False)
@@ -163,17 +188,17 @@ class CIFAR10(TorchvisionImages):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        root = Path(self.root)
+        root = Path(self.root).expanduser()
         folders = [root / "cifar10_png" / part for part in ("train", "test")]
         batches = root / "cifar-10-batches-py"
         if not batches.exists() and all(folder.is_dir() for folder in folders):
             train, test = (self.read_png_folder(folder) for folder in folders)
         else:
             by_hand = f"the files of cifar-10-python.tar.gz into {batches}"
-            downloader = self.downloader("CIFAR10")
+            downloader = self.make_downloader("CIFAR10")
             ensure_downloaded(self.name, root, [batches / "batches.meta"], downloader, by_hand)
             train, test = (self.read_official_split(train=part) for part in (True, False))
-        self.set_official_splits(train, test, 10)
+        self.set_official_splits(train, test, 10, CIFAR10_CLASSES)
 
     def read_official_split(self, *, train: bool) -> tuple[Tensor, Tensor]:
         """Return the images uint8 (N, 3, 32, 32) and labels (N,) of torchvision's files."""
@@ -191,8 +216,10 @@ class CIFAR10(TorchvisionImages):
     @staticmethod
     def read_png_folder(folder: Path) -> tuple[Tensor, Tensor]:
         """Return the images uint8 (N, 3, 32, 32) and labels (N,) of class folders of PNG files."""
-        images = find_images(folder)
+        images = find_images_with_labels(folder)
         decoder = ImageDecoder(channels=3, side=32, crop=None)
-        files = StreamedImages(images.paths, decoder, UnreadableImages(folder, strict=True))
+        files = StreamedImages(
+            images.paths, decoder, UnreadableImages(folder, LeftOut(), strict=True)
+        )
         assert images.labels is not None
-        return files.decode_all()[0], images.labels
+        return files.decode_all_readable()[0], images.labels

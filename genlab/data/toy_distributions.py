@@ -45,7 +45,9 @@ class ToyDistribution(ABC):
         return -self.log_prob(x).mean().item()
 
 
-def mixture_log_prob(x: Tensor, centers: Tensor, log_weights: Tensor, std: float) -> Tensor:
+def gaussian_mixture_log_prob(
+    x: Tensor, centers: Tensor, log_weights: Tensor, std: float
+) -> Tensor:
     """Return log Σₘ wₘ N(x; cₘ, std² I) (B,) of x (B, 2)."""
     centers, log_weights = centers.to(x), log_weights.to(x)
     log_probs = []
@@ -75,7 +77,7 @@ class GaussianMixture(ToyDistribution):
         return self.centers[y] + self.std * noise, y
 
     def log_prob(self, x: Tensor) -> Tensor:
-        return mixture_log_prob(x, self.centers, self.log_weights, self.std)
+        return gaussian_mixture_log_prob(x, self.centers, self.log_weights, self.std)
 
     @cached_property
     def entropy(self) -> float:
@@ -152,28 +154,30 @@ class NoisyCurves(ToyDistribution):
     std: float
 
     @abstractmethod
-    def curve(self, u: Tensor, y: Tensor) -> Tensor:
+    def points_on_curve(self, u: Tensor, y: Tensor) -> Tensor:
         """Return the points γ_y(u) (n, 2) of u (n,) in [0, 1] and y (n,)."""
 
     def sample(self, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         y = torch.randint(0, 2, (n,), generator=generator)
         u = torch.rand(n, dtype=torch.float64, generator=generator)
         noise = torch.randn(n, 2, dtype=torch.float64, generator=generator)
-        return self.curve(u, y) + self.std * noise, y
+        return self.points_on_curve(u, y) + self.std * noise, y
 
     @cached_property
-    def quadrature(self) -> tuple[Tensor, Tensor]:
+    def quadrature_points_and_log_weights(self) -> tuple[Tensor, Tensor]:
         """The points (M, 2) and log-weights (M,)."""
         nodes = max(64, math.ceil(self.nodes_per_std / self.std))
         v, w = (torch.from_numpy(a) for a in np.polynomial.legendre.leggauss(nodes))
         # on [0, 1]; u = v² places more nodes where the curve in u is fast: du = 2 v dv
         v, w = (v + 1) / 2, w / 2
-        points = [self.curve(v**2, torch.full_like(v, c, dtype=torch.int64)) for c in range(2)]
+        points = [
+            self.points_on_curve(v**2, torch.full_like(v, c, dtype=torch.int64)) for c in range(2)
+        ]
         return torch.cat(points), (w * v).log().repeat(2)  # ½ · 2 v w
 
     def log_prob(self, x: Tensor) -> Tensor:
-        points, log_weights = self.quadrature
-        return mixture_log_prob(x, points, log_weights, self.std)
+        points, log_weights = self.quadrature_points_and_log_weights
+        return gaussian_mixture_log_prob(x, points, log_weights, self.std)
 
 
 @dataclass(eq=False)
@@ -183,7 +187,7 @@ class Moons(NoisyCurves):
     std: PositiveFloat = 0.1
     nodes_per_std = 12
 
-    def curve(self, u: Tensor, y: Tensor) -> Tensor:
+    def points_on_curve(self, u: Tensor, y: Tensor) -> Tensor:
         angle = math.pi * u
         upper = torch.stack([angle.cos(), angle.sin()], 1)
         return torch.where(y[:, None] == 0, upper, torch.tensor([1.0, 0.5], dtype=u.dtype) - upper)
@@ -196,7 +200,7 @@ class Spirals(NoisyCurves):
     std: PositiveFloat = 0.1
     nodes_per_std = 40
 
-    def curve(self, u: Tensor, y: Tensor) -> Tensor:
+    def points_on_curve(self, u: Tensor, y: Tensor) -> Tensor:
         t = 3 * math.pi * u.sqrt()
         arm = torch.stack([-t.cos(), t.sin()], 1) * t[:, None] / 3
         return torch.where(y[:, None] == 0, arm, -arm)
@@ -219,7 +223,7 @@ class Pinwheel(ToyDistribution):
         self.num_classes = self.num_modes
         self.blade_std = torch.tensor([self.std, self.std / 6], dtype=torch.float64)
 
-    def rotate(self, x: Tensor, y: Tensor, sign: int) -> Tensor:
+    def rotate_and_twist(self, x: Tensor, y: Tensor, sign: int) -> Tensor:
         """Return x (n, 2) rotated by sign · (2π y / num_modes + twist · |x|)."""
         angle = sign * (2 * math.pi / self.num_modes * y + self.twist * x.norm(dim=-1))
         cos, sin = angle.cos(), angle.sin()
@@ -230,11 +234,13 @@ class Pinwheel(ToyDistribution):
     def sample(self, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         y = torch.randint(0, self.num_modes, (n,), generator=generator)
         blade = torch.randn(n, 2, dtype=torch.float64, generator=generator) * self.blade_std
-        return self.rotate(blade + torch.tensor([self.radius, 0.0], dtype=torch.float64), y, 1), y
+        return self.rotate_and_twist(
+            blade + torch.tensor([self.radius, 0.0], dtype=torch.float64), y, 1
+        ), y
 
     def log_prob(self, x: Tensor) -> Tensor:
         y = torch.arange(self.num_modes, device=x.device)
-        straight = self.rotate(x[:, None], y, -1)  # (B, M, 2)
+        straight = self.rotate_and_twist(x[:, None], y, -1)  # (B, M, 2)
         z = (straight - straight.new_tensor([self.radius, 0.0])) / self.blade_std.to(x)
         exponents = -z.square().sum(-1) / 2  # (B, M)
         return (

@@ -45,7 +45,7 @@ class Points(ClassSubset):
                 f"dataset.name={self.name}: no such distribution; "
                 f"distributions: {', '.join(TOY_DISTRIBUTIONS)}"
             )
-        self.distribution = TOY_DISTRIBUTIONS[self.name](**self.distribution_options())
+        self.distribution = TOY_DISTRIBUTIONS[self.name](**self.given_distribution_options())
         self.centers = self.distribution.centers
         self.log_weights = self.distribution.log_weights
         self.std = self.distribution.std
@@ -60,7 +60,7 @@ class Points(ClassSubset):
             DataSpec(shape=(2,), kind="points", num_classes=num_classes, levels=0), splits
         )
 
-    def distribution_options(self) -> dict[str, Any]:
+    def given_distribution_options(self) -> dict[str, Any]:
         """Return the options that were set for the distribution.
 
         Raises:

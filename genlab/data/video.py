@@ -4,7 +4,6 @@ Bouncing digits are made on the fly; folders of frames are read.
 """
 
 import math
-import re
 from abc import ABC, abstractmethod
 from copy import copy
 from dataclasses import dataclass, field, replace
@@ -19,7 +18,12 @@ from genlab.data.dataset import SPLITS, Split
 from genlab.data.image_dataset import Images
 from genlab.data.image_files import ImageFiles
 from genlab.data.image_folder import ImageFolder
-from genlab.errors import UserError
+from genlab.data.video_frame_grouping import (
+    count_frame_gaps_with_example,
+    frame_sort_key,
+    group_frames_into_films,
+)
+from genlab.errors import UserError, make_printable
 from genlab.seeding import derive_seed
 from genlab.spec import Batch, DataSpec, Positive
 
@@ -43,7 +47,7 @@ class VideoDataset(Images, ABC):
         return self.context_frames + self.target_frames
 
     @abstractmethod
-    def frames(self, items: Tensor, store: Tensor) -> Tensor:
+    def render_frames(self, items: Tensor, store: Tensor) -> Tensor:
         """Return the frames uint8 (B, num_frames, C, H, W) of raw items (B, …)."""
 
     def set_video_splits(
@@ -65,11 +69,15 @@ class VideoDataset(Images, ABC):
         """Return the same videos with n target frames."""
         other = copy(self)
         other.target_frames = n
-        other.set_windows()
+        other.set_video_items()
         return other
 
+    def max_target_frames(self, split: str) -> int | None:
+        """Return the number of frames that can follow the context in a split; None: any number."""
+        return None
+
     @abstractmethod
-    def set_windows(self) -> None:
+    def set_video_items(self) -> None:
         """Set the raw items of videos with `num_frames` frames."""
 
     def make_batch(
@@ -77,7 +85,7 @@ class VideoDataset(Images, ABC):
     ) -> Batch:
         if x.device not in self._stores:
             self._stores[x.device] = self.store.to(x.device)
-        frames = self.frames(x, self._stores[x.device])
+        frames = self.render_frames(x, self._stores[x.device])
         video = self.preprocess(frames, generator, augment=augment)
         return Batch(video[:, self.context_frames :], None, video[:, : self.context_frames])
 
@@ -115,7 +123,7 @@ class MovingMNIST(VideoDataset):
         super().__post_init__()
         self.canvas = self.side or 64
         pools = [
-            self.base.preprocess.to_bytes(self.base.raw_arrays(split)[0])
+            self.base.preprocess.levels_to_bytes(self.base.raw_items_and_labels(split)[0])
             for split in ("train", "test")
         ]
         self.store = torch.cat(pools)  # (N, C, h, w) uint8, levels 0 … 255
@@ -125,9 +133,9 @@ class MovingMNIST(VideoDataset):
             )
         self.num_train_digits = len(pools[0])
         self.source_files = self.base.source_files
-        self.set_windows()
+        self.set_video_items()
 
-    def set_windows(self) -> None:
+    def set_video_items(self) -> None:
         train_digits = (0, self.num_train_digits)
         test_digits = (self.num_train_digits, len(self.store))
         splits = {}
@@ -149,9 +157,9 @@ class MovingMNIST(VideoDataset):
         angle = 2 * math.pi * torch.rand(n, self.num_digits, 1, generator=generator)
         return torch.cat([which, start, STEP_LENGTH * angle.sin(), STEP_LENGTH * angle.cos()], 2)
 
-    def frames(self, items: Tensor, store: Tensor) -> Tensor:
+    def render_frames(self, items: Tensor, store: Tensor) -> Tensor:
         t, side, (channels, h, w) = self.num_frames, self.canvas, store.shape[1:]
-        position = bounce(items[..., 1:3], items[..., 3:5], t)  # (B, D, T, 2), 0 … 1
+        position = bouncing_positions(items[..., 1:3], items[..., 3:5], t)  # (B, D, T, 2), 0 … 1
         corner = (position * position.new_tensor([side - h, side - w])).long()
         row = corner[..., 0, None] + torch.arange(h, device=items.device)  # (B, D, T, h)
         column = corner[..., 1, None] + torch.arange(w, device=items.device)  # (B, D, T, w)
@@ -166,7 +174,7 @@ class MovingMNIST(VideoDataset):
         return video.unflatten(3, (side, side))
 
 
-def bounce(start: Tensor, velocity: Tensor, steps: int) -> Tensor:
+def bouncing_positions(start: Tensor, velocity: Tensor, steps: int) -> Tensor:
     """Return the positions (…, steps, 2) of points that move in the unit square.
 
     A point stops at a side, and turns back from it.
@@ -187,8 +195,9 @@ def bounce(start: Tensor, velocity: Tensor, steps: int) -> Tensor:
 class FramesFolder(VideoDataset, ImageFolder):
     """Windows of videos whose frames are numbered image files: one folder of them per video.
 
-    The frames are kept decoded in memory. If train/, val/ and test/ do not give the splits, the end
-    of each video is held out, so that no frame is in two splits.
+    Several videos may share a folder if their names say so, as obj1__0.png and obj2__0.png. The
+    frames are kept decoded in memory. If train/, val/ and test/ do not give the splits, the end of
+    each video is held out, so that no frame is in two splits.
 
     Args:
         context_frames, target_frames: frames given, and frames to predict.
@@ -199,7 +208,10 @@ class FramesFolder(VideoDataset, ImageFolder):
     target_frames: Positive = 1
     window_stride: Positive = 1
     strict: bool = field(default=True, init=False)  # a skipped frame would be a jump
+    patch_size: Positive | None = field(default=None, init=False)  # frames have one size
     name = "frames_folder"
+    has_class_folders = False
+    names_note = ""  # of videos that share a folder
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -209,9 +221,16 @@ class FramesFolder(VideoDataset, ImageFolder):
                 "dataset.cache_limit_mb; raise it, or set a smaller dataset.size"
             )
         self.store = torch.cat([self.splits[name].x for name in SPLITS if len(self.splits[name])])
-        self.set_windows()
+        self.set_video_items()
+        if not len(self.splits["train"]):
+            raise UserError(
+                f"no video of {self.path} has {self.num_frames} frames to train on (the longest "
+                f"has {max(self.video_lengths['train'])}); set dataset.context_frames and "
+                "dataset.target_frames, or smaller dataset.validation and dataset.test"
+            )
+        self.count_short_videos()
 
-    def set_windows(self) -> None:
+    def set_video_items(self) -> None:
         n, first, windows = self.num_frames, 0, {}
         for name in SPLITS:
             starts = [torch.zeros(0, dtype=torch.int64)]
@@ -220,10 +239,12 @@ class FramesFolder(VideoDataset, ImageFolder):
                 starts.append(torch.arange(first, end, self.window_stride))
                 first += length
             windows[name] = Split(torch.cat(starts))
-        if not len(windows["train"]):
+        if not any(len(split) for split in windows.values()):
+            longest = max(length for lengths in self.video_lengths.values() for length in lengths)
             raise UserError(
-                f"no video of {self.path} has {n} frames to train on; set dataset.context_frames "
-                "and dataset.target_frames"
+                f"no video of {self.path} has {n} frames in one split (the longest has {longest}"
+                f"{self.names_note and f'; {self.names_note}'}); set dataset.context_frames and "
+                "dataset.target_frames"
             )
         hint = (
             f"no video has {n} frames there; dataset.validation and dataset.test are the fractions "
@@ -231,17 +252,97 @@ class FramesFolder(VideoDataset, ImageFolder):
         )
         self.set_video_splits(windows, tuple(self.store.shape[1:]), dict.fromkeys(SPLITS, hint))
 
-    def list_splits(self, folder: Path) -> dict[str, ImageFiles]:
-        return {
-            split: ImageFiles(sorted(files.paths, key=frame_order))
-            for split, files in super().list_splits(folder).items()
-        }
+    def max_target_frames(self, split: str) -> int:
+        return max([0, *self.video_lengths[split]]) - self.context_frames
+
+    def count_short_videos(self) -> None:
+        """Count the videos that are too short for a window, and those too short in training."""
+        n = self.num_frames
+        for name, length in self.full_lengths.items():
+            if length < n:
+                self.left_out.add(f"videos with less than {n} frames", f"{name} ({length})")
+        short = sum(length < n for length in self.video_lengths["train"])
+        if short := short - self.left_out.counts[f"videos with less than {n} frames"]:
+            self.notes.append(
+                f"{short:,} videos have less than {n} frames left to train on, because the end of "
+                "each is held out"
+            )
+
+    # --- which frames are a video -----------------------------------------------------------------
+
+    def list_images_by_split(self, folder: Path) -> dict[str, ImageFiles]:
+        splits = super().list_images_by_split(folder)
+        if self.folder_rules > 1:
+            for split, files in splits.items():
+                splits[split] = ImageFiles(self.leave_out_gif_files(files.paths, folder))
+        if not splits["train"].paths:
+            raise UserError(
+                f"no frame in {folder.resolve()}: {'; '.join(self.left_out.lines())}; frames are "
+                "numbered image files"
+            )
+        self.films: dict[Path, str] = {}  # frame -> its film
+        gaps: list[tuple[int, str]] = []
+        for split, files in splits.items():
+            ordered = []
+            for parent, paths in group_paths_by_folder(sorted(files.paths, key=frame_sort_key)):
+                place = str(parent.relative_to(folder))
+                for name, frames in self.group_folder_into_films(parent, paths).items():
+                    film = "/".join(part for part in (place, name) if part not in ("", "."))
+                    self.films |= dict.fromkeys(frames, film)
+                    ordered += frames
+                    gaps.append(count_frame_gaps_with_example(frames))
+            splits[split] = ImageFiles(ordered)
+        self.add_film_notes(splits, gaps)
+        return splits
+
+    def leave_out_gif_files(self, paths: list[Path], folder: Path) -> list[Path]:
+        """Return the frames without GIF files, which are counted."""
+        for path in paths:
+            if path.suffix.lower() == ".gif":
+                name = str(path.relative_to(folder))
+                self.left_out.add("GIF files, which are videos and not frames", name)
+        return [path for path in paths if path.suffix.lower() != ".gif"]
+
+    def group_folder_into_films(self, folder: Path, paths: list[Path]) -> dict[str, list[Path]]:
+        """Return name -> frames of the videos in one folder; note it if file names say them."""
+        if self.folder_rules == 1:
+            return {"": paths}
+        found = group_frames_into_films(folder, paths)
+        if found.by_name:
+            names = [f"{name}*" if "*" not in name else name for name in found.films]
+            shown = ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
+            self.names_note = make_printable(
+                f"the file names in {folder.name}/ say {len(names):,} videos ({shown}), and their "
+                "last number counts the frames"
+            )
+            self.notes.append(self.names_note)
+        return found.films
+
+    def add_film_notes(self, splits: dict[str, ImageFiles], gaps: list[tuple[int, str]]) -> None:
+        """Note the number of videos and of gaps in the numbers of their frames."""
+        if self.folder_rules == 1:
+            return
+        num_frames = sum(len(files.paths) for files in splits.values())
+        num_films = len(set(self.films.values()))
+        self.facts["videos"] = num_films
+        videos = "video" if num_films == 1 else "videos"
+        self.notes.append(f"{num_films:,} {videos} of {num_frames:,} frames in total")
+        if total := sum(count for count, _ in gaps):
+            example = next(example for count, example in gaps if count)
+            self.notes.append(
+                make_printable(
+                    f"{total:,} gaps in the numbers of frames, which are jumps, as {example}"
+                )
+            )
 
     def add_missing_splits(self, splits: dict[str, ImageFiles]) -> dict[str, ImageFiles]:
-        videos = {split: group_by_folder(files.paths) for split, files in splits.items()}
+        videos = {split: self.group_frames_by_film(files.paths) for split, files in splits.items()}
+        self.full_lengths = {
+            self.films[video[0]]: len(video) for films in videos.values() for video in films
+        }
         fractions = {"test": self.test, "validation": self.validation}
         for split in [split for split in fractions if split not in videos]:
-            complete = group_by_folder(splits["train"].paths)
+            complete = self.group_frames_by_film(splits["train"].paths)
             sizes = [round(fractions[split] * len(video)) for video in complete]
             pairs = list(zip(videos["train"], sizes, strict=True))
             videos[split] = [video[len(video) - size :] for video, size in pairs]
@@ -252,16 +353,14 @@ class FramesFolder(VideoDataset, ImageFolder):
             for split in SPLITS
         }
 
-    def frames(self, items: Tensor, store: Tensor) -> Tensor:
+    def group_frames_by_film(self, paths: list[Path]) -> list[list[Path]]:
+        """Return frames in lists, one per video."""
+        return [list(group) for _, group in groupby(paths, key=lambda path: self.films[path])]
+
+    def render_frames(self, items: Tensor, store: Tensor) -> Tensor:
         return store[items[:, None] + torch.arange(self.num_frames, device=items.device)]
 
 
-def frame_order(path: Path) -> tuple[Path, list[tuple[int, str]]]:
-    """Return a sort key: the folder, then the numbers in the name (frame_9 before frame_10)."""
-    parts = re.split(r"(\d+)", path.stem)
-    return path.parent, [(int(part), "") if part.isdigit() else (-1, part) for part in parts]
-
-
-def group_by_folder(paths: list[Path]) -> list[list[Path]]:
-    """Return sorted paths in lists, one per folder."""
-    return [list(group) for _, group in groupby(paths, key=lambda path: path.parent)]
+def group_paths_by_folder(paths: list[Path]) -> list[tuple[Path, list[Path]]]:
+    """Return sorted paths by the folder that they are in."""
+    return [(parent, list(group)) for parent, group in groupby(paths, key=lambda p: p.parent)]

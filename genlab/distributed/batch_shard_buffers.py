@@ -70,7 +70,7 @@ class ShardBuffers:
             copy_buffers(self.live, shard, self.live)
 
     @torch.no_grad()
-    def synchronize(self) -> None:
+    def average_running_statistics(self) -> None:
         """Average the running statistics over all shards after a step."""
         if len(self.shards) > 1:
             for name in self.averaged:
@@ -107,7 +107,7 @@ def copy_buffers(source: Buffers, target: Buffers, names: Iterable[str]) -> None
         target[name].copy_(source[name])
 
 
-def distribute_batch(
+def trainer_options_for_processes(
     trainer: dict[str, Any], *, processes: int, size: int
 ) -> tuple[dict[str, Any], str]:
     """Return a run's trainer options for another number of processes, and a note for the user.

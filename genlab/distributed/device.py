@@ -78,7 +78,7 @@ class Device:
         # Importance weights and class probabilities near 0 are denormal numbers, which a CPU
         # multiplies many times slower.
         torch.set_flush_denormal(True)
-        keep_freed_memory()
+        enable_malloc_memory_reuse()
         if self.threads:
             torch.set_num_threads(self.threads)
         if self.name == "cuda":
@@ -88,7 +88,8 @@ class Device:
         torch.backends.cudnn.allow_tf32 = self.tf32
         if self.deterministic:  # cuBLAS is deterministic only with this variable
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(self.deterministic)
+        # use_deterministic_algorithms() would import the compiler, which takes over a second
+        torch.set_deterministic_debug_mode("error" if self.deterministic else "default")
         return self
 
     def seed(self, seed: int) -> None:
@@ -102,7 +103,7 @@ class Device:
         elif self.name == "mps":
             torch.mps.manual_seed(seed)
 
-    def move_model(self, model: nn.Module, *, fsdp: bool = False) -> nn.Module:
+    def move_and_compile(self, model: nn.Module, *, fsdp: bool = False) -> nn.Module:
         """Move and compile a model in place; a wrapper would hide its abilities.
 
         Args:
@@ -113,18 +114,19 @@ class Device:
         if self.channels_last and not fsdp:
             model.to(memory_format=torch.channels_last)
         if self.compile:
-            for child in callable_children(model):
+            torch.use_deterministic_algorithms(self.deterministic)  # of compiled code too
+            for child in called_child_modules(model):
                 child.compile()
         return model
 
     def to_device(self, batch: Batch) -> Batch:
         """Return the batch on this device, in the model's dtype and memory layout."""
         batch = batch.to(self.torch)
-        batch.x = self.to_layout(batch.x)
-        batch.cond = None if batch.cond is None else self.to_layout(batch.cond)
+        batch.x = self.to_dtype_and_layout(batch.x)
+        batch.cond = None if batch.cond is None else self.to_dtype_and_layout(batch.cond)
         return batch
 
-    def to_layout(self, x: Tensor) -> Tensor:
+    def to_dtype_and_layout(self, x: Tensor) -> Tensor:
         """Return a tensor in the model's dtype and memory layout."""
         if self.precision == "fp64" and x.is_floating_point():
             x = x.double()
@@ -163,19 +165,19 @@ def find_accelerator() -> Literal["cpu", "cuda", "mps"]:
     return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
-def callable_children(model: nn.Module) -> Iterator[nn.Module]:
+def called_child_modules(model: nn.Module) -> Iterator[nn.Module]:
     """Yield the child modules that a model calls.
 
     Lists and dicts of modules are never called themselves; their items are yielded instead.
     """
     for child in model.children():
         if isinstance(child, nn.ModuleList | nn.ModuleDict):
-            yield from callable_children(child)
+            yield from called_child_modules(child)
         else:
             yield child
 
 
-def keep_freed_memory() -> None:
+def enable_malloc_memory_reuse() -> None:
     """Let glibc reuse the memory of freed tensors, up to 32 MiB each and 2 GiB in all.
 
     By default it returns large blocks to the system, which clears each page when it is requested

@@ -84,13 +84,15 @@ def _read_torchrun(e: Mapping[str, str]) -> DistributedEnv:
 
 def _read_slurm(e: Mapping[str, str]) -> DistributedEnv:
     node = int(e.get("SLURM_NODEID", 0))
-    port = derive_port(e["SLURM_JOB_ID"], e["SLURM_STEP_ID"], e.get("SLURM_RESTART_COUNT", "0"))
+    port = derive_master_port(
+        e["SLURM_JOB_ID"], e["SLURM_STEP_ID"], e.get("SLURM_RESTART_COUNT", "0")
+    )
     return DistributedEnv(
         rank=int(e["SLURM_PROCID"]),
         size=int(e["SLURM_STEP_NUM_TASKS"]),
         local_rank=int(e["SLURM_LOCALID"]),
-        local_size=parse_task_counts(e["SLURM_STEP_TASKS_PER_NODE"])[node],
-        address=e.get("MASTER_ADDR", first_host(e["SLURM_STEP_NODELIST"])),
+        local_size=parse_slurm_task_counts(e["SLURM_STEP_TASKS_PER_NODE"])[node],
+        address=e.get("MASTER_ADDR", first_slurm_host(e["SLURM_STEP_NODELIST"])),
         port=int(e.get("MASTER_PORT", port)),
         gpus_may_be_bound=True,
     )
@@ -102,16 +104,16 @@ def _read_submitit(e: Mapping[str, str]) -> DistributedEnv:
         size=int(e["SUBMITIT_LOCAL_NTASKS"]),
         local_rank=int(e["SUBMITIT_LOCAL_LOCALID"]),
         local_size=int(e["SUBMITIT_LOCAL_NTASKS"]),
-        port=derive_port(e["SUBMITIT_LOCAL_JOB_ID"]),
+        port=derive_master_port(e["SUBMITIT_LOCAL_JOB_ID"]),
     )
 
 
-def first_host(nodes: str) -> str:
+def first_slurm_host(nodes: str) -> str:
     """Return the first name in SLURM's list of nodes: n03 of "n[03-05,7],m1"."""
     return re.sub(r"\[([^\],-]+)[^\]]*\]", r"\1", nodes).partition(",")[0]
 
 
-def parse_task_counts(counts: str) -> list[int]:
+def parse_slurm_task_counts(counts: str) -> list[int]:
     """Return the number of tasks of each node, from SLURM's form: [2, 2, 2, 1] of "2(x3),1"."""
     tasks: list[int] = []
     for part in counts.split(","):
@@ -120,7 +122,7 @@ def parse_task_counts(counts: str) -> list[int]:
     return tasks
 
 
-def derive_port(job: str, step: str = "0", restart: str = "0") -> int:
+def derive_master_port(job: str, step: str = "0", restart: str = "0") -> int:
     """Return a port for a step of a job; nearby jobs and steps get different ports."""
     low, high = PORT_RANGE
     return low + (16 * int(job) + int(step) + 5 * int(restart)) % (high - low)

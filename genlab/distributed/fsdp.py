@@ -18,7 +18,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from genlab.distributed.device import Device, callable_children
+from genlab.distributed.device import Device, called_child_modules
 from genlab.distributed.process_group import ProcessGroup
 from genlab.errors import UserError
 from genlab.model import GenerativeModel
@@ -44,16 +44,16 @@ class FSDP:
         self.full_model = copy.deepcopy(model).requires_grad_(False) if group.is_main else None
         self.ema_model = copy.deepcopy(model) if ema else None
         self.mesh = init_device_mesh(device.name, (group.size,))
-        self.shard(model)
+        self.shard_model(model)
         if self.ema_model is not None:
-            self.shard(self.ema_model)
+            self.shard_model(self.ema_model)
 
-    def shard(self, model: GenerativeModel) -> None:
+    def shard_model(self, model: GenerativeModel) -> None:
         """Shard a model in place."""
         items = [
             item for part in model.modules() if isinstance(part, nn.ModuleList) for item in part
         ]
-        for part in [*reversed(items), *callable_children(model)]:  # from the inside out
+        for part in [*reversed(items), *called_child_modules(model)]:  # from the inside out
             is_unit = not isinstance(part, nn.ModuleList | nn.ModuleDict | FSDPModule)
             if is_unit and next(part.parameters(), None) is not None:
                 fully_shard(part, mesh=self.mesh)
@@ -79,12 +79,12 @@ class FSDP:
                 "set device.fsdp=false"
             ) from error
 
-    def gather_model(self, model: GenerativeModel) -> GenerativeModel:
+    def gather_full_model(self, model: GenerativeModel) -> GenerativeModel:
         """Return the full copy of a sharded model, on the device of rank 0.
 
         All ranks must call it; the others get the sharded model back.
         """
-        state = self.gather_state(model.state_dict())
+        state = self.gather_full_state(model.state_dict())
         if self.full_model is None:
             return model
         self.full_model.load_state_dict(state)
@@ -95,15 +95,15 @@ class FSDP:
         if self.full_model is not None:
             self.full_model.to("cpu")
 
-    def gather_state(self, value: Any) -> Any:
+    def gather_full_state(self, value: Any) -> Any:
         """Return nested containers with sharded tensors gathered on the CPU of rank 0.
 
         The other ranks get None in place of each sharded tensor.
         """
         if isinstance(value, dict):
-            return {key: self.gather_state(item) for key, item in value.items()}
+            return {key: self.gather_full_state(item) for key, item in value.items()}
         if isinstance(value, list | tuple):
-            return type(value)(map(self.gather_state, value))
+            return type(value)(map(self.gather_full_state, value))
         if not isinstance(value, DTensor):
             return value
         full = value.full_tensor()
@@ -116,14 +116,14 @@ class FSDP:
         weights = model.state_dict()
 
         def shard_weights(full: State | None) -> State | None:
-            return full and {name: shard_like(v, weights[name]) for name, v in full.items()}
+            return full and {name: shard_tensor_like(v, weights[name]) for name, v in full.items()}
 
         sharded_optimizers = {}
         for name, optimizer in optimizers.items():
             parameters = [p for group in optimizer.param_groups for p in group["params"]]
             full = state["optimizers"][name]
             moments = {
-                i: {key: shard_like(value, parameters[i]) for key, value in moment.items()}
+                i: {key: shard_tensor_like(value, parameters[i]) for key, value in moment.items()}
                 for i, moment in full["state"].items()
             }
             sharded_optimizers[name] = {**full, "state": moments}
@@ -135,7 +135,7 @@ class FSDP:
         }
 
 
-def shard_like(full: Any, like: Tensor) -> Any:
+def shard_tensor_like(full: Any, like: Tensor) -> Any:
     """Return a full tensor sharded like `like`, or another value unchanged."""
     if not isinstance(like, DTensor) or not isinstance(full, Tensor) or full.shape != like.shape:
         return full

@@ -55,10 +55,10 @@ class GradientBuckets:
         self.bucket_of = {p: bucket for bucket in self.buckets for p in bucket.parameters}
         if overlap:
             for p in parameters:
-                p.register_post_accumulate_grad_hook(self.mark_ready)
+                p.register_post_accumulate_grad_hook(self.mark_gradient_ready)
 
     @contextmanager
-    def synchronize(self) -> Iterator[None]:
+    def average_gradients(self) -> Iterator[None]:
         """Average the gradients of the backward pass inside, the last one of an update."""
         for bucket in self.buckets:
             bucket.num_missing = len(bucket.parameters)
@@ -66,17 +66,17 @@ class GradientBuckets:
         yield
         self.is_sending = False
         for bucket in self.buckets[self.num_sent :]:
-            bucket.send()
+            bucket.start_all_reduce()
         for bucket in self.buckets:
-            bucket.receive(self.group.size)
+            bucket.finish_all_reduce(self.group.size)
 
-    def mark_ready(self, parameter: Tensor) -> None:
+    def mark_gradient_ready(self, parameter: Tensor) -> None:
         """Send the buckets that are complete now that this parameter has its gradient."""
         if not self.is_sending:  # a backward pass before the last one
             return
         self.bucket_of[parameter].num_missing -= 1
         while self.num_sent < len(self.buckets) and not self.buckets[self.num_sent].num_missing:
-            self.buckets[self.num_sent].send()
+            self.buckets[self.num_sent].start_all_reduce()
             self.num_sent += 1
 
 
@@ -95,7 +95,7 @@ class Bucket:
         self.has_grad = self.flat[n:]
 
     @torch.no_grad()
-    def send(self) -> None:
+    def start_all_reduce(self) -> None:
         """Start the sum over ranks, without waiting for it."""
         grads = [p.grad for p in self.parameters if p.grad is not None]
         if len(grads) == len(self.parameters):
@@ -108,7 +108,7 @@ class Bucket:
         self.work = dist.all_reduce(self.flat, async_op=True)
 
     @torch.no_grad()
-    def receive(self, size: int) -> None:
+    def finish_all_reduce(self, size: int) -> None:
         """Wait for the sum, and replace the gradients by the mean over `size` ranks."""
         self.work.wait()
         if any(p.grad is None for p in self.parameters):  # only then: reading flags is a sync

@@ -59,12 +59,12 @@ class ProcessGroup:
         store = dist.PrefixStore(f"genlab{ProcessGroup.num_groups}", ProcessGroup.rendezvous)
         ProcessGroup.num_groups += 1
 
-        def publish(text: str) -> str:
+        def broadcast_text(text: str) -> str:
             if self.is_main:
                 store.set("monitor", text)
             return store.get("monitor").decode()
 
-        PeerMonitor(self.environment, publish)
+        PeerMonitor(self.environment, broadcast_text)
         num_gpus = torch.cuda.device_count()
         if self.environment.gpu_index(num_gpus) < num_gpus:
             torch.cuda.set_device(self.environment.gpu_index(num_gpus))
@@ -148,4 +148,4 @@ class ProcessGroup:
             gc.collect()
             dist.destroy_process_group()
             if PeerMonitor.current is not None:
-                PeerMonitor.current.leave()
+                PeerMonitor.current.leave_normally()

@@ -59,7 +59,7 @@ class Outcome:
     message: str = ""  # for the user: rank, host and error
 
 
-def coordinate_exit(error: Exception, message: str | None) -> Exception:
+def agree_on_exit_error(error: Exception, message: str | None) -> Exception:
     """Tell the other ranks about an error; return the error that this process should end with.
 
     That is its own error, or `PeerLostError`, or `AlreadyReportedError`.
@@ -77,7 +77,7 @@ def coordinate_exit(error: Exception, message: str | None) -> Exception:
     description = message or " ".join(f"{type(error).__name__}: {error}".split())
     description = description if message else description[:MAX_ERROR_CHARS]
     is_consequence = bool(CONNECTION_ERROR.search(str(error)))
-    outcome = monitor.report(None if is_consequence else description)
+    outcome = monitor.report_and_await_outcome(None if is_consequence else description)
     if outcome is None or (outcome.rank == monitor.environment.rank and message is None):
         return error
     monitor.is_exiting = True
@@ -95,7 +95,7 @@ class PeerMonitor:
     """This process's connection to rank 0, which collects the errors of all ranks.
 
     Args:
-        publish: returns the text that rank 0 passes to it, on every rank.
+        broadcast_text: returns the text that rank 0 passes to it, on every rank.
 
     Raises:
         PeerLostError: rank 0 cannot be reached.
@@ -103,7 +103,7 @@ class PeerMonitor:
 
     current: PeerMonitor | None = None  # of this process
 
-    def __init__(self, environment: DistributedEnv, publish: Callable[[str], str]) -> None:
+    def __init__(self, environment: DistributedEnv, broadcast_text: Callable[[str], str]) -> None:
         self.environment = environment
         self.outcome: Outcome | None = None
         self.outcome_received = threading.Event()
@@ -112,7 +112,7 @@ class PeerMonitor:
         contact = ""
         if self.server:
             contact = f"{self.server.port} {self.server.token} {socket.gethostname()}"
-        port, token, host = publish(contact).split()
+        port, token, host = broadcast_text(contact).split()
         # if rank 0 closes the connection without sending an outcome
         self.rank_0_died = Outcome(0, SILENT_DEATH, False, f"rank 0 on {host} {SILENT_DEATH}")
         address = environment.address
@@ -122,15 +122,15 @@ class PeerMonitor:
             raise PeerLostError(
                 f"rank {environment.rank} cannot reach rank 0 at {address}:{port}: {error}"
             ) from error
-        self.connection = keep_alive(connection)
-        os.register_at_fork(after_in_child=self.close_in_fork)
-        send(self.connection, token=token, rank=environment.rank, host=socket.gethostname())
+        self.connection = enable_tcp_keepalive(connection)
+        os.register_at_fork(after_in_child=self.close_sockets_in_fork)
+        send_message(self.connection, token=token, rank=environment.rank, host=socket.gethostname())
         threading.Thread(target=self.wait_for_outcome, daemon=True).start()
         PeerMonitor.current = self
 
     def wait_for_outcome(self) -> None:
         """Receive the outcome, and end this process if it does not exit by itself soon after."""
-        message = next(receive(self.connection), None)
+        message = next(receive_messages(self.connection), None)
         self.connection.close()
         outcome = Outcome(**message) if message else self.rank_0_died
         self.outcome = outcome
@@ -143,23 +143,23 @@ class PeerMonitor:
             print(f"genlab: {outcome.message}", file=sys.stderr, flush=True)
         os._exit(1)
 
-    def report(self, error: str | None) -> Outcome | None:
+    def report_and_await_outcome(self, error: str | None) -> Outcome | None:
         """Report this rank's error, if any; return the outcome, or None if none arrives in time."""
         if error is not None:
-            send(self.connection, error=error)
+            send_message(self.connection, error=error)
         self.outcome_received.wait(OUTCOME_TIMEOUT_S)
         if self.server:
             self.server.join(EXIT_GRACE_S)  # it ends with this process
         return self.outcome
 
-    def leave(self) -> None:
+    def leave_normally(self) -> None:
         """End normally; rank 0 waits until the other ranks have left too."""
         self.has_left, PeerMonitor.current = True, None
-        send(self.connection, bye=True)
+        send_message(self.connection, bye=True)
         if self.server:
             self.server.join()
 
-    def close_in_fork(self) -> None:
+    def close_sockets_in_fork(self) -> None:
         """Close the sockets in a forked child, which would keep them open if this process dies."""
         sockets = [self.connection]
         if self.server:
@@ -187,21 +187,23 @@ class MonitorServer(threading.Thread):
         self.errors: dict[int, str] = {}  # in the order of arrival
         self.left: set[int] = set()
         self.disconnected: set[int] = set()
-        threading.Thread(target=self.accept, daemon=True).start()
+        threading.Thread(target=self.accept_connections, daemon=True).start()
         self.start()
 
-    def accept(self) -> None:
+    def accept_connections(self) -> None:
         """Accept connections, each served by a thread, until the listener is closed."""
         with suppress(OSError):
             while True:
                 connection, _ = self.listener.accept()
                 threading.Thread(
-                    target=self.serve, args=(keep_alive(connection),), daemon=True
+                    target=self.record_rank_messages,
+                    args=(enable_tcp_keepalive(connection),),
+                    daemon=True,
                 ).start()
 
-    def serve(self, connection: socket.socket) -> None:
+    def record_rank_messages(self, connection: socket.socket) -> None:
         """Record a rank's messages until its connection ends."""
-        messages = receive(connection)
+        messages = receive_messages(connection)
         hello = next(messages, None) or {}
         if hello.get("token") != self.token:
             connection.close()  # not a process of this training
@@ -238,11 +240,11 @@ class MonitorServer(threading.Thread):
             if self.errors and SILENT_DEATH not in self.errors.values():
                 wait_for(lambda: len(self.errors) == self.size, SAME_ERROR_WAIT_S)
             for connection in self.connections.values():
-                send(connection, **asdict(self.outcome()))
+                send_message(connection, **asdict(self.joint_outcome()))
             self.listener.close()
             wait_for(lambda: len(self.disconnected) == len(self.connections), EXIT_GRACE_S)
 
-    def outcome(self) -> Outcome:
+    def joint_outcome(self) -> Outcome:
         """Return how the joint run ends, by the first error if there is one."""
         if not self.errors:
             return Outcome()
@@ -253,7 +255,7 @@ class MonitorServer(threading.Thread):
         return Outcome(rank, error, on_all_ranks, message)
 
 
-def keep_alive(connection: socket.socket) -> socket.socket:
+def enable_tcp_keepalive(connection: socket.socket) -> socket.socket:
     """Let the kernel detect when the machine at the other end is gone."""
     connection.settimeout(None)
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
@@ -263,13 +265,13 @@ def keep_alive(connection: socket.socket) -> socket.socket:
     return connection
 
 
-def send(connection: socket.socket, /, **message: Any) -> None:
+def send_message(connection: socket.socket, /, **message: Any) -> None:
     """Send a message; errors are ignored, as the end of a connection is detected elsewhere."""
     with suppress(OSError):
         connection.sendall(json.dumps(message).encode() + b"\n")
 
 
-def receive(connection: socket.socket) -> Iterator[dict[str, Any]]:
+def receive_messages(connection: socket.socket) -> Iterator[dict[str, Any]]:
     """Yield the messages that arrive over a connection until it ends."""
     # ValueError: not JSON, so it was sent by another program
     with suppress(OSError, ValueError), connection.makefile() as lines:

@@ -36,7 +36,7 @@ class Mask:
     ratio: float = 0.5
 
 
-def hidden_values(mask: Mask, spec: DataSpec, n: int, *, seed: int) -> Tensor:
+def hidden_value_mask(mask: Mask, spec: DataSpec, n: int, *, seed: int) -> Tensor:
     """Return which values of n items are hidden, as bool (n, *shape).
 
     All channels of a pixel are hidden together. Every item has the same mask, except for "random".
@@ -67,7 +67,7 @@ def hidden_values(mask: Mask, spec: DataSpec, n: int, *, seed: int) -> Tensor:
     elif mask.kind == "box":
         hidden = box_mask(plane, mask.box).expand(n, *plane)
     else:
-        hidden = read_mask(plane, mask.kind).expand(n, *plane)
+        hidden = read_mask_image(plane, mask.kind).expand(n, *plane)
     if is_image:
         return hidden[:, None].expand(n, *spec.shape)
     return hidden.reshape(n, *spec.shape)
@@ -100,7 +100,7 @@ def box_mask(plane: tuple[int, int], box: Box | None) -> Tensor:
     return mask
 
 
-def read_mask(plane: tuple[int, int], file: str) -> Tensor:
+def read_mask_image(plane: tuple[int, int], file: str) -> Tensor:
     """Return the pixels (H, W) that are white in an image file (gray level 128 or more).
 
     Raises:
@@ -137,13 +137,13 @@ def add_noise(x: Tensor, spec: DataSpec, noise: NoiseKind, level: float) -> Tens
     is_image = spec.kind == "image"
     low, high = spec.range if is_image else (x.min().item(), x.max().item())
     if noise == "gaussian":
-        return x + level * noise_unit(spec) * torch.randn_like(x)
+        return x + level * noise_level_unit(spec) * torch.randn_like(x)
     hit = torch.rand_like(x) < level
     if noise == "masking":
         return torch.where(hit, low if is_image else 0.0, x)
     return torch.where(hit, torch.where(torch.rand_like(x) < 0.5, low, high).to(x), x)
 
 
-def noise_unit(spec: DataSpec) -> float:
+def noise_level_unit(spec: DataSpec) -> float:
     """Return the unit of a noise level: the range of images, 1 for points."""
     return spec.range[1] - spec.range[0] if spec.kind == "image" else 1.0

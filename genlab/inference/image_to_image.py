@@ -2,43 +2,47 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
 from genlab.batching import map_batched
 from genlab.config.recipes import list_recipes
+from genlab.console import track
 from genlab.data import image_decoding
 from genlab.data.degradations import Operator
+from genlab.data.image_files import is_hidden_or_system_name, one_line_error_message
+from genlab.data.summary import LeftOut
 from genlab.errors import UserError
-from genlab.inference.queries import ItemSelection, select_items
+from genlab.inference.items_and_codes import ItemSelection, load_selected_items_and_indices
+from genlab.inference.output_files import CommandRequest, OutputFolder
 from genlab.inference.results import (
     Results,
-    describe_run,
-    mean_with_error,
-    print_measurements,
-    write_record,
+    mean_and_error_dict,
+    print_mean_and_error_table,
+    run_record_fields,
     write_results,
 )
 from genlab.metrics import psnr_ssim
-from genlab.metrics.context import to_bytes
+from genlab.metrics.context import images_to_uint8
 from genlab.metrics.paired_translation import (
     MEAN_ITEMS,
-    make_baselines,
-    similarity_per_item,
-    translate_batched,
-    why_no_lpips,
+    make_baseline_translations,
+    reason_without_lpips,
+    similarities_per_item,
+    translate_in_batches,
 )
 from genlab.runs.loaded_run import LoadedRun
 from genlab.spec import Batch, DataSpec
-from genlab.viz import image_grids
+from genlab.viz import item_pictures
+from genlab.viz.picture import Picture
 
 MAX_SHOWN = 10  # items in a picture
 MAX_VIDEOS_SHOWN = 4
@@ -47,14 +51,14 @@ MEASURE_NAMES = {"psnr": "psnr_db", "squared_error": "squared_error_per_frame"}
 
 
 @dataclass(frozen=True)
-class Direction:
+class TranslationDirection:
     """A direction of translation: the function, and the DataSpec of its output."""
 
     translate: Callable[[Tensor], Tensor]
     spec: DataSpec
     backward: bool = False
 
-    def orient(self, batch: Batch) -> Batch:
+    def swap_sources_if_backward(self, batch: Batch) -> Batch:
         """Return a batch of the data for this direction; backward swaps sources and targets."""
         if not self.backward:
             return batch
@@ -63,25 +67,25 @@ class Direction:
         return Batch(batch.cond, None, batch.x)
 
 
-def find_direction(run: LoadedRun, *, backward: bool = False) -> Direction:
+def make_translation_direction(run: LoadedRun, *, backward: bool = False) -> TranslationDirection:
     """Return the direction in which a run's model was trained, or the backward one.
 
     Raises:
         UserError: the model does not translate backward.
     """
     if not backward:
-        return Direction(run.model.translate, run.spec)
+        return TranslationDirection(run.model.translate, run.spec)
     if not run.model.translates_backward:
-        raise UserError(explain_one_direction(run))
+        raise UserError(explain_no_backward_translation(run))
     spec = replace(
-        source_spec(run.spec),
-        source=replace(run.spec, source=None, num_classes=0, task=""),
+        spec_of_sources(run.spec),
+        source=replace(run.spec, source=None, num_classes=0, class_names=(), task=""),
         task="translate",
     )
-    return Direction(partial(run.model.translate, backward=True), spec, backward=True)
+    return TranslationDirection(partial(run.model.translate, backward=True), spec, backward=True)
 
 
-def explain_one_direction(run: LoadedRun) -> str:
+def explain_no_backward_translation(run: LoadedRun) -> str:
     """Return the message for a model that does not translate backward."""
     names = ", ".join(
         recipe.name
@@ -94,7 +98,7 @@ def explain_one_direction(run: LoadedRun) -> str:
     )
 
 
-def source_spec(spec: DataSpec) -> DataSpec:
+def spec_of_sources(spec: DataSpec) -> DataSpec:
     """Return the DataSpec of the sources of a translation."""
     if spec.source is None:
         raise UserError(f"data with task={spec.task or 'none'} does not have sources to translate")
@@ -103,38 +107,40 @@ def source_spec(spec: DataSpec) -> DataSpec:
 
 def upscaling_factor(spec: DataSpec) -> int:
     """Return how many times larger a target is than its source."""
-    return spec.shape[-1] // source_spec(spec).shape[-1]
+    return spec.shape[-1] // spec_of_sources(spec).shape[-1]
 
 
 # --- held-out pairs -------------------------------------------------------------------------------
 
 
-def translate_items(
+def translate_selected_items(
     run: LoadedRun,
-    command: str,
+    request: CommandRequest,
     selection: ItemSelection,
     *,
     output_dir: str | None,
     backward: bool = False,
 ) -> dict[str, Any]:
     """Translate the sources of the selected items; measure and write the targets."""
-    direction = find_direction(run, backward=backward)
-    selected, index = select_items(run, selection)
-    batch, paired = direction.orient(selected), run.dataset.paired
+    direction = make_translation_direction(run, backward=backward)
+    selected, index = load_selected_items_and_indices(run, selection)
+    batch, paired = direction.swap_sources_if_backward(selected), run.dataset.paired
     if batch.cond is None:
         raise ValueError("a batch without sources cannot be translated")
     torch.manual_seed(selection.seed)  # a generator may draw noise
-    output = translate_batched(direction.translate, batch.cond, direction.spec)
+    output = translate_in_batches(direction.translate, batch.cond, direction.spec)
     record: dict[str, Any] = {"task": direction.spec.task}
     record |= {"backward": True} if backward else {}
     record |= {"split": selection.split, "n": len(output)}
     if paired:
-        mean_item = direction.orient(take_train_items(run, selection.seed)).x.mean(0)
-        record |= measure_outputs(batch, output, direction.spec, mean_item)
+        mean_item = direction.swap_sources_if_backward(
+            load_train_items_for_mean(run, selection.seed)
+        ).x.mean(0)
+        record |= measure_outputs_and_baselines(batch, output, direction.spec, mean_item)
     else:
         record["truth"] = f"none: {run.dataset_name} is not paired"
     results = Results(
-        f"{command}_backward" if backward else command,
+        f"{request.command}_backward" if backward else request.command,
         selection.seed,
         record,
         images={"": render_translations(batch, output, direction.spec, paired=paired)},
@@ -145,35 +151,38 @@ def translate_items(
             "x": batch.x if paired else None,
         },
     )
-    return write_results(run, results, output_dir)
+    return write_results(run, request, results, output_dir)
 
 
-def restore_items(
+def degrade_and_restore_items(
     run: LoadedRun,
-    command: str,
+    request: CommandRequest,
     selection: ItemSelection,
     operator: Operator,
     *,
     output_dir: str | None,
 ) -> dict[str, Any]:
     """Degrade the selected items and restore them with a diffusion model."""
-    batch, index = select_items(run, selection)
+    batch, index = load_selected_items_and_indices(run, selection)
     batch.cond = operator(batch.x, torch.Generator())
-    spec = replace(run.spec, source=operator.source_spec, task=command)
+    spec = replace(run.spec, source=operator.source_spec, task=request.command)
     torch.manual_seed(selection.seed)
     output = map_batched(
         lambda source: run.model.restore(source, operator.apply_unrounded), batch.cond
     )
-    record = {"task": command, "method": "restore", "split": selection.split, "n": len(output)}
-    record |= measure_outputs(batch, output, spec, take_train_items(run, selection.seed).x.mean(0))
+    record: dict[str, Any] = {"task": request.command, "method": "restore"}
+    record |= {"split": selection.split, "n": len(output)}
+    record |= measure_outputs_and_baselines(
+        batch, output, spec, load_train_items_for_mean(run, selection.seed).x.mean(0)
+    )
     results = Results(
-        command,
+        request.command,
         selection.seed,
         record,
         images={"": render_translations(batch, output, spec, paired=True)},
         arrays={"index": index, "source": batch.cond, "output": output, "x": batch.x},
     )
-    return write_results(run, results, output_dir)
+    return write_results(run, request, results, output_dir)
 
 
 def refuse_input_dir(run: LoadedRun, input_dir: str | None, purpose: str) -> None:
@@ -189,13 +198,13 @@ def refuse_input_dir(run: LoadedRun, input_dir: str | None, purpose: str) -> Non
         )
 
 
-def take_train_items(run: LoadedRun, seed: int) -> Batch:
+def load_train_items_for_mean(run: LoadedRun, seed: int) -> Batch:
     """Return training items, whose mean is the simplest guess of a target."""
     batch: Batch = run.dataset.head("train", MEAN_ITEMS, seed=seed)
     return batch
 
 
-def measure_outputs(
+def measure_outputs_and_baselines(
     batch: Batch, output: Tensor, spec: DataSpec, mean_item: Tensor
 ) -> dict[str, Any]:
     """Return the similarity of outputs, and of guesses without a model, with the truth.
@@ -203,26 +212,31 @@ def measure_outputs(
     For super-resolution also that of the luminance, as papers report it.
     """
     record: dict[str, Any] = {}
-    for guess, x in {"": output, **make_baselines(batch, spec, mean_item)}.items():
+    for guess, x in {"": output, **make_baseline_translations(batch, spec, mean_item)}.items():
         suffix = guess and f"_{guess}"
         measured = {
             MEASURE_NAMES.get(name, name): values
-            for name, values in similarity_per_item(x, batch.x, spec).items()
+            for name, values in similarities_per_item(x, batch.x, spec).items()
         }
         if spec.task == "superres":
-            measured |= luminance_agreement(x, batch.x, spec)
-        record |= {name + suffix: mean_with_error(values) for name, values in measured.items()}
-    if reason := why_no_lpips(spec):
+            measured |= luminance_psnr_and_ssim(x, batch.x, spec)
+        record |= {name + suffix: mean_and_error_dict(values) for name, values in measured.items()}
+    if reason := reason_without_lpips(spec):
         record["lpips"] = f"not measured: {reason}"
     return record
 
 
-def luminance_agreement(x: Tensor, truth: Tensor, spec: DataSpec) -> dict[str, Tensor]:
+def luminance_psnr_and_ssim(
+    x: Tensor, truth: Tensor, spec: DataSpec, range_: tuple[float, float] | None = None
+) -> dict[str, Tensor]:
     """Return PSNR in dB and SSIM (N,) of the luminance without the border.
 
     A measure is left out if the images are too small for it.
+
+    Args:
+        range_: of the values; None takes that of `spec`.
     """
-    x, truth = (to_bytes(part.cpu(), spec.range) for part in (x, truth))
+    x, truth = (images_to_uint8(part.cpu(), range_ or spec.range) for part in (x, truth))
     border = upscaling_factor(spec)
     inner = min(truth.shape[-2:]) - 2 * border
     found = {}
@@ -233,27 +247,25 @@ def luminance_agreement(x: Tensor, truth: Tensor, spec: DataSpec) -> dict[str, T
     return found
 
 
-def render_translations(
-    batch: Batch, output: Tensor, spec: DataSpec, *, paired: bool
-) -> np.ndarray:
+def render_translations(batch: Batch, output: Tensor, spec: DataSpec, *, paired: bool) -> Picture:
     """Return rows of the first sources, the outputs, and, if the data is paired, the truth."""
     if batch.cond is None:
         raise ValueError("a batch without sources cannot be shown")
     n = MAX_VIDEOS_SHOWN if spec.kind == "video" else MAX_SHOWN
-    parts = [(batch.cond[:n], source_spec(spec)), (output[:n], spec)]
+    parts = [(batch.cond[:n], spec_of_sources(spec)), (output[:n], spec)]
     names = ["source", "output"]
     if paired:
         parts.append((batch.x[:n], spec))
         names.append("truth")
-    return image_grids.make_comparison(parts, names)
+    return item_pictures.make_comparison_picture(parts, names)
 
 
-def preview_translations(model: Any, dataset: Any, split: str, *, seed: int = 0) -> np.ndarray:
+def preview_translations(model: Any, dataset: Any, split: str, *, seed: int = 0) -> Picture:
     """Translate the first few sources of a split, and return them as a picture."""
     n = MAX_VIDEOS_SHOWN if dataset.spec.kind == "video" else MAX_SHOWN
     batch = dataset.head(split, n, seed=seed)
     parameter = next(model.parameters())
-    output = translate_batched(model.translate, batch.cond.to(parameter), dataset.spec)
+    output = translate_in_batches(model.translate, batch.cond.to(parameter), dataset.spec)
     return render_translations(batch, output, dataset.spec, paired=dataset.paired)
 
 
@@ -262,7 +274,7 @@ def preview_translations(model: Any, dataset: Any, split: str, *, seed: int = 0)
 
 def translate_folder(
     run: LoadedRun,
-    command: str,
+    request: CommandRequest,
     input_dir: str,
     *,
     seed: int,
@@ -278,48 +290,117 @@ def translate_folder(
     Raises:
         UserError: the model does not take gray or RGB images, or not images of these sizes.
     """
-    direction, folder = find_direction(run, backward=backward), Path(input_dir).expanduser()
-    spec, source = direction.spec, source_spec(direction.spec)
-    command = f"{command}_backward" if backward else command
-    require_plain_images(run, spec, source)
-    output = Path(output_dir) if output_dir else run.folder.samples
-    if not output_dir:
-        output /= f"{command}_{folder.name}_step{run.step}"
-    files, measured = psnr_ssim.images_by_stem(folder), dict[str, list[Tensor]]()
+    direction, folder = (
+        make_translation_direction(run, backward=backward),
+        Path(input_dir).expanduser(),
+    )
+    spec, source = direction.spec, spec_of_sources(direction.spec)
+    require_gray_or_rgb_model(run, spec, source)
+    files, measured = psnr_ssim.find_images_by_stem(folder), dict[str, dict[str, float]]()
+    inputs = FolderImageReader(folder, files, source.shape[0])
+    names = [f"{stem}.png" for stem in files]
+    answer = OutputFolder.choose_folder(
+        request,
+        f"{request.command}_backward" if backward else request.command,
+        source=folder,
+        output_dir=output_dir,
+        default_parent=run.folder.samples,
+        names=names,
+    )
     torch.manual_seed(seed)
-    for stem, path in files.items():
-        image = read_image(path, source.shape[0])  # (1, C, H, W) uint8
+    for stem, path in track(files.items(), "translating", unit="images"):
+        if (image := inputs.read_image_or_none(path)) is None:  # (1, C, H, W) uint8
+            continue
         if downsample:
             image = crop_to_multiple(image, upscaling_factor(spec))
-            small = psnr_ssim.bicubic(image, 1 / upscaling_factor(spec))
+            if not image.numel():
+                inputs.count_as_left_out(path, f"smaller than the factor {upscaling_factor(spec)}")
+                continue
+            small = psnr_ssim.resize_bicubic(image, 1 / upscaling_factor(spec))
         else:
             small = image
         try:
-            x = scale_to_range(run, small, source)
-            translated = to_bytes(translate_padded(run, direction, x), spec.range)
+            x = bytes_to_model_input(run, small, source)
+            translated = images_to_uint8(translate_any_size(run, direction, x), spec.range)
         except UserError as error:
             raise UserError(f"{path}: {error}") from None
-        image_grids.save_png(translated[0].permute(1, 2, 0).numpy(), output / f"{stem}.png")
+        item_pictures.write_image_as_png(
+            translated[0].permute(1, 2, 0).numpy(), answer.claim_result_path(f"{stem}.png")
+        )
         if downsample:
-            larger = psnr_ssim.bicubic(small, (image.shape[-2], image.shape[-1]))
+            larger = psnr_ssim.resize_bicubic(small, (image.shape[-2], image.shape[-1]))
             for suffix, x in (("", translated), ("_bicubic", larger)):
-                for name, measure in (("psnr_y", psnr_ssim.psnr_y), ("ssim_y", psnr_ssim.ssim)):
-                    values = measure(x, image, crop=upscaling_factor(spec))
-                    measured.setdefault(name + suffix, []).append(values)
-    record = describe_run(run, seed) | {"input_dir": str(folder), "task": spec.task}
-    record |= {"n": len(files)}
+                for name, values in luminance_psnr_and_ssim(x, image, spec, (0.0, 255.0)).items():
+                    measured.setdefault(name + suffix, {})[stem] = values.item()
+    record = run_record_fields(run, seed) | {"input_dir": str(folder), "task": spec.task}
+    record |= inputs.used_and_left_out_counts()
     record |= {"backward": True} if backward else {}
     record |= {"downsample": True} if downsample else {}
-    for name, parts in measured.items():
-        record[name] = mean_with_error(torch.cat(parts))
-        record[f"{name}_per_image"] = dict(zip(files, torch.cat(parts).tolist(), strict=True))
-    print_measurements(record)
-    write_record(record, output / f"{command}.json")
-    print(f"{len(files):,} images in {output}")
+    for name, by_image in measured.items():
+        record[name] = mean_and_error_dict(
+            torch.tensor(list(by_image.values()), dtype=torch.float64)
+        )
+        record[f"{name}_per_image"] = by_image
+    print_mean_and_error_table(record)
+    answer.write_final_record(record)
     return record
 
 
-def require_plain_images(run: LoadedRun, spec: DataSpec, source: DataSpec) -> None:
+class FolderImageReader:
+    """Reads the images of an input folder; what cannot be read is counted, as in training.
+
+    Args:
+        files: the images of the folder by name, which are read.
+        channels: 1 or 3.
+    """
+
+    def __init__(self, folder: Path, files: dict[str, Path], channels: int) -> None:
+        self.folder = folder
+        self.channels = channels
+        self.used = 0
+        self.left_out = LeftOut()
+        for path in sorted(set(folder.iterdir()) - set(files.values())):
+            self.left_out.add(reason_to_ignore_file(path), path.name)
+
+    def read_image_or_none(self, path: Path) -> Tensor | None:
+        """Return an image as bytes (1, C, H, W), or None if it cannot be read."""
+        try:
+            image = image_decoding.read_image(path, self.channels)
+        except image_decoding.DECODE_ERRORS as error:
+            self.left_out.add("unreadable", f"{path.name} ({one_line_error_message(error)})")
+            return None
+        self.used += 1
+        return image.unsqueeze(0)
+
+    def count_as_left_out(self, path: Path, reason: str) -> None:
+        """Count an image that was read but is not used."""
+        self.used -= 1
+        self.left_out.add(reason, path.name)
+
+    def used_and_left_out_counts(self) -> dict[str, Any]:
+        """Return the numbers of images used and left out, and print the latter.
+
+        Raises:
+            UserError: no image could be read.
+        """
+        if not self.used:
+            raise UserError(f"{self.folder}: {'; '.join(self.left_out.lines())}; no image is left")
+        for line in self.left_out.lines():
+            print(line, file=sys.stderr)
+        left_out = self.left_out.to_json()
+        return {"n": self.used} | ({"left_out": left_out} if left_out else {})
+
+
+def reason_to_ignore_file(path: Path) -> str:
+    """Return why a file or folder in an input folder is not one of its images."""
+    if is_hidden_or_system_name(path.name):
+        return "hidden"
+    if path.is_dir():
+        return "a folder inside of input_dir="
+    return f"unsupported suffix {path.suffix}" if path.suffix else "without a suffix"
+
+
+def require_gray_or_rgb_model(run: LoadedRun, spec: DataSpec, source: DataSpec) -> None:
     """Refuse a folder of images for a model whose sources are not gray or RGB images."""
     if spec.kind == "image" and source.kind == "image" and source.shape[0] in (1, 3):
         return
@@ -336,7 +417,7 @@ def crop_to_multiple(image: Tensor, factor: int) -> Tensor:
     return image[..., :height, :width]
 
 
-def scale_to_range(run: LoadedRun, image: Tensor, spec: DataSpec) -> Tensor:
+def bytes_to_model_input(run: LoadedRun, image: Tensor, spec: DataSpec) -> Tensor:
     """Return byte images in a DataSpec's range, on the run's device in the model's dtype."""
     low, high = spec.range
     dtype = next(run.model.parameters()).dtype
@@ -344,7 +425,7 @@ def scale_to_range(run: LoadedRun, image: Tensor, spec: DataSpec) -> Tensor:
 
 
 @torch.no_grad()
-def translate_padded(run: LoadedRun, direction: Direction, x: Tensor) -> Tensor:
+def translate_any_size(run: LoadedRun, direction: TranslationDirection, x: Tensor) -> Tensor:
     """Translate sources (N, C, H, W) of any size to targets (N, C', H', W'), on the CPU.
 
     The border of a source is replicated until the sides are multiples of the model's
@@ -353,7 +434,7 @@ def translate_padded(run: LoadedRun, direction: Direction, x: Tensor) -> Tensor:
     Raises:
         UserError: the model takes one size, and this is another.
     """
-    source, target = source_spec(direction.spec), direction.spec
+    source, target = spec_of_sources(direction.spec), direction.spec
     height, width = x.shape[-2:]
     multiple = run.model.size_multiple
     if not multiple and (height, width) != source.shape[1:]:
@@ -367,15 +448,3 @@ def translate_padded(run: LoadedRun, direction: Direction, x: Tensor) -> Tensor:
     rows = height * target.shape[1] // source.shape[1]
     columns = width * target.shape[2] // source.shape[2]
     return translated[..., :rows, :columns]
-
-
-def read_image(path: Path, channels: int) -> Tensor:
-    """Return an image file as bytes (1, C, H, W), gray or RGB, with transparency over white.
-
-    Raises:
-        UserError: the file cannot be read.
-    """
-    try:
-        return image_decoding.read_image(path, channels).unsqueeze(0)
-    except image_decoding.DECODE_ERRORS as error:
-        raise UserError(f"unreadable image {path}: {' '.join(str(error).split())}") from error

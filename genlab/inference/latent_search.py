@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from genlab.batching import BATCH_SIZE
+from genlab.console import track
 from genlab.errors import UserError
 from genlab.nn.broadcast import expand_like
 
@@ -59,7 +60,7 @@ def optimize_codes(
     Raises:
         UserError: the decoder is not a differentiable function of the code.
     """
-    require_gradient(decode, search.reference[:1])
+    require_differentiable_decoder(decode, search.reference[:1])
     mean, std = search.reference.mean(0), search.reference.std(0).clamp_min(1e-6)
     start = resample_codes(search.reference, len(x)) if start is None else start
     u = ((start - mean) / std).requires_grad_()
@@ -70,7 +71,7 @@ def optimize_codes(
 
     optimizer = torch.optim.Adam([u], lr=LEARNING_RATE)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=search.steps)
-    for _ in range(search.steps):
+    for _ in track(range(search.steps), "searching codes", unit="steps"):
         # The decoder does not mix the items of a batch, so the gradient of the sum is that of each
         # item.
         (u.grad,) = torch.autograd.grad(objective().sum(), [u])
@@ -80,7 +81,7 @@ def optimize_codes(
         return mean + std * u, objective()
 
 
-def require_gradient(decode: Decoder, code: Tensor) -> None:
+def require_differentiable_decoder(decode: Decoder, code: Tensor) -> None:
     """Refuse a decoder that is not differentiable with respect to the code (1, …)."""
     code = code.clone().requires_grad_()
     out = decode(code).sum()
@@ -96,7 +97,7 @@ def resample_codes(codes: Tensor, n: int) -> Tensor:
     return codes[torch.randint(len(codes), (n,), device=codes.device)]
 
 
-def optimize_with_restarts(
+def optimize_codes_with_restarts(
     decode: Decoder,
     x: Tensor,
     known: Tensor,
@@ -117,7 +118,7 @@ def optimize_with_restarts(
     batches = zip(*(tensor.split(BATCH_SIZE) for tensor in (x, known, start)), strict=True)
     found = [
         optimize_codes(decode, x_part, known_part, search, start_part)
-        for x_part, known_part, start_part in batches
+        for x_part, known_part, start_part in track(batches, "batches", -(-len(x) // BATCH_SIZE))
     ]
     z, objective = (
         torch.cat(parts).unflatten(0, (-1, tries)) for parts in zip(*found, strict=True)

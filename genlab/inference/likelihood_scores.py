@@ -11,9 +11,13 @@ from torch import Tensor
 
 from genlab.abilities import abilities
 from genlab.batching import map_batched
-from genlab.config.recipes import list_recipes
+from genlab.config.recipes import Recipe, nearest_recipe_names
 from genlab.errors import UserError
-from genlab.metrics.reconstruction import pixel_scale, squared_error, to_bin_centers
+from genlab.metrics.reconstruction import (
+    level_range_length,
+    move_to_bin_centers,
+    scaled_squared_error_per_item,
+)
 from genlab.runs.loaded_run import LoadedRun
 from genlab.spec import Batch
 
@@ -59,7 +63,7 @@ class Score:
         return f"{DESCRIPTIONS[self.kind]}, by {self.ability}"
 
 
-def find_score(
+def find_supported_score(
     run: LoadedRun,
     sources: ScoreSources = SCORES,
     *,
@@ -89,7 +93,7 @@ def find_score(
     )
     raise UserError(
         f"{run.name} has no {purpose}: that needs {needs}; "
-        f"models that have it: {', '.join(models_with_score(sources))}"
+        f"models that have it: {', '.join(recipe_names_with_score(sources, run))}"
     )
 
 
@@ -128,20 +132,22 @@ def make_score(
         return Score(kind, "energy", lambda x, y: -model.energy(x))
 
     def negative_error(x: Tensor, y: Tensor | None) -> Tensor:
-        x = to_bin_centers(x, run.spec)
-        return -squared_error(x, model.decode(model.encode(x)), scale=pixel_scale(run.spec))
+        x = move_to_bin_centers(x, run.spec)
+        return -scaled_squared_error_per_item(
+            x, model.decode(model.encode(x)), scale=level_range_length(run.spec)
+        )
 
     return Score(kind, "encode and decode", negative_error)
 
 
-def models_with_score(sources: ScoreSources) -> list[str]:
-    """Return the recipes whose models support one of the kinds of score."""
+def recipe_names_with_score(sources: ScoreSources, run: LoadedRun) -> list[str]:
+    """Return a few recipes whose models support one of the kinds of score."""
     alternatives = [verbs for group in sources.values() for verbs in group]
-    return [
-        recipe.name
-        for recipe in list_recipes()
-        if any(verbs <= recipe.abilities() for verbs in alternatives)
-    ]
+
+    def fits(recipe: Recipe) -> bool:
+        return any(verbs <= recipe.abilities() for verbs in alternatives)
+
+    return nearest_recipe_names(fits, run.spec.kind, run.model)
 
 
 # --- scores of many items -------------------------------------------------------------------------
@@ -156,14 +162,17 @@ def score_items(
     p(x|y) with the item's own label.
     """
     if not run.model.conditional or score.kind in ("energy", "reconstruction"):
-        return score_batches(run, score, batch.x, None, batch_size=batch_size)
+        return score_items_in_batches(run, score, batch.x, None, batch_size=batch_size)
     if use_labels:
-        return score_batches(run, score, batch.x, batch.y, batch_size=batch_size)
-    joint = score_classes(run, score, batch.x, batch_size=batch_size) + class_frequencies(run).log()
+        return score_items_in_batches(run, score, batch.x, batch.y, batch_size=batch_size)
+    joint = (
+        score_items_under_each_class(run, score, batch.x, batch_size=batch_size)
+        + class_frequencies(run).log()
+    )
     return joint.logsumexp(1)
 
 
-def score_classes(
+def score_items_under_each_class(
     run: LoadedRun, score: Score, x: Tensor, *, batch_size: int, seed: int = 0
 ) -> Tensor:
     """Return log p(x|y), or its bound, (N, classes) float64 of each item under each class.
@@ -175,11 +184,11 @@ def score_classes(
     for label in range(run.spec.num_classes):
         run.device.seed(seed)
         y = torch.full((len(x),), label)
-        columns.append(score_batches(run, score, x, y, batch_size=batch_size))
+        columns.append(score_items_in_batches(run, score, x, y, batch_size=batch_size))
     return torch.stack(columns, 1)
 
 
-def score_batches(
+def score_items_in_batches(
     run: LoadedRun, score: Score, x: Tensor, y: Tensor | None, *, batch_size: int
 ) -> Tensor:
     """Return the score (N,) float64 on the CPU, computed batch by batch on the run's device."""

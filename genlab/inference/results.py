@@ -2,36 +2,50 @@
 
 from __future__ import annotations
 
-import json
-import math
 import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
-from genlab.console import print_table
 from genlab.fileio import atomic_open, atomic_write
+from genlab.inference.output_files import CommandRequest, Writer, write_and_print_output_files
 from genlab.metrics.base import mean_and_error
 from genlab.runs.loaded_run import LoadedRun
-from genlab.viz import image_grids
+from genlab.spec import Batch
+from genlab.tables import format_standard_error, format_to_error_digits, print_table
+from genlab.viz.picture import Picture
+from genlab.viz.sheets import save_picture_as_sheet
 
 
 @dataclass
 class Results:
-    """The results of a command, to be written under the name of its files."""
+    """The results of a command about one run.
+
+    Attributes:
+        name: the first words of the files' name.
+        images: pictures by the suffix of their file name; "" is the main one.
+        items: the arrays that contain items of the data, the main one first, and the names of their
+            axes before those of an item. Items of a table are also written as CSV.
+        files: further files, such as ".gif" -> the function that writes it to a path.
+    """
 
     name: str
     seed: int
     record: dict[str, Any]
-    # Pictures by the suffix of their file name; "" is the main one.
-    images: dict[str, np.ndarray]
+    images: dict[str, Picture]
     arrays: dict[str, Tensor | np.ndarray | None] = field(default_factory=dict)
+    items: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    files: dict[str, Writer] = field(default_factory=dict)
 
 
-def write_results(run: LoadedRun, results: Results, output_dir: str | None) -> dict[str, Any]:
+def write_results(
+    run: LoadedRun, request: CommandRequest, results: Results, output_dir: str | None
+) -> dict[str, Any]:
     """Write pictures (PNG), numbers (JSON) and arrays (.npz), and print their paths.
 
     Args:
@@ -40,31 +54,39 @@ def write_results(run: LoadedRun, results: Results, output_dir: str | None) -> d
     Returns:
         The numbers, with the model, the dataset, the step and the seed.
     """
-    folder = Path(output_dir) if output_dir else run.folder.samples
-    folder.mkdir(parents=True, exist_ok=True)
-    stem = f"{results.name}_step{run.step}_seed{results.seed}"
-    record = {**describe_run(run, results.seed), **results.record}
-    print_measurements(record)
-    for suffix, image in results.images.items():
-        print(image_grids.save_png(image, folder / f"{stem}{suffix and '_' + suffix}.png"))
-    write_record(record, folder / f"{stem}.json")
-    arrays = {
-        key: value.detach().cpu().numpy() if isinstance(value, Tensor) else value
-        for key, value in results.arrays.items()
-        if value is not None
+    record = {**run_record_fields(run, results.seed), **results.record}
+    print_mean_and_error_table(record)
+    caption = make_picture_caption(request.command, run, results.seed)
+    files: dict[str, Writer] = {
+        f"{suffix and '_' + suffix}.png": partial(save_picture_as_sheet, picture, caption=caption)
+        for suffix, picture in results.images.items()
     }
-    write_arrays(folder / f"{stem}.npz", **arrays)
-    print(folder / f"{stem}.npz")
+    files |= make_npz_and_csv_writers(run, results.arrays, results.items)
+    folder = output_folder_of_run(run, output_dir)
+    write_and_print_output_files(request, folder, results.name, record, files | results.files)
     return record
 
 
-def describe_run(run: LoadedRun, seed: int) -> dict[str, Any]:
+def output_folder_of_run(run: LoadedRun, output_dir: str | None) -> Path:
+    """Return the folder that a command about one run writes to: None is its samples/."""
+    return Path(output_dir).expanduser() if output_dir else run.folder.samples
+
+
+def run_record_fields(run: LoadedRun, seed: int) -> dict[str, Any]:
     """Return the part of a record that says which model and data it is about."""
     return {"model": run.name, "dataset": run.dataset_name, "step": run.step, "seed": seed}
 
 
+def make_picture_caption(title: str, run: LoadedRun, seed: int) -> str:
+    """Return the caption of a picture: what it shows, and the run, step and seed."""
+    return (
+        f"{title}: {run.name} on {run.dataset_name}, step {run.step:,}, seed {seed}, "
+        f"run {run.folder.path.resolve().name}"
+    )
+
+
 def common_output_folder(runs: list[LoadedRun], command: str, output_dir: str | None) -> Path:
-    """Return (and create) the folder that a command about one or several runs writes to.
+    """Return the folder that a command about one or several runs writes to.
 
     It is `output_dir` if given, else a folder named like the command: inside the run's folder, or
     beside the runs in the folder that contains them all.
@@ -72,21 +94,23 @@ def common_output_folder(runs: list[LoadedRun], command: str, output_dir: str | 
     parent = runs[0].folder.path
     if len(runs) > 1:
         parent = Path(os.path.commonpath([run.folder.path.resolve() for run in runs]))
-    folder = Path(output_dir) if output_dir else parent / command
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
+    return Path(output_dir).expanduser() if output_dir else parent / command
 
 
-def mean_with_error(values: Tensor) -> dict[str, float | None]:
+def mean_and_error_dict(values: Tensor) -> dict[str, float | None]:
     """Return the mean of values (N,) and its standard error, which is None for a single value."""
     value, error = mean_and_error(values)
     return {"value": value, "error": error}
 
 
-def print_measurements(record: dict[str, Any]) -> None:
-    """Print the entries of a record that `mean_with_error` returned, as a table."""
+def print_mean_and_error_table(record: dict[str, Any]) -> None:
+    """Print the entries of a record that `mean_and_error_dict` returned, as a table."""
     rows = [
-        [name.replace("_", " "), format_number(value["value"]), format_number(value["error"])]
+        [
+            name.replace("_", " "),
+            format_to_error_digits(value["value"], value["error"]),
+            format_standard_error(value["error"]),
+        ]
         for name, value in record.items()
         if isinstance(value, dict) and set(value) == {"value", "error"}
     ]
@@ -94,31 +118,65 @@ def print_measurements(record: dict[str, Any]) -> None:
         print_table(["", "mean", "± s.e."], rows)
 
 
-def format_number(value: float | None) -> str:
-    """Return a number with four significant digits; nothing for None."""
-    return "" if value is None else f"{value:.4g}"
-
-
 # --- files ----------------------------------------------------------------------------------------
 
 
-def write_record(record: dict[str, Any], path: Path) -> None:
-    """Write a record as JSON and print its path; a non-finite number becomes null."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    atomic_write(path, json.dumps(replace_non_finite(record), indent=2).encode())
-    print(path)
+def make_npz_and_csv_writers(
+    run: LoadedRun,
+    arrays: Mapping[str, Tensor | np.ndarray | None],
+    items: Mapping[str, tuple[str, ...]],
+) -> dict[str, Writer]:
+    """Return writers of arrays as .npz, and of a table's items as CSV in its own units.
+
+    The main items are in .csv, those of another array NAME in _NAME.csv. The array `standardized`
+    says that the items in the .npz file are not in own units.
+
+    Args:
+        arrays: `y` has the labels of the items.
+        items: the arrays of items, the main one first, with the names of their leading axes.
+    """
+    units, y = run.table_units, arrays.get("y")
+    if units is None:
+        return {".npz": partial(write_npz, arrays=arrays)}
+    writers: dict[str, Writer] = {
+        ".npz": partial(write_npz, arrays={**arrays, "standardized": np.array(True)})
+    }
+    for name, axes in items.items():
+        if (x := arrays.get(name)) is not None:
+            suffix = f"_{name}.csv" if ".csv" in writers else ".csv"
+            content = units.to_csv(x, run.spec, y=y, index_names=axes)
+            writers[suffix] = partial(atomic_write, data=content)
+    return writers
 
 
-def write_arrays(path: Path, **arrays: Any) -> None:
-    """Write arrays as a compressed .npz file, atomically."""
+def make_table_rows_csv_writers(
+    run: LoadedRun,
+    batch: Batch,
+    row_numbers: Sequence[int],
+    answers: Mapping[str, Sequence[Any]],
+) -> dict[str, Writer]:
+    """Return the writer of a CSV file about rows of a table; {} for other data.
+
+    Args:
+        batch: the rows (N, D), with their labels.
+        row_numbers: where the rows are in the table's file.
+        answers: the name of each answer -> its N values, such as scores or predicted classes.
+    """
+    if run.table_units is None:
+        return {}
+    content = run.table_units.to_csv(
+        batch.x, run.spec, y=batch.y, leading={"row": row_numbers, **answers}
+    )
+    return {".csv": partial(atomic_write, data=content)}
+
+
+def write_npz(path: Path, arrays: Mapping[str, Tensor | np.ndarray | None]) -> None:
+    """Write arrays as a compressed .npz file, atomically; those that are None are left out."""
+    plain = {
+        key: value.detach().cpu().numpy() if isinstance(value, Tensor) else value
+        for key, value in arrays.items()
+        if value is not None
+    }
     with atomic_open(path) as file:
-        np.savez_compressed(file, **arrays)
-
-
-def replace_non_finite(value: Any) -> Any:
-    """Return a JSON-like value with None in place of numbers that are not finite."""
-    if isinstance(value, dict):
-        return {key: replace_non_finite(inner) for key, inner in value.items()}
-    if isinstance(value, list):
-        return [replace_non_finite(inner) for inner in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+        # mypy takes the arrays for the option allow_pickle
+        np.savez_compressed(file, **plain)  # type: ignore[arg-type]

@@ -39,7 +39,7 @@ def measure(context: MetricContext) -> list[Row]:
     )  # (n, latent)
     kl = 0.5 * (mean.square() + log_var.exp() - 1 - log_var)
     conditions = {"n": len(x), "split": s.split, "seed": s.seed}
-    num_active, latent = int(is_active(mean).sum()), mean.shape[1]
+    num_active, latent = int(is_active_dimension(mean).sum()), mean.shape[1]
     return [
         Row(
             "kl",
@@ -56,17 +56,17 @@ def measure(context: MetricContext) -> list[Row]:
             f"of {latent}",
             better="neither",
             conditions=conditions,
-            note=collapse_warning(num_active, latent),
+            note=posterior_collapse_warning(num_active, latent),
         ),
     ]
 
 
-def is_active(mean: Tensor) -> Tensor:
+def is_active_dimension(mean: Tensor) -> Tensor:
     """Return whether each dimension (latent,) of means (n, latent) varies over items."""
     return mean.var(0) > MIN_ACTIVE_VARIANCE
 
 
-def collapse_warning(num_active: int, latent: int) -> str:
+def posterior_collapse_warning(num_active: int, latent: int) -> str:
     """Return a warning if the posterior has collapsed onto the prior, else an empty string."""
     if num_active:
         return ""

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
+from genlab.errors import UserError
+
 if TYPE_CHECKING:
     from genlab.metrics.context import MetricContext
 
@@ -80,6 +82,10 @@ def _finite_or_none(number: float | None) -> float | None:
     return number if number is not None and math.isfinite(number) else None
 
 
+class NotMeasurableError(UserError):
+    """A metric cannot be computed from the items that there are; other metrics may be."""
+
+
 @dataclass(frozen=True)
 class Metric:
     """A metric.
@@ -87,15 +93,37 @@ class Metric:
     Attributes:
         row_names: returns the names of the rows that it would give in a context; none if it does
             not apply there.
-        measure: returns the rows.
+        measure: returns the rows; raises NotMeasurableError if the items do not suffice.
         abilities: the model needs one of these abilities.
         stage: when it is computed without being named.
+        min_items: the fewest held-out items, and samples, that it needs.
+        data: the data that it is defined for, in words, for messages.
+        needs_classifier: whether it uses the classifier of the data's classes, whatever the
+            feature spaces are.
     """
 
     row_names: Callable[[MetricContext], list[str]]
     measure: Callable[[MetricContext], list[Row]]
     abilities: tuple[str, ...]
     stage: Stage = "evaluation"
+    min_items: int = 1
+    data: str = ""
+    needs_classifier: bool = False
+
+
+def require_min_items(metric: str, least: int, **counts: int) -> None:
+    """Raise NotMeasurableError if a set has fewer items than a metric needs.
+
+    Args:
+        metric: its name with its article, for the message.
+        counts: name of a set -> its number of items.
+    """
+    for name, count in counts.items():
+        if count < least:
+            raise NotMeasurableError(
+                f"{metric} requires at least {least} {name.replace('_', ' ')}; there "
+                f"{'is' if count == 1 else 'are'} {count}"
+            )
 
 
 def mean_and_error(values: Any) -> tuple[float, float | None]:
@@ -105,6 +133,6 @@ def mean_and_error(values: Any) -> tuple[float, float | None]:
     return values.mean().item(), error
 
 
-def binomial_error(fraction: float, n: int) -> float:
+def binomial_standard_error(fraction: float, n: int) -> float:
     """Return the standard error of a fraction of n items."""
     return math.sqrt(fraction * (1 - fraction) / n)

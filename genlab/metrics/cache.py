@@ -34,7 +34,9 @@ def content_hash(*parts: Tensor | str) -> str:
     return digest.hexdigest()[:32]
 
 
-def load_or_compute(kind: str, key: str, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+def load_cached_or_compute(
+    kind: str, key: str, compute: Callable[[], dict[str, Any]]
+) -> dict[str, Any]:
     """Return the result of `compute` (tensors and plain values), computed once per key.
 
     A damaged file is computed again.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from genlab.batching import map_batched
-from genlab.metrics.base import Row, binomial_error
+from genlab.metrics.base import Row, binomial_standard_error
 from genlab.metrics.context import MetricContext
 
 
@@ -29,7 +29,7 @@ def measure(context: MetricContext) -> list[Row]:
             "classification_error",
             fraction,
             "share",
-            error=binomial_error(fraction, len(x)),
+            error=binomial_standard_error(fraction, len(x)),
             conditions={"n": len(x), "split": s.split, "seed": s.seed},
         )
     ]

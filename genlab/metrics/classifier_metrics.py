@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from genlab.metrics.base import Row, binomial_error
-from genlab.metrics.cache import content_hash, load_or_compute
-from genlab.metrics.context import ItemSet, MetricContext, to_bytes
-from genlab.metrics.features.classifier import accuracy, train_classifier
+from genlab.metrics.base import Row, binomial_standard_error
+from genlab.metrics.cache import content_hash, load_cached_or_compute
+from genlab.metrics.context import ItemSet, MetricContext, images_to_uint8
+from genlab.metrics.features.classifier import classifier_accuracy, train_classifier
 from genlab.metrics.mode_coverage import reverse_kl
 
 NUM_BOOTSTRAPS = 200
@@ -23,7 +23,7 @@ CAS_IMAGES_SEEN = 100_000
 CACHE_VERSION = "1"
 
 
-def has_class_labels(context: MetricContext) -> bool:
+def has_labeled_image_samples(context: MetricContext) -> bool:
     """Whether there are samples of images with labels."""
     return (
         "sample" in context.abilities
@@ -53,16 +53,16 @@ def predict_classes(context: MetricContext, which: ItemSet) -> tuple[Tensor, int
 
 def class_coverage_row_names(context: MetricContext) -> list[str]:
     """Return the names of the rows that `measure_class_coverage` gives."""
-    return ["class_mode_count", "class_kl"] if has_class_labels(context) else []
+    return ["class_mode_count", "class_kl"] if has_labeled_image_samples(context) else []
 
 
-def combination_counts(classes: Tensor, k: int) -> Tensor:
+def count_class_combinations(classes: Tensor, k: int) -> Tensor:
     """Return how often each combination of classes occurs (k**parts,) in classes (N, parts)."""
     place_values = k ** torch.arange(classes.shape[1])
     return torch.bincount(classes @ place_values, minlength=k ** classes.shape[1]).double()
 
 
-def combination_probs(classes: Tensor, k: int) -> Tensor:
+def independent_combination_probs(classes: Tensor, k: int) -> Tensor:
     """Return the probability of each combination (k**parts,) of independent parts.
 
     They are estimated from the classes (N, parts) of real items. A class that no real item has
@@ -71,12 +71,14 @@ def combination_probs(classes: Tensor, k: int) -> Tensor:
     probs = torch.ones(1, dtype=torch.float64)
     for part in classes.T:
         counts = torch.bincount(part, minlength=k).double().clamp_(min=0.5)
-        # the first part varies fastest, as in `combination_counts`
+        # the first part varies fastest, as in `count_class_combinations`
         probs = torch.outer(counts / counts.sum(), probs).flatten()
     return probs
 
 
-def class_kl(generated: Tensor, real: Tensor, k: int, *, seed: int = 0) -> tuple[float, float]:
+def class_frequency_kl_and_error(
+    generated: Tensor, real: Tensor, k: int, *, seed: int = 0
+) -> tuple[float, float]:
     """Return KL(generated ‖ real) in nats of two sets of classes, and its standard error.
 
     The reverse KL divergence of Srivastava et al. 2017 (https://arxiv.org/abs/1705.07761) and Lin
@@ -95,9 +97,11 @@ def class_kl(generated: Tensor, real: Tensor, k: int, *, seed: int = 0) -> tuple
 
     bootstraps = []
     for _ in range(NUM_BOOTSTRAPS):
-        counts = combination_counts(resample(generated), k)
-        bootstraps.append(reverse_kl(counts, combination_probs(resample(real), k)))
-    value = reverse_kl(combination_counts(generated, k), combination_probs(real, k))
+        counts = count_class_combinations(resample(generated), k)
+        bootstraps.append(reverse_kl(counts, independent_combination_probs(resample(real), k)))
+    value = reverse_kl(
+        count_class_combinations(generated, k), independent_combination_probs(real, k)
+    )
     return value.item(), torch.stack(bootstraps).std().item()
 
 
@@ -110,10 +114,10 @@ def measure_class_coverage(context: MetricContext) -> list[Row]:
     (generated, k), (real, _), (half, _), (other_half, _) = (
         predict_classes(context, which) for which in ("generated", "real", "half", "other_half")
     )
-    counts, half_counts = combination_counts(generated, k), combination_counts(half, k)
-    kl, error = class_kl(generated, real, k, seed=context.settings.seed)
-    real_kl = reverse_kl(half_counts, combination_probs(other_half, k)).item()
-    conditions = context.conditions("classifier")
+    counts, half_counts = count_class_combinations(generated, k), count_class_combinations(half, k)
+    kl, error = class_frequency_kl_and_error(generated, real, k, seed=context.settings.seed)
+    real_kl = reverse_kl(half_counts, independent_combination_probs(other_half, k)).item()
+    conditions = context.make_conditions("classifier")
     return [
         Row(
             "class_mode_count",
@@ -134,7 +138,7 @@ def measure_class_coverage(context: MetricContext) -> list[Row]:
 def class_accuracy_row_names(context: MetricContext) -> list[str]:
     """Return the names of the rows that `measure_class_accuracy` gives."""
     is_applicable = (
-        has_class_labels(context) and context.conditional and not context.dataset.stacked
+        has_labeled_image_samples(context) and context.conditional and not context.dataset.stacked
     )
     return ["class_accuracy"] if is_applicable else []
 
@@ -145,15 +149,15 @@ def measure_class_accuracy(context: MetricContext) -> list[Row]:
     It has a binomial error. `real_vs_real` is the classifier's accuracy on held-out items, which
     perfect samples would reach.
     """
-    generated, real = (class_accuracy(context, which) for which in ("generated", "real"))
-    conditions = context.conditions("classifier") | CLASSIFIER_ON_HELDOUT
+    generated, real = (classifier_label_accuracy(context, which) for which in ("generated", "real"))
+    conditions = context.make_conditions("classifier") | CLASSIFIER_ON_HELDOUT
     return [
         Row(
             "class_accuracy",
             generated,
             "share",
             "estimate",
-            error=binomial_error(generated, len(context.generated)),
+            error=binomial_standard_error(generated, len(context.generated)),
             real_vs_real=real,
             better="higher",
             conditions=conditions,
@@ -164,7 +168,7 @@ def measure_class_accuracy(context: MetricContext) -> list[Row]:
 CLASSIFIER_ON_HELDOUT = {"real_vs_real": "the classifier on held-out items"}
 
 
-def class_accuracy(context: MetricContext, which: ItemSet) -> float:
+def classifier_label_accuracy(context: MetricContext, which: ItemSet) -> float:
     """Return the fraction of items whose label the classifier predicts."""
     predicted, _ = predict_classes(context, which)
     labels = context.items(which).y
@@ -175,7 +179,7 @@ def class_accuracy(context: MetricContext, which: ItemSet) -> float:
 def prompt_accuracy_row_names(context: MetricContext) -> list[str]:
     """Return the names of the rows that `measure_prompt_accuracy` gives."""
     is_applicable = (
-        has_class_labels(context)
+        has_labeled_image_samples(context)
         and context.model is not None
         and context.model.text_conditional
         and context.dataset.caption_templates()
@@ -196,13 +200,13 @@ def measure_prompt_accuracy(context: MetricContext) -> list[Row]:
     item has. All classes and templates are equally frequent. The error is binomial. `real_vs_real`
     is the classifier's accuracy on held-out items.
     """
-    real_accuracy = class_accuracy(context, "real")
+    real_accuracy = classifier_label_accuracy(context, "real")
     s = context.settings
     rows = []
     for name in prompt_accuracy_row_names(context):
         heldout = name == "heldout_prompt_accuracy"
         templates = context.dataset.caption_templates(heldout=heldout)
-        value = template_accuracy(context, templates)
+        value = prompt_accuracy_of_templates(context, templates)
         conditions = context.extractor("classifier").conditions | {
             "n": s.n,
             "seed": s.seed,
@@ -214,7 +218,7 @@ def measure_prompt_accuracy(context: MetricContext) -> list[Row]:
                 value,
                 "share",
                 "estimate",
-                error=binomial_error(value, s.n),
+                error=binomial_standard_error(value, s.n),
                 real_vs_real=real_accuracy,
                 better="higher",
                 conditions=conditions | CLASSIFIER_ON_HELDOUT,
@@ -223,18 +227,18 @@ def measure_prompt_accuracy(context: MetricContext) -> list[Row]:
     return rows
 
 
-def template_accuracy(context: MetricContext, templates: list[str]) -> float:
+def prompt_accuracy_of_templates(context: MetricContext, templates: list[str]) -> float:
     """Return how often the classifier predicts the class in a prompt made by the templates."""
     data, s = context.dataset, context.settings
     extractor = context.extractor("classifier")
-    captions = torch.stack([data.captions(template) for template in templates], 1)
+    captions = torch.stack([data.encode_class_captions(template) for template in templates], 1)
     prompts = captions.flatten(0, 1)  # class by class
     labels = torch.arange(data.spec.num_classes).repeat_interleave(len(templates))
     torch.manual_seed(s.seed)
     correct = []
     for index in (torch.arange(s.n) % len(prompts)).split(s.batch_size):
         x = context.model.sample(len(index), prompts[index].to(context.device), **s.sampler)
-        logits = extractor(to_bytes(x.float().cpu(), context.spec.range))[1]
+        logits = extractor(images_to_uint8(x.float().cpu(), context.spec.range))[1]
         assert logits is not None
         correct.append(logits.argmax(-1) == labels[index])
     return torch.cat(correct).double().mean().item()
@@ -243,10 +247,10 @@ def template_accuracy(context: MetricContext, templates: list[str]) -> float:
 # --- classification accuracy score ----------------------------------------------------------------
 
 
-def cas_row_names(context: MetricContext) -> list[str]:
-    """Return the names of the rows that `measure_cas` gives."""
+def classification_accuracy_score_row_names(context: MetricContext) -> list[str]:
+    """Return the names of the rows that `measure_classification_accuracy_score` gives."""
     is_applicable = (
-        has_class_labels(context)
+        has_labeled_image_samples(context)
         and context.conditional
         and not context.dataset.stacked
         and context.dataset.size("train")
@@ -254,7 +258,7 @@ def cas_row_names(context: MetricContext) -> list[str]:
     return ["cas"] if is_applicable else []
 
 
-def measure_cas(context: MetricContext) -> list[Row]:
+def measure_classification_accuracy_score(context: MetricContext) -> list[Row]:
     """Return the accuracy on held-out items of a classifier that is trained on n samples only.
 
     The classification accuracy score of Ravuri & Vinyals 2019 (https://arxiv.org/abs/1905.10887),
@@ -270,17 +274,17 @@ def measure_cas(context: MetricContext) -> list[Row]:
             x, y, context.spec.num_classes, images=CAS_IMAGES_SEEN, device=context.device
         )
         assert real.y is not None
-        return accuracy(network, real.x, real.y, device=context.device)
+        return classifier_accuracy(network, real.x, real.y, device=context.device)
 
     value = accuracy_after_training(generated.x, generated.y)
     n = min(len(generated), len(train))
     assert train.y is not None and real.y is not None
     x, y = train.x[:n], train.y[:n]
     key = content_hash(CACHE_VERSION, str(CAS_IMAGES_SEEN), x, y, real.x, real.y)
-    cached = load_or_compute(
+    cached = load_cached_or_compute(
         "trained_on_real", key, lambda: {"accuracy": accuracy_after_training(x, y)}
     )
-    conditions = context.conditions(images=CAS_IMAGES_SEEN)
+    conditions = context.make_conditions(images=CAS_IMAGES_SEEN)
     conditions["real_vs_real"] = f"trained on {n} real items"
     return [
         Row(
@@ -288,7 +292,7 @@ def measure_cas(context: MetricContext) -> list[Row]:
             value,
             "share",
             "estimate",
-            error=binomial_error(value, len(real)),
+            error=binomial_standard_error(value, len(real)),
             real_vs_real=cached["accuracy"],
             better="higher",
             conditions=conditions,

@@ -6,21 +6,24 @@ Samples, held-out items and their features are computed once and shared by the m
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor
 
 from genlab.abilities import abilities
+from genlab.console import track
 from genlab.data.dataset import slice_batch
 from genlab.metrics import features
 from genlab.metrics.base import Settings
-from genlab.metrics.cache import content_hash, load_or_compute
+from genlab.metrics.cache import content_hash, load_cached_or_compute
 from genlab.model import GenerativeModel
 from genlab.spec import Batch
 
 ItemSet = Literal["generated", "real", "half", "other_half", "train"]
+Distances = TypeVar("Distances")
 MAX_TRAIN_ITEMS = 60_000  # training items that samples are compared with
 
 
@@ -71,11 +74,13 @@ class MetricContext:
         return isinstance(self.model, GenerativeModel) and self.model.conditional
 
     @property
-    def spaces(self) -> list[str]:
+    def feature_spaces(self) -> list[str]:
         """The names of the feature spaces to measure in."""
         if self.settings.features is None:
-            return [features.default_space(self.dataset)]
-        return [features.validate_space(name, self.dataset) for name in self.settings.features]
+            return [features.default_feature_space(self.dataset)]
+        return [
+            features.validate_feature_space(name, self.dataset) for name in self.settings.features
+        ]
 
     @property
     def device(self) -> torch.device:
@@ -114,28 +119,46 @@ class MetricContext:
             train_labels = self.dataset.head("train", MAX_TRAIN_ITEMS, seed=s.seed).y
             labels = train_labels[torch.randint(len(train_labels), (n,))]
         parts = []
-        for i in range(0, n, s.batch_size):
+        for i in track(range(0, n, s.batch_size), "drawing samples", unit="batches"):
             y = None if labels is None else labels[i : i + s.batch_size].to(self.device)
             parts.append(self.model.sample(min(s.batch_size, n - i), y, **s.sampler).float().cpu())
         return Batch(torch.cat(parts), labels)
 
     @property
-    def half_size(self) -> int:
+    def heldout_half_size(self) -> int:
         """The number of items in each of the two disjoint held-out sets."""
         return min(len(self.generated), self.dataset.size(self.settings.split) // 2)
 
+    def distance_between_heldout_halves(
+        self, space: str, least: int, distance: Callable[[Tensor, Tensor], Distances]
+    ) -> Distances | None:
+        """Return distances of the two held-out sets in a feature space: `Row.real_vs_real`.
+
+        Args:
+            least: the fewest items of a set for which they are defined; None is returned if there
+                are fewer.
+        """
+        if self.heldout_half_size < least:
+            return None
+        return distance(self.features(space, "half"), self.features(space, "other_half"))
+
+    @property
+    def num_heldout(self) -> int:
+        """The number of held-out items that are used: n, or all of a smaller split."""
+        return min(self.settings.n, self.dataset.size(self.settings.split))
+
     @cached_property
     def _heldout(self) -> Batch:
-        n = max(len(self.generated), 2 * self.half_size)
+        n = max(len(self.generated), 2 * self.heldout_half_size)
         return self._dataset_head(self.settings.split, n)
 
     def _dataset_head(self, split: str, n: int) -> Batch:
-        head = self.dataset.head_bytes if self.spec.kind == "image" else self.dataset.head
+        head = self.dataset.head_as_uint8_images if self.spec.kind == "image" else self.dataset.head
         return head(split, n, seed=self.settings.seed)
 
     def _range_of(self, which: ItemSet) -> tuple[int, int]:
         """Return the first and last index + 1 of a set within the held-out items."""
-        n, m = len(self.generated), self.half_size
+        n, m = len(self.generated), self.heldout_half_size
         return {"real": (0, n), "half": (0, m), "other_half": (m, 2 * m)}[which]
 
     def items(self, which: ItemSet) -> Batch:
@@ -146,7 +169,7 @@ class MetricContext:
         if which == "generated":
             x = self.generated.x
             if self.spec.kind == "image":
-                x = to_bytes(x, self.spec.range)
+                x = images_to_uint8(x, self.spec.range)
             return Batch(x, self.generated.y)
         if which == "train":
             return self._dataset_head("train", MAX_TRAIN_ITEMS)
@@ -192,14 +215,14 @@ class MetricContext:
             return result | ({"logits": torch.cat(logits)} if logits else {})
 
         if cache and extractor.name not in ("pixels", "coordinates"):  # those are free to compute
-            result = load_or_compute("features", content_hash(extractor.key, x), compute)
+            result = load_cached_or_compute("features", content_hash(extractor.key, x), compute)
         else:
             result = compute()
         return result["features"], result.get("logits")
 
     # --- conditions -------------------------------------------------------------------------------
 
-    def conditions(self, space: str | None = None, **more: Any) -> dict[str, Any]:
+    def make_conditions(self, space: str | None = None, **more: Any) -> dict[str, Any]:
         """Return the conditions of a number that compares samples with held-out items."""
         s, n = self.settings, len(self.generated)
         real = min(n, self.dataset.size(s.split))
@@ -210,18 +233,20 @@ class MetricContext:
             "seed": s.seed,
         }
         if s.sampler:
-            conditions["sampler"] = format_sampler(s.sampler)
-        if self.half_size < n:
-            conditions["real_vs_real"] = f"{self.half_size} against {self.half_size}"
+            conditions["sampler"] = format_sampler_options(s.sampler)
+        if 2 <= self.heldout_half_size < n:
+            conditions["real_vs_real"] = (
+                f"{self.heldout_half_size} against {self.heldout_half_size}"
+            )
         return conditions | more
 
 
-def format_sampler(sampler: dict[str, Any]) -> str:
+def format_sampler_options(sampler: dict[str, Any]) -> str:
     """Return the options of a sampler as one word of a number's conditions."""
     return " ".join(f"{k}={v}" for k, v in sampler.items())
 
 
-def to_bytes(x: Tensor, range_: tuple[float, float]) -> Tensor:
+def images_to_uint8(x: Tensor, range_: tuple[float, float]) -> Tensor:
     """Return images (N, C, H, W) in a range as bytes, as a PNG would store them."""
     low, high = range_
     return ((x - low) / (high - low)).clamp(0, 1).mul(255).round().to(torch.uint8)

@@ -10,11 +10,12 @@ from torch import Tensor
 
 from genlab.batching import map_batched
 from genlab.errors import UserError
-from genlab.metrics.base import Row
+from genlab.metrics.base import NotMeasurableError, Row
 from genlab.metrics.context import MetricContext
 
 NUM_BINS = 20
 NUM_GROUPS = 10  # of the jackknife
+MIN_ITEMS = 2 * NUM_GROUPS
 NUM_GROUPS_DCI = 4  # for DCI, whose forests are the most expensive
 # DCI's forests: trees per factor, fewest items per leaf, codes that a tree considers per split (so
 # that codes of thousands of numbers stay affordable), and items
@@ -42,11 +43,11 @@ def mig(z: Tensor, v: Tensor) -> float:
     Raises:
         UserError: z and v do not match, or a factor has a single value.
     """
-    z, v = validate_codes(z, v)
-    return information_gap(bin_codes(z), v)
+    z, v = validate_codes_and_factors(z, v)
+    return mig_of_binned_codes(code_bin_numbers(z), v)
 
 
-def information_gap(bins: Tensor, v: Tensor) -> float:
+def mig_of_binned_codes(bins: Tensor, v: Tensor) -> float:
     """Return the mutual information gap of codes (N, L) and factors (N, K) numbered from 0."""
     gaps = []
     for k in range(v.shape[1]):
@@ -71,7 +72,7 @@ def mutual_information(a: Tensor, b: Tensor) -> Tensor:
     return torch.where(joint > 0, joint * (joint / product).log(), 0).sum((1, 2))
 
 
-def bin_codes(z: Tensor) -> Tensor:
+def code_bin_numbers(z: Tensor) -> Tensor:
     """Return the number 0 … NUM_BINS−1 (N, L) of each code's bin; bins have equal width.
 
     A constant code gets 0.
@@ -98,7 +99,7 @@ def dci(z: Tensor, v: Tensor, *, seed: int = 0) -> tuple[float, float, float]:
     """
     from sklearn.ensemble import RandomForestClassifier
 
-    z, v = validate_codes(z, v)
+    z, v = validate_codes_and_factors(z, v)
     order = torch.randperm(len(z), generator=torch.Generator().manual_seed(seed))
     test, train = order[: len(z) // 4], order[len(z) // 4 :]
     importances, accuracies = [], []
@@ -112,11 +113,11 @@ def dci(z: Tensor, v: Tensor, *, seed: int = 0) -> tuple[float, float, float]:
         forest.fit(z[train].numpy(), v[train, j].numpy())
         importances.append(torch.from_numpy(forest.feature_importances_))
         accuracies.append(forest.score(z[test].numpy(), v[test, j].numpy()))
-    disentanglement, completeness = importance_scores(torch.stack(importances, 1))
+    disentanglement, completeness = disentanglement_and_completeness(torch.stack(importances, 1))
     return disentanglement, completeness, math.fsum(accuracies) / len(accuracies)
 
 
-def importance_scores(r: Tensor) -> tuple[float, float]:
+def disentanglement_and_completeness(r: Tensor) -> tuple[float, float]:
     """Return disentanglement and completeness of importances R (L, K) of codes for factors."""
     rho = r.sum(1) / r.sum().clamp(min=TINY)  # ρ_i: a code without information does not count
     is_predicted = r.sum(0) > 0  # a factor that no code predicts is not complete
@@ -150,7 +151,7 @@ def sap(z: Tensor, v: Tensor, *, categorical: Sequence[int] = ()) -> float:
     Raises:
         UserError: z and v do not match, or a factor has a single value.
     """
-    z, v = validate_codes(z, v)
+    z, v = validate_codes_and_factors(z, v)
     centered, target = z - z.mean(0), v.double() - v.double().mean(0)
     variance = centered.square().sum(0)[:, None] * target.square().sum(0)  # (L, K)
     # a code whose values differ only by rounding is constant and does not predict anything
@@ -158,12 +159,12 @@ def sap(z: Tensor, v: Tensor, *, categorical: Sequence[int] = ()) -> float:
     r2 = (centered.T @ target).square() / torch.where(varies, variance, 1)  # (L, K)
     score = torch.where(varies, r2, 0)
     for j in categorical:
-        score[:, j] = threshold_accuracy(z, v[:, j])
+        score[:, j] = balanced_accuracy_per_code(z, v[:, j])
     gaps = [first - second for first, second in map(two_largest, score.unbind(1))]
     return math.fsum(gaps) / len(gaps)
 
 
-def threshold_accuracy(z: Tensor, y: Tensor) -> Tensor:
+def balanced_accuracy_per_code(z: Tensor, y: Tensor) -> Tensor:
     """Return the balanced accuracy (L,) of predicting y (N,) from each code of z (N, L).
 
     The prediction is the class with the nearest mean.
@@ -182,22 +183,23 @@ def threshold_accuracy(z: Tensor, y: Tensor) -> Tensor:
 # --- shared functions -----------------------------------------------------------------------------
 
 
-def validate_codes(z: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+def validate_codes_and_factors(z: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     """Return codes as float64 (N, L) and factors numbered from 0 (N, K), on the CPU.
 
     Raises:
-        UserError: they do not match, a code is not finite, or a factor has a single value.
+        NotMeasurableError: a factor has a single value, or a code is not finite.
+        UserError: they do not match.
     """
     if z.dim() != 2 or v.dim() != 2 or len(z) != len(v):
         raise UserError(
             f"codes {tuple(z.shape)} and factors {tuple(v.shape)} must be (N, L) and (N, K)"
         )
     if not z.isfinite().all():
-        raise UserError("the codes have values that are not finite numbers")
+        raise NotMeasurableError("the codes have values that are not finite numbers")
     numbered = [k.unique(return_inverse=True)[1] for k in v.cpu().unbind(1)]
     for k, column in enumerate(numbered):
         if not column.any():
-            raise UserError(
+            raise NotMeasurableError(
                 f"factor {k} has a single value among {len(v)} items, so no code can predict it"
             )
     return z.detach().cpu().double(), torch.stack(numbered, 1)
@@ -209,7 +211,7 @@ def two_largest(values: Tensor) -> tuple[float, float]:
     return first, second
 
 
-def jackknife_error(
+def jackknife_standard_error(
     statistic: Callable[[Tensor], Tensor], n: int, groups: int, seed: int
 ) -> Tensor:
     """Return the standard errors (…) of a statistic of n items, by the delete-group jackknife.
@@ -227,7 +229,7 @@ def jackknife_error(
     return ((groups - 1) * squares.mean(0)).sqrt()
 
 
-def encode_heldout(context: MetricContext, n: int) -> Tensor:
+def encode_heldout_items(context: MetricContext, n: int) -> Tensor:
     """Return the codes (n, L) float64 of the first n held-out items."""
     s, model = context.settings, context.model
     x = context.dataset.head(s.split, n, seed=s.seed, device=context.device).x
@@ -248,13 +250,13 @@ def measure(context: MetricContext) -> list[Row]:
     """
     s, dataset = context.settings, context.dataset
     v = dataset.factors(s.split, s.n, seed=s.seed)
-    z, v = validate_codes(encode_heldout(context, len(v)), v)
-    bins, m = bin_codes(z), min(len(v), MAX_FOREST_ITEMS)
+    z, v = validate_codes_and_factors(encode_heldout_items(context, len(v)), v)
+    bins, m = code_bin_numbers(z), min(len(v), MAX_FOREST_ITEMS)
 
     def mig_and_sap(i: Tensor) -> Tensor:
         # The bins are those of all items: edges that move with the extremes would be counted as an
         # error of the gap.
-        gap = information_gap(bins[i], v[i])
+        gap = mig_of_binned_codes(bins[i], v[i])
         separation = sap(z[i], v[i], categorical=dataset.categorical_factors)
         return torch.tensor([gap, separation], dtype=torch.float64)
 
@@ -262,9 +264,9 @@ def measure(context: MetricContext) -> list[Row]:
         return torch.tensor(dci(z[i], v[i], seed=s.seed), dtype=torch.float64)
 
     gap, separation = mig_and_sap(torch.arange(len(v)))
-    gap_error, separation_error = jackknife_error(mig_and_sap, len(v), NUM_GROUPS, s.seed)
+    gap_error, separation_error = jackknife_standard_error(mig_and_sap, len(v), NUM_GROUPS, s.seed)
     scores = dci_scores(torch.arange(m))
-    score_errors = jackknife_error(dci_scores, m, NUM_GROUPS_DCI, s.seed)
+    score_errors = jackknife_standard_error(dci_scores, m, NUM_GROUPS_DCI, s.seed)
     common = {"split": s.split, "seed": s.seed, "codes": z.shape[1]}
     binning = common | {"n": len(v), "bins": NUM_BINS}
     forest = common | {"n": m, "forest": f"{NUM_TREES} trees"}

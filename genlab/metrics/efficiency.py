@@ -12,7 +12,7 @@ from torch.nn.utils.parametrize import ParametrizationList
 from torch.overrides import TorchFunctionMode
 
 from genlab.metrics.base import Row
-from genlab.metrics.context import MetricContext, format_sampler
+from genlab.metrics.context import MetricContext, format_sampler_options
 
 # key of `context.training` -> row name, unit, tag, which direction is better
 TRAINING_ROWS: dict[str, tuple[str, str, str, Literal["lower", "higher"]]] = {
@@ -41,7 +41,7 @@ def measure(context: MetricContext) -> list[Row]:
     parameters: all that the optimizers may change. training_seconds, training_items_per_s (median
     over the log) and peak_memory (of the process, or on a GPU of its allocations): from the run's
     log. sampling_seconds: per 1,000 samples, from the time of drawing the samples in batches.
-    network_evaluations: see `network_evaluations`. No row has a standard error.
+    network_evaluations: see `count_network_evaluations`. No row has a standard error.
     """
     names, settings = row_names(context), context.settings
     model = context.model
@@ -54,7 +54,7 @@ def measure(context: MetricContext) -> list[Row]:
         if name in names:
             value = context.training[key]
             rows.append(Row(name, value, unit, tag, better=better, conditions=where))
-    sampler = {"sampler": format_sampler(settings.sampler)} if settings.sampler else {}
+    sampler = {"sampler": format_sampler_options(settings.sampler)} if settings.sampler else {}
     if "sampling_seconds" in names:
         n = len(context.generated)
         assert context.sampling_seconds is not None
@@ -67,7 +67,7 @@ def measure(context: MetricContext) -> list[Row]:
         seconds = context.sampling_seconds / n * 1000
         rows.append(Row("sampling_seconds", seconds, "s/1,000", "estimate", conditions=conditions))
     if "network_evaluations" in names:
-        count = network_evaluations(model, seed=settings.seed, **settings.sampler)
+        count = count_network_evaluations(model, seed=settings.seed, **settings.sampler)
         rows.append(Row("network_evaluations", count, "per sample", conditions=sampler))
     return rows
 
@@ -79,7 +79,7 @@ def describe_device(device: torch.device) -> str:
     return f"{device.type}, {torch.get_num_threads()} threads"
 
 
-def network_evaluations(model: nn.Module, *, seed: int = 0, **sampler: Any) -> int:
+def count_network_evaluations(model: nn.Module, *, seed: int = 0, **sampler: Any) -> int:
     """Return how often drawing one sample runs the network: the uses of its most used weight.
 
     For each weight the torch functions are counted that take it and return a tensor, during one

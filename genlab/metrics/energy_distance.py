@@ -5,35 +5,41 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from genlab.metrics.base import Row
+from genlab.metrics.base import Row, require_min_items
 from genlab.metrics.context import MetricContext
-from genlab.metrics.features import row_name
+from genlab.metrics.features import row_name_in_space
 
 NUM_BOOTSTRAPS = 200
 MAX_ITEMS = 2000  # per set: the cost grows with the square
 
 
-def spaces(context: MetricContext) -> list[str]:
+def requested_or_value_spaces(context: MetricContext) -> list[str]:
     """Return the requested spaces; by default the values, which are cheap enough in training."""
     if context.settings.features is None:
         return ["pixels" if context.spec.kind == "image" else "coordinates"]
-    return context.spaces
+    return context.feature_spaces
 
 
 def row_names(context: MetricContext) -> list[str]:
     """Return the names of the rows that `measure` gives."""
     if "sample" not in context.abilities or context.spec.kind not in ("image", "points"):
         return []
-    return [row_name("energy_distance", space) for space in spaces(context)]
+    return [
+        row_name_in_space("energy_distance", space) for space in requested_or_value_spaces(context)
+    ]
 
 
-def energy_distance(x: Tensor, y: Tensor, *, seed: int = 0) -> tuple[float, float]:
+def energy_distance_and_error(x: Tensor, y: Tensor, *, seed: int = 0) -> tuple[float, float]:
     """Return the energy distance of x (N, D) and y (M, D), and its bootstrap standard error.
 
     2 E|X − Y| − E|X − X'| − E|Y − Y'|, unbiased: Székely & Rizzo 2013, "Energy statistics",
     equation 5. Distances are Euclidean, in the units of the data.
+
+    Raises:
+        NotMeasurableError: a set has fewer than two items.
     """
     n, m = len(x), len(y)
+    require_min_items("an energy distance", 2, samples=n, real_items=m)
     both = torch.cat([x, y]).double()
     # (N + M, N + M)
     distance = torch.cdist(both, both, compute_mode="donot_use_mm_for_euclid_dist")
@@ -51,7 +57,8 @@ def energy_distance(x: Tensor, y: Tensor, *, seed: int = 0) -> tuple[float, floa
     generator = torch.Generator().manual_seed(seed)
     a = bootstrap_counts(n, generator)
     b = bootstrap_counts(m, generator)
-    error = statistic(a, b).std().item()
+    values = statistic(a, b)  # NaN where a set's few items are all the same one
+    error = values[values.isfinite()].std().item()
     return statistic(torch.ones(n).double(), torch.ones(m).double()).item(), error
 
 
@@ -65,24 +72,27 @@ def bootstrap_counts(n: int, generator: torch.Generator) -> Tensor:
 def measure(context: MetricContext) -> list[Row]:
     """Return the distance of n samples to n held-out items in each feature space."""
     rows, seed = [], context.settings.seed
-    for space in spaces(context):
-        generated, real, half, other_half = (
-            context.features(space, which)[:MAX_ITEMS]
-            for which in ("generated", "real", "half", "other_half")
+    for space in requested_or_value_spaces(context):
+        generated, real = (
+            context.features(space, which)[:MAX_ITEMS] for which in ("generated", "real")
         )
-        value, error = energy_distance(generated, real, seed=seed)
-        real_vs_real, _ = energy_distance(half, other_half, seed=seed)
-        conditions = context.conditions(space)
+        value, error = energy_distance_and_error(generated, real, seed=seed)
+        halves = context.distance_between_heldout_halves(
+            space,
+            2,
+            lambda a, b: energy_distance_and_error(a[:MAX_ITEMS], b[:MAX_ITEMS], seed=seed),
+        )
+        conditions = context.make_conditions(space)
         if len(generated) < len(context.generated):
             conditions["n"] = f"{len(generated)} against {len(real)}"
         rows.append(
             Row(
-                row_name("energy_distance", space),
+                row_name_in_space("energy_distance", space),
                 value,
                 "distance",
                 "estimate",
                 error,
-                real_vs_real,
+                halves and halves[0],
                 conditions=conditions,
             )
         )

@@ -7,20 +7,19 @@ import math
 import torch
 from torch import Tensor
 
-from genlab.errors import UserError
-from genlab.metrics.base import Row
+from genlab.metrics.base import Row, require_min_items
 from genlab.metrics.context import MetricContext
-from genlab.metrics.features import row_name
+from genlab.metrics.features import row_name_in_space
 
 
 def row_names(context: MetricContext) -> list[str]:
     """Return the names of the rows that `measure` gives."""
     if "sample" not in context.abilities or context.spec.kind not in ("image", "points"):
         return []
-    return [row_name("frechet", space) for space in context.spaces]
+    return [row_name_in_space("frechet", space) for space in context.feature_spaces]
 
 
-def frechet_distance(x: Tensor, y: Tensor) -> tuple[float, float]:
+def frechet_distance_and_error(x: Tensor, y: Tensor) -> tuple[float, float]:
     """Return the Fréchet distance of x (N, D) and y (M, D), and its standard error.
 
     |μx − μy|² + Tr(Σx + Σy − 2 (Σx Σy)^½): Heusel et al. 2017 (https://arxiv.org/abs/1706.08500),
@@ -34,13 +33,9 @@ def frechet_distance(x: Tensor, y: Tensor) -> tuple[float, float]:
     distributions are nearly equal. Features that are not finite give NaN.
 
     Raises:
-        UserError: a set has fewer than two items.
+        NotMeasurableError: a set has fewer than two items.
     """
-    if min(len(x), len(y)) < 2:
-        raise UserError(
-            f"a Fréchet distance requires at least two items per set; there are {len(x)} and "
-            f"{len(y)}"
-        )
+    require_min_items("a Fréchet distance", 2, samples=len(x), real_items=len(y))
     x, y = x.double(), y.double()
     if not (x.isfinite().all() and y.isfinite().all()):
         return math.nan, math.nan
@@ -56,8 +51,12 @@ def frechet_distance(x: Tensor, y: Tensor) -> tuple[float, float]:
     # Influence of an item, by ∂ Tr(Σx Σy)^½ / ∂Σx = A / 2, where A = Lx⁻ᵀ (K Kᵀ)^½ Lx⁻¹ carries
     # N(0, Σx) to N(0, Σy): 2 δᵀ(x − μx) + (x − μx)ᵀ (I − A) (x − μx), where
     # (x − μx)ᵀ A (x − μx) is |S^½ Uᵀ Lx⁻¹ (x − μx)|².
-    influence_x = x @ (2 * delta) + square_x - (x @ (pseudo_inverse(l_x) @ u)).square_() @ s
-    influence_y = y @ (-2 * delta) + square_y - (y @ (pseudo_inverse(l_y) @ vh.T)).square_() @ s
+    influence_x = (
+        x @ (2 * delta) + square_x - (x @ (transposed_pseudo_inverse(l_x) @ u)).square_() @ s
+    )
+    influence_y = (
+        y @ (-2 * delta) + square_y - (y @ (transposed_pseudo_inverse(l_y) @ vh.T)).square_() @ s
+    )
     error = (influence_x.var() / len(x) + influence_y.var() / len(y)).sqrt()
     return max(value.item(), 0.0), error.item()  # below 0 only by rounding
 
@@ -75,7 +74,7 @@ def covariance_factor(x: Tensor) -> Tensor:
     return vectors * values.sqrt() if d <= n else x.T @ vectors / (n - 1) ** 0.5
 
 
-def pseudo_inverse(factor: Tensor) -> Tensor:
+def transposed_pseudo_inverse(factor: Tensor) -> Tensor:
     """Return the transposed pseudo-inverse (D, R) of a factor (D, R) with orthogonal columns."""
     return factor / factor.square().sum(0)
 
@@ -83,22 +82,20 @@ def pseudo_inverse(factor: Tensor) -> Tensor:
 def measure(context: MetricContext) -> list[Row]:
     """Return the distance of n samples to n held-out items in each feature space."""
     rows = []
-    for space in context.spaces:
-        value, error = frechet_distance(
+    for space in context.feature_spaces:
+        value, error = frechet_distance_and_error(
             context.features(space, "generated"), context.features(space, "real")
         )
-        real_vs_real, _ = frechet_distance(
-            context.features(space, "half"), context.features(space, "other_half")
-        )
+        halves = context.distance_between_heldout_halves(space, 2, frechet_distance_and_error)
         rows.append(
             Row(
-                row_name("frechet", space),
+                row_name_in_space("frechet", space),
                 value,
                 unit="",
                 tag="estimate",
                 error=error,
-                real_vs_real=real_vs_real,
-                conditions=context.conditions(space),
+                real_vs_real=halves and halves[0],
+                conditions=context.make_conditions(space),
             )
         )
     return rows

@@ -6,29 +6,30 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from genlab.errors import UserError
-from genlab.metrics.base import Row
+from genlab.metrics.base import NotMeasurableError, Row
 from genlab.metrics.context import MetricContext
-from genlab.metrics.features import row_name
+from genlab.metrics.features import row_name_in_space
 
 NUM_SPLITS = 10
 CLASSIFIER_SPACES = ("classifier", "inception")
 ORDER_SEED = 2020  # torch-fidelity's seed of the order of the items, so that the splits are equal
 
 
-def spaces(context: MetricContext) -> list[str]:
+def spaces_with_class_logits(context: MetricContext) -> list[str]:
     """Return the requested spaces that have class logits."""
-    return [space for space in context.spaces if space in CLASSIFIER_SPACES]
+    return [space for space in context.feature_spaces if space in CLASSIFIER_SPACES]
 
 
 def row_names(context: MetricContext) -> list[str]:
     """Return the names of the rows that `measure` gives."""
     if "sample" not in context.abilities or context.spec.kind != "image":
         return []
-    return [row_name("inception_score", space) for space in spaces(context)]
+    return [
+        row_name_in_space("inception_score", space) for space in spaces_with_class_logits(context)
+    ]
 
 
-def inception_score(logits: Tensor, *, splits: int = NUM_SPLITS) -> tuple[float, float]:
+def inception_score_and_error(logits: Tensor, *, splits: int = NUM_SPLITS) -> tuple[float, float]:
     """Return exp(E KL(p(y|x) ‖ p(y))) of logits (N, K), averaged over splits, and its error.
 
     Salimans et al. 2016 (https://arxiv.org/abs/1606.03498), section 4; between 1 and K. The items
@@ -37,10 +38,10 @@ def inception_score(logits: Tensor, *, splits: int = NUM_SPLITS) -> tuple[float,
     the deviation over the splits, √splits times this error.
 
     Raises:
-        UserError: there are fewer items than splits.
+        NotMeasurableError: there are fewer items than splits.
     """
     if not 2 <= splits <= len(logits):
-        raise UserError(
+        raise NotMeasurableError(
             f"an Inception score over {splits} splits requires at least {max(splits, 2)} items; "
             f"there are {len(logits)}"
         )
@@ -68,13 +69,13 @@ def measure(context: MetricContext) -> list[Row]:
     as those of the samples, because scores depend on the number of items.
     """
     rows = []
-    for space in spaces(context):
+    for space in spaces_with_class_logits(context):
         generated, real = context.logits(space, "generated"), context.logits(space, "real")
         splits = min(NUM_SPLITS, max(2, len(generated) // 2))
-        value, error = inception_score(generated, splits=splits)
+        value, error = inception_score_and_error(generated, splits=splits)
         real_splits = max(2, round(len(real) * splits / len(generated)))
-        real_score, _ = inception_score(real, splits=real_splits)
-        conditions = context.conditions(
+        real_score, _ = inception_score_and_error(real, splits=real_splits)
+        conditions = context.make_conditions(
             space,
             n=len(generated),
             splits=splits,
@@ -82,7 +83,7 @@ def measure(context: MetricContext) -> list[Row]:
         )
         rows.append(
             Row(
-                row_name("inception_score", space),
+                row_name_in_space("inception_score", space),
                 value,
                 unit="",
                 tag="estimate",

@@ -9,10 +9,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from genlab.errors import UserError
-from genlab.metrics.base import Row
+from genlab.console import track
+from genlab.metrics.base import Row, require_min_items
 from genlab.metrics.context import MetricContext
-from genlab.metrics.features import row_name
+from genlab.metrics.features import row_name_in_space
 
 KERNEL_CHUNK_ROWS = 1000  # rows of a kernel matrix in memory: 80 MB for 10,000 columns
 MAX_BANDWIDTH_ITEMS = 2000  # held-out items whose distances determine the bandwidth
@@ -22,46 +22,46 @@ Kernel = Callable[[Tensor, Tensor], Tensor]  # (N, D), (M, D) -> (N, M)
 Distance = Callable[[Tensor, Tensor], tuple[float, float]]
 
 
-def is_applicable(context: MetricContext) -> bool:
+def has_image_or_point_samples(context: MetricContext) -> bool:
     """Whether there are samples of images or points."""
     return "sample" in context.abilities and context.spec.kind in ("image", "points")
 
 
 def kid_row_names(context: MetricContext) -> list[str]:
     """Return the names of the rows that `measure_kid` gives."""
-    if not is_applicable(context):
+    if not has_image_or_point_samples(context):
         return []
-    return [row_name("kid", space) for space in context.spaces]
+    return [row_name_in_space("kid", space) for space in context.feature_spaces]
 
 
 def mmd_row_names(context: MetricContext) -> list[str]:
     """Return the names of the rows that `measure_mmd` gives."""
-    if not is_applicable(context):
+    if not has_image_or_point_samples(context):
         return []
-    return [row_name("mmd", space) for space in context.spaces]
+    return [row_name_in_space("mmd", space) for space in context.feature_spaces]
 
 
-def kernel_distance(x: Tensor, y: Tensor) -> tuple[float, float]:
+def kernel_inception_distance_and_error(x: Tensor, y: Tensor) -> tuple[float, float]:
     """Return the kernel distance (KID) of x (N, D) and y (M, D), and its standard error.
 
     Bińkowski et al. 2018 (https://arxiv.org/abs/1801.01401), section 4: the squared MMD of the
     kernel (xᵀy/D + 1)³, over all items at once rather than averaged over random subsets. It depends
-    on three moments only. See `squared_mmd`.
+    on three moments only. See `squared_mmd_and_error`.
     """
-    return squared_mmd(x, y, cubic_kernel)
+    return squared_mmd_and_error(x, y, cubic_kernel)
 
 
-def gaussian_mmd(x: Tensor, y: Tensor, bandwidth: float) -> tuple[float, float]:
+def gaussian_mmd_and_error(x: Tensor, y: Tensor, bandwidth: float) -> tuple[float, float]:
     """Return the squared Gaussian MMD of x (N, D) and y (M, D), and its standard error.
 
     Gretton et al. 2012 (https://jmlr.org/papers/v13/gretton12a.html) with the kernel
     exp(−|x − y|² / 2σ²). Its mean is zero only for equal distributions, and at most 2. See
-    `squared_mmd`.
+    `squared_mmd_and_error`.
 
     Args:
         bandwidth: σ, in the features' unit.
     """
-    return squared_mmd(x, y, partial(gaussian_kernel, sigma=bandwidth))
+    return squared_mmd_and_error(x, y, partial(gaussian_kernel, sigma=bandwidth))
 
 
 def cubic_kernel(x: Tensor, y: Tensor) -> Tensor:
@@ -74,17 +74,18 @@ def gaussian_kernel(x: Tensor, y: Tensor, sigma: float) -> Tensor:
     return torch.cdist(x, y).square_().div_(-2 * sigma**2).exp_()
 
 
-def median_distance(x: Tensor) -> float:
+def median_pairwise_distance(x: Tensor) -> float:
     """Return the median Euclidean distance between items of x (N, D).
 
     It is the bandwidth of Gretton et al. 2012, section 8.
     """
+    require_min_items("a Gaussian MMD", 2, real_items=len(x))
     distance = torch.pdist(x[:MAX_BANDWIDTH_ITEMS].double())
     distance = distance[distance > 0]  # copies of an item do not inform about the scale
     return distance.median().item() if len(distance) else 1.0
 
 
-def squared_mmd(x: Tensor, y: Tensor, kernel: Kernel) -> tuple[float, float]:
+def squared_mmd_and_error(x: Tensor, y: Tensor, kernel: Kernel) -> tuple[float, float]:
     """Return the unbiased squared MMD of x (N, D) and y (M, D), and its standard error.
 
     Gretton et al. 2012, lemma 6. The error is analytic. It is the root of the U-statistic's
@@ -93,15 +94,16 @@ def squared_mmd(x: Tensor, y: Tensor, kernel: Kernel) -> tuple[float, float]:
     vanishes.
 
     Raises:
-        UserError: a set has fewer than two items.
+        NotMeasurableError: a set has fewer than two items.
     """
     n, m = len(x), len(y)
-    if min(n, m) < 2:
-        raise UserError(
-            f"a kernel distance requires at least two items per set; there are {n} and {m}"
-        )
+    require_min_items("a kernel distance", 2, samples=n, real_items=m)
     x, y = x.double(), y.double()
-    xx, yy, xy = within_means(x, kernel), within_means(y, kernel), between_means(x, y, kernel)
+    xx, yy, xy = (
+        kernel_means_within_set(x, kernel),
+        kernel_means_within_set(y, kernel),
+        kernel_means_between_sets(x, y, kernel),
+    )
     value = xx.mean + yy.mean - 2 * xy.mean
 
     # First order: an item's contribution to the sum, h(x) = E k(x, X') − E k(x, Y). Its variance
@@ -127,10 +129,10 @@ class KernelMeans(NamedTuple):
     residual: Tensor  # ()
 
 
-def between_means(x: Tensor, y: Tensor, kernel: Kernel) -> KernelMeans:
+def kernel_means_between_sets(x: Tensor, y: Tensor, kernel: Kernel) -> KernelMeans:
     """Return the means of k(x, y) over all pairs of x (N, D) with y (M, D)."""
     rows, columns, square = x.new_zeros(len(x)), x.new_zeros(len(y)), x.new_zeros(())
-    for i in range(0, len(x), KERNEL_CHUNK_ROWS):
+    for i in track(range(0, len(x), KERNEL_CHUNK_ROWS), "kernel", unit="chunks"):
         k = kernel(x[i : i + KERNEL_CHUNK_ROWS], y)  # (chunk, M)
         rows[i : i + KERNEL_CHUNK_ROWS] = k.mean(1)
         columns += k.sum(0) / len(x)
@@ -140,11 +142,11 @@ def between_means(x: Tensor, y: Tensor, kernel: Kernel) -> KernelMeans:
     return KernelMeans(mean, rows, columns, residual.clamp(min=0))
 
 
-def within_means(x: Tensor, kernel: Kernel) -> KernelMeans:
+def kernel_means_within_set(x: Tensor, kernel: Kernel) -> KernelMeans:
     """Return the means of k(x, x') over all pairs of different items of x (N, D)."""
     n = len(x)
     rows, square = x.new_zeros(n), x.new_zeros(())
-    for i in range(0, n, KERNEL_CHUNK_ROWS):
+    for i in track(range(0, n, KERNEL_CHUNK_ROWS), "kernel", unit="chunks"):
         j = min(i + KERNEL_CHUNK_ROWS, n)
         k = kernel(x[i:j], x[i:])  # (chunk, N − i): the rest follows by symmetry
         k.diagonal().zero_()
@@ -159,7 +161,10 @@ def within_means(x: Tensor, kernel: Kernel) -> KernelMeans:
 
 def measure_kid(context: MetricContext) -> list[Row]:
     """Return the kernel distance of n samples to n held-out items in each feature space."""
-    return [distance_row(context, "kid", space, kernel_distance) for space in context.spaces]
+    return [
+        make_distance_row(context, "kid", space, kernel_inception_distance_and_error)
+        for space in context.feature_spaces
+    ]
 
 
 def measure_mmd(context: MetricContext) -> list[Row]:
@@ -169,27 +174,25 @@ def measure_mmd(context: MetricContext) -> list[Row]:
     kernel.
     """
     rows = []
-    for space in context.spaces:
-        sigma = median_distance(context.features(space, "real"))
-        distance = partial(gaussian_mmd, bandwidth=sigma)
-        rows.append(distance_row(context, "mmd", space, distance, bandwidth=f"{sigma:.4g}"))
+    for space in context.feature_spaces:
+        sigma = median_pairwise_distance(context.features(space, "real"))
+        distance = partial(gaussian_mmd_and_error, bandwidth=sigma)
+        rows.append(make_distance_row(context, "mmd", space, distance, bandwidth=f"{sigma:.4g}"))
     return rows
 
 
-def distance_row(
+def make_distance_row(
     context: MetricContext, metric: str, space: str, distance: Distance, **conditions: str
 ) -> Row:
     """Return the row of a distance in a feature space."""
     value, error = distance(context.features(space, "generated"), context.features(space, "real"))
-    real_vs_real, _ = distance(
-        context.features(space, "half"), context.features(space, "other_half")
-    )
+    halves = context.distance_between_heldout_halves(space, 2, distance)
     return Row(
-        row_name(metric, space),
+        row_name_in_space(metric, space),
         value,
         unit="",
         tag="estimate",
         error=error,
-        real_vs_real=real_vs_real,
-        conditions=context.conditions(space, **conditions),
+        real_vs_real=halves and halves[0],
+        conditions=context.make_conditions(space, **conditions),
     )

@@ -12,6 +12,7 @@ from genlab.abilities import Estimate, HasODENoise
 from genlab.batching import map_batched
 from genlab.metrics.base import Row, mean_and_error
 from genlab.metrics.context import MetricContext
+from genlab.spec import DataSpec
 
 # Rows in nats of the items themselves; the smallest is converted to bits per dimension.
 NATS_ROWS = ("nll", "nll_elbo", "nll_iwae")
@@ -20,11 +21,11 @@ NATS_ROWS = ("nll", "nll_elbo", "nll_iwae")
 def row_names(context: MetricContext) -> list[str]:
     """Return the names of the rows that `measure` gives."""
     abilities, names = context.abilities, []
-    if has_exact_nll(abilities):
+    if has_log_prob_or_log_partition(abilities):
         names.append("nll")
         if has_known_entropy(context):
             names.append("kl_to_truth")
-    if has_logit_density(context):
+    if uses_logit_transform(context):
         names.append("nll_logit")
     if "elbo" in abilities:
         names.append("nll_elbo")
@@ -37,7 +38,7 @@ def row_names(context: MetricContext) -> list[str]:
     return names
 
 
-def has_exact_nll(abilities: set[str]) -> bool:
+def has_log_prob_or_log_partition(abilities: set[str]) -> bool:
     """Whether the model has a log-density, or an energy with log Z."""
     return "log_prob" in abilities or {"energy", "log_partition"} <= abilities
 
@@ -51,7 +52,7 @@ def has_known_entropy(context: MetricContext) -> bool:
     )
 
 
-def has_logit_density(context: MetricContext) -> bool:
+def uses_logit_transform(context: MetricContext) -> bool:
     """Whether the model uses the logit of its data, in whose space papers often report."""
     return "log_prob" in context.abilities and context.model.logit_transform
 
@@ -75,7 +76,7 @@ def measure(context: MetricContext) -> list[Row]:
     overlap by one token, so that each token except the first is predicted once, from the tokens
     before it in its window.
     """
-    return LikelihoodMeasurement(context).rows()
+    return LikelihoodMeasurement(context).measure_rows()
 
 
 class LikelihoodMeasurement:
@@ -95,11 +96,11 @@ class LikelihoodMeasurement:
             self.conditions["data"] = "dequantized, one draw"
         self.found: list[Row] = []
 
-    def map(self, function: Any) -> Tensor:
+    def map_items_in_batches(self, function: Any) -> Tensor:
         """Return function(x, y) (N,) of the items, batch by batch."""
         return map_batched(function, self.x, self.y, batch_size=self.settings.batch_size)
 
-    def add(
+    def add_nll_row(
         self, name: str, log_p: Tensor, tag: str, common_error: float = 0.0, **conditions: Any
     ) -> None:
         """Add the row of log-probabilities (N,).
@@ -109,10 +110,12 @@ class LikelihoodMeasurement:
         """
         value, error = mean_and_error(-log_p)
         error = None if error is None else math.hypot(error, common_error)
+        if name in NATS_ROWS and not self.dataset.spec.is_discrete:
+            conditions = value_range_condition(self.dataset.spec) | conditions
         row = Row(name, value, "nats", tag, error, conditions={**self.conditions, **conditions})
         self.found.append(row)
 
-    def rows(self) -> list[Row]:
+    def measure_rows(self) -> list[Row]:
         """Return all rows that the model allows."""
         context, model, s = self.context, self.model, self.settings
         abilities = context.abilities
@@ -126,27 +129,29 @@ class LikelihoodMeasurement:
             log_z_conditions["log Z error"] = round(log_z.error, 4)
         log_z_error = log_z.error or 0.0
         if "log_prob" in abilities:
-            log_p = self.map(model.log_prob)
-            self.add("nll", log_p, "exact")
-        elif has_exact_nll(abilities):
-            log_p = -self.map(lambda x, y: model.energy(x)).double() - log_z.value
-            self.add("nll", log_p, log_z.tag, log_z_error, **log_z_conditions)
+            log_p = self.map_items_in_batches(model.log_prob)
+            self.add_nll_row("nll", log_p, "exact")
+        elif has_log_prob_or_log_partition(abilities):
+            log_p = -self.map_items_in_batches(lambda x, y: model.energy(x)).double() - log_z.value
+            self.add_nll_row("nll", log_p, log_z.tag, log_z_error, **log_z_conditions)
         if self.found and has_known_entropy(context):
             gap = log_p - true_log_prob(self.dataset, self.x)
             entropy = round(self.dataset.entropy, 4)
-            self.add("kl_to_truth", gap, self.found[0].tag, log_z_error, entropy=entropy)
-        if has_logit_density(context):
-            self.add("nll_logit", self.map(model.logit_log_prob), "exact")
+            self.add_nll_row("kl_to_truth", gap, self.found[0].tag, log_z_error, entropy=entropy)
+        if uses_logit_transform(context):
+            self.add_nll_row("nll_logit", self.map_items_in_batches(model.logit_log_prob), "exact")
         if "elbo" in abilities:
             conditions = log_z_conditions
             if model.elbo_over_timesteps:
                 conditions = {"elbo_timesteps": s.elbo_timesteps, **conditions}
-            log_p = self.map(lambda x, y: model.elbo(x, y, num_terms=s.elbo_timesteps))
-            self.add("nll_elbo", log_p, "bound", log_z_error, **conditions)
+            log_p = self.map_items_in_batches(
+                lambda x, y: model.elbo(x, y, num_terms=s.elbo_timesteps)
+            )
+            self.add_nll_row("nll_elbo", log_p, "bound", log_z_error, **conditions)
         if "iwae" in abilities:
             conditions = {"iwae_samples": s.iwae_samples, **log_z_conditions}
-            log_p = self.map(lambda x, y: model.iwae(x, s.iwae_samples, y))
-            self.add("nll_iwae", log_p, "bound", log_z_error, **conditions)
+            log_p = self.map_items_in_batches(lambda x, y: model.iwae(x, s.iwae_samples, y))
+            self.add_nll_row("nll_iwae", log_p, "bound", log_z_error, **conditions)
         if is_sequence_model(context):
             self.found += self.per_token_rows()
         if (row := self.bits_per_dim_row()) is not None:
@@ -156,7 +161,9 @@ class LikelihoodMeasurement:
     def per_token_rows(self) -> list[Row]:
         """Return nats and bits per token, given the first token of each window."""
         model = self.model
-        log_p = self.map(lambda x, y: model.log_prob(x, y) - model.log_prob(x[:, :1], y))
+        log_p = self.map_items_in_batches(
+            lambda x, y: model.log_prob(x, y) - model.log_prob(x[:, :1], y)
+        )
         nats, error = mean_and_error(-log_p / (self.x.shape[1] - 1))
         conditions = {**self.conditions, "given": "each window's first token"}
         return [
@@ -187,6 +194,16 @@ class LikelihoodMeasurement:
         )
 
 
+def value_range_condition(spec: DataSpec) -> dict[str, str]:
+    """Return the range of the values that a density in nats is of; {} for points.
+
+    The same density of values in another range has other nats.
+    """
+    if spec.kind not in ("image", "video"):
+        return {}
+    return {"range": "[{:g}, {:g}]".format(*spec.range)}
+
+
 def true_log_prob(dataset: Any, x: Tensor) -> Tensor | float:
     """Return the true log-density (N,) of x, or minus the entropy if only that is known.
 
@@ -199,8 +216,8 @@ def true_log_prob(dataset: Any, x: Tensor) -> Tensor | float:
 # --- by the probability flow ODE ------------------------------------------------------------------
 
 
-def ode_row_names(context: MetricContext) -> list[str]:
-    """Return the names of the rows that `measure_ode` gives."""
+def ode_likelihood_row_names(context: MetricContext) -> list[str]:
+    """Return the names of the rows that `measure_ode_likelihood` gives."""
     if "ode_log_prob" not in context.abilities:
         return []
     names = ["nll_ode"]
@@ -211,7 +228,7 @@ def ode_row_names(context: MetricContext) -> list[str]:
     return names
 
 
-def measure_ode(context: MetricContext) -> list[Row]:
+def measure_ode_likelihood(context: MetricContext) -> list[Row]:
     """Return an estimate of −log p of n held-out items, by following an ODE to noise.
 
     Song et al. 2021, 2011.13456, section 4.3. Levels are spread evenly over their bins, with one
@@ -226,7 +243,7 @@ def measure_ode(context: MetricContext) -> list[Row]:
     batch = dataset.head(s.split, s.n, seed=s.seed, device=context.device)
     x = batch.x.to(next(model.parameters()).dtype)
     torch.manual_seed(s.seed)
-    width = bin_width(context)
+    width = level_bin_width(context)
     if spec.is_discrete:  # a level is the middle of its bin
         x = x + width * (torch.rand_like(x) - 0.5)
     y = batch.y if model.conditional else None
@@ -236,7 +253,8 @@ def measure_ode(context: MetricContext) -> list[Row]:
         noise = model.ode_noise_std()
         conditions["start noise"] = f"{noise / width:.2g} gray levels" if width else f"{noise:.2g}"
     value, error = mean_and_error(-log_p)
-    rows = [Row("nll_ode", value, "nats", "estimate", error, conditions=conditions)]
+    of_range = value_range_condition(spec) | conditions
+    rows = [Row("nll_ode", value, "nats", "estimate", error, conditions=of_range)]
     if has_known_entropy(context):
         gap, gap_error = mean_and_error(true_log_prob(dataset, batch.x) - log_p)
         known = conditions | {"entropy": round(dataset.entropy, 4)}
@@ -253,7 +271,7 @@ def measure_ode(context: MetricContext) -> list[Row]:
     return rows
 
 
-def bin_width(context: MetricContext) -> float:
+def level_bin_width(context: MetricContext) -> float:
     """Return the width of a level's bin in the data's range; 0 for data without levels."""
     spec = context.spec
     span = spec.range[1] - spec.range[0]

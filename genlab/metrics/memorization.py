@@ -9,8 +9,8 @@ from torch import Tensor
 
 from genlab.metrics.base import Row
 from genlab.metrics.context import MetricContext
-from genlab.metrics.features import row_name
-from genlab.metrics.precision_recall import distance_blocks
+from genlab.metrics.features import row_name_in_space
+from genlab.metrics.precision_recall import iterate_squared_distance_blocks
 
 # Nearest neighbors in single precision, of which the nearest in double precision is chosen.
 NUM_CANDIDATES = 3
@@ -26,13 +26,13 @@ def row_names(context: MetricContext) -> list[str]:
     if not is_applicable:
         return []
     return [
-        row_name(name, space)
-        for space in context.spaces
+        row_name_in_space(name, space)
+        for space in context.feature_spaces
         for name in ("nearest_train", "data_copying")
     ]
 
 
-def nearest_neighbors(x: Tensor, train: Tensor) -> tuple[Tensor, Tensor]:
+def nearest_train_distances_and_indices(x: Tensor, train: Tensor) -> tuple[Tensor, Tensor]:
     """Return the distance of each x (N, D) to its nearest item of train (M, D), and its index.
 
     The distance (N,) float64 is Euclidean and exact. Of several items that are equally near in
@@ -41,7 +41,7 @@ def nearest_neighbors(x: Tensor, train: Tensor) -> tuple[Tensor, Tensor]:
     center = train.mean(0).float()
     distance, index = [], []
     x_single, train_single = x.float() - center, train.float() - center
-    for rows, d in distance_blocks(x_single, train_single):  # (B, M)
+    for rows, d in iterate_squared_distance_blocks(x_single, train_single):  # (B, M)
         near = d.topk(min(NUM_CANDIDATES, len(train)), largest=False).indices  # (B, C)
         exact = (x[rows, None].double() - train[near].double()).norm(dim=-1)  # (B, C)
         least = exact.min(1)
@@ -50,7 +50,7 @@ def nearest_neighbors(x: Tensor, train: Tensor) -> tuple[Tensor, Tensor]:
     return torch.cat(distance), torch.cat(index)
 
 
-def copying_probability(samples: Tensor, fresh: Tensor) -> tuple[float, float]:
+def copying_probability_and_error(samples: Tensor, fresh: Tensor) -> tuple[float, float]:
     """Return P(sample < fresh) + ½ P(equal) of distances (N,) and (M,), and its error.
 
     It is the Mann–Whitney statistic over N M that Meehan, Chaudhuri & Dasgupta 2020 test for data
@@ -59,8 +59,8 @@ def copying_probability(samples: Tensor, fresh: Tensor) -> tuple[float, float]:
     is by DeLong, DeLong & Clarke-Pearson 1988.
     """
     n, m = len(samples), len(fresh)
-    of_samples = fraction_above(samples, fresh)  # (N,)
-    of_fresh = 1 - fraction_above(fresh, samples)  # (M,)
+    of_samples = fraction_of_b_above_each_a(samples, fresh)  # (N,)
+    of_fresh = 1 - fraction_of_b_above_each_a(fresh, samples)  # (M,)
     if min(n, m) > 1:
         error = math.sqrt(of_samples.var().item() / n + of_fresh.var().item() / m)
     else:
@@ -68,13 +68,13 @@ def copying_probability(samples: Tensor, fresh: Tensor) -> tuple[float, float]:
     return of_samples.mean().item(), error
 
 
-def fraction_above(a: Tensor, b: Tensor) -> Tensor:
+def fraction_of_b_above_each_a(a: Tensor, b: Tensor) -> Tensor:
     """Return for each of a (N,) the fraction of b (M,) that is greater; equal ones count half."""
     b = b.sort().values
     return 1 - (torch.searchsorted(b, a) + torch.searchsorted(b, a, right=True)) / (2.0 * len(b))
 
 
-def nearest_pairs(
+def samples_and_nearest_train_items(
     context: MetricContext, n: int = 8, *, space: str | None = None
 ) -> tuple[Tensor, Tensor]:
     """Return the first n samples, and the training item nearest to each in a feature space.
@@ -84,9 +84,9 @@ def nearest_pairs(
     Args:
         space: None uses the first space of the context.
     """
-    space = space or context.spaces[0]
+    space = space or context.feature_spaces[0]
     samples, train = context.features(space, "generated")[:n], context.features(space, "train")
-    _, index = nearest_neighbors(samples, train)
+    _, index = nearest_train_distances_and_indices(samples, train)
     return context.items("generated").x[:n], context.items("train").x[index]
 
 
@@ -98,24 +98,26 @@ def measure(context: MetricContext) -> list[Row]:
     items.
     """
     rows = []
-    for space in context.spaces:
+    for space in context.feature_spaces:
         real, half, other_half = (
             context.features(space, which) for which in ("real", "half", "other_half")
         )
         # real and the two halves are the first items of the same set
         heldout = max(real, torch.cat([half, other_half]), key=len)
         train = context.features(space, "train")
-        generated, _ = nearest_neighbors(context.features(space, "generated"), train)
-        fresh, _ = nearest_neighbors(heldout, train)
+        generated, _ = nearest_train_distances_and_indices(
+            context.features(space, "generated"), train
+        )
+        fresh, _ = nearest_train_distances_and_indices(heldout, train)
         m = len(half)
         total = context.dataset.size("train")
         num_train = len(train) if len(train) == total else f"{len(train)} of {total}"
-        conditions = context.conditions(space, train=num_train)
-        copying, copying_error = copying_probability(generated, fresh[: len(real)])
-        real_copying, _ = copying_probability(fresh[:m], fresh[m : 2 * m])
+        conditions = context.make_conditions(space, train=num_train)
+        copying, copying_error = copying_probability_and_error(generated, fresh[: len(real)])
+        real_copying = copying_probability_and_error(fresh[:m], fresh[m : 2 * m])[0] if m else None
         rows += [
             Row(
-                row_name("nearest_train", space),
+                row_name_in_space("nearest_train", space),
                 generated.mean().item(),
                 "distance",
                 "estimate",
@@ -125,7 +127,7 @@ def measure(context: MetricContext) -> list[Row]:
                 conditions=conditions,
             ),
             Row(
-                row_name("data_copying", space),
+                row_name_in_space("data_copying", space),
                 copying,
                 "probability",
                 "estimate",

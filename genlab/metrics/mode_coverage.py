@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from genlab.metrics.base import Row, binomial_error
+from genlab.metrics.base import Row, binomial_standard_error
 from genlab.metrics.context import MetricContext
 
 MAX_STD_DISTANCE = 3.0  # standard deviations from a mode within which a sample has high quality
@@ -18,7 +18,7 @@ def row_names(context: MetricContext) -> list[str]:
     return ["mode_count", "high_quality", "mode_kl"] if is_applicable else []
 
 
-def count_modes(x: Tensor, centers: Tensor, std: float) -> tuple[int, float]:
+def count_modes_and_fraction_near(x: Tensor, centers: Tensor, std: float) -> tuple[int, float]:
     """Return the number of modes that samples reach, and the fraction of samples near a mode.
 
     Near is within 3 std. Srivastava et al. 2017 (https://arxiv.org/abs/1705.07761) and Lin et al.
@@ -33,15 +33,15 @@ def count_modes(x: Tensor, centers: Tensor, std: float) -> tuple[int, float]:
     return int(nearest[is_near].unique().numel()), is_near.double().mean().item()
 
 
-def mode_kl(
+def mode_frequency_kl_and_error(
     x: Tensor, centers: Tensor, weights: Tensor | None = None, *, seed: int = 0
 ) -> tuple[float, float]:
     """Return KL(q ‖ w) in nats of the samples' mode frequencies q, and its bootstrap error.
 
     It is the reverse KL divergence of Lin et al. 2018 (PacGAN, https://arxiv.org/abs/1712.04086):
     each sample of x (N, D) counts for the nearest of `centers` (M, D), however far away it is
-    (`count_modes` counts the near ones). N samples of the mixture itself give (M − 1)/(2 N) on
-    average.
+    (`count_modes_and_fraction_near` counts the near ones). N samples of the mixture itself give
+    (M − 1)/(2 N) on average.
 
     Args:
         weights: of the modes w (M,); None makes all equally likely.
@@ -75,10 +75,10 @@ def measure(context: MetricContext) -> list[Row]:
     x, real = context.generated.x, context.items("half").x
     centers = torch.as_tensor(data.centers)
     weights = None if data.log_weights is None else data.log_weights.exp()
-    num_modes, quality = count_modes(x, centers, data.std)
-    real_num_modes, real_quality = count_modes(real, centers, data.std)
-    kl, kl_error = mode_kl(x, centers, weights, seed=seed)
-    real_kl, _ = mode_kl(real, centers, weights, seed=seed)
+    num_modes, quality = count_modes_and_fraction_near(x, centers, data.std)
+    real_num_modes, real_quality = count_modes_and_fraction_near(real, centers, data.std)
+    kl, kl_error = mode_frequency_kl_and_error(x, centers, weights, seed=seed)
+    real_kl, _ = mode_frequency_kl_and_error(real, centers, weights, seed=seed)
     conditions = {"n": len(x), "seed": seed}
     near = conditions | {"within": f"{MAX_STD_DISTANCE:g} sd"}
     return [
@@ -96,7 +96,7 @@ def measure(context: MetricContext) -> list[Row]:
             quality,
             "share",
             "estimate",
-            error=binomial_error(quality, len(x)),
+            error=binomial_standard_error(quality, len(x)),
             real_vs_real=real_quality,
             better="higher",
             conditions=near,

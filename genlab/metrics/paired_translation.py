@@ -10,9 +10,9 @@ from torch import Tensor
 
 from genlab.batching import map_batched
 from genlab.metrics.base import Row, mean_and_error
-from genlab.metrics.context import MetricContext, to_bytes
-from genlab.metrics.psnr_ssim import MAX_BYTE, SSIM_WINDOW, bicubic, psnr, ssim
-from genlab.metrics.reconstruction import squared_error
+from genlab.metrics.context import MetricContext, images_to_uint8
+from genlab.metrics.psnr_ssim import MAX_BYTE, SSIM_WINDOW, psnr, resize_bicubic, ssim
+from genlab.metrics.reconstruction import scaled_squared_error_per_item
 from genlab.spec import Batch, DataSpec
 
 UNITS = {"psnr": "dB", "ssim": "similarity", "lpips": "distance", "squared_error": "pixels²"}
@@ -33,15 +33,15 @@ def row_names(context: MetricContext) -> list[str]:
         and context.dataset.paired
         and spec.kind in ("image", "video")
     )
-    return applicable_measures(spec) if is_applicable else []
+    return applicable_similarity_names(spec) if is_applicable else []
 
 
-def applicable_measures(spec: DataSpec) -> list[str]:
+def applicable_similarity_names(spec: DataSpec) -> list[str]:
     """Return the names of the measures that apply to images or videos of a DataSpec."""
     names = ["psnr"]
     if min(spec.shape[-2:]) >= SSIM_WINDOW:
         names.append("ssim")
-    if why_no_lpips(spec) is None:
+    if reason_without_lpips(spec) is None:
         names.append("lpips")
     if spec.kind == "video":
         names.append("squared_error")
@@ -57,14 +57,14 @@ def measure(context: MetricContext) -> list[Row]:
     model, spec, s = context.model, context.spec, context.settings
     batch = context.dataset.head(s.split, s.n, seed=s.seed)
     like = next(model.parameters())
-    translations = translate_batched(model.translate, batch.cond.to(like), spec).cpu()
+    translations = translate_in_batches(model.translate, batch.cond.to(like), spec).cpu()
     mean_target = context.dataset.head("train", MEAN_ITEMS, seed=s.seed).x.mean(0)
     baselines = {
-        name: similarity_per_item(x, batch.x, spec)
-        for name, x in make_baselines(batch, spec, mean_target).items()
+        name: similarities_per_item(x, batch.x, spec)
+        for name, x in make_baseline_translations(batch, spec, mean_target).items()
     }
     rows = []
-    for name, values in similarity_per_item(translations, batch.x, spec).items():
+    for name, values in similarities_per_item(translations, batch.x, spec).items():
         conditions = {"n": len(values), "split": s.split, "seed": s.seed}
         conditions |= {
             baseline: f"{measures[name].mean().item():.4g}"
@@ -84,7 +84,7 @@ def measure(context: MetricContext) -> list[Row]:
     return rows
 
 
-def translate_batched(
+def translate_in_batches(
     translate: Callable[[Tensor], Tensor], source: Tensor, spec: DataSpec
 ) -> Tensor:
     """Return the translations (N, *spec.shape) of sources (N, …), in batches."""
@@ -92,7 +92,7 @@ def translate_batched(
     return map_batched(lambda part: translate(part).float(), source, batch_size=batch_size)
 
 
-def similarity_per_item(x: Tensor, y: Tensor, spec: DataSpec) -> dict[str, Tensor]:
+def similarities_per_item(x: Tensor, y: Tensor, spec: DataSpec) -> dict[str, Tensor]:
     """Return each measure (N,) of images or videos x against the truth y (N, *spec.shape).
 
     They are compared as bytes, in all channels. psnr, ssim and lpips of a video are means over its
@@ -101,26 +101,32 @@ def similarity_per_item(x: Tensor, y: Tensor, spec: DataSpec) -> dict[str, Tenso
     n = len(x)
     frame_shape = spec.shape[-3:]
     x, y = (
-        to_bytes(part.reshape(-1, *frame_shape), spec.range) for part in (x, y)
+        images_to_uint8(part.reshape(-1, *frame_shape), spec.range) for part in (x, y)
     )  # (N·T, C, H, W)
     measures: dict[str, Callable[[], Tensor]] = {
         # Equal images would have an infinite ratio, and so would the mean. They count as if one
         # value were one level off.
         "psnr": lambda: psnr(x, y, data_range=MAX_BYTE, min_mse=1 / x[0].numel()),
-        "ssim": lambda: channel_ssim(x, y),
+        "ssim": lambda: mean_channel_ssim(x, y),
         "lpips": lambda: lpips(x, y),
-        "squared_error": lambda: squared_error(x.double(), y.double(), scale=MAX_BYTE),
+        "squared_error": lambda: scaled_squared_error_per_item(
+            x.double(), y.double(), scale=MAX_BYTE
+        ),
     }
-    return {name: measures[name]().view(n, -1).mean(1) for name in applicable_measures(spec)}
+    return {
+        name: measures[name]().view(n, -1).mean(1) for name in applicable_similarity_names(spec)
+    }
 
 
-def channel_ssim(x: Tensor, y: Tensor) -> Tensor:
+def mean_channel_ssim(x: Tensor, y: Tensor) -> Tensor:
     """Return the structural similarity (N,) of images (N, C, H, W), as mean over channels."""
     similarity = ssim(x.flatten(0, 1)[:, None], y.flatten(0, 1)[:, None])
     return similarity.view(x.shape[:2]).mean(1)
 
 
-def make_baselines(batch: Batch, spec: DataSpec, mean_target: Tensor) -> dict[str, Tensor]:
+def make_baseline_translations(
+    batch: Batch, spec: DataSpec, mean_target: Tensor
+) -> dict[str, Tensor]:
     """Return translations without a model, each (N, *spec.shape), that a model should beat.
 
     Args:
@@ -134,7 +140,7 @@ def make_baselines(batch: Batch, spec: DataSpec, mean_target: Tensor) -> dict[st
     elif spec.task == "superres":
         low, high = spec.range
         height, width = target.shape[-2:]
-        enlarged = bicubic(to_bytes(source, spec.range), (height, width)).to(target)
+        enlarged = resize_bicubic(images_to_uint8(source, spec.range), (height, width)).to(target)
         baselines["bicubic"] = enlarged / MAX_BYTE * (high - low) + low
     elif source.shape == target.shape:
         baselines["source"] = source
@@ -144,7 +150,7 @@ def make_baselines(batch: Batch, spec: DataSpec, mean_target: Tensor) -> dict[st
 # --- LPIPS ----------------------------------------------------------------------------------------
 
 
-def why_no_lpips(spec: DataSpec) -> str | None:
+def reason_without_lpips(spec: DataSpec) -> str | None:
     """Return why LPIPS is not available for images of a DataSpec, or None if it is."""
     from importlib.util import find_spec
 
@@ -152,13 +158,13 @@ def why_no_lpips(spec: DataSpec) -> str | None:
         return f"LPIPS requires gray or RGB images of at least {MIN_LPIPS_SIDE}×{MIN_LPIPS_SIDE}"
     if find_spec("torchmetrics") is None:
         return "LPIPS requires torchmetrics: pip install torchmetrics torchvision"
-    path = alexnet_path()
+    path = alexnet_weights_path()
     if not path.exists():
         return f"LPIPS requires AlexNet's weights; put torchvision's {ALEXNET_FILE} at {path}"
     return None
 
 
-def alexnet_path() -> Path:
+def alexnet_weights_path() -> Path:
     """Return the path of AlexNet's weights."""
     return Path(torch.hub.get_dir()) / "checkpoints" / ALEXNET_FILE
 

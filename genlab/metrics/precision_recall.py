@@ -9,13 +9,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from genlab.errors import UserError
-from genlab.metrics.base import Row
+from genlab.console import track
+from genlab.metrics.base import NotMeasurableError, Row
 from genlab.metrics.context import MetricContext
-from genlab.metrics.features import row_name
+from genlab.metrics.features import row_name_in_space
 
 K_PRECISION = 3  # nearest neighbors, as in Kynkäänniemi et al.
 K_DENSITY = 5  # as in Naeem et al.
+MIN_ITEMS = max(K_PRECISION, K_DENSITY) + 1  # of each set
 NUM_PARTS = 10  # of each set, whose spread gives the standard error
 MAX_BLOCK_DISTANCES = 2_000_000  # distances in memory at once: few enough to stay in the cache
 MIN_BLOCK_ROWS = 128  # so that a matrix product is efficient
@@ -37,7 +38,9 @@ def row_names(context: MetricContext) -> list[str]:
     """Return the names of the rows that `measure` gives."""
     if "sample" not in context.abilities or context.spec.kind not in ("image", "points"):
         return []
-    return [row_name(name, space) for space in context.spaces for name in PRDC._fields]
+    return [
+        row_name_in_space(name, space) for space in context.feature_spaces for name in PRDC._fields
+    ]
 
 
 def prdc(real: Tensor, fake: Tensor, *, k: int = K_PRECISION, k_density: int = K_DENSITY) -> PRDC:
@@ -56,23 +59,23 @@ def prdc(real: Tensor, fake: Tensor, *, k: int = K_PRECISION, k_density: int = K
     item is in, and k + 1 equal items have balls of radius 0, which contain only further copies.
 
     Raises:
-        UserError: a set does not have a k-th neighbor.
+        NotMeasurableError: a set does not have a k-th neighbor.
     """
     n, m, largest_k = len(real), len(fake), max(k, k_density)
     if min(n, m) <= largest_k:
-        raise UserError(
+        raise NotMeasurableError(
             f"precision, recall, density and coverage require more than {largest_k} items in each "
             f"set, not {n} and {m}"
         )
     # the smaller the norms, the less |x|² + |y|² − 2 x·y is rounded
     center = real.double().mean(0)
     real, fake = real.double() - center, fake.double() - center
-    real_k, real_kd = neighbor_distances(real, (k, k_density))  # (N,) each
-    (fake_k,) = neighbor_distances(fake, (k,))  # (M,)
+    real_k, real_kd = kth_neighbor_squared_distances(real, (k, k_density))  # (N,) each
+    (fake_k,) = kth_neighbor_squared_distances(fake, (k,))  # (M,)
     in_real = torch.zeros(m, dtype=torch.bool)  # (M,) whether it is in some real ball of k
     num_balls = torch.zeros(m, dtype=torch.float64)  # (M,) the real balls of k_density it is in
     in_fake, covered = [], []  # of (N,)
-    for rows, d in distance_blocks(real, fake):  # (B, M)
+    for rows, d in iterate_squared_distance_blocks(real, fake):  # (B, M)
         in_fake.append((d <= fake_k).any(1))
         in_real |= (d <= real_k[rows, None]).any(0)
         in_ball = d <= real_kd[rows, None]
@@ -82,7 +85,7 @@ def prdc(real: Tensor, fake: Tensor, *, k: int = K_PRECISION, k_density: int = K
     return PRDC(*(x.double().mean().item() for x in values))
 
 
-def prdc_errors(
+def prdc_standard_errors(
     real: Tensor, fake: Tensor, *, k: int = K_PRECISION, k_density: int = K_DENSITY
 ) -> list[float | None]:
     """Return the standard errors of the four numbers: their spread over 10 parts, over √10.
@@ -100,21 +103,23 @@ def prdc_errors(
     return (values.std(0) / math.sqrt(NUM_PARTS)).tolist()
 
 
-def neighbor_distances(x: Tensor, ks: tuple[int, ...]) -> list[Tensor]:
+def kth_neighbor_squared_distances(x: Tensor, ks: tuple[int, ...]) -> list[Tensor]:
     """Return the squared distances (N,) of x (N, D) to their k-th neighbors, for each k."""
     # an item's nearest neighbor is the item itself
-    near = [d.topk(max(ks) + 1, largest=False).values for _, d in distance_blocks(x, x)]
+    near = [
+        d.topk(max(ks) + 1, largest=False).values for _, d in iterate_squared_distance_blocks(x, x)
+    ]
     return [torch.cat(near)[:, k] * RADIUS_TOLERANCE for k in ks]
 
 
-def distance_blocks(x: Tensor, y: Tensor) -> Iterator[tuple[slice, Tensor]]:
+def iterate_squared_distance_blocks(x: Tensor, y: Tensor) -> Iterator[tuple[slice, Tensor]]:
     """Yield rows of x (N, D) with their squared distances (B, M) to y (M, D).
 
     They are 0 between equal items.
     """
     size = max(MIN_BLOCK_ROWS, MAX_BLOCK_DISTANCES // len(y))
     x_square, y_square = x.square().sum(1), y.square().sum(1)
-    for i in range(0, len(x), size):
+    for i in track(range(0, len(x), size), "distances", unit="blocks"):
         rows = slice(i, i + size)
         norms = x_square[rows, None] + y_square  # (B, M)
         d = torch.addmm(norms, x[rows], y.T, alpha=-2)
@@ -124,29 +129,28 @@ def distance_blocks(x: Tensor, y: Tensor) -> Iterator[tuple[slice, Tensor]]:
 def measure(context: MetricContext) -> list[Row]:
     """Return the four numbers of n samples and n held-out items in each feature space."""
     rows = []
-    for space in context.spaces:
-        generated, real, half, other_half = (
-            context.features(space, which) for which in ("generated", "real", "half", "other_half")
-        )
+    for space in context.feature_spaces:
+        generated, real = (context.features(space, which) for which in ("generated", "real"))
         numbers = zip(
             PRDC._fields,
             prdc(real, generated),
-            prdc_errors(real, generated),
-            prdc(half, other_half),
+            prdc_standard_errors(real, generated),
+            context.distance_between_heldout_halves(space, MIN_ITEMS, prdc)
+            or [None] * len(PRDC._fields),
             strict=True,
         )
         for name, value, error, real_vs_real in numbers:
             k = K_PRECISION if name in ("precision", "recall") else K_DENSITY
             rows.append(
                 Row(
-                    row_name(name, space),
+                    row_name_in_space(name, space),
                     value,
                     "balls/k" if name == "density" else "share",
                     "estimate",
                     error,
                     real_vs_real,
                     "higher",
-                    context.conditions(space, k=k),
+                    context.make_conditions(space, k=k),
                 )
             )
     return rows

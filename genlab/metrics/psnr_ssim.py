@@ -117,7 +117,7 @@ def cropped_luminance(
     return luminance(x)[inner], luminance(y)[inner]
 
 
-def bicubic(x: Tensor, size: float | tuple[int, int]) -> Tensor:
+def resize_bicubic(x: Tensor, size: float | tuple[int, int]) -> Tensor:
     """Return images (N, C, H, W) uint8 resized as MATLAB's imresize does by default.
 
     The cubic kernel is that of Keys 1981 with a = −0.5; it is widened when the image shrinks, so
@@ -137,7 +137,7 @@ def bicubic(x: Tensor, size: float | tuple[int, int]) -> Tensor:
 # --- folders --------------------------------------------------------------------------------------
 
 
-def measure_folders(restored: Path, truth: Path, *, crop: int) -> list[Row]:
+def measure_psnr_and_ssim_of_folders(restored: Path, truth: Path, *, crop: int) -> list[Row]:
     """Return the mean PSNR and SSIM of the images of two folders.
 
     They are paired by file name without suffix. The standard error is that of the choice of images.
@@ -147,7 +147,10 @@ def measure_folders(restored: Path, truth: Path, *, crop: int) -> list[Row]:
         UserError: a folder does not contain images, or an image is unreadable, without partner, or
             of another size than its partner.
     """
-    restored_files, true_files = images_by_stem(Path(restored)), images_by_stem(Path(truth))
+    restored_files, true_files = (
+        find_images_by_stem(Path(restored)),
+        find_images_by_stem(Path(truth)),
+    )
     for files, others, folder in (
         (restored_files, true_files, truth),
         (true_files, restored_files, restored),
@@ -159,7 +162,7 @@ def measure_folders(restored: Path, truth: Path, *, crop: int) -> list[Row]:
             )
     ratios, similarities = [], []
     for stem, path in restored_files.items():
-        x, y = read_pair(path, true_files[stem])
+        x, y = read_image_pair(path, true_files[stem])
         try:
             ratios.append(psnr_y(x, y, crop=crop))
             similarities.append(ssim(x, y, crop=crop))
@@ -171,7 +174,7 @@ def measure_folders(restored: Path, truth: Path, *, crop: int) -> list[Row]:
             name,
             values.mean().item(),
             unit,
-            error=standard_error(values),
+            error=standard_error_of_mean(values),
             better="higher",
             conditions=conditions,
         )
@@ -182,7 +185,7 @@ def measure_folders(restored: Path, truth: Path, *, crop: int) -> list[Row]:
     ]
 
 
-def images_by_stem(folder: Path) -> dict[str, Path]:
+def find_images_by_stem(folder: Path) -> dict[str, Path]:
     """Return the images of a folder by name without suffix, sorted.
 
     Raises:
@@ -204,14 +207,14 @@ def images_by_stem(folder: Path) -> dict[str, Path]:
     return images
 
 
-def read_pair(*paths: Path) -> list[Tensor]:
+def read_image_pair(*paths: Path) -> list[Tensor]:
     """Return two images of the same size, (1, C, H, W) uint8 each.
 
     C is 1 if both are gray, else 3.
     """
     import numpy as np
 
-    images = [load_8bit(path) for path in paths]
+    images = [load_8bit_image(path) for path in paths]
     if images[0].size != images[1].size:
         sizes = " and ".join(
             f"{path} ({image.width}×{image.height})"
@@ -225,7 +228,7 @@ def read_pair(*paths: Path) -> list[Tensor]:
     return [torch.from_numpy(array).permute(2, 0, 1).unsqueeze(0) for array in arrays]
 
 
-def load_8bit(path: Path) -> Image.Image:
+def load_8bit_image(path: Path) -> Image.Image:
     """Return a decoded image in 8-bit gray or color; a conversion would change it.
 
     Raises:
@@ -241,7 +244,7 @@ def load_8bit(path: Path) -> Image.Image:
     return image
 
 
-def standard_error(values: Tensor) -> float | None:
+def standard_error_of_mean(values: Tensor) -> float | None:
     """Return the standard error of the mean of values (N,).
 
     It is None for a single value, or if one is infinite.

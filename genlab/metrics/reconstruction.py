@@ -31,9 +31,11 @@ def measure(context: MetricContext) -> list[Row]:
     def error_of(x: Tensor) -> Tensor:
         x = x.to(context.device, dtype)
         reconstruction = model.decode(model.encode(x))
-        return squared_error(x, reconstruction, scale=pixel_scale(spec)).cpu()
+        return scaled_squared_error_per_item(
+            x, reconstruction, scale=level_range_length(spec)
+        ).cpu()
 
-    errors = map_batched(error_of, to_bin_centers(batch.x, spec), batch_size=s.batch_size)
+    errors = map_batched(error_of, move_to_bin_centers(batch.x, spec), batch_size=s.batch_size)
     value, error = mean_and_error(errors)
     return [
         Row(
@@ -46,7 +48,7 @@ def measure(context: MetricContext) -> list[Row]:
     ]
 
 
-def to_bin_centers(x: Tensor, spec: DataSpec) -> Tensor:
+def move_to_bin_centers(x: Tensor, spec: DataSpec) -> Tensor:
     """Return items x with each dequantized value at the middle of its bin; others unchanged."""
     if not spec.dequantized:
         return x
@@ -56,7 +58,7 @@ def to_bin_centers(x: Tensor, spec: DataSpec) -> Tensor:
     return (low + (level + 0.5) * width).to(x.dtype)
 
 
-def pixel_scale(spec: DataSpec) -> float:
+def level_range_length(spec: DataSpec) -> float:
     """Return the distance from an image's lowest to its highest level; 1 for other data."""
     if spec.kind != "image":
         return 1.0
@@ -67,6 +69,6 @@ def pixel_scale(spec: DataSpec) -> float:
     return scale
 
 
-def squared_error(x: Tensor, y: Tensor, *, scale: float = 1.0) -> Tensor:
+def scaled_squared_error_per_item(x: Tensor, y: Tensor, *, scale: float = 1.0) -> Tensor:
     """Return Σ ((x − y) / scale)² (B,) float64 of items x and y (B, *shape)."""
     return ((x - y).double() / scale).square().flatten(1).sum(1)

@@ -7,9 +7,9 @@ import math
 import torch
 from torch import Tensor
 
-from genlab.metrics.base import Row
+from genlab.metrics.base import Row, require_min_items
 from genlab.metrics.context import MetricContext
-from genlab.metrics.features import row_name
+from genlab.metrics.features import row_name_in_space
 
 NUM_DIRECTIONS = 512
 DIRECTIONS_PER_BATCH = 32  # projected and sorted together
@@ -19,10 +19,10 @@ def row_names(context: MetricContext) -> list[str]:
     """Return the names of the rows that `measure` gives."""
     if "sample" not in context.abilities or context.spec.kind not in ("image", "points"):
         return []
-    return [row_name("sliced_wasserstein", space) for space in context.spaces]
+    return [row_name_in_space("sliced_wasserstein", space) for space in context.feature_spaces]
 
 
-def sliced_wasserstein(
+def sliced_wasserstein_and_error(
     x: Tensor, y: Tensor, *, directions: int = NUM_DIRECTIONS, seed: int = 0
 ) -> tuple[float, float]:
     """Return the sliced 2-Wasserstein distance of x (N, D) and y (M, D), and its error.
@@ -38,7 +38,11 @@ def sliced_wasserstein(
     transportation cost in general dimension"), here its mean over directions. The distance of two
     finite samples of the same distribution is above 0 (about `Row.real_vs_real`); there the error
     is up to twice too large.
+
+    Raises:
+        NotMeasurableError: a set has fewer than two items.
     """
+    require_min_items("a sliced Wasserstein distance", 2, samples=len(x), real_items=len(y))
     x, y = x.double(), y.double()
     n, m, dim = len(x), len(y), x.shape[1]
     i, j, weight = monotone_coupling(n, m)
@@ -95,22 +99,22 @@ def kantorovich_potential(u: Tensor, shift: Tensor, order: Tensor) -> Tensor:
 def measure(context: MetricContext) -> list[Row]:
     """Return the distance of n samples to n held-out items in each feature space."""
     rows, seed = [], context.settings.seed
-    for space in context.spaces:
-        value, error = sliced_wasserstein(
+    for space in context.feature_spaces:
+        value, error = sliced_wasserstein_and_error(
             context.features(space, "generated"), context.features(space, "real"), seed=seed
         )
-        real_vs_real, _ = sliced_wasserstein(
-            context.features(space, "half"), context.features(space, "other_half"), seed=seed
+        halves = context.distance_between_heldout_halves(
+            space, 2, lambda a, b: sliced_wasserstein_and_error(a, b, seed=seed)
         )
         rows.append(
             Row(
-                row_name("sliced_wasserstein", space),
+                row_name_in_space("sliced_wasserstein", space),
                 value,
                 "distance",
                 "estimate",
                 error,
-                real_vs_real,
-                conditions=context.conditions(space, directions=NUM_DIRECTIONS),
+                halves and halves[0],
+                conditions=context.make_conditions(space, directions=NUM_DIRECTIONS),
             )
         )
     return rows

@@ -12,8 +12,8 @@ from torch import Tensor
 from genlab.metrics import energy_distance, frechet, kid_mmd
 from genlab.metrics.base import Row, mean_and_error
 from genlab.metrics.context import MetricContext
-from genlab.metrics.features import row_name
-from genlab.metrics.paired_translation import translate_batched
+from genlab.metrics.features import row_name_in_space
+from genlab.metrics.paired_translation import translate_in_batches
 from genlab.spec import Batch, DataSpec
 
 
@@ -28,9 +28,16 @@ def row_names(context: MetricContext) -> list[str]:
     )
     if not is_applicable:
         return []
-    names = [row_name("energy_distance", space) for space in energy_distance.spaces(context)]
+    names = [
+        row_name_in_space("energy_distance", space)
+        for space in energy_distance.requested_or_value_spaces(context)
+    ]
     if context.settings.features:
-        names += [row_name(name, space) for name in ("frechet", "kid") for space in context.spaces]
+        names += [
+            row_name_in_space(name, space)
+            for name in ("frechet", "kid")
+            for space in context.feature_spaces
+        ]
     if context.model.translates_backward:
         names += ["cycle_error", "cycle_error_backward"]
     return names
@@ -52,25 +59,29 @@ def measure(context: MetricContext) -> list[Row]:
     batch, like = context.dataset.head(s.split, s.n, seed=s.seed), next(model.parameters())
     # if there are fewer sources than targets, some sources occur twice
     x, y = batch.cond.to(like).unique(dim=0), batch.x.to(like)
-    translations = translate_batched(model.translate, x, spec)
-    rows = distance_rows(context, translations)
+    translations = translate_in_batches(model.translate, x, spec)
+    rows = make_distance_rows(context, translations)
     if spec.source.shape == spec.shape:
-        of_sources = {row.name: f"{row.value:.4g}" for row in distance_rows(context, x)}
+        of_sources = {row.name: f"{row.value:.4g}" for row in make_distance_rows(context, x)}
         rows = [
             replace(row, conditions=row.conditions | {"sources": of_sources[row.name]})
             for row in rows
         ]
     if model.translates_backward:
         backward = partial(model.translate, backward=True)
-        cycled_x = translate_batched(backward, translations, spec.source)
-        rows.append(cycle_row(context, "cycle_error", x, translations, cycled_x, spec.source))
-        backward_y = translate_batched(backward, y, spec.source)
-        cycled_y = translate_batched(model.translate, backward_y, spec)
-        rows.append(cycle_row(context, "cycle_error_backward", y, backward_y, cycled_y, spec))
+        cycled_x = translate_in_batches(backward, translations, spec.source)
+        rows.append(
+            make_cycle_error_row(context, "cycle_error", x, translations, cycled_x, spec.source)
+        )
+        backward_y = translate_in_batches(backward, y, spec.source)
+        cycled_y = translate_in_batches(model.translate, backward_y, spec)
+        rows.append(
+            make_cycle_error_row(context, "cycle_error_backward", y, backward_y, cycled_y, spec)
+        )
     return rows
 
 
-def distance_rows(context: MetricContext, x: Tensor) -> list[Row]:
+def make_distance_rows(context: MetricContext, x: Tensor) -> list[Row]:
     """Return the distances of images x (N, *shape) to held-out targets."""
     samples = Batch(x.float().cpu())
     sample_context = MetricContext(context.dataset, context.settings, samples=samples)
@@ -80,21 +91,21 @@ def distance_rows(context: MetricContext, x: Tensor) -> list[Row]:
     return rows
 
 
-def cycle_row(
+def make_cycle_error_row(
     context: MetricContext, name: str, x: Tensor, between: Tensor, cycled: Tensor, spec: DataSpec
 ) -> Row:
     """Return the row of the cycle error of images x, their translations, and the way back."""
     s = context.settings
-    errors = absolute_difference(x, cycled, spec)
+    errors = mean_absolute_difference(x, cycled, spec)
     conditions: dict[str, Any] = {"n": len(errors), "split": s.split, "seed": s.seed}
     if x.shape == between.shape:
-        change = absolute_difference(x, between, spec).mean().item()
+        change = mean_absolute_difference(x, between, spec).mean().item()
         conditions["change"] = f"{change:.4g}"
     value, error = mean_and_error(errors)
     return Row(name, value, "range", error=error, conditions=conditions)
 
 
-def absolute_difference(x: Tensor, other: Tensor, spec: DataSpec) -> Tensor:
+def mean_absolute_difference(x: Tensor, other: Tensor, spec: DataSpec) -> Tensor:
     """Return the mean absolute difference (N,) of images (N, C, H, W) in units of the range."""
     low, high = spec.range
     return (x - other).abs().double().flatten(1).mean(1) / (high - low)

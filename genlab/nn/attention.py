@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-def group_norm(channels: int) -> nn.GroupNorm:
+def make_group_norm(channels: int) -> nn.GroupNorm:
     """Return a group norm of 32 groups, or of fewer groups with at least 4 channels each."""
     return nn.GroupNorm(math.gcd(channels, min(32, max(1, channels // 4))), channels, eps=1e-6)
 
@@ -23,7 +23,7 @@ class SelfAttention2d(nn.Module):
     def __init__(self, channels: int, *, num_heads: int = 1) -> None:
         super().__init__()
         self.num_heads = num_heads
-        self.norm = group_norm(channels)
+        self.norm = make_group_norm(channels)
         self.qkv = nn.Conv2d(channels, 3 * channels, 1)
         self.out = zero_init(nn.Conv2d(channels, channels, 1))
 
@@ -50,7 +50,7 @@ class CrossAttention2d(nn.Module):
     def __init__(self, channels: int, context_dim: int, *, num_heads: int = 1) -> None:
         super().__init__()
         self.num_heads = num_heads
-        self.norm = group_norm(channels)
+        self.norm = make_group_norm(channels)
         self.q = nn.Conv2d(channels, channels, 1)
         self.kv = nn.Linear(context_dim, 2 * channels)
         self.out = zero_init(nn.Conv2d(channels, channels, 1))

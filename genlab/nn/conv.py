@@ -109,7 +109,7 @@ def upsample_nearest(x: Tensor) -> Tensor:
 # As in the authors' code of Karras et al. 2018, https://arxiv.org/abs/1710.10196: the four copies
 # of a pixel meet the same weights, which are added once. This takes 16 multiplications per pixel of
 # x and pair of channels instead of 36, and no upsampled maps in memory.
-def upsample_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+def upsample_then_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Return the convolution of `upsample_nearest(x)` as a transposed convolution of x.
 
     Args:
@@ -128,4 +128,4 @@ class UpConv2d(nn.Conv2d):
         super().__init__(in_, out, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return upsample_conv2d(x, self.weight, self.bias)
+        return upsample_then_conv2d(x, self.weight, self.bias)

@@ -36,7 +36,7 @@ class PatchGAN(nn.Sequential):
         super().__init__(*layers, nn.Conv2d(channels[-1], 1, 4, padding=1))
 
 
-def fit_num_downsamples(size: tuple[int, int], maximum: int = 3) -> int:
+def max_num_downsamples(size: tuple[int, int], maximum: int = 3) -> int:
     """Return how often a PatchGAN can halve images of a size (H, W).
 
     Its maps must keep more than one value.

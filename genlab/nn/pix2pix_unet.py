@@ -71,9 +71,9 @@ class Pix2PixUNet(nn.Module):
             self.up.append(nn.Sequential(*layers))
 
     def forward(self, x: Tensor) -> Tensor:
-        return apply_padded(self.apply_levels, x, self.size_multiple)
+        return apply_padded(self.forward_unpadded, x, self.size_multiple)
 
-    def apply_levels(self, x: Tensor) -> Tensor:
+    def forward_unpadded(self, x: Tensor) -> Tensor:
         """Return the output for an image whose sides are divisible by 2^num_levels."""
         skips = []
         for down in self.down:

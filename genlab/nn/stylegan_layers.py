@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from genlab.nn.conv import upsample_conv2d
+from genlab.nn.conv import upsample_then_conv2d
 
 
 # ProGAN, section 4.1: the weights are drawn from N(0, 1) and scaled by He's constant
@@ -66,7 +66,7 @@ class EqualizedConv2d(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         weight = self.weight * self.scale
         if self.upsample:
-            return upsample_conv2d(x, weight, self.bias)
+            return upsample_then_conv2d(x, weight, self.bias)
         return F.conv2d(x, weight, self.bias, self.stride, self.padding)
 
 

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from genlab.nn.attention import CrossAttention2d, SelfAttention2d, group_norm
+from genlab.nn.attention import CrossAttention2d, SelfAttention2d, make_group_norm
 from genlab.nn.conv import UpConv2d
 from genlab.nn.embeddings import TimeEmbedding
 
@@ -27,7 +27,7 @@ class ResBlock(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, embed_dim: int, dropout: float) -> None:
         super().__init__()
-        self.norm1, self.norm2 = group_norm(inputs), group_norm(outputs)
+        self.norm1, self.norm2 = make_group_norm(inputs), make_group_norm(outputs)
         self.conv1 = nn.Conv2d(inputs, outputs, 3, padding=1)
         self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1)
         self.embed = nn.Linear(embed_dim, outputs)
@@ -150,7 +150,7 @@ class UNet(nn.Module):
             self.up.append(stages)
             if i:
                 self.grow.append(UpConv2d(width, width))
-        self.norm = group_norm(width)
+        self.norm = make_group_norm(width)
         self.last = nn.Conv2d(width, outputs or inputs, 3, padding=1)
         self.initialize_weights()
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from genlab.errors import UserError, is_out_of_memory
+from genlab.errors import UserError, is_out_of_memory_error
 from genlab.fileio import atomic_open
 from genlab.runs.migrations import FORMAT, refuse_newer_format
 
@@ -62,7 +62,7 @@ def read_checkpoint(
     except (FileNotFoundError, MemoryError):
         raise
     except Exception as error:  # an untrusted file can make the reader raise anything
-        if is_out_of_memory(error):
+        if is_out_of_memory_error(error):
             raise
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise UserError(
@@ -72,14 +72,14 @@ def read_checkpoint(
         refuse_newer_format(state.get("format", 1), path)
         if state.get("format", 1) != FORMAT and migrate:
             state = migrate(state)
-    if wrong := invalid_entries(state):
+    if wrong := invalid_checkpoint_entries(state):
         raise UserError(
             f"{path} is unreadable: it is not a checkpoint of genlab (no valid {', '.join(wrong)})"
         )
     return state
 
 
-def invalid_entries(state: Any) -> list[str]:
+def invalid_checkpoint_entries(state: Any) -> list[str]:
     """Return the names of entries that are missing in a state, or not as genlab writes them."""
     if not isinstance(state, dict):
         return list(ENTRIES)
@@ -93,7 +93,7 @@ def invalid_entries(state: Any) -> list[str]:
     return [key for key in ("step", "batches_consumed") if state[key] < 0]
 
 
-def checksum(weights: State) -> str:
+def state_dict_crc32(weights: State) -> str:
     """Return the CRC-32 of all tensors of a loaded state dict, in hexadecimal.
 
     Takes some 100 ms for 100 MB.

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from statistics import median
 from typing import Any
 
+from genlab.data.table_units import TableUnits
 from genlab.distributed.device import Device
+from genlab.errors import UserError
 from genlab.runs.run_folder import RunFolder
-from genlab.spec import DataSpec
+from genlab.spec import ClassName, DataSpec
 
 
 @dataclass
@@ -32,6 +35,49 @@ class LoadedRun:
     def dataset(self) -> Any:
         """The run's dataset, opened at first use, because sampling does not need it."""
         return self.open_data()
+
+    def class_number(self, name: ClassName, option: str = "label") -> int:
+        """Return the number of a class that is given by its name or its number.
+
+        The names that a run of an older version did not record are those of its dataset.
+
+        Raises:
+            UserError: the data does not have the class.
+        """
+        spec = self.spec
+        if spec.num_classes and not spec.class_names and not str(name).isdecimal():
+            own = self.dataset.spec
+            names = own.class_names if own.num_classes == spec.num_classes else ()
+            spec = replace(spec, class_names=names)
+        return spec.class_number(name, option)
+
+    @cached_property
+    def table_units(self) -> TableUnits | None:
+        """The columns of a table and their units; None for other data.
+
+        Raises:
+            UserError: data.json is damaged.
+        """
+        if self.spec.kind != "points":
+            return None
+        if not (summary := self.folder.data_summary()):
+            return self._table_units_of_older_run()
+        try:
+            units = TableUnits.from_json(summary)
+        except (ValueError, AttributeError) as error:
+            reason = " ".join(str(error).split())
+            raise UserError(f"{self.folder.path / 'data.json'} is unreadable: {reason}") from error
+        return units if units and len(units.columns) == self.spec.dim else None
+
+    def _table_units_of_older_run(self) -> TableUnits | None:
+        """Return the units that the table itself gives, as the run did not record them."""
+        if not str(self.config.get("dataset", {}).get("_target_")).endswith("tabular.Table"):
+            return None
+        try:
+            return TableUnits.from_dataset(self.dataset)
+        except UserError as error:  # the table is not needed otherwise
+            print(f"no CSV file in the table's own units: {error}", file=sys.stderr)
+            return None
 
     @property
     def name(self) -> str:

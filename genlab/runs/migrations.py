@@ -441,6 +441,17 @@ SPEC_FIELDS: dict[str, str] = {
     "dequantised": "dequantized",
 }
 
+# Options that were added with a default that reads data in another way: {class or module: {option:
+# the value that a run had before}}. Runs without data.json are older than these options.
+ADDED_OPTIONS: dict[str, Plain] = {
+    "genlab.data.captions.CaptionedFolder": {"folder_rules": 1},
+    "genlab.data.domain_folders": {"folder_rules": 1},
+    "genlab.data.image_folder.ImageFolder": {"folder_rules": 1},
+    "genlab.data.video.FramesFolder": {"folder_rules": 1},
+    "genlab.data.tabular.Table": {"table_rules": 1},
+    "genlab.data.text": {"normalize_newlines": False},
+}
+
 # --- format numbers -------------------------------------------------------------------------------
 
 
@@ -472,12 +483,12 @@ def migrate_target(target: str) -> str:
 
 def renamed_keywords(target: str) -> dict[str, str]:
     """Return the renamed keywords {old: new} of a class or function, by its present path."""
-    return _lookup(TARGET_OPTIONS, target)
+    return _renames_for_target(TARGET_OPTIONS, target)
 
 
-def _lookup(table: dict[str, dict[str, str]], target: str) -> dict[str, str]:
+def _renames_for_target(table: dict[str, dict[str, Any]], target: str) -> dict[str, Any]:
     """Return the entries of a table for a dotted path, its module and its packages, joined."""
-    names: dict[str, str] = {}
+    names: dict[str, Any] = {}
     for path, entries in table.items():
         if target == path or target.startswith(path + "."):
             names |= entries
@@ -496,6 +507,19 @@ def migrate_config(config: Plain, version: int) -> Plain:
         key: _migrate_node(value, key, of_trainer if key == "trainer" else {})
         for key, value in config.items()
     }
+
+
+def keep_old_reading(node: Any) -> Any:
+    """Return an older run's config with options that make its data read as it did then.
+
+    An example is a text that was read with its byte-order mark.
+    """
+    if isinstance(node, list):
+        return [keep_old_reading(value) for value in node]
+    if not isinstance(node, dict):
+        return node
+    added = _renames_for_target(ADDED_OPTIONS, str(node.get("_target_")))
+    return added | {key: keep_old_reading(value) for key, value in node.items()}
 
 
 def _migrate_node(node: Any, path: str, names: dict[str, str] | None = None) -> Any:
@@ -547,7 +571,7 @@ def _migrate_value(key: str, value: str) -> str:
 # --- command lines --------------------------------------------------------------------------------
 
 
-def renamed_option(option: str, command: str = "train") -> list[str]:
+def present_option_names(option: str, command: str = "train") -> list[str]:
     """Return the present names of an option that was renamed, the most likely first.
 
     Returns [] if it was not renamed.
@@ -622,7 +646,7 @@ def _migrate_key_part(path: str, part: str, targets: GroupTargets) -> str:
         return OPTIONS[f"{path}.{part}"]
     if sections:  # the class is known, and did not rename this option
         return part
-    return (renamed_option(f"{path}.{part}") or [part])[0].rpartition(".")[2]
+    return (present_option_names(f"{path}.{part}") or [part])[0].rpartition(".")[2]
 
 
 # --- checkpoints and records ----------------------------------------------------------------------
@@ -651,7 +675,7 @@ def migrate_checkpoint(state: Plain, target: str) -> Plain:
 def migrate_state_key(name: Any, target: str) -> str:
     """Return the present name of an entry of a model's state_dict."""
     name = f".{name}"
-    for old, new in _lookup(STATE_PREFIXES, target).items():
+    for old, new in _renames_for_target(STATE_PREFIXES, target).items():
         name = name.replace(f".{old}", f".{new}")
     return name[1:]
 
@@ -703,7 +727,7 @@ def _migrate_losses(losses: Any) -> Any:
     return {LOSSES.get(name, name): value for name, value in losses.items()}
 
 
-def migrate_record(record: Plain) -> Plain:
+def migrate_metrics_record(record: Plain) -> Plain:
     """Return a metrics.json of an older format with the present names."""
     rows = record.get("metrics")
     if not isinstance(rows, list) or record.get("format", 1) != 1:

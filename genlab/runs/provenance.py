@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import subprocess
 import time
@@ -12,7 +13,7 @@ import torch
 
 from genlab import __version__
 from genlab.data.dataset import SPLITS
-from genlab.data.fingerprint import data_location, fingerprint
+from genlab.data.fingerprint import data_location, dataset_fingerprint
 from genlab.errors import UserError
 from genlab.runs.migrations import FORMAT
 
@@ -37,20 +38,21 @@ def collect_provenance(
         "choices": {k: v for k, v in choices.items() if not k.startswith("hydra")},
         "command": ["genlab", "train", *overrides],
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "start_folder": os.getcwd(),  # which relative paths in the config are relative to
         "spec": dataset.spec.to_json(),
-        "data": fingerprint(dataset),
+        "data": dataset_fingerprint(dataset),
         "device": str(device),
         "versions": {
             "genlab": __version__,
             "torch": torch.__version__,
             "python": platform.python_version(),
         },
-        "commit": git_commit(),
+        "commit": genlab_git_commit(),
         "seed": config["seed"],
     }
 
 
-def verify_data(dataset: Any, metadata: dict[str, Any], *, named: bool) -> str:
+def data_change_warning(dataset: Any, metadata: dict[str, Any], *, named: bool) -> str:
     """Compare the data with those that a run began with; return a warning, or "" if equal.
 
     Args:
@@ -60,7 +62,18 @@ def verify_data(dataset: Any, metadata: dict[str, Any], *, named: bool) -> str:
     Raises:
         UserError: they differ, and the resume does not name them.
     """
-    now, before = fingerprint(dataset), metadata.get("data")
+    difference = describe_data_change(dataset, metadata)
+    if difference and not named:
+        raise UserError(
+            f"{difference}; restore it, or name it again to continue with the present data: "
+            "dataset.path= or dataset.root="
+        )
+    return difference and f"{difference}: from here on the run differs from an uninterrupted one"
+
+
+def describe_data_change(dataset: Any, metadata: dict[str, Any]) -> str:
+    """Return how the data differ from those that a run began with, "" if they do not."""
+    now, before = dataset_fingerprint(dataset), metadata.get("data")
     if before is None or now == before:
         return ""
     sizes = [
@@ -68,19 +81,13 @@ def verify_data(dataset: Any, metadata: dict[str, Any], *, named: bool) -> str:
         for split in SPLITS
         if now[split] != before.get(split)
     ]
-    difference = (
+    return (
         f"{data_location(dataset)} is not what the run began with "
         f"({', '.join(sizes) or 'other files'})"
     )
-    if not named:
-        raise UserError(
-            f"{difference}; restore it, or name it again to continue with the present data: "
-            f"dataset={metadata['dataset']} with dataset.path= or dataset.root="
-        )
-    return f"{difference}: from here on the run differs from an uninterrupted one"
 
 
-def git_commit() -> str | None:
+def genlab_git_commit() -> str | None:
     """Return the commit of genlab's own checkout, or None for an installed package."""
     root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():

@@ -11,8 +11,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
+from genlab.data.summary import DataSummary
 from genlab.errors import UserError
-from genlab.fileio import atomic_write, open_lock_file, read_json, read_yaml, refuse_links
+from genlab.fileio import (
+    atomic_write,
+    open_lock_file,
+    read_json,
+    read_yaml,
+    refuse_links_out_of_folder,
+)
 from genlab.runs import migrations
 from genlab.runs.checkpoint_io import (
     CorruptCheckpointError,
@@ -27,8 +34,8 @@ OUTPUTS = Path("outputs")
 class RunFolder:
     """The files of a run.
 
-    config.yaml, run.json, stats.jsonl, reals.png, checkpoints/, samples/, tensorboard/. Files of an
-    older format are translated when they are read (`genlab.runs.migrations`).
+    config.yaml, run.json, data.json, stats.jsonl, reals.png, checkpoints/, samples/, tensorboard/.
+    Files of an older format are translated when they are read (`genlab.runs.migrations`).
     """
 
     def __init__(self, path: Path) -> None:
@@ -41,25 +48,35 @@ class RunFolder:
     # --- create and find --------------------------------------------------------------------------
 
     @classmethod
-    def create(cls, path: Path, *, config: str, metadata: dict[str, Any]) -> RunFolder:
+    def create(
+        cls,
+        path: Path,
+        *,
+        config: str,
+        metadata: dict[str, Any],
+        data: DataSummary | None = None,
+    ) -> RunFolder:
         """Create a new run folder.
 
         Args:
             config: the text of config.yaml.
             metadata: the content of run.json.
+            data: the summary of the dataset, for data.json.
 
         Raises:
             UserError: the folder contains a run already.
         """
         run = cls(path)
         run.ensure_empty()
-        newest = max((p.stat().st_mtime_ns for p in find_run_files(OUTPUTS)), default=0)
+        newest = max((p.stat().st_mtime_ns for p in find_run_json_files(OUTPUTS)), default=0)
         for folder in (run.checkpoints, run.samples):
             folder.mkdir(parents=True, exist_ok=True)
         # of two processes that create the same folder, the second must not overwrite the config
         with run.lock():
             run.ensure_empty()
             atomic_write(path / "config.yaml", config.encode())
+            if data is not None:
+                run.write_data_summary(data)
             # run.json is last: from now on the folder is a run
             atomic_write(path / "run.json", json.dumps(metadata, indent=2).encode())
             # it is the latest run even if the clock was set back
@@ -68,19 +85,30 @@ class RunFolder:
         return run
 
     def ensure_empty(self) -> None:
-        """Refuse to start a new run in a folder that contains one.
+        """Refuse to start a new run in a folder that contains one, or files that it would replace.
 
         Raises:
-            UserError: it does; says how to continue that run.
+            UserError: it does; says how to continue that run, or names the file.
         """
         if (self.path / "run.json").exists():
             raise UserError(
                 f"{self.path} contains a run already; continue it with "
                 f"`genlab train resume={self.path}`, or choose another out="
             )
+        if (self.path / ".lock").exists():  # of a start that was interrupted
+            return
+        if self.path.exists() and not self.path.is_dir():
+            raise UserError(f"out={self.path} is a file; choose another out=")
+        own = [self.path / name for name in ("config.yaml", "data.json", "reals.png")]
+        taken = [path for path in (*own, self.stats, *self.checkpoint_files()) if path.exists()]
+        if taken:
+            raise UserError(
+                f"out={self.path} contains {taken[0].relative_to(self.path)}, which a run would "
+                "replace and genlab did not write; choose another out="
+            )
 
     @classmethod
-    def find(cls, where: str | None) -> tuple[RunFolder, Path | None]:
+    def find_run_and_checkpoint(cls, where: str | None) -> tuple[RunFolder, Path | None]:
         """Return the run that `where` names, and the checkpoint if it names one.
 
         Args:
@@ -92,10 +120,10 @@ class RunFolder:
         """
         where = None if where is None else str(where)  # a folder's name may look like a number
         if where is None or where == "latest" or where.startswith("latest:"):
-            run = cls.latest((where or "").partition(":")[2])
-            refuse_links(run.path, "run")
+            run = cls.latest_run((where or "").partition(":")[2])
+            refuse_links_out_of_folder(run.path, "run")
             return run, None
-        path = Path(where)
+        path = Path(where).expanduser()
         if not path.exists():
             raise UserError(f"run={where}: there is no such folder or checkpoint file")
         checkpoint = path if path.is_file() and path.suffix == ".pt" else None
@@ -105,13 +133,15 @@ class RunFolder:
                 f"run={where} is not a run: {run.path} has no run.json; "
                 "give a folder that `genlab train` made"
             )
-        refuse_links(run.path, "run")
+        refuse_links_out_of_folder(run.path, "run")
         return run, checkpoint
 
     @classmethod
-    def latest(cls, model: str = "") -> RunFolder:
+    def latest_run(cls, model: str = "") -> RunFolder:
         """Return the newest run under outputs/, of the recipe `model` if given."""
-        paths = sorted(find_run_files(OUTPUTS), key=lambda p: p.stat().st_mtime_ns, reverse=True)
+        paths = sorted(
+            find_run_json_files(OUTPUTS), key=lambda p: p.stat().st_mtime_ns, reverse=True
+        )
         for path in paths:
             if not model or cls(path.parent).metadata().get("model") == model:
                 return cls(path.parent)
@@ -211,7 +241,7 @@ class RunFolder:
         target = self.read_config("model")["model"].get("_target_")
         return migrations.migrate_checkpoint(state, str(target))
 
-    def quarantine(self, step: int) -> None:
+    def quarantine_checkpoints_after(self, step: int) -> None:
         """Rename the checkpoints of later steps, so that they are kept but not used.
 
         They are damaged, or the run went back to an earlier step. As only the last few checkpoints
@@ -240,7 +270,7 @@ class RunFolder:
                 raise UserError(f"{path} is unreadable: its {key} is not as genlab writes it")
         return content
 
-    def format(self) -> int:
+    def format_number(self) -> int:
         """Return the format number of the run's config and metadata.
 
         Raises:
@@ -268,12 +298,19 @@ class RunFolder:
         """
         path = self.path / "config.yaml"
         config = read_yaml(path)
-        if (number := self.format()) != migrations.FORMAT:
+        if (number := self.format_number()) != migrations.FORMAT:
             config = migrations.migrate_config(config, number)
+        if not (self.path / "data.json").exists():
+            config = migrations.keep_old_reading(config)
         for section in sections:
             if not isinstance(config.get(section), dict):
                 raise UserError(f"{path} is unreadable: it has no section `{section}`")
         return config
+
+    def write_data_summary(self, summary: DataSummary) -> None:
+        """Write data.json, which tells how the data was read."""
+        text = json.dumps(summary.to_json(), indent=2, ensure_ascii=False)
+        atomic_write(self.path / "data.json", text.encode("utf-8", "replace"))
 
     def spec(self) -> DataSpec:
         """Return the spec of the data that the run's model was built for.
@@ -289,6 +326,15 @@ class RunFolder:
                 f"{self.path / 'run.json'} is unreadable: its spec is not valid ({reason})"
             ) from error
 
+    def data_summary(self) -> dict[str, Any]:
+        """Return data.json, what was understood of the run's dataset; {} in older runs.
+
+        Raises:
+            UserError: it is damaged.
+        """
+        path = self.path / "data.json"
+        return read_json(path) if path.exists() else {}
+
     # --- log --------------------------------------------------------------------------------------
 
     def read_log(self) -> list[dict[str, Any]]:
@@ -298,7 +344,7 @@ class RunFolder:
             UserError: it is damaged.
         """
         records = [record for _, record in self._log_lines()]
-        if records and self.format() != migrations.FORMAT:
+        if records and self.format_number() != migrations.FORMAT:
             records = [migrations.migrate_log_record(record) for record in records]
         return records
 
@@ -322,22 +368,29 @@ class RunFolder:
         """Return the run's last losses and its last evaluation."""
         numbers: dict[str, float] = {}
         for record in self.read_log():
-            losses = {key: v for key, v in record.items() if key not in ("step", "notes")}
+            others = ("step", "notes", "partial")
+            losses = {key: v for key, v in record.items() if key not in others}
             numbers |= record.get("evaluation", losses)
         return numbers
 
-    def truncate_after(self, step: int) -> None:
+    def discard_records_after(self, step: int) -> None:
         """Drop what was logged after `step`, and incomplete files: a resume writes them again."""
         partial = [*self.checkpoints.glob("*.part"), self.path / f"{self.stats.name}.part"]
         for path in partial:
             path.unlink(missing_ok=True)
-        self.quarantine(step)
+        self.quarantine_checkpoints_after(step)
         if self.stats.exists():
             lines = [line for line, record in self._log_lines() if record["step"] <= step]
             atomic_write(self.stats, b"".join(lines))
 
+    def discard_partial_means(self) -> None:
+        """Drop the mean losses of an interval that a resume completes."""
+        if self.stats.exists():
+            lines = [line for line, record in self._log_lines() if not record.get("partial")]
+            atomic_write(self.stats, b"".join(lines))
 
-def find_run_files(folder: Path) -> Iterator[Path]:
+
+def find_run_json_files(folder: Path) -> Iterator[Path]:
     """Yield the run.json of every run below a folder, without looking inside of runs."""
     for parent, folders, files in os.walk(folder):
         if "run.json" in files:

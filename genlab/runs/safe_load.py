@@ -10,10 +10,13 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from genlab.data.npy_files import half_machine_memory_bytes
 from genlab.errors import UserError
+from genlab.spec import DataSpec
 
 # bytes that a model may allocate beside its weights: masks, tables, random initial values
 EXTRA_BYTES = 2**30
+LARGE_SIDE = 32  # pixels from which on smaller images are suggested
 FACTORY_FUNCTIONS = {
     torch.arange,
     torch.empty,
@@ -31,11 +34,17 @@ FACTORY_FUNCTIONS = {
 
 
 class AllocationLimit(TorchFunctionMode):
-    """Context that refuses to create tensors of more than `max_bytes` in all."""
+    """Context that refuses to create tensors of more than `max_bytes` in all.
 
-    def __init__(self, max_bytes: int) -> None:
+    Args:
+        reason: what the limit is, for the message.
+    """
+
+    def __init__(
+        self, max_bytes: int, reason: str = "which is more than its checkpoint can fill"
+    ) -> None:
         super().__init__()
-        self.max_bytes, self.allocated_bytes = max_bytes, 0
+        self.max_bytes, self.reason, self.allocated_bytes = max_bytes, reason, 0
 
     def __torch_function__(
         self,
@@ -51,8 +60,7 @@ class AllocationLimit(TorchFunctionMode):
             self.allocated_bytes += like.numel() * like.element_size()
             if self.allocated_bytes > self.max_bytes:
                 raise UserError(
-                    f"the model needs more than {self.max_bytes / 2**30:,.1f} GB, "
-                    "which is more than its checkpoint can fill"
+                    f"the model needs more than {self.max_bytes / 2**30:,.1f} GB, {self.reason}"
                 )
         return function(*args, **kwargs)
 
@@ -64,8 +72,22 @@ def limit_allocation(weights: dict[str, Any]) -> AllocationLimit:
     return AllocationLimit(4 * sum(t.untyped_storage().nbytes() for t in tensors) + EXTRA_BYTES)
 
 
+def limit_to_machine(spec: DataSpec) -> AllocationLimit:
+    """Return the context that limits the memory of a new model for data of `spec`.
+
+    A system often grants more memory than it has, and kills the process that uses it.
+    """
+    smaller = "set smaller options of model="
+    if spec.kind == "image" and (side := min(spec.shape[-2:])) >= LARGE_SIDE:
+        smaller = f"{smaller} or smaller images, as preprocess.size={side // 2}"
+    return AllocationLimit(
+        half_machine_memory_bytes(),
+        f"half of this machine's memory, and would run out of memory; {smaller}",
+    )
+
+
 @contextmanager
-def explain_mismatch(where: str) -> Iterator[None]:
+def explain_checkpoint_mismatch(where: str) -> Iterator[None]:
     """Context that turns the errors of a config and checkpoint that do not fit into one line.
 
     Args:

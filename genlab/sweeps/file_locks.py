@@ -2,7 +2,7 @@
 
 Two kinds of locks, by what depends on them:
 
-- `hold_lock` (the package `filelock`) keeps apart the commands that plan, launch or search one
+- `hold_file_lock` (the package `filelock`) keeps apart the commands that plan, launch or search one
   sweep. It works on every file system; where the kernel offers no locks, `filelock` falls back to
   a marker file. If two launchers met in spite of it, the job locks would still keep their jobs
   apart.
@@ -52,7 +52,7 @@ LOCAL_FILE_SYSTEMS = {
 
 
 @contextmanager
-def hold_lock(path: Path, *, timeout_s: float | None = None) -> Iterator[None]:
+def hold_file_lock(path: Path, *, timeout_s: float | None = None) -> Iterator[None]:
     """Hold the lock file `path`.
 
     Args:
@@ -95,7 +95,7 @@ def hold_job_lock(folder: Path, *, timeout_s: float) -> Iterator[None]:
         yield
 
 
-def may_be_running(folder: Path, host: str) -> bool:
+def may_job_be_running(folder: Path, host: str) -> bool:
     """Whether the process of a job may still run; True where that cannot be known.
 
     Args:

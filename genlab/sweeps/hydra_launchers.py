@@ -21,9 +21,16 @@ from hydra_plugins.hydra_submitit_launcher.submitit_launcher import BaseSubmitit
 from omegaconf import OmegaConf
 
 from genlab.errors import UserError
-from genlab.sweeps.file_locks import hold_lock
-from genlab.sweeps.job_monitor import Backend, job_names, print_status, run_jobs
-from genlab.sweeps.job_state import STATUSES, Job, JobState, current_states, read_state, run_job
+from genlab.sweeps.file_locks import hold_file_lock
+from genlab.sweeps.job_monitor import Backend, job_display_names, print_status, run_jobs
+from genlab.sweeps.job_state import (
+    STATUSES,
+    Job,
+    JobState,
+    current_states,
+    read_state,
+    run_and_record_job,
+)
 from genlab.sweeps.local_backend import LocalBackend, submitit_executor
 from genlab.sweeps.slurm_backend import SlurmBackend
 from genlab.sweeps.sweep_folder import SweepFolder
@@ -107,9 +114,9 @@ class SweepLauncher(BaseSubmititLauncher):
         """
         sweep = SweepFolder(Path(str(self.config.hydra.sweep.dir)))
         sweep.refuse_links()
-        self.refuse_subdir()
+        self.refuse_sweep_subdir()
         command = ["train", *(w for w in sys.argv[1:] if not w.startswith("hydra.launcher.only="))]
-        jobs = sweep.extend(
+        jobs = sweep.add_jobs(
             command,
             initial_job_idx,
             [filter_overrides(overrides) for overrides in job_overrides],
@@ -124,20 +131,20 @@ class SweepLauncher(BaseSubmititLauncher):
         if len(left) < len(selected):
             num_done = len(selected) - len(left)
             print_status(f"{num_done} of {len(selected)} jobs are already done: {sweep.path}")
-        with hold_lock(sweep.path / ".launcher.lock", timeout_s=0):
-            names = job_names(sweep.jobs())
+        with hold_file_lock(sweep.path / ".launcher.lock", timeout_s=0):
+            names = job_display_names(sweep.jobs())
             run_jobs(left, self.make_backend(sweep), names=names, tries=self.tries)
         states = current_states(jobs)
-        print_status(f"{sweep.path}: {count_statuses(states)}")
+        print_status(f"{sweep.path}: {format_status_counts(states)}")
         states_of_selected = [s for j, s in zip(jobs, states, strict=True) if j in selected]
         if num_failed := sum(state.status != "done" for state in states_of_selected):
             status_command = f"genlab sweep status {shlex.quote(str(sweep.path))}"
             self.failed.append(
                 UserError(f"{num_failed} of {len(selected)} jobs failed; see `{status_command}`")
             )
-        return [outcome_of(job, state) for job, state in zip(jobs, states, strict=True)]
+        return [hydra_job_outcome(job, state) for job, state in zip(jobs, states, strict=True)]
 
-    def refuse_subdir(self) -> None:
+    def refuse_sweep_subdir(self) -> None:
         """Refuse a setting of hydra.sweep.subdir.
 
         Raises:
@@ -182,17 +189,17 @@ class SweepLauncher(BaseSubmititLauncher):
             return outcome.return_value
 
         if submitit.JobEnvironment().global_rank == 0:
-            return run_job(Path(folder), work)
+            return run_and_record_job(Path(folder), work)
         return None if read_state(Path(folder)).status == "done" else work()
 
 
-def count_statuses(states: Sequence[JobState]) -> str:
+def format_status_counts(states: Sequence[JobState]) -> str:
     """Return how many jobs have each status: "3 done, 1 failed"."""
     statuses = [state.status for state in states]
     return ", ".join(f"{statuses.count(s)} {s}" for s in STATUSES if s in statuses)
 
 
-def outcome_of(job: Job, state: JobState) -> JobOutcome:
+def hydra_job_outcome(job: Job, state: JobState) -> JobOutcome:
     """Return a job's outcome as a sweeper of Hydra reads it."""
     return JobOutcome(
         overrides=list(job.overrides),

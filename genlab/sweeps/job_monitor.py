@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
-import sys
+import json
+import os
 import time
 from collections.abc import Sequence
-from typing import Protocol
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Protocol
 
-from genlab.errors import UserError, printable
+from genlab.console import Progress, format_duration_as_h_mm_ss, print_above_progress
+from genlab.errors import UserError, make_printable
+from genlab.runs.run_folder import RunFolder
 from genlab.signals import SignalCatcher, TrainingInterrupted
 from genlab.sweeps.file_locks import is_job_locked, is_lock_conclusive
 from genlab.sweeps.job_state import (
     Job,
     JobState,
     current_state,
-    is_queued,
-    log_tail,
-    query_queue,
+    is_in_slurm_queue,
+    query_slurm_queue,
+    read_log_tail,
     read_state,
-    submitted_id,
+    submitted_job_id,
 )
 from genlab.sweeps.sweep_folder import distinguishing_overrides
 
@@ -27,6 +32,9 @@ from genlab.sweeps.sweep_folder import distinguishing_overrides
 POLL_INTERVAL_S = (0.05, 1.0)
 # Likewise between two queries to a scheduler, which other users need too.
 QUEUE_POLL_INTERVAL_S = (2.0, 30.0)
+MAX_SHOWN_JOBS = 2  # running jobs whose step is shown
+MAX_NAME_LENGTH = 40  # characters of a job's name in the progress
+LOG_TAIL_BYTES = 4096  # of a log, which have its last lines
 # After this time a notice reports jobs that only another machine could see running.
 UNSEEN_JOB_NOTICE_S = 60.0
 
@@ -78,7 +86,7 @@ class JobMonitor:
         self.backend, self.tries = backend, tries
         self.queue_poll = QueuePoll()
         self.pause_s, self.began = POLL_INTERVAL_S[0], time.monotonic()
-        queue = query_queue(jobs)
+        queue = query_slurm_queue(jobs)
         monitored = [MonitoredJob(job, names[job.number], queue) for job in jobs]
         self.waiting = [job for job in monitored if not job.was_running]
         self.running = [job for job in monitored if job.was_running]
@@ -87,21 +95,26 @@ class JobMonitor:
 
     def run_all(self) -> None:
         """Run until all jobs have ended or a signal comes."""
-        with SignalCatcher() as signals:
-            while (self.waiting or self.running) and not signals.name:
+        total = len(self.waiting) + len(self.running)
+        with SignalCatcher() as signals, Progress("jobs", total, unit="done") as progress:
+            while (self.waiting or self.running) and not signals.first_signal_name:
                 self.start_waiting_jobs()
                 time.sleep(self.pause_s)
                 self.pause_s = min(POLL_INTERVAL_S[1], self.pause_s * 1.2)
                 for job in self.running:
-                    job.refresh()
+                    job.refresh_state()
                     if time.monotonic() - self.began > UNSEEN_JOB_NOTICE_S:
                         job.report_if_unseen()
                 for job in self.find_ended_jobs():
-                    self.handle_ended_job(job)
-            if signals.name:
+                    self.report_or_requeue_job(job)
+                ended = total - len(self.waiting) - len(self.running)
+                progress.update(ended - progress.done)
+                progress.note = describe_running_jobs(self.running)
+            if signals.first_signal_name:
                 report = self.backend.interrupt([job.job for job in self.running])
                 raise TrainingInterrupted(
-                    f"{signals.name}: {report}; run the same command again to resume", signals.name
+                    f"{signals.first_signal_name}: {report}; run the same command again to resume",
+                    signals.first_signal_name,
                 )
 
     def start_waiting_jobs(self) -> None:
@@ -116,7 +129,7 @@ class JobMonitor:
             return
         self.pause_s, self.queue_poll = POLL_INTERVAL_S[0], QueuePoll()
         for job in starting:
-            job.note_start()
+            job.record_start()
         try:
             self.backend.start([job.job for job in starting])
             self.running += starting
@@ -136,17 +149,17 @@ class JobMonitor:
                 unknown.append(job)
         return ended + self.queue_poll.find_gone_jobs(unknown)
 
-    def handle_ended_job(self, job: MonitoredJob) -> None:
+    def report_or_requeue_job(self, job: MonitoredJob) -> None:
         """Report a job that has ended, and put it back to the waiting jobs if it may resume."""
         self.running.remove(job)
         self.pause_s = POLL_INTERVAL_S[0]
-        job.refresh()  # it may have written a last state
-        slurm_state = (self.queue_poll.queue or {}).get(submitted_id(job.job.folder), "")
+        job.refresh_state()  # it may have written a last state
+        slurm_state = (self.queue_poll.queue or {}).get(submitted_job_id(job.job.folder), "")
         # A cancelled job is not wanted, unless it was cancelled before this command was given.
         cancelled = slurm_state == "CANCELLED" and not job.was_completing
         restarts = not job.is_finished and job.starts < self.tries and not cancelled
         suffix = "; restarting it" if restarts else ""
-        print_status(f"{job.name}: {job.outcome(slurm_state)}{suffix}")
+        print_status(f"{job.name}: {job.describe_outcome(slurm_state)}{suffix}")
         if restarts:
             self.waiting.append(job)
 
@@ -159,23 +172,23 @@ class MonitoredJob:
         self.starts = 0  # by this command
         self.state = JobState()
         state = current_state(job, queue)
-        self.was_running = state.status == "running" or is_queued(state)
-        self.was_completing = (queue or {}).get(submitted_id(job.folder)) == "COMPLETING"
+        self.was_running = state.status == "running" or is_in_slurm_queue(state)
+        self.was_completing = (queue or {}).get(submitted_job_id(job.folder)) == "COMPLETING"
         # A state that was there before a start says nothing about that start. The job's own count
         # of its starts tells the two apart.
         self.starts_before = state.starts - (state.status == "running")
         self.is_start_reported = self.is_unseen_reported = False
 
-    def note_start(self) -> None:
+    def record_start(self) -> None:
         """Note what the job's folder holds before a start."""
         self.starts += 1
         self.starts_before = read_state(self.job.folder).starts
         self.is_start_reported = self.was_completing = False
 
-    def refresh(self) -> None:
+    def refresh_state(self) -> None:
         """Read the job's state, and report when it starts."""
         self.state = read_state(self.job.folder)
-        if self.state.status == "running" and self.has_written and not self.is_start_reported:
+        if self.state.status == "running" and self.has_written_state and not self.is_start_reported:
             self.is_start_reported = True
             slurm_id = f" as {self.state.slurm}" if self.state.slurm else ""
             print_status(f"{self.name}: running on {self.state.host}{slurm_id}")
@@ -198,27 +211,64 @@ class MonitoredJob:
         )
 
     @property
-    def has_written(self) -> bool:
+    def has_written_state(self) -> bool:
         """Whether the state is of the last start."""
         return self.state.starts > self.starts_before
 
     @property
     def is_finished(self) -> bool:
         """Whether the last start ended for good."""
-        return self.has_written and self.state.status in ("done", "failed")
+        return self.has_written_state and self.state.status in ("done", "failed")
 
-    def outcome(self, slurm_state: str) -> str:
+    def describe_outcome(self, slurm_state: str) -> str:
         """Return in one line how the job ended.
 
         Args:
             slurm_state: SLURM's word for it, such as OUT_OF_MEMORY; "" if unknown.
         """
-        if self.is_finished or (self.has_written and self.state.status in ("stopped", "lost")):
+        if self.is_finished or (
+            self.has_written_state and self.state.status in ("stopped", "lost")
+        ):
             last = self.state.error.splitlines()[-1:]
             return self.state.status + (f": {last[0].strip()}" if last else "")
-        last = log_tail(self.job)[-1:]
+        last = read_log_tail(self.job)[-1:]
         lost = "lost: its process is gone" + (f" ({slurm_state})" if slurm_state else "")
         return lost + (f"; its last output: {last[0].strip()}" if last else "")
+
+
+def describe_running_jobs(jobs: Sequence[MonitoredJob]) -> str:
+    """Return the last logged step of the jobs that have waited longest, and their time left."""
+    texts = []
+    for job in jobs[:MAX_SHOWN_JOBS]:
+        record = last_log_record(job.job.folder)
+        if "seconds_left" in record:
+            left = format_duration_as_h_mm_ss(float(record["seconds_left"]))
+            texts.append(f"{shorten(job.name)} step {record['step']:,}, {left} left")
+        else:
+            texts.append(f"{shorten(job.name)} starting")
+    hidden = len(jobs) - len(texts)
+    return "; ".join(texts) + (f"; {hidden} others running" if hidden > 0 else "")
+
+
+def shorten(name: str) -> str:
+    """Return a job's name, cut so that a line has room for several."""
+    return name if len(name) <= MAX_NAME_LENGTH else f"{name[: MAX_NAME_LENGTH - 1]}…"
+
+
+def last_log_record(folder: Path) -> dict[str, Any]:
+    """Return the last line of a run's log with losses, of those that were written last; or {}."""
+    try:
+        with open(RunFolder(folder).stats, "rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - LOG_TAIL_BYTES))
+            lines = file.read().splitlines()
+    except OSError:
+        return {}
+    for line in reversed(lines):
+        with suppress(ValueError):
+            record = json.loads(line)
+            if isinstance(record, dict) and "seconds_left" in record:
+                return record
+    return {}
 
 
 class QueuePoll:
@@ -239,7 +289,7 @@ class QueuePoll:
         """
         if not jobs or time.monotonic() - self.queried_at < self.interval_s:
             return []
-        self.queue = query_queue([job.job for job in jobs])
+        self.queue = query_slurm_queue([job.job for job in jobs])
         self.queried_at = time.monotonic()
         self.interval_s = min(QUEUE_POLL_INTERVAL_S[1], self.interval_s * 1.5)
         if self.queue is None:  # no answer: it may be the scheduler that is gone
@@ -247,7 +297,7 @@ class QueuePoll:
         missing = []
         for job in jobs:
             state = current_state(job.job, self.queue)
-            if not (state.status == "running" or is_queued(state)):
+            if not (state.status == "running" or is_in_slurm_queue(state)):
                 missing.append(job)
         gone = [job for job in missing if job.job.number in self.missing]
         self.missing = {job.job.number for job in missing}
@@ -256,7 +306,7 @@ class QueuePoll:
         return gone
 
 
-def job_names(jobs: Sequence[Job]) -> dict[int, str]:
+def job_display_names(jobs: Sequence[Job]) -> dict[int, str]:
     """Return number -> name in messages: the number, and the distinguishing overrides."""
     return {
         job.number: " ".join([f"job {job.number}", *overrides])
@@ -266,4 +316,4 @@ def job_names(jobs: Sequence[Job]) -> dict[int, str]:
 
 def print_status(line: str) -> None:
     """Print a line on stderr, without control characters of errors and logs."""
-    print(printable(line), file=sys.stderr, flush=True)
+    print_above_progress(make_printable(line))

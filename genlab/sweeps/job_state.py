@@ -15,9 +15,9 @@ from typing import Any, Literal, get_args
 
 from genlab.distributed.supervisor import PeerLostError
 from genlab.errors import UserError
-from genlab.fileio import atomic_write, read_json, read_text
+from genlab.fileio import atomic_write, read_json, read_text_with_limit
 from genlab.sweeps import squeue
-from genlab.sweeps.file_locks import hold_job_lock, may_be_running
+from genlab.sweeps.file_locks import hold_job_lock, may_job_be_running
 
 # waiting: not started, or (again) in a scheduler's queue. stopped: a signal ended the job with
 # everything saved. lost: its process, or another rank of the same training, is gone without a
@@ -92,7 +92,7 @@ def is_job_id(value: Any) -> bool:
     return isinstance(value, str) and re.fullmatch(r"\w{0,64}", value) is not None
 
 
-def is_command_result(value: Any) -> bool:
+def is_valid_command_result(value: Any) -> bool:
     """Whether a command may have returned this: numbers, with or without names, or nothing."""
     if isinstance(value, dict):
         numbers = list(value.values())
@@ -110,7 +110,7 @@ FIELD_CHECKS: dict[str, Callable[[Any], bool]] = {
     "pid": lambda value: isinstance(value, int),
     "slurm": is_job_id,
     "error": lambda value: isinstance(value, str),
-    "result": is_command_result,
+    "result": is_valid_command_result,
 }
 
 
@@ -121,14 +121,14 @@ def write_state(folder: Path, state: JobState) -> None:
     atomic_write(folder / "state.json", json.dumps(asdict(state), indent=2).encode())
 
 
-def submitted_id(folder: Path) -> str:
+def submitted_job_id(folder: Path) -> str:
     """Return the scheduler's id of a submitted job; "" if it was not submitted.
 
     Raises:
         UserError: the file is damaged.
     """
     path = folder / "submitted"
-    job_id = read_text(path, MAX_SUBMISSION_BYTES) if path.exists() else ""
+    job_id = read_text_with_limit(path, MAX_SUBMISSION_BYTES) if path.exists() else ""
     if not is_job_id(job_id):
         raise UserError(f"{path} is unreadable: it does not hold a job id, such as 12 or 12_3")
     return job_id
@@ -145,18 +145,18 @@ def record_submission(folder: Path, slurm_id: str) -> None:
 
 def current_states(jobs: Sequence[Job]) -> list[JobState]:
     """Return the present states of jobs, with one query to the scheduler for all of them."""
-    queue = query_queue(jobs)
+    queue = query_slurm_queue(jobs)
     return [current_state(job, queue) for job in jobs]
 
 
-def query_queue(jobs: Sequence[Job]) -> dict[str, str] | None:
+def query_slurm_queue(jobs: Sequence[Job]) -> dict[str, str] | None:
     """Return job id -> SLURM state of the jobs that SLURM knows; None without an answer."""
     ids: list[str] = []
     for job in jobs:
-        state, submitted = read_state(job.folder), submitted_id(job.folder)
+        state, submitted = read_state(job.folder), submitted_job_id(job.folder)
         if state.status != "done":
             ids += [state.slurm, submitted]
-    return squeue.query_states(ids)
+    return squeue.query_slurm_states(ids)
 
 
 def current_state(job: Job, queue: dict[str, str] | None) -> JobState:
@@ -167,11 +167,11 @@ def current_state(job: Job, queue: dict[str, str] | None) -> JobState:
     Args:
         queue: job id -> SLURM state; None if SLURM does not answer.
     """
-    state, submitted = read_state(job.folder), submitted_id(job.folder)
+    state, submitted = read_state(job.folder), submitted_job_id(job.folder)
     if state.status == "done":
         return state
     if state.status == "running" and not state.slurm:
-        alive = may_be_running(job.folder, state.host)
+        alive = may_job_be_running(job.folder, state.host)
         return state if alive else replace(state, status="lost")
     in_queue = squeue.RUNNING_STATES | squeue.PENDING_STATES
     if submitted != state.slurm and (queue is None or queue.get(submitted) in in_queue):
@@ -185,19 +185,19 @@ def current_state(job: Job, queue: dict[str, str] | None) -> JobState:
     return replace(state, status="lost") if state.status == "running" else state
 
 
-def is_queued(state: JobState) -> bool:
+def is_in_slurm_queue(state: JobState) -> bool:
     """Whether a job is in a scheduler's queue."""
     return state.status == "waiting" and bool(state.slurm)
 
 
-def log_tail(job: Job) -> list[str]:
+def read_log_tail(job: Job) -> list[str]:
     """Return the last lines of the log of a job's newest process.
 
     They are all that is left of a process that was killed.
     """
     submitit_folder = job.folder.parent / ".submitit"
     logs = [path for path in (job.folder / RUN_LOG,) if path.exists()]
-    for name in (submitted_id(job.folder), f"local-{job.number}-*"):
+    for name in (submitted_job_id(job.folder), f"local-{job.number}-*"):
         if name:
             logs += submitit_folder.glob(f"{name}/*_0_log.err")
     newest = max(logs, key=lambda log: log.stat().st_mtime, default=None)
@@ -212,7 +212,7 @@ def log_tail(job: Job) -> list[str]:
 # --- running a job --------------------------------------------------------------------------------
 
 
-def run_job(folder: Path, work: Callable[[], Any]) -> Any:
+def run_and_record_job(folder: Path, work: Callable[[], Any]) -> Any:
     """Do a job's work, and write its state before and after.
 
     Returns:
@@ -232,13 +232,13 @@ def run_job(folder: Path, work: Callable[[], Any]) -> Any:
             starts=before.starts + 1,
             host=socket.gethostname(),
             pid=os.getpid(),
-            slurm=slurm_job_id(),
+            slurm=current_slurm_job_id(),
         )
         write_state(folder, state)
         try:
             result = work()
         except BaseException as error:
-            status, summary = status_after_error(error), error_summary(error)
+            status, summary = status_after_error(error), summarize_error(error)
             write_state(folder, replace(state, status=status, error=summary))
             raise
         write_state(folder, replace(state, status="done", result=result))
@@ -252,7 +252,7 @@ def status_after_error(error: BaseException) -> Status:
     return "lost" if isinstance(error, PeerLostError) and error.is_silent_death else "failed"
 
 
-def slurm_job_id() -> str:
+def current_slurm_job_id() -> str:
     """Return the SLURM id of the job of this process; "" without a scheduler."""
     # A local job inside an allocation is not the allocation's own job.
     if os.environ.get("SUBMITIT_EXECUTOR") != "slurm":
@@ -262,7 +262,7 @@ def slurm_job_id() -> str:
     return os.environ.get("SLURM_JOB_ID", "")
 
 
-def error_summary(error: BaseException) -> str:
+def summarize_error(error: BaseException) -> str:
     """Return the last lines of an error: the message of a UserError, else the traceback."""
     if isinstance(error, KeyboardInterrupt | SystemExit):
         return ""

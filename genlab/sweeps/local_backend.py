@@ -138,7 +138,7 @@ def submitit_executor(backend: LocalBackend, job: Job, submitit_folder: Path) ->
             paths.folder.mkdir(parents=True, exist_ok=True)
             backend.start_process(
                 job,
-                run_submission,
+                run_submitit_job,
                 (str(self.folder),),
                 stdout=paths.stdout,
                 stderr=paths.stderr,
@@ -149,7 +149,7 @@ def submitit_executor(backend: LocalBackend, job: Job, submitit_folder: Path) ->
     return ForkExecutor(submitit_folder)
 
 
-def run_submission(submitit_folder: str) -> None:
+def run_submitit_job(submitit_folder: str) -> None:
     """Do the work that submitit pickled for this process."""
     importlib.import_module("submitit.core.submission").process_job(submitit_folder)
 

@@ -23,7 +23,7 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 from optuna.trial import FrozenTrial, TrialState
 
-from genlab.config.keys import identity_overrides
+from genlab.config.override_keys import non_runtime_overrides
 from genlab.errors import UserError, did_you_mean
 from genlab.runs.migrations import FORMAT, migrate_overrides
 from genlab.seeding import derive_seed
@@ -63,7 +63,7 @@ class SearchGoal:
     objectives: tuple[str, ...]
     directions: tuple[Direction, ...]
 
-    def values(self, result: dict[str, Any], where: str) -> list[float]:
+    def objective_values(self, result: dict[str, Any], where: str) -> list[float]:
         """Return a run's values of the objectives.
 
         Raises:
@@ -94,9 +94,9 @@ class SearchOptions:
     @property
     def has_pruner(self) -> bool:
         """Whether trials may end early."""
-        return split_name(self.pruner, PRUNERS, "hydra.sweeper.pruner")[0] != "none"
+        return parse_name_and_options(self.pruner, PRUNERS, "hydra.sweeper.pruner")[0] != "none"
 
-    def goal(self, monitor: str | None, evaluate_every: int) -> SearchGoal:
+    def make_goal(self, monitor: str | None, evaluate_every: int) -> SearchGoal:
         """Return the goal of the search.
 
         Args:
@@ -152,7 +152,7 @@ class Study:
         eval_steps: tuple[int, int],
     ) -> None:
         self.space, self.goal, self.seed = space, goal, search.seed
-        self.sampler_name, self.sampler_options = split_name(
+        self.sampler_name, self.sampler_options = parse_name_and_options(
             search.sampler, SAMPLERS, "hydra.sweeper.sampler"
         )
         folder.mkdir(parents=True, exist_ok=True)
@@ -176,7 +176,7 @@ class Study:
         # A killed process may have left a trial with some of its values only.
         for trial in self.trials(TrialState.RUNNING):
             self.study.sampler = self.make_sampler(trial.number)
-            suggest_missing(optuna.Trial(self.study, trial._trial_id), space.distributions)
+            suggest_missing_params(optuna.Trial(self.study, trial._trial_id), space.distributions)
 
     def check_same_search(self, folder: Path) -> None:
         """Record what this study searches, and refuse to continue another search.
@@ -187,7 +187,7 @@ class Study:
             UserError: the study searches something else.
         """
         goal = {key: list(value) for key, value in asdict(self.goal).items()}
-        wanted = {"overrides": sorted(identity_overrides(self.space.given)), **goal}
+        wanted = {"overrides": sorted(non_runtime_overrides(self.space.given)), **goal}
         record = wanted | {"format": FORMAT}
         known = dict(self.study.user_attrs.get("search", record))
         known["overrides"] = sorted(migrate_overrides(known["overrides"], known.pop("format", 1)))
@@ -221,7 +221,7 @@ class Study:
 
     def enqueue_grid(self) -> None:
         """Put all combinations of the grid's values into the queue, each once."""
-        grid = self.space.grid()
+        grid = self.space.grid_values()
         for combination in itertools.product(*grid.values()):
             params = dict(zip(grid, combination, strict=True))
             self.study.enqueue_trial(params, skip_if_exists=True)
@@ -252,9 +252,9 @@ class Study:
         number = self.study.ask(fixed_distributions=self.space.distributions).number
         return self.study.get_trials(deepcopy=False)[number]
 
-    def overrides(self, trial: FrozenTrial) -> list[str]:
+    def trial_overrides(self, trial: FrozenTrial) -> list[str]:
         """Return the overrides of a trial's job."""
-        return self.space.overrides(trial.params)
+        return self.space.job_overrides(trial.params)
 
     def tell(self, number: int, result: dict[str, Any] | None, where: str) -> str:
         """Record the result of a trial's job, None for a failed job; return it in words.
@@ -268,7 +268,7 @@ class Study:
         if "pruned" in result:
             self.study.tell(number, state=TrialState.PRUNED)
             return f"pruned at step {result['pruned']:,.0f}"
-        values = self.goal.values(result, where)
+        values = self.goal.objective_values(result, where)
         text = ", ".join(
             f"{name} {value:.6g}" for name, value in zip(self.goal.objectives, values, strict=True)
         )
@@ -283,7 +283,7 @@ class Study:
         return self.study.best_trials
 
 
-def suggest_missing(trial: optuna.Trial, distributions: dict[str, BaseDistribution]) -> None:
+def suggest_missing_params(trial: optuna.Trial, distributions: dict[str, BaseDistribution]) -> None:
     """Draw those values of a trial that it does not have yet."""
     for key, one in distributions.items():
         if isinstance(one, CategoricalDistribution):
@@ -320,7 +320,7 @@ def open_storage(folder: Path) -> JournalStorage:
         raise UserError(f"{path} is unreadable: {error}") from error
 
 
-def split_name(
+def parse_name_and_options(
     given: NameWithOptions, known: dict[str, str], where: str
 ) -> tuple[str, dict[str, Any]]:
     """Return the name and the options in `name` or `{name: name, …}`.
@@ -374,7 +374,7 @@ def make_pruner(given: NameWithOptions, eval_steps: tuple[int, int]) -> optuna.p
         eval_steps: the steps of a run's first evaluation and of its end; Hyperband's brackets lie
             between them.
     """
-    name, options = split_name(given, PRUNERS, "hydra.sweeper.pruner")
+    name, options = parse_name_and_options(given, PRUNERS, "hydra.sweeper.pruner")
     if name == "hyperband":
         options = {"min_resource": eval_steps[0], "max_resource": eval_steps[1]} | options
     return make_optuna_object(optuna.pruners, PRUNERS[name], options, "hydra.sweeper.pruner")

@@ -16,13 +16,13 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
 from genlab.config.instantiate import instantiate, validate_kwargs
-from genlab.console import print_table
-from genlab.errors import UserError, printable
+from genlab.errors import UserError, make_printable
 from genlab.spec import Count, Positive
-from genlab.sweeps.file_locks import hold_lock
+from genlab.sweeps.file_locks import hold_file_lock
 from genlab.sweeps.hydra_launchers import SweepLauncher
 from genlab.sweeps.job_state import Job, JobState, Status, current_states
 from genlab.sweeps.sweep_folder import SweepFolder
+from genlab.tables import print_table
 
 if TYPE_CHECKING:
     from genlab.sweeps.optuna_study import Study
@@ -42,7 +42,7 @@ def register_sweeper(failed: list[Exception]) -> None:
     Plugins.instance().register(plugin)
 
 
-def declare_trainer_options(*, evaluate_every: Count, steps: Positive) -> None:
+def declare_trainer_option_types(*, evaluate_every: Count, steps: Positive) -> None:
     """Declare the types of the trainer's options that a search reads."""
 
 
@@ -107,14 +107,16 @@ class OptunaSweeper(Sweeper):
             key: OmegaConf.select(self.config, f"trainer.{key}")
             for key in ("evaluate_every", "steps")
         }
-        trainer = validate_kwargs(declare_trainer_options, trainer, "trainer")
+        trainer = validate_kwargs(declare_trainer_option_types, trainer, "trainer")
         evaluate_every, steps = trainer["evaluate_every"], trainer["steps"]
-        goal = self.search.goal(OmegaConf.select(self.config, "trainer.monitor"), evaluate_every)
+        goal = self.search.make_goal(
+            OmegaConf.select(self.config, "trainer.monitor"), evaluate_every
+        )
         self.validate_batch_is_legal(space.probe_overrides())
         self.folder = Path(self.config.hydra.sweep.dir)
         self.folder.mkdir(parents=True, exist_ok=True)
         SweepFolder(self.folder).refuse_links()
-        with hold_lock(self.folder / ".search.lock", timeout_s=0):
+        with hold_file_lock(self.folder / ".search.lock", timeout_s=0):
             study = Study(
                 self.folder,
                 space,
@@ -172,8 +174,8 @@ class OptunaSweeper(Sweeper):
         trials = study.trials()
         others = [number for number in range(min(numbers), max(numbers)) if number not in numbers]
         done = {n for n, state in self.trial_states(others).items() if state.status == "done"}
-        for span in launch_ranges(numbers, done):
-            jobs = [study.overrides(trials[number]) for number in span]
+        for span in group_into_launch_ranges(numbers, done):
+            jobs = [study.trial_overrides(trials[number]) for number in span]
             self.launcher.launch(jobs, initial_job_idx=span.start)
             self.failed.clear()  # a failed trial is a result, not an error of the search
 
@@ -199,9 +201,11 @@ class OptunaSweeper(Sweeper):
             assert result is None or isinstance(result, dict)
             text = study.tell(number, result, f"job {number}")
             if status == "failed":
-                text += f" ({printable((state.error or state.status).splitlines()[-1])})"
+                text += f" ({make_printable((state.error or state.status).splitlines()[-1])})"
             params = study.trials()[number].params
-            drawn = " ".join(f"{key}={format_for_display(value)}" for key, value in params.items())
+            drawn = " ".join(
+                f"{key}={format_value_for_display(value)}" for key, value in params.items()
+            )
             print(f"trial {number}: {text}: {drawn}", flush=True)
         return left
 
@@ -211,7 +215,7 @@ class OptunaSweeper(Sweeper):
         return dict(zip(numbers, current_states(jobs), strict=True))
 
 
-def launch_ranges(numbers: Sequence[int], done: set[int]) -> list[range]:
+def group_into_launch_ranges(numbers: Sequence[int], done: set[int]) -> list[range]:
     """Return numbers as ranges, one for each launch.
 
     A range may contain other numbers if their jobs are done: those do not run again.
@@ -225,7 +229,7 @@ def launch_ranges(numbers: Sequence[int], done: set[int]) -> list[range]:
     return ranges
 
 
-def format_for_display(value: Any) -> str:
+def format_value_for_display(value: Any) -> str:
     """Return a value as text, floats with six digits."""
     return f"{value:.6g}" if isinstance(value, float) else str(value)
 
@@ -239,8 +243,8 @@ def print_best_trials(study: Study, folder: Path) -> None:
     rows = [
         [
             str(trial.number),
-            *map(format_for_display, trial.values or []),
-            *(format_for_display(trial.params[key]) for key in keys),
+            *map(format_value_for_display, trial.values or []),
+            *(format_value_for_display(trial.params[key]) for key in keys),
             str(folder / str(trial.number)),
         ]
         for trial in study.best_trials()

@@ -51,7 +51,7 @@ class SearchSpace:
         """The distributions, by key."""
         return {k: v for k, v in self.entries.items() if isinstance(v, BaseDistribution)}
 
-    def overrides(self, params: dict[str, Any]) -> list[str]:
+    def job_overrides(self, params: dict[str, Any]) -> list[str]:
         """Return the overrides of a job.
 
         Args:
@@ -72,18 +72,18 @@ class SearchSpace:
                 others += [{key: choice} for choice in distribution.choices[1:]]
             elif isinstance(distribution, IntDistribution | FloatDistribution):
                 first[key] = distribution.low
-        return [self.overrides(first | other) for other in ({}, *others)]
+        return [self.job_overrides(first | other) for other in ({}, *others)]
 
-    def grid(self) -> dict[str, list[Any]]:
+    def grid_values(self) -> dict[str, list[Any]]:
         """Return all values of each key.
 
         Raises:
             UserError: a key has infinitely many.
         """
-        return {key: list_values(key, d) for key, d in self.distributions.items()}
+        return {key: list_distribution_values(key, d) for key, d in self.distributions.items()}
 
 
-def list_values(key: str, distribution: BaseDistribution) -> list[Any]:
+def list_distribution_values(key: str, distribution: BaseDistribution) -> list[Any]:
     """Return all values of a distribution, in order.
 
     Raises:

@@ -8,7 +8,7 @@ from typing import Any
 
 from genlab.errors import UserError
 from genlab.sweeps.job_monitor import print_status
-from genlab.sweeps.job_state import Job, record_submission, submitted_id
+from genlab.sweeps.job_state import Job, record_submission, submitted_job_id
 
 MAX_ARRAY_JOBS = 1000  # clusters accept at most 1,001 by default
 
@@ -72,5 +72,5 @@ class SlurmBackend:
 
     def interrupt(self, jobs: Sequence[Job]) -> str:
         """Leave the jobs in the queue; return how to cancel them."""
-        arrays = sorted({submitted_id(job.folder).partition("_")[0] for job in jobs} - {""})
+        arrays = sorted({submitted_job_id(job.folder).partition("_")[0] for job in jobs} - {""})
         return f"SLURM continues {len(jobs)} jobs; `scancel {' '.join(arrays)}` would cancel them"

@@ -18,7 +18,7 @@ PENDING_STATES = {
 QUERY_TIMEOUT_S = 60
 
 
-def query_states(ids: Iterable[str]) -> dict[str, str] | None:
+def query_slurm_states(ids: Iterable[str]) -> dict[str, str] | None:
     """Return job id -> state in SLURM's words, by one query; None if SLURM does not answer.
 
     A job that SLURM has forgotten is absent. SLURM forgets a job minutes after its end.

@@ -9,12 +9,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from genlab.config.keys import identity_overrides, quote_value
+from genlab.config.override_keys import non_runtime_overrides, quote_override_value
 from genlab.errors import UserError
-from genlab.fileio import atomic_write, read_json, refuse_links
+from genlab.fileio import atomic_write, read_json, refuse_links_out_of_folder
 from genlab.runs.migrations import FORMAT, migrate_overrides
-from genlab.sweeps import trust
-from genlab.sweeps.file_locks import hold_lock
+from genlab.sweeps import plan_trust
+from genlab.sweeps.file_locks import hold_file_lock
 from genlab.sweeps.job_state import Job
 
 # Links that submitit and optuna make. They point elsewhere once the sweep is moved, but genlab
@@ -50,18 +50,18 @@ class SweepFolder:
         Raises:
             UserError: names the link.
         """
-        refuse_links(self.path, "sweep", ALLOWED_LINKS)
+        refuse_links_out_of_folder(self.path, "sweep", ALLOWED_LINKS)
 
-    def stored_plan(self) -> dict[str, Any]:
+    def read_stored_plan(self) -> dict[str, Any]:
         """Return plan.json as it was written.
 
         Raises:
             UserError: it is damaged.
         """
         path = self.path / "plan.json"
-        return trust.check_plan_schema(read_json(path), path)
+        return plan_trust.check_plan_schema(read_json(path), path)
 
-    def plan(self) -> dict[str, Any]:
+    def read_plan(self) -> dict[str, Any]:
         """Return the plan: command, working directory, sweeper, and each job's overrides.
 
         Overrides of an older format have the present names.
@@ -69,7 +69,7 @@ class SweepFolder:
         Raises:
             UserError: plan.json is damaged.
         """
-        plan = self.stored_plan()
+        plan = self.read_stored_plan()
         version = plan.get("format", 1)
         jobs = [migrate_overrides(overrides, version) for overrides in plan["jobs"]]
         return plan | {"command": migrate_overrides(plan["command"], version), "jobs": jobs}
@@ -77,16 +77,16 @@ class SweepFolder:
     @property
     def dir_override(self) -> str:
         """The override that selects this folder."""
-        return f"hydra.sweep.dir={quote_value(self.path.resolve())}"
+        return f"hydra.sweep.dir={quote_override_value(self.path.resolve())}"
 
     def jobs(self) -> list[Job]:
         """Return the planned jobs, by number."""
         return [
             Job(number, tuple(overrides), self.path / str(number))
-            for number, overrides in enumerate(self.plan()["jobs"])
+            for number, overrides in enumerate(self.read_plan()["jobs"])
         ]
 
-    def extend(
+    def add_jobs(
         self,
         command: Sequence[str],
         first: int,
@@ -102,12 +102,12 @@ class SweepFolder:
             UserError: the folder holds another sweep, in which a number means something else.
         """
         self.path.mkdir(parents=True, exist_ok=True)
-        with hold_lock(self.path / ".plan.lock"):
-            planned = self.plan()["jobs"] if (self.path / "plan.json").exists() else []
+        with hold_file_lock(self.path / ".plan.lock"):
+            planned = self.read_plan()["jobs"] if (self.path / "plan.json").exists() else []
             for number, wanted in enumerate(overrides, first):
                 if number >= len(planned):
                     break
-                if identity_overrides(planned[number]) != identity_overrides(wanted):
+                if non_runtime_overrides(planned[number]) != non_runtime_overrides(wanted):
                     raise UserError(
                         f"{self.path} holds another sweep: "
                         f"its job {number} is {' '.join(planned[number])}, "
@@ -122,7 +122,7 @@ class SweepFolder:
                 "jobs": jobs,
             }
             atomic_write(self.path / "plan.json", json.dumps(plan, indent=2).encode())
-            trust.remember_plan(plan)
+            plan_trust.remember_trusted_plan(plan)
         return self.jobs()[first : first + len(overrides)]
 
 
@@ -134,4 +134,4 @@ def distinguishing_overrides(jobs: Sequence[Job]) -> list[list[str]]:
     shared: set[str] = set()
     if len(jobs) > 1:
         shared = set.intersection(*(set(job.overrides) for job in jobs))
-    return [[o for o in identity_overrides(job.overrides) if o not in shared] for job in jobs]
+    return [[o for o in non_runtime_overrides(job.overrides) if o not in shared] for job in jobs]

@@ -22,14 +22,27 @@ from typing import Any
 
 import yaml
 
-from genlab.config.keys import RUNTIME_KEYS, is_runtime_option, override_key, quote_value, root_key
+from genlab.config.override_keys import (
+    RUNTIME_KEYS,
+    is_runtime_override,
+    override_key,
+    quote_override_value,
+    root_key,
+)
 from genlab.distributed.environment import SINGLE_PROCESS_ENV
 from genlab.errors import UserError, did_you_mean
 from genlab.runs.run_folder import RunFolder
 from genlab.signals import TrainingInterrupted
 from genlab.spec import Positive
 from genlab.sweeps.job_monitor import print_status, run_jobs
-from genlab.sweeps.job_state import RUN_LOG, Job, current_states, log_tail, read_state, run_job
+from genlab.sweeps.job_state import (
+    RUN_LOG,
+    Job,
+    current_states,
+    read_log_tail,
+    read_state,
+    run_and_record_job,
+)
 from genlab.sweeps.local_backend import LocalBackend, cpu_count
 
 RUNS_FOLDER = Path("outputs/lectures/runs")
@@ -79,10 +92,10 @@ class PlannedRun:
     def train_arguments(self, flags: Sequence[str]) -> list[str]:
         """Return the arguments of `genlab train` that train the run, or resume it."""
         if not self.has_started:
-            return [*flags, *self.overrides, f"out={quote_value(self.folder)}"]
+            return [*flags, *self.overrides, f"out={quote_override_value(self.folder)}"]
         # A resume takes what is trained from the run's own config.
-        runtime = [override for override in self.overrides if is_runtime_option(override)]
-        return [*flags, *runtime, f"resume={quote_value(self.folder)}"]
+        runtime = [override for override in self.overrides if is_runtime_override(override)]
+        return [*flags, *runtime, f"resume={quote_override_value(self.folder)}"]
 
 
 def train_missing_runs(
@@ -113,7 +126,7 @@ def train_missing_runs(
         UserError: the comparison is not valid, or none of its runs could be trained.
         TrainingInterrupted: a signal ended the training; the runs are saved.
     """
-    check_comparison(train, sample or {}, common or [])
+    check_comparison_options(train, sample or {}, common or [])
     overrides = {label: [*(common or []), *words] for label, words in train.items()}
     planned, failed = plan_runs(overrides, folder, flags or [])
     missing: dict[Path, PlannedRun] = {}
@@ -131,10 +144,10 @@ def train_missing_runs(
     if not trained:
         label, error = next(iter(failed.items()))
         raise UserError(f"none of the runs could be trained; {label}: {error}")
-    return make_columns(trained, sample or {}), failed
+    return make_comparison_columns(trained, sample or {}), failed
 
 
-def check_comparison(
+def check_comparison_options(
     train: Mapping[str, Sequence[str]], sample: dict[str, dict[str, Any]], common: Sequence[str]
 ) -> None:
     """Refuse a comparison whose labels or overrides are not allowed.
@@ -166,7 +179,7 @@ def check_comparison(
             )
 
 
-def make_columns(
+def make_comparison_columns(
     runs: dict[str, Path], sample: dict[str, dict[str, Any]]
 ) -> list[ComparisonColumn]:
     """Return the columns of a comparison: runs, or the columns of `sample` in their place.
@@ -213,14 +226,16 @@ def plan_runs(
     for label, process in processes.items():
         output, errors = process.communicate()
         if process.returncode:
-            failed[label] = error_message(errors.splitlines())
+            failed[label] = last_error_line(errors.splitlines())
             print_status(f"{label}: failed: {failed[label]}")
             continue
         config = yaml.safe_load(output)
         digest = config_digest(config)
         name = re.sub(r"[^a-z0-9]+", "-", label.lower()).strip("-")
         if digest not in folders:
-            folders[digest] = find_run(folder, digest) or folder / f"{name}-{digest}"
+            folders[digest] = (
+                find_run_folder_by_digest(folder, digest) or folder / f"{name}-{digest}"
+            )
         planned[label] = PlannedRun(
             label, overrides[label], folders[digest], config["trainer"]["steps"]
         )
@@ -233,7 +248,7 @@ def config_digest(config: dict[str, Any]) -> str:
     return hashlib.sha256(yaml.safe_dump(identity).encode()).hexdigest()[:10]
 
 
-def find_run(folder: Path, digest: str) -> Path | None:
+def find_run_folder_by_digest(folder: Path, digest: str) -> Path | None:
     """Return the folder of a run with this config, whatever label it was trained for."""
     return next(iter(sorted(folder.glob(f"*-{digest}"))), None)
 
@@ -278,14 +293,14 @@ def train_runs(
     errors: dict[Path, str] = {}
     for job, state in zip(jobs, current_states(jobs), strict=True):
         if state.status != "done":
-            errors[job.folder] = error_message(state.error.splitlines() or log_tail(job))
+            errors[job.folder] = last_error_line(state.error.splitlines() or read_log_tail(job))
     return errors
 
 
 def run_train_job(folder: str, arguments: list[str]) -> None:
     """Train one run in the process of its job, and write the job's state."""
     try:
-        run_job(Path(folder), partial(run_train_command, Path(folder), arguments))
+        run_and_record_job(Path(folder), partial(run_train_command, Path(folder), arguments))
     except TrainCommandError as error:
         sys.exit(error.exit_code)
 
@@ -302,7 +317,7 @@ def run_train_command(folder: Path, arguments: list[str]) -> None:
     except SystemExit as end:
         if end.code:
             lines = (folder / RUN_LOG).read_text(errors="replace").splitlines()
-            raise TrainCommandError(error_message(lines), int(end.code)) from None
+            raise TrainCommandError(last_error_line(lines), int(end.code)) from None
 
 
 class TrainCommandError(UserError):
@@ -313,7 +328,7 @@ class TrainCommandError(UserError):
         self.exit_code = exit_code
 
 
-def error_message(lines: Sequence[str]) -> str:
+def last_error_line(lines: Sequence[str]) -> str:
     """Return the line in which genlab printed an error, or else the last line of the output."""
     lines = [line.strip() for line in lines if line.strip()]
     messages = [line.removeprefix("genlab: ") for line in lines if line.startswith("genlab: ")]

@@ -19,7 +19,7 @@ import torch
 from genlab.distributed.device import Device
 from genlab.distributed.environment import read_environment
 from genlab.distributed.process_group import ProcessGroup
-from genlab.errors import UserError, is_out_of_memory
+from genlab.errors import UserError, is_out_of_memory_error
 from genlab.training.trainer import Data, Trainer
 
 MIN_SPEEDUP = 1.05  # a larger batch must be this much faster than the best one so far
@@ -49,7 +49,9 @@ class Trial:
         return self.batch_size / self.seconds
 
 
-def time_steps(trainer: Trainer, data: Data, *, seconds: float, max_blocks: int = 20) -> Trial:
+def time_training_steps(
+    trainer: Trainer, data: Data, *, seconds: float, max_blocks: int = 20
+) -> Trial:
     """Time blocks of steps of a disposable trainer for about `seconds` seconds.
 
     There are at least two blocks, however long they take, after up to three steps of warm-up. The
@@ -67,7 +69,7 @@ def time_steps(trainer: Trainer, data: Data, *, seconds: float, max_blocks: int 
         began = time.perf_counter()
         for _ in range(steps):
             trainer.train_step(batches)
-        synchronize(device)
+        wait_for_device(device)
         return time.perf_counter() - began
 
     # the first steps also select algorithms, compile, and create the optimizer's state
@@ -192,13 +194,13 @@ class BatchSizeTrials:
     ) -> None:
         self.make_trainer, self.data, self.device = make_trainer, data, device
         self.processes = processes
-        self.memory_limit = memory_limit(device)
+        self.memory_limit = trial_memory_limit(device)
         # the last size that fitted, and the bytes that it took
         self.last_fit: tuple[int, int] | None = None
 
     def __call__(self, size: int) -> float | None:
         """Return items per second of all processes, without communication, or None if too large."""
-        before = used_memory(self.device)
+        before = used_memory_bytes(self.device)
         # a process that exceeds the CPU's memory is killed, so it must not be tried
         if self.last_fit and self.device.name != "cuda":
             last_size, growth = self.last_fit
@@ -206,11 +208,11 @@ class BatchSizeTrials:
                 return None
         trial: Trial | None = None
         try:
-            trial = time_steps(
+            trial = time_training_steps(
                 self.make_trainer(size // self.processes), self.data, seconds=0.5, max_blocks=10
             )
         except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
+            if not is_out_of_memory_error(error):
                 raise
         gc.collect()  # a trainer and its model refer to each other
         if self.device.compile:
@@ -226,7 +228,7 @@ class BatchSizeTrials:
 # --- memory of the device -------------------------------------------------------------------------
 
 
-def synchronize(device: Device) -> None:
+def wait_for_device(device: Device) -> None:
     """Wait until the device has finished its queued work."""
     if device.name == "cuda":
         torch.cuda.synchronize(device.torch)
@@ -253,7 +255,7 @@ def peak_memory(device: Device) -> int:
     return device.peak_memory()
 
 
-def used_memory(device: Device) -> int:
+def used_memory_bytes(device: Device) -> int:
     """Return the memory in use now in bytes; without Linux's /proc, the peak so far."""
     if device.name == "cuda":
         return torch.cuda.memory_reserved(device.torch)
@@ -263,15 +265,15 @@ def used_memory(device: Device) -> int:
         return device.peak_memory()
 
 
-def memory_limit(device: Device) -> int:
+def trial_memory_limit(device: Device) -> int:
     """Return the peak in bytes that a trial must not exceed."""
     if device.name == "cuda":
         free_bytes = torch.cuda.mem_get_info(device.torch)[0]
-        return int(MAX_GPU_FRACTION * (free_bytes + used_memory(device)))
-    return used_memory(device) + free_memory() // 2 // read_environment().local_size
+        return int(MAX_GPU_FRACTION * (free_bytes + used_memory_bytes(device)))
+    return used_memory_bytes(device) + free_cpu_memory() // 2 // read_environment().local_size
 
 
-def free_memory() -> int:
+def free_cpu_memory() -> int:
     """Return the bytes of CPU memory that are free, on the machine or in its control group."""
     try:
         lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())

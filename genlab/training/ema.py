@@ -36,13 +36,13 @@ class EMA:
     def update(self, model: GenerativeModel, step: int) -> None:
         """Move the average toward the weights after update number `step`, counted from 0."""
         decay = min(self.decay, (1 + step) / (10 + step))
-        averages = [local_part(p) for p in self.ema_weights]
-        torch._foreach_lerp_(averages, [local_part(p) for p in self.weights], 1 - decay)
+        averages = [local_shard(p) for p in self.ema_weights]
+        torch._foreach_lerp_(averages, [local_shard(p) for p in self.weights], 1 - decay)
         if buffers := list(model.buffers()):
             torch._foreach_copy_(list(self.model.buffers()), buffers)
 
 
-def local_part(parameter: Tensor) -> Tensor:
+def local_shard(parameter: Tensor) -> Tensor:
     """Return this process's part of a parameter: all of it, unless FSDP shards it."""
     to_local = getattr(parameter, "to_local", None)  # of a DTensor, whose import takes a while
     return parameter if to_local is None else to_local()

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 import threading
-import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
@@ -14,26 +12,68 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from genlab.console import (
+    Progress,
+    format_duration_as_h_mm_ss,
+    monotonic_seconds,
+    print_above_progress,
+)
 from genlab.errors import UserError
-from genlab.fileio import with_filename
+from genlab.fileio import add_path_to_os_errors
 
 if TYPE_CHECKING:
     from io import RawIOBase
 
     import numpy as np
     from torch.utils.tensorboard import SummaryWriter
-    from tqdm import tqdm
 
     from genlab.distributed.process_group import ProcessGroup
     from genlab.runs.run_folder import RunFolder
 
-PRINT_INTERVAL_S = 5.0  # between lines if standard error is not a terminal
+LONG_STEP_S = 10.0  # a step that takes longer is shown with its time
+LIVE_INTERVAL_S = 2.0  # between looks at the losses of a step that is not logged
 
 
 class DivergedError(UserError):
     """A loss or weight is not finite: the options are valid, but the run cannot continue."""
 
     exit_code = 1
+
+
+class TrainingProgress(Progress):
+    """The steps of a training: "step 50/10,000  0:01:40 left  900 items/s  loss 1.2"."""
+
+    def __init__(self, start: int, steps: int) -> None:
+        super().__init__("step", steps, done=start)
+        self.items_per_step = 1
+        self.losses: dict[str, float] = {}
+        self.losses_time = -math.inf  # when they were shown
+        self.time_limit_s = math.inf  # what is left of trainer.max_minutes
+
+    def show_losses(self, losses: dict[str, float]) -> None:
+        """Set the losses that are shown."""
+        self.losses, self.losses_time = losses, monotonic_seconds()
+
+    def seconds_left(self) -> float | None:
+        """Return the time until the last step or until the time limit, whichever is first."""
+        left = super().seconds_left()
+        return left if left is None else min(left, self.time_limit_s)
+
+    def format_status_line(self) -> str:
+        """Return the step, the time left, the rate and the losses."""
+        parts = [self.format_position()]
+        seconds = monotonic_seconds() - self.advanced
+        if self.first is None:
+            parts.append(f"the first step has taken {format_duration_as_h_mm_ss(seconds)} so far")
+        elif seconds > LONG_STEP_S and self.total and self.done < self.total:
+            parts.append(f"this step has taken {format_duration_as_h_mm_ss(seconds)} so far")
+        if (left := self.seconds_left()) is not None:
+            parts.append(f"{format_duration_as_h_mm_ss(left)} left")
+        if (rate := self.units_per_s()) is not None:
+            items = rate * self.items_per_step
+            parts.append(f"{items:,.0f} items/s" if items >= 10 else f"{items:.2g} items/s")
+        parts += [f"{k} {v:.4g}" for k, v in self.losses.items() if not k.startswith("grad_norm")]
+        return "  ".join(parts)
 
 
 class Logger:
@@ -58,10 +98,9 @@ class Logger:
     ) -> None:
         self.run, self.group, self.steps = run, group, steps
         self.unlogged: list[dict[str, Any]] = list(unlogged)
-        self.last_print = time.monotonic()
         self.tensorboard: SummaryWriter | None = None
         self.stats: RawIOBase | None = None
-        self.bar: tqdm[Any] | None = None
+        self.progress = TrainingProgress(start, steps)
         self.excepthook: Callable[[threading.ExceptHookArgs], Any] | None = None
         if run:
             self.events = run.path / "tensorboard"
@@ -73,7 +112,7 @@ class Logger:
         self.excepthook = threading.excepthook
         threading.excepthook = self.ignore_tensorboard_error
         try:
-            with with_filename(self.events):
+            with add_path_to_os_errors(self.events):
                 purge_step = start + 1 if start else None
                 self.tensorboard = SummaryWriter(self.events, purge_step=purge_step)
             # unbuffered: the error of a full disk belongs to the line that caused it
@@ -81,16 +120,19 @@ class Logger:
         except OSError:
             self.close_files()
             raise
-        if sys.stderr.isatty():
-            from tqdm import tqdm
-
-            self.bar = tqdm(total=self.steps, initial=start, unit="step", dynamic_ncols=True)
+        self.progress.__enter__()
 
     # --- losses -----------------------------------------------------------------------------------
 
     def add_losses(self, losses: dict[str, Tensor]) -> None:
-        """Store one step's losses, without waiting for the device."""
+        """Store one step's losses, and show the progress.
+
+        It waits for the device only every few seconds, to show the losses of this process.
+        """
         self.unlogged.append(losses)
+        self.progress.update()
+        if self.run and monotonic_seconds() - self.progress.losses_time > LIVE_INTERVAL_S:
+            self.progress.show_losses({name: float(value) for name, value in losses.items()})
 
     def resolve_losses(self, step: int, hint: str) -> list[dict[str, float]]:
         """Return the unlogged losses as numbers, averaged over all processes, and check them.
@@ -118,22 +160,35 @@ class Logger:
             broken = [f"{k} is {v}" for k, v in losses.items() if not math.isfinite(v)]
             if broken:
                 broken_step = step - len(self.unlogged) + 1 + i
+                self.write_means(broken_step - 1, mean_losses(self.unlogged[:i]), is_partial=True)
                 raise DivergedError(f"step {broken_step}: {', '.join(broken)}; {hint}")
         return self.unlogged
 
-    def log_step(self, step: int, extra: dict[str, float], hint: str) -> dict[str, float]:
-        """Log and return the mean losses since the last logged step, with `extra` numbers."""
-        unlogged = self.resolve_losses(step, hint)
-        means = {}
-        for name in dict.fromkeys(name for losses in unlogged for name in losses):
-            values = [losses[name] for losses in unlogged if name in losses]
-            means[name] = sum(values) / len(values)
-        self.unlogged = []
-        self.write_line({"step": step, **means, **extra})
-        for name, value in {**means, **extra}.items():
-            self.add_scalar(name if "/" in name else f"train/{name}", value, step)
-        self.print_progress(step, means, extra)
+    def log_step(
+        self, step: int, extra: dict[str, float], hint: str, *, is_partial: bool = False
+    ) -> dict[str, float]:
+        """Log and return the mean losses since the last logged step, with `extra` numbers.
+
+        Args:
+            is_partial: the run ends between two logged steps. A resume continues the interval, and
+                its line replaces this one.
+        """
+        means = mean_losses(self.resolve_losses(step, hint))
+        if not is_partial:
+            self.unlogged = []
+        self.write_means(step, {**means, **extra}, is_partial=is_partial)
+        self.progress.show_losses(means)
+        if self.run and (is_partial or step >= self.steps):
+            print_above_progress(self.progress.format_status_line())
         return means
+
+    def write_means(self, step: int, means: dict[str, float], *, is_partial: bool) -> None:
+        """Write mean losses and other numbers to stats.jsonl and TensorBoard, if there are any."""
+        if not means:
+            return
+        self.write_line({"step": step, **means, **({"partial": True} if is_partial else {})})
+        for name, value in means.items():
+            self.add_scalar(name if "/" in name else f"train/{name}", value, step)
 
     def log_note(self, step: int, message: str) -> None:
         """Print a remark about the numbers, and keep it in the log."""
@@ -146,26 +201,26 @@ class Logger:
         """Append one line to stats.jsonl."""
         if self.run and self.stats:
             data = (json.dumps(record) + "\n").encode()
-            with with_filename(self.run.stats):
+            with add_path_to_os_errors(self.run.stats):
                 while data:
                     data = data[self.stats.write(data) :]
 
     def add_scalar(self, name: str, value: float, step: int) -> None:
         """Write a number to TensorBoard."""
         if self.tensorboard:
-            with with_filename(self.events):
+            with add_path_to_os_errors(self.events):
                 self.tensorboard.add_scalar(name, value, step)
 
     def add_text(self, name: str, text: str) -> None:
         """Write a text to TensorBoard."""
         if self.tensorboard:
-            with with_filename(self.events):
+            with add_path_to_os_errors(self.events):
                 self.tensorboard.add_text(name, text)
 
     def add_image(self, name: str, image: np.ndarray, step: int) -> None:
         """Write an image (H, W, 3) of bytes to TensorBoard."""
         if self.tensorboard:
-            with with_filename(self.events):
+            with add_path_to_os_errors(self.events):
                 self.tensorboard.add_image(name, image, step, dataformats="HWC")
 
     def close(self, options: dict[str, Any], final: dict[str, float]) -> None:
@@ -176,7 +231,7 @@ class Logger:
                 for key, value in options.items()
             }
             metrics = {f"final/{name}": value for name, value in final.items()}
-            with with_filename(self.events):
+            with add_path_to_os_errors(self.events):
                 self.tensorboard.add_hparams(hyperparameters, metrics, run_name=".")
                 self.tensorboard.close()
             self.tensorboard = None
@@ -184,8 +239,7 @@ class Logger:
 
     def close_files(self) -> None:
         """Close the files after an error, ignoring what cannot be written any more."""
-        if self.bar is not None:
-            self.bar.close()
+        self.progress.__exit__(None, None, None)
         if self.tensorboard:
             with suppress(OSError):
                 self.tensorboard.close()
@@ -202,34 +256,16 @@ class Logger:
 
     # --- terminal ---------------------------------------------------------------------------------
 
-    def print_progress(self, step: int, means: dict[str, float], extra: dict[str, float]) -> None:
-        """Update the progress bar; without a terminal, print a line every few seconds."""
-        if not self.run:
-            return
-        losses = {k: f"{v:.4g}" for k, v in means.items() if not k.startswith("grad_norm")}
-        rate = extra["items_per_s"]
-        if self.bar is not None:
-            self.bar.set_postfix({**losses, "items/s": f"{rate:.0f}"}, refresh=False)
-            self.bar.update(step - self.bar.n)
-        elif time.monotonic() - self.last_print > PRINT_INTERVAL_S or step >= self.steps:
-            self.last_print = time.monotonic()
-            text = "  ".join(f"{k} {v}" for k, v in losses.items())
-            left = format_duration(extra["seconds_left"])
-            print(
-                f"step {step:,}/{self.steps:,}  {text}  {rate:,.0f} items/s  {left} left",
-                file=sys.stderr,
-                flush=True,
-            )
-
     def print_message(self, message: str) -> None:
-        """Print a line for the user, above the progress bar."""
-        if self.bar is not None:
-            self.bar.write(message, file=sys.stderr)
-        elif self.run:
-            print(message, file=sys.stderr, flush=True)
+        """Print a line for the user, above the progress."""
+        if self.run:
+            print_above_progress(message)
 
 
-def format_duration(seconds: float) -> str:
-    """Return a duration as h:mm:ss."""
-    s = int(seconds)
-    return f"{s // 3600}:{s // 60 % 60:02d}:{s % 60:02d}"
+def mean_losses(steps: Sequence[dict[str, float]]) -> dict[str, float]:
+    """Return the mean of each loss over the steps that have it."""
+    means = {}
+    for name in dict.fromkeys(name for losses in steps for name in losses):
+        values = [losses[name] for losses in steps if name in losses]
+        means[name] = sum(values) / len(values)
+    return means

@@ -29,6 +29,8 @@ class TrainerOptions:
     max_minutes: PositiveFloat | None = None
     log_every: Positive = 50
     preview_every: Count = 1_000  # steps between sample grids; 0 disables them
+    # steps between losses on the validation split; None chooses a rate that costs less than 2 %
+    validate_every: Count | None = None
     evaluate_every: Count = 0  # steps between evaluations on the validation split; 0 disables them
     save_every: Positive = 1_000
     keep_checkpoints: Positive = 3  # number of most recent checkpoints to keep

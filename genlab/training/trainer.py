@@ -60,6 +60,9 @@ class Trainer:
     # Whether an update calls nothing of the model but `loss`, which device.fsdp requires. A
     # subclass does not inherit it: each class states it for itself.
     supports_fsdp: ClassVar[bool] = True
+    # Whether `model.loss` of held-out items is an objective that is comparable with the training
+    # loss. A subclass does not inherit it either.
+    has_validation_loss: ClassVar[bool] = True
 
     options: TrainerOptions
 
@@ -87,7 +90,7 @@ class Trainer:
         uses_fsdp = self.device.fsdp and self.group.size > 1
         self.fsdp = self.apply_fsdp(model) if uses_fsdp else None
         if not self.fsdp:
-            self.device.move_model(model)
+            self.device.move_and_compile(model)
         self.model = model
         self.global_step = 0  # updates done
         self.batches_consumed = 0  # joint batches taken from the data
@@ -126,7 +129,7 @@ class Trainer:
             raise UserError(
                 "device.fsdp requires device.precision=bf16, fp32 or fp64, and device.compile=false"
             )
-        self.device.move_model(model, fsdp=True)
+        self.device.move_and_compile(model, fsdp=True)
         return FSDP(model, self.device, self.group, ema=self.options.ema_decay > 0)
 
     # --- what a family may override ---------------------------------------------------------------
@@ -137,7 +140,20 @@ class Trainer:
 
     def step(self, batches: Iterator[Batch]) -> Losses:
         """Make one update; take as many joint batches as the rule needs."""
-        return self.optimize("model", self.model.loss, self.next_batch(batches))
+        return self.optimizer_step("model", self.model.loss, self.next_batch(batches))
+
+    @property
+    def can_validate(self) -> bool:
+        """Whether this trainer computes losses of held-out items."""
+        return bool(vars(type(self)).get("has_validation_loss")) and not self.fsdp
+
+    def validation_items(self, data: Any, n: int) -> Batch:
+        """Return n held-out items as `validation_loss` takes them."""
+        return data.head("validation", n, seed=self.seed)
+
+    def validation_loss(self, batch: Batch) -> Tensor:
+        """Return the loss () of held-out items, as the training minimizes it at this step."""
+        return self.model.loss(batch)["loss"]
 
     def diagnose(self, means: dict[str, float]) -> list[str]:
         """Return problems that the mean losses since the last log show, with suggestions.
@@ -186,7 +202,9 @@ class Trainer:
             with self.shard_buffers.use_shard(i):
                 yield shard, batch
 
-    def optimize(self, name: str, loss: Callable[[Batch], Losses], shards: list[Batch]) -> Losses:
+    def optimizer_step(
+        self, name: str, loss: Callable[[Batch], Losses], shards: list[Batch]
+    ) -> Losses:
         """Step an optimizer on the mean of `loss(shard)["loss"]` over all shards of all processes.
 
         Only the parameters of that optimizer receive gradients: in a GAN, the opponent stays as it
@@ -255,7 +273,7 @@ class Trainer:
         if name not in self.gradient_buckets:
             overlap = self.device.name == "cuda"
             self.gradient_buckets[name] = GradientBuckets(parameters, self.group, overlap=overlap)
-        return self.gradient_buckets[name].synchronize()
+        return self.gradient_buckets[name].average_gradients()
 
     # --- what the loop calls ----------------------------------------------------------------------
 
@@ -263,8 +281,9 @@ class Trainer:
         """Make one update with everything around it: learning rates, buffers, EMA."""
         self.update_lr()
         self.rng_draws = 0
-        losses = self.step(batches)
-        self.shard_buffers.synchronize()
+        with explain_single_item():
+            losses = self.step(batches)
+        self.shard_buffers.average_running_statistics()
         if self.ema:
             self.ema.update(self.model, self.global_step)
         self.global_step += 1
@@ -276,7 +295,7 @@ class Trainer:
         Under FSDP every rank must call this, and only rank 0 gets a model that can be evaluated.
         """
         model = self.ema.model if self.ema else self.model
-        return (self.fsdp.gather_model(model) if self.fsdp else model).eval()
+        return (self.fsdp.gather_full_model(model) if self.fsdp else model).eval()
 
     def train_mode(self) -> None:
         """Switch back to training mode after evaluation."""
@@ -322,7 +341,7 @@ class Trainer:
             "optimizers": {name: opt.state_dict() for name, opt in self.optimizers.items()},
             "scaler": self.scaler.state_dict(),
         }
-        return self.fsdp.gather_state(state) if self.fsdp else state
+        return self.fsdp.gather_full_state(state) if self.fsdp else state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore the state that `state_dict` returned."""
@@ -340,3 +359,21 @@ class Trainer:
         for name, optimizer in self.optimizers.items():
             optimizer.load_state_dict(state["optimizers"][name])
         self.scaler.load_state_dict(state["scaler"])
+
+
+@contextmanager
+def explain_single_item() -> Iterator[None]:
+    """Context that says what to do if batch normalization gets a single item.
+
+    Raises:
+        UserError: instead of PyTorch's error.
+    """
+    try:
+        yield
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise UserError(
+            "this model normalizes each batch, which needs at least two items: set "
+            "trainer.batch_size=2 (times the processes and trainer.grad_accum_steps)"
+        ) from error

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,16 @@ from torch import Tensor, nn
 from genlab.abilities import abilities
 from genlab.model import GenerativeModel
 from genlab.spec import DataSpec
-from genlab.viz import image_grids
+from genlab.viz import item_pictures
+from genlab.viz.figures import (
+    FONT_SIZE,
+    SIDE,
+    add_legend,
+    canvas_to_picture,
+    escape_figure_label,
+    make_canvas_and_axes,
+)
+from genlab.viz.picture import Picture, make_picture
 
 MANIFOLD_SIDE = 20  # codes along each axis of a manifold
 # a manifold covers the quantiles of the prior that N(0, 1) has at ± this many standard deviations
@@ -25,23 +34,10 @@ MAX_LEGEND_CLASSES = 30  # a larger legend would hide the codes
 BLUE = "#1f4e9c"
 
 
-def make_figure() -> tuple[Any, Any]:
-    """Return a square Matplotlib canvas (500 × 500 pixels) and its axes."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    canvas = FigureCanvasAgg(Figure(figsize=(5, 5), dpi=100))
-    return canvas, canvas.figure.add_axes((0.11, 0.08, 0.86, 0.85))
-
-
-def render_canvas(canvas: Any) -> np.ndarray:
-    """Return a canvas as bytes (H', W', 3)."""
-    canvas.draw()
-    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
-
-
-def plot_codes(z: np.ndarray, y: np.ndarray | None = None) -> np.ndarray:
-    """Return a scatter plot (H', W', 3) of codes z (N, …), colored by the label y (N,).
+def plot_codes(
+    z: np.ndarray, y: np.ndarray | None = None, *, class_names: Sequence[str] = ()
+) -> Picture:
+    """Return a scatter plot of codes z (N, …), colored by the label y (N,).
 
     Two dimensions are shown as they are. More are projected to their first two principal
     components; the title has the fraction of the variance that these explain. A single dimension
@@ -50,10 +46,10 @@ def plot_codes(z: np.ndarray, y: np.ndarray | None = None) -> np.ndarray:
     from matplotlib import colormaps
 
     z = np.asarray(z, np.float64).reshape(len(z), -1)  # (N, d)
-    plane, title = project_to_plane(z, y)
-    canvas, axes = make_figure()
+    plane, title, names = project_to_plane(z, y)
+    canvas, (axes,) = make_canvas_and_axes(SIDE, SIDE)
     if y is None:
-        axes.scatter(plane[:, 0], plane[:, 1], s=7, c=BLUE, alpha=0.7, linewidths=0)
+        axes.scatter(plane[:, 0], plane[:, 1], s=16, c=BLUE, alpha=0.7, linewidths=0)
     else:
         classes = np.unique(y)
         is_categorical = len(classes) <= 10
@@ -61,37 +57,44 @@ def plot_codes(z: np.ndarray, y: np.ndarray | None = None) -> np.ndarray:
         for i, label in enumerate(classes):
             color = colormap(i if is_categorical else i / (len(classes) - 1))
             points = plane[y == label]
-            style = {"s": 9, "color": color, "alpha": 0.8, "linewidths": 0}
-            axes.scatter(points[:, 0], points[:, 1], label=str(label), **style)
+            style = {"s": 20, "color": color, "alpha": 0.8, "linewidths": 0}
+            name = escape_figure_label(class_names[label] if class_names else label)
+            axes.scatter(points[:, 0], points[:, 1], label=name, **style)
         if len(classes) <= MAX_LEGEND_CLASSES:
-            columns = 1 + len(classes) // 16
-            layout = {"markerscale": 2, "fontsize": 8, "handletextpad": 0.1}
-            axes.legend(ncols=columns, loc="best", **layout)
-    axes.set_title(title, fontsize=10)
-    return render_canvas(canvas)
+            add_legend(axes, len(classes), title="class")
+    axes.set(xlabel=names[0], ylabel=names[1])
+    axes.set_title(
+        title, fontsize=FONT_SIZE, pad=32 if y is not None and len(np.unique(y)) <= 4 else 6
+    )
+    axes.grid(alpha=0.25)
+    if z.shape[1] > 1:
+        axes.set_aspect("equal", "datalim")
+    return canvas_to_picture(canvas)
 
 
-def project_to_plane(z: np.ndarray, y: np.ndarray | None) -> tuple[np.ndarray, str]:
-    """Return codes z (N, d) projected to a plane (N, 2), and a description of the plane."""
+def project_to_plane(
+    z: np.ndarray, y: np.ndarray | None
+) -> tuple[np.ndarray, str, tuple[str, str]]:
+    """Return codes z (N, d) in a plane (N, 2), the plane's description, and axis names."""
     d = z.shape[1]
     if d == 1:
         if y is None:
-            return np.stack([z[:, 0], np.zeros(len(z))], 1), "the code"
-        return np.stack([z[:, 0], y], 1), "the code against the label"
+            return np.stack([z[:, 0], np.zeros(len(z))], 1), "the code", ("code", "")
+        return np.stack([z[:, 0], y], 1), "the code against the label", ("code", "label")
     if d == 2:
-        return z, "the 2 dimensions of the code"
+        return z, "the 2 dimensions of the code", ("code dimension 0", "code dimension 1")
     centered = z - z.mean(0)
     # the rows of `axes` are the principal directions; a single code needs the full matrices
     _, s, axes = np.linalg.svd(centered, full_matrices=len(z) < 2)
     explained = (s[:2] ** 2).sum() / max((s**2).sum(), np.finfo(float).tiny)
     title = f"first 2 principal components of {d}, {explained:.0%} of the variance"
-    return centered @ axes[:2].T, title
+    return centered @ axes[:2].T, title, ("principal component 1", "principal component 2")
 
 
-def plot_manifold(
+def plot_decoded_code_grid(
     decode: Callable[[Tensor], Tensor], spec: DataSpec, axes: tuple[Tensor, Tensor]
-) -> np.ndarray:
-    """Return the decoded items of a grid of two-dimensional codes as an image (H', W', 3).
+) -> Picture:
+    """Return the decoded items of a grid of two-dimensional codes as a picture.
 
     Images are shown in their places, points as a bent grid.
 
@@ -105,14 +108,20 @@ def plot_manifold(
     with torch.no_grad():
         items = decode(codes)
     if spec.kind == "image":
-        return image_grids.make_grid(
-            image_grids.to_uint8_images(items, spec), columns=len(x), gap=0
-        )
+        return make_picture(item_pictures.to_uint8_images(items, spec), columns=len(x), gap=0)
     lines = items.detach().float().cpu().numpy().reshape(len(y), len(x), -1)[..., :2]
-    canvas, plot = make_figure()
+    canvas, (plot,) = make_canvas_and_axes(SIDE, SIDE)
     for line in (*lines, *lines.swapaxes(0, 1)):
         plot.plot(line[:, 0], line[:, -1], lw=0.7, c=BLUE)
-    return render_canvas(canvas)
+    label_data_axes(plot, lines.shape[-1])
+    return canvas_to_picture(canvas)
+
+
+def label_data_axes(axes: Any, dimensions: int) -> None:
+    """Name the axes of a plot in the data's first two coordinates."""
+    axes.set(xlabel="x₁", ylabel="x₂" if dimensions > 1 else "x₁")
+    axes.grid(alpha=0.25)
+    axes.set_aspect("equal", "datalim")
 
 
 def prior_quantile_axes(codes: Tensor, side: int = MANIFOLD_SIDE) -> tuple[Tensor, Tensor]:
@@ -142,41 +151,50 @@ def plot_reconstructions(
     spec: DataSpec,
     *,
     columns: int = RECONSTRUCTION_COLUMNS,
-) -> np.ndarray:
-    """Return items x (N, *shape) with their reconstructions as an image (H', W', 3).
+) -> Picture:
+    """Return items x (N, *shape) with their reconstructions as a picture.
 
     Images are shown in pairs of rows, each original above its reconstruction. Points are shown in
     gray behind their reconstructions.
     """
     if spec.kind == "points":
-        return image_grids.render_items(reconstructions, spec, reals=x)
+        return item_pictures.render_items_as_picture(
+            reconstructions, spec, reals=x, name="reconstructions"
+        )
     full = len(x) // columns * columns or len(x)  # complete rows, or all if there are fewer
     columns = min(columns, len(x))
     rows = [part[:full].unflatten(0, (-1, columns)) for part in (x, reconstructions)]
     pairs = torch.stack(rows, 1)  # (rows, 2, columns, C, H, W)
-    return image_grids.make_grid(
-        image_grids.to_uint8_images(pairs.flatten(0, 2), spec), columns=columns
+    return make_picture(
+        item_pictures.to_uint8_images(pairs.flatten(0, 2), spec),
+        columns=columns,
+        row_names=["item", "reconstruction"] * len(pairs),
     )
 
 
-def plot_paths(paths: Tensor, background: Tensor | None = None) -> np.ndarray:
+def plot_paths(paths: Tensor, names: Sequence[str], background: Tensor | None = None) -> Picture:
     """Return a plot of paths (n, T, D) in data space, in the first two coordinates.
 
     Args:
+        names: of the paths, for the legend.
         background: items (N, D) to show in gray behind the paths.
     """
     from matplotlib import colormaps
 
-    canvas, axes = make_figure()
+    canvas, (axes,) = make_canvas_and_axes(SIDE, SIDE)
     if background is not None:
         x = background.flatten(1).float().cpu().numpy()
-        axes.scatter(x[:, 0], x[:, min(1, x.shape[1] - 1)], s=9, c="0.6", linewidths=0)
+        second = min(1, x.shape[1] - 1)
+        axes.scatter(x[:, 0], x[:, second], s=9, c="0.75", linewidths=0, label="data")
     for i, path in enumerate(paths.detach().flatten(2).float().cpu().numpy()):
         color = colormaps["tab10"](i % 10)
         second = min(1, path.shape[1] - 1)
-        style = {"marker": ".", "ms": 5, "lw": 1, "color": color, "alpha": 0.8}
-        axes.plot(path[:, 0], path[:, second], **style)
-    return render_canvas(canvas)
+        style = {"marker": ".", "ms": 6, "lw": 1.2, "color": color, "alpha": 0.8}
+        axes.plot(path[:, 0], path[:, second], label=escape_figure_label(names[i]), **style)
+    label_data_axes(axes, paths[0, 0].numel())
+    if len(paths) <= MAX_LEGEND_CLASSES:
+        add_legend(axes, len(paths) + (background is not None))
+    return canvas_to_picture(canvas)
 
 
 @torch.no_grad()
@@ -188,8 +206,8 @@ def latent_space_plots(
     seed: int,
     device: torch.device | str = "cpu",
     split: str = "test",
-) -> dict[str, np.ndarray]:
-    """Return the plots (H', W', 3) of a latent space that the model supports, by name.
+) -> dict[str, Picture]:
+    """Return the pictures of a latent space that the model supports, by name.
 
     "latent" shows the codes of n held-out items. If the model decodes, "reconstructions" shows
     reconstructed items, and "manifold" decodes a grid of two-dimensional codes: over the prior if
@@ -206,7 +224,10 @@ def latent_space_plots(
     parts = batch.x.split(ENCODE_BATCH_SIZE)
     z = torch.cat([model.encode(part.to(device, dtype)) for part in parts])
     y = None if batch.y is None else batch.y.cpu().numpy()
-    plots = {} if is_noise else {"latent": plot_codes(z.flatten(1).cpu().numpy(), y)}
+    plots = {}
+    if not is_noise:
+        codes = z.flatten(1).cpu().numpy()
+        plots["latent"] = plot_codes(codes, y, class_names=spec.class_names)
     if "decode" not in supported or spec.kind not in ("image", "points"):
         return plots
     shown = MAX_RECONSTRUCTIONS if spec.kind == "image" else len(z)
@@ -218,7 +239,7 @@ def latent_space_plots(
             axes = prior_quantile_axes(model.prior(NUM_PRIOR_CODES))
         else:
             axes = code_range_axes(z)
-        plots["manifold"] = plot_manifold(model.decode, spec, axes)
+        plots["manifold"] = plot_decoded_code_grid(model.decode, spec, axes)
     return plots
 
 

@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from genlab.abilities import HasFilters, HasGibbsChain
 from genlab.nn.broadcast import expand_like
 from genlab.spec import DataSpec
-from genlab.viz import image_grids
+from genlab.viz import item_pictures
+from genlab.viz.picture import Picture, make_picture
 
 MAX_FILTERS = 100  # those with the largest norm
 NUM_CHAINS = 10
 CHAIN_STEPS = (0, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)  # Gibbs steps at which a chain is shown
 
 
-def plot_filters(weights: Tensor, spec: DataSpec) -> np.ndarray:
-    """Return weights (n, *shape) as an image (H', W', 3), each scaled from black to white.
+def plot_filters(weights: Tensor, spec: DataSpec) -> Picture:
+    """Return weights (n, *shape) as a picture, each scaled from black to white.
 
     A weight of 0 is gray.
     """
@@ -29,12 +30,15 @@ def plot_filters(weights: Tensor, spec: DataSpec) -> np.ndarray:
     scale = largest.flatten(1).abs().amax(1).clamp(min=1e-12)
     unit = largest / expand_like(scale, largest)  # −1 … 1
     low, high = spec.range
-    return image_grids.make_grid(
-        image_grids.to_uint8_images(low + (high - low) * (unit + 1) / 2, spec)
+    pixels = item_pictures.to_uint8_images(low + (high - low) * (unit + 1) / 2, spec)
+    note = (
+        f"weights of {len(largest)} of {len(weights)} hidden units, the largest first; each scaled "
+        "from black (negative) to white (positive)"
     )
+    return replace(make_picture(pixels, gap=4, note=note), background=255)
 
 
-def plot_gibbs_chains(model: HasGibbsChain, x: Tensor, spec: DataSpec) -> np.ndarray:
+def plot_gibbs_chains(model: HasGibbsChain, x: Tensor, spec: DataSpec) -> Picture:
     """Return the Gibbs chains that start at the items x (n, *shape), one row per chain.
 
     The columns are its states after `CHAIN_STEPS` steps.
@@ -42,25 +46,31 @@ def plot_gibbs_chains(model: HasGibbsChain, x: Tensor, spec: DataSpec) -> np.nda
     states = [x]
     for before, after in pairwise(CHAIN_STEPS):
         states.append(model.gibbs_chain(states[-1], after - before))
-    images = image_grids.to_uint8_images(torch.stack(states, 1).flatten(0, 1), spec)
-    return image_grids.make_grid(images, columns=len(CHAIN_STEPS))
+    images = item_pictures.to_uint8_images(torch.stack(states, 1).flatten(0, 1), spec)
+    return make_picture(
+        images,
+        columns=len(CHAIN_STEPS),
+        row_names=[f"chain {i + 1}" for i in range(len(x))],
+        column_names=["item", *(f"{step:,}" for step in CHAIN_STEPS[1:])],
+        note="Gibbs chains that start at held-out items: their states after so many steps",
+    )
 
 
 @torch.no_grad()
-def plot_rbm(
+def plot_rbm_filters_and_chains(
     model: nn.Module,
     dataset: Any,
     *,
     seed: int,
     device: torch.device | str = "cpu",
     split: str = "test",
-) -> dict[str, np.ndarray]:
-    """Return the plots (H', W', 3) that the model supports, by name; none for data but images.
+) -> dict[str, Picture]:
+    """Return the pictures that the model supports, by name; none for data but images.
 
     They are "filters" of a model with `filters` and "chains" of a model with `gibbs_chain`.
     """
     spec = dataset.spec
-    plots: dict[str, np.ndarray] = {}
+    plots: dict[str, Picture] = {}
     if spec.kind != "image":
         return plots
     if isinstance(model, HasFilters):

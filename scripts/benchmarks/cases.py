@@ -21,8 +21,8 @@ from turns import (
     build_training_objects,
     compare_calls,
     compare_training,
-    package_baseline,
-    repeat,
+    make_step_repeater,
+    start_package_baseline,
 )
 
 # --- the plain PyTorch loop -----------------------------------------------------------------------
@@ -34,7 +34,9 @@ LOGGING_OPTIONS = ("trainer.log_every=50", "trainer.save_every=100", "trainer.pr
 
 def training_data(options: tuple[str, ...]) -> Tensor:
     """Return the training images of a config as bytes (N, C, H, W)."""
-    return build_training_objects(*options, "device=cpu", "out=unused")[1].raw_arrays("train")[0]
+    return build_training_objects(*options, "device=cpu", "out=unused")[1].raw_items_and_labels(
+        "train"
+    )[0]
 
 
 def vae_options(settings: BenchmarkSettings) -> tuple[str, ...]:
@@ -45,13 +47,13 @@ def vae_options(settings: BenchmarkSettings) -> tuple[str, ...]:
 
 def vae_loop(settings: BenchmarkSettings) -> dict[str, Row]:
     ours = vae_options(settings)
-    step = loops.vae_step(training_data(ours).flatten(1), 128)
+    step = loops.make_vae_step(training_data(ours).flatten(1), 128)
     what = "VAE 784–400–20 on MNIST, batch 128, with logging, previews and checkpoints"
     return compare_training(
         settings,
         what,
         ours,
-        {"vae_loop": Baseline(PLAIN_LOOP, repeat(step))},
+        {"vae_loop": Baseline(PLAIN_LOOP, make_step_repeater(step))},
         steps=4 * 469,
         block=67,
     )
@@ -67,13 +69,13 @@ def dcgan_loop(settings: BenchmarkSettings) -> dict[str, Row]:
         *LOGGING_OPTIONS,
     )
     model = build_training_objects(*ours, "device=cpu", "out=unused")[2].model
-    step = loops.dcgan_step(model, training_data(ours), 64, ema=0.999)
+    step = loops.make_dcgan_step(model, training_data(ours), 64, ema=0.999)
     what = "DCGAN 32×32, 32 maps, batch 64, with logging, EMA and checkpoints"
     return compare_training(
         settings,
         what,
         ours,
-        {"dcgan_loop": Baseline(PLAIN_LOOP, repeat(step), bar=LOOP_BAR)},
+        {"dcgan_loop": Baseline(PLAIN_LOOP, make_step_repeater(step), bar=LOOP_BAR)},
         steps=400,
         block=5,
     )
@@ -93,7 +95,7 @@ def unet_options(settings: BenchmarkSettings) -> tuple[str, ...]:
 def unet_loop(settings: BenchmarkSettings) -> dict[str, Row]:
     ours = unet_options(settings)
     model = build_training_objects(*ours, "device=cpu", "out=unused")[2].model
-    step = loops.ddpm_step(
+    step = loops.make_ddpm_step(
         model.network,
         model.schedule.alphas_bar,
         training_data(ours),
@@ -107,7 +109,7 @@ def unet_loop(settings: BenchmarkSettings) -> dict[str, Row]:
         settings,
         what,
         ours,
-        {"unet_loop": Baseline(PLAIN_LOOP, repeat(step), bar=LOOP_BAR)},
+        {"unet_loop": Baseline(PLAIN_LOOP, make_step_repeater(step), bar=LOOP_BAR)},
         steps=160,
         block=2,
     )
@@ -125,7 +127,9 @@ def vae_loaders(settings: BenchmarkSettings) -> dict[str, Row]:
         )
         if settings.fake_data:
             return Baseline(what, unavailable="it reads MNIST's files")
-        turn = repeat(loops.dataloader_vae_step(os.environ["GENLAB_DATA"], 128, workers))
+        turn = make_step_repeater(
+            loops.make_dataloader_vae_step(os.environ["GENLAB_DATA"], 128, workers)
+        )
         return Baseline(what, turn, bar=1 / 3 if workers == 2 else None)
 
     others = {f"vae_loader_{workers}": other(workers) for workers in (0, 1, 2)}
@@ -137,7 +141,7 @@ def vae_loaders(settings: BenchmarkSettings) -> dict[str, Row]:
 
 
 def vae_pythae(settings: BenchmarkSettings) -> dict[str, Row]:
-    other = package_baseline("pythae", pythae_vae, training_data(vae_options(settings)))
+    other = start_package_baseline("pythae", pythae_vae, training_data(vae_options(settings)))
     return compare_training(
         settings, BY_EPOCHS, vae_options(settings), {"vae_pythae": other}, steps=4 * 468, block=468
     )
@@ -207,7 +211,9 @@ def rbm(settings: BenchmarkSettings) -> dict[str, Row]:
         return lambda steps: model.fit(x[: steps * 100])
 
     others = {
-        "rbm_loop": Baseline(PLAIN_LOOP, repeat(loops.rbm_step(data, 100, hidden=256))),
+        "rbm_loop": Baseline(
+            PLAIN_LOOP, make_step_repeater(loops.make_rbm_step(data, 100, hidden=256))
+        ),
         "rbm_sklearn": Baseline(
             "scikit-learn's BernoulliRBM, float64 (its default)", sklearn_rbm("float64"), bar=0.8
         ),
@@ -219,7 +225,7 @@ def rbm(settings: BenchmarkSettings) -> dict[str, Row]:
     return compare_training(settings, what, ours, others, steps=2 * 600, block=100)
 
 
-def adam_steps(
+def make_adam_steps(
     model: nn.Module, loss: Callable[[], Tensor], *, lr: float, grad_clip: float = 0.0
 ) -> TakeSteps:
     """Return steps of PyTorch's default Adam, as in the examples of these packages."""
@@ -232,7 +238,7 @@ def adam_steps(
             nn.utils.clip_grad_norm_(model.parameters(), grad_clip)
         optimizer.step()
 
-    return repeat(step)
+    return make_step_repeater(step)
 
 
 def count_parameters(model: nn.Module) -> int:
@@ -242,18 +248,18 @@ def count_parameters(model: nn.Module) -> int:
 def unets(settings: BenchmarkSettings) -> dict[str, Row]:
     data = training_data(unet_options(settings))
     others = {
-        "unet_denoising_diffusion_pytorch": package_baseline(
+        "unet_denoising_diffusion_pytorch": start_package_baseline(
             "denoising_diffusion_pytorch", lucidrains_unet, data
         ),
-        "unet_diffusers": package_baseline("diffusers", diffusers_unet, data),
+        "unet_diffusers": start_package_baseline("diffusers", diffusers_unet, data),
     }
     what = "DDPM's U-Net 28×28, widths 16–32–32, batch 64, with EMA, logging and checkpoints"
     return compare_training(settings, what, unet_options(settings), others, steps=60, block=2)
 
 
-def batch_sampler(data: Tensor, n: int) -> Callable[[], Tensor]:
+def make_batch_sampler(data: Tensor, n: int) -> Callable[[], Tensor]:
     """Return a function that returns the next n items; bytes are scaled to [−1, 1]."""
-    order = loops.batch_indices(len(data), n, torch.device("cpu"))
+    order = loops.iterate_batch_indices(len(data), n, torch.device("cpu"))
     if data.dtype == torch.uint8:
         return lambda: data[next(order)].float().div_(127.5).sub_(1)
     return lambda: data[next(order)]
@@ -262,12 +268,12 @@ def batch_sampler(data: Tensor, n: int) -> Callable[[], Tensor]:
 def lucidrains_unet(data: Tensor) -> Baseline:
     from denoising_diffusion_pytorch import GaussianDiffusion, Unet
 
-    images = batch_sampler(data, 64)
+    images = make_batch_sampler(data, 64)
     net = Unet(dim=16, dim_mults=(1, 2, 2), channels=1)
     model = GaussianDiffusion(
         net, image_size=28, timesteps=1000, objective="pred_noise", auto_normalize=False
     )
-    turn = adam_steps(model, lambda: model(images()), lr=2e-3, grad_clip=1.0)
+    turn = make_adam_steps(model, lambda: model(images()), lr=2e-3, grad_clip=1.0)
     return Baseline(
         "denoising-diffusion-pytorch, widths 16–32–32", turn, parameters=count_parameters(net)
     )
@@ -276,7 +282,7 @@ def lucidrains_unet(data: Tensor) -> Baseline:
 def diffusers_unet(data: Tensor) -> Baseline:
     from diffusers import DDPMScheduler, UNet2DModel
 
-    images = batch_sampler(data, 64)
+    images = make_batch_sampler(data, 64)
     down = ("DownBlock2D", "DownBlock2D", "AttnDownBlock2D")
     net = UNet2DModel(
         sample_size=28,
@@ -296,7 +302,7 @@ def diffusers_unet(data: Tensor) -> Baseline:
         eps = torch.randn_like(x)
         return F.mse_loss(net(schedule.add_noise(x, eps, t), t).sample, eps)
 
-    turn = adam_steps(net, loss, lr=2e-3, grad_clip=1.0)
+    turn = make_adam_steps(net, loss, lr=2e-3, grad_clip=1.0)
     return Baseline(
         "diffusers' UNet2DModel, widths 16–32–32",
         turn,
@@ -309,8 +315,8 @@ def flows(settings: BenchmarkSettings) -> dict[str, Row]:
     ours = ("model=realnvp_points", "dataset=ring", "trainer.preview_every=0")
     data = training_data(ours)
     others = {
-        "realnvp_normflows": package_baseline("normflows", normflows_coupling, data),
-        "realnvp_zuko": package_baseline("zuko", zuko_coupling, data),
+        "realnvp_normflows": start_package_baseline("normflows", normflows_coupling, data),
+        "realnvp_zuko": start_package_baseline("zuko", zuko_coupling, data),
     }
     what = "RealNVP on points, 16 couplings 64–64, batch 256, with logging and checkpoints"
     return compare_training(settings, what, ours, others, steps=1000, block=50)
@@ -319,20 +325,23 @@ def flows(settings: BenchmarkSettings) -> dict[str, Row]:
 def normflows_coupling(data: Tensor) -> Baseline:
     import normflows as nf
 
-    chain, points = [], batch_sampler(data, 256)
+    chain, points = [], make_batch_sampler(data, 256)
     for _ in range(16):
         net = nf.nets.MLP([1, 64, 64, 2], init_zeros=True)
         chain += [nf.flows.AffineCouplingBlock(net), nf.flows.Permute(2, mode="swap")]
     model = nf.NormalizingFlow(nf.distributions.base.DiagGaussian(2), chain)
-    turn = adam_steps(model, lambda: model.forward_kld(points()), lr=2e-3)
+    turn = make_adam_steps(model, lambda: model.forward_kld(points()), lr=2e-3)
     return Baseline("normflows, 16 couplings 64–64", turn, parameters=count_parameters(model))
 
 
 def zuko_coupling(data: Tensor) -> Baseline:
     from zuko.flows import RealNVP
 
-    points, model = batch_sampler(data, 256), RealNVP(2, transforms=16, hidden_features=(64, 64))
-    turn = adam_steps(model, lambda: -model().log_prob(points()).mean(), lr=2e-3)
+    points, model = (
+        make_batch_sampler(data, 256),
+        RealNVP(2, transforms=16, hidden_features=(64, 64)),
+    )
+    turn = make_adam_steps(model, lambda: -model().log_prob(points()).mean(), lr=2e-3)
     return Baseline("zuko, 16 couplings 64–64", turn, parameters=count_parameters(model))
 
 
@@ -349,7 +358,7 @@ def splines(settings: BenchmarkSettings) -> dict[str, Row]:
             settings,
             what,
             ours,
-            {name: package_baseline("zuko", zuko_spline, data)},
+            {name: start_package_baseline("zuko", zuko_spline, data)},
             steps=600,
             block=20,
         )
@@ -360,10 +369,10 @@ def zuko_spline(data: Tensor) -> Baseline:
     from zuko.flows import NSF
 
     points, model = (
-        batch_sampler(data, 512),
+        make_batch_sampler(data, 512),
         NSF(2, transforms=3, bins=16, hidden_features=(64, 64)),
     )
-    turn = adam_steps(model, lambda: -model().log_prob(points()).mean(), lr=1e-3)
+    turn = make_adam_steps(model, lambda: -model().log_prob(points()).mean(), lr=1e-3)
     return Baseline(
         "zuko, 3 layers 64–64 of 16 bins", turn, bar=1.0, parameters=count_parameters(model)
     )

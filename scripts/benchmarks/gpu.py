@@ -97,17 +97,17 @@ class Case:
     compilable: bool = True  # it has networks that can be compiled, and images
 
 
-def plain_dcgan(
+def make_plain_dcgan_step(
     trainer: Any, data: torch.Tensor, batch: int, autocast: Callable, mode: Mode
 ) -> loops.Step:
-    return loops.dcgan_step(trainer.model, data, batch, autocast=autocast, layout=mode.layout)
+    return loops.make_dcgan_step(trainer.model, data, batch, autocast=autocast, layout=mode.layout)
 
 
-def plain_ddpm(
+def make_plain_ddpm_step(
     trainer: Any, data: torch.Tensor, batch: int, autocast: Callable, mode: Mode
 ) -> loops.Step:
     model = trainer.model
-    return loops.ddpm_step(
+    return loops.make_ddpm_step(
         model.network,
         model.schedule.alphas_bar,
         data,
@@ -120,34 +120,34 @@ def plain_ddpm(
     )
 
 
-def plain_vae(
+def make_plain_vae_step(
     trainer: Any, data: torch.Tensor, batch: int, autocast: Callable, mode: Mode
 ) -> loops.Step:
-    return loops.vae_step(data.flatten(1), batch, autocast=autocast, compiled=mode.compiled)
+    return loops.make_vae_step(data.flatten(1), batch, autocast=autocast, compiled=mode.compiled)
 
 
-def plain_rbm(
+def make_plain_rbm_step(
     trainer: Any, data: torch.Tensor, batch: int, autocast: Callable, mode: Mode
 ) -> loops.Step:
-    return loops.rbm_step(
+    return loops.make_rbm_step(
         data.flatten(1), batch, hidden=trainer.model.W.shape[0], autocast=autocast
     )
 
 
-def fake_data(shape: str, n: int) -> tuple[str, ...]:
+def fake_data_options(shape: str, n: int) -> tuple[str, ...]:
     return ("dataset=fake", f"dataset.shape={shape}", f"dataset.n={n}")
 
 
 CASES = {
     "dcgan64": Case(
         what="DCGAN 64×64, 3 channels, the paper's widths, batch 128",
-        options=("model=dcgan", *fake_data("[3,64,64]", 8192)),
+        options=("model=dcgan", *fake_data_options("[3,64,64]", 8192)),
         small=("model.width=4", "dataset.size=16", "dataset.n=64", "trainer.batch_size=4"),
-        plain_step=plain_dcgan,
+        plain_step=make_plain_dcgan_step,
     ),
     "ddpm32": Case(
         what="DDPM of CIFAR-10, 32×32, 35.7 M parameters, batch 128, with EMA and clipping",
-        options=("model=ddpm", *fake_data("[3,32,32]", 8192)),
+        options=("model=ddpm", *fake_data_options("[3,32,32]", 8192)),
         small=(
             "model.backbone.channels=8",
             "model.backbone.channel_mult=[1,2]",
@@ -156,7 +156,7 @@ CASES = {
             "dataset.n=64",
             "trainer.batch_size=4",
         ),
-        plain_step=plain_ddpm,
+        plain_step=make_plain_ddpm_step,
     ),
     "vae": Case(
         what="VAE 784–400–20, batch 128",
@@ -165,16 +165,16 @@ CASES = {
             "model.hidden=[400]",
             "model.activation=relu",
             "trainer.batch_size=128",
-            *fake_data("[1,28,28]", 60_000),
+            *fake_data_options("[1,28,28]", 60_000),
         ),
         small=("dataset.n=64", "trainer.batch_size=4"),
-        plain_step=plain_vae,
+        plain_step=make_plain_vae_step,
     ),
     "rbm": Case(
         what="RBM 784–500, PCD-1, batch 100",
-        options=("model=rbm", *fake_data("[1,28,28]", 60_000)),
+        options=("model=rbm", *fake_data_options("[1,28,28]", 60_000)),
         small=("model.hidden=16", "model.num_chains=4", "dataset.n=64", "trainer.batch_size=4"),
-        plain_step=plain_rbm,
+        plain_step=make_plain_rbm_step,
         compilable=False,
     ),
 }
@@ -198,7 +198,7 @@ def time_steps(step: loops.Step, n: int, device: torch.device) -> float:
     return time.perf_counter() - began
 
 
-def warm_up(
+def warm_up_and_measure_memory(
     make: Callable[[], loops.Step], device: torch.device
 ) -> tuple[loops.Step, float | None]:
     """Return a step after a few warm-up calls, and its peak MiB on the device (None on a CPU)."""
@@ -215,24 +215,28 @@ def warm_up(
     return step, (torch.cuda.max_memory_allocated(device) - before) / 2**20
 
 
-def genlab_step(options: tuple[str, ...]) -> tuple[Any, loops.Step]:
+def make_genlab_trainer_and_step(options: tuple[str, ...]) -> tuple[Any, loops.Step]:
     """Return genlab's trainer and its update, without logs, pictures and checkpoints."""
     _, dataset, trainer = build_training_objects(*options, "out=unused")
     return trainer, partial(trainer.train_step, trainer.train_batches(dataset))
 
 
-def baseline_step(case: Case, mode: Mode, options: tuple[str, ...]) -> loops.Step:
+def make_baseline_step(case: Case, mode: Mode, options: tuple[str, ...]) -> loops.Step:
     """Return the plain step of the same network, placed and compiled by genlab's device."""
     _, dataset, trainer = build_training_objects(*options, "out=unused")
     device, batch = trainer.device, trainer.options.batch_size
     return case.plain_step(
-        trainer, dataset.raw_arrays("train")[0].to(device.torch), batch, device.autocast, mode
+        trainer,
+        dataset.raw_items_and_labels("train")[0].to(device.torch),
+        batch,
+        device.autocast,
+        mode,
     )
 
 
 def count_flop(options: tuple[str, ...]) -> int:
     """Return the FLOP of one update; precision and compilation do not change them."""
-    _, step = genlab_step((*options, *MODES["fp32"].options()))
+    _, step = make_genlab_trainer_and_step((*options, *MODES["fp32"].options()))
     with FlopCounterMode(display=False) as counter:
         step()
     return counter.get_total_flops()
@@ -261,7 +265,7 @@ def peak_tflops(device: torch.device, name: str, small: bool) -> dict[str, dict[
     return found
 
 
-def measure(
+def measure_case_in_mode(
     case: Case, mode: Mode, device: torch.device, peak: float, options: argparse.Namespace
 ) -> dict[str, Any]:
     """Measure one network in one mode."""
@@ -271,13 +275,13 @@ def measure(
     trainers: list[Any] = []
 
     def make() -> loops.Step:
-        trainer, step = genlab_step((*overrides, *mode.options()))
+        trainer, step = make_genlab_trainer_and_step((*overrides, *mode.options()))
         trainers.append(trainer)
         return step
 
-    genlab, memory = warm_up(make, device)
-    other, other_memory = warm_up(
-        lambda: baseline_step(case, mode, (*overrides, *mode.options())), device
+    genlab, memory = warm_up_and_measure_memory(make, device)
+    other, other_memory = warm_up_and_measure_memory(
+        lambda: make_baseline_step(case, mode, (*overrides, *mode.options())), device
     )
     batch = trainers[0].options.batch_size
     steps = options.steps or max(5, round(options.seconds * 5 / time_steps(genlab, 5, device)))
@@ -361,7 +365,7 @@ def main() -> None:
         key, identity = f"{case_name} {mode_name}", {"case": case_name, "mode": mode_name}
         try:
             peak = peaks[mode.arithmetic]["tflops"]
-            rows[key] = identity | measure(case, mode, device, peak, options)
+            rows[key] = identity | measure_case_in_mode(case, mode, device, peak, options)
         except Exception as error:  # an unsupported mode must not end the other measurements
             traceback.print_exc()
             reason = f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"

@@ -20,7 +20,7 @@ Step = Callable[[], None]
 Autocast = Callable[[], AbstractContextManager]
 
 
-def batch_indices(n: int, batch: int, device: torch.device) -> Iterator[Tensor]:
+def iterate_batch_indices(n: int, batch: int, device: torch.device) -> Iterator[Tensor]:
     """Yield the indices (batch,) of full batches, in a new random order each epoch."""
     while True:
         order = torch.randperm(n, device=device)
@@ -68,13 +68,13 @@ class PlainVAE(nn.Module):
         return (bce - 0.5 * torch.sum(1 + logvar - mu.pow(2) - logvar.exp())) / len(x)
 
 
-def vae_step(
+def make_vae_step(
     data: Tensor, batch: int, *, autocast: Autocast = nullcontext, compiled: bool = False
 ) -> Step:
     """Return a training step of the VAE on bytes (N, 784), binarized at random in each step."""
     model = PlainVAE().to(data.device)
     optimizer = fused_adam(model.parameters(), lr=1e-3)
-    order = batch_indices(len(data), batch, data.device)
+    order = iterate_batch_indices(len(data), batch, data.device)
     loss = torch.compile(model.loss) if compiled else model.loss
 
     def step() -> None:
@@ -89,7 +89,7 @@ def vae_step(
     return step
 
 
-def dcgan_step(
+def make_dcgan_step(
     model: nn.Module,
     data: Tensor,
     batch: int,
@@ -106,7 +106,7 @@ def dcgan_step(
     g, d = model.generator, model.discriminator
     g_opt = fused_adam(g.parameters(), lr=2e-4, betas=(0.5, 0.999))
     d_opt = fused_adam(d.parameters(), lr=2e-4, betas=(0.5, 0.999))
-    order = batch_indices(len(data), batch, data.device)
+    order = iterate_batch_indices(len(data), batch, data.device)
     mean = WeightAverage(model, ema) if ema else None
     one = torch.ones(batch, device=data.device)
     bce = F.binary_cross_entropy_with_logits
@@ -131,7 +131,7 @@ def dcgan_step(
     return step
 
 
-def ddpm_step(
+def make_ddpm_step(
     network: nn.Module,
     alphas_bar: Tensor,
     data: Tensor,
@@ -145,7 +145,10 @@ def ddpm_step(
 ) -> Step:
     """Return a training step of a network (x, t) -> ε on bytes (N, C, H, W)."""
     optimizer, mean = fused_adam(network.parameters(), lr=lr), WeightAverage(network, ema)
-    order, bar = batch_indices(len(data), batch, data.device), alphas_bar.float().to(data.device)
+    order, bar = (
+        iterate_batch_indices(len(data), batch, data.device),
+        alphas_bar.float().to(data.device),
+    )
 
     def step() -> None:
         x = data[next(order)].float().div_(127.5).sub_(1).contiguous(memory_format=layout)
@@ -162,7 +165,7 @@ def ddpm_step(
     return step
 
 
-def rbm_step(
+def make_rbm_step(
     data: Tensor, batch: int, *, hidden: int, lr: float = 0.05, autocast: Autocast = nullcontext
 ) -> Step:
     """Return a PCD-1 step with `batch` chains on bytes (N, D), with the gradient written out."""
@@ -170,7 +173,7 @@ def rbm_step(
     W = 0.01 * torch.randn(hidden, visible, device=device)
     b, c = torch.zeros(visible, device=device), torch.zeros(hidden, device=device)
     chain = torch.randint(2, (batch, visible), device=device).float()
-    order = batch_indices(len(data), batch, device)
+    order = iterate_batch_indices(len(data), batch, device)
 
     def bernoulli(p: Tensor) -> Tensor:
         return (torch.rand(p.shape, device=device) < p).float()
@@ -191,7 +194,7 @@ def rbm_step(
     return step
 
 
-def dataloader_vae_step(root: str, batch: int, workers: int) -> Step:
+def make_dataloader_vae_step(root: str, batch: int, workers: int) -> Step:
     """Return a step of the common VAE example: torchvision's MNIST, ToTensor and a DataLoader."""
     from torch.utils.data import DataLoader
     from torchvision import datasets, transforms
@@ -241,6 +244,6 @@ def ddim_sample(
 
 
 if __name__ == "__main__":
-    train = dataloader_vae_step(sys.argv[1], 128, 0)
+    train = make_dataloader_vae_step(sys.argv[1], 128, 0)
     for _ in range(int(sys.argv[2])):
         train()

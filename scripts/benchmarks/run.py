@@ -94,9 +94,9 @@ def peak_memory_mib(*command: str) -> float:
     return float(measured.stdout)
 
 
-def memory(settings: BenchmarkSettings) -> dict[str, float]:
+def peak_memory_of_trainings(settings: BenchmarkSettings) -> dict[str, float]:
     """Return the peak MiB of processes that train the same VAE for two epochs."""
-    steps, _ = settings.num_steps(938, 1)
+    steps, _ = settings.num_steps_and_block(938, 1)
     options = settings.mnist_options(
         "model=vae",
         "model.hidden=[400]",
@@ -162,7 +162,7 @@ def main() -> None:
             rows = {key: row | threads for key, row in CASES[name](settings).items()}
             record["pairs"] |= rows
         else:
-            measure = {"start_up": start_up_times, "memory": memory}[name]
+            measure = {"start_up": start_up_times, "memory": peak_memory_of_trainings}[name]
             rows = record[name] = measure(settings)
         print(json.dumps({name: rows}, ensure_ascii=False), flush=True)
         record |= {

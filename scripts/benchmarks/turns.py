@@ -40,7 +40,7 @@ class BenchmarkSettings:
     step_fraction: float = 1.0  # below 1: a trial that only shows that the benchmark runs
     fake_data: bool = False  # noise in the shape of MNIST instead of MNIST
 
-    def num_steps(self, steps: int, block: int) -> tuple[int, int]:
+    def num_steps_and_block(self, steps: int, block: int) -> tuple[int, int]:
         """Return (all steps, steps of one turn); at least three turns, as the first warms up."""
         block = max(1, round(block * self.step_fraction))
         return max(3 * block, round(steps * self.step_fraction)), block
@@ -63,7 +63,7 @@ class Baseline:
     parameters: int | None = None
 
 
-def package_baseline(package: str, make: Callable[..., Baseline], *data: Any) -> Baseline:
+def start_package_baseline(package: str, make: Callable[..., Baseline], *data: Any) -> Baseline:
     """Run `make(*data)` in a separate process, without the global switches that genlab sets.
 
     If the package cannot be imported, the baseline says so.
@@ -76,7 +76,7 @@ def package_baseline(package: str, make: Callable[..., Baseline], *data: Any) ->
     spawn = multiprocessing.get_context("spawn")
     parent, child = spawn.Pipe()
     arguments = (child, torch.get_num_threads(), make, data)
-    spawn.Process(target=serve_steps, args=arguments, daemon=True).start()
+    spawn.Process(target=take_steps_on_request, args=arguments, daemon=True).start()
     child.close()  # so that recv() raises here if the process ends
 
     def take_steps(steps: int) -> None:
@@ -86,7 +86,7 @@ def package_baseline(package: str, make: Callable[..., Baseline], *data: Any) ->
     return replace(parent.recv(), take_steps=take_steps)
 
 
-def serve_steps(
+def take_steps_on_request(
     pipe: Connection, threads: int, make: Callable[..., Baseline], data: tuple[Any, ...]
 ) -> None:
     """Take as many steps as each message of a pipe asks for, until the pipe is closed."""
@@ -102,7 +102,7 @@ def serve_steps(
         pipe.send(None)
 
 
-def repeat(step: loops.Step) -> TakeSteps:
+def make_step_repeater(step: loops.Step) -> TakeSteps:
     """Return a function that calls `step` n times."""
 
     def take_steps(steps: int) -> None:
@@ -142,7 +142,7 @@ class InterleavedDataset:
                 start = time.perf_counter()
 
 
-def comparison_row(
+def make_comparison_row(
     what: str,
     baseline: Baseline,
     genlab_s: list[float],
@@ -197,7 +197,7 @@ def compare_training(
     Returns:
         One row for each baseline.
     """
-    from genlab.commands.train import write_preview
+    from genlab.commands.train import write_preview_picture
 
     rows: dict[str, Row] = {
         name: {"what": what, "against": baseline.name, "skipped": baseline.unavailable}
@@ -207,21 +207,23 @@ def compare_training(
     available = {name: b.take_steps for name, b in baselines.items() if b.take_steps}
     if not available:
         return rows
-    steps, block = settings.num_steps(steps, block)
+    steps, block = settings.num_steps_and_block(steps, block)
     _, dataset, trainer = build_training_objects(
         *options, f"trainer.steps={steps}", "device=cpu", "out=unused"
     )
     with tempfile.TemporaryDirectory() as place, redirect_stderr(StringIO()):
         folder = RunFolder.create(Path(place) / "run", config="", metadata={})
         data = InterleavedDataset(dataset, available, block)
-        preview = partial(write_preview, dataset, folder, trainer)
+        preview = partial(write_preview_picture, dataset, folder, trainer)
         fit(trainer, data, run=folder, preview=preview)
     parameters = sum(p.numel() for p in trainer.model.parameters())
     genlab_s = data.seconds["genlab"][1:]  # the first turn of each warms up
     measured = {}
     for name in available:
         other_s = data.seconds[name][1:]
-        row = comparison_row(what, baselines[name], genlab_s, other_s, steps=block, unit="step")
+        row = make_comparison_row(
+            what, baselines[name], genlab_s, other_s, steps=block, unit="step"
+        )
         measured[name] = row | {"parameters": parameters}
     return measured | rows
 
@@ -236,7 +238,7 @@ def compare_calls(
     items: int,
 ) -> Row:
     """Call genlab and a baseline alternately; each call yields `items` items."""
-    rounds, _ = settings.num_steps(rounds, 1)
+    rounds, _ = settings.num_steps_and_block(rounds, 1)
     genlab_s: list[float] = []
     other_s: list[float] = []
     for i in range(rounds + 1):
@@ -245,4 +247,4 @@ def compare_calls(
             call()
             if i:  # the first call of each warms up
                 seconds.append(time.perf_counter() - start)
-    return comparison_row(what, baseline, genlab_s, other_s, steps=items, unit="item")
+    return make_comparison_row(what, baseline, genlab_s, other_s, steps=items, unit="item")

@@ -103,7 +103,7 @@ REFUSED: list[tuple[str, list[str]]] = [
     ("evaluate run={vae} split=tset", ["split=tset", "'test'"]),
     # syntax of the command line
     ("train model.hidden=[500", ["'[500'", "key=value"]),
-    ("train model=vae=3", ["'='", "key=value"]),
+    ("train model=vae=3", ["model=vae=3 does not exist", "did you mean 'vae'"]),
     ("train steps", ["steps"]),
     ("train trainer.grad_clip=${{nothing}} trainer.steps=1", ["nothing"]),
     ("train --bogus", ["unknown flag '--bogus'"]),

@@ -13,10 +13,10 @@ from helpers.recipes import CONFIGS, RECIPES
 from genlab.cli import help as cli_help
 from genlab.commands import COMMANDS
 from genlab.config.option_docs import (
-    comments_of,
-    describe_arguments,
     describe_type,
-    read_comments,
+    docstring_arguments,
+    read_option_comments,
+    read_yaml_comments,
     trailing_comment,
 )
 
@@ -48,10 +48,10 @@ def test_every_command_shows_its_options_at_80_columns(genlab, command: str) -> 
 def undocumented_options(command: str, *overrides: str) -> list[str]:
     """Return the names of the options of a command that lack a description."""
     config, groups = cli_help.compose_options(command, list(overrides))
-    meanings = comments_of(command, groups)
+    meanings = read_option_comments(command, groups)
     return [
         option.name
-        for _, options in cli_help.sections(command, config, meanings)
+        for _, options in cli_help.option_sections(command, config, meanings)
         for option in options
         if not option.meaning
     ]
@@ -136,7 +136,7 @@ def test_read_comments(tmp_path: Path) -> None:
         "  d: '#1'   # after quotes\n"
         "e: 2\n"
     )
-    assert read_comments(path, "model") == {
+    assert read_yaml_comments(path, "model") == {
         "model.a": "beside",
         "model.b.c": "above",
         "model.b.d": "after quotes",
@@ -165,4 +165,4 @@ def test_describe_arguments() -> None:
             ValueError: never.
         """
 
-    assert describe_arguments(Derived) == {"a": "first.", "b": "second, continued."}
+    assert docstring_arguments(Derived) == {"a": "first.", "b": "second, continued."}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,12 +12,14 @@ from helpers.cli_runner import run_here
 from helpers.recipes import build_training_objects
 from PIL import Image
 
+from genlab.data.external_samples import read_samples
 from genlab.metrics.base import Settings
-from genlab.metrics.cache import cache_folder, content_hash, load_or_compute
+from genlab.metrics.cache import cache_folder, content_hash, load_cached_or_compute
 from genlab.metrics.context import MetricContext
 from genlab.metrics.features.classifier import Classifier
-from genlab.metrics.registry import applicable_metrics, registry
-from genlab.spec import Batch
+from genlab.metrics.registry import all_metrics_by_name, applicable_metrics
+from genlab.spec import Batch, DataSpec
+from genlab.viz import item_pictures
 
 SMALL = ("trainer.batch_size=8", "device=cpu", "out=unused")
 SUBJECTS = {
@@ -79,7 +82,7 @@ def test_metrics_return_the_rows_that_they_announce(which):
     )
     for name in set(fitting) - {"efficiency"}:  # its seconds vary
         if applicable_metrics(again, "on_request")[name].stage != "on_request":
-            assert registry()[name].measure(again) == fitting[name].measure(context), (
+            assert all_metrics_by_name()[name].measure(again) == fitting[name].measure(context), (
                 f"{name} depends on more than the seed"
             )
 
@@ -189,6 +192,11 @@ def test_samples_from_files_are_measured_like_those_of_a_run(genlab, train_run, 
         ({"x": np.zeros((9, 1, 8, 8))}, ("features=[inceptoin]",), "did you mean 'inception'"),
         ({"x": np.zeros((9, 1, 8, 8))}, ("run=somewhere",), "not both"),
         (None, (), "no such file or folder"),
+        ({"x": np.linspace(0, 1, 576).reshape(9, 1, 8, 8)}, (), "preprocess.range=[0,1]"),
+        ({"x": np.full((9, 8, 8), 999)}, (), "integers from 999 to 999"),
+        ({"x": np.eye(64, dtype=int)[:9].reshape(9, 8, 8)}, (), "0 and 1: save black and white"),
+        ({"x": np.zeros((9, 3, 8, 8))}, (), "(3, 8, 8) each"),
+        ({"x": np.zeros((9, 1, 8, 8))}, ("resize=pad",), "resize=pad is for a folder of images"),
     ],
 )
 def test_invalid_samples_are_refused(genlab, tmp_path, arrays, options, words):
@@ -238,11 +246,11 @@ def test_cache_is_keyed_by_content(tmp_path, monkeypatch, capsys):
         return {"x": torch.arange(3)}
 
     for _ in range(2):
-        assert load_or_compute("kind", "key", make)["x"].tolist() == [0, 1, 2]
+        assert load_cached_or_compute("kind", "key", make)["x"].tolist() == [0, 1, 2]
     assert len(made) == 1
     (path,) = cache_folder().rglob("*.pt")
     path.write_bytes(path.read_bytes()[:50])
-    assert load_or_compute("kind", "key", make)["x"].tolist() == [0, 1, 2] and len(made) == 2
+    assert load_cached_or_compute("kind", "key", make)["x"].tolist() == [0, 1, 2] and len(made) == 2
     assert "is computed again" in capsys.readouterr().err
     zeros = torch.zeros(2, 3)
     keys = {
@@ -260,10 +268,10 @@ def test_classifier_is_independent_of_the_validation_split():
     for share in (0.1, 0.3):  # the validation split does not change the feature space
         _, dataset, _ = build_training_objects("model=gan", f"dataset.validation={share}", *SMALL)
         before = torch.get_rng_state()
-        spaces.append(Classifier.for_dataset(dataset, torch.device("cpu")))
+        spaces.append(Classifier.load_or_train_for_dataset(dataset, torch.device("cpu")))
         assert torch.equal(torch.get_rng_state(), before)
     assert spaces[0].key == spaces[1].key and spaces[0].accuracy > 0.97
-    train, test = dataset.head_bytes("train"), dataset.head_bytes("test")
+    train, test = dataset.head_as_uint8_images("train"), dataset.head_as_uint8_images("test")
     assert spaces[0](train.x)[0].square().mean().sqrt() == pytest.approx(1, abs=0.02), (
         "features are normalized"
     )
@@ -273,11 +281,14 @@ def test_classifier_is_independent_of_the_validation_split():
 
 
 @pytest.mark.parametrize("binarize", ["none", "dynamic", "threshold"])
-def test_head_bytes_returns_the_original_bytes(binarize):
+def test_head_as_uint8_images_returns_the_original_bytes(binarize):
     _, dataset, _ = build_training_objects(
         "model=gan", f"preprocess.binarize={binarize}", "preprocess.range=[0,1]", *SMALL
     )
-    shown, taken = dataset.head_bytes("test", 50, seed=3), dataset.head("test", 50, seed=3)
+    shown, taken = (
+        dataset.head_as_uint8_images("test", 50, seed=3),
+        dataset.head("test", 50, seed=3),
+    )
     assert shown.x.dtype == torch.uint8 and torch.equal(shown.y, taken.y)
     if binarize == "dynamic":  # the probabilities are returned; 0 and 1 are certain
         sure = (shown.x == 0) | (shown.x == 255)
@@ -297,6 +308,47 @@ def test_labels_of_samples_are_as_frequent_as_in_training():
     counts = torch.bincount(context.generated.y, minlength=10)
     assert len(counts) == 10 and counts.min() > 10
     assert context.sampling_seconds > 0
+
+
+COLOR = ("dataset=fake", "dataset.shape=[3,8,8]")
+DIGITS = ("dataset=digits",)
+
+
+@pytest.mark.parametrize(
+    ("shape", "dataset", "words"),
+    [
+        ((8, 16), DIGITS, "16×8 in 1 channel, and the dataset 8×8"),  # was stretched in silence
+        ((16, 16), DIGITS, "set preprocess.size=16 to measure at their size, or resize=center"),
+        ((8, 8, 3), DIGITS, "is in color, and the dataset is gray"),
+        ((8, 8), COLOR, "are gray, and the dataset is in color"),
+    ],
+)
+def test_samples_of_another_shape_are_refused(shape, dataset, words, genlab, tmp_path):
+    for i in range(5):
+        x = np.random.default_rng(i).integers(0, 256, shape).astype(np.uint8)
+        item_pictures.write_image_as_png(x.reshape(*shape[:2], -1), tmp_path / f"drawn/{i}.png")
+    assert words in genlab("evaluate", "samples=drawn", *dataset).error
+
+
+def test_samples_are_resized_as_requested(tmp_path):
+    """Each way keeps what it promises; gray pixels in a color file are gray."""
+    x = np.zeros((8, 16), np.uint8)
+    x[:, 8:] = 255
+    spec = DataSpec((1, 8, 8), range=(0.0, 1.0), class_names=("dog", "cat"), num_classes=2)
+    for name in ("dog", "cat"):
+        item_pictures.write_image_as_png(np.stack([x, x, x], 2), tmp_path / name / "0.png")
+    (tmp_path / "readme.txt").write_text("")
+    for resize, mean in (("center", 0.5), ("pad", 0.25), ("stretch", 0.5)):
+        notes: list[str] = []
+        batch = read_samples(tmp_path, spec, resize=resize, notes=notes)
+        assert batch.x.shape == (2, 1, 8, 8)
+        assert batch.x.mean() == pytest.approx(mean, abs=0.01)
+        assert batch.y.tolist() == [1, 0], "folders are named after the classes"
+        assert f"resized to 8×8 with resize={resize}: 2 of 16×8" in notes
+        assert any("left out" in note for note in notes)
+    other = replace(spec, class_names=("cat", "mouse"))
+    assert read_samples(tmp_path, other, resize="pad", notes=notes).y is None
+    assert "the folder dog is not a class of the data" in notes[-1]
 
 
 def test_evaluate_refuses_an_unsuitable_folder(tmp_path):

@@ -14,8 +14,8 @@ from PIL import Image
 
 from genlab.builders import entrypoints
 from genlab.commands.mix import mix_styles
-from genlab.commands.project import apply_edit
-from genlab.inference import latent_search, queries
+from genlab.commands.project import edit_codes_and_name_edits
+from genlab.inference import items_and_codes, latent_search
 
 STYLE = ("model=stylegan2", "model.channel_max=8", "model.latent=12", "model.num_mapping_layers=2")
 GAN = ("model=gan", "model.latent=8", "model.hidden=[16]")
@@ -38,9 +38,10 @@ def ask(train_run, tmp_path):
             load(train_run(*of)), **options, output_dir=str(out)
         )
         (file,), (arrays,) = out.glob("*.json"), out.glob("*.npz")
-        assert json.loads(file.read_text()) == json.loads(json.dumps(record)) and list(
-            out.glob("*.png")
-        )
+        written = json.loads(file.read_text())
+        assert written["question"]["command"] == command and set(written.pop("files"))
+        del written["question"]
+        assert written == json.loads(json.dumps(record)) and list(out.glob("*.png"))
         with np.load(arrays) as held:
             return {**record, "npz": arrays, **{key: torch.from_numpy(held[key]) for key in held}}
 
@@ -94,12 +95,14 @@ def test_mix_decodes_the_mix_styles(ask, train_run):
 def test_w_codes_are_styles_of_prior_draws(train_run):
     run = load(train_run(*STYLE))
     torch.manual_seed(0)
-    w = queries.draw_prior_codes(run, 3, space="w")
+    w = items_and_codes.draw_prior_codes(run, 3, space="w")
     torch.manual_seed(0)
     z = run.model.prior(3)
-    torch.testing.assert_close(queries.decoder_for(run, "w")(w), run.model.decode(z))
-    assert queries.reference_codes(run, split="test", seed=0, space="w").shape == (
-        queries.REFERENCE_CODES,
+    torch.testing.assert_close(
+        items_and_codes.decoder_of_code_space(run, "w")(w), run.model.decode(z)
+    )
+    assert items_and_codes.prior_or_encoded_codes(run, split="test", seed=0, space="w").shape == (
+        items_and_codes.REFERENCE_CODES,
         12,
     )
 
@@ -107,9 +110,9 @@ def test_w_codes_are_styles_of_prior_draws(train_run):
 @pytest.mark.parametrize("space", ["z", "w"])
 def test_latent_commands_accept_a_space(ask, train_run, space):
     run = load(train_run(*STYLE))
-    decode = torch.no_grad()(queries.decoder_for(run, space))
+    decode = torch.no_grad()(items_and_codes.decoder_of_code_space(run, space))
     torch.manual_seed(5)
-    codes = queries.draw_prior_codes(run, 9, space=space)
+    codes = items_and_codes.draw_prior_codes(run, 9, space=space)
     ways = ask("interpolate", n=2, frames=3, space=space, seed=5)
     torch.testing.assert_close(ways["z"][:, 1], (ways["z"][:, 0] + ways["z"][:, 2]) / 2)
     torch.testing.assert_close(ways["frames"].flatten(0, 1), decode(ways["z"].flatten(0, 1)))
@@ -141,7 +144,9 @@ def test_restarts_return_the_best_code_first():
     known = torch.ones_like(x, dtype=torch.bool)
     first = torch.tensor([[1.2], [-1.2], [-1.2], [1.2]], dtype=torch.float64)
     search = latent_search.LatentSearch(usual, prior_weight=0.0, steps=200)
-    z = latent_search.optimize_with_restarts(double_well, x, known, search, tries=2, start=first)
+    z = latent_search.optimize_codes_with_restarts(
+        double_well, x, known, search, tries=2, start=first
+    )
     assert z.shape == (2, 2, 1)
     left = (double_well(z) - x[:, None]).square().squeeze(2)
     assert (left[:, 0] <= left[:, 1]).all() and (z[:, 0] < -0.8).all() and (z[:, 1] > 0.8).all()
@@ -172,7 +177,8 @@ def test_project_finds_a_generated_image(ask, train_run, tmp_path, space):
         ((found["x"][0, 0] - low) / (high - low) * 255).round().byte(), mine
     )
     torch.testing.assert_close(
-        found["found"], torch.no_grad()(queries.decoder_for(run, space))(found["z"])
+        found["found"],
+        torch.no_grad()(items_and_codes.decoder_of_code_space(run, space))(found["z"]),
     )
     error = (found["x"] - found["found"]).double().square().sum().item()
     assert found["squared_error"]["value"] == pytest.approx(error)
@@ -181,7 +187,7 @@ def test_project_finds_a_generated_image(ask, train_run, tmp_path, space):
 
 def test_edits_interpolate_or_follow_a_direction(ask):
     z = torch.randn(3, 4)
-    ways, names = apply_edit(z, "interpolate", (0.0, 1.0))
+    ways, names = edit_codes_and_name_edits(z, "interpolate", (0.0, 1.0))
     torch.testing.assert_close(ways, torch.stack([z, z.roll(-1, 0)], 1))
     assert names == ["+0", "+1"]
     sums = ask("arithmetic", of=GAN, group_by="draw", a=0, b=1, c=2, n=3)

@@ -20,17 +20,21 @@ from genlab.commands.evaluate import evaluate
 from genlab.commands.forecast import forecast, predict_frames
 from genlab.commands.inpaint import inpaint
 from genlab.commands.superres import superres
-from genlab.commands.train import write_preview
+from genlab.commands.train import write_preview_picture
 from genlab.commands.translate import translate
 from genlab.errors import UserError
-from genlab.inference import corruptions, queries, requirements
+from genlab.inference import corruptions, items_and_codes, requirements
 from genlab.metrics import psnr_ssim
 from genlab.metrics.base import Settings
 from genlab.metrics.context import MetricContext
-from genlab.metrics.energy_distance import energy_distance
-from genlab.metrics.frechet import frechet_distance
-from genlab.metrics.kid_mmd import kernel_distance
-from genlab.metrics.paired_translation import make_baselines, similarity_per_item, why_no_lpips
+from genlab.metrics.energy_distance import energy_distance_and_error
+from genlab.metrics.frechet import frechet_distance_and_error
+from genlab.metrics.kid_mmd import kernel_inception_distance_and_error
+from genlab.metrics.paired_translation import (
+    make_baseline_translations,
+    reason_without_lpips,
+    similarities_per_item,
+)
 from genlab.metrics.registry import measure
 from genlab.model import GenerativeModel
 from genlab.spec import Batch, DataSpec
@@ -100,7 +104,7 @@ def test_translator_supports_the_command_of_its_task_only(task, genlab, train_ru
     )
     other = "superres" if task == "colorize" else "colorize"
     assert f"task={task}" in genlab(other, f"run={run}", "device=cpu").error
-    fitting = requirements.supported_commands(load(run))
+    fitting = requirements.commands_supported_by_run(load(run))
     assert task in fitting and "translate" in fitting and other not in fitting
 
 
@@ -114,7 +118,9 @@ def test_preview_of_a_translator_shows_source_output_and_truth(train_run, tmp_pa
     asked = []
     model = FunctionTranslator(lambda cond: asked.append(cond) or interpolate(cond, scale_factor=2))
     folder = type("Folder", (), {"samples": tmp_path})()
-    image = write_preview(run.dataset, folder, type("Trainer", (), {"global_step": 7})(), model)
+    image = write_preview_picture(
+        run.dataset, folder, type("Trainer", (), {"global_step": 7})(), model
+    )
     assert np.array_equal(image, np.asarray(Image.open(tmp_path / "step_000000007.png")))
     assert torch.equal(asked[0], run.dataset.head("validation", 10).cond)
 
@@ -128,7 +134,9 @@ def test_superres_measures_the_written_outputs(train_run, tmp_path):
         lambda cond: interpolate(cond, scale_factor=2).clamp(-1, 1),
     )
     record = superres(run, n=6, seed=1, output_dir=str(tmp_path))
-    held, _ = queries.select_items(run, queries.ItemSelection(6, seed=1))
+    held, _ = items_and_codes.load_selected_items_and_indices(
+        run, items_and_codes.ItemSelection(6, seed=1)
+    )
     with np.load(next(tmp_path.glob("*.npz"))) as found:
         assert np.array_equal(found["x"], held.x) and np.array_equal(found["source"], held.cond)
         made = torch.from_numpy(found["output"])
@@ -140,7 +148,7 @@ def test_superres_measures_the_written_outputs(train_run, tmp_path):
     )
     inner = psnr_ssim.psnr_y(to_bytes(made), to_bytes(held.x), crop=2).mean().item()
     assert record["psnr_y"]["value"] == pytest.approx(inner, rel=1e-6)
-    bicubic = psnr_ssim.bicubic(to_bytes(held.cond).byte(), (16, 16))
+    bicubic = psnr_ssim.resize_bicubic(to_bytes(held.cond).byte(), (16, 16))
     theirs = psnr_ssim.ssim(bicubic, to_bytes(held.x).byte(), crop=2).mean().item()
     assert record["ssim_y_bicubic"]["value"] == pytest.approx(theirs, rel=1e-6)
     assert "LPIPS requires" in record["lpips"]
@@ -156,8 +164,8 @@ def test_agreement_uses_all_channels_and_is_finite_for_equal_images():
     x = torch.randint(0, 256, (4, 3, 12, 12)) / 255
     y = x.clone()
     y[0, 2, 0, 0] = 1 - x[0, 2, 0, 0].round()  # only blue differs
-    found = similarity_per_item(x, y, spec)
-    assert set(found) == {"psnr", "ssim"} and why_no_lpips(spec)
+    found = similarities_per_item(x, y, spec)
+    assert set(found) == {"psnr", "ssim"} and reason_without_lpips(spec)
     assert found["psnr"][1:].tolist() == pytest.approx([10 * np.log10(255**2 * 432)] * 3)
     off = round(255 * abs(x - y)[0].max().item())
     assert found["psnr"][0].item() == pytest.approx(10 * np.log10(255**2 * 432 / off**2))
@@ -171,9 +179,9 @@ def test_video_error_is_per_frame_and_the_last_frame_is_a_baseline():
     source = DataSpec((2, 1, 12, 12), kind="video", range=(0.0, 1.0))
     spec = DataSpec((3, 1, 12, 12), kind="video", range=(0.0, 1.0), source=source, task="forecast")
     x, cond = torch.ones(5, 3, 1, 12, 12), torch.zeros(5, 2, 1, 12, 12)
-    guess = make_baselines(Batch(x, None, cond), spec, x[0])
-    assert (similarity_per_item(guess["last_frame"], x, spec)["squared_error"] == 144).all()
-    assert (similarity_per_item(guess["training_mean"], x, spec)["squared_error"] == 0).all()
+    guess = make_baseline_translations(Batch(x, None, cond), spec, x[0])
+    assert (similarities_per_item(guess["last_frame"], x, spec)["squared_error"] == 144).all()
+    assert (similarities_per_item(guess["training_mean"], x, spec)["squared_error"] == 0).all()
 
 
 def test_translation_metric_reports_the_baselines(train_run):
@@ -183,7 +191,7 @@ def test_translation_metric_reports_the_baselines(train_run):
         run.dataset, Settings(n=50, seed=4), model=FunctionTranslator(lambda cond: cond)
     )
     ((row,),) = measure(context, ["paired_translation"]).values()
-    expected = similarity_per_item(truth.cond, truth.x, run.spec)["psnr"].mean().item()
+    expected = similarities_per_item(truth.cond, truth.x, run.spec)["psnr"].mean().item()
     assert row.name == "psnr" and row.value == pytest.approx(expected) and row.better == "higher"
     assert (
         row.conditions["source"] == f"{expected:.4g}" and float(row.conditions["training_mean"]) > 0
@@ -198,7 +206,7 @@ def test_translation_metric_reports_the_baselines(train_run):
 def test_evaluate_measures_a_translator(train_run):
     run = load(train_run(*RUNS["denoise"]))
     assert "psnr" in evaluate(run, n=8, metrics=["paired_translation"])
-    assert (run.folder.path / "evaluation" / "translations.png").exists()
+    assert list((run.folder.path / "evaluation").glob("*_translations.png"))
 
 
 class Turned(FunctionTranslator):
@@ -222,12 +230,14 @@ def test_unpaired_metric_compares_sets_and_measures_cycles(train_run, back):
         row.name: row for row in measure(context, ["unpaired_translation"])["unpaired_translation"]
     }
     truth = dataset.head("test", 40, seed=4)
-    for distance in (energy_distance, kernel_distance, frechet_distance):
-        name = distance.__name__.replace("frechet_distance", "frechet").replace(
-            "kernel_distance", "kid"
-        )
+    distances = {
+        "energy_distance": energy_distance_and_error,
+        "kid": kernel_inception_distance_and_error,
+        "frechet": frechet_distance_and_error,
+    }
+    for name, distance in distances.items():
         row = rows.pop(f"{name}_pixels")
-        real = dataset.head_bytes("test", 40, seed=4).x.flatten(1).double() / 255
+        real = dataset.head_as_uint8_images("test", 40, seed=4).x.flatten(1).double() / 255
         expected = [
             distance(((x + 1) / 2).clamp(0, 1).mul(255).round().flatten(1).double() / 255, real)[0]
             for x in (truth.cond * 0.5, truth.cond)
@@ -314,13 +324,52 @@ def test_downsampled_images_are_measured_beside_bicubic(genlab, train_run, tmp_p
         assert record["psnr_y_per_image"][str(i)] == pytest.approx(
             psnr_ssim.psnr_y(made, x, crop=2).item(), rel=1e-6
         )
-        back = psnr_ssim.bicubic(psnr_ssim.bicubic(x, 0.5), size)
+        back = psnr_ssim.resize_bicubic(psnr_ssim.resize_bicubic(x, 0.5), size)
         assert record["psnr_y_bicubic_per_image"][str(i)] == pytest.approx(
             psnr_ssim.psnr_y(back, x, crop=2).item(), rel=1e-6
         )
         assert record["ssim_y_bicubic_per_image"][str(i)] == pytest.approx(
             psnr_ssim.ssim(back, x, crop=2).item(), rel=1e-6
         )
+
+
+@pytest.mark.parametrize("task", ["superres", "colorize", "denoise", "inpaint"])
+def test_unreadable_files_of_a_folder_are_counted(task, genlab, train_run, tmp_path):
+    """One cut file of a hundred ended the command, after it had written the others."""
+    for i in range(2):
+        png(tmp_path / "in" / f"{i}.png", noise(16, 16))
+    (tmp_path / "in" / "00.png").write_bytes(b"\x89PNG cut short")
+    (tmp_path / "in" / "notes.txt").write_text("x")
+    (tmp_path / "in" / "sub").mkdir()
+    command = (task, f"run={train_run(*RUNS[task])}", "device=cpu", "input_dir=in")
+    options = (["downsample=true"] if task == "superres" else []) + ["output_dir=out"]
+    options += ["mask=half"] if task == "inpaint" else []
+    result = genlab(*command, *options)
+    assert result.code == 0, result.err
+    record = json.loads((tmp_path / "out" / f"{task}.json").read_text())
+    assert record["n"] == 2
+    assert {reason: entry["count"] for reason, entry in record["left_out"].items()} == {
+        "unreadable": 1,
+        "unsupported suffix .txt": 1,
+        "a folder inside of input_dir=": 1,
+    }
+    assert "left out, unreadable: 1: 00.png" in result.err
+    for path in (tmp_path / "in").glob("?.png"):
+        path.unlink()
+    assert "no image is left" in genlab(*command, *options[:-1], "output_dir=none").error
+
+
+def test_a_tiny_image_does_not_end_a_measurement(genlab, train_run, tmp_path):
+    """PSNR needs more pixels than it has; the other image is measured all the same."""
+    png(tmp_path / "in" / "large.png", smooth(32, 32))
+    png(tmp_path / "in" / "small.png", smooth(4, 4))
+    png(tmp_path / "in" / "dot.png", smooth(1, 1))
+    command = ("superres", f"run={train_run(*RUNS['superres'])}", "device=cpu")
+    result = genlab(*command, "input_dir=in", "downsample=true", "output_dir=out")
+    assert result.code == 0, result.err
+    record = json.loads((tmp_path / "out/superres.json").read_text())
+    assert record["n"] == 2 and record["left_out"]["smaller than the factor 2"]["count"] == 1
+    assert list(record["psnr_y_per_image"]) == ["large"]
 
 
 BACK = (
@@ -350,7 +399,9 @@ def test_cyclegan_translates_backward(genlab, train_run, tmp_path):
         open_data=lambda: load(folder).dataset,
     )
     record = translate(run, backward=True, n=5, seed=1, output_dir=str(tmp_path / "made"))
-    held, _ = queries.select_items(run, queries.ItemSelection(5, seed=1))
+    held, _ = items_and_codes.load_selected_items_and_indices(
+        run, items_and_codes.ItemSelection(5, seed=1)
+    )
     (found,) = (tmp_path / "made").glob("translate_backward_*.npz")
     with np.load(found) as kept:
         assert np.array_equal(kept["source"], held.x) and np.array_equal(kept["x"], held.cond)
@@ -360,7 +411,7 @@ def test_cyclegan_translates_backward(genlab, train_run, tmp_path):
     usual = run.dataset.head("train", 500, seed=1).cond.mean(0).expand_as(held.cond)
     for name, x in (("psnr_db", made), ("psnr_db_training_mean", usual)):
         assert record[name]["value"] == pytest.approx(
-            similarity_per_item(x, held.cond, backwards)["psnr"].mean().item()
+            similarities_per_item(x, held.cond, backwards)["psnr"].mean().item()
         )
     assert record["backward"] is True and record["task"] == "translate"
 
@@ -521,6 +572,36 @@ def test_forecast_works_in_batches(train_run, tmp_path, monkeypatch):
         )
 
 
+@pytest.mark.parametrize(
+    ("n", "split", "remedy"),
+    [
+        (4, "test", "give split=train or n=1"),
+        (9, "validation", "give split=train"),
+        (99, "test", "give n=1"),
+        (99, "train", "give n=10"),
+        (2, "train", None),
+    ],
+)
+def test_forecast_names_a_split_with_longer_videos(n, split, remedy, genlab, tmp_path, train_run):
+    for i in range(20):
+        png(tmp_path / "film" / f"{i}.png", noise(16, 16, seed=i))
+    lengths = ("dataset.context_frames=4", "dataset.validation=0.05", "dataset.test=0.25")
+    data = ("dataset=frames_folder", f"dataset.path={tmp_path}/film", *lengths)
+    small = ("model=next_frame", "model.width=[2,2,2,2]", "model.adversarial_weight=0")
+    out = ("trainer.steps=1", "trainer.batch_size=4", "device=cpu", "out=run")
+    assert genlab("train", *small, *data, *out).code == 0
+    result = genlab("forecast", "run=run", f"n={n}", f"split={split}", "device=cpu")
+    if remedy is None:
+        assert result.code == 0, result.err
+        return
+    assert result.error.endswith(remedy), result.error
+    name, _, value = remedy.split()[1].partition("=")
+    options = {"n": str(n), "split": split} | {name: value}
+    words = [f"{key}={value}" for key, value in options.items()]
+    again = genlab("forecast", "run=run", *words, "device=cpu")
+    assert again.code == 0, again.err
+
+
 def test_denoise_uses_the_noise_level_of_training(train_run, tmp_path):
     run = run_of_function(load(train_run(*RUNS["denoise"])), lambda cond: cond * 0.5)
     record = denoise(run, n=20, output_dir=str(tmp_path))
@@ -536,7 +617,9 @@ def test_inpaint_marks_hidden_pixels_as_in_training(train_run, tmp_path):
         load(train_run(*RUNS["inpaint"])), lambda cond: seen.append(cond) or cond[:, :1] * 0 + 0.25
     )
     record = inpaint(run, mask="half", half="left", n=4, draws=1, output_dir=str(tmp_path))
-    hidden = corruptions.hidden_values(corruptions.Mask("half", half="left"), run.spec, 4, seed=0)
+    hidden = corruptions.hidden_value_mask(
+        corruptions.Mask("half", half="left"), run.spec, 4, seed=0
+    )
     assert record["method"] == "translate" and seen[0].shape == (4, 2, 8, 8)
     assert (
         torch.equal(seen[0][:, 1:], torch.where(hidden, 1.0, -1.0))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import html
 import json
+import math
 import re
 import shutil
 import subprocess
@@ -17,14 +18,21 @@ import numpy as np
 import pytest
 import yaml
 
-from genlab.commands.compare import RunRequest, compare, find_runs
+from genlab.commands.compare import RunRequest, compare, find_run_requests
 from genlab.comparison import charts, html_report
 from genlab.comparison.run_records import RunRecord
-from genlab.comparison.table import format_to_error_digits, make_comparison
-from genlab.comparison.text_report import print_comparison, to_csv, to_markdown
+from genlab.comparison.table import make_comparison
+from genlab.comparison.text_report import (
+    comparison_to_csv,
+    comparison_to_markdown,
+    print_comparison,
+)
 from genlab.errors import UserError
 from genlab.runs.run_folder import RunFolder
-from genlab.viz import image_grids
+from genlab.tables import format_to_error_digits
+from genlab.viz import item_pictures
+from genlab.viz.picture import make_picture, make_plot_picture
+from genlab.viz.sheets import save_picture_as_sheet
 
 REGULARIZERS = ("none", "r1", "gradient_penalty", "spectral_norm")
 NASTY = """<script>alert(1)</script>"'&$_{x}"""
@@ -70,7 +78,7 @@ Make = Callable[..., Path]
 @pytest.fixture
 def make(tmp_path: Path) -> Make:
     """`make("vae", [make_row(…)])`: a run folder, whose record names an outside picture."""
-    image_grids.save_png(np.zeros((20, 20, 3), np.uint8), tmp_path / "secret.png")
+    item_pictures.write_image_as_png(np.zeros((20, 20, 3), np.uint8), tmp_path / "secret.png")
 
     def write(
         model: str,
@@ -117,7 +125,9 @@ def make(tmp_path: Path) -> Make:
         log += [{"step": s, "evaluation": {"frechet_classifier": 100 / s}} for s in (50, 100)]
         (folder / "stats.jsonl").write_text("\n".join(map(json.dumps, log)) + '\n{"step": 10')
         for where in ("samples/step_000000100.png", "reals.png", "evaluation/nearest.png"):
-            image_grids.save_png(np.full((20, 20, 3), 30 * seed, np.uint8), folder / where)
+            item_pictures.write_image_as_png(
+                np.full((20, 20, 3), 30 * seed, np.uint8), folder / where
+            )
         if rows is not None:
             requested = {
                 "split": "test",
@@ -169,7 +179,7 @@ def test_names_stand_for_runs(make: Make, tmp_path: Path, monkeypatch: pytest.Mo
     checkpoint.parent.mkdir()
     checkpoint.touch()
     (a.parent / "multirun.yaml").touch()
-    folders = lambda runs: [(w.run.path, w.checkpoint) for w in find_runs(runs)]  # noqa: E731
+    folders = lambda runs: [(w.run.path, w.checkpoint) for w in find_run_requests(runs)]  # noqa: E731
     assert folders([str(b), str(a), f"{a}/"]) == [(b, None), (a, None)]
     for whole in (str(a.parent), f"{a.parent}/*", f"{tmp_path}/**"):
         assert folders(whole) == [(a, None), (b, None)], whole  # 2 before 10
@@ -183,7 +193,7 @@ def test_names_stand_for_runs(make: Make, tmp_path: Path, monkeypatch: pytest.Mo
         (str(a / "samples"), "is not a run"),
     ):
         with pytest.raises(UserError, match=message):
-            find_runs(wrong)
+            find_run_requests(wrong)
 
 
 # --- columns --------------------------------------------------------------------------------------
@@ -205,7 +215,7 @@ def test_seeds_become_one_column(make: Make) -> None:
         "vae latent=5",
         "vae latent=2 #2",
     ]
-    first, second, third = found.row(0)
+    first, second, third = found.row_cells(0)
     assert (first.value, first.spread, first.spread_kind, first.num_seeds) == (4.0, 2.0, "s.d.", 3)
     assert (second.value, second.spread, second.spread_kind, second.is_best) == (
         5.0,
@@ -214,7 +224,7 @@ def test_seeds_become_one_column(make: Make) -> None:
         False,
     )
     assert first.is_best and third.value == 7.0  # a repeated seed is not another seed
-    assert first.text() == "4.0 ± 2.0"
+    assert first.format_text() == "4.0 ± 2.0"
 
 
 def test_typed_overrides_label_columns_that_options_do_not_distinguish(
@@ -269,7 +279,12 @@ def test_training_notes_are_below_the_numbers(make: Make, capsys: pytest.Capture
     assert what.startswith("mode collapse ") and "try" not in what
     assert columns == {"gan": "2 of 3 seeds, from step 40"}
     print_comparison(found)
-    for text in (capsys.readouterr().out, to_markdown(found), html_report.render_page(found)):
+    for text in (
+        capsys.readouterr().out,
+        comparison_to_markdown(found),
+        html_report.render_html_page(found),
+    ):
+        text = " ".join(text.split())  # a terminal's lines are wrapped
         assert "mode collapse" in text and "2 of 3 seeds, from step 40" in text
 
 
@@ -278,7 +293,7 @@ def test_many_models_go_down_in_markdown(make: Make) -> None:
         make(name, [make_row("frechet_classifier", i)])
         for i, name in enumerate(("ae", "vae", "gan"))
     ]
-    lines = to_markdown(compare_folders(*runs)).splitlines()
+    lines = comparison_to_markdown(compare_folders(*runs)).splitlines()
     assert [line.split("|")[1].strip() for line in lines[2:6]] == ["unit", "ae", "vae", "gan"]
 
 
@@ -301,7 +316,7 @@ def test_best_of_each_row_is_marked(make: Make, better: str, best: int | None) -
     found = compare_folders(
         make("vae", rows(1.0)), make("gan", [*rows(2.0), make_row("alone", 1, "alone")])
     )
-    assert [[c.is_best for c in found.row(i)] for i in range(3)] == [
+    assert [[c.is_best for c in found.row_cells(i)] for i in range(3)] == [
         [j == best for j in range(2)],
         [False] * 2,
         [False] * 2,
@@ -312,10 +327,9 @@ def test_best_of_each_row_is_marked(make: Make, better: str, best: int | None) -
 
 
 def test_other_conditions_are_other_rows(make: Make) -> None:
-    """Another number of items, classifier or dataset gives another row."""
+    """Another classifier or dataset gives another row."""
     here = make_row("frechet_classifier", 1.0)["conditions"]
     others = [
-        make("gan", [make_row("frechet_classifier", 2.0, conditions=here | {"n": 500})]),
         make(
             "rbm",
             [
@@ -344,7 +358,47 @@ def test_other_conditions_are_other_rows(make: Make) -> None:
     assert (
         len(compare_folders(base, same).measures) == 1
     )  # the measurement's seed and the model's sampler only describe a number
-    assert compare_folders(base, others[0]).measures[1].label == "frechet_classifier (n=500)"
+
+
+@pytest.mark.parametrize(
+    ("name", "metric", "best"),
+    [("frechet_classifier", "frechet", False), ("nll_elbo", "likelihood", True)],
+)
+def test_same_number_at_another_n_is_on_one_row_with_its_n(make, name, metric, best):
+    """The best is marked only for means over items: Fréchet distances depend on n."""
+    here = make_row(name, 1.0, metric)["conditions"]
+    few = make("gan", [make_row(name, 2.0, metric, conditions=here | {"n": 500})])
+    many = make("vae", [make_row(name, 1.0, metric)])
+    found = compare_folders(few, many)
+    assert [cell.n for cell in found.row_cells(0)] == ["n=500", "n=1,000"] and len(
+        found.measures
+    ) == 1
+    assert any(cell.is_best for cell in found.row_cells(0)) == best
+    for text in (comparison_to_markdown(found), comparison_to_csv(found)):
+        assert "500" in text and "1,000" in text
+    same = compare_folders(many, make("rbm", [make_row(name, 3.0, metric)]))
+    assert [cell.n for cell in same.row_cells(0)] == ["", ""], "an n that all share is no news"
+
+
+def test_densities_of_different_ranges_are_converted(make):
+    """As PCA in [0, 1] and a flow in [-1, 1]: D log 2 nats apart for the same density."""
+    folders = []
+    for name, value, bounds in (("pca", -1000.0, [0.0, 1.0]), ("realnvp", -500.0, [-1.0, 1.0])):
+        bits = make_row("bits_per_dim", 3.0, "likelihood", unit="bits/dim")
+        folders.append(make(name, [make_row("nll", value, "likelihood", unit="nats"), bits]))
+        path = folders[-1] / "run.json"
+        info = json.loads(path.read_text())
+        info["spec"] |= {"shape": [1, 28, 28], "levels": 256, "dequantized": True, "range": bounds}
+        path.write_text(json.dumps(info))
+    found = compare_folders(*folders)
+    assert len(found.measures) == 2 and found.measures[0].unit == "nats in [0, 1]"
+    nll = found.row_cells(0)
+    assert nll[0].value == -1000 and nll[1].value == pytest.approx(-500 - 784 * math.log(2))
+    assert "converted from range=[-1, 1]" in nll[1].conditions
+    assert [cell.value for cell in found.row_cells(1)] == [3.0, 3.0], "bits per dimension stay"
+    alone = compare_folders(folders[1])
+    assert alone.row_cells(0)[0].value == -500
+    assert dict(alone.measures[0].conditions)["range"] == "[-1, 1]"
 
 
 def test_likelihoods_of_different_data_are_different_rows(make: Make) -> None:
@@ -372,7 +426,7 @@ def test_blank_cells_have_a_reason(make: Make) -> None:
     rbm = make("rbm", [make_row("nll", 1.0, "likelihood")])
     found = compare_folders(gan, vae, rbm, make("ddpm"))
     nll = next(i for i, m in enumerate(found.measures) if m.name == "nll")
-    assert [c.blank_reason for c in found.row(nll)] == [
+    assert [c.blank_reason for c in found.row_cells(nll)] == [
         "GAN does not support log_prob",
         "vae gives nll_elbo, nll_iwae instead",
         "",
@@ -418,7 +472,9 @@ def test_files_agree_with_the_records(
     runs.append(
         make("g|n", [make_row("frechet_classifier", 1.23456789)], absent={"efficiency": "no cost"})
     )
-    compare(refuse_to_load, find_runs([str(r) for r in runs]), output_dir=str(tmp_path / "out"))
+    compare(
+        refuse_to_load, find_run_requests([str(r) for r in runs]), output_dir=str(tmp_path / "out")
+    )
     out = capsys.readouterr().out
     lines = {
         (line["model"], line["name"]): line
@@ -459,8 +515,9 @@ def test_files_agree_with_the_records(
         table[3][2:4] == ["9 ± 0 exact", "·"] and "- no cost: g\\|n (training_seconds)" in markdown
     )
     for shown in (
-        "3.00 ± 0.71 estimate",
-        "1.23 ± 0.10 estimate *",
+        "3.00 ± 0.71",
+        "1.23 ± 0.10 *",
+        "Samples against held-out data: estimate",
         "no cost: g|n (training_seconds)",
         "compare.html",
     ):
@@ -474,7 +531,7 @@ def test_records_with_other_settings_do_not_count(make: Make, tmp_path: Path) ->
     def reason(**requested: Any) -> str:
         found = compare(
             refuse_to_load,
-            find_runs(str(run)),
+            find_run_requests(str(run)),
             evaluate=False,
             output_dir=str(tmp_path / "out"),
             **requested,
@@ -508,7 +565,7 @@ def test_record_of_another_sampler_is_used_if_none_is_requested(make: Make, tmp_
         comparison = compare(refuse_to_load, requests, evaluate=False, output_dir=out)
         return comparison.columns[0].runs[0].missing_reason
 
-    assert missing(find_runs(str(run))) == ""
+    assert missing(find_run_requests(str(run))) == ""
     assert missing([RunRequest(RunFolder(run), sampler={})]) == "it was not measured"
 
 
@@ -529,7 +586,7 @@ def test_runs_without_records_are_measured(train_run: Callable[..., Path], tmp_p
     ]
     requested = {"n": 8, "metrics": ["likelihood"], "output_dir": str(tmp_path / "out")}
     for _ in range(2):
-        found = compare(load, find_runs(runs), **requested)
+        found = compare(load, find_run_requests(runs), **requested)
         assert loaded == runs  # the second time none is
         assert {m.metric for m in found.measures} == {"likelihood"}
         assert all(c.value is not None for (_, j), c in found.cells.items() if j == 0)
@@ -541,7 +598,7 @@ def test_runs_without_records_are_measured(train_run: Callable[..., Path], tmp_p
         and record["settings"]["n"] == 8
     )
     with pytest.raises(UserError, match="sampler=ddim is not for"):
-        compare(load, find_runs(runs), sampler={"name": "ddim"}, **requested)
+        compare(load, find_run_requests(runs), sampler={"name": "ddim"}, **requested)
 
 
 def test_compare_command(genlab: Callable[..., Any], make: Make, tmp_path: Path) -> None:
@@ -558,6 +615,32 @@ def test_compare_command(genlab: Callable[..., Any], make: Make, tmp_path: Path)
     assert "give runs=" in genlab("compare").error
     assert "no such run as nowhere" in genlab("compare", "runs=nowhere").error
     assert "n=2" in genlab("compare", "runs=[runs/gan-0]", "n=2").error
+
+
+def test_page_is_written_only_into_its_own_folder(genlab, make, tmp_path):
+    """It is written again for at least the same runs; all that a user made is kept."""
+    for name in ("vae", "gan", "rbm"):
+        make(name, [make_row("frechet_classifier", 1.0)])
+    ask = ("compare", "output_dir=page", "device=cpu", "evaluate=false")
+    two = "runs=[runs/vae-0,runs/gan-0]"
+    for runs in (two, two, "runs=runs/*", "runs=[runs/rbm-0,runs/vae-0,runs/gan-0]"):
+        done = genlab(*ask, runs)
+        assert done.code == 0, done.err
+        assert done.out.splitlines()[-1] == "open: page/compare.html"
+    assert "a page with 1 further run" in genlab(*ask, two).error
+    page = tmp_path / "page"
+    for name in ("compare.md", "compare.csv", "compare.html", "notes.txt"):
+        before = (page / name).read_bytes() if (page / name).exists() else None
+        (page / name).write_bytes((before or b"") + b"mine")
+        assert f"contains {name}" in genlab(*ask, "runs=runs/*").error or name == "compare.html"
+        assert (page / name).read_bytes().endswith(b"mine")
+        (page / name).unlink()
+        if before:
+            (page / name).write_bytes(before)
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos/compare.md").write_text("mine")
+    assert "contains compare.md" in genlab(*ask, "output_dir=photos", two).error
+    assert "is a file" in genlab(*ask, "output_dir=photos/compare.md", two).error
 
 
 # --- the page -------------------------------------------------------------------------------------
@@ -621,7 +704,7 @@ def hostile_page(make: Make, tmp_path: Path) -> Path:
         "realnvp": make("realnvp"),
     }
     entries = [(label, run, record(run)) for label, run in made.items()]
-    return html_report.write_page(
+    return html_report.write_page_from_entries(
         entries, tmp_path / "pages" / f"{FILE_NAME}.html", title=NASTY, text=f"One {NASTY}\n\nTwo"
     )
 
@@ -672,7 +755,7 @@ def test_records_of_one_run_are_columns(make: Make, tmp_path: Path) -> None:
     record = json.loads((run / "metrics.json").read_text())
     fast = record | {"settings": record["settings"] | {"sampler": {"sampler": "ddim", "steps": 5}}}
     fast["metrics"] = [make_row("frechet_classifier", 2.0)]
-    out = html_report.write_page(
+    out = html_report.write_page_from_entries(
         [("1,000 steps", run, record), ("5 steps", run, fast)],
         tmp_path / "a.html",
         title="Steps",
@@ -681,7 +764,41 @@ def test_records_of_one_run_are_columns(make: Make, tmp_path: Path) -> None:
     assert "<h1>Steps</h1>" in out.read_text() and "<p>Look</p>" in out.read_text()
     plain = make_comparison([RunRecord(run, record), RunRecord(run, fast)])
     assert [c.label for c in plain.columns] == ["ddpm_small", "ddpm_small ddim 5"]
-    assert to_csv(plain).count("\n") == 3 and "ddim 5" in to_markdown(plain)
+    assert comparison_to_csv(plain).count("\n") == 3 and "ddim 5" in comparison_to_markdown(plain)
+
+
+def test_pictures_of_sheets_are_shown_without_their_captions(make: Make, tmp_path: Path) -> None:
+    """And pixel by pixel, a plot as it is; every gallery has a sentence."""
+    run = make("rbm", [make_row("frechet_classifier", 1.0)])
+    record = json.loads((run / "metrics.json").read_text())
+    images = np.arange(3 * 64, dtype=np.uint8).reshape(3, 8, 8, 1)
+    pictures = {name: make_picture(images, columns=3) for name in ("samples", "filters", "chains")}
+    pictures["latent"] = make_plot_picture(np.full((50, 60, 3), 7, np.uint8))
+    for name, picture in pictures.items():
+        save_picture_as_sheet(picture, run / "evaluation" / f"{name}.png", caption="rbm on digits")
+    record["pictures"] = {name: f"evaluation/{name}.png" for name in pictures}
+    galleries = html_report.make_picture_galleries(make_comparison([RunRecord(run, record)]))
+    shown = {gallery["heading"]: gallery for gallery in galleries}
+    assert set(shown) == {"Samples", "Latent space", "Filters", "Chains"}
+    assert all(gallery["text"].endswith(".") for gallery in galleries)
+    for heading, gallery in shown.items():
+        figure = gallery["figures"][-1]
+        size = (60, 50) if heading == "Latent space" else (1 + 3 * 9, 1 + 9)
+        assert (figure["width"], figure["height"]) == size
+        assert figure["is_plot"] == (heading == "Latent space")
+
+
+@pytest.mark.parametrize(
+    ("widths", "across"),
+    [([73], 1), ([73] * 4, 4), ([73] * 5, 3), ([233] * 4, 2), ([233] * 3, 2), ([], 1)],
+)
+def test_cards_fill_the_rows_of_a_wide_page(widths: list[int], across: int) -> None:
+    """Cards of 8×8 grids of 8×8 and 28×28 images: rows of similar lengths."""
+    cards = html_report.choose_card_width_and_columns(
+        [{"width": w, "is_plot": False} for w in widths]
+    )
+    assert cards["across"] == across
+    assert cards["card"] >= 280 and cards["across"] * cards["card"] <= html_report.PAGE_WIDTH
 
 
 PROBE = """
@@ -706,6 +823,12 @@ PROBE = """
     const loaded = [...document.images].every(i => i.complete && i.naturalWidth > 0);
     seen.images = loaded && document.images.length;
     seen.wide = document.documentElement.scrollWidth <= innerWidth;
+    seen.width = innerWidth;
+    const grids = [...document.querySelectorAll("figure.pixels img")];
+    seen.scales = grids.map(i => i.getBoundingClientRect().width / i.naturalWidth);
+    seen.rendering = grids.map(i => getComputedStyle(i).imageRendering);
+    const tables = [...document.querySelectorAll(".scroll")];
+    seen.scrolled = tables.filter(s => s.scrollWidth > s.clientWidth).length;
     seen.errors = errors;
     const pre = document.createElement("pre");
     pre.id = "probe";
@@ -724,7 +847,10 @@ console.error = (...words) => errors.push(words.join(" "));
 
 
 def test_page_in_a_browser(hostile_page: Path, tmp_path: Path) -> None:
-    """It renders, sorts by value both ways with blanks last, and logs no error."""
+    """It renders, sorts by value both ways with blanks last, and logs no error.
+
+    On a phone its tables scroll, the page does not, and images are enlarged by whole numbers.
+    """
     browser = (
         shutil.which("chromium")
         or shutil.which("chromium-browser")
@@ -745,6 +871,7 @@ def test_page_in_a_browser(hostile_page: Path, tmp_path: Path) -> None:
         "--headless=new",
         "--no-sandbox",
         "--disable-gpu",
+        "--window-size=500,900",  # the narrowest that Chromium has
         f"--user-data-dir={tmp_path / 'profile'}",
         "--virtual-time-budget=3000",
         "--enable-logging=stderr",
@@ -771,6 +898,9 @@ def test_page_in_a_browser(hostile_page: Path, tmp_path: Path) -> None:
         and seen["focused"]
         and seen["tables"] == 3
     )
+    assert seen["width"] <= 500 and seen["scrolled"] >= 2
+    assert len(seen["scales"]) > 8 and all(s >= 5 and s % 1 == 0 for s in seen["scales"])
+    assert set(seen["rendering"]) == {"pixelated"}
     values = lambda cells: [re.split("±", cell)[0] for cell in cells]  # noqa: E731
     assert values(seen["before"]) == ["10.00", "9.00", "1,000.00", "-2.00", "·"]
     assert (values(seen["first"]), seen["up"]) == (

@@ -57,7 +57,7 @@ ENTROPIES = [  # name, options, entropy in nats if there is a formula
 @pytest.mark.parametrize(("name", "options", "entropy"), ENTROPIES)
 def test_toy_distribution_entropy_and_normalization(name, options, entropy):
     points = Points(name=name, n=100, num_heldout=10_000, **options)
-    x, _ = points.raw_arrays("test")
+    x, _ = points.raw_items_and_labels("test")
     surprise = -points.log_prob(x.double())
     error = (surprise.std() / len(x) ** 0.5).item()
     assert abs(surprise.mean().item() - points.entropy) < 5.5 * error + 1e-6
@@ -114,7 +114,7 @@ def test_batches_are_reproducible(name):
         assert torch.equal(torch.cat([batch.y for batch in every[:3]]), whole[0].y)
 
     if name == "plain":  # 7 items: positions 0 … 6 are one epoch, 7 … 13 the next
-        raw = data.preprocess(data.raw_arrays("train")[0], torch.Generator())
+        raw = data.preprocess(data.raw_items_and_labels("train")[0], torch.Generator())
         for epoch in (whole[0].x[:7], whole[0].x[7:14]):
             assert torch.equal(epoch.flatten(1).unique(dim=0), raw.flatten(1).unique(dim=0))
 
@@ -153,11 +153,13 @@ def test_invalid_batch_requests_are_refused():
 def test_seeded_splits(make):
     """The splits are disjoint and complete, and depend only on `split_seed`."""
     data = make()
-    rows = {s: data.raw_arrays(s)[0].flatten(1) for s in ("train", "validation", "test")}
+    rows = {s: data.raw_items_and_labels(s)[0].flatten(1) for s in ("train", "validation", "test")}
     n = sum(map(len, rows.values()))
     assert len(rows["test"]) == len(rows["validation"]) == round(n / 10)
-    assert torch.equal(rows["test"], make().raw_arrays("test")[0].flatten(1))
-    assert not torch.equal(rows["test"], make(split_seed=1).raw_arrays("test")[0].flatten(1))
+    assert torch.equal(rows["test"], make().raw_items_and_labels("test")[0].flatten(1))
+    assert not torch.equal(
+        rows["test"], make(split_seed=1).raw_items_and_labels("test")[0].flatten(1)
+    )
     if isinstance(data, Digits):
         assert torch.cat(list(rows.values())).unique(dim=0).shape == (
             1797,
@@ -208,15 +210,15 @@ def test_spec_describes_the_preprocessed_data():
     assert Digits().spec.levels == 17 and Digits(size=16).spec.levels == 256
     assert (
         Digits(size=16).spec.shape == (1, 16, 16)
-        and Digits(size=16).raw_arrays("train")[0].max() == 255
+        and Digits(size=16).raw_items_and_labels("train")[0].max() == 255
     )
 
 
 def test_flip_mirrors_half_of_the_training_images_only():
     data = Fake(n=1000, flip=True)
-    raw = data.preprocess(data.raw_arrays("train")[0], torch.Generator())
+    raw = data.preprocess(data.raw_items_and_labels("train")[0], torch.Generator())
     batch = data.preprocess(
-        data.raw_arrays("train")[0], torch.Generator().manual_seed(0), augment=True
+        data.raw_items_and_labels("train")[0], torch.Generator().manual_seed(0), augment=True
     )
     kept = (batch == raw).flatten(1).all(1)
     assert torch.equal(batch[~kept], raw[~kept].flip(-1)) and 400 < kept.sum() < 600
@@ -294,7 +296,7 @@ def test_image_formats_are_decoded(tmp_path):
         and data.size("train") == len(cases)
     )
     assert ImageFolder(path=str(tmp_path), channels=1).spec.shape == (1, 6, 6)
-    assert data.report() == []
+    assert data.describe().left_out_lines == []
 
 
 @pytest.mark.parametrize(
@@ -309,7 +311,7 @@ def test_image_formats_are_decoded(tmp_path):
 def test_crop_and_resize(tmp_path, crop, size, wanted):
     write(tmp_path / "wide.png", np.arange(1, 9, dtype=np.uint8).reshape(2, 4))
     data = ImageFolder(path=str(tmp_path), crop=crop, size=size, validation=0.0, test=0.0)
-    got = data.raw_arrays("train")[0][0, 0].tolist()
+    got = data.raw_items_and_labels("train")[0][0, 0].tolist()
     assert np.abs(np.array(got) - np.array(wanted)).max() <= (crop == "stretch" or size == 1)
 
 
@@ -347,24 +349,23 @@ def test_unreadable_images_are_named_and_counted(folder):
     (folder / "b" / "text.png").write_text("not an image")  # breaks when opened
     data = ImageFolder(path=str(folder))
     assert sum(data.size(s) for s in ("train", "validation", "test")) == 24
-    (line,) = data.report()
-    assert line == "2 of 26 images were unreadable and skipped: b/text.png, a/cut.png"
+    (line,) = data.describe().left_out_lines
+    assert line.startswith("left out, unreadable: 2: b/text.png (") and "a/cut.png (" in line
     with pytest.raises(UserError, match="unreadable image .*text.png"):
         ImageFolder(path=str(folder), strict=True)
 
     streamed = ImageFolder(
         path=str(folder), cache_in_memory=False, workers=0, validation=0.0, test=0.0
     )
-    assert len(next(streamed.batches("train", 25)).x) == 25 and streamed.report() == [line]
+    assert len(next(streamed.batches("train", 25)).x) == 25
+    assert streamed.describe().left_out_lines == [line]
 
 
 def test_a_small_file_that_unpacks_to_a_huge_image_is_unreadable(folder, monkeypatch):
     monkeypatch.setattr("genlab.data.image_decoding.MAX_PIXELS", 49)
     write(folder / "a" / "bomb.png", np.zeros((8, 8), dtype=np.uint8))
-    assert (
-        "1 of 25 images was unreadable and skipped: a/bomb.png"
-        in ImageFolder(path=str(folder)).report()
-    )
+    (line,) = ImageFolder(path=str(folder)).describe().left_out_lines
+    assert line.startswith("left out, unreadable: 1: a/bomb.png (8×8 is over the limit")
 
 
 def test_image_folder_errors(tmp_path):
@@ -375,7 +376,7 @@ def test_image_folder_errors(tmp_path):
     with pytest.raises(UserError, match=r"no image in .*looked for \*.png"):
         ImageFolder(path=str(tmp_path))
     (tmp_path / "x.png").write_text("")
-    with pytest.raises(UserError, match="1 of 1 images was unreadable.*none is left"):
+    with pytest.raises(UserError, match="unreadable: 1: x.png .*no image is left"):
         ImageFolder(path=str(tmp_path))
 
 
@@ -395,15 +396,17 @@ def test_streaming_equals_memory_bit_for_bit(folder, workers):
     assert is_equal(held.head("train", 9), streamed.head("train", 9))
     assert torch.equal(state, torch.get_rng_state())
     with pytest.raises(UserError, match="dataset.cache_in_memory=true"):
-        streamed.raw_arrays("train")
+        streamed.raw_items_and_labels("train")
 
 
 def test_a_dataset_over_the_memory_limit_streams(tmp_path):
     write(tmp_path / "0.png", np.zeros((8, 8), dtype=np.uint8))
     options = dict(path=str(tmp_path), size=1200, validation=0.0, test=0.0, workers=0)
-    assert torch.is_tensor(ImageFolder(**options, cache_limit_mb=2).raw_arrays("train")[0])
+    assert torch.is_tensor(
+        ImageFolder(**options, cache_limit_mb=2).raw_items_and_labels("train")[0]
+    )
     with pytest.raises(UserError, match="streams"):
-        ImageFolder(**options, cache_limit_mb=1).raw_arrays("train")
+        ImageFolder(**options, cache_limit_mb=1).raw_items_and_labels("train")
 
 
 # --- downloaded datasets --------------------------------------------------------------------------
@@ -440,7 +443,7 @@ def test_mnist_reads_idx_files(tmp_path):
         (raw / f"{part}-labels-idx1-ubyte").write_bytes(head(2049, 24) + bytes(range(24)))
     data = MNIST(root=str(tmp_path))
     assert [data.size(s) for s in ("train", "validation", "test")] == [22, 2, 24]
-    images, labels = data.raw_arrays("train")
+    images, labels = data.raw_items_and_labels("train")
     assert torch.equal(images[:, 0], torch.from_numpy(x)[labels])
     with pytest.raises(UserError, match="dataset.validation is 0"):
         MNIST(root=str(tmp_path), validation=0.0).head("validation", 1)
@@ -461,7 +464,11 @@ def test_celeba_reads_partition_and_attributes(tmp_path):
     (base / "list_attr_celeba.txt").write_text(f"6\nBald Smiling\n{rows}")
     data = CelebA(root=str(tmp_path), size=16, label="Smiling")
     assert [data.size(s) for s in ("train", "validation", "test")] == [3, 2, 1]
-    assert data.spec.shape == (3, 16, 16) and data.raw_arrays("train")[1].tolist() == [0, 1, 0]
+    assert data.spec.shape == (3, 16, 16) and data.raw_items_and_labels("train")[1].tolist() == [
+        0,
+        1,
+        0,
+    ]
     with pytest.raises(UserError, match="did you mean 'Smiling'"):
         CelebA(root=str(tmp_path), label="Smilling")
 
@@ -469,7 +476,9 @@ def test_celeba_reads_partition_and_attributes(tmp_path):
 def test_real_datasets():
     data = MNIST(root=str(real_data("MNIST").parent))
     assert [data.size(s) for s in ("train", "validation", "test")] == [55_000, 5_000, 10_000]
-    assert data.raw_arrays("train")[0].float().mean().item() == pytest.approx(0.1307 * 255, abs=0.2)
+    assert data.raw_items_and_labels("train")[0].float().mean().item() == pytest.approx(
+        0.1307 * 255, abs=0.2
+    )
 
 
 def test_real_image_folders():
@@ -494,11 +503,12 @@ def test_table_standardization_and_errors(tmp_path):
         and data.spec.levels == 0
         and data.spec.kind == "points"
     )
-    x, _ = data.raw_arrays("train")
+    x, _ = data.raw_items_and_labels("train")
     torch.testing.assert_close(x.mean(0), torch.zeros(3), atol=1e-6, rtol=0)
     torch.testing.assert_close(x.std(0, correction=0), torch.ones(3))
     back = (
-        torch.cat([data.raw_arrays(s)[0] for s in ("train", "validation", "test")]) * data.scale
+        torch.cat([data.raw_items_and_labels(s)[0] for s in ("train", "validation", "test")])
+        * data.scale
         + data.mean
     )
     np.testing.assert_allclose(np.sort(back.numpy(), 0), np.sort(values, 0), atol=1e-5)

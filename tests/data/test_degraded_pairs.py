@@ -9,13 +9,13 @@ import pytest
 import torch
 from PIL import Image
 
-from genlab.data.degradations import Operator, downsample, edge_strength
+from genlab.data.degradations import Operator, downsample, sobel_edge_strength
 from genlab.data.degraded_pairs import Pairs
 from genlab.data.digits import Digits
 from genlab.data.domain_folders import PairedFolder, UnpairedFolders
 from genlab.data.fake import Fake
 from genlab.data.image_folder import ImageFolder
-from genlab.data.video import FramesFolder, MovingMNIST, bounce
+from genlab.data.video import FramesFolder, MovingMNIST, bouncing_positions
 from genlab.errors import UserError
 from genlab.spec import DataSpec
 
@@ -65,7 +65,7 @@ def test_downsample_equals_pillows_bicubic(factor):
 
 def test_edges_are_the_length_of_the_sobel_gradient():
     x = torch.rand(1, 1, 5, 6, dtype=torch.float64) / 2
-    made = edge_strength(x)[0, 0]
+    made = sobel_edge_strength(x)[0, 0]
     for i, j in ((1, 1), (2, 3), (3, 4)):
         p = x[0, 0, i - 1 : i + 2, j - 1 : j + 2]
         across = (p[0, 2] + 2 * p[1, 2] + p[2, 2] - p[0, 0] - 2 * p[1, 0] - p[2, 0]) / 4
@@ -73,7 +73,7 @@ def test_edges_are_the_length_of_the_sobel_gradient():
         assert made[i, j].item() == pytest.approx((across**2 + down**2).sqrt().item())
     step = torch.zeros(1, 3, 4, 6)
     step[..., 3:] = 1
-    assert edge_strength(step)[0, 0, 1].tolist() == pytest.approx([0, 0, 1, 1, 0, 0])
+    assert sobel_edge_strength(step)[0, 0, 1].tolist() == pytest.approx([0, 0, 1, 1, 0, 0])
 
 
 def test_noise_has_its_standard_deviation_and_leaves_the_range():
@@ -171,7 +171,9 @@ def test_patches_are_parts_of_the_images_with_their_sources():
     assert len(places) > 5, "the patches have many positions"
     middle = data.base.head("test", 3).x[..., 3:9, 1:7]
     assert torch.equal(data.head("test", 3).x, middle)
-    assert torch.equal(data.head_bytes("test", 3).x, ((middle + 1) / 2 * 255).round().byte())
+    assert torch.equal(
+        data.head_as_uint8_images("test", 3).x, ((middle + 1) / 2 * 255).round().byte()
+    )
 
 
 def test_a_streaming_dataset_gives_the_same_pairs(tmp_path):
@@ -240,7 +242,7 @@ def test_pairs_are_found_in_every_layout(layout, direction, tmp_path):
     source, target = (a, 255 - a) if direction == "AtoB" else (255 - a, a)
     assert torch.equal(batch.cond, source) and torch.equal(batch.x, target)
     order = data.head("test", 2)
-    assert torch.equal(data.head_bytes("test", 2).x.float(), order.x)
+    assert torch.equal(data.head_as_uint8_images("test", 2).x.float(), order.x)
 
 
 def test_flip_and_jitter_apply_to_both_images(tmp_path):
@@ -274,7 +276,7 @@ def test_incomplete_folders_are_refused(tmp_path):
     write_two_folders(tmp_path / "missing", "{split}{domain}")
     (tmp_path / "missing/trainB/3.png").unlink()
     with pytest.raises(UserError, match=r"trainA/3.png does not have a partner"):
-        PairedFolder(path=str(tmp_path / "missing"))
+        PairedFolder(path=str(tmp_path / "missing"), strict=True)
     png(tmp_path / "odd/1.png", np.zeros((8, 15)))
     with pytest.raises(UserError, match="width is odd"):
         PairedFolder(path=str(tmp_path / "odd"))
@@ -296,7 +298,10 @@ def test_partners_have_the_same_path_in_their_domain(layout, tmp_path):
     assert sorted(cond) == [10, 11, 12, 13] and x == [value + 100 for value in cond]
     (tmp_path / layout.format(split="train", domain="B") / "y/1.png").unlink()
     with pytest.raises(UserError, match="y/1.png does not have a partner"):  # not paired with x/1
-        PairedFolder(path=str(tmp_path))
+        PairedFolder(path=str(tmp_path), strict=True)
+    data = PairedFolder(path=str(tmp_path), range=(0.0, 255.0), validation=0.0, test=0.0)
+    assert data.size("train") == 3
+    assert data.left_out.counts == {"images of A without a partner in B": 1}
 
 
 @pytest.mark.parametrize("domain", ["A", "B"])
@@ -406,7 +411,7 @@ def test_points_bounce_within_the_square_at_constant_speed():
         torch.rand(50, 2, dtype=torch.float64),
         torch.randn(50, 2, dtype=torch.float64) / 10,
     )
-    places = bounce(start, velocity, 200)
+    places = bouncing_positions(start, velocity, 200)
     assert places.shape == (50, 200, 2) and places.min() >= 0 and places.max() <= 1
     inside = (places[:, 1:] > 0) & (places[:, 1:] < 1) & (places[:, :-1] > 0) & (places[:, :-1] < 1)
     torch.testing.assert_close(
@@ -461,3 +466,222 @@ def test_frames_are_sorted_by_number_and_in_one_split(tmp_path):
     assert next(flipped.batches("train", 4)).x.shape == (4, 1, 1, 4, 4)
     with pytest.raises(UserError, match="no video of .* has 41 frames"):
         data.with_target_frames(39)
+
+
+# --- patches of images at their own sizes ---------------------------------------------------------
+
+
+def write_mixed_sizes(folder: Path) -> None:
+    noise = np.random.default_rng(0)
+    for i, (height, width) in enumerate([(9, 12), (14, 8), (8, 8), (20, 11), (10, 10)] * 2):
+        png(folder / f"{i}.png", noise.integers(0, 256, (height, width, 3)))
+
+
+def own_sizes(folder: Path, **options) -> Pairs:
+    base = ImageFolder(path=str(folder), patch_size=6, workers=0, test=0.2, **options)
+    return Pairs(base=base, operator="downsample", crop_size=6)
+
+
+def test_patches_at_own_sizes_are_parts_of_the_images(tmp_path):
+    write_mixed_sizes(tmp_path)
+    data = own_sizes(tmp_path, range=(0.0, 255.0))
+    assert data.spec.shape == (3, 6, 6) and data.spec.source.shape == (3, 3, 3)
+    whole = [np.array(Image.open(tmp_path / f"{i}.png")).transpose(2, 0, 1) for i in range(10)]
+    windows = torch.cat(
+        [
+            torch.from_numpy(x).unfold(1, 6, 1).unfold(2, 6, 1).flatten(1, 2).transpose(0, 1)
+            for x in whole
+        ]
+    ).float()
+    stream = data.batches("train", 8, seed=1)
+    batches = [next(stream) for _ in range(4)]
+    found = [(batch.x[:, None] == windows).flatten(2).all(2) for batch in batches]
+    assert all(rows.any(1).all() for rows in found)
+    assert len({int(i) for rows in found for i in rows.float().argmax(1)}) > 20
+    again = next(data.batches("train", 8, seed=1, start=3))
+    assert torch.equal(again.x, batches[3].x) and torch.equal(again.cond, batches[3].cond)
+    heights = {8: 1, 9: 1, 10: 2, 14: 4, 20: 7}  # first row of the middle patch
+    test = data.head("test")
+    for x in test.x:
+        middles = [w[:, heights[w.shape[1]] :, (w.shape[2] - 6) // 2 :][:, :6, :6] for w in whole]
+        assert any(np.array_equal(x, middle) for middle in middles)
+    assert torch.equal(data.head_as_uint8_images("test").x.float(), test.x)
+    assert torch.equal(
+        data.base.raw_items_and_labels("test")[0].float(), data.base.head("test").x[[0, 1]]
+    ) or (
+        torch.equal(
+            data.base.raw_items_and_labels("test")[0].float(), data.base.head("test").x[[1, 0]]
+        )
+    )
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_streamed_patches_equal_those_in_memory(workers, tmp_path):
+    write_mixed_sizes(tmp_path)
+    held, streamed = (
+        own_sizes(tmp_path, cache_in_memory=memory, flip=True) for memory in (True, False)
+    )
+    streamed.workers = workers
+    for a, b, _ in zip(
+        held.batches("train", 4), streamed.batches("train", 4), range(3), strict=False
+    ):
+        assert torch.equal(a.x, b.x) and torch.equal(a.cond, b.cond)
+    assert torch.equal(held.head("test").x, streamed.head("test").x)
+
+
+def test_patches_of_equal_images_are_those_that_pairs_cuts(tmp_path):
+    """A base that cuts the patches itself gives the numbers of runs whose base did not."""
+    for i, x in enumerate(images(10)):
+        png(tmp_path / f"{i}.png", x)
+    bases = [ImageFolder(path=str(tmp_path), flip=True, patch_size=size) for size in (None, 6)]
+    old, new = (Pairs(base=base, operator="noise", crop_size=6) for base in bases)
+    for a, b, _ in zip(old.batches("train", 4), new.batches("train", 4), range(2), strict=False):
+        assert torch.equal(a.x, b.x) and torch.equal(a.cond, b.cond)
+    assert torch.equal(old.head("test").x, new.head("test").x)
+    assert torch.equal(old.head_as_uint8_images("test").x, new.head_as_uint8_images("test").x)
+
+
+# --- what is left out of folders of pairs ---------------------------------------------------------
+
+
+def test_images_without_partner_are_counted(tmp_path):
+    write_two_folders(tmp_path, "{split}_{domain}")
+    (tmp_path / "train_A" / "3.png").unlink()
+    (tmp_path / "train_B" / "5.png").unlink()
+    (tmp_path / "test_B" / "1.png").unlink()
+    png(tmp_path / "cover.png", np.zeros((8, 8)))
+    (tmp_path / "train_A" / "notes.txt").write_text("x")
+    data = PairedFolder(path=str(tmp_path), validation=0.0)
+    assert (data.size("train"), data.size("test")) == (4, 1)
+    assert data.left_out.to_json() == {
+        "unsupported suffix .txt": {"count": 1, "examples": ["train_A/notes.txt"]},
+        "images of A without a partner in B": {
+            "count": 2,
+            "examples": ["train_A/5.png", "test_A/1.png"],
+        },
+        "images of B without a partner in A": {"count": 1, "examples": ["train_B/3.png"]},
+        "not in a folder of A or B": {"count": 1, "examples": ["cover.png"]},
+    }
+
+
+@pytest.mark.parametrize(
+    "layout", ["Train{domain}", "training/{domain}", "{domain}/TRAIN", "{domain}"]
+)
+def test_names_of_domains_are_matched_in_any_case(layout, tmp_path):
+    for domain, low in (("A", 0), ("b", 100)):
+        for i in range(3):
+            png(tmp_path / layout.format(domain=domain) / f"{i}.png", np.full((8, 8), low + i))
+    for dataset in (PairedFolder, UnpairedFolders):
+        data = dataset(path=str(tmp_path), validation=0.0, test=0.0, range=(0.0, 255.0))
+        assert data.size("train") == 3 and data.head("train").x.min() == 100
+
+
+def test_names_that_end_in_the_domain_are_pairs(tmp_path):
+    for domain, low in (("A", 0), ("B", 100)):
+        for i in range(3):
+            png(tmp_path / f"train{domain}" / f"{i}_{domain}.png", np.full((8, 8), low + i))
+    data = PairedFolder(path=str(tmp_path), validation=0.0, test=0.0, range=(0.0, 255.0))
+    x, cond = first_pixels(data.head("train"))
+    assert sorted(x) == [100, 101, 102] and [value - 100 for value in x] == cond
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "options", "words"),
+    [
+        ((8, 8), (16, 8), {"size": 8, "crop": "center"}, "need the same shape"),
+        ((8, 8), (16, 8), {"size": 8, "crop": "stretch"}, "differ in size"),
+        ((8, 8), (16, 16), {"size": 8}, "the images of 3 pairs differ in size; both are resized"),
+        ((8, 8), (16, 16), {}, "2 different sizes"),
+        ((8, 8), (8, 8), {}, ""),
+    ],
+)
+def test_two_sizes_in_a_pair(a, b, options, words, tmp_path):
+    for domain, shape in (("A", a), ("B", b)):
+        for i in range(3):
+            png(tmp_path / f"train{domain}" / f"{i}.png", np.zeros(shape))
+    try:
+        said = PairedFolder(path=str(tmp_path), **options).notes
+    except UserError as error:
+        said = [str(error)]
+    assert any(words in line for line in said) if words else said == []
+
+
+def test_single_images_are_not_halved_in_silence(tmp_path):
+    for i in range(3):
+        png(tmp_path / f"{i}.png", np.zeros((48, 64, 3)))
+    with pytest.raises(
+        UserError, match=r"halves of 32×48 are not square.*set dataset=image_folder"
+    ):
+        PairedFolder(path=str(tmp_path))
+
+
+# --- which frames are a film ----------------------------------------------------------------------
+
+
+def write_frames(folder: Path, names: list[str]) -> Path:
+    for i, name in enumerate(names):
+        png(folder / name, np.full((4, 4), i))
+    return folder
+
+
+def films(folder: Path, **options) -> FramesFolder:
+    counts = {"context_frames": 2, "target_frames": 1, "validation": 0.0, "test": 0.0}
+    return FramesFolder(path=str(folder), range=(0.0, 255.0), **counts | options)
+
+
+@pytest.mark.parametrize(
+    ("names", "sizes", "note"),
+    [
+        (
+            [f"obj{k}__{5 * i}.png" for k in (1, 2, 10) for i in range(12)],
+            [12, 12, 12],
+            "3 videos (obj1__*, obj2__*, obj10__*)",
+        ),
+        ([f"{i}_{s}.png" for s in ("left", "right") for i in range(11)], [11, 11], "(*_left, "),
+        ([f"frame_{i}.png" for i in range(12)], [12], "1 video of 12 frames"),
+        ([f"f{i}_{33 * i}ms.png" for i in range(12)], [12], "1 video of 12 frames"),
+        ([f"{k}/{i}.png" for k in "ab" for i in range(11)], [11, 11], "2 videos of 22 frames"),
+        ([f"{i}.png" for i in range(20) if i not in (7, 8, 15)], [17], "2 gaps in the numbers"),
+        ([f"{i}.png" for i in range(11)] + ["cover.png"], [11], "2 videos"),
+    ],
+)
+def test_films_of_a_folder_are_told_by_its_names(names, sizes, note, tmp_path):
+    data = films(write_frames(tmp_path, names))
+    assert any(note in line for line in data.notes), data.notes
+    assert data.size("train") == sum(n - 2 for n in sizes)
+    (batch,) = data.batches("train", 100, shuffle=False)
+    video = torch.cat([batch.cond, batch.x], 1)[:, :, 0, 0, 0]
+    assert (video.diff(dim=1) == 1).all(), "no window leaves its film, and 10 comes after 9"
+
+
+@pytest.mark.parametrize(
+    ("names", "words"),
+    [
+        (["cat.png", "dog.png", "x1.png"], "a folder of its own, or number them"),
+        (["f1.png", "f01.png", "f2.png"], "are the same frame"),
+        ([f"{i}_cam{c}.png" for i in range(9) for c in (1, 2)], "say 9 videos (0_cam*, 1_cam*"),
+    ],
+)
+def test_names_that_do_not_tell_the_films_are_refused(names, words, tmp_path):
+    with pytest.raises(UserError) as error:
+        films(write_frames(tmp_path, names))
+    assert words in str(error.value)
+
+
+def test_short_films_and_other_files_are_counted(tmp_path):
+    write_frames(tmp_path, [f"long/{i}.png" for i in range(20)] + ["short/1.png", "short/2.png"])
+    png(tmp_path / "long" / "clip.gif", np.zeros((4, 4)))
+    (tmp_path / "clip.mp4").write_bytes(b"film")
+    data = films(tmp_path)
+    assert data.left_out.to_json() == {
+        "unsupported suffix .mp4": {"count": 1, "examples": ["clip.mp4"]},
+        "GIF files, which are videos and not frames": {"count": 1, "examples": ["long/clip.gif"]},
+        "videos with less than 3 frames": {"count": 1, "examples": ["short (2)"]},
+    }
+    assert data.facts["videos"] == 2
+    assert data.with_target_frames(2).left_out.counts == data.left_out.counts
+
+
+def test_an_old_run_reads_a_flat_folder_as_one_film(tmp_path):
+    names = [f"obj{k}__{i}.png" for k in (1, 2) for i in range(6)]
+    assert films(write_frames(tmp_path, names), folder_rules=1).size("train") == 10

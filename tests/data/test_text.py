@@ -21,7 +21,7 @@ from genlab.metrics.context import MetricContext
 from genlab.metrics.registry import measure
 from genlab.models.autoregressive.gpt_text import GPTText
 from genlab.spec import DataSpec
-from genlab.viz import image_grids
+from genlab.viz import item_pictures
 
 WORDS = "".join(f"the {i}th of many words, né {i * i} — ß\n" for i in range(200))
 
@@ -56,13 +56,13 @@ def test_windows_are_parts_of_the_file(file, unit):
     )  # each overlaps the previous one by a token
     assert whole[end:].startswith(joined) and len(whole) - end - len(joined) < 19
     assert len(held) == data.size("validation") == data.size("test")
-    assert data.raw_arrays("validation")[0].tolist() == held
+    assert data.raw_items_and_labels("validation")[0].tolist() == held
 
 
 def test_an_epoch_starts_at_every_token_once(file):
     data = Text(path=str(file), length=20)
     epoch = next(data.batches("train", data.size("train"), seed=1)).x.tolist()
-    every = data.raw_arrays("train")[0].tolist()
+    every = data.raw_items_and_labels("train")[0].tolist()
     assert sorted(epoch) == sorted(every) and epoch != every
 
 
@@ -103,7 +103,7 @@ def test_spec_converts_text_to_tokens_and_back(file):
 
 def test_the_default_text_is_pythons_help_topics():
     data = Text()
-    assert data.size("train") > 200_000 and "characters" in data.report()[0]
+    assert data.size("train") > 200_000 and "characters" in data.notes[0]
     assert "statement" in data.spec.to_text(data.splits["train"].x.tolist())
 
 
@@ -118,6 +118,184 @@ def test_the_default_text_is_pythons_help_topics():
 def test_errors_name_the_option_to_set(file, options, message):
     with pytest.raises(UserError, match=re.escape(message)):
         Text(**({"path": str(file)} | options))
+
+
+TEXT = "the cat sat — café\n" * 40
+
+
+@pytest.mark.parametrize(
+    ("data", "note"),
+    [
+        (("\ufeff" + TEXT).encode(), "1 byte-order mark (U+FEFF) left out"),
+        (TEXT.replace("\n", "\r\n").encode(), "40 Windows line ends (CR LF) are read as LF"),
+        (TEXT.replace("\n", "\r").encode(), "40 line ends CR are read as LF"),
+        (
+            ("\ufeff" + TEXT + "\ufeff" + TEXT.replace("\n", "\r\n")).encode(),
+            "2 byte-order marks (U+FEFF) left out",
+        ),
+        (TEXT.encode(), ""),
+    ],
+    ids=["BOM", "CRLF", "CR", "mixed", "plain"],
+)
+def test_line_ends_and_byte_order_marks_are_not_symbols(data, note, tmp_path):
+    path = tmp_path / "words.txt"
+    path.write_bytes(data)
+    text = Text(path=str(path), length=10)
+    assert text.spec.symbols == "".join(sorted(set(TEXT)))
+    assert not note or note in text.notes
+    assert text.facts == {
+        "symbols": text.spec.symbols,
+        "tokens": len(data.decode()) - sum(map(data.decode().count, ["\ufeff", "\r\n"])),
+    }
+    kept = Text(path=str(path), length=10, normalize_newlines=False)
+    assert kept.spec.symbols == "".join(sorted(set(data.decode())))
+    assert sum(len(part.x) for name, part in kept.splits.items() if name != "test") == len(
+        data.decode()
+    )
+
+
+RUSSIAN = "Все счастливые семьи похожи друг на друга, каждая несчастливая по-своему.\n" * 9
+JAPANESE = "吾輩は猫である。名前はまだ無い。どこで生れたかとんと見当がつかぬ。\n" * 9
+CHINESE = (
+    "人人生而自由，在尊严和权利上一律平等。他们赋有理性和良心，并应以兄弟关系的精神相对待。\n" * 9
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "stored", "guess"),
+    [
+        (TEXT, "cp1252", "cp1252"),
+        ("Käse, né à Zürich\n" * 40, "latin-1", "latin-1"),
+        ("äöü\n" * 40, "latin-1", "latin-1"),
+        (TEXT, "utf-16", "utf-16"),
+        (TEXT, "utf-16-le", "utf-16-le"),
+        (TEXT, "utf-16-be", "utf-16-be"),
+        (TEXT, "utf-32", "utf-32"),
+        ("plain ASCII\n" * 40, "utf-16-le", "utf-16-le"),
+        (RUSSIAN, "cp1251", "cp1251"),
+        (RUSSIAN, "koi8-r", "koi8-r"),
+        (JAPANESE, "shift_jis", "shift_jis"),
+        (CHINESE, "gb18030", "gb18030"),
+    ],
+)
+def test_another_encoding_is_named_and_can_be_set(text, stored, guess, tmp_path):
+    path = tmp_path / "words.txt"
+    data = text.encode(stored)
+    path.write_bytes(data)
+    with pytest.raises(UserError, match=r"byte 0x\w\w at position") as error:
+        Text(path=str(path), length=5)
+    assert f"set dataset.encoding={guess};" in str(error.value)
+    assert "dataset.unit=bytes" in str(error.value)
+    assert Text(path=str(path), length=5, encoding=guess).spec.symbols == "".join(sorted(set(text)))
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (b"", "is empty"),
+        (b"\xef\xbb\xbf", "is empty"),
+        (b"one\0two\n" * 9, "binary data, not a text: byte 0x00 at position 3"),
+        (b"\x1f\x8b\x08\0rest", "compressed (gzip); unpack it first"),
+        (b"PK\x03\x04rest", "ZIP archive"),
+        (b"%PDF-1.4", "a PDF file; save it as plain text"),
+        (RUSSIAN.encode() + b"\xff\n" + TEXT.encode(), "a part of the file is damaged"),
+    ],
+)
+def test_files_that_are_not_texts_are_refused(data, words, tmp_path):
+    path = tmp_path / "words.txt"
+    path.write_bytes(data)
+    with pytest.raises(UserError, match=re.escape(words)):
+        Text(path=str(path), length=5)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"encoding": "utf8x"}, "dataset.encoding=utf8x: no such encoding (did you mean 'utf-8'?)"),
+        ({"encoding": "rot13"}, "no such encoding"),
+        ({"encoding": "cp1252", "unit": "bytes"}, "dataset.unit=characters"),
+    ],
+)
+def test_encodings_are_checked(options, words, file):
+    with pytest.raises(UserError, match=re.escape(words)):
+        Text(path=str(file), **options)
+
+
+def test_a_folder_of_texts_is_one_text(tmp_path):
+    for name, data in {
+        "chapter10.txt": b"ten",
+        "chapter9.txt": b"nine",
+        "part/notes.md": b"noted\n" * 30,
+        "old.txt": "déjà".encode("latin-1"),
+        "picture.png": b"\x89PNG\0\0",
+        "empty.txt": b"",
+        ".git/head": b"x",
+    }.items():
+        path = tmp_path / "book" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+    (tmp_path / "book" / "gone.txt").symlink_to("nowhere")
+    (tmp_path / "link").symlink_to(tmp_path / "book")
+    for folder in ("book", "link"):
+        text = Text(path=str(tmp_path / folder), length=4)
+        whole = text.spec.to_text(text.splits["train"].x.tolist())
+        assert whole.startswith("nine\nten\nnoted\n") and len(text.source_files) == 3
+        assert text.left_out.to_json() == {
+            "hidden": {"count": 1, "examples": [".git/head"]},
+            "empty": {"count": 1, "examples": ["empty.txt"]},
+            "not a file, or a broken link": {"count": 1, "examples": ["gone.txt"]},
+            "not utf-8": {"count": 1, "examples": ["old.txt (likely latin-1)"]},
+            "not a text": {"count": 1, "examples": ["picture.png"]},
+        }
+    (tmp_path / "none").mkdir()
+    (tmp_path / "none" / "old.txt").write_bytes("déjà vu".encode("latin-1"))
+    with pytest.raises(UserError, match=r"no text in .*set dataset\.encoding=latin-1"):
+        Text(path=str(tmp_path / "none"))
+
+
+def test_names_of_files_give_the_splits(tmp_path):
+    for split in ("train", "valid", "test"):
+        (tmp_path / f"wiki.{split}.tokens").write_text(f"{split} " * 20)
+    text = Text(path=str(tmp_path), length=4)
+    shown = {
+        split: text.spec.to_text(part.x.tolist())[:5].strip() for split, part in text.splits.items()
+    }
+    assert shown == {"train": "train", "validation": "valid", "test": "test"}
+
+
+def test_decomposed_letters_are_noted(tmp_path):
+    (tmp_path / "nfd.txt").write_text("cafe\u0301\n" * 40)
+    text = Text(path=str(tmp_path / "nfd.txt"), length=5)
+    assert "\u0301" in text.spec.symbols
+    assert any(note.startswith("40 accents are symbols of their own") for note in text.notes)
+
+
+def test_an_old_run_keeps_its_symbols(genlab, tmp_path):
+    """Runs without data.json read their text as they did before line ends were normalized."""
+    (tmp_path / "dos.txt").write_bytes(("\ufeff" + TEXT.replace("\n", "\r\n")).encode())
+    small = ("model.num_layers=1", "model.num_heads=1", "model.width=8", "dataset.length=9")
+    options = ("model=gpt_text", "dataset.path=dos.txt", "trainer.steps=1", "device=cpu", *small)
+    assert genlab("train", *options, "dataset.normalize_newlines=false", "out=run").code == 0
+    data = json.loads((tmp_path / "run" / "data.json").read_text())
+    assert "\ufeff" in data["facts"]["symbols"]
+    (tmp_path / "run" / "data.json").unlink()
+    config = tmp_path / "run" / "config.yaml"
+    lines = config.read_text().splitlines(keepends=True)
+    config.write_text("".join(line for line in lines if "normalize_newlines" not in line))
+    for command in (["evaluate", "n=4"], ["complete", "n=3", "prompt=the"]):
+        assert genlab(*command, "run=run", "device=cpu").code == 0
+    assert genlab("train", "resume=run", "trainer.steps=2", "device=cpu").code == 0
+
+
+def test_another_text_has_the_symbols_of_the_run(file):
+    text = Text(path=str(file), length=5)
+    symbols = text.spec.symbols + "Ω"
+    before = text.spec.to_text(text.splits["train"].x.tolist())
+    text.renumber_symbols("Ω" + text.spec.symbols)
+    assert text.spec.vocab == len(symbols)
+    assert text.spec.to_text(text.splits["train"].x.tolist()) == before
+    with pytest.raises(UserError, match="has the characters 'ß'"):
+        Text(path=str(file), length=5).renumber_symbols(symbols.replace("ß", ""))
 
 
 def test_text_that_is_not_utf8_is_read_as_bytes(tmp_path):
@@ -194,7 +372,7 @@ def test_nats_per_token_leave_out_the_first(file):
 def test_text_is_written_as_text(tmp_path):
     spec = DataSpec((4,), kind="tokens", levels=0, vocab=3, symbols="ab\n")
     x = torch.tensor([[0, 1, 2, 0], [1, 1, 1, 1]])
-    image = image_grids.save_items(x, spec, tmp_path / "x.png")
+    image = item_pictures.save_items_as_sheet(x, spec, tmp_path / "x.png")
     assert (tmp_path / "x.png").exists() and (tmp_path / "x.txt").read_text().splitlines() == [
         "ab",
         "a",
@@ -202,8 +380,8 @@ def test_text_is_written_as_text(tmp_path):
         "bbbb",
     ]
     assert image.ndim == 3 and image.std() > 10
-    other = image_grids.render_items(x[:1], spec)
-    assert other.shape[0] < image.shape[0]
+    other = item_pictures.render_items_as_picture(x[:1], spec)
+    assert other.grid_without_names.shape[0] < image.shape[0]
 
 
 @pytest.fixture(scope="module")
@@ -228,9 +406,10 @@ def test_train_and_sample_write_text(run, genlab):
     assert len((run / "samples" / "step_000000001.txt").read_text()) > 8 * 65
     assert len((run / "reals.txt").read_text()) > 8 * 65
     result = genlab("sample", f"run={run}", "n=3")
-    text, arrays = map(Path, result.out.split())
+    paths = {path.suffix: path for path in map(Path, result.out.replace("open: ", "").split())}
+    text, arrays = paths[".txt"], paths[".npz"]
     assert (
-        text.suffix == ".txt"
+        paths[".png"].exists()
         and np.load(arrays)["x"].shape == (3, 65)
         and np.load(arrays)["x"].dtype == np.int64
     )
@@ -271,12 +450,13 @@ def test_evaluate_and_info_of_a_text_model(run, genlab):
     assert (
         result.code == 0
         and "nats_per_token" in result.out
-        and (run / "evaluation" / "samples.png").exists()
+        and list((run / "evaluation").glob("*_samples.png"))
     )
     assert f"genlab complete run={run}" in genlab("info", f"run={run}").out
 
 
-def test_plan_describes_the_tokens(genlab, file):
+def test_plan_describes_the_tokens(genlab, file, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")  # nothing is wrapped
     small = (
         "model.num_layers=1",
         "model.num_heads=1",

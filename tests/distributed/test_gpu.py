@@ -11,7 +11,7 @@ import torch
 from helpers.cli_runner import REPOSITORY, run_here, run_process
 from helpers.recipes import RECIPES, build_training_objects, states_equal
 
-from genlab.distributed.device import callable_children
+from genlab.distributed.device import called_child_modules
 from genlab.metrics.base import Settings
 from genlab.metrics.context import MetricContext
 from genlab.metrics.registry import measure
@@ -106,7 +106,7 @@ def test_compiled_model_gives_the_same_losses(recipe):
     exact = ("device.tf32=false",)
     _, plain, ours = train_steps(3, *recipe_options(recipe, *exact))
     _, compiled, theirs = train_steps(3, *recipe_options(recipe, *exact, "device.compile=true"))
-    assert any(m._compiled_call_impl is not None for m in callable_children(compiled.model))
+    assert any(m._compiled_call_impl is not None for m in called_child_modules(compiled.model))
     assert list(plain.model.state_dict()) == list(compiled.model.state_dict())
     for a, b in zip(ours, theirs, strict=True):
         assert a["loss"].item() == pytest.approx(b["loss"].item(), rel=1e-3)

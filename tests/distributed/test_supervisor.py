@@ -13,8 +13,8 @@ import pytest
 
 from genlab.distributed.environment import (
     DistributedEnv,
-    first_host,
-    parse_task_counts,
+    first_slurm_host,
+    parse_slurm_task_counts,
     read_environment,
 )
 from genlab.errors import UserError
@@ -96,11 +96,11 @@ def as_job(run_command):
         try:
             run_command("train", [])
         except Exception as error:
-            raise cli.error_to_raise(error) from error
+            raise cli.coordinated_error(error) from error
     def run(*arguments):
         if read_environment().rank:
             return run_command(*arguments)
-        return job_state.run_job(Path(sys.argv[1]) / "job", run_rank_0)
+        return job_state.run_and_record_job(Path(sys.argv[1]) / "job", run_rank_0)
     return run
 
 main = cli.main
@@ -270,11 +270,11 @@ def test_the_command_line_reports_an_incomplete_environment(genlab, monkeypatch)
     ],
 )
 def test_first_host_of_a_slurm_node_list(nodes, host):
-    assert first_host(nodes) == host
+    assert first_slurm_host(nodes) == host
 
 
 def test_slurm_task_counts_are_expanded():
-    assert parse_task_counts("2(x3),1") == [2, 2, 2, 1]
+    assert parse_slurm_task_counts("2(x3),1") == [2, 2, 2, 1]
 
 
 @pytest.mark.parametrize(

@@ -47,7 +47,7 @@ def run_here(*arguments: object, cwd: Path) -> Result:
     handlers, level = root.handlers.copy(), root.level
     out, err, code = io.StringIO(), io.StringIO(), 0
     os.environ.pop("HYDRA_FULL_ERROR", None)
-    main.stamp.cache_clear()
+    main.unique_run_stamp.cache_clear()
     try:
         os.chdir(cwd)
         sys.argv = ["genlab", *map(str, arguments)]

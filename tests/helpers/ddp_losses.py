@@ -136,7 +136,7 @@ def average_uneven_gradients(shards: int, group: ProcessGroup) -> list[list[floa
                     + (weights[4].square() * x).sum()
                 )
                 loss = loss + (weights[1] * x).sum() if x == shards else loss
-                with buckets.synchronize() if i == num_local - 1 else nullcontext():
+                with buckets.average_gradients() if i == num_local - 1 else nullcontext():
                     (loss / num_local).backward(inputs=weights)
             grads = [w.grad for w in weights if w.grad is not None]
             results.append([value for grad in grads for value in grad.tolist()])

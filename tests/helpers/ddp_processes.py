@@ -12,6 +12,7 @@ from pathlib import Path
 TESTS = Path(__file__).parents[1]
 ENVIRONMENT = {
     **os.environ,
+    "TQDM_DISABLE": "1",  # no progress between the messages that tests compare
     "OMP_NUM_THREADS": "1",
     "PYTHONPATH": f"{TESTS}:{os.environ.get('PYTHONPATH', '')}",
 }

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from genlab.errors import UserError
-from genlab.sweeps.job_state import run_job
+from genlab.sweeps.job_state import run_and_record_job
 from genlab.sweeps.sweep_folder import SweepFolder
 
 
@@ -17,14 +17,14 @@ def fake_launch(
     """Return a launcher's `launch` whose jobs do `work(overrides, number)` instead of training."""
 
     def launch(self, job_overrides, initial_job_idx):
-        jobs = SweepFolder(Path(self.config.hydra.sweep.dir)).extend(
+        jobs = SweepFolder(Path(self.config.hydra.sweep.dir)).add_jobs(
             ["train"], initial_job_idx, job_overrides
         )
         if batches is not None:
             batches.append([job.number for job in jobs])
         for job in jobs:
             try:
-                run_job(
+                run_and_record_job(
                     job.folder,
                     lambda job=job: work(dict(o.split("=", 1) for o in job.overrides), job.number),
                 )

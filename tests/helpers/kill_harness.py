@@ -69,7 +69,7 @@ with tempfile.TemporaryDirectory() as folder, open(os.devnull, "w") as devnull:
             sys.argv = ["genlab", *arguments]
             cli.main()
             GlobalHydra.instance().clear()
-            cli.stamp.cache_clear()
+            cli.unique_run_stamp.cache_clear()
     os.chdir(cwd)
 os.environ.pop("HYDRA_FULL_ERROR", None)
 for line in sys.stdin:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
+import pickle
 from copy import deepcopy
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +16,8 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
 from genlab.builders import factory, train
-from genlab.builders.pretrained import insert_part_config, pretrained_part_name
+from genlab.builders.pretrained import insert_pretrained_config, pretrained_part_name
+from genlab.fileio import atomic_write
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 RECIPES = sorted(p.stem for p in (CONFIGS / "model").glob("*.yaml"))
@@ -29,11 +33,23 @@ def compose_config(*overrides: str) -> dict:
 
 @cache
 def compose_config_cached(*overrides: str) -> dict:
+    """Return a composed config; the processes of a test session share them as files."""
+    if "GENLAB_CACHE" not in os.environ:
+        return compose_with_part(*overrides)
+    name = hashlib.sha256("\0".join(overrides).encode()).hexdigest()
+    file = Path(os.environ["GENLAB_CACHE"]) / "composed" / name
+    if not file.exists():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        atomic_write(file, pickle.dumps(compose_with_part(*overrides)))
+    return pickle.loads(file.read_bytes())
+
+
+def compose_with_part(*overrides: str) -> dict:
     config = compose_command(*overrides)
     # Like `resolve_pretrained_part`, but the part is not trained.
     if name := pretrained_part_name(config):
         data = [o for o in overrides if o.split("=")[0].split(".")[0] in ("dataset", "preprocess")]
-        config = insert_part_config(
+        config = insert_pretrained_config(
             config, compose_config(*config[name]["train"], *data, "out=unused"), name
         )
     return config
@@ -45,16 +61,22 @@ def compose_command(*overrides: str) -> dict:
     OmegaConf.register_new_resolver("genlab.stamp", lambda: "stamp", replace=True)
     OmegaConf.register_new_resolver("genlab.folder", lambda *names: "-".join(names), replace=True)
     with initialize_config_module("genlab.configs", version_base="1.3"):
-        return train.to_plain(compose("train", overrides=list(overrides)))
+        return train.to_plain_dict(compose("train", overrides=list(overrides)))
 
 
 def build_training_objects(*overrides: str) -> tuple[dict, Any, Any]:
     """Return (config, dataset, trainer) of `genlab train <overrides>`."""
     config = compose_config(*overrides)
     device = factory.make_device(config["device"], seed=config["seed"])
-    dataset = factory.make_dataset(config)
+    dataset = make_dataset_cached(pickle.dumps(config["dataset"]))
     model = factory.make_model(config, dataset.spec)
     return config, dataset, factory.make_trainer(config, model, device)
+
+
+@lru_cache(maxsize=4)
+def make_dataset_cached(section: bytes) -> Any:
+    """Return the dataset of a config's pickled section; the same section shares one object."""
+    return factory.make_dataset({"dataset": pickle.loads(section)})
 
 
 MAX_SIZES = {

@@ -108,7 +108,7 @@ class Sweep:
         self.process.kill()
         self.process.wait()
         arrays = {
-            job_state.submitted_id(job.folder).partition("_")[0]
+            job_state.submitted_job_id(job.folder).partition("_")[0]
             for job in SweepFolder(self.folder).jobs()
         } - {""}
         subprocess.run(["scancel", *arrays], check=False)

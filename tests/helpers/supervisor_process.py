@@ -23,7 +23,7 @@ supervisor.SAME_ERROR_WAIT_S = 0.5 if len(set(endings)) > 1 else 10.0
 environment = read_environment()
 
 
-def publish(text: str) -> str:
+def broadcast_text(text: str) -> str:
     """Return rank 0's text on all ranks, by way of a file."""
     if environment.rank == 0:
         (folder / "part").write_text(text)
@@ -35,7 +35,7 @@ def publish(text: str) -> str:
 
 def run_command(ending: str) -> None:
     """Stand in for a command of genlab, and end as `ending` says."""
-    monitor = supervisor.PeerMonitor(environment, publish)
+    monitor = supervisor.PeerMonitor(environment, broadcast_text)
     (folder / f"pid{environment.rank}").write_text(str(os.getpid()))
     kind, _, message = ending.partition(":")
     waits_for_others = kind not in ("exit", "wait")
@@ -53,7 +53,7 @@ def run_command(ending: str) -> None:
         os._exit(0)
     if kind in ("kill", "fork-kill"):
         os.kill(os.getpid(), signal.SIGKILL)
-    monitor.leave()
+    monitor.leave_normally()
 
 
 main.compose_and_run = lambda name, arguments: run_command(endings[environment.rank])

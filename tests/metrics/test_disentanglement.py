@@ -16,13 +16,13 @@ from genlab.metrics.context import MetricContext
 from genlab.metrics.disentanglement import (
     NUM_BINS,
     ROW_NAMES,
-    bin_codes,
+    code_bin_numbers,
     dci,
-    importance_scores,
-    information_gap,
-    jackknife_error,
+    disentanglement_and_completeness,
+    jackknife_standard_error,
     measure,
     mig,
+    mig_of_binned_codes,
     mutual_information,
     row_names,
     sap,
@@ -48,7 +48,7 @@ def test_mutual_information_equals_scikit_learn():
     from sklearn.metrics import mutual_info_score
 
     v = torch.randint(0, 5, (300,), generator=torch.Generator().manual_seed(0))
-    a = bin_codes(normal(300, 4) + v[:, None] * torch.tensor([0.0, 0.3, 1.0, 5.0]))
+    a = code_bin_numbers(normal(300, 4) + v[:, None] * torch.tensor([0.0, 0.3, 1.0, 5.0]))
     assert mutual_information(a, v).tolist() == pytest.approx(
         [mutual_info_score(k, v) for k in a.T], abs=1e-12
     )
@@ -78,7 +78,7 @@ def test_mig_by_hand():
     ],
 )
 def test_importance_scores_by_hand(r, d, c):
-    ours = importance_scores(torch.tensor(r).double())
+    ours = disentanglement_and_completeness(torch.tensor(r).double())
     assert ours[0] == pytest.approx(d, abs=1e-12) and (
         c is None or ours[1] == pytest.approx(c, abs=1e-12)
     )
@@ -125,7 +125,9 @@ def test_independent_codes_have_the_lowest_scores():
     v = torch.randint(0, 5, (n, 2), generator=torch.Generator().manual_seed(1))
     z = torch.rand(n, codes, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     bias = (NUM_BINS - 1) * 4 / (2 * n)
-    assert mutual_information(bin_codes(z), v[:, 0]).mean().item() == pytest.approx(bias, rel=0.05)
+    assert mutual_information(code_bin_numbers(z), v[:, 0]).mean().item() == pytest.approx(
+        bias, rel=0.05
+    )
     assert mig(z[:, :6], v) < bias / math.log(5)
     assert sap(z[:, :6], v) < 0.003 and sap(z[:, :6], v, categorical=(0, 1)) < 0.02
     scores = dci(z[:, :6], v, seed=0)
@@ -144,7 +146,7 @@ def test_invalid_codes_are_refused():
 
 def test_jackknife_error_is_the_standard_deviation():
     x = normal(50)
-    error = jackknife_error(lambda i: x[i].mean(), 50, 50, 0)
+    error = jackknife_standard_error(lambda i: x[i].mean(), 50, 50, 0)
     assert error.item() == pytest.approx(x.std().item() / math.sqrt(50)), (
         "for a mean with one item per group it is the usual error"
     )
@@ -154,10 +156,10 @@ def test_jackknife_error_is_the_standard_deviation():
         v = torch.randint(0, 4, (300, 2), generator=torch.Generator().manual_seed(seed))
         z = v + 0.6 * normal(300, 2, seed=1000 + seed)
         values.append(mig(z, v))
-        b = bin_codes(z)
+        b = code_bin_numbers(z)
         errors.append(
-            jackknife_error(
-                lambda i, b=b, v=v: torch.tensor(information_gap(b[i], v[i])).double(),
+            jackknife_standard_error(
+                lambda i, b=b, v=v: torch.tensor(mig_of_binned_codes(b[i], v[i])).double(),
                 300,
                 10,
                 seed,
@@ -177,7 +179,9 @@ def shapes() -> Shapes:
 
 
 def test_shapes_are_all_combinations_without_duplicates(shapes):
-    x = torch.cat([shapes.raw_arrays(split)[0] for split in ("train", "validation", "test")])
+    x = torch.cat(
+        [shapes.raw_items_and_labels(split)[0] for split in ("train", "validation", "test")]
+    )
     assert len(x) == math.prod(FACTORS.values()) and x.shape[1:] == shapes.spec.shape == (1, 32, 32)
     assert len(x.flatten(1).unique(dim=0)) == len(x)
     assert shapes.spec.num_classes == 3 and shapes.factor_names == (

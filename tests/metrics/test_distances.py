@@ -42,7 +42,7 @@ class GivenItems(Dataset):
         batch = self.splits[split]
         return Batch(batch.x[:n], None if batch.y is None else batch.y[:n])
 
-    head_bytes = head
+    head_as_uint8_images = head
 
 
 def quarter_images(y: torch.Tensor) -> torch.Tensor:
@@ -134,7 +134,7 @@ def test_manifold_errors_are_the_replicate():
     draws = [(torch.randn(300, 4), 0.5 + torch.randn(300, 4)) for _ in range(40)]
     values = torch.tensor([precision_recall.prdc(*draw) for draw in draws])
     stated = (
-        torch.tensor([precision_recall.prdc_errors(*draw) for draw in draws])
+        torch.tensor([precision_recall.prdc_standard_errors(*draw) for draw in draws])
         .square()
         .mean(0)
         .sqrt()
@@ -142,7 +142,7 @@ def test_manifold_errors_are_the_replicate():
     assert stated == pytest.approx(
         values.std(0), rel=0.4
     )  # the parts are smaller sets, so the numbers differ a little
-    assert precision_recall.prdc_errors(*(x[:50] for x in draws[0])) == [None] * 4
+    assert precision_recall.prdc_standard_errors(*(x[:50] for x in draws[0])) == [None] * 4
 
 
 # --- sliced Wasserstein ---------------------------------------------------------------------------
@@ -151,7 +151,7 @@ def test_manifold_errors_are_the_replicate():
 @pytest.mark.parametrize(("d", "shift", "s"), [(1, 1.0, 1.0), (3, 1.0, 2.0), (20, 0.5, 0.5)])
 def test_sliced_wasserstein_of_two_gaussians(d, shift, s):
     """SW₂² of N(0, I) and N(μ, s² I) is |μ|²/D + (1 − s)²."""
-    value, error = sliced_wasserstein.sliced_wasserstein(
+    value, error = sliced_wasserstein.sliced_wasserstein_and_error(
         torch.randn(4000, d), shift + s * torch.randn(3000, d)
     )
     assert abs(value - math.sqrt(shift**2 + (1 - s) ** 2)) < 4 * error and error < 0.05 * value
@@ -163,9 +163,13 @@ def test_sliced_wasserstein_is_exact_on_a_line():
     x, y = torch.randn(6, 1).double(), torch.randn(4, 1).double()
     cost = torch.cdist(x.repeat_interleave(2, 0), y.repeat_interleave(3, 0)).square()
     exact = math.sqrt(cost[linear_sum_assignment(cost)].mean())
-    assert sliced_wasserstein.sliced_wasserstein(x, y)[0] == pytest.approx(exact, rel=1e-12)
-    assert sliced_wasserstein.sliced_wasserstein(x, x + 3)[0] == pytest.approx(3, rel=1e-12)
-    assert sliced_wasserstein.sliced_wasserstein(x, x.flip(0)) == (0, 0)
+    assert sliced_wasserstein.sliced_wasserstein_and_error(x, y)[0] == pytest.approx(
+        exact, rel=1e-12
+    )
+    assert sliced_wasserstein.sliced_wasserstein_and_error(x, x + 3)[0] == pytest.approx(
+        3, rel=1e-12
+    )
+    assert sliced_wasserstein.sliced_wasserstein_and_error(x, x.flip(0)) == (0, 0)
 
 
 @pytest.mark.parametrize("d", [1, 5])
@@ -173,7 +177,7 @@ def test_sliced_wasserstein_error_is_the_replicate(d):
 
     def draw(i: int) -> tuple[float, float]:
         x, y = torch.randn(300, d), 1 + 2 * torch.randn(200, d)
-        return sliced_wasserstein.sliced_wasserstein(x, y, directions=32, seed=i)
+        return sliced_wasserstein.sliced_wasserstein_and_error(x, y, directions=32, seed=i)
 
     _, true, stated = replicate(draw, 150)
     assert stated == pytest.approx(true, rel=0.2)
@@ -188,22 +192,33 @@ def test_mode_kl():
     def at(*counts: int) -> torch.Tensor:
         return centers.repeat_interleave(torch.tensor(counts), 0)
 
-    assert mode_coverage.mode_kl(at(5, 5, 5, 5), centers) == (0, pytest.approx(0.08, abs=0.08))
-    assert mode_coverage.mode_kl(at(9, 0, 0, 0), centers) == (pytest.approx(math.log(4)), 0)
-    assert mode_coverage.mode_kl(at(6, 2, 0, 0), centers)[0] == pytest.approx(
+    assert mode_coverage.mode_frequency_kl_and_error(at(5, 5, 5, 5), centers) == (
+        0,
+        pytest.approx(0.08, abs=0.08),
+    )
+    assert mode_coverage.mode_frequency_kl_and_error(at(9, 0, 0, 0), centers) == (
+        pytest.approx(math.log(4)),
+        0,
+    )
+    assert mode_coverage.mode_frequency_kl_and_error(at(6, 2, 0, 0), centers)[0] == pytest.approx(
         0.75 * math.log(3) + 0.25 * math.log(1)
     )
-    assert mode_coverage.mode_kl(at(6, 2, 0, 0), centers, torch.tensor([0.75, 0.25, 0, 0]))[0] == 0
+    assert (
+        mode_coverage.mode_frequency_kl_and_error(
+            at(6, 2, 0, 0), centers, torch.tensor([0.75, 0.25, 0, 0])
+        )[0]
+        == 0
+    )
 
     def even(i: int) -> tuple[float, float]:
-        return mode_coverage.mode_kl(centers[torch.randint(4, (200,))], centers)
+        return mode_coverage.mode_frequency_kl_and_error(centers[torch.randint(4, (200,))], centers)
 
     assert is_close(replicate(even, 200)[0], 3 / (2 * 200)), "the bias (M − 1)/(2N)"
     w = torch.tensor([0.6, 0.2, 0.1, 0.1])
 
     def uneven(i: int) -> tuple[float, float]:
         x = centers[torch.multinomial(w, 300, replacement=True)]
-        return mode_coverage.mode_kl(x, centers, seed=i)
+        return mode_coverage.mode_frequency_kl_and_error(x, centers, seed=i)
 
     _, true, stated = replicate(uneven, 200)
     assert stated == pytest.approx(true, rel=0.2)
@@ -214,7 +229,7 @@ def test_mode_kl():
 
 def test_nearest_neighbors_by_hand():
     train = torch.tensor([[0.0, 0.0], [3.0, 0.0], [0.0, 5.0]])
-    distance, index = memorization.nearest_neighbors(
+    distance, index = memorization.nearest_train_distances_and_indices(
         torch.tensor([[1.0, 0.0], [3.0, 4.0], [0.0, 5.0]]), train
     )
     assert index.tolist() == [0, 2, 2]
@@ -226,7 +241,7 @@ def test_nearest_neighbors_are_exact(monkeypatch):
     x, train = 100 + torch.rand(300, 50), 100 + torch.rand(500, 50)
     train[7] = x[200]
     train[8] = x[200] + 1e-4  # equal in single precision
-    distance, index = memorization.nearest_neighbors(x, train)
+    distance, index = memorization.nearest_train_distances_and_indices(x, train)
     exhaustive = torch.cdist(
         x.double(), train.double(), compute_mode="donot_use_mm_for_euclid_dist"
     ).min(1)
@@ -240,13 +255,13 @@ def test_copying_probability_is_the_mann_whitney_statistic():
     from scipy.stats import mannwhitneyu
 
     a, b = torch.randint(20, (70,)).double(), torch.randint(5, 25, (50,)).double()  # with ties
-    assert memorization.copying_probability(a, b)[0] == pytest.approx(
+    assert memorization.copying_probability_and_error(a, b)[0] == pytest.approx(
         mannwhitneyu(b, a).statistic / (70 * 50)
     )
-    assert memorization.copying_probability(torch.zeros(5), torch.ones(4)) == (1, 0)
+    assert memorization.copying_probability_and_error(torch.zeros(5), torch.ones(4)) == (1, 0)
 
     def draw(shift: float, i: int) -> tuple[float, float]:
-        return memorization.copying_probability(torch.randn(80), shift + torch.randn(60))
+        return memorization.copying_probability_and_error(torch.randn(80), shift + torch.randn(60))
 
     for shift, exact in ((0.0, 0.5), (1.0, 0.5 * (1 + math.erf(0.5)))):  # Φ(shift/√2)
         values, true, stated = replicate(partial(draw, shift), 200)
@@ -273,7 +288,7 @@ def test_nearest_pairs_of_copies_are_the_originals(space, tmp_path, monkeypatch)
     train = labeled_images(40)
     data = GivenItems(IMAGES, train=train, test=labeled_images(20))
     samples = train.x[[5, 3, 9, 20]].float() / 255
-    drawn, found = memorization.nearest_pairs(
+    drawn, found = memorization.samples_and_nearest_train_items(
         make_context(data, samples, features=("pixels",)), 3, space=space
     )
     assert drawn.dtype == found.dtype == torch.uint8
@@ -309,24 +324,28 @@ def brightness_images(y: torch.Tensor) -> torch.Tensor:
 
 def test_class_kl():
     k, y = 4, torch.arange(80)[:, None] % 4
-    assert classifier_metrics.class_kl(y, y, k)[0] == 0
-    assert classifier_metrics.class_kl(y % 2, y, k)[0] == pytest.approx(math.log(2))
-    assert math.isfinite(classifier_metrics.class_kl(y, y % 2, k)[0])
-    stacked = torch.cartesian_prod(*[torch.arange(4)] * 3)
-    assert classifier_metrics.class_kl(stacked, stacked, k)[0] == pytest.approx(0, abs=1e-12)
-    assert classifier_metrics.class_kl(stacked[:5], stacked, k)[0] == pytest.approx(
-        math.log(64 / 5)
+    assert classifier_metrics.class_frequency_kl_and_error(y, y, k)[0] == 0
+    assert classifier_metrics.class_frequency_kl_and_error(y % 2, y, k)[0] == pytest.approx(
+        math.log(2)
     )
+    assert math.isfinite(classifier_metrics.class_frequency_kl_and_error(y, y % 2, k)[0])
+    stacked = torch.cartesian_prod(*[torch.arange(4)] * 3)
+    assert classifier_metrics.class_frequency_kl_and_error(stacked, stacked, k)[0] == pytest.approx(
+        0, abs=1e-12
+    )
+    assert classifier_metrics.class_frequency_kl_and_error(stacked[:5], stacked, k)[
+        0
+    ] == pytest.approx(math.log(64 / 5))
     uneven = torch.tensor(
         [[0, 0], [0, 1], [2, 1]]
     )  # the distribution of real items is the product of their channels'
     assert torch.equal(
-        classifier_metrics.combination_counts(uneven, 3),
+        classifier_metrics.count_class_combinations(uneven, 3),
         torch.tensor([1, 0, 0, 1, 0, 1, 0, 0, 0]).double(),
     )
     first, second = torch.tensor([2, 0.5, 1]) / 3.5, torch.tensor([1, 2, 0.5]) / 3.5
     assert torch.allclose(
-        classifier_metrics.combination_probs(uneven, 3),
+        classifier_metrics.independent_combination_probs(uneven, 3),
         torch.outer(second, first).flatten().double(),
     )
     w = torch.tensor([0.6, 0.2, 0.1, 0.1])
@@ -335,7 +354,10 @@ def test_class_kl():
         return torch.multinomial(w, n, replacement=True)[:, None]
 
     _, true, stated = replicate(
-        lambda i: classifier_metrics.class_kl(pick(300), torch.randint(4, (400, 1)), 4, seed=i), 40
+        lambda i: classifier_metrics.class_frequency_kl_and_error(
+            pick(300), torch.randint(4, (400, 1)), 4, seed=i
+        ),
+        40,
     )
     assert stated == pytest.approx(true, rel=0.4)
 
@@ -385,11 +407,20 @@ def test_classification_accuracy_score(tmp_path, monkeypatch):
     monkeypatch.setenv("GENLAB_CACHE", str(tmp_path))
     monkeypatch.setattr(classifier_metrics, "CAS_IMAGES_SEEN", 2500)
     data = GivenItems(IMAGES, train=labeled_images(200), test=labeled_images(100))
-    assert classifier_metrics.cas_row_names(make_context(data, data.splits["train"].x)) == []
+    assert (
+        classifier_metrics.classification_accuracy_score_row_names(
+            make_context(data, data.splits["train"].x)
+        )
+        == []
+    )
     good = labeled_images(200)
-    (row,) = classifier_metrics.measure_cas(make_context(data, good.x / 255, good.y))
+    (row,) = classifier_metrics.measure_classification_accuracy_score(
+        make_context(data, good.x / 255, good.y)
+    )
     assert row.value > 0.97 and row.real_vs_real > 0.97
-    (row,) = classifier_metrics.measure_cas(make_context(data, good.x / 255, (good.y + 1) % 4))
+    (row,) = classifier_metrics.measure_classification_accuracy_score(
+        make_context(data, good.x / 255, (good.y + 1) % 4)
+    )
     assert row.value < 0.03 and row.real_vs_real > 0.97, "it learns the wrong labels"
 
 
@@ -423,6 +454,6 @@ def test_metrics_give_the_rows_that_they_name():
     for row_names in (
         classifier_metrics.class_coverage_row_names,
         classifier_metrics.class_accuracy_row_names,
-        classifier_metrics.cas_row_names,
+        classifier_metrics.classification_accuracy_score_row_names,
     ):
         assert row_names(make_context(data, drawn)) == [], "points are not images"

@@ -32,7 +32,7 @@ KNOWN = [
 )
 def test_network_evaluations(recipe, sampler, known):
     _, _, trainer = build_training_objects(f"model={recipe}", "preprocess.size=16", *FAST_OVERRIDES)
-    assert efficiency.network_evaluations(trainer.eval_model(), **sampler) == known
+    assert efficiency.count_network_evaluations(trainer.eval_model(), **sampler) == known
 
 
 class Autoregressive(nn.Module):
@@ -60,7 +60,7 @@ class Autoregressive(nn.Module):
 
 def test_network_evaluations_of_a_custom_model():
     model = Autoregressive().eval()
-    assert efficiency.network_evaluations(model) == 4
+    assert efficiency.count_network_evaluations(model) == 4
     assert not [m for m in model.modules() if m._forward_hooks], "all hooks are removed"
 
 

@@ -18,7 +18,7 @@ from genlab.errors import UserError
 from genlab.metrics import features, frechet, inception_score, kid_mmd
 from genlab.metrics.base import Settings
 from genlab.metrics.context import MetricContext
-from genlab.metrics.features.inception import Inception, find_or_download
+from genlab.metrics.features.inception import Inception, find_or_download_weights
 from genlab.spec import Batch, DataSpec
 
 
@@ -55,7 +55,7 @@ def test_frechet_distance_of_two_normals_is_the_closed_form(cov_x, cov_y):
     product = cov_x @ cov_y
     root = (product.trace() + 2 * product.det().clamp(min=0).sqrt()).sqrt()
     known = 5 + (cov_x.trace() + cov_y.trace() - 2 * root).item()
-    value, error = frechet.frechet_distance(
+    value, error = frechet.frechet_distance_and_error(
         sample_normal(50, ZERO, cov_x, exact=True), sample_normal(70, shift, cov_y, exact=True)
     )
     assert value == pytest.approx(known, abs=1e-6 if product.det() < 1e-9 else 1e-10)
@@ -74,14 +74,17 @@ def test_frechet_distance_equals_scipy_for_any_rank(n, m, d):
     )
     root = (eigvals(x.T.cov().numpy() @ y.T.cov().numpy()).astype(complex) ** 0.5).real.sum()
     known = (x.mean(0) - y.mean(0)).square().sum() + x.var(0).sum() + y.var(0).sum() - 2 * root
-    assert frechet.frechet_distance(x, y)[0] == pytest.approx(known.item(), rel=1e-6)
-    assert frechet.frechet_distance(x, x)[0] < 1e-9
-    assert frechet.frechet_distance(x, x + 0.5)[0] == pytest.approx(d / 4, rel=1e-9)
+    assert frechet.frechet_distance_and_error(x, y)[0] == pytest.approx(known.item(), rel=1e-6)
+    assert frechet.frechet_distance_and_error(x, x)[0] < 1e-9
+    assert frechet.frechet_distance_and_error(x, x + 0.5)[0] == pytest.approx(d / 4, rel=1e-9)
 
 
 def test_frechet_distance_of_equal_distributions_has_the_stated_bias():
     n, m, d = 400, 600, 8
-    found = [frechet.frechet_distance(torch.randn(n, d), torch.randn(m, d))[0] for _ in range(60)]
+    found = [
+        frechet.frechet_distance_and_error(torch.randn(n, d), torch.randn(m, d))[0]
+        for _ in range(60)
+    ]
     assert sum(found) / len(found) == pytest.approx((1 / n + 1 / m) * d * (d + 5) / 4, rel=0.1)
 
 
@@ -116,11 +119,12 @@ def gaussian_mean(mean_x: Tensor, cov_x: Tensor, mean_y: Tensor, cov_y: Tensor) 
 
 
 def mmd(x: Tensor, y: Tensor) -> tuple[float, float]:
-    return kid_mmd.gaussian_mmd(x, y, 1.5)
+    return kid_mmd.gaussian_mmd_and_error(x, y, 1.5)
 
 
 @pytest.mark.parametrize(
-    ("distance", "mean"), [(kid_mmd.kernel_distance, cubic_mean), (mmd, gaussian_mean)]
+    ("distance", "mean"),
+    [(kid_mmd.kernel_inception_distance_and_error, cubic_mean), (mmd, gaussian_mean)],
 )
 @pytest.mark.parametrize("shift", [0.0, 0.8])
 def test_kernel_distance_of_two_normals_is_the_closed_form(distance, mean, shift):
@@ -134,7 +138,7 @@ def test_kernel_distance_of_two_normals_is_the_closed_form(distance, mean, shift
     assert abs(value - known) < 4 * error < 0.5 * known
 
 
-@pytest.mark.parametrize("distance", [kid_mmd.kernel_distance, mmd])
+@pytest.mark.parametrize("distance", [kid_mmd.kernel_inception_distance_and_error, mmd])
 def test_kernel_distance_of_equal_distributions_is_unbiased(distance):
     found = torch.tensor(
         [distance(0.7 * torch.randn(80, 6), 0.7 * torch.randn(120, 6)) for _ in range(200)]
@@ -151,15 +155,17 @@ def test_kernel_distance_is_the_mean_over_pairs_in_chunks_of_any_size(similar, m
     between = lambda a, b: sum(similar(p[None], q[None]).item() for p in a for q in b)  # noqa: E731
     within = lambda a: between(a, a) - sum(similar(p[None], p[None]).item() for p in a)  # noqa: E731
     known = within(x) / (23 * 22) + within(y) / (31 * 30) - 2 * between(x, y) / (23 * 31)
-    whole = kid_mmd.squared_mmd(x, y, similar)
+    whole = kid_mmd.squared_mmd_and_error(x, y, similar)
     assert whole[0] == pytest.approx(known, abs=1e-12)
     monkeypatch.setattr(kid_mmd, "KERNEL_CHUNK_ROWS", 7)
-    assert kid_mmd.squared_mmd(x, y, similar) == pytest.approx(whole, rel=1e-9)
+    assert kid_mmd.squared_mmd_and_error(x, y, similar) == pytest.approx(whole, rel=1e-9)
 
 
 def test_bandwidth_is_the_median_distance_of_different_items():
-    assert kid_mmd.median_distance(vector([0.0], [1.0], [1.0], [5.0])) == 4  # 1, 1, 5, 4, 4
-    assert kid_mmd.median_distance(torch.zeros(3, 2)) == 1, "all distances are zero"
+    assert (
+        kid_mmd.median_pairwise_distance(vector([0.0], [1.0], [1.0], [5.0])) == 4
+    )  # 1, 1, 5, 4, 4
+    assert kid_mmd.median_pairwise_distance(torch.zeros(3, 2)) == 1, "all distances are zero"
 
 
 # --- Inception score ------------------------------------------------------------------------------
@@ -182,7 +188,7 @@ def test_bandwidth_is_the_median_distance_of_different_items():
     ],
 )
 def test_inception_score_of_certain_and_constant_predictions(logits, known, off):
-    score, error = inception_score.inception_score(logits, splits=2)
+    score, error = inception_score.inception_score_and_error(logits, splits=2)
     assert score == pytest.approx(known, abs=off) and score <= known + 1e-9
     assert error == pytest.approx(0, abs=off)
 
@@ -190,7 +196,10 @@ def test_inception_score_of_certain_and_constant_predictions(logits, known, off)
 # --- shared properties ----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("distance", [frechet.frechet_distance, kid_mmd.kernel_distance, mmd])
+@pytest.mark.parametrize(
+    "distance",
+    [frechet.frechet_distance_and_error, kid_mmd.kernel_inception_distance_and_error, mmd],
+)
 @pytest.mark.parametrize(
     ("n", "m", "d", "shift"), [(200, 100, 2, 0.6), (150, 300, 12, 0.6), (200, 300, 2, 0.0)]
 )
@@ -209,15 +218,15 @@ def test_frechet_standard_error_equals_the_jackknife():
     """The distributions differ only in their covariance."""
     x, y = sample_normal(300, ZERO, A), sample_normal(200, ZERO, B)
     without = lambda t: (t[torch.arange(len(t)) != i] for i in range(len(t)))  # noqa: E731
-    of_x = torch.tensor([frechet.frechet_distance(part, y)[0] for part in without(x)])
-    of_y = torch.tensor([frechet.frechet_distance(x, part)[0] for part in without(y)])
+    of_x = torch.tensor([frechet.frechet_distance_and_error(part, y)[0] for part in without(x)])
+    of_y = torch.tensor([frechet.frechet_distance_and_error(x, part)[0] for part in without(y)])
     jackknife = math.sqrt(299 * of_x.var(correction=0) + 199 * of_y.var(correction=0))
-    assert frechet.frechet_distance(x, y)[1] == pytest.approx(jackknife, rel=0.02)
+    assert frechet.frechet_distance_and_error(x, y)[1] == pytest.approx(jackknife, rel=0.02)
 
 
 def test_inception_score_error_is_the_deviation_over_replicates():
     found = torch.tensor(
-        [inception_score.inception_score(2 * torch.randn(500, 6)) for _ in range(200)]
+        [inception_score.inception_score_and_error(2 * torch.randn(500, 6)) for _ in range(200)]
     )
     assert found[:, 1].mean() == pytest.approx(found[:, 0].std().item(), rel=0.25)
 
@@ -245,12 +254,16 @@ def test_inception_score_of_fewer_real_items_uses_equal_splits(monkeypatch):
 
 
 def test_too_few_items_are_refused_and_nan_stays_nan():
-    for distance in (frechet.frechet_distance, kid_mmd.kernel_distance, mmd):
-        with pytest.raises(UserError, match="at least two items per set; there are 9 and 1"):
+    for distance in (
+        frechet.frechet_distance_and_error,
+        kid_mmd.kernel_inception_distance_and_error,
+        mmd,
+    ):
+        with pytest.raises(UserError, match="at least 2 real items; there is 1"):
             distance(torch.randn(9, 2), torch.randn(1, 2))
         assert all(map(math.isnan, distance(torch.randn(9, 2), torch.full((9, 2), math.nan))))
     with pytest.raises(UserError, match="over 10 splits requires at least 10 items; there are 4"):
-        inception_score.inception_score(torch.randn(4, 3))
+        inception_score.inception_score_and_error(torch.randn(4, 3))
 
 
 # --- the numbers of torch-fidelity ----------------------------------------------------------------
@@ -267,7 +280,7 @@ class GivenImages(Dataset):
     def size(self, split: str) -> int:
         return len(self.x)
 
-    def head_bytes(self, split: str, n: int, *, seed: int = 0) -> Batch:
+    def head_as_uint8_images(self, split: str, n: int, *, seed: int = 0) -> Batch:
         return Batch(self.x[:n])
 
 
@@ -444,8 +457,8 @@ def test_inception_equals_torch_fidelity_with_the_same_weights(tmp_path, empty_c
         tmp_path / "drawn", tmp_path / "real", feature_extractor_weights_path=str(empty_cache),
         kid_subset_size=4, kid_subsets=1, isc_splits=2,
     )  # fmt: skip
-    kid, _ = kid_mmd.kernel_distance(x, y)
-    score, _ = inception_score.inception_score(logits, splits=2)
+    kid, _ = kid_mmd.kernel_inception_distance_and_error(x, y)
+    score, _ = inception_score.inception_score_and_error(logits, splits=2)
     assert kid == pytest.approx(theirs["kernel_inception_distance_mean"], rel=1e-3, abs=1e-6)
     assert score == pytest.approx(theirs["inception_score_mean"], abs=1e-3) and score > 1.001
     gray, same = extractor(drawn[:1, :1]), extractor(drawn[:1, :1].repeat(1, 3, 1, 1))
@@ -462,17 +475,17 @@ def test_weights_are_downloaded_once_and_checked_by_hash(tmp_path, empty_cache):
     )
     for file in (right, wrong):
         file.write_bytes(b"weights")
-    path = find_or_download(right.as_uri())
+    path = find_or_download_weights(right.as_uri())
     assert path == empty_cache.parent / right.name and path.read_bytes() == b"weights"
     right.unlink()
-    assert find_or_download(right.as_uri()) == path
+    assert find_or_download_weights(right.as_uri()) == path
     with pytest.raises(UserError, match="invalid hash value"):
-        find_or_download(wrong.as_uri())
+        find_or_download_weights(wrong.as_uri())
     assert not (empty_cache.parent / wrong.name).exists()
     hub = tmp_path / "hub" / "checkpoints" / wrong.name  # where torch-fidelity puts it
     hub.parent.mkdir(parents=True)
     hub.write_bytes(b"weights")
-    assert find_or_download(wrong.as_uri()) == hub
+    assert find_or_download_weights(wrong.as_uri()) == hub
 
 
 def test_inception_errors_say_what_to_do(empty_cache, monkeypatch):

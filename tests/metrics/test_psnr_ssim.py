@@ -12,7 +12,14 @@ import torch
 from PIL import Image
 
 from genlab.errors import UserError
-from genlab.metrics.psnr_ssim import bicubic, luminance, measure_folders, psnr_y, read_pair, ssim
+from genlab.metrics.psnr_ssim import (
+    luminance,
+    measure_psnr_and_ssim_of_folders,
+    psnr_y,
+    read_image_pair,
+    resize_bicubic,
+    ssim,
+)
 
 
 def noise(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -78,7 +85,7 @@ def test_ssim_of_constant_images_is_the_luminance_term():
 @pytest.mark.parametrize("crop", [0, 3])
 def test_ssim_and_psnr_equal_torchmetrics(crop):
     image = pytest.importorskip("torchmetrics.functional.image")
-    x = bicubic(noise(3, 3, 12, 15), 3)
+    x = resize_bicubic(noise(3, 3, 12, 15), 3)
     y = (x.int() + noise(3, 3, 36, 45, seed=1).int() // 8 - 16).clamp(0, 255).to(torch.uint8)
     a, b = (luminance(t)[..., crop : 36 - crop, crop : 45 - crop] for t in (x, y))
     options = dict(sigma=1.5, data_range=255.0, reduction="none", return_full_image=True)
@@ -104,9 +111,9 @@ def test_bicubic_is_keys_cubic_kernel():
 
     weights = [far(1.75), far(1.25), near(0.75), near(0.25)]
     wanted = [max(0, round(128 * w)) for w in weights + weights[::-1]]
-    assert bicubic(x, (1, 18)).flatten().tolist()[5:13] == wanted
-    assert bicubic(noise(1, 3, 10, 9), 1 / 3).shape == (1, 3, 4, 3)
-    assert (bicubic(torch.full((1, 1, 9, 9), 200, dtype=torch.uint8), 0.4) == 200).all()
+    assert resize_bicubic(x, (1, 18)).flatten().tolist()[5:13] == wanted
+    assert resize_bicubic(noise(1, 3, 10, 9), 1 / 3).shape == (1, 3, 4, 3)
+    assert (resize_bicubic(torch.full((1, 1, 9, 9), 200, dtype=torch.uint8), 0.4) == 200).all()
 
 
 def test_invalid_images_are_refused():
@@ -133,7 +140,9 @@ def test_folders_are_paired_by_name(tmp_path):
         write(tmp_path / "truth" / f"{name}.png", x)
         write(tmp_path / "restored" / f"{name}.{'bmp' if i else 'png'}", y)
         values.append(20 * math.log10(255 / (4 * (i + 1) * 219 / 255)))
-    ratio, similarity = measure_folders(tmp_path / "restored", tmp_path / "truth", crop=2)
+    ratio, similarity = measure_psnr_and_ssim_of_folders(
+        tmp_path / "restored", tmp_path / "truth", crop=2
+    )
     assert (ratio.name, ratio.unit, ratio.better) == ("psnr", "dB", "higher")
     assert ratio.value == pytest.approx(np.mean(values))
     assert ratio.error == pytest.approx(np.std(values, ddof=1) / math.sqrt(3))
@@ -144,11 +153,11 @@ def test_folders_are_paired_by_name(tmp_path):
 def test_gray_files_are_compared_in_gray(tmp_path):
     write(tmp_path / "x" / "a.png", np.full((12, 12), 100, dtype=np.uint8))
     write(tmp_path / "y" / "a.png", np.full((12, 12), 110, dtype=np.uint8))
-    assert measure_folders(tmp_path / "x", tmp_path / "y", crop=0)[0].value == pytest.approx(
-        20 * math.log10(25.5)
-    )
+    assert measure_psnr_and_ssim_of_folders(tmp_path / "x", tmp_path / "y", crop=0)[
+        0
+    ].value == pytest.approx(20 * math.log10(25.5))
     write(tmp_path / "y" / "a.png", np.full((12, 12, 3), 110, dtype=np.uint8))
-    (row, _) = measure_folders(tmp_path / "x", tmp_path / "y", crop=0)
+    (row, _) = measure_psnr_and_ssim_of_folders(tmp_path / "x", tmp_path / "y", crop=0)
     assert row.value == pytest.approx(20 * math.log10(25.5 * 255 / 219)) and row.error is None
 
 
@@ -176,7 +185,7 @@ def test_folders_that_do_not_pair_are_refused(tmp_path):
         ("one", "one", 4, "one/a.png: crop=4 leaves"),
     ]:
         with pytest.raises(UserError, match=words):
-            measure_folders(tmp_path / restored, tmp_path / truth, crop=crop)
+            measure_psnr_and_ssim_of_folders(tmp_path / restored, tmp_path / truth, crop=crop)
 
 
 # --- published numbers ----------------------------------------------------------------------------
@@ -189,9 +198,9 @@ def test_bicubic_on_set5_equals_published_numbers(tmp_path):
         pytest.skip("needs SR/Set5 in the folder that GENLAB_DATA names")
     ratios, similarities, aliased_ratios = [], [], []
     for path in sorted(folder.glob("*.png")):
-        x = read_pair(path, path)[0]
+        x = read_image_pair(path, path)[0]
         x = x[..., : x.shape[-2] // 4 * 4, : x.shape[-1] // 4 * 4]
-        y = bicubic(bicubic(x, 1 / 4), 4)
+        y = resize_bicubic(resize_bicubic(x, 1 / 4), 4)
         ratios.append(psnr_y(x, y, crop=4))
         similarities.append(ssim(x, y, crop=4))
         aliased = torch.nn.functional.interpolate(x.double(), scale_factor=1 / 4, mode="bicubic")

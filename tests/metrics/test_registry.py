@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from genlab.abilities import Estimate
-from genlab.data.dataset import Dataset
+from genlab.data.dataset import Dataset, Split
 from genlab.errors import UserError
 from genlab.metrics import energy_distance, likelihood, mode_coverage
 from genlab.metrics.base import Settings
 from genlab.metrics.context import MetricContext
-from genlab.metrics.registry import applicable_metrics, measure
+from genlab.metrics.registry import applicable_metrics, measure, measure_metrics
 from genlab.model import GenerativeModel
 from genlab.spec import Batch, DataSpec
 
@@ -68,10 +68,12 @@ def test_energy_distance_of_two_normals():
 
     exact = 2 * folded_mean(m, math.sqrt(2)) - 2 * folded_mean(0, math.sqrt(2))
     torch.manual_seed(0)
-    value, error = energy_distance.energy_distance(torch.randn(3000, 1), m + torch.randn(3000, 1))
+    value, error = energy_distance.energy_distance_and_error(
+        torch.randn(3000, 1), m + torch.randn(3000, 1)
+    )
     assert abs(value - exact) < 4 * error and error < 0.1 * exact
     values = [
-        energy_distance.energy_distance(torch.randn(60, 1), torch.randn(60, 1))[0]
+        energy_distance.energy_distance_and_error(torch.randn(60, 1), torch.randn(60, 1))[0]
         for _ in range(200)
     ]
     mean = torch.tensor(values)
@@ -83,7 +85,7 @@ def test_energy_distance_of_two_normals():
 def test_energy_distance_bootstrap_error_is_the_standard_deviation():
     torch.manual_seed(0)
     pairs = [
-        energy_distance.energy_distance(torch.randn(200, 2), 1 + torch.randn(200, 2))
+        energy_distance.energy_distance_and_error(torch.randn(200, 2), 1 + torch.randn(200, 2))
         for _ in range(100)
     ]
     spread = torch.tensor([value for value, _ in pairs]).std()
@@ -94,7 +96,7 @@ def test_energy_distance_bootstrap_error_is_the_standard_deviation():
 def test_count_modes_counts_samples_within_three_deviations():
     centers = torch.tensor([[0.0, 0.0], [10.0, 0.0], [0.0, 10.0]])
     x = torch.tensor([[0.29, 0.0], [0.0, 0.31], [10.0, 0.1], [5.0, 5.0]])
-    assert mode_coverage.count_modes(x, centers, 0.1) == (2, 0.5)
+    assert mode_coverage.count_modes_and_fraction_near(x, centers, 0.1) == (2, 0.5)
 
 
 def test_likelihood_of_an_energy_model_is_minus_energy_minus_log_z():
@@ -144,7 +146,11 @@ def test_bits_per_dim():
     ("names", "words"),
     [
         (["likelyhood"], "did you mean 'likelihood'"),
-        (["mode_coverage"], "mode_coverage does not apply: it is not defined for the data of held"),
+        (
+            ["mode_coverage"],
+            "mode_coverage does not apply: it is not defined for Normal on held, but for mixtures",
+        ),
+        (["cluster_purity"], "Normal does not support encode"),
         (["elbo"], "Normal does not support `elbo`; models that do: vae"),
     ],
 )
@@ -165,3 +171,67 @@ def test_energy_distance_of_two_real_halves():
     )
     assert row.conditions["n"] == 600 and row.conditions["real_vs_real"] == "300 against 300"
     assert abs(row.value) < 4 * row.error and abs(row.real_vs_real) < 8 * row.error
+
+
+class DrawnPoints(Dataset):
+    """Normal points in the plane, n of them held out."""
+
+    name = "drawn"
+
+    def __init__(self, n: int) -> None:
+        torch.manual_seed(1)
+        self.set_splits(
+            POINTS, {"train": Split(torch.randn(20, 2)), "test": Split(torch.randn(n, 2))}
+        )
+
+
+@pytest.mark.parametrize("n", [0, 1, 2, 3, 5, 6, 12, 20])
+@pytest.mark.filterwarnings("error")
+def test_a_metric_that_needs_more_items_does_not_cancel_the_others(n):
+    """Every number is finite, and what is missing has its reason."""
+    context = make_context(Normal(1.0), DrawnPoints(n), n=max(n, 4))
+    found = measure_metrics(context)
+    assert {*found.rows, *found.skipped} == set(applicable_metrics(context))
+    for row in (row for rows in found.rows.values() for row in rows):
+        numbers = (row.value, row.error, row.real_vs_real)
+        assert all(number is None or math.isfinite(number) for number in numbers), row
+    expected = {0: len(applicable_metrics(context)) - 1, 1: 7, 20: 0, 12: 0, 6: 0}
+    assert len(found.skipped) == expected.get(n, 1)
+    if 1 < n < 6:
+        assert found.skipped["prdc"].startswith("it requires at least 6 held-out items, but ")
+
+
+def test_failed_linear_algebra_leaves_out_one_metric(monkeypatch):
+    def fail(*args):
+        raise torch.linalg.LinAlgError("linalg.eigh: failed to converge\nmore")
+
+    monkeypatch.setattr(torch.linalg, "eigh", fail)
+    found = measure_metrics(make_context(Normal(1.0), DrawnPoints(20), n=20), ["frechet", "kid"])
+    assert "failed to converge" in found.skipped["frechet"] and "kid" in found.rows
+
+
+class NamedImages(Dataset):
+    """Random images with labels."""
+
+    name = "named"
+
+    def __init__(self) -> None:
+        spec = DataSpec((1, 4, 4), num_classes=2, range=(0.0, 1.0))
+        x, y = torch.randint(0, 256, (30, 1, 4, 4), dtype=torch.uint8), torch.arange(30) % 2
+        self.set_splits(spec, {split: Split(x, y) for split in ("train", "test")})
+
+
+class NoiseImages(Normal):
+    def sample(self, n, y=None):
+        return torch.rand(n, 1, 4, 4)
+
+
+@pytest.mark.parametrize(
+    ("features", "has_classifier"), [(None, True), (("pixels",), False), (("classifier",), True)]
+)
+def test_other_feature_spaces_need_no_classifier(features, has_classifier):
+    context = make_context(NoiseImages(1.0), NamedImages(), n=30, features=features)
+    metrics = applicable_metrics(context)
+    assert ("class_coverage" in metrics) == has_classifier
+    assert "class_coverage" in applicable_metrics(context, "on_request"), "if it is named"
+    assert "frechet" in metrics

@@ -169,13 +169,9 @@ def test_latent_space_plots_depend_on_the_abilities(model, names):
     assert set(found) == names
     again = latents.latent_space_plots(model, SmallData(spec), n=30, seed=1)
     for name, picture in found.items():
-        assert (
-            picture.dtype == np.uint8
-            and picture.ndim == 3
-            and picture.shape[2] == 3
-            and picture.std() > 0
-        )
-        assert (picture == again[name]).all()
+        grid = picture.grid_without_names
+        assert grid.dtype == np.uint8 and grid.ndim == 3 and grid.shape[2] == 3 and grid.std() > 0
+        assert (grid == again[name].grid_without_names).all()
 
 
 def test_prior_axes_are_quantiles():
@@ -191,17 +187,18 @@ def test_prior_axes_are_quantiles():
 def test_manifold_has_the_first_code_to_the_right_and_the_second_upward():
     spec = DataSpec((1, 1, 1), range=(0.0, 1.0))
     axes = torch.tensor([0.0, 0.5]), torch.tensor([0.0, 0.25, 0.5])
-    picture = latents.plot_manifold(lambda z: (z[:, 0] + z[:, 1]).view(-1, 1, 1, 1), spec, axes)
-    cell = picture.shape[1] // 2
-    values = picture[cell // 2 :: cell, cell // 2 :: cell, 0] / 255
+    picture = latents.plot_decoded_code_grid(
+        lambda z: (z[:, 0] + z[:, 1]).view(-1, 1, 1, 1), spec, axes
+    )
+    values = picture.grid_without_names[..., 0] / 255
     np.testing.assert_allclose(values, [[0.5, 1.0], [0.25, 0.75], [0.0, 0.5]], atol=0.003)
 
 
 def test_codes_of_many_dimensions_are_projected_to_the_plane_of_largest_variance():
     rng = np.random.default_rng(0)
     z = rng.normal(size=(500, 4)) * [0.1, 3.0, 0.1, 1.0]
-    plane, title = latents.project_to_plane(z, None)
-    assert "of 4" in title
+    plane, title, axes = latents.project_to_plane(z, None)
+    assert "of 4" in title and axes == ("principal component 1", "principal component 2")
     for found, expected in zip(plane.T, (z[:, 1], z[:, 3]), strict=True):
         assert abs(np.corrcoef(found, expected)[0, 1]) > 0.99
 
@@ -211,8 +208,8 @@ def test_reconstructions_are_shown_below_their_originals():
     picture = latents.plot_reconstructions(
         x, 1 - x, DataSpec((1, 1, 1), range=(0.0, 1.0)), columns=3
     )
-    cell = (picture.shape[1] - 2) // 3
-    values = picture[cell // 2 :: cell, cell // 2 :: cell, 0][:4, :3] / 255
+    values = picture.images[..., 0].reshape(4, 3) / 255
+    assert list(picture.row_names) == ["item", "reconstruction"] * 2
     np.testing.assert_allclose(
         values, [[0, 0.1, 0.2], [1, 0.9, 0.8], [0.3, 0.4, 0.5], [0.7, 0.6, 0.5]], atol=0.01
     )

@@ -347,7 +347,7 @@ ERRORS = [
     (MADE, DataSpec((4,), kind="points", levels=0), {}, "need images"),
     (PixelCNN, DataSpec((1, 4, 4), levels=2), {"conditional": True}, "model.conditional=false"),
     (PixelCNN, DataSpec((1, 4, 4), levels=2), {"kernel_size": 4}, "model.kernel_size=5"),
-    (PixelCNN, DataSpec((3, 4, 4), levels=2), {"channels": 16}, "divisible by 3"),
+    (PixelCNN, DataSpec((3, 4, 4), levels=2), {"channels": 16}, "multiples of 3"),
     (MADE, DataSpec((1, 4, 4), levels=2), {"num_masks": 2}, "model.order_agnostic=true"),
 ]
 

@@ -17,7 +17,7 @@ from genlab.models.boltzmann.bm import BM
 from genlab.models.boltzmann.grbm import GRBM
 from genlab.models.boltzmann.trainer import CDTrainer
 from genlab.spec import Batch, DataSpec
-from genlab.viz.rbm import plot_rbm
+from genlab.viz.rbm import plot_rbm_filters_and_chains
 
 D = 4
 SPEC = DataSpec((1, 2, 2), levels=2, range=(0.0, 1.0))
@@ -229,21 +229,16 @@ def test_filters_and_chains_are_plotted():
     _, dataset, trainer = build_training_objects(
         "experiment=bm_bars", "model.hidden=4", "device=cpu", "out=unused"
     )
-    plots = plot_rbm(trainer.model, dataset, seed=0)
+    plots = plot_rbm_filters_and_chains(trainer.model, dataset, seed=0)
     assert set(plots) == {"filters", "chains"}
     for picture in plots.values():
-        assert (
-            picture.dtype == "uint8"
-            and picture.ndim == 3
-            and picture.min() == 0
-            and picture.max() == 255
-        )
-    assert plots["filters"].shape == (2 + 2 * 50, 2 + 2 * 50, 3) and plots["chains"].shape == (
-        2 + 10 * 50,
-        2 + 11 * 50,
-        3,
-    )
-    assert plot_rbm(torch.nn.Linear(2, 2), dataset, seed=0) == {}
+        images = picture.images
+        assert images.dtype == "uint8" and images.min() == 0 and images.max() == 255
+        assert picture.note
+    assert plots["filters"].images.shape[0] == 4
+    assert (plots["chains"].num_rows, plots["chains"].columns) == (10, 11)
+    assert plots["chains"].column_names[0] == "item" and plots["chains"].column_names[-1] == "1,000"
+    assert plot_rbm_filters_and_chains(torch.nn.Linear(2, 2), dataset, seed=0) == {}
 
 
 # --- Gaussian visible units -----------------------------------------------------------------------
@@ -268,7 +263,7 @@ def test_grbm_density_is_a_mixture_of_gaussians_and_integrates_to_one():
     assert (log_density.exp().sum() * cell).item() == pytest.approx(1, abs=1e-9)
     # weights p(h), means b + Wᵀh, variances σ²
     h = states(3)
-    mean, var = model.visible_mean(h), model.var
+    mean, var = model.visible_mean(h), model.visible_variance
     log_weight = h @ model.c + ((mean.square() - model.b.square()) / (2 * var)).sum(1)
     normal = torch.distributions.Normal(mean, var.sqrt()).log_prob(grid[::9973, None]).sum(2)
     torch.testing.assert_close(
@@ -294,11 +289,13 @@ def test_grbm_gibbs_reaches_the_moments_of_the_mixture():
     model, n = grbm(), 40_000
     h = states(3)
     mean = model.visible_mean(h)
-    log_weight = h @ model.c + ((mean.square() - model.b.square()) / (2 * model.var)).sum(1)
+    log_weight = h @ model.c + (
+        (mean.square() - model.b.square()) / (2 * model.visible_variance)
+    ).sum(1)
     p = log_weight.softmax(0)[:, None]
     torch.manual_seed(0)
-    v = model.gibbs(model.sample_base(n), 60)
-    first, second = (p * mean).sum(0), (p * (mean.square() + model.var)).sum(0)
+    v = model.gibbs(model.sample_initial_states(n), 60)
+    first, second = (p * mean).sum(0), (p * (mean.square() + model.visible_variance)).sum(0)
     for drawn, wanted in ((v, first), (v.square(), second)):
         torch.testing.assert_close(
             drawn.mean(0), wanted.detach(), rtol=0, atol=5 * drawn.std(0).max().item() / n**0.5
@@ -318,7 +315,7 @@ def test_grbm_is_initialized_from_the_moments_of_the_data():
     model = GRBM(DataSpec((2,), kind="points", levels=0), hidden=3)
     x = torch.randn(2, 500, 2) * 3 + 1
     for step, part in enumerate(x):
-        model.update_data_stats(model.visible_means(part), step=step, batch_size=500)
+        model.update_data_stats(model.batch_data_stats(part), step=step, batch_size=500)
     whole = x.flatten(0, 1)
     torch.testing.assert_close(model.base_rate, whole.mean(0))
     torch.testing.assert_close(model.base_var, whole.var(0, correction=0))

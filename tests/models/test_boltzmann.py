@@ -8,7 +8,7 @@ import torch
 
 from genlab.distributed.device import Device
 from genlab.errors import UserError
-from genlab.models.boltzmann.ais import inverse_temperatures
+from genlab.models.boltzmann.ais import ais_inverse_temperatures
 from genlab.models.boltzmann.rbm import RBM
 from genlab.models.boltzmann.trainer import CDTrainer
 from genlab.spec import Batch, DataSpec
@@ -152,7 +152,7 @@ def test_log_partition_of_large_models_is_estimated():
 
 
 def test_inverse_temperatures_increase_from_0_to_1():
-    betas = inverse_temperatures(14_500)
+    betas = ais_inverse_temperatures(14_500)
     assert len(betas) == 14_501 and betas[0] == 0 and betas[-1] == 1 and betas == sorted(betas)
     assert betas[500] == 0.5 and betas[4_500] == 0.9
 

@@ -18,7 +18,7 @@ from genlab.errors import UserError
 from genlab.models.classical.bernoulli_mixture import BernoulliMixture
 from genlab.models.classical.full_batch import TrainingItems
 from genlab.models.classical.gmm import GMM
-from genlab.models.classical.kmeans import KMeans, squared_distances
+from genlab.models.classical.kmeans import KMeans, squared_distance_to_nearest
 from genlab.models.classical.pca import PCA
 from genlab.spec import Batch, DataSpec
 
@@ -71,7 +71,7 @@ def exact_density(model: GMM | PCA, group: int = 0) -> MultivariateNormal:
     if hasattr(covariance, "scale_tril"):
         sigma = covariance.scale_tril[i] @ covariance.scale_tril[i].T
     elif hasattr(covariance, "eigenvectors"):
-        w = covariance.eigenvectors[i].T * covariance.scale[i]
+        w = covariance.eigenvectors[i].T * covariance.loading_norms[i]
         sigma = w @ w.T + covariance.noise_variance[i] * torch.eye(len(w)).double()
     else:
         sigma = covariance.variance[i].diag()
@@ -231,14 +231,16 @@ def test_kmeans_inertia_decreases_and_the_best_run_is_kept():
     assert all(b <= a + 1e-9 for a, b in itertools.pairwise(inertia)) and inertia[-1] < inertia[0]
     model, losses = fit(KMeans(POINTS, num_clusters=6), batch, 5)
     assert losses == sorted(losses, reverse=True)
-    assert losses[-1] == pytest.approx(squared_distances(batch.x, model.centers).sum().item())
+    assert losses[-1] == pytest.approx(
+        squared_distance_to_nearest(batch.x, model.centers).sum().item()
+    )
     theirs = min(Lloyd(6, n_init=1, random_state=i).fit(batch.x.numpy()).inertia_ for i in range(5))
     assert losses[-1] == pytest.approx(theirs, rel=1e-9)
     _, streamed = fit(KMeans(POINTS, num_clusters=6, max_iterations=20), batch, 3, full_batch=False)
     assert losses[-1] < streamed[-1] * (1 + 1e-9) and streamed[-1] < 1.3 * losses[-1]
     back = model.decode(model.encode(batch.x))
     torch.testing.assert_close(
-        (batch.x - back).square().sum(1), squared_distances(batch.x, model.centers)
+        (batch.x - back).square().sum(1), squared_distance_to_nearest(batch.x, model.centers)
     )
 
 

@@ -11,7 +11,7 @@ from helpers.recipes import build_training_objects, states_equal
 
 from genlab.abilities import abilities
 from genlab.errors import UserError
-from genlab.models.vae.debias_trainer import draw_indices
+from genlab.models.vae.debias_trainer import draw_weighted_indices
 from genlab.models.vae.debias_vae import DebiasVAE, resampling_weights
 from genlab.models.vae.vae import gaussian_kl
 from genlab.spec import Batch, DataSpec
@@ -55,9 +55,11 @@ def test_large_alpha_or_equal_codes_give_uniform_weights():
 
 def test_items_are_drawn_in_proportion_to_their_weights():
     weights = torch.tensor([0.5, 0.0, 0.2, 0.3], dtype=torch.float64)
-    shares = draw_indices(weights, 100_000, seed=1).bincount(minlength=4) / 100_000
+    shares = draw_weighted_indices(weights, 100_000, seed=1).bincount(minlength=4) / 100_000
     torch.testing.assert_close(shares.double(), weights, atol=5 * 0.0016, rtol=0)
-    assert torch.equal(draw_indices(weights, 9, seed=1), draw_indices(weights, 9, seed=1))
+    assert torch.equal(
+        draw_weighted_indices(weights, 9, seed=1), draw_weighted_indices(weights, 9, seed=1)
+    )
 
 
 @pytest.mark.parametrize("c", [(1.0, 1.0, 1.0), (2.0, 0.5, 3.0)])
@@ -122,7 +124,7 @@ def test_batches_of_a_biased_set_become_more_balanced(many, rare):
         "trainer.resample_every=25",
     )
     _, dataset, trainer = build_training_objects(*OVERRIDES, *options)
-    y = dataset.raw_arrays("train")[1]
+    y = dataset.raw_items_and_labels("train")[1]
     batches = trainer.train_batches(dataset)
     logs = [trainer.train_step(batches) for _ in range(400)]
     assert trainer.rarest_class == rare
@@ -141,11 +143,13 @@ def test_class_fraction_applies_to_training_and_validation_only(keep, counts):
         "model=vae", f"dataset.class_fraction={keep}", "device=cpu", "out=unused"
     )
     for split in ("train", "validation", "test"):
-        whole, kept = (d.raw_arrays(split)[1].bincount(minlength=10) for d in (plain, dataset))
+        whole, kept = (
+            d.raw_items_and_labels(split)[1].bincount(minlength=10) for d in (plain, dataset)
+        )
         for c in range(10):
             share = counts.get(c, 1.0) if split != "test" else 1.0
             assert kept[c] == round(share * int(whole[c]))
-    with pytest.raises(UserError, match="not 12"):
+    with pytest.raises(UserError, match="class_fraction=12: no such class"):
         build_training_objects(
             "model=vae", "dataset.class_fraction={12:0.5}", "device=cpu", "out=unused"
         )

@@ -216,7 +216,7 @@ def test_dbm_gibbs_matches_its_transition_matrix():
     up = state_probs(model.hidden_logits(s[:, :D], s[:, D:]).sigmoid(), h)
     down = (
         state_probs(model.first.visible_probs(h), V)[:, :, None]
-        * state_probs(model.top_probs(h), g)[:, None]
+        * state_probs(model.top_layer_probs(h), g)[:, None]
     ).flatten(1)
     P = (up @ down).detach()
     pi = joint(model).logsumexp(1).flatten().softmax(0).detach()

@@ -196,7 +196,7 @@ def test_time_shift_multiplies_the_noise_of_each_level(name):
         "ddpm": partial(DDPM, timesteps=4096, noise_schedule="cosine"),
     }[name](POINTS)
     grid = levels(8)
-    shifted = list(shift_levels(grid, 3.0, model.level_at))
+    shifted = list(shift_levels(grid, 3.0, model.nearest_noise_level))
     assert shifted[0] == grid[0] and shifted[-1] == CLEAN and len(shifted) == len(grid)
     noise = [at.sigma / at.alpha if at.alpha else math.inf for at in shifted]
     assert all(a >= b for a, b in pairwise(noise))
@@ -214,7 +214,7 @@ def test_time_shift_multiplies_the_noise_of_each_level(name):
             levels(1024),
             straight_path=straight,
             time_shift=k,
-            level_at=model.level_at,
+            nearest_noise_level=model.nearest_noise_level,
         )
         for k in (1.0, 2.0)
     ]
@@ -259,7 +259,11 @@ def test_added_noise_preserves_the_distribution(name, sampler, how):
         "flow": FlowMatching,
         "ddpm": partial(DDPM, timesteps=4096, noise_schedule="cosine"),
     }[name](POINTS)
-    extra = {"straight_path": straight, "level_at": model.level_at} if sampler == "heun" else {}
+    extra = (
+        {"straight_path": straight, "nearest_noise_level": model.nearest_noise_level}
+        if sampler == "heun"
+        else {}
+    )
     x = SAMPLERS[sampler].function(
         denoise,
         prior_std * next(drawn)[None],
@@ -489,17 +493,17 @@ def test_every_sampler_works_with_every_path_and_network(make, backbone):
 def test_guidance_acts_inside_its_interval_only(make):
     model = make(LABELED, backbone=partial(mlp, hidden=(16, 16)), conditional=True)
     x, y, t = torch.randn(4, 2), torch.tensor([0, 1, 2, 2]), model.noise_levels(5)[2].t
-    at = {g: model.denoiser(y, g)(x, t) for g in (0.0, 1.0, 3.0)}
+    at = {g: model.make_denoiser(y, g)(x, t) for g in (0.0, 1.0, 3.0)}
     time = torch.full((1,), t)
     torch.testing.assert_close(at[1.0], model.predict_x0_clipped(x, time, y))
     torch.testing.assert_close(at[0.0], model.predict_x0_clipped(x, time, None))
     torch.testing.assert_close(at[3.0], at[0.0] + 3 * (at[1.0] - at[0.0]))
     level = model.noise_to_signal(t)
     torch.testing.assert_close(
-        model.denoiser(y, 3.0, guidance_interval=(level / 2, level))(x, t), at[3.0]
+        model.make_denoiser(y, 3.0, guidance_interval=(level / 2, level))(x, t), at[3.0]
     )
     torch.testing.assert_close(
-        model.denoiser(y, 3.0, guidance_interval=(level, 2 * level))(x, t), at[1.0]
+        model.make_denoiser(y, 3.0, guidance_interval=(level, 2 * level))(x, t), at[1.0]
     )
 
 
@@ -507,7 +511,7 @@ def test_dynamic_thresholding_scales_into_the_range():
     model = DDPM(IMAGES, backbone=TINY)
     wild = torch.randn(2, 1, 8, 8) * torch.tensor([0.1, 3.0]).view(2, 1, 1, 1)
     model.predict_x0 = lambda x, t, y=None: (wild, None)
-    found = model.denoiser(dynamic_threshold=0.9)(wild, 3)
+    found = model.make_denoiser(dynamic_threshold=0.9)(wild, 3)
     torch.testing.assert_close(found[0], wild[0])  # within the range, so unchanged
     s = wild[1].abs().quantile(0.9)
     torch.testing.assert_close(found[1], wild[1].clamp(-s, s) / s)
@@ -521,7 +525,7 @@ def test_edm_preconditioning_has_unit_variance(s):
     """
     model = EDM(POINTS, sigma_data=0.5)
     x0, eps, sigma = 0.5 * torch.randn(400_000, 1), torch.randn(400_000, 1), torch.tensor([s])
-    c_skip, c_out, c_in, _ = model.preconditioning(sigma, x0)
+    c_skip, c_out, c_in, _ = model.preconditioning_coefficients(sigma, x0)
     x = x0 + s * eps
     assert (c_in * x).std().item() == pytest.approx(1, abs=0.005)
     assert ((x0 - c_skip * x) / c_out).std().item() == pytest.approx(1, abs=0.005)
@@ -535,7 +539,9 @@ def test_learned_variance_is_between_its_bounds():
             schedule.learned_log_variance(torch.full((99, 1), v), t)[:, 0], expected
         )
     model = DDPM(IMAGES, variance="learned", timesteps=20, backbone=TINY)
-    _, v = model.predict(torch.randn(3, 1, 8, 8), torch.tensor([1, 5, 19]), None)
+    _, v = model.predict_target_and_variance(
+        torch.randn(3, 1, 8, 8), torch.tensor([1, 5, 19]), None
+    )
     torch.testing.assert_close(v, torch.full_like(v, 0.5))  # a zero network starts in the middle
     model.loss(Batch(torch.rand(8, 1, 8, 8) * 2 - 1))["vlb"].backward()
     eps_grad, v_grad = model.network.last.weight.grad.chunk(2)

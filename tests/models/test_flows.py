@@ -269,7 +269,7 @@ def test_actnorm_initializes_to_mean_0_and_std_1_per_channel(shape):
     x = 5 + 3 * torch.randn(40, *shape).double()
     model = ActNorm(6).double()
     with torch.no_grad():
-        model.initialize(x)
+        model.initialize_from_data(x)
         z = model(x)[0].transpose(0, 1).flatten(1)
     torch.testing.assert_close(z.mean(1), torch.zeros(6).double(), atol=1e-9, rtol=0)
     torch.testing.assert_close(z.std(1, correction=0), torch.ones(6).double(), atol=1e-5, rtol=0)
@@ -278,7 +278,7 @@ def test_actnorm_initializes_to_mean_0_and_std_1_per_channel(shape):
 def test_each_layer_is_initialized_from_the_output_of_earlier_layers():
     model = build(Case(Glow, (1, 8, 8)))
     x, seen = random_data(model, 64), []
-    model.initialize(x)
+    model.initialize_from_data(x)
     norms = [m for m in model.transform.modules() if isinstance(m, ActNorm)]
     hooks = [
         m.register_forward_hook(
@@ -303,14 +303,14 @@ def test_affine_flow_is_initialized_to_the_gaussian_of_its_data():
         torch.tensor([1.0, -2.0, 0.0]).double(), covariance
     )
     model = AffineFlow(DataSpec((3,), kind="points", levels=0)).double()
-    model.initialize(gaussian.sample((400_000,)))
+    model.initialize_from_data(gaussian.sample((400_000,)))
     x = gaussian.sample((1000,))
     assert (model.log_prob(x) - gaussian.log_prob(x)).abs().max() < 0.1 and (
         model.log_prob(x) - gaussian.log_prob(x)
     ).abs().mean() < 0.01
     triangular = Triangular(3).double()
     with torch.no_grad():
-        triangular.initialize(torch.randn(2, 3).double())  # fewer points than dimensions
+        triangular.initialize_from_data(torch.randn(2, 3).double())  # fewer points than dimensions
     assert torch.isfinite(triangular.weight).all()
 
 

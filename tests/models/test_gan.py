@@ -24,7 +24,7 @@ from genlab.models.gan.augment import (
     scale_saturation,
     translate_pixels,
 )
-from genlab.models.gan.base import frozen_statistics
+from genlab.models.gan.base import frozen_running_statistics
 from genlab.models.gan.dcgan import DCGAN
 from genlab.models.gan.discriminator import Condition
 from genlab.models.gan.gan import GAN
@@ -430,7 +430,9 @@ def test_cutout_has_half_the_side(height, width):
 def test_cutout_of_a_32_pixel_image_has_16_by_16_pixels(monkeypatch):
     middles = {(-4, 4): 0, (0, 32): 16}  # no translation, the cutout in the middle
     monkeypatch.setattr(
-        augment, "draw_integers", lambda x, low, high: torch.full((len(x),), middles[low, high])
+        augment,
+        "draw_integer_per_image",
+        lambda x, low, high: torch.full((len(x),), middles[low, high]),
     )
     x = DiffAugment()(torch.full((5, 3, 32, 32), 100.0))
     assert ((x == 0).flatten(1).sum(1) == 3 * 16 * 16).all() and (x[:, :, 8:24, 8:24] == 0).all()
@@ -485,7 +487,7 @@ def test_ada_receives_zero_from_an_undecided_discriminator(loss, monkeypatch):
         LOSSES[loss].discriminator(logits, logits).backward()
         descent.step()
     received = []
-    monkeypatch.setattr(model.augment, "update", received.append)
+    monkeypatch.setattr(model.augment, "adapt_probability", received.append)
     monkeypatch.setattr(
         model.discriminator, "logits", lambda h, y: logits.expand(len(h)) + 0 * h.flatten(1).sum(1)
     )
@@ -498,11 +500,11 @@ def test_ada_probability_follows_the_sign_of_the_logits():
     ada = AdaptiveAugmentation(target=0.6, ramp_images=100)
     x = torch.rand(8, 3, 9, 9)
     torch.testing.assert_close(ada(x), x, atol=1e-5, rtol=0)
-    ada.update(torch.ones(10))  # r_t = 1 > 0.6: more augmentation
+    ada.adapt_probability(torch.ones(10))  # r_t = 1 > 0.6: more augmentation
     assert ada.running_p.item() == pytest.approx(0.1)
-    ada.update(torch.tensor([1.0, -1.0] * 5))  # r_t = 0
+    ada.adapt_probability(torch.tensor([1.0, -1.0] * 5))  # r_t = 0
     assert ada.running_p.item() == 0
-    ada.update(torch.ones(1000))
+    ada.adapt_probability(torch.ones(1000))
     assert ada.running_p.item() == 1
 
 
@@ -592,7 +594,7 @@ def test_ada_distributions_match_the_paper(channels, p, monkeypatch):
         ada, "draw_or_default", lambda *how: (drawn.append((some(*how), how[1])), drawn[-1][0])[1]
     )
     # the pixels do not matter here
-    monkeypatch.setattr(augment, "warp", lambda x, maps: x[:, :, :1, :1])
+    monkeypatch.setattr(augment, "affine_warp", lambda x, maps: x[:, :, :1, :1])
     ada.apply_color(
         ada.apply_geometry(torch.zeros((), dtype=torch.float64).expand(20_000, channels, 16, 32))
     )
@@ -743,7 +745,7 @@ def test_an_update_changes_one_network_only(name, conditional, player, opponent)
         return {k: v.clone() for k, v in getattr(model, who).state_dict().items()}
 
     mine, theirs = state(player), state(opponent)
-    trainer.optimize(player, getattr(model, f"{player}_loss"), [batch_of(model)])
+    trainer.optimizer_step(player, getattr(model, f"{player}_loss"), [batch_of(model)])
     assert all(torch.equal(v, theirs[k]) for k, v in state(opponent).items())
     moved = {k for k, v in state(player).items() if not torch.equal(v, mine[k])}
     assert moved >= {
@@ -755,7 +757,7 @@ def test_an_update_changes_one_network_only(name, conditional, player, opponent)
 def test_frozen_statistics_normalizes_by_the_batch_and_keeps_buffers():
     norm = torch.nn.BatchNorm2d(2).double().train()
     x = torch.randn(5, 2, 3, 3, dtype=torch.float64) + 4
-    with frozen_statistics(norm):
+    with frozen_running_statistics(norm):
         y = norm(x)
     assert norm.num_batches_tracked == 0 and torch.equal(
         norm.running_mean, torch.zeros(2, dtype=torch.float64)

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from genlab.errors import UserError
-from genlab.models.autoregressive.gpt import filter_logits
+from genlab.models.autoregressive.gpt import scale_and_filter_logits
 from genlab.models.autoregressive.gpt_pixels import GPTPixels
 from genlab.models.autoregressive.gpt_text import GPTText
 from genlab.nn.transformer import CausalAttention, apply_rotary, rotary_cos_sin
@@ -237,7 +237,9 @@ def test_inpainting_draws_from_the_conditional_distribution():
 @pytest.mark.parametrize("top_p", [None, 0.05, 0.6, 1.0])
 def test_filter_logits_matches_its_definition(temperature, top_k, top_p):
     logits = torch.randn(5, 7, dtype=torch.float64)
-    found = filter_logits(logits, temperature=temperature, top_k=top_k, top_p=top_p).softmax(-1)
+    found = scale_and_filter_logits(
+        logits, temperature=temperature, top_k=top_k, top_p=top_p
+    ).softmax(-1)
     for row, p_found in zip(logits, found, strict=True):
         p = (row / temperature).softmax(0)
         kept = sorted(range(7), key=lambda i: -p[i].item())[:top_k]
@@ -255,7 +257,7 @@ def test_filter_logits_matches_its_definition(temperature, top_k, top_p):
 def test_temperature_zero_selects_the_most_probable_token():
     logits = torch.randn(100, 9)
     for temperature in (0.0, 1e-4):
-        p = filter_logits(logits, temperature=temperature).softmax(-1)
+        p = scale_and_filter_logits(logits, temperature=temperature).softmax(-1)
         torch.testing.assert_close(p, F.one_hot(logits.argmax(-1), 9).float(), atol=1e-3, rtol=0)
 
 

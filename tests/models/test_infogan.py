@@ -60,14 +60,14 @@ def test_code_losses_are_negative_log_q():
     z, h = model.prior(9), torch.randn(9, 32, dtype=torch.float64)
     log_q, mean, log_var = model.code_posterior(h)
     _, category, c, _ = z.split(model.code_sizes, 1)
-    found = model.code_losses(z, h)
+    found = model.code_recovery_losses(z, h)
     expected = -Categorical(logits=log_q).log_prob(category.argmax(1)).mean()
     torch.testing.assert_close(found["categorical"], 0.7 * expected)
     expected = -Normal(mean, (log_var / 2).exp()).log_prob(c).sum(1).mean()
     torch.testing.assert_close(found["continuous"], 0.3 * expected)
-    assert set(small(num_continuous=0).code_losses(*(small(num_continuous=0).prior(2), h[:2]))) == {
-        "categorical"
-    }
+    assert set(
+        small(num_continuous=0).code_recovery_losses(*(small(num_continuous=0).prior(2), h[:2]))
+    ) == {"categorical"}
 
 
 def test_uninformed_q_has_the_entropy_as_loss():
@@ -75,7 +75,7 @@ def test_uninformed_q_has_the_entropy_as_loss():
     for parameter in model.discriminator.recognition[-1].parameters():
         nn.init.zeros_(parameter)
     z = model.prior(7)
-    found = model.code_losses(z, torch.randn(7, 32, dtype=torch.float64))
+    found = model.code_recovery_losses(z, torch.randn(7, 32, dtype=torch.float64))
     assert found["categorical"].item() == pytest.approx(
         math.log(4), abs=1e-12
     )  # L_I = H(c) − log 4 = 0
@@ -227,13 +227,15 @@ def test_traverse_refuses_dimensions_of_one_hot_parts(run_traverse, dim, name):
 
 def test_purity_by_hand():
     categories, classes = torch.tensor([0, 0, 0, 1, 1, 3]), torch.tensor([2, 2, 1, 0, 2, 1])
-    assert cluster_purity.purity(categories, classes) == pytest.approx((2 + 1 + 1) / 6)
+    assert cluster_purity.cluster_purity(categories, classes) == pytest.approx((2 + 1 + 1) / 6)
     y = torch.arange(30) % 3
-    assert cluster_purity.purity(y, y) == cluster_purity.purity((y + 1) % 3, y) == 1, (
-        "the names of the categories do not matter"
+    assert (
+        cluster_purity.cluster_purity(y, y) == cluster_purity.cluster_purity((y + 1) % 3, y) == 1
+    ), "the names of the categories do not matter"
+    assert cluster_purity.cluster_purity(torch.zeros(30).long(), y) == pytest.approx(1 / 3)
+    assert cluster_purity.cluster_purity(torch.arange(30), y) == 1, (
+        "one category per item has purity 1"
     )
-    assert cluster_purity.purity(torch.zeros(30).long(), y) == pytest.approx(1 / 3)
-    assert cluster_purity.purity(torch.arange(30), y) == 1, "one category per item has purity 1"
 
 
 class BrightnessModel(nn.Module):
@@ -278,13 +280,14 @@ def test_code_purity_and_sample_purity():
     )
     context = MetricContext(data, Settings(n=30), model=BrightnessModel())
     context._extractors["classifier"] = brightness_classifier
-    assert cluster_purity.row_names(context) == ["code_purity", "sample_purity"]
-    found, sampled = cluster_purity.measure(context)
-    assert found.value == 1 and sampled.value == pytest.approx(0.9)
+    names = ["code_purity", "code_nmi", "code_ari", "sample_purity"]
+    assert cluster_purity.row_names(context) == names
+    found, nmi, ari, sampled = cluster_purity.measure(context)
+    assert found.value == nmi.value == ari.value == 1 and sampled.value == pytest.approx(0.9)
     assert found.conditions == {"n": 30, "split": "test", "seed": 0, "categories": 3}
     assert sampled.error == pytest.approx(math.sqrt(0.9 * 0.1 / 30))
     data.stacked = True
-    assert cluster_purity.row_names(context) == ["code_purity"]
+    assert cluster_purity.row_names(context) == names[:3]
     assert cluster_purity.row_names(SimpleNamespace(model=nn.Linear(1, 1), spec=IMAGES)) == [], (
         "it has no categories"
     )

@@ -13,7 +13,7 @@ from genlab.errors import UserError
 from genlab.models.diffusion.ddpm import DDPM
 from genlab.models.diffusion.edm import EDM
 from genlab.models.diffusion.flow_matching import FlowMatching
-from genlab.models.diffusion.inverse_problems import pseudo_inverse
+from genlab.models.diffusion.inverse_problems import apply_pseudo_inverse
 from genlab.models.diffusion.networks import mlp
 from genlab.spec import DataSpec
 
@@ -45,7 +45,7 @@ def gaussian(name: str, cov: torch.Tensor = COV, **options):
     }
 
     def predict_x0(x, t, y=None):
-        level = known.get(t.item()) or model.level_at(model.noise_to_signal(t.item()))
+        level = known.get(t.item()) or model.nearest_noise_level(model.noise_to_signal(t.item()))
         gain = (
             level.alpha
             * cov
@@ -83,7 +83,7 @@ def test_pseudo_inverse_equals_that_of_the_matrix():
         return x @ A.T
 
     r = torch.randn(4, 3)
-    found = pseudo_inverse(linear, r, like=torch.zeros(4, 5))
+    found = apply_pseudo_inverse(linear, r, like=torch.zeros(4, 5))
     torch.testing.assert_close(found, r @ torch.linalg.pinv(A).T, rtol=1e-6, atol=1e-8)
 
 
@@ -101,7 +101,7 @@ def test_pseudo_inverse_of_downsampling_reproduces_the_observation(dtype):
     r = torch.randn(4, 1, 4, 4, dtype=dtype) * torch.tensor(
         [1e-4, 1.0, 1e3, 0.0], dtype=dtype
     ).view(4, 1, 1, 1)
-    left = linear(pseudo_inverse(linear, r, like=zero)) - r
+    left = linear(apply_pseudo_inverse(linear, r, like=zero)) - r
     rounding = 1e-4 if dtype == torch.float32 else 1.1e-5
     assert (
         left.flatten(1).norm(dim=1) <= rounding * r.flatten(1).norm(dim=1) + 1e-6

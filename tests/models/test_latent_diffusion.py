@@ -138,7 +138,7 @@ def build_ldm(path, recipe: str, *more: str):
     """Build `genlab train model=ldm codec.run=<path>` on the dataset of the codec's recipe."""
     own = re.search(r"override /dataset: (\w+)", (CONFIGS / f"model/{recipe}.yaml").read_text())
     data = (f"dataset={own[1]}",) if own else ()
-    return factory.build_training(
+    return factory.build_dataset_and_trainer(
         compose_command(*small_overrides("ldm"), *data, f"codec.run={path}", *more)
     )
 
@@ -186,9 +186,9 @@ def test_data_is_preprocessed_as_for_the_codec(codec_run):
 
 def test_mirrored_items_are_encoded_too():
     _, dataset, trainer = build_training_objects(*SMALL, "preprocess.flip=true")
-    codec, x, y = trainer.model.codec, *dataset.raw_arrays("train")
-    codes = dataset.map("train", codec.encode)
-    z, of = codes.raw_arrays("train")
+    codec, x, y = trainer.model.codec, *dataset.raw_items_and_labels("train")
+    codes = dataset.map_split("train", codec.encode)
+    z, of = codes.raw_items_and_labels("train")
     n = dataset.size("train")
     assert (
         dataset.preprocess.flip
@@ -198,7 +198,7 @@ def test_mirrored_items_are_encoded_too():
     prepared = dataset.preprocess(x[:5], torch.Generator())
     torch.testing.assert_close(z[:5], codec.encode(prepared).detach())
     torch.testing.assert_close(z[n : n + 5], codec.encode(prepared.flip(-1)).detach())
-    held = dataset.map("validation", codec.encode)  # evaluation data is not mirrored
+    held = dataset.map_split("validation", codec.encode)  # evaluation data is not mirrored
     assert held.size("validation") == dataset.size("validation")
 
 

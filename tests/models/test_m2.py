@@ -13,7 +13,7 @@ from torch.distributions import Categorical, Normal, kl_divergence
 from genlab.abilities import abilities
 from genlab.errors import UserError
 from genlab.models.vae.m2 import M2
-from genlab.models.vae.m2_trainer import balanced_indices
+from genlab.models.vae.m2_trainer import class_balanced_indices
 from genlab.spec import Batch, DataSpec
 
 TINY = DataSpec((2, 2), kind="points", num_classes=3, levels=2, range=(0.0, 1.0))  # 16 items in all
@@ -43,7 +43,7 @@ def exact_log_prob(model: M2, x: torch.Tensor) -> torch.Tensor:
     z = torch.linspace(-9, 9, 3601, dtype=torch.float64)[:, None]
     found = []
     for y in range(model.num_classes):
-        p = model.decoder(model.make_code(torch.full((len(z),), y), z)).sigmoid()[
+        p = model.decoder(model.join_class_and_latent(torch.full((len(z),), y), z)).sigmoid()[
             :, None
         ]  # (3601, 1, D)
         log_p = torch.where(x.flatten(1) == 1, p, 1 - p).log().sum(-1) + Normal(0.0, 1.0).log_prob(
@@ -100,7 +100,9 @@ def test_unlabeled_elbo_is_the_sum_over_classes(hidden):
         r = Normal(mean, (0.5 * log_var).exp())
         z = mean + r.stddev * noise
         log_p = -torch.nn.functional.binary_cross_entropy_with_logits(
-            model.decoder(model.make_code(torch.full((16,), y), z)), x.flatten(1), reduction="none"
+            model.decoder(model.join_class_and_latent(torch.full((16,), y), z)),
+            x.flatten(1),
+            reduction="none",
         ).sum(1)
         kl = kl_divergence(r, Normal(torch.zeros_like(mean), 1.0)).sum(1)
         total = total + q.probs[:, y] * (log_p + math.log(1 / 3) - kl)
@@ -172,7 +174,7 @@ def test_abilities_and_codes():
     drawn = model.sample(3, y)
     torch.manual_seed(1)
     torch.testing.assert_close(
-        drawn, model.decode(model.make_code(y, torch.randn(3, 4, dtype=torch.float64)))
+        drawn, model.decode(model.join_class_and_latent(y, torch.randn(3, 4, dtype=torch.float64)))
     )
     assert model.encode(x).shape == (5, 14) and model.decode(model.encode(x)).shape == x.shape
 
@@ -201,14 +203,14 @@ def test_rejects_data_that_does_not_fit(spec, options, fix):
 
 def test_labeled_items_are_balanced_and_seeded():
     y = torch.randint(4, (500,), generator=torch.Generator().manual_seed(0))
-    chosen = balanced_indices(y, 40, 0)
+    chosen = class_balanced_indices(y, 40, 0)
     assert y[chosen].bincount().tolist() == [10] * 4 and len(chosen.unique()) == 40
-    assert torch.equal(chosen, balanced_indices(y, 40, 0)) and not torch.equal(
-        chosen, balanced_indices(y, 40, 1)
+    assert torch.equal(chosen, class_balanced_indices(y, 40, 0)) and not torch.equal(
+        chosen, class_balanced_indices(y, 40, 1)
     )
     for n, message in ((42, "multiple"), (1000, "class")):
         with pytest.raises(UserError, match=message):
-            balanced_indices(y, n, 0)
+            class_balanced_indices(y, n, 0)
 
 
 @pytest.mark.parametrize("shards", [1, 2])
@@ -220,8 +222,8 @@ def test_batches_contain_only_the_chosen_labels(shards):
         f"trainer.grad_accum_steps={shards}",
     )
     _, dataset, trainer = build_training_objects("model=m2", *FAST_OVERRIDES, *options)
-    x, y = dataset.raw_arrays("train")
-    known = balanced_indices(y, 20, 0)
+    x, y = dataset.raw_items_and_labels("train")
+    known = class_balanced_indices(y, 20, 0)
     images = {tuple(x[i].gt(8).flatten().tolist()): int(y[i]) for i in known}
     batches, seen = trainer.train_batches(dataset), set()
     for _ in range(20):

@@ -237,7 +237,7 @@ def test_acgan_matches_the_papers_sizes():
             ResNetGAN,
             DataSpec((1, 32, 32)),
             {"channels": (8, 8)},
-            r"preprocess\.size=8, or another model\.channels",
+            r"preprocess\.size=8 or model\.channels=\[8,8,8,8\]",
         ),
         (ResNetGAN, DataSpec((1, 32, 32)), {"num_downsamples": 5}, r"model\.num_downsamples=5"),
         (ResNetGAN, DataSpec((2,), kind="points"), {}, "images"),
@@ -305,11 +305,12 @@ def test_stacked_mnist_stacks_three_digits_with_their_number_as_label(root):
             torch.equal(digits @ torch.tensor([100, 10, 1]), batch.y)
             and batch.x.flatten(2).var(2).max() < 1e-12
         )
-        assert torch.equal(data.head_bytes(split, 50).x[:, :, 0, 0], (20 * digits).byte())
-        x, y = data.raw_arrays(split)
+        assert torch.equal(data.head_as_uint8_images(split, 50).x[:, :, 0, 0], (20 * digits).byte())
+        x, y = data.raw_items_and_labels(split)
         assert torch.equal(x[:, :, 5, 7].long() @ torch.tensor([100, 10, 1]), 20 * y)
     counts = torch.bincount(
-        torch.cat([data.raw_arrays("train")[1] // 10**k % 10 for k in range(3)]), minlength=10
+        torch.cat([data.raw_items_and_labels("train")[1] // 10**k % 10 for k in range(3)]),
+        minlength=10,
     )
     assert counts.min() > 0, "every digit is there"
 
@@ -319,7 +320,8 @@ def test_stacked_mnist_item_depends_on_seed_and_index_only(root):
         StackedMNIST(root=root, n=n, split_seed=s) for n, s in ((40, 0), (400, 0), (40, 1))
     )
     few, many, other = (
-        torch.cat([d.raw_arrays("train")[0].flatten(1)[:, ::784]]) for d in (few, many, other)
+        torch.cat([d.raw_items_and_labels("train")[0].flatten(1)[:, ::784]])
+        for d in (few, many, other)
     )
     assert torch.equal(few, many[:40]) and not torch.equal(few, other)
 
@@ -329,11 +331,13 @@ def test_stacked_mnist_classifier_sees_one_channel(root, monkeypatch, tmp_path):
     monkeypatch.setattr(
         classifier,
         "train_classifier",
-        lambda x, y, num_classes, **options: classifier.Network(x.shape[1:], num_classes).eval(),
+        lambda x, y, num_classes, **options: classifier.ClassifierNetwork(
+            x.shape[1:], num_classes
+        ).eval(),
     )
     data = StackedMNIST(root=root, n=40)
-    network = classifier.Classifier.for_dataset(data, torch.device("cpu"))
+    network = classifier.Classifier.load_or_train_for_dataset(data, torch.device("cpu"))
     assert network(torch.zeros(2, 1, 28, 28, dtype=torch.uint8))[1].shape == (2, 10)
-    assert features.default_space(data) == "pixels"
+    assert features.default_feature_space(data) == "pixels"
     with pytest.raises(UserError, match="one channel"):
-        features.validate_space("classifier", data)
+        features.validate_feature_space("classifier", data)

@@ -14,7 +14,7 @@ from genlab.models.gan.progressive_trainer import ProgressiveTrainer
 from genlab.models.gan.stylegan2 import StyleGAN2, mix_styles
 from genlab.models.gan.trainer import GANTrainer, lazy_regularization_lr_factor
 from genlab.nn import stylegan_layers
-from genlab.nn.conv import upsample_conv2d, upsample_nearest
+from genlab.nn.conv import upsample_nearest, upsample_then_conv2d
 from genlab.nn.minibatch_stddev import MinibatchStddev
 from genlab.spec import Batch, DataSpec
 
@@ -63,10 +63,10 @@ def test_upsample_conv2d_equals_upsampling_and_convolution(size, with_bias):
     def first(x, weight, bias=None):
         return F.conv2d(upsample_nearest(x), weight, bias, padding=1)
 
-    assert torch.allclose(upsample_conv2d(*given), first(*given), rtol=1e-12, atol=1e-12)
+    assert torch.allclose(upsample_then_conv2d(*given), first(*given), rtol=1e-12, atol=1e-12)
     ours, theirs = (
         torch.autograd.grad(f(*given).square().sum(), given, create_graph=True)
-        for f in (upsample_conv2d, first)
+        for f in (upsample_then_conv2d, first)
     )
     for a, b in zip(ours, theirs, strict=True):
         assert torch.allclose(a, b, rtol=1e-12, atol=1e-11)
@@ -272,7 +272,7 @@ def test_fade_in_interpolates_between_resolutions(top):
     z = model.prior(3)
     at = {}
     for level in (top - 1, top - 1 + 1e-6, top - 0.5, top - 1e-6, top):
-        model.grow(level)
+        model.set_growth_level(level)
         x = model.generator(z)
         at[level] = x, model.discriminator(x)
     (small_x, _), (begun_x, _), (half_x, _), (nearly_x, nearly_d), (x, d) = at.values()
@@ -284,9 +284,11 @@ def test_fade_in_interpolates_between_resolutions(top):
     torch.testing.assert_close(nearly_x, x, atol=1e-4, rtol=0)  # α = 1: the new image
     torch.testing.assert_close(half_x, (doubled + x) / 2)
     torch.testing.assert_close(nearly_d, d, atol=1e-4, rtol=0)
-    model.grow(top - 1 + 1e-6)  # D at α = 0 equals the smaller D on the downsampled image
+    model.set_growth_level(
+        top - 1 + 1e-6
+    )  # D at α = 0 equals the smaller D on the downsampled image
     shrunk = model.discriminator(x)
-    model.grow(top - 1)
+    model.set_growth_level(top - 1)
     torch.testing.assert_close(shrunk, model.discriminator(F.avg_pool2d(x, 2)), atol=1e-4, rtol=0)
 
 
@@ -294,11 +296,11 @@ def test_real_images_fade_in_like_samples():
     model = small("progan")
     batch = batch_of(SPEC)
     for level, side in ((0, 4), (0.25, 8), (1, 8), (1.75, 16), (2, 16)):
-        model.grow(level)
+        model.set_growth_level(level)
         x = F.adaptive_avg_pool2d(batch.x, side)
         if alpha := level % 1:
             x = (1 - alpha) * F.interpolate(F.avg_pool2d(x, 2), scale_factor=2) + alpha * x
-        torch.testing.assert_close(model.downscale(batch).x, x)
+        torch.testing.assert_close(model.downscale_batch(batch).x, x)
 
 
 def test_drift_penalty_is_added():
@@ -317,7 +319,7 @@ def test_level_follows_the_step():
     trainer = ProgressiveTrainer(
         small("progan"), adam, options, device=Device(name="cpu", precision="fp64")
     )
-    levels = [trainer.level_at(at) for at in range(16)]
+    levels = [trainer.growth_level_at(at) for at in range(16)]
     assert levels == [0, 0, 0.25, 0.5, 0.75, 1, 1, 1, 1.25, 1.5, 1.75, 2, 2, 2, 2, 2]
     assert trainer.resolution_starts == [0, 2, 8]
     trainer.global_step = 3

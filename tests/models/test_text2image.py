@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,7 +17,11 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from genlab.builders import factory
-from genlab.data.captions import CaptionedFolder, encode_captions, random_templates
+from genlab.data.captions import (
+    CaptionedFolder,
+    encode_captions_as_bytes,
+    random_nonsense_templates,
+)
 from genlab.errors import UserError
 from genlab.models.diffusion.networks import dit, unet
 from genlab.models.diffusion.text2image import Text2Image
@@ -99,10 +104,94 @@ def test_captioned_folder_reads_its_metadata(tmp_path):
             CaptionedFolder(path=str(tmp_path))
 
 
+def write_captions(
+    folder: Path, lines: list[dict], images: tuple[str, ...] = ("a", "b", "c")
+) -> None:
+    for i, name in enumerate(images):
+        file = folder / f"{name}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full((8, 8, 3), 40 * i, np.uint8)).save(file)
+    text = "\r\n\r\n".join(json.dumps(line, ensure_ascii=False) for line in lines)
+    (folder / "metadata.jsonl").write_text("\ufeff" + text + "\r\n", newline="")
+
+
+def test_lines_and_images_that_do_not_fit_are_counted(tmp_path):
+    lines = [
+        {"file_name": "a.png", "text": "one \u2028 line"},  # str.splitlines() would cut it
+        {"file_name": "a.png", "text": "another caption"},
+        {"file_name": "b.png", "text": "x" * 50},
+        {"file_name": "b.png", "text": "x" * 50},
+        {"file_name": "sub\\d.png", "text": "written on Windows"},
+        {"file_name": "c.png", "text": None},
+        {"file_name": "gone.png", "text": "no image"},
+    ]
+    write_captions(tmp_path, lines, ("a", "b", "c", "sub/d", "sub/e"))
+    (tmp_path / "notes.txt").write_text("x")
+    options = {"path": str(tmp_path), "validation": 0, "test": 0, "length": 32}
+    data = CaptionedFolder(**options)
+    assert data.size("train") == 4
+    captions = {bytes(row[row > 0].tolist()).decode() for row in data.head("train").cond}
+    assert captions == {"one \u2028 line", "another caption", "x" * 32, "written on Windows"}
+    assert data.left_out.to_json() == {
+        "repeated lines": {"count": 1, "examples": ["line 7: b.png"]},
+        "empty captions": {"count": 1, "examples": ["line 11: c.png"]},
+        "lines with no file of this name": {"count": 1, "examples": ["line 13: gone.png"]},
+        "images without a caption": {"count": 1, "examples": ["sub/e.png"]},
+        "unsupported suffix .txt": {"count": 1, "examples": ["notes.txt"]},
+    }
+    assert data.notes[0] == (
+        "1 of 4 captions are truncated to dataset.length=32 bytes; the longest has 50"
+    )
+    assert "1 captions are of images that have another one too" in data.notes[1]
+    with pytest.raises(UserError, match="line 13: no file"):
+        CaptionedFolder(**options, strict=True)
+
+
+def test_metadata_in_split_folders(tmp_path):
+    for split, name in (("train", "a"), ("valid", "b"), ("test", "c")):
+        write_captions(tmp_path / split, [{"file_name": f"{name}.png", "text": split}], (name,))
+    data = CaptionedFolder(path=str(tmp_path), length=8)
+    shown = {
+        split: bytes(row[row > 0].tolist()).decode()
+        for split in ("train", "validation", "test")
+        for row in data.head(split).cond
+    }
+    assert shown == {"train": "train", "validation": "valid", "test": "test"}
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "words"),
+    [
+        (
+            "metadata.jsonl",
+            b'{"file_name":"a.png","caption":"x"}',
+            'no "text"; it has "file_name", ',
+        ),
+        ("metadata.jsonl", b'{"file_name":"a.png","text":["x","y"]}', '"text" is not a string'),
+        ("metadata.jsonl", b'[{"file_name":"a.png","text":"x"}]', "split into lines"),
+        ("metadata.jsonl", b"", "does not have a caption of an image"),
+        (
+            "metadata.jsonl",
+            '{"file_name":"a.png","text":"Käse"}'.encode("latin-1"),
+            "byte 0xE4 is not UTF-8; it is likely latin-1",
+        ),
+        ("metadata.csv", b"file_name,text\na.png,x\n", "metadata.csv has to be converted to it"),
+        ("a.txt", b"a caption", "a.txt has to be converted to it"),
+    ],
+)
+def test_captions_in_another_form_are_refused(name, data, words, tmp_path):
+    write_captions(tmp_path, [])
+    (tmp_path / "metadata.jsonl").unlink()
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(UserError) as error:
+        CaptionedFolder(path=str(tmp_path))
+    assert words in str(error.value)
+
+
 def test_padding_does_not_change_the_encoding():
     encoder = TextEncoder(12, width=16, num_layers=2, num_heads=2).double().eval()
-    short = encode_captions(["seven"], 5)
-    long = encode_captions(["seven"], 12)
+    short = encode_captions_as_bytes(["seven"], 5)
+    long = encode_captions_as_bytes(["seven"], 12)
     a, there = encoder(short)
     b, also = encoder(long)
     torch.testing.assert_close(b[:, :6], a)
@@ -114,7 +203,10 @@ def test_class_names_are_found_among_unseen_words_and_positions():
     torch.manual_seed(0)
     said, other = (
         torch.stack(
-            [dataset.captions(t) for t in random_templates(n, 33, torch.Generator().manual_seed(n))]
+            [
+                dataset.encode_class_captions(t)
+                for t in random_nonsense_templates(n, 33, torch.Generator().manual_seed(n))
+            ]
         )
         for n in (500, 100)
     )
@@ -134,7 +226,9 @@ def test_class_names_are_found_among_unseen_words_and_positions():
         adam.zero_grad()
         loss.backward()
         adam.step()
-    unseen = torch.stack([dataset.captions(template) for template in dataset.heldout_templates])
+    unseen = torch.stack(
+        [dataset.encode_class_captions(template) for template in dataset.heldout_templates]
+    )
     for texts, least in (
         (other, 0.95),
         (unseen, 0.95),
@@ -147,11 +241,11 @@ def test_predictions_depend_on_captions_and_guidance_uses_the_empty_one():
     model = tiny().eval()
     for p in model.parameters():
         torch.nn.init.normal_(p, std=0.2)
-    y = encode_captions(["one", "two"], 12)
+    y = encode_captions_as_bytes(["one", "two"], 12)
     x = torch.randn(1, 1, 8, 8, dtype=torch.float64).expand(2, -1, -1, -1)
-    at = {g: model.denoiser(y, g)(x, 5) for g in (0.0, 1.0, 4.0)}
+    at = {g: model.make_denoiser(y, g)(x, 5) for g in (0.0, 1.0, 4.0)}
     assert not torch.allclose(at[1.0][0], at[1.0][1]) and torch.allclose(at[0.0][0], at[0.0][1])
-    empty = model.denoiser(torch.zeros_like(y), 1.0)(x, 5)
+    empty = model.make_denoiser(torch.zeros_like(y), 1.0)(x, 5)
     torch.testing.assert_close(at[0.0], empty)
 
 
@@ -159,7 +253,7 @@ def test_every_parameter_gets_a_gradient():
     model = tiny()
     for p in model.parameters():
         torch.nn.init.normal_(p, std=0.2)
-    cond = encode_captions(["one", "two", "three"], 12).repeat(8, 1)
+    cond = encode_captions_as_bytes(["one", "two", "three"], 12).repeat(8, 1)
     model.loss(Batch(torch.randn(24, 1, 8, 8, dtype=torch.float64), None, cond))["loss"].backward()
     assert all(p.grad is not None and p.grad.abs().max() > 0 for p in model.parameters())
 
@@ -218,16 +312,16 @@ def test_pretrained_encoder_is_frozen_and_encodes_each_caption_once(
     model = Text2Image(SPEC, backbone=TINY, timesteps=20, text_encoder=str(folder))
     encoder = model.network.encoder
     captions = ["one", "a handwritten two", "one", ""]
-    vectors, there = encoder(encode_captions(captions, 30))
+    vectors, there = encoder(encode_captions_as_bytes(captions, 30))
     assert there.sum(1).tolist() == [3, 5, 3, 2]  # with the tokens for beginning and end
     with torch.no_grad():
         alone = theirs(input_ids=torch.tensor([[1, 6, 7, 5, 2]])).last_hidden_state[0]
     torch.testing.assert_close(vectors[1], alone)
     monkeypatch.setattr(encoder, "encode_captions", None)  # all are cached
-    again, _ = encoder(encode_captions(captions, 30))
+    again, _ = encoder(encode_captions_as_bytes(captions, 30))
     assert torch.equal(again, vectors)
     monkeypatch.undo()
-    assert encoder(encode_captions(["a " * 10], 30))[1].sum() == (
+    assert encoder(encode_captions_as_bytes(["a " * 10], 30))[1].sum() == (
         6 if folder.joinpath("config.json").read_text().count("clip") else 12
     )
     assert not any("encoder" in key for key in model.state_dict()) and not list(
@@ -235,7 +329,7 @@ def test_pretrained_encoder_is_frozen_and_encodes_each_caption_once(
     )
     assert copy.deepcopy(model).network.encoder is encoder
     model.double().loss(
-        Batch(torch.randn(4, 1, 8, 8).double(), None, encode_captions(captions, 30))
+        Batch(torch.randn(4, 1, 8, 8).double(), None, encode_captions_as_bytes(captions, 30))
     )["loss"].backward()
 
 
@@ -250,7 +344,7 @@ def test_pretrained_encoder_is_frozen_and_encodes_each_caption_once(
             lambda: Text2Image(SPEC, backbone=TINY, text_encoder="/nowhere"),
             "model.text_encoder=/nowhere",
         ),
-        (lambda: encode_captions(["too long"], 3), "dataset.length=8"),
+        (lambda: encode_captions_as_bytes(["too long"], 3), "dataset.length=8"),
         (
             lambda: build_training_objects(*SMALL, "model=text2image", "dataset.class_names=[a,b]"),
             "dataset.class_names",
@@ -283,7 +377,10 @@ def test_prompts_work_on_the_command_line(tmp_path, monkeypatch):
         "sample", "run=run", "n=3", "prompt=[a seven,a handwritten one]", "device=cpu", cwd=tmp_path
     )
     assert asked.code == 0, asked.error
-    assert (tmp_path / "run/samples/sample_step2_seed0_a-seven-a-handwritten-one.png").exists()
+    (picture,) = (tmp_path / "run/samples").glob(
+        "sample_step2_seed0_a-seven-a-handwritten-one*.png"
+    )
+    assert f"open: run/samples/{picture.name}" in asked.out
     found = run_here(
         "evaluate", "run=run", "n=20", "metrics=[prompt_accuracy]", "device=cpu", cwd=tmp_path
     )

@@ -14,7 +14,7 @@ from torch import nn
 from genlab.distributed.device import Device
 from genlab.errors import UserError
 from genlab.metrics.features import perceptual
-from genlab.metrics.features.classifier import Classifier, Network
+from genlab.metrics.features.classifier import Classifier, ClassifierNetwork
 from genlab.metrics.features.perceptual import PerceptualFeatures
 from genlab.models.gan.cyclegan import CycleGAN, ImageHistory
 from genlab.models.gan.losses import LOSSES
@@ -23,7 +23,7 @@ from genlab.models.gan.pix2pix import Pix2Pix
 from genlab.models.gan.srgan import SRGAN
 from genlab.models.gan.trainer import REPORT_AFTER_INTERVALS
 from genlab.models.gan.translation_trainer import TranslationTrainer
-from genlab.nn.patchgan import PatchGAN, fit_num_downsamples
+from genlab.nn.patchgan import PatchGAN, max_num_downsamples
 from genlab.nn.pix2pix_unet import Pix2PixUNet
 from genlab.nn.residual_generator import ResidualGenerator
 from genlab.nn.srresnet import SRResNet, prime_factors, upsample_bicubic
@@ -100,7 +100,7 @@ def test_patchgan_receptive_field(halved, field):
 
 @pytest.mark.parametrize(("side", "times"), [(8, 1), (16, 2), (28, 3), (64, 3), (256, 3)])
 def test_small_images_have_fewer_downsamples(side, times):
-    assert fit_num_downsamples((side, 2 * side)) == times
+    assert max_num_downsamples((side, 2 * side)) == times
     assert (
         min(
             PatchGAN(3, width=2, num_downsamples=times)(torch.zeros(2, 3, side, 2 * side)).shape[2:]
@@ -187,7 +187,7 @@ def test_losses_are_the_sum_of_their_parts(name, loss):
         name, loss=loss, adversarial_weight=0.7, **({"dropout": 0.0} if name == "pix2pix" else {})
     ).eval()
     batch = batch_of(model)
-    fake_x, target = model.generator(batch.cond), model.prepare_target(batch.x)
+    fake_x, target = model.generator(batch.cond), model.target_like_generator_output(batch.x)
     real, fake = model.discriminator(batch.cond, target), model.discriminator(batch.cond, fake_x)
     d, g = model.discriminator_loss(batch), model.generator_loss(batch)
     torch.testing.assert_close(d["loss"], LOSSES[loss].discriminator(real, fake))
@@ -233,10 +233,12 @@ def test_srgan_uses_content_loss_in_the_adversarial_stage_only():
 
 def test_perceptual_features_without_vgg19_are_a_classifiers(monkeypatch, capsys):
     torch.manual_seed(0)
-    network = Network((1, 8, 8), 10).eval()
+    network = ClassifierNetwork((1, 8, 8), 10).eval()
     fake_x = Classifier(network, 1.0, 0.9, "digits test", torch.device("cpu"))
-    monkeypatch.setattr(perceptual, "find_vgg19", lambda: None)
-    monkeypatch.setattr(perceptual.Classifier, "for_dataset", lambda data, device: fake_x)
+    monkeypatch.setattr(perceptual, "find_vgg19_weights", lambda: None)
+    monkeypatch.setattr(
+        perceptual.Classifier, "load_or_train_for_dataset", lambda data, device: fake_x
+    )
     data = SimpleNamespace(spec=DataSpec((1, 8, 8), num_classes=10))
     content = PerceptualFeatures(data=data)
     x = torch.rand(2, 3, 8, 8, requires_grad=True)
@@ -270,7 +272,7 @@ def test_perceptual_features_are_vgg19s_if_its_weights_are_on_disk(monkeypatch, 
             torch.randn(shape) * (2 / shape[1:].numel()) ** 0.5 if is_weight else torch.zeros(shape)
         )
     torch.save(state, tmp_path / "vgg19.pth")
-    monkeypatch.setattr(perceptual, "find_vgg19", lambda: tmp_path / "vgg19.pth")
+    monkeypatch.setattr(perceptual, "find_vgg19_weights", lambda: tmp_path / "vgg19.pth")
     content = PerceptualFeatures()
     x = torch.rand(1, 1, 16, 16, requires_grad=True)
     before = torch.get_rng_state()
@@ -321,7 +323,7 @@ def test_next_frame_generates_every_scale(side, scales):
     assert [tuple(m.shape) for m in fake_x] == [
         (3, 2, side >> k, side >> k) for k in reversed(range(scales))
     ]
-    target = model.prepare_target(x)
+    target = model.target_like_generator_output(x)
     assert torch.equal(target[-1].view_as(x), x)
     torch.testing.assert_close(target[-2], nn.functional.avg_pool2d(x.flatten(1, 2), 2))
     assert model.discriminator(past, target).shape == (3, scales)
@@ -379,7 +381,12 @@ def discriminators_and_inputs(model, batch):
             (lambda x, name=name: mean(model.discriminator[name](x)), x)
             for name, x in truths.items()
         ]
-    return [(lambda x: mean(model.discriminator(batch.cond, model.prepare_target(x))), batch.x)]
+    return [
+        (
+            lambda x: mean(model.discriminator(batch.cond, model.target_like_generator_output(x))),
+            batch.x,
+        )
+    ]
 
 
 @pytest.mark.parametrize("name", SMALL)
@@ -408,7 +415,7 @@ def test_r1_is_the_gradient_of_the_mean_logit(name, weight):
 def test_gradient_penalty_covers_all_scales_together():
     model = small("next_frame", gradient_penalty=2.0).eval()
     batch = batch_of(model)
-    fake_x, target = model.generator(batch.cond), model.prepare_target(batch.x)
+    fake_x, target = model.generator(batch.cond), model.target_like_generator_output(batch.x)
     torch.manual_seed(1)
     found = model.discriminator_loss(batch)["gradient_penalty"]
     torch.manual_seed(1)
@@ -550,7 +557,7 @@ def test_each_update_changes_one_network_only(name):
             return {k: v.clone() for k, v in getattr(model, who).state_dict().items()}
 
         mine, theirs = state(player), state(opponent)
-        trainer.optimize(player, getattr(model, f"{player}_loss"), [batch_of(model)])
+        trainer.optimizer_step(player, getattr(model, f"{player}_loss"), [batch_of(model)])
         assert all(torch.equal(v, theirs[k]) for k, v in state(opponent).items())
         moved = {k for k, v in state(player).items() if not torch.equal(v, mine[k])}
         assert moved >= {k for k, _ in getattr(model, player).named_parameters()}

@@ -148,7 +148,7 @@ def test_batch_estimate_of_the_aggregate_posterior_is_unbiased(batch):
     model.num_train_items = 6
     mean, log_var, z = code(6)
     log_q = Normal(mean, (0.5 * log_var).exp()).log_prob(z[0]).sum(1)  # (6,)
-    shares = model.log_mixture_weights(batch, like=z)[0]
+    shares = model.minibatch_stratified_log_weights(batch, like=z)[0]
     estimates = [
         (shares + log_q[[0, *others]]).exp().sum()
         for others in combinations(range(1, 6), batch - 1)
@@ -164,7 +164,7 @@ def test_equal_weights_are_beta_times_the_kl():
     model = build(TCVAE, alpha=3.0, beta=3.0, gamma=3.0)
     mean, log_var, _ = code(5)
     draws = torch.stack(
-        [model.kl_term(mean, log_var, code_of(mean, log_var))[0] for _ in range(4000)]
+        [model.weighted_kl_and_parts(mean, log_var, code_of(mean, log_var))[0] for _ in range(4000)]
     )
     assert abs(draws.mean() - 3 * gaussian_kl(mean, log_var).mean()) < 4 * draws.std() / 4000**0.5
 
@@ -186,7 +186,9 @@ def test_dip_regularizer_matches_numpys_covariance(variant):
     expected = (
         gaussian_kl(mean, log_var).mean().item() + 2 * off + 5 * ((np.diag(c) - 1) ** 2).sum()
     )
-    assert model.kl_term(mean, log_var, z)[0].item() == pytest.approx(expected, rel=1e-12)
+    assert model.weighted_kl_and_parts(mean, log_var, z)[0].item() == pytest.approx(
+        expected, rel=1e-12
+    )
 
 
 def test_dip_variant_ii_is_the_covariance_of_sampled_codes():
@@ -371,6 +373,9 @@ class Items(Dataset):
         torch.manual_seed(seed)
         return Batch(torch.randn(n, 3).double())
 
+    def size(self, split):
+        return 700
+
 
 @pytest.mark.parametrize(
     "scale, active", [([1.0, 0.05, 0.3], 2), ([0.0, 0.0, 0.01], 0), ([2.0, 2.0, 2.0], 3)]
@@ -383,4 +388,4 @@ def test_active_units_are_counted_and_a_collapse_is_noted(scale, active):
     expected = 0.5 * ((x * torch.tensor(scale)).square() + math.exp(-1) - 1 + 1).mean(0)
     assert list(kl.parts.values()) == pytest.approx(expected.tolist(), rel=1e-6)
     assert kl.value == pytest.approx(sum(kl.parts.values()), rel=1e-12)
-    assert active_units.is_active(x * torch.tensor(scale)).sum() == active
+    assert active_units.is_active_dimension(x * torch.tensor(scale)).sum() == active

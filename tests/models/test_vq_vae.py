@@ -8,7 +8,7 @@ from helpers.recipes import FAST_OVERRIDES, build_training_objects
 
 from genlab.abilities import abilities
 from genlab.errors import UserError
-from genlab.models.vae.vq_vae import VQVAE, perplexity
+from genlab.models.vae.vq_vae import VQVAE, codebook_perplexity
 from genlab.spec import DataSpec
 
 IMAGE = DataSpec((1, 8, 8))
@@ -24,9 +24,12 @@ def test_code_is_the_nearest_vector():
     distances = torch.cdist(z.permute(0, 2, 3, 1).flatten(0, 2), model.codebook)  # (40, 7)
     assert torch.equal(model.nearest_indices(z).flatten(), distances.argmin(1))
     assert torch.equal(model.quantize(z)[1], model.nearest_indices(z))
-    torch.testing.assert_close(model.quantize(z)[0], model.lookup(model.nearest_indices(z)))
+    torch.testing.assert_close(
+        model.quantize(z)[0], model.codebook_vectors(model.nearest_indices(z))
+    )
     assert torch.equal(
-        model.nearest_indices(model.lookup(model.nearest_indices(z))), model.nearest_indices(z)
+        model.nearest_indices(model.codebook_vectors(model.nearest_indices(z))),
+        model.nearest_indices(z),
     ), "a codebook vector must map to itself"
 
 
@@ -40,7 +43,7 @@ def test_gradient_is_straight_through():
     model.codebook = torch.randn(7, 1, dtype=torch.float64)
     x.requires_grad_()
     losses, _, _ = model.losses_and_assignments(x)
-    z_q = model.lookup(model.nearest_indices(x)).detach()
+    z_q = model.codebook_vectors(model.nearest_indices(x)).detach()
     # x is also the target here, so the gradient of the reconstruction through z_q cancels
     (found,) = torch.autograd.grad(losses["loss"], x)
     torch.testing.assert_close(
@@ -56,7 +59,7 @@ def test_codebook_vector_is_the_moving_average_of_its_vectors(decay):
     model.sums.copy_(m0)
     given = [(torch.randn(30, 3, dtype=torch.float64), torch.arange(30) % 7) for _ in range(5)]
     for vectors, index in given:
-        model.update_codebook(*model.code_statistics(vectors, index), vectors)
+        model.update_codebook(*model.code_counts_and_sums(vectors, index), vectors)
     # the weight of update t in the closed form
     weights = [decay ** (4 - t) * (1 - decay) for t in range(5)]
     for k in range(7):
@@ -90,7 +93,7 @@ def test_first_update_draws_the_codebook_from_the_batch():
     model, vectors = build(num_codes=200), torch.randn(50, 3, dtype=torch.float64)
     assert (
         model.update_codebook(
-            *model.code_statistics(vectors, torch.zeros(50, dtype=torch.long)), vectors
+            *model.code_counts_and_sums(vectors, torch.zeros(50, dtype=torch.long)), vectors
         )
         >= 199
     )
@@ -101,7 +104,7 @@ def test_first_update_draws_the_codebook_from_the_batch():
     "n, expected", [([5, 0, 0, 0], 1), ([3, 3, 3, 3], 4), ([2, 2, 0, 0], 2), ([4, 2, 2, 0], 2**1.5)]
 )
 def test_perplexity_is_exact(n, expected):
-    assert perplexity(torch.tensor(n, dtype=torch.float64)).item() == pytest.approx(
+    assert codebook_perplexity(torch.tensor(n, dtype=torch.float64)).item() == pytest.approx(
         expected, abs=1e-12
     )
 
@@ -117,7 +120,7 @@ def test_codec_supports_any_image_size(shape):
         and model.encode(x).shape == (3, 3, h, w)
         and model.grid == (h, w)
     )
-    assert torch.equal(model.encode(x), model.lookup(model.encode_indices(x)))
+    assert torch.equal(model.encode(x), model.codebook_vectors(model.encode_indices(x)))
     assert model.decode(model.encode(x)).shape == x.shape
     near = model.encode(x) + 1e-9
     assert torch.equal(model.decode(near), model.decode(model.encode(x))), (

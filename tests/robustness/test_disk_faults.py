@@ -256,7 +256,7 @@ def test_a_read_only_run_can_be_sampled_with_output_dir(disk, genlab, run, tmp_p
     ):
         assert "Read-only file system" in genlab(*command).error
     assert genlab("sample", "n=1", f"run={path}/run", "output_dir=made").code == 0
-    assert len(list((tmp_path / "made").iterdir())) == 2
+    assert len(list((tmp_path / "made").iterdir())) == 3
 
 
 # --- two processes --------------------------------------------------------------------------------
@@ -317,7 +317,7 @@ def test_the_latest_run_is_the_last_created_even_if_the_clock_changes(
         if name == "ahead":  # created while the clock was a year ahead
             later = time.time() + 365 * 86400
             os.utime(run.path / "run.json", (later, later))
-        assert RunFolder.latest().path == run.path
+        assert RunFolder.latest_run().path == run.path
 
 
 def test_a_clock_that_jumps_does_not_affect_training_time(run, genlab, monkeypatch):

@@ -336,7 +336,7 @@ def command_line(train_run: Callable, tmp_path: Path) -> Callable[[str, str], li
 
     def create(name: re.Match) -> str:
         if name[1] == "sweep":
-            SweepFolder(tmp_path / "sweep").extend(
+            SweepFolder(tmp_path / "sweep").add_jobs(
                 ["train", "-m", "seed=0,1"], 0, [["seed=0"], ["seed=1"]], sweeper="basic"
             )
             return str(tmp_path / "sweep")

@@ -23,7 +23,7 @@ import yaml
 from PIL import Image
 
 from genlab.errors import UserError
-from genlab.sweeps import trust
+from genlab.sweeps import plan_trust, squeue
 from genlab.sweeps.job_state import MAX_ERROR_LINES
 from genlab.sweeps.sweep_folder import SweepFolder
 
@@ -519,7 +519,7 @@ HOSTILE: list[Case] = [
         ("images=made",),
     ),
     # data sets
-    ("a folder of bombs", folder(write_png_bomb), train_on("image_folder"), ("none is left",)),
+    ("a folder of bombs", folder(write_png_bomb), train_on("image_folder"), ("no image is left",)),
     (
         "a bomb where none is skipped",
         folder(write_png_bomb),
@@ -653,17 +653,17 @@ def test_an_untrusted_plan_with_unsafe_overrides_is_refused(word, tmp_path, monk
         {"command": ["train", *SAFE_OVERRIDES], "cwd": "/", "jobs": [["seed=0"], ["seed=1", word]]},
     ):
         with pytest.raises(UserError, match="is not a sweep that you started"):
-            trust.refuse_untrusted_plan(plan, tmp_path)
-        trust.remember_plan({**plan, "cwd": "/elsewhere"})
+            plan_trust.refuse_untrusted_plan(plan, tmp_path)
+        plan_trust.remember_trusted_plan({**plan, "cwd": "/elsewhere"})
         with pytest.raises(UserError, match="is not a sweep that you started"):
-            trust.refuse_untrusted_plan(plan, tmp_path)
-        trust.remember_plan(plan)
-        trust.refuse_untrusted_plan(plan, tmp_path)
+            plan_trust.refuse_untrusted_plan(plan, tmp_path)
+        plan_trust.remember_trusted_plan(plan)
+        plan_trust.refuse_untrusted_plan(plan, tmp_path)
 
 
 def test_an_untrusted_plan_with_safe_overrides_is_accepted(tmp_path, monkeypatch):
     monkeypatch.setenv("GENLAB_CACHE", str(tmp_path / "cache"))
-    trust.refuse_untrusted_plan(
+    plan_trust.refuse_untrusted_plan(
         {"command": ["train", *SAFE_OVERRIDES], "cwd": "/", "jobs": [["seed=0"], ["seed=1"]]},
         tmp_path,
     )
@@ -683,7 +683,7 @@ INVALID_PLANS += ['{"command": [1], "cwd": "/", "jobs": []}', "[" * 10_000]
 def test_an_invalid_plan_is_refused(text, tmp_path):
     (tmp_path / "plan.json").write_text(text)
     with pytest.raises(UserError, match="plan.json is unreadable"):
-        SweepFolder.open(tmp_path).plan()
+        SweepFolder.open(tmp_path).read_plan()
 
 
 def job(**changes: object) -> Callable[[Path], None]:
@@ -872,8 +872,10 @@ def test_a_hostile_sweep_is_refused_in_one_line(change, verb, messages, sweep, g
     assert (tmp_path / "precious").read_text() == "kept"
 
 
-def test_a_sweep_prints_no_control_characters(sweep, genlab):
+def test_a_sweep_prints_no_control_characters(sweep, genlab, monkeypatch):
     """Errors, options, logs and metric names may contain them; indentation is kept."""
+    # a squeue without a controller answers after twenty seconds
+    monkeypatch.setattr(squeue, "query_slurm_states", lambda ids: None)
     plan = json.loads((sweep / "plan.json").read_text())
     (sweep / "plan.json").write_text(json.dumps({**plan, "jobs": [[f"a={ESCAPE}"], ["a=2"]]}))
     job(error="first\n" * 10 + f"    raise {ESCAPE}\rlast")(sweep / "0")

@@ -41,7 +41,7 @@ def losses_of(model, network, distribution) -> torch.Tensor:
     """Return the losses (NUM_BATCHES,) of a model with another network, on the same draws."""
     generator, losses = torch.Generator().manual_seed(0), []
     torch.manual_seed(1)  # not 0: with the same seed the noise would equal the points
-    with torch.no_grad(), script.replaced_network(model, network):
+    with torch.no_grad(), script.use_network_temporarily(model, network):
         for _ in range(NUM_BATCHES):
             loss = model.loss(Batch(distribution.sample(BATCH_SIZE, generator)[0]))
             losses.append(loss.get("simple", loss["loss"]))
@@ -91,6 +91,6 @@ def test_commands_of_the_script_compose(objective, distribution):
 
 def test_page_is_the_one_that_the_script_writes():
     rows = json.loads(script.OUT.read_text())
-    assert script.OUT.with_suffix(".md").read_text() == script.format_page(rows)
+    assert script.OUT.with_suffix(".md").read_text() == script.format_markdown_page(rows)
     on_ring = {row["objective"] for row in rows if row["distribution"] == "ring"}
     assert on_ring == set(script.OBJECTIVES)

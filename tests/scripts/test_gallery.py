@@ -35,7 +35,7 @@ def test_sheet_shows_samples_of_a_run(train_run, tmp_path):
     run = train_run(*options)
     (tmp_path / panel.folder).symlink_to(run)
     figure = gallery.draw_sheet([gallery.Column("digits", (panel,))], tmp_path)
-    gallery.save_png(figure, tmp_path / "gallery.png")
+    gallery.save_palette_png(figure, tmp_path / "gallery.png")
     width, height = Image.open(tmp_path / "gallery.png").size
     assert (width, height) == tuple(round(gallery.DPI * side) for side in gallery.FIGURE_INCHES)
     assert (tmp_path / "gallery.png").stat().st_size <= gallery.MAX_BYTES

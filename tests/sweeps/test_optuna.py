@@ -20,14 +20,14 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from optuna.trial import TrialState
 
 from genlab.abilities import Estimate
-from genlab.commands.train import check_training
+from genlab.commands.train import refuse_failing_training_options
 from genlab.errors import UserError
 from genlab.runs.run_folder import RunFolder
-from genlab.sweeps.file_locks import hold_lock
+from genlab.sweeps.file_locks import hold_file_lock
 from genlab.sweeps.hydra_launchers import SweepLauncher
-from genlab.sweeps.job_state import read_state, run_job
+from genlab.sweeps.job_state import read_state, run_and_record_job
 from genlab.sweeps.optuna_study import SearchGoal, SearchOptions, Study, stop_callback
-from genlab.sweeps.optuna_sweeper import launch_ranges
+from genlab.sweeps.optuna_sweeper import group_into_launch_ranges
 from genlab.sweeps.search_space import SearchSpace
 from genlab.sweeps.sweep_folder import SweepFolder
 
@@ -79,14 +79,14 @@ def test_overrides_become_distributions(text, expected, values):
     key = text.partition("=")[0]
     assert found.distributions == {key: expected}
     drawn = expected.high if values is None else values[-1]
-    assert found.overrides({key: drawn}) == ["seed=3", f"{key}={drawn}", "~b"]
+    assert found.job_overrides({key: drawn}) == ["seed=3", f"{key}={drawn}", "~b"]
     (override,) = OverridesParser.create().parse_overrides([text])
     if values is None:
         with pytest.raises(UserError, match="an interval has infinitely many values"):
-            found.grid()
+            found.grid_values()
     else:
-        assert found.grid() == {key: values}
-        assert not override.is_discrete_sweep() or {str(v) for v in found.grid()[key]} == {
+        assert found.grid_values() == {key: values}
+        assert not override.is_discrete_sweep() or {str(v) for v in found.grid_values()[key]} == {
             *override.sweep_string_iterator()
         }
 
@@ -312,7 +312,7 @@ def test_invalid_options_are_refused(genlab, use_fake_jobs, tmp_path, options, m
 def test_only_one_process_searches(genlab, use_fake_jobs, tmp_path):
     use_fake_jobs(quadratic_loss)
     (tmp_path / "s").mkdir()
-    with hold_lock(tmp_path / "s" / ".search.lock"):
+    with hold_file_lock(tmp_path / "s" / ".search.lock"):
         assert "another process is at work in s" in genlab(*OPTUNA, LR_RANGE, LOSSES).error
 
 
@@ -328,8 +328,8 @@ def test_missing_optuna_is_reported(genlab, monkeypatch):
 
 def test_launch_ranges():
     """A range may contain jobs that are done, but no jobs that failed."""
-    assert launch_ranges([4, 7, 5], {6}) == [range(4, 8)]
-    assert launch_ranges([4, 7, 5], set()) == [range(4, 6), range(7, 8)]
+    assert group_into_launch_ranges([4, 7, 5], {6}) == [range(4, 8)]
+    assert group_into_launch_ranges([4, 7, 5], set()) == [range(4, 6), range(7, 8)]
 
 
 # --- the study and pruning ------------------------------------------------------------------------
@@ -401,7 +401,7 @@ def test_invalid_samplers_and_pruners_are_refused(tmp_path, search, message):
 )
 def test_invalid_goals_are_refused(search, message):
     with pytest.raises(UserError, match=message):
-        SearchOptions(**search).goal(None, 10)
+        SearchOptions(**search).make_goal(None, 10)
 
 
 def test_folder_holds_one_search(tmp_path):
@@ -529,7 +529,7 @@ def test_shipped_search_matches_its_header(path, genlab, use_fake_jobs, tmp_path
         config, dataset, trainer = build_training_objects(
             *job.overrides, "device=cpu", "out=unused"
         )
-        check_training(trainer, dataset, config)
+        refuse_failing_training_options(trainer, dataset, config)
 
 
 def launch_here(self, job_overrides, initial_job_idx):
@@ -537,10 +537,10 @@ def launch_here(self, job_overrides, initial_job_idx):
     basic = Plugins.instance().class_name_to_class[
         "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
     ]
-    for job in SweepFolder(Path(self.config.hydra.sweep.dir)).extend(
+    for job in SweepFolder(Path(self.config.hydra.sweep.dir)).add_jobs(
         ["train"], initial_job_idx, job_overrides
     ):
-        run_job(
+        run_and_record_job(
             job.folder,
             lambda job=job: basic.launch(self, [job.overrides], job.number)[0].return_value,
         )

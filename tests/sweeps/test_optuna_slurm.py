@@ -12,7 +12,7 @@ from helpers.optuna_trials import SEARCH_COMMAND, read_trials
 from helpers.slurm_cluster import ONE_CPU_JOB, cluster  # noqa: F401
 
 from genlab.runs.run_folder import RunFolder
-from genlab.sweeps.job_state import read_state, submitted_id
+from genlab.sweeps.job_state import read_state, submitted_job_id
 from genlab.sweeps.sweep_folder import SweepFolder
 
 pytestmark = [pytest.mark.slow, pytest.mark.slurm, pytest.mark.xdist_group("slurm")]
@@ -64,7 +64,7 @@ def test_killed_search_on_slurm_resumes(genlab, tmp_path):
         finally:
             search.kill()
             search.wait()
-    arrays = {submitted_id(f).partition("_")[0] for f in folders[8:12]}
+    arrays = {submitted_job_id(f).partition("_")[0] for f in folders[8:12]}
     subprocess.run(["scancel", "--full", "--signal=KILL", *arrays], check=True, timeout=60)
     before = [read_state(folder) for folder in folders]
     assert [state.status for state in before[:8]] == ["done"] * 8 and "running" in [

@@ -154,7 +154,7 @@ def test_refusal_of_slurm_is_one_line(tmp_path):
         cwd=tmp_path,
     )
     assert "timeout_min" in wrong.error
-    assert squeue.query_states(["99999999"]) == {}, "an unknown job is not an error"
+    assert squeue.query_slurm_states(["99999999"]) == {}, "an unknown job is not an error"
 
 
 @pytest.mark.slow

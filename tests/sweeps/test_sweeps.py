@@ -14,10 +14,12 @@ import threading
 import time
 
 import pytest
+import yaml
 from helpers.cli_runner import REPOSITORY, run_here, run_process
 from helpers.kill_harness import differences, final_state_and_log
 from helpers.recipes import CONFIGS, build_training_objects
 from helpers.sweep_model import MINE, states, status_and_starts, write_model
+from helpers.terminal import too_wide
 from hydra.plugins.sweeper import Sweeper
 
 from genlab.cli.hydra_args import sweep_name
@@ -50,28 +52,28 @@ COMMANDS = sorted(
 
 def test_plan_grows_and_refuses_another_sweep(tmp_path):
     sweep = SweepFolder(tmp_path / "s")
-    first = sweep.extend(
+    first = sweep.add_jobs(
         ["train", "-m", "a=1,2"], 0, [["a=1", "device=cpu"], ["a=2", "device=cpu"]]
     )
-    sweep.extend(["train", "-m", "a=3"], 2, [["a=3"]])
+    sweep.add_jobs(["train", "-m", "a=3"], 2, [["a=3"]])
     with (
-        file_locks.hold_lock(tmp_path / "lock"),
+        file_locks.hold_file_lock(tmp_path / "lock"),
         pytest.raises(UserError, match="another process is at work"),
     ):
-        file_locks.hold_lock(tmp_path / "lock", timeout_s=0).__enter__()
+        file_locks.hold_file_lock(tmp_path / "lock", timeout_s=0).__enter__()
     assert [job.folder.name for job in first] == ["0", "1"] and len(sweep.jobs()) == 3
     assert sweep_folder.distinguishing_overrides(sweep.jobs()) == [["a=1"], ["a=2"], ["a=3"]]
-    (again,) = sweep.extend(
+    (again,) = sweep.add_jobs(
         ["train", "-m", "device=cuda"], 1, [["a=2", "device=cuda"]]
     )  # the device does not change what is trained
-    assert again.overrides == ("a=2", "device=cuda") and sweep.plan()["command"] == [
+    assert again.overrides == ("a=2", "device=cuda") and sweep.read_plan()["command"] == [
         "train",
         "-m",
         "device=cuda",
     ]
     assert [job.overrides[0] for job in sweep.jobs()] == ["a=1", "a=2", "a=3"]
     with pytest.raises(UserError, match="holds another sweep: its job 1 is a=2 .* would be a=5"):
-        sweep.extend([], 1, [["a=5"]])
+        sweep.add_jobs([], 1, [["a=5"]])
     (sweep.path / "plan.json").write_text("{")
     with pytest.raises(UserError, match="plan.json is unreadable"):
         sweep.jobs()
@@ -96,15 +98,17 @@ def test_job_state_records_how_the_job_ended(tmp_path):
     ]
     for starts, (error, status, message) in enumerate(cases, 1):
         with pytest.raises(type(error)):
-            job_state.run_job(tmp_path, raises(error))
+            job_state.run_and_record_job(tmp_path, raises(error))
         state = job_state.read_state(tmp_path)
         assert (state.status, state.starts, state.pid) == (status, starts, os.getpid())
         assert (
             state.error.endswith(message)
             and len(state.error.splitlines()) <= job_state.MAX_ERROR_LINES
         )
-    assert job_state.run_job(tmp_path, lambda: {"loss": 1.5}) == {"loss": 1.5}
-    assert job_state.run_job(tmp_path, raises(AssertionError("it was done"))) == {"loss": 1.5}
+    assert job_state.run_and_record_job(tmp_path, lambda: {"loss": 1.5}) == {"loss": 1.5}
+    assert job_state.run_and_record_job(tmp_path, raises(AssertionError("it was done"))) == {
+        "loss": 1.5
+    }
     (tmp_path / "state.json").write_text('{"nonsense": 1}')
     with pytest.raises(UserError, match=r"state.json is unreadable"):
         job_state.read_state(tmp_path)
@@ -117,12 +121,12 @@ def test_job_has_one_process_and_is_lost_with_it(tmp_path, monkeypatch):
     def work():
         assert job.state.status == "running"
         with pytest.raises(UserError, match="another process is at work in"):
-            job_state.run_job(tmp_path, dict)
+            job_state.run_and_record_job(tmp_path, dict)
         assert job_state.read_state(tmp_path).starts == 1, (
             "a second process does not change the state"
         )
 
-    job_state.run_job(tmp_path, work)
+    job_state.run_and_record_job(tmp_path, work)
     job_state.write_state(
         tmp_path, JobState("running", host=job_state.socket.gethostname(), pid=os.getpid())
     )  # the pid may belong to another process by now
@@ -176,11 +180,11 @@ def test_nfs_server_sees_locks_of_its_clients(tmp_path):
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as other:
-        assert other.stdout.readline() == "held\n" and file_locks.may_be_running(
+        assert other.stdout.readline() == "held\n" and file_locks.may_job_be_running(
             tmp_path, job_state.read_state(tmp_path).host
         )
         other.communicate("\n")
-    assert not file_locks.may_be_running(tmp_path, job_state.read_state(tmp_path).host)
+    assert not file_locks.may_job_be_running(tmp_path, job_state.read_state(tmp_path).host)
 
 
 class InstantBackend:
@@ -191,7 +195,7 @@ class InstantBackend:
 
     def start(self, jobs) -> None:
         for job in jobs:
-            job_state.run_job(job.folder, lambda: 1.0)
+            job_state.run_and_record_job(job.folder, lambda: 1.0)
 
     def has_ended(self, job) -> None:
         return None
@@ -206,7 +210,7 @@ def test_only_job_cancelled_before_the_command_restarts(
 ):
     """A scheduler takes a while to end a cancelled job; one cancelled later is not wanted."""
     first = iter([first_state])
-    monkeypatch.setattr(squeue, "query_states", lambda ids: {"7_0": next(first, "CANCELLED")})
+    monkeypatch.setattr(squeue, "query_slurm_states", lambda ids: {"7_0": next(first, "CANCELLED")})
     monkeypatch.setattr(job_monitor, "QUEUE_POLL_INTERVAL_S", (0.05, 0.05))
     job = Job(0, ("seed=0",), tmp_path / "0")
     job_state.write_state(job.folder, JobState("stopped", slurm="7_0", starts=1))
@@ -281,7 +285,7 @@ def test_wait_for_job_on_unseen_machine_says_how_to_end_it(tmp_path, monkeypatch
 def test_scheduler_state_decides(
     status, slurm_id, submitted, queue, expected, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(squeue, "query_states", lambda ids: queue)
+    monkeypatch.setattr(squeue, "query_slurm_states", lambda ids: queue)
     if status != "waiting":
         job_state.write_state(tmp_path, JobState(status, slurm=slurm_id, starts=1))
     if submitted:
@@ -320,7 +324,7 @@ def test_an_earlier_handler_hears_of_its_signal_when_all_is_saved(monkeypatch):
         with SignalCatcher() as signals:
             for number in (signal.SIGTERM, signal.SIGUSR2, signal.SIGUSR2):
                 os.kill(os.getpid(), number)
-            assert heard == [] and signals.name == "SIGTERM"
+            assert heard == [] and signals.first_signal_name == "SIGTERM"
         assert heard == [signal.SIGTERM, signal.SIGUSR2]
         with pytest.raises(ZeroDivisionError), SignalCatcher():
             os.kill(os.getpid(), signal.SIGUSR2)
@@ -381,10 +385,14 @@ def test_failing_jobs_do_not_affect_others(finished_sweep):
 
 
 @pytest.mark.xdist_group("finished_sweep")
-def test_status_best_and_compare_read_the_folder(finished_sweep, genlab):
+def test_status_best_and_compare_read_the_folder(finished_sweep, genlab, monkeypatch):
     cwd, sweep, _ = finished_sweep
     said = genlab("sweep", "status", sweep)
     assert said.code == 0, said.err
+    monkeypatch.setenv("COLUMNS", "80")
+    for verb in ("status", "best"):
+        assert too_wide(genlab("sweep", verb, sweep).out, 80) == []
+    monkeypatch.delenv("COLUMNS")
     rows = [line.split()[:6] for line in said.out.splitlines() if re.match(r" \d ", line)]
     assert [row[:3] for row in rows] == [
         [str(n), f"seed={n}", s] for n, s in enumerate(("done", "failed", "done", "lost"))
@@ -422,7 +430,7 @@ def test_jobs_with_nan_are_ranked_last(higher, order, genlab, tmp_path):
     ]  # the fourth in its log, the fifth in its record
     sweep = SweepFolder(tmp_path / "s")
     for job, value in zip(
-        sweep.extend([], 0, [[f"seed={n}"] for n in range(5)]), values, strict=True
+        sweep.add_jobs([], 0, [[f"seed={n}"] for n in range(5)]), values, strict=True
     ):
         job.folder.mkdir()
         (job.folder / "stats.jsonl").write_text(f'{{"step": 1, "loss": {value}, "seconds": 1.0}}\n')
@@ -431,6 +439,47 @@ def test_jobs_with_nan_are_ranked_last(higher, order, genlab, tmp_path):
     (tmp_path / "s" / "4" / "metrics.json").write_text(json.dumps(record))
     said = genlab("sweep", "best", "s", "metric=loss", f"higher={higher}")
     assert job_order(said) == order and said.out.count("nan") == 2
+
+
+@pytest.mark.parametrize(
+    ("option", "values"),
+    [
+        ("model._target_", ["genlab.models.boltzmann.rbm.RBM", "genlab.models.vae.vae.VAE"]),
+        ("model.beta", [1.0, 4.0]),
+        ("model.objective", ["eps", "v"]),
+        ("dataset.binarize", ["none", "dynamic"]),
+        ("trainer.adversarial_weight", [0.0, 1.0]),
+    ],
+)
+def test_best_refuses_losses_of_different_kinds(option, values, genlab, tmp_path):
+    """As an RBM's energy difference and a VAE's ELBO; a width leaves the loss its meaning."""
+    section, _, name = option.partition(".")
+    common = {"model": {"latent": 2}, "dataset": {"root": "x"}, "trainer": {"steps": 1}}
+    row = {"metric": "frechet", "name": "frechet_pixels", "unit": "", "tag": "", "better": "lower"}
+    record = {"metrics": [row], "absent": {}, "settings": {}, "step": 1}
+
+    def write(key: str, settings: list) -> None:
+        for job, value in zip(jobs, settings, strict=True):
+            config = {k: dict(v) for k, v in common.items()}
+            config[section] |= {key: value}
+            (job.folder / "config.yaml").write_text(yaml.safe_dump(config))
+
+    jobs = SweepFolder(tmp_path / "s").add_jobs([], 0, [[f"{option}={v}"] for v in values])
+    for i, job in enumerate(jobs):
+        job.folder.mkdir()
+        line = {"step": 1, "loss": 3.0 - i, "seconds": 1.0}
+        (job.folder / "stats.jsonl").write_text(json.dumps(line) + "\n")
+    write(name, values)
+    error = genlab("sweep", "best", "s").error
+    assert f"differ in {option}" in error and "genlab compare s" in error
+    for i, job in enumerate(jobs):
+        row["value"] = float(i)
+        (job.folder / "metrics.json").write_text(json.dumps(record))
+    assert "give metric=frechet_pixels" in genlab("sweep", "best", "s", "metric=loss").error
+    for words in ((), ("metric=frechet_pixels",)):
+        assert job_order(genlab("sweep", "best", "s", *words)) == [0, 1]
+    write("n" if section == "dataset" else "width", [1, 2])
+    assert job_order(genlab("sweep", "best", "s", "metric=loss")) == [1, 0]
 
 
 def job_order(result) -> list[int]:
@@ -469,7 +518,7 @@ def job_order(result) -> list[int]:
 )
 @pytest.mark.xdist_group("finished_sweep")
 def test_errors_are_one_line(line, fragments, finished_sweep, genlab):
-    SweepFolder(finished_sweep[1].parent / "searched").extend([], 0, [["a=1"]], sweeper="optuna")
+    SweepFolder(finished_sweep[1].parent / "searched").add_jobs([], 0, [["a=1"]], sweeper="optuna")
     error = genlab(*shlex.split(line.format(finished_sweep[1]))).error
     assert not [fragment for fragment in fragments if fragment not in error], error
 
@@ -604,7 +653,7 @@ def test_old_names_are_resolved_by_what_the_plan_chooses(old, new, tmp_path):
     plan = {"command": ["train", "-m", *old], "cwd": "/", "sweeper": "basic", "jobs": [old]}
     (tmp_path / "plan.json").write_text(json.dumps(plan))
     sweep = SweepFolder.open(tmp_path)
-    assert sweep.plan()["command"] == ["train", "-m", *new]
+    assert sweep.read_plan()["command"] == ["train", "-m", *new]
     assert [list(job.overrides) for job in sweep.jobs()] == [new]
 
 

@@ -14,16 +14,16 @@ import pytest
 import yaml
 from helpers.recipes import CONFIGS, build_training_objects, compose_config
 
-from genlab.commands.sample import sampler_options
-from genlab.config.recipes import read_header
+from genlab.commands.sample import validated_sampler_options
+from genlab.config.recipes import read_header_comment
 from genlab.errors import UserError
 from genlab.runs.loaded_run import LoadedRun
 from genlab.runs.run_folder import RunFolder
 from genlab.sweeps.job_state import read_state
 from genlab.sweeps.train_missing import (
     ComparisonColumn,
-    check_comparison,
-    make_columns,
+    check_comparison_options,
+    make_comparison_columns,
     train_missing_runs,
 )
 
@@ -47,10 +47,10 @@ def read_yaml(path: Path) -> dict:
 def test_comparison_has_text_and_valid_columns(path):
     config = read_yaml(path)
     assert set(config) <= KEYS and config["title"] and len(config["text"].split()) > 20
-    assert f"genlab compare experiment=lecture/{path.stem}" in read_header(path)
+    assert f"genlab compare experiment=lecture/{path.stem}" in read_header_comment(path)
     sample = config.get("sample") or {}
-    check_comparison(config["train"], sample, config.get("common") or [])
-    columns = make_columns({label: Path(label) for label in config["train"]}, sample)
+    check_comparison_options(config["train"], sample, config.get("common") or [])
+    columns = make_comparison_columns({label: Path(label) for label in config["train"]}, sample)
     assert len({column.label for column in columns}) == len(columns) >= 2
 
 
@@ -62,7 +62,7 @@ def test_runs_of_comparison_build_as_genlab_train_does(path):
         own, dataset, trainer = build_training_objects(
             *(config.get("common") or []), *overrides, "device=cpu", "out=unused"
         )
-        columns = make_columns({label: Path(label)}, config.get("sample") or {})
+        columns = make_comparison_columns({label: Path(label)}, config.get("sample") or {})
         for sampler in filter(None, (column.sampler for column in columns)):
             run = LoadedRun(
                 None,
@@ -74,7 +74,7 @@ def test_runs_of_comparison_build_as_genlab_train_does(path):
                 0,
                 lambda: None,
             )
-            assert sampler_options(run, sampler)["sampler"] in trainer.model.samplers
+            assert validated_sampler_options(run, sampler)["sampler"] in trainer.model.samplers
 
 
 @each_comparison

@@ -5,8 +5,11 @@ from __future__ import annotations
 import ctypes
 import json
 import math
+import os
+import signal
 import subprocess
 import sys
+import time
 from dataclasses import fields
 from functools import partial
 
@@ -17,12 +20,14 @@ from helpers.recipes import CONFIGS, states_equal
 from torch import nn
 
 from genlab.abilities import Estimate
+from genlab.config.recipes import fastest_experiment
 from genlab.distributed.device import Device
 from genlab.errors import UserError
 from genlab.model import GenerativeModel
 from genlab.runs.run_folder import RunFolder
 from genlab.seeding import derive_seed
 from genlab.spec import Batch
+from genlab.training import loop
 from genlab.training.logger import DivergedError
 from genlab.training.loop import fit
 from genlab.training.options import TrainerOptions
@@ -217,6 +222,150 @@ def test_best_checkpoint_and_patience(tmp_path):
     ]
 
 
+# --- runs that end between two logged steps -------------------------------------------------------
+
+
+def stop_by_signal(step: int, _evaluation: object) -> str | None:
+    """Send this process SIGTERM after step 6."""
+    if step == 6:
+        os.kill(os.getpid(), signal.SIGTERM)
+    return None
+
+
+@pytest.mark.parametrize("error", [MemoryError, torch.OutOfMemoryError, KeyError])
+def test_a_failed_evaluation_leaves_a_checkpoint(tmp_path, error):
+    run = RunFolder.create(tmp_path / "run", config="", metadata={})
+
+    def fail(model):
+        raise error("no")
+
+    trainer = make_trainer(evaluate_every=3, save_every=100)
+    with pytest.raises(error):
+        fit(trainer, Ones(), run=run, evaluate=fail)
+    assert run.load_checkpoint()["step"] == 3
+
+
+def test_a_due_checkpoint_is_written_before_the_evaluation(tmp_path):
+    run = RunFolder.create(tmp_path / "run", config="", metadata={})
+    found = []
+
+    def evaluate(model):
+        found.append([path.name for path in run.checkpoint_files()])
+        return {"score": (Estimate(0.0, None, "exact"), False)}
+
+    trainer = make_trainer(steps=4, evaluate_every=2, save_every=2, monitor="score")
+    fit(trainer, Ones(), run=run, evaluate=evaluate)
+    assert found == [["step_000000002.pt"], ["step_000000002.pt", "step_000000004.pt"]]
+    assert run.load_checkpoint()["best"]["since"] == 1, "with what the evaluation decided"
+
+
+def test_a_monitored_metric_that_cannot_be_measured_ends_nothing(tmp_path):
+    run = RunFolder.create(tmp_path / "run", config="", metadata={})
+    options = {"steps": 4, "evaluate_every": 2, "monitor": "score", "patience": 1}
+    assert fit(make_trainer(**options), Ones(), run=run, evaluate=lambda model: {}) == "steps"
+    assert "score could not be measured" in run.stats.read_text()
+
+
+@pytest.mark.parametrize("ending", ["time", "patience", "pruned", "SIGTERM"])
+def test_a_run_that_ends_between_two_logged_steps_logs_its_last_step(tmp_path, ending, capsys):
+    """The resumed run has the log of one that was never interrupted."""
+    whole, part = make_folder(tmp_path / "whole"), make_folder(tmp_path / "part")
+    fit(make_trainer(), Ones(), run=whole)
+    options = {"evaluate_every": 2}
+    if ending == "patience":
+        options |= {"monitor": "error", "patience": 2}
+    t = make_trainer(**options)
+    if ending == "time":
+        t.options.max_minutes = 1e-9
+    stops = {"pruned": lambda step, _: "pruned" if step == 6 else None, "SIGTERM": stop_by_signal}
+    end = fit(
+        t,
+        Ones(),
+        run=part,
+        evaluate=lambda _: {"error": (Estimate(1.0, None, "exact"), False)},
+        stop_callback=stops.get(ending),
+    )
+    last_step = 1 if ending == "time" else 6
+    assert end == ending and t.global_step == last_step
+    lines = [line for line in part.read_log() if "loss" in line]
+    first = 1 if last_step == 1 else 6  # the mean is of the steps since the last logged one
+    expected = [0.5 * 0.9 ** (2 * i) for i in range(first - 1, last_step)]
+    assert lines[-1]["step"] == last_step and lines[-1]["partial"]
+    assert lines[-1]["loss"] == pytest.approx(sum(expected) / len(expected), rel=1e-5)
+    assert f"step {last_step}/10" in capsys.readouterr().err
+    assert "partial" not in part.final_metrics() and "loss" in lines[-1]
+    resumed = make_trainer()
+    resumed.load_state_dict(part.load_checkpoint())
+    fit(resumed, Ones(), run=part)
+    logs = [[(k["step"], k["loss"]) for k in r.read_log() if "loss" in k] for r in (whole, part)]
+    assert logs[0] == logs[1]
+
+
+def test_a_resume_without_a_step_keeps_the_last_line(tmp_path):
+    t, run = make_trainer(max_minutes=1e-9), make_folder(tmp_path / "run")
+    assert fit(t, Ones(), run=run) == "time"
+    again = make_trainer(max_minutes=1e-9)
+    again.load_state_dict(run.load_checkpoint())
+    run.discard_records_after(again.global_step)  # as a resume does
+    assert fit(again, Ones(), run=run) == "time"
+    assert [line["step"] for line in run.read_log()] == [1]
+
+
+def test_a_run_that_diverges_logs_the_steps_before(tmp_path):
+    """Though none of them was due to be logged; a resume from a checkpoint drops them."""
+    t, run = make_trainer(Quadratic(broken_at=4), save_every=2), make_folder(tmp_path / "run")
+    with pytest.raises(DivergedError, match="step 4"):
+        fit(t, Ones(), run=run)
+    assert [line["step"] for line in run.read_log()] == [3]
+    resumed = make_trainer()
+    resumed.load_state_dict(run.load_checkpoint())
+    run.discard_records_after(resumed.global_step)
+    fit(resumed, Ones(), run=run)
+    assert [line["step"] for line in run.read_log()] == [5, 10]
+
+
+# --- what a training says about its duration ------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("model", "options", "told"),
+    [
+        ("dcgan", {}, ("10,000,000 steps: about", "experiment=dcgan_", "genlab plan model=dcgan`")),
+        ("dcgan", {"max_minutes": 100}, ("trainer.max_minutes: about 100 minutes on this CPU",)),
+        ("vae", {}, ("steps: about", "genlab plan model=vae`")),
+        ("dcgan", {"steps": 100}, ()),
+        ("dcgan", {"max_minutes": 59}, ()),
+    ],
+)
+def test_a_long_training_is_announced(tmp_path, monkeypatch, capsys, model, options, told):
+    metadata = {"choices": {"model": model}, "command": ["genlab", "train", f"model={model}"]}
+    run = RunFolder.create(tmp_path / "run", config="", metadata=metadata)
+    monkeypatch.setattr(loop, "ANNOUNCE_AFTER_S", 0.0)
+
+    def slow_step(self, batches):
+        time.sleep(0.002)
+        if self.global_step == 5:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return Trainer.train_step(self, batches)
+
+    t = make_trainer(**{"steps": 10**7, **options})
+    monkeypatch.setattr(t, "train_step", partial(slow_step, t))
+    assert fit(t, Ones(), run=run) == "SIGTERM"
+    lines = [line for line in capsys.readouterr().err.splitlines() if "about" in line]
+    assert len(lines) == bool(told)
+    for part in told:
+        assert part in lines[0]
+
+
+def test_experiments_that_a_slow_recipe_points_to():
+    """The fastest by what its header says, of the recipe itself or of its class."""
+    assert fastest_experiment("dcgan").model == "dcgan"
+    assert fastest_experiment("dcgan", other_than=fastest_experiment("dcgan").name).minutes > 2
+    assert fastest_experiment("gpt_text").duration == "about two minutes"
+    assert fastest_experiment("ddpm").model in ("ddpm_small", "ddpm_points")
+    assert fastest_experiment("kmeans") is None and fastest_experiment("mine") is None
+
+
 class Killed(BaseException):
     pass
 
@@ -239,7 +388,7 @@ def test_resume_after_a_kill_gives_the_same_log_and_state(tmp_path, kill_step):
         f.write('{"step": 3, "lo')
     resumed = make_trainer(steps=20)
     resumed.load_state_dict(part.load_checkpoint())
-    part.truncate_after(resumed.global_step)
+    part.discard_records_after(resumed.global_step)
     fit(resumed, Ones(), run=part)
     a, b = uninterrupted.state_dict(), resumed.state_dict()
     assert [key for key in a if key != "seconds" and not states_equal(a[key], b[key])] == []
@@ -369,7 +518,7 @@ def test_compile_reaches_the_items_of_a_module_list():
             "blocks": nn.ModuleList([nn.Sequential(nn.Linear(2, 2)), nn.ReLU()]),
         }
     )
-    Device(name="cpu", compile=True).move_model(model)
+    Device(name="cpu", compile=True).move_and_compile(model)
     compiled = {
         name for name, part in model.named_modules() if part._compiled_call_impl is not None
     }

@@ -51,22 +51,24 @@ class Pixels:
 
 
 EXTRACTORS: dict[str, Callable[[Any, torch.device], Extractor]] = {
-    "classifier": Classifier.for_dataset,
+    "classifier": Classifier.load_or_train_for_dataset,
     "pixels": Pixels,
     "coordinates": Pixels,
     "inception": Inception,
 }
 
 
-def default_space(dataset: Any) -> str:
+def default_feature_space(dataset: Any) -> str:
     """Return the default space of a dataset: a classifier's if it has labels, else values."""
     if dataset.spec.kind != "image":
         return "coordinates"
-    # the classifier of a stacked dataset is for one channel
-    return "classifier" if dataset.spec.num_classes > 1 and not dataset.stacked else "pixels"
+    # the classifier of a stacked dataset is for one channel, and each states its held-out accuracy
+    has_heldout = dataset.size("test") or dataset.size("validation")
+    is_classified = dataset.spec.num_classes > 1 and not dataset.stacked and has_heldout
+    return "classifier" if is_classified else "pixels"
 
 
-def validate_space(name: str, dataset: Any) -> str:
+def validate_feature_space(name: str, dataset: Any) -> str:
     """Return the name of a feature space after checking that it suits a dataset.
 
     Raises:
@@ -94,7 +96,7 @@ def validate_space(name: str, dataset: Any) -> str:
     return name
 
 
-def row_name(metric: str, space: str) -> str:
+def row_name_in_space(metric: str, space: str) -> str:
     """Return the name of a metric's row in a feature space."""
     if space == "inception":
         return INCEPTION_NAMES.get(metric, f"{metric}_inception")

@@ -13,7 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from genlab.metrics.cache import content_hash, load_or_compute
+from genlab.console import track
+from genlab.metrics.base import NotMeasurableError
+from genlab.metrics.cache import content_hash, load_cached_or_compute
 
 NUM_FEATURES = 64  # few enough that 1,000 samples determine a covariance
 MAX_TRAIN_ITEMS = 60_000
@@ -25,7 +27,7 @@ SCALE_ITEMS = 5_000  # training images that the scale of the features is compute
 CACHE_VERSION = "2"
 
 
-class Network(nn.Module):
+class ClassifierNetwork(nn.Module):
     """Three convolutions and a hidden layer.
 
     Images (B, C, H, W) in [0, 1] give features (B, 64) and logits (B, K).
@@ -64,7 +66,7 @@ def train_classifier(
     *,
     images: int = MAX_IMAGES_SEEN,
     device: torch.device | str = "cpu",
-) -> Network:
+) -> ClassifierNetwork:
     """Return a network trained on images x uint8 (N, C, H, W) with labels y (N,), fixed seed.
 
     AdamW with a one-cycle learning rate. The global random state is not changed.
@@ -77,7 +79,7 @@ def train_classifier(
         torch.enable_grad(),
     ):
         torch.manual_seed(0)
-        network = Network(x.shape[1:], num_classes)
+        network = ClassifierNetwork(x.shape[1:], num_classes)
         network = network.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]  # a stub without memory_format
         steps = max(1, min(images, MAX_EPOCHS * len(x)) // BATCH_SIZE)
         optimizer = torch.optim.AdamW(network.parameters(), weight_decay=1e-2)
@@ -85,7 +87,7 @@ def train_classifier(
             optimizer, max_lr=4e-3, total_steps=steps + 1
         )
         generator = torch.Generator().manual_seed(0)
-        for _ in range(steps):
+        for _ in track(range(steps), "training the classifier", unit="steps"):
             index = torch.randint(len(x), (BATCH_SIZE,), generator=generator)
             logits = network(to_unit_range(x[index], device))[1]
             optimizer.zero_grad()
@@ -101,8 +103,8 @@ def to_unit_range(x: Tensor, device: torch.device | str) -> Tensor:
 
 
 @torch.no_grad()
-def accuracy(
-    network: Network, x: Tensor, y: Tensor, *, device: torch.device | str = "cpu"
+def classifier_accuracy(
+    network: ClassifierNetwork, x: Tensor, y: Tensor, *, device: torch.device | str = "cpu"
 ) -> float:
     """Return the accuracy of the network on images x uint8 (N, C, H, W) with labels y (N,)."""
     correct = [
@@ -113,7 +115,7 @@ def accuracy(
 
 
 @torch.no_grad()
-def feature_rms(network: Network, x: Tensor) -> float:
+def feature_rms(network: ClassifierNetwork, x: Tensor) -> float:
     """Return the root mean square of the features of images x uint8 (N, C, H, W)."""
     squares = [
         network(to_unit_range(part, "cpu"))[0].double().square().mean(1)
@@ -132,7 +134,12 @@ class Classifier:
     name = "classifier"
 
     def __init__(
-        self, network: Network, scale: float, accuracy: float, where: str, device: torch.device
+        self,
+        network: ClassifierNetwork,
+        scale: float,
+        accuracy: float,
+        where: str,
+        device: torch.device,
     ) -> None:
         self.network = network.to(device).eval()
         self.scale = scale
@@ -144,7 +151,7 @@ class Classifier:
         }
 
     @classmethod
-    def for_dataset(cls, dataset: Any, device: torch.device) -> Classifier:
+    def load_or_train_for_dataset(cls, dataset: Any, device: torch.device) -> Classifier:
         """Return the classifier of a dataset, trained now unless the cache has it.
 
         For stacked data it is a classifier of one channel. It is trained on all images that are not
@@ -152,16 +159,24 @@ class Classifier:
         validation does not change the feature space.
         """
         dataset = dataset.classifier_dataset
+        if not (dataset.size("test") or dataset.size("validation")):
+            raise NotMeasurableError(
+                f"the classifier's accuracy is measured on held-out items, but {dataset.name} has "
+                "none"
+            )
         parts = [
-            dataset.head_bytes(split, MAX_TRAIN_ITEMS)
+            dataset.head_as_uint8_images(split, MAX_TRAIN_ITEMS)
             for split in ("train", "validation")
             if dataset.size(split)
         ]
         x, y = torch.cat([p.x for p in parts]), torch.cat([p.y for p in parts])
-        hashes = [content_hash(image, str(int(label))) for image, label in zip(x, y, strict=True)]
+        hashes = [
+            content_hash(image, str(int(label)))
+            for image, label in track(zip(x, y, strict=True), "hashing images", len(x))
+        ]
         order = torch.tensor(sorted(range(len(x)), key=hashes.__getitem__))[:MAX_TRAIN_ITEMS]
         split = "test" if dataset.size("test") else "validation"
-        test = dataset.head_bytes(split)
+        test = dataset.head_as_uint8_images(split)
 
         def train() -> dict[str, Any]:
             start = time.monotonic()
@@ -170,7 +185,7 @@ class Classifier:
                 file=sys.stderr,
             )
             network = train_classifier(x[order], y[order], dataset.spec.num_classes, device=device)
-            test_accuracy = accuracy(network, test.x, test.y, device=device)
+            test_accuracy = classifier_accuracy(network, test.x, test.y, device=device)
             seconds = time.monotonic() - start
             print(f"{test_accuracy:.2%} of {split}, {seconds:.0f} s", file=sys.stderr)
             return {
@@ -180,9 +195,9 @@ class Classifier:
             }
 
         key = content_hash(CACHE_VERSION, *sorted(hashes), str(MAX_IMAGES_SEEN))
-        state = load_or_compute("classifier", key, train)
+        state = load_cached_or_compute("classifier", key, train)
         with torch.device("meta"):  # does not draw weights, which would change the random state
-            network = Network(x.shape[1:], dataset.spec.num_classes)
+            network = ClassifierNetwork(x.shape[1:], dataset.spec.num_classes)
         network.load_state_dict(state["network"], assign=True)
         where = f"{dataset.name} {split}"
         return cls(network, state["scale"], state["accuracy"], where, device)

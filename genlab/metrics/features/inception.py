@@ -46,7 +46,7 @@ class Inception:
                 f"features=inception requires torch-fidelity ({error}): "
                 "pip install 'genlab[inception]'"
             ) from None
-        self.network = load_network(find_or_download(URL_INCEPTION_V3)).to(device)
+        self.network = load_inception_network(find_or_download_weights(URL_INCEPTION_V3)).to(device)
         self.device = device
         self.key = content_hash(*self.network.state_dict().values())
         self.conditions: dict[str, Any] = {"features": f"inception {self.key[:6]}"}
@@ -64,7 +64,7 @@ class Inception:
         return features, logits
 
 
-def find_or_download(url: str) -> Path:
+def find_or_download_weights(url: str) -> Path:
     """Return the file of a URL in the cache folder or torch's, downloaded if it is in neither.
 
     Raises:
@@ -88,7 +88,7 @@ def find_or_download(url: str) -> Path:
     return path
 
 
-def load_network(path: Path) -> FeatureExtractorInceptionV3:
+def load_inception_network(path: Path) -> FeatureExtractorInceptionV3:
     """Return torch-fidelity's network with the weights of a file.
 
     Raises:

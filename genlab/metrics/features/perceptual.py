@@ -47,18 +47,22 @@ class PerceptualFeatures:
 
     def __call__(self, x: Tensor) -> Tensor:
         if self.features is None:
-            self.features, description = self.load_features(min(x.shape[-2:]), x.device)
+            self.features, description = self.load_network_and_description(
+                min(x.shape[-2:]), x.device
+            )
             print(f"content loss: {description}", file=sys.stderr)
         return self.features(x)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> PerceptualFeatures:
         return self  # nothing in it changes
 
-    def load_features(self, side: int, device: torch.device) -> tuple[nn.Module, str]:
+    def load_network_and_description(
+        self, side: int, device: torch.device
+    ) -> tuple[nn.Module, str]:
         """Return the network for images with this side, and its description."""
-        weights = find_vgg19()
+        weights = find_vgg19_weights()
         if self.network == "vgg19" or (self.network == "auto" and weights and side >= MIN_SIDE):
-            features = VGGFeatures(weights or download_vgg19())
+            features = VGGFeatures(weights or download_vgg19_weights())
             return features.to(device), "features φ5,4 of VGG19"
         if self.data is None or self.data.spec.num_classes < 2:
             raise UserError(
@@ -66,7 +70,7 @@ class PerceptualFeatures:
                 "classifier on; set model.content_features.network=vgg19 (a download of 548 MB), "
                 "or model.content_features=null for pixels"
             )
-        classifier = Classifier.for_dataset(self.data, device)
+        classifier = Classifier.load_or_train_for_dataset(self.data, device)
         hint = (
             ""
             if self.network == "classifier"
@@ -103,7 +107,7 @@ class VGGFeatures(nn.Module):
         self.register_buffer("std", torch.tensor(CHANNEL_STD).view(3, 1, 1))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.features((match_channels(x, 3) - self.mean) / self.std) / FEATURE_SCALE
+        return self.features((match_num_channels(x, 3) - self.mean) / self.std) / FEATURE_SCALE
 
 
 class ClassifierFeatures(nn.Module):
@@ -117,17 +121,17 @@ class ClassifierFeatures(nn.Module):
         self.channels = first.in_channels
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.features(match_channels(x, self.channels))
+        return self.features(match_num_channels(x, self.channels))
 
 
-def match_channels(x: Tensor, channels: int) -> Tensor:
+def match_num_channels(x: Tensor, channels: int) -> Tensor:
     """Return images (B, C, H, W) with `channels` channels: gray repeated, or colors averaged."""
     if x.shape[1] == channels:
         return x
     return x.mean(1, keepdim=True).expand(-1, channels, -1, -1)
 
 
-def find_vgg19() -> Path | None:
+def find_vgg19_weights() -> Path | None:
     """Return the file of VGG19's weights in the cache folder or torch's, or None."""
     name = VGG19_URL.rsplit("/", 1)[-1]
     candidates = (
@@ -137,7 +141,7 @@ def find_vgg19() -> Path | None:
     return next((path for path in candidates if path.exists()), None)
 
 
-def download_vgg19() -> Path:
+def download_vgg19_weights() -> Path:
     """Return the file of VGG19's weights after downloading it.
 
     Raises:

@@ -91,7 +91,9 @@ class Autoencoder(GenerativeModel):
 
         It is in squared data units.
         """
-        return {"loss": squared_error(batch.x, self.decode_flat(self.encode(batch.x)))}
+        return {
+            "loss": reconstruction_squared_error(batch.x, self.decode_flat(self.encode(batch.x)))
+        }
 
     # --- abilities --------------------------------------------------------------------------------
 
@@ -108,7 +110,7 @@ class Autoencoder(GenerativeModel):
 
 
 # Figure 2 of the paper reports Σ_i (x_i − x̂_i)², averaged over images with pixels in [0, 1].
-def squared_error(x: Tensor, reconstruction: Tensor) -> Tensor:
+def reconstruction_squared_error(x: Tensor, reconstruction: Tensor) -> Tensor:
     """Return Σ (x − x̂)² over the D values of an item, averaged over the batch.
 
     Args:

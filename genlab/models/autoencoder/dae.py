@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from genlab.errors import UserError
-from genlab.models.autoencoder.autoencoder import Autoencoder, squared_error
+from genlab.models.autoencoder.autoencoder import Autoencoder, reconstruction_squared_error
 from genlab.spec import Batch, DataSpec, NonNegative
 
 
@@ -64,7 +64,7 @@ class DenoisingAutoencoder(Autoencoder):
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """Return the squared error of reconstructing the clean item from a corrupted one."""
         z = self.encode(self.corrupt(batch.x))
-        return {"loss": squared_error(batch.x, self.decode_flat(z))}
+        return {"loss": reconstruction_squared_error(batch.x, self.decode_flat(z))}
 
     def denoise(self, x: Tensor, *, sigma: float | None = None) -> Tensor:
         """Return the reconstruction (B, *shape) of the noisy x (B, *shape)."""

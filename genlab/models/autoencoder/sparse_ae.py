@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from genlab.errors import UserError
-from genlab.models.autoencoder.autoencoder import Autoencoder, squared_error
+from genlab.models.autoencoder.autoencoder import Autoencoder, reconstruction_squared_error
 from genlab.spec import Batch, DataSpec, Fraction, NonNegative
 
 
@@ -58,7 +58,7 @@ class SparseAutoencoder(Autoencoder):
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """Return squared error + sparsity_weight · penalty, averaged over the batch."""
         z = self.encode(batch.x)
-        error = squared_error(batch.x, self.decode_flat(z))
+        error = reconstruction_squared_error(batch.x, self.decode_flat(z))
         if self.sparsity == "kl":
             penalty = bernoulli_kl(self.sparsity_target, z.mean(0)).sum()
         else:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from genlab.console import track
 from genlab.errors import UserError
 from genlab.model import GenerativeModel
 from genlab.models.autoregressive.likelihoods import Likelihood
@@ -53,13 +54,17 @@ class AutoregressiveImageModel(GenerativeModel, ABC):
         low, high = self.spec.range
         return (x - low) * (2 / (high - low)) - 1
 
-    def class_log_prob(self, x: Tensor, y: Tensor | None) -> Tensor:
+    def conditional_log_prob(self, x: Tensor, y: Tensor | None) -> Tensor:
         """Return log p(x | y) (B,) in nats; of an unconditional model log p(x)."""
         return self.likelihood.log_prob(self.likelihood_params(x, y), x)
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """Return the mean −log p(x), or −log p(x | y), in nats per image."""
-        return {"loss": -self.class_log_prob(batch.x, batch.y if self.conditional else None).mean()}
+        return {
+            "loss": -self.conditional_log_prob(
+                batch.x, batch.y if self.conditional else None
+            ).mean()
+        }
 
     # --- abilities --------------------------------------------------------------------------------
 
@@ -68,11 +73,11 @@ class AutoregressiveImageModel(GenerativeModel, ABC):
 
         Without y a conditional model sums over equally likely classes.
         """
-        self.check_labels(y)
+        self.refuse_labels_if_unconditional(y)
         if y is not None or not self.conditional:
-            return self.class_log_prob(x, y)
+            return self.conditional_log_prob(x, y)
         by_class = [
-            self.class_log_prob(x, torch.full((len(x),), k, device=x.device))
+            self.conditional_log_prob(x, torch.full((len(x),), k, device=x.device))
             for k in range(self.spec.num_classes)
         ]
         return torch.stack(by_class).logsumexp(0) - math.log(self.spec.num_classes)
@@ -93,14 +98,14 @@ class AutoregressiveImageModel(GenerativeModel, ABC):
         order, this is the model's conditional distribution; otherwise known values only affect
         those after them. Without y (B,) a conditional model draws random classes.
         """
-        self.check_labels(y)
+        self.refuse_labels_if_unconditional(y)
         known = known.expand_as(x)
         x = torch.where(known, x, self.spec.range[0])
         if self.conditional and y is None:
             y = torch.randint(self.spec.num_classes, (len(x),), device=x.device)
         channels, height, width = self.spec.shape
         is_joint = self.likelihood.is_joint
-        for i in range(height):
+        for i in track(range(height), "sampling", unit="rows"):
             for j in range(width):
                 for c in [slice(None)] if is_joint else range(channels):
                     if known[:, c, i, j].all():
@@ -108,12 +113,12 @@ class AutoregressiveImageModel(GenerativeModel, ABC):
                     # the rows below do not affect this one
                     params = self.likelihood_params(x[:, :, : i + 1], y)
                     params = params[:, :, i, j] if is_joint else params[:, :, c, i, j]
-                    x[:, c, i, j] = self.likelihood.fill_unknown(
+                    x[:, c, i, j] = self.likelihood.sample_unknown_values(
                         params, x[:, c, i, j], known[:, c, i, j]
                     )
         return x
 
-    def check_labels(self, y: Tensor | None) -> None:
+    def refuse_labels_if_unconditional(self, y: Tensor | None) -> None:
         """Raise an error if labels are given to an unconditional model."""
         if y is not None and not self.conditional:
             raise UserError(

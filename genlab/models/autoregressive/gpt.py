@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from genlab.console import track
 from genlab.errors import UserError
 from genlab.nn.transformer import KVCache, Transformer
 
@@ -114,7 +115,7 @@ class Decoder(nn.Module):
         # the window has the start token in the position before token `first`
         first = max(0, T + 1 - self.context_length)
         kv_cache = KVCache(self.context_length)
-        for t in range(T, T + n):
+        for t in track(range(T, T + n), "sampling", unit="tokens"):
             if t - first + 1 > self.context_length:
                 first, kv_cache = t - half + 1, KVCache(self.context_length)
             # the end of the tokens in the cache, which also has the start token
@@ -139,7 +140,7 @@ class Decoder(nn.Module):
         return groups
 
 
-def filter_logits(
+def scale_and_filter_logits(
     logits: Tensor,
     *,
     temperature: float = 1.0,

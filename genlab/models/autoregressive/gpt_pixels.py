@@ -38,6 +38,10 @@ class GPTPixels(GenerativeModel):
 
     inpaints_in_steps = False
 
+    @classmethod
+    def gray_level_options(cls, spec: DataSpec, options: dict[str, Any]) -> dict[str, Any]:
+        return {"preprocess.binarize": "none"}
+
     def __init__(
         self,
         spec: DataSpec,
@@ -49,7 +53,7 @@ class GPTPixels(GenerativeModel):
         conditional: bool = False,
     ) -> None:
         super().__init__()
-        check_data(spec, conditional)
+        validate_spec(spec, conditional)
         self.spec, self.conditional = spec, conditional
         self.decoder = Decoder(
             spec.levels,
@@ -148,7 +152,7 @@ class GPTPixels(GenerativeModel):
         return self.tokens_to_images(tokens)
 
 
-def check_data(spec: DataSpec, conditional: bool) -> None:
+def validate_spec(spec: DataSpec, conditional: bool) -> None:
     """Check that the data is images with discrete levels, and with labels if conditional."""
     if spec.kind != "image":
         raise UserError(f"gpt_pixels needs images, not {spec.kind} data of shape {spec.shape}")

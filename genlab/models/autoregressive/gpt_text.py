@@ -13,7 +13,7 @@ from torch import Tensor
 
 from genlab.errors import UserError
 from genlab.model import GenerativeModel
-from genlab.models.autoregressive.gpt import Decoder, filter_logits, sample_token
+from genlab.models.autoregressive.gpt import Decoder, sample_token, scale_and_filter_logits
 from genlab.spec import Batch, Count, DataSpec, Fraction, NonNegative, Positive
 
 Share = Annotated[float, Interval(gt=0, le=1)]
@@ -99,13 +99,13 @@ class GPTText(GenerativeModel):
         """Return the sequences x (B, T) with n more tokens (B, T + n).
 
         Args:
-            temperature, top_k, top_p: see `filter_logits`.
+            temperature, top_k, top_p: see `scale_and_filter_logits`.
             cache: see `Decoder.extend`.
         """
 
         def sample_next(logits: Tensor) -> Tensor:
             return sample_token(
-                filter_logits(logits, temperature=temperature, top_k=top_k, top_p=top_p)
+                scale_and_filter_logits(logits, temperature=temperature, top_k=top_k, top_p=top_p)
             )
 
         return self.decoder.extend(x, n, self.start_tokens(len(x)), sample_next, cache=cache)

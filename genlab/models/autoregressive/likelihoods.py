@@ -1,9 +1,9 @@
 """Likelihoods of a value given earlier values, over the discrete levels of an image.
 
 A likelihood has `num_params`, the number of parameters of each value (of each pixel, if it is
-joint); `log_prob`, of data in the dataset's range; and `sample` and `fill_unknown`. The parameters
-are in dimension 1, and all later dimensions are those of the data. So the same class serves images
-(B, P, C, H, W), sequences (B, P, T) and single positions.
+joint); `log_prob`, of data in the dataset's range; and `sample` and `sample_unknown_values`. The
+parameters are in dimension 1, and all later dimensions are those of the data. So the same class
+serves images (B, P, C, H, W), sequences (B, P, T) and single positions.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Likelihood(ABC):
     def sample(self, params: Tensor) -> Tensor:
         """Draw values (B, *shape), in the data's range, from params (B, P, *shape)."""
 
-    def fill_unknown(self, params: Tensor, x: Tensor, known: Tensor) -> Tensor:
+    def sample_unknown_values(self, params: Tensor, x: Tensor, known: Tensor) -> Tensor:
         """Return x (B, *shape) with the values where `known` is False drawn from params."""
         return torch.where(known, x, self.sample(params))
 
@@ -63,7 +63,7 @@ class Bernoulli(Likelihood):
 
     def log_prob(self, params: Tensor, x: Tensor) -> Tensor:
         logit, target = params.squeeze(1).to(x.dtype), self.values_to_levels(x).to(x.dtype)
-        return -sum_values(F.binary_cross_entropy_with_logits(logit, target, reduction="none"))
+        return -sum_per_item(F.binary_cross_entropy_with_logits(logit, target, reduction="none"))
 
     def sample(self, params: Tensor) -> Tensor:
         return self.levels_to_values(params.squeeze(1).sigmoid().bernoulli(), params)
@@ -81,7 +81,7 @@ class Categorical(Likelihood):
 
     def log_prob(self, params: Tensor, x: Tensor) -> Tensor:
         target = self.values_to_levels(x)
-        return -sum_values(F.cross_entropy(params.to(x.dtype), target, reduction="none"))
+        return -sum_per_item(F.cross_entropy(params.to(x.dtype), target, reduction="none"))
 
     def sample(self, params: Tensor) -> Tensor:
         return self.levels_to_values(sample_categorical(params), params)
@@ -116,7 +116,7 @@ class MixtureOfLogistics(Likelihood):
         means, log_scales = rest[:, :c], rest[:, c : 2 * c].clamp(-7, 20)
         return log_weights, means, log_scales, rest[:, 2 * c :].tanh()
 
-    def channel_mean(self, means: Tensor, coefficients: Tensor, u: list[Tensor]) -> Tensor:
+    def next_channel_means(self, means: Tensor, coefficients: Tensor, u: list[Tensor]) -> Tensor:
         """Return the means (B, K, *shape) of the channel after the channels u (equation 3).
 
         Args:
@@ -129,7 +129,7 @@ class MixtureOfLogistics(Likelihood):
             mean = mean + coefficients[:, first + i] * u[i].unsqueeze(1)
         return mean
 
-    def level_log_prob(self, u: Tensor, mean: Tensor, log_scale: Tensor) -> Tensor:
+    def discretized_logistic_log_prob(self, u: Tensor, mean: Tensor, log_scale: Tensor) -> Tensor:
         """Return the log-probability (B, K, *shape) of the levels u (B, *shape) (equation 2).
 
         Args:
@@ -146,42 +146,44 @@ class MixtureOfLogistics(Likelihood):
         log_difference = (-torch.expm1(-2 * half * inverse)).log()
         return upper + lower + torch.where(is_top | is_bottom, 0.0, log_difference)
 
-    def scale_to_unit(self, x: Tensor) -> Tensor:
+    def scale_to_minus1_1(self, x: Tensor) -> Tensor:
         """Return the levels of x scaled to [−1, 1], with the dtype of x."""
         return self.values_to_levels(x).to(x.dtype) * (2 / (self.levels - 1)) - 1
 
     def log_prob(self, params: Tensor, x: Tensor) -> Tensor:
         # in the dtype of x, because bf16 is too coarse for the tails
         log_weights, means, log_scales, coefficients = self.split_params(params.to(x.dtype))
-        u = list(self.scale_to_unit(x).unbind(1))
+        u = list(self.scale_to_minus1_1(x).unbind(1))
         for c in range(self.channels):
-            mean = self.channel_mean(means, coefficients, u[:c])
-            log_weights = log_weights + self.level_log_prob(u[c], mean, log_scales[:, c])
-        return sum_values(log_weights.logsumexp(1))
+            mean = self.next_channel_means(means, coefficients, u[:c])
+            log_weights = log_weights + self.discretized_logistic_log_prob(
+                u[c], mean, log_scales[:, c]
+            )
+        return sum_per_item(log_weights.logsumexp(1))
 
     def sample(self, params: Tensor) -> Tensor:
         x = params.new_zeros(len(params), self.channels, *params.shape[2:])
-        return self.fill_unknown(params, x, torch.zeros_like(x, dtype=torch.bool))
+        return self.sample_unknown_values(params, x, torch.zeros_like(x, dtype=torch.bool))
 
-    def fill_unknown(self, params: Tensor, x: Tensor, known: Tensor) -> Tensor:
+    def sample_unknown_values(self, params: Tensor, x: Tensor, known: Tensor) -> Tensor:
         """Return x (B, C, *shape) with unknown channels drawn in order, given earlier ones."""
         log_weights, means, log_scales, coefficients = self.split_params(params)
-        given = self.scale_to_unit(x)
+        given = self.scale_to_minus1_1(x)
         u: list[Tensor] = []
         for c in range(self.channels):
-            mean, log_scale = self.channel_mean(means, coefficients, u), log_scales[:, c]
+            mean, log_scale = self.next_channel_means(means, coefficients, u), log_scales[:, c]
             # log_weights are those of p(component | earlier channels)
             k = sample_categorical(log_weights).unsqueeze(1)
             noise = torch.rand_like(given[:, c]).clamp(1e-7, 1 - 1e-7).logit()  # standard logistic
             draw = mean.gather(1, k).squeeze(1) + log_scale.gather(1, k).squeeze(1).exp() * noise
             level = ((draw + 1) * ((self.levels - 1) / 2)).round().clamp(0, self.levels - 1)
             u.append(torch.where(known[:, c], given[:, c], level * (2 / (self.levels - 1)) - 1))
-            log_weights = log_weights + self.level_log_prob(u[-1], mean, log_scale)
+            log_weights = log_weights + self.discretized_logistic_log_prob(u[-1], mean, log_scale)
         levels = ((torch.stack(u, 1) + 1) * ((self.levels - 1) / 2)).round()
         return torch.where(known, x, self.levels_to_values(levels, x))
 
 
-def sum_values(values: Tensor) -> Tensor:
+def sum_per_item(values: Tensor) -> Tensor:
     """Return the sum (B,) over all dimensions but the first; there may be no others."""
     return values.reshape(len(values), -1).sum(1)
 

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import math
 from itertools import pairwise
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from genlab.console import track
 from genlab.errors import UserError
 from genlab.models.autoregressive.base import AutoregressiveImageModel
 from genlab.models.autoregressive.likelihoods import make_likelihood
 from genlab.nn.mlp import ACTIVATIONS, Activation
 from genlab.spec import Batch, DataSpec, Positive
+
+# Values times levels up to which the output layers of a softmax stay small.
+MAX_CATEGORICAL_OUTPUTS = 2**16
 
 
 class MADE(AutoregressiveImageModel):
@@ -41,6 +45,14 @@ class MADE(AutoregressiveImageModel):
     """
 
     degrees_0: Tensor  # (num_masks, D)
+
+    gray_level_recipe = "pixelcnn"
+
+    @classmethod
+    def gray_level_options(cls, spec: DataSpec, options: dict[str, Any]) -> dict[str, Any]:
+        if spec.dim * spec.levels > MAX_CATEGORICAL_OUTPUTS:
+            return {}
+        return {"model.likelihood": "categorical", "preprocess.binarize": "none"}
 
     def __init__(
         self,
@@ -78,7 +90,7 @@ class MADE(AutoregressiveImageModel):
             for _ in range(num_masks)
         ]
         num_draws = num_masks if connectivity_agnostic else 1
-        degrees = [draw_degrees(spec.dim, hidden) for _ in range(num_draws)]
+        degrees = [draw_hidden_degrees(spec.dim, hidden) for _ in range(num_draws)]
         self.register_buffer("degrees_0", torch.stack(orders) + 1)
         for i, layer in enumerate(zip(*degrees, strict=True), 1):
             layer_degrees = torch.stack(layer).expand(num_masks, -1).clone()  # (num_masks, hidden)
@@ -127,7 +139,7 @@ class MADE(AutoregressiveImageModel):
         params = self.likelihood_params(batch.x, y, int(torch.randint(len(self.degrees_0), ())))
         return {"loss": -self.likelihood.log_prob(params, batch.x).mean()}
 
-    def class_log_prob(self, x: Tensor, y: Tensor | None) -> Tensor:
+    def conditional_log_prob(self, x: Tensor, y: Tensor | None) -> Tensor:
         """Return log (1/K) Σ_k p_k(x | y) (B,) in nats, over the K sets of masks."""
         num_masks = len(self.degrees_0)
         by_mask = [
@@ -146,7 +158,7 @@ class MADE(AutoregressiveImageModel):
         the model's conditional distribution. Without y (B,) a conditional model draws random
         classes.
         """
-        self.check_labels(y)
+        self.refuse_labels_if_unconditional(y)
         known = known.expand_as(x)
         x = torch.where(known, x, self.spec.range[0])
         if self.conditional and y is None:
@@ -161,15 +173,15 @@ class MADE(AutoregressiveImageModel):
     def inpaint_in_order(self, x: Tensor, known: Tensor, y: Tensor | None, k: int) -> Tensor:
         """Draw the unknown values of x (B, *shape) in the k-th order, one pass per value."""
         weights, x, known = self.masked_weights(k), x.flatten(1), known.flatten(1)
-        for i in self.degrees_0[k].argsort().tolist():
+        for i in track(self.degrees_0[k].argsort().tolist(), "sampling", unit="values"):
             if not known[:, i].all():
                 params = self.masked_forward(x.unflatten(1, self.spec.shape), y, weights)
                 params = params.flatten(2)[:, :, i]
-                x[:, i] = self.likelihood.fill_unknown(params, x[:, i], known[:, i])
+                x[:, i] = self.likelihood.sample_unknown_values(params, x[:, i], known[:, i])
         return x.unflatten(1, self.spec.shape)
 
 
-def draw_degrees(dim: int, hidden: tuple[int, ...]) -> list[Tensor]:
+def draw_hidden_degrees(dim: int, hidden: tuple[int, ...]) -> list[Tensor]:
     """Draw how many values each hidden unit may depend on (width,), for each layer.
 
     Degrees lie between the smallest degree of the layer before and D − 1.

@@ -5,7 +5,7 @@ Conditional Image Generation with PixelCNN Decoders.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +18,7 @@ from genlab.models.autoregressive.likelihoods import make_likelihood
 from genlab.spec import Count, DataSpec, Positive
 
 GATE_STD = 0.34  # standard deviation of tanh(a) σ(b) for a, b ~ N(0, 1)
+CATEGORICAL_HEAD_CHANNELS = 1024  # features before a softmax over 256 levels, as in the paper
 
 
 class PixelCNN(AutoregressiveImageModel):
@@ -41,6 +42,16 @@ class PixelCNN(AutoregressiveImageModel):
             divided into groups.
     """
 
+    @classmethod
+    def gray_level_options(cls, spec: DataSpec, options: dict[str, Any]) -> dict[str, Any]:
+        groups = spec.shape[0]
+        return {
+            "model.likelihood": "categorical",
+            "preprocess.binarize": "none",
+            "model.channels": options.get("channels", 128) // groups * groups,
+            "model.head_channels": CATEGORICAL_HEAD_CHANNELS // groups * groups,
+        }
+
     def __init__(
         self,
         spec: DataSpec,
@@ -62,8 +73,9 @@ class PixelCNN(AutoregressiveImageModel):
         groups = spec.shape[0]
         if channels % groups or head_channels % groups:
             raise UserError(
-                f"an image with {groups} channels needs model.channels and model.head_channels "
-                f"divisible by {groups}"
+                f"an image with {groups} channels needs multiples of {groups}: set "
+                f"model.channels={max(1, channels // groups) * groups} "
+                f"model.head_channels={max(1, head_channels // groups) * groups}"
             )
         num_classes = spec.num_classes if conditional else 0
         self.first = GatedLayer(
@@ -166,8 +178,8 @@ class GatedLayer(nn.Module):
         if self.classes is not None:
             # equation 4; `across` carries it into the other gate
             above = above + self.classes(y)[:, :, None, None]
-        out = self.out(apply_gate(self.horizontal(h) + self.across(above)))
-        return v if self.is_last else apply_gate(above), out if self.is_first else h + out
+        out = self.out(gated_activation(self.horizontal(h) + self.across(above)))
+        return v if self.is_last else gated_activation(above), out if self.is_first else h + out
 
 
 class GroupedCausalConv(nn.Conv2d):
@@ -207,7 +219,7 @@ class GroupedCausalConv(nn.Conv2d):
         return F.conv2d(x, weight, self.bias, padding=self.padding)[..., : x.shape[3]]
 
 
-def apply_gate(x: Tensor) -> Tensor:
+def gated_activation(x: Tensor) -> Tensor:
     """Return tanh(a) ⊙ σ(b) (B, F, H, W) of the halves a, b of x (B, 2F, H, W) (equation 2)."""
     a, b = x.chunk(2, 1)
     return a.tanh() * b.sigmoid()

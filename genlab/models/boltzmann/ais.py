@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn.functional import linear, softplus
 
 from genlab.abilities import Estimate
+from genlab.console import track
 
 STATES_PER_CHUNK = 4096  # hidden states that are summed at a time
 
@@ -69,11 +70,13 @@ def ais_log_partition(
         c: hidden biases (H,).
         b_base: visible biases (D,) of the base model.
     """
-    betas = inverse_temperatures(num_temperatures)
+    betas = ais_inverse_temperatures(num_temperatures)
     log_w = torch.zeros(num_chains, dtype=torch.float64, device=W.device)
     p = b_base.sigmoid().expand(num_chains, -1)
     v = (torch.rand_like(p) < p).to(W)  # (M, D) from the base model
-    for low, high in pairwise(betas):
+    for low, high in track(
+        pairwise(betas), "annealed importance sampling", len(betas) - 1, unit="temperatures"
+    ):
         a = linear(v, W, c)  # (M, H)
         # w ← w p*_high(v) / p*_low(v)
         log_w += (high - low) * (v @ (b - b_base)) + (softplus(high * a) - softplus(low * a)).sum(1)
@@ -83,10 +86,10 @@ def ais_log_partition(
         p = torch.addmm(torch.lerp(b_base, b, high), h, W, alpha=high).sigmoid_()
         v = (torch.rand_like(p) < p).to(W)
     log_z_base = softplus(b_base.double()).sum().item() + len(c) * math.log(2)
-    return estimate_log_partition(log_w, log_z_base)
+    return ais_estimate_from_log_weights(log_w, log_z_base)
 
 
-def estimate_log_partition(log_w: Tensor, log_z_base: float) -> Estimate:
+def ais_estimate_from_log_weights(log_w: Tensor, log_z_base: float) -> Estimate:
     """Return log Z_base + log mean(w) of the chains' weights (M,), with its standard error.
 
     By the delta method sd(log mean w) = sd(w) / (√M mean(w)).
@@ -96,7 +99,7 @@ def estimate_log_partition(log_w: Tensor, log_z_base: float) -> Estimate:
     return Estimate(log_z_base + log_mean.item(), error.item(), "estimate")
 
 
-def inverse_temperatures(n: int) -> list[float]:
+def ais_inverse_temperatures(n: int) -> list[float]:
     """Return n + 1 values of β from 0 to 1, denser toward 1 as in section 5.1.
 
     For n = 14,500: 500 up to 0.5, 4,000 up to 0.9 and 10,000 up to 1.

@@ -12,7 +12,7 @@ from genlab.spec import DataSpec
 MAX_ENUMERATED_UNITS = 20  # units up to which a sum over all of their states is computed
 
 
-def bernoulli(p: Tensor) -> Tensor:
+def sample_bernoulli(p: Tensor) -> Tensor:
     """Draw binary values that are 1 with probability p, in at least single precision."""
     dtype = p.dtype if p.dtype == torch.float64 else torch.float32
     return (torch.rand(p.shape, dtype=dtype, device=p.device) < p).to(dtype)
@@ -24,7 +24,7 @@ def enumerate_states(n: int, like: Tensor) -> Tensor:
     return (numbers[:, None] >> torch.arange(n, device=like.device) & 1).to(like)
 
 
-def require_binary(spec: DataSpec, name: str) -> None:
+def require_binary_data(spec: DataSpec, name: str) -> None:
     """Raise UserError unless the values of the data are 0 and 1.
 
     Args:

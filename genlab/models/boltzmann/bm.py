@@ -12,18 +12,19 @@ from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 from genlab.abilities import Estimate
+from genlab.console import track
 from genlab.model import GenerativeModel
 from genlab.models.boltzmann.ais import (
+    ais_estimate_from_log_weights,
+    ais_inverse_temperatures,
     cache_log_partition,
-    estimate_log_partition,
-    inverse_temperatures,
 )
 from genlab.models.boltzmann.binary_units import (
     MAX_ENUMERATED_UNITS,
-    bernoulli,
     enumerate_states,
     reject_labels,
-    require_binary,
+    require_binary_data,
+    sample_bernoulli,
 )
 from genlab.spec import Batch, Count, DataSpec, Positive
 
@@ -55,6 +56,8 @@ class BM(GenerativeModel):
     pairs: Tensor
     chains: Tensor
 
+    gray_level_recipe = "grbm"
+
     def __init__(
         self,
         spec: DataSpec,
@@ -66,7 +69,7 @@ class BM(GenerativeModel):
         num_temperatures: Positive = 1_000,
     ) -> None:
         super().__init__()
-        require_binary(spec, "BM")
+        require_binary_data(spec, "BM")
         self.spec, self.hidden = spec, hidden
         self.num_sweeps, self.num_temperatures = num_sweeps, num_temperatures
         units = spec.dim + hidden
@@ -126,7 +129,7 @@ class BM(GenerativeModel):
         for _ in range(num_steps):
             for i in units:
                 # Ackley et al., eq. 2: p(s_i = 1 | the others) = σ(Σ_j J_ij s_j + b_i)
-                new = bernoulli((s @ J[i] + self.b[i]).sigmoid())
+                new = sample_bernoulli((s @ J[i] + self.b[i]).sigmoid())
                 s[:, i] = new if free is None else torch.where(free[:, i], new, s[:, i])
         return s
 
@@ -151,11 +154,11 @@ class BM(GenerativeModel):
     def chain_state_from_data(self, x: Tensor) -> Tensor:
         """Clamp v to x (B, *shape) and draw h by Gibbs sweeps; return all units (B, N)."""
         v = x.flatten(1)
-        s = torch.cat([v, bernoulli(v.new_full((len(v), self.hidden), 0.5))], 1)
+        s = torch.cat([v, sample_bernoulli(v.new_full((len(v), self.hidden), 0.5))], 1)
         is_hidden = torch.arange(s.shape[1], device=s.device) >= v.shape[1]
         return self.gibbs(s, self.num_sweeps, free=is_hidden)
 
-    def visible_means(self, x: Tensor) -> Tensor:
+    def batch_data_stats(self, x: Tensor) -> Tensor:
         """Return the statistics of x (B, *shape) for `update_data_stats`: the means (D,)."""
         return x.flatten(1).mean(0)
 
@@ -163,7 +166,8 @@ class BM(GenerativeModel):
     def update_data_stats(self, stats: Tensor, *, step: int, batch_size: int) -> None:
         """Initialize the visible biases from the mean (D,) of the first batch."""
         if step == 0:
-            self.b[: len(stats)] = stats.clamp(1 / batch_size, 1 - 1 / batch_size).logit()
+            least = 1 / max(2, batch_size)
+            self.b[: len(stats)] = stats.clamp(least, 1 - least).logit()
 
     # --- abilities --------------------------------------------------------------------------------
 
@@ -187,11 +191,14 @@ class BM(GenerativeModel):
         if self.is_exact:
             return Estimate(self.enumerate_log_partition().item(), None, "exact")
         log_w = torch.zeros(NUM_AIS_CHAINS, dtype=torch.float64, device=self.b.device)
-        s = bernoulli(self.b.sigmoid().expand(len(log_w), -1))
-        for low, high in pairwise(inverse_temperatures(self.num_temperatures)):
+        s = sample_bernoulli(self.b.sigmoid().expand(len(log_w), -1))
+        betas = ais_inverse_temperatures(self.num_temperatures)
+        for low, high in track(
+            pairwise(betas), "annealed importance sampling", len(betas) - 1, unit="temperatures"
+        ):
             log_w += (high - low) * (-self.joint_energy(s) - s @ self.b)  # ½ sᵀJs
             s = self.gibbs(s, 1, beta=high)
-        return estimate_log_partition(log_w, softplus(self.b.double()).sum().item())
+        return ais_estimate_from_log_weights(log_w, softplus(self.b.double()).sum().item())
 
     @torch.no_grad()
     def sample(self, n: int, y: Tensor | None = None, *, steps: Positive | None = None) -> Tensor:
@@ -206,7 +213,7 @@ class BM(GenerativeModel):
             v = enumerate_states(self.spec.dim, self.b)
             s = v[(-self.free_energy(v)).softmax(0).multinomial(n, replacement=True)]
         else:
-            start = bernoulli(self.b.new_full((n, len(self.b)), 0.5))
+            start = sample_bernoulli(self.b.new_full((n, len(self.b)), 0.5))
             s = self.gibbs(start, steps or DEFAULT_GIBBS_SWEEPS)
         return s[:, : self.spec.dim].unflatten(1, self.spec.shape)
 
@@ -237,7 +244,7 @@ class BM(GenerativeModel):
             log_p = log_p.masked_fill(differences > 0.5, -torch.inf)
             v = table[log_p.softmax(1).multinomial(1)[:, 0]]
         else:
-            random = bernoulli(self.b.new_full((len(v), len(self.b)), 0.5))
+            random = sample_bernoulli(self.b.new_full((len(v), len(self.b)), 0.5))
             d = v.shape[1]
             s = torch.cat([torch.where(keep, v, random[:, :d]), random[:, d:]], 1)
             free = torch.cat([~keep, keep.new_ones(len(v), self.hidden)], 1)

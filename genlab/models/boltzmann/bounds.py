@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
+from genlab.console import track
+
 MAX_IMPORTANCE_SAMPLES = 2**12  # items whose hidden units are in memory at a time
 
 
@@ -35,7 +37,7 @@ def importance_weighted_bound(
     """
     chunk = max(1, MAX_IMPORTANCE_SAMPLES // len(x))
     total: Tensor | None = None
-    for start in range(0, num_samples, chunk):
+    for start in track(range(0, num_samples, chunk), "importance samples", unit="chunks"):
         n = min(chunk, num_samples - start)
         repeated = x.expand(n, *x.shape).flatten(0, 1)  # (n·B, *shape)
         part = log_weights(repeated).view(n, -1).logsumexp(0)

@@ -18,10 +18,10 @@ from genlab.models.boltzmann.ais import (
 )
 from genlab.models.boltzmann.binary_units import (
     MAX_ENUMERATED_UNITS,
-    bernoulli,
     check_sampling_arguments,
     reject_labels,
-    require_binary,
+    require_binary_data,
+    sample_bernoulli,
 )
 from genlab.models.boltzmann.bounds import (
     bernoulli_entropy,
@@ -57,6 +57,8 @@ class DBM(GenerativeModel):
     step_by_step = True
     chains: Tensor
 
+    gray_level_recipe = "grbm"
+
     def __init__(
         self,
         spec: DataSpec,
@@ -67,7 +69,7 @@ class DBM(GenerativeModel):
         num_temperatures: Positive = 14_500,
     ) -> None:
         super().__init__()
-        require_binary(spec, "DBM")
+        require_binary_data(spec, "DBM")
         self.spec, self.num_updates, self.num_temperatures = spec, num_updates, num_temperatures
         visible = DataSpec((spec.dim,), kind="points", levels=2, range=(0.0, 1.0))
         self.first = RBM(visible, hidden=hidden[0], num_chains=num_chains)
@@ -86,7 +88,7 @@ class DBM(GenerativeModel):
         """Return the logits (B, H) of p(h = 1 | v, g) = σ(c + Wv + Uᵀg)."""
         return torch.addmm(linear(v, self.first.W, self.first.c), g, self.U)
 
-    def top_probs(self, h: Tensor) -> Tensor:
+    def top_layer_probs(self, h: Tensor) -> Tensor:
         """Return p(g = 1 | h) = σ(a + Uh) (B, G)."""
         return linear(h, self.U, self.a).sigmoid()
 
@@ -99,8 +101,10 @@ class DBM(GenerativeModel):
     def gibbs(self, s: Tensor, num_steps: int) -> Tensor:
         """Return s (B, D + G) after Gibbs steps: h ~ p(h | v, g), then v, g ~ p(v | h) p(g | h)."""
         for _ in range(num_steps):
-            h = bernoulli(self.hidden_logits(*self.split_state(s)).sigmoid())
-            s = torch.cat([self.first.sample_visible(h), bernoulli(self.top_probs(h))], 1)
+            h = sample_bernoulli(self.hidden_logits(*self.split_state(s)).sigmoid())
+            s = torch.cat(
+                [self.first.sample_visible(h), sample_bernoulli(self.top_layer_probs(h))], 1
+            )
         return s
 
     # --- posterior --------------------------------------------------------------------------------
@@ -113,7 +117,7 @@ class DBM(GenerativeModel):
         nu = from_below.new_full((len(v), len(self.a)), 0.5)
         for _ in range(num_updates):
             mu = torch.addmm(from_below, nu, self.U).sigmoid()
-            nu = self.top_probs(mu)
+            nu = self.top_layer_probs(mu)
         return torch.addmm(from_below, nu, self.U).sigmoid(), nu
 
     # The gradient of F(v, ν) with ν fixed is that of E_q[E(v, h, g)] at μ = σ(c + Wv + Uᵀν): the
@@ -150,7 +154,7 @@ class DBM(GenerativeModel):
             # units of g are on with probability 1/2: remove their mean input to h
             self.first.c.sub_(0.5 * self.U.sum(0))
             half = self.a.new_full((len(self.chains), len(self.a)), 0.5)
-            self.chains.copy_(torch.cat([self.first.chains, bernoulli(half)], 1))
+            self.chains.copy_(torch.cat([self.first.chains, sample_bernoulli(half)], 1))
 
     def chain_state_from_data(self, x: Tensor) -> Tensor:
         """Return the state (B, D + G) of a chain that starts at x (B, *shape).
@@ -158,11 +162,11 @@ class DBM(GenerativeModel):
         g is drawn from the mean-field posterior.
         """
         v = x.flatten(1)
-        return torch.cat([v, bernoulli(self.mean_field(v, self.num_updates)[1])], 1)
+        return torch.cat([v, sample_bernoulli(self.mean_field(v, self.num_updates)[1])], 1)
 
-    def visible_means(self, x: Tensor) -> Tensor:
+    def batch_data_stats(self, x: Tensor) -> Tensor:
         """Return the statistics of x (B, *shape) for `update_data_stats`: the means (D,)."""
-        return self.first.visible_means(x)
+        return self.first.batch_data_stats(x)
 
     @torch.no_grad()
     def update_data_stats(self, stats: Tensor, *, step: int, batch_size: int) -> None:
@@ -196,7 +200,7 @@ class DBM(GenerativeModel):
         @torch.no_grad()
         def log_weights(x: Tensor) -> Tensor:
             logits = q.repeat(len(x) // len(q), 1)
-            v, h = x.flatten(1), bernoulli(logits.sigmoid())
+            v, h = x.flatten(1), sample_bernoulli(logits.sigmoid())
             # log Σ_g exp(−E(v, h, g)) = vᵀb + hᵀ(c + Wv) + Σ_k log(1 + exp(a_k + U_k h))
             top = softplus(linear(h, self.U, self.a)).sum(1)
             below = v @ self.first.b + (h * linear(v, self.first.W, self.first.c)).sum(1)
@@ -208,7 +212,7 @@ class DBM(GenerativeModel):
     @cache_log_partition
     def log_partition(self) -> Estimate:
         """Return log Z in nats: exact if h or (v, g) has at most 20 units, else an estimate."""
-        W, b, c = self.rbm_parameters()
+        W, b, c = self.equivalent_rbm_parameters()
         if min(W.shape) <= MAX_ENUMERATED_UNITS:
             hidden_is_smaller = len(c) <= len(b)
             parameters = (W, b, c) if hidden_is_smaller else (W.T, c, b)
@@ -222,7 +226,7 @@ class DBM(GenerativeModel):
 
         Units of g are on with probability 1/2 in the base model.
         """
-        W, b, c = self.rbm_parameters()
+        W, b, c = self.equivalent_rbm_parameters()
         v_base = self.first.base_rate.clamp(0.01, 0.99).logit()
         return ais_log_partition(
             W,
@@ -234,7 +238,7 @@ class DBM(GenerativeModel):
         )
 
     @torch.no_grad()
-    def rbm_parameters(self) -> tuple[Tensor, Tensor, Tensor]:
+    def equivalent_rbm_parameters(self) -> tuple[Tensor, Tensor, Tensor]:
         """Return weights (H, D + G) and biases (D + G,), (H,) of the RBM of (v, g) and h."""
         W = torch.cat([self.first.W, self.U.T], 1)
         return W, torch.cat([self.first.b, self.a]), self.first.c
@@ -253,14 +257,14 @@ class DBM(GenerativeModel):
         """Return p(x' = 1 | h) (B, *shape) at the mean-field means h of x."""
         return self.decode(self.encode(x))
 
-    def sample_base(self, n: int) -> Tensor:
+    def sample_initial_states(self, n: int) -> Tensor:
         """Draw (v, g) (n, D + G) with independent units, to start chains."""
-        g = bernoulli(self.a.new_full((n, len(self.a)), 0.5))
-        return torch.cat([self.first.sample_base(n), g], 1)
+        g = sample_bernoulli(self.a.new_full((n, len(self.a)), 0.5))
+        return torch.cat([self.first.sample_initial_states(n), g], 1)
 
     def pixel_means(self, s: Tensor) -> Tensor:
         """Return p(x = 1 | h) (B, *shape) for one sample of h from p(h | s)."""
-        return self.decode(bernoulli(self.hidden_logits(*self.split_state(s)).sigmoid()))
+        return self.decode(sample_bernoulli(self.hidden_logits(*self.split_state(s)).sigmoid()))
 
     @torch.no_grad()
     def sample(
@@ -280,7 +284,7 @@ class DBM(GenerativeModel):
             UserError: y is given, or another sampler than "gibbs".
         """
         check_sampling_arguments(self, y, sampler)
-        s = self.gibbs(self.sample_base(n), (steps or DEFAULT_GIBBS_STEPS) - 1)
+        s = self.gibbs(self.sample_initial_states(n), (steps or DEFAULT_GIBBS_STEPS) - 1)
         return self.pixel_means(s)
 
     @torch.no_grad()
@@ -301,7 +305,7 @@ class DBM(GenerativeModel):
             steps: of the chain; None makes 1,000.
         """
         data, keep = x.flatten(1), known.expand_as(x).flatten(1)
-        s = self.sample_base(len(x))
+        s = self.sample_initial_states(len(x))
         for _ in range(steps or DEFAULT_GIBBS_STEPS):
             v, g = self.split_state(s)
             clamped = torch.cat([torch.where(keep, data, v), g], 1)

@@ -17,10 +17,10 @@ from torch.nn.functional import linear
 from genlab.abilities import Estimate
 from genlab.model import GenerativeModel
 from genlab.models.boltzmann.binary_units import (
-    bernoulli,
     check_sampling_arguments,
     reject_labels,
-    require_binary,
+    require_binary_data,
+    sample_bernoulli,
 )
 from genlab.models.boltzmann.bounds import bernoulli_log_prob, importance_weighted_bound
 from genlab.models.boltzmann.rbm import RBM
@@ -46,6 +46,8 @@ class DBN(GenerativeModel):
     samplers = ("gibbs",)
     step_by_step = True
 
+    gray_level_recipe = "grbm"
+
     def __init__(
         self,
         spec: DataSpec,
@@ -55,7 +57,7 @@ class DBN(GenerativeModel):
         num_temperatures: Positive = 14_500,
     ) -> None:
         super().__init__()
-        require_binary(spec, "DBN")
+        require_binary_data(spec, "DBN")
         self.spec = spec
         layer_specs = [
             DataSpec((n,), kind="points", levels=2, range=(0.0, 1.0)) for n in (spec.dim, *hidden)
@@ -81,7 +83,7 @@ class DBN(GenerativeModel):
         """Draw the units (B, D') that a stage's layer is trained on from q(h | x)."""
         v = x.flatten(1)
         for layer in self.rbms[:stage]:
-            v = bernoulli(layer.hidden_probs(v))
+            v = sample_bernoulli(layer.hidden_probs(v))
         return v
 
     @torch.no_grad()
@@ -100,7 +102,7 @@ class DBN(GenerativeModel):
             layer.W[:n], layer.c[:n] = below.W.T, below.b
             # additional units are on with probability 1/2: remove their mean input
             layer.b.copy_(below.c - 0.5 * layer.W[n:].sum(0))
-            layer.chains.copy_(bernoulli(below.hidden_probs(below.chains)))
+            layer.chains.copy_(sample_bernoulli(below.hidden_probs(below.chains)))
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """Return the sum of the layers' losses, each with one Gibbs step from its data (CD-1)."""
@@ -124,7 +126,7 @@ class DBN(GenerativeModel):
         log_w = torch.zeros(len(v), dtype=v.dtype, device=v.device)
         for layer in self.rbms[:-1]:
             up = linear(v, layer.W, layer.c)  # (B, H), the logits of q(h | v)
-            h = bernoulli(up.sigmoid())
+            h = sample_bernoulli(up.sigmoid())
             down = torch.addmm(layer.b, h, layer.W)  # (B, D), the logits of p(v | h)
             log_w = log_w + bernoulli_log_prob(v, down) - bernoulli_log_prob(h, up)
             v = h
@@ -186,7 +188,7 @@ class DBN(GenerativeModel):
             UserError: y is given, or another sampler than "gibbs".
         """
         check_sampling_arguments(self, y, sampler)
-        h = bernoulli(self.rbms[-1].sample(n, steps=steps))
+        h = sample_bernoulli(self.rbms[-1].sample(n, steps=steps))
         for layer in reversed(self.rbms[1:-1]):
             h = layer.sample_visible(h)
         return self.rbms[0].visible_probs(h).unflatten(1, self.spec.shape)

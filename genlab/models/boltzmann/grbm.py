@@ -14,14 +14,19 @@ from torch import Tensor, nn
 from torch.nn.functional import linear, softplus
 
 from genlab.abilities import Estimate
+from genlab.console import track
 from genlab.errors import UserError
 from genlab.models.boltzmann.ais import (
     STATES_PER_CHUNK,
+    ais_estimate_from_log_weights,
+    ais_inverse_temperatures,
     cache_log_partition,
-    estimate_log_partition,
-    inverse_temperatures,
 )
-from genlab.models.boltzmann.binary_units import MAX_ENUMERATED_UNITS, bernoulli, enumerate_states
+from genlab.models.boltzmann.binary_units import (
+    MAX_ENUMERATED_UNITS,
+    enumerate_states,
+    sample_bernoulli,
+)
 from genlab.models.boltzmann.rbm import RBM
 from genlab.spec import DataSpec, Positive, PositiveFloat
 
@@ -72,7 +77,7 @@ class GRBM(RBM):
             )
 
     @property
-    def var(self) -> Tensor:
+    def visible_variance(self) -> Tensor:
         """The variances σ² (D,) of p(v | h)."""
         return self.sigma_min**2 + self.z.exp()
 
@@ -82,12 +87,12 @@ class GRBM(RBM):
     # F(v) = Σ_i (v_i − b_i)² / 2σ_i² − Σ_j log(1 + exp(c_j + W_j (v / σ²)))
     def free_energy(self, v: Tensor) -> Tensor:
         """Return F(v) (B,) in nats for v (B, D)."""
-        quadratic = ((v - self.b).square() / (2 * self.var)).sum(1)
-        return quadratic - softplus(linear(v / self.var, self.W, self.c)).sum(1)
+        quadratic = ((v - self.b).square() / (2 * self.visible_variance)).sum(1)
+        return quadratic - softplus(linear(v / self.visible_variance, self.W, self.c)).sum(1)
 
     def hidden_probs(self, v: Tensor) -> Tensor:
         """Return p(h_j = 1 | v) = σ(c_j + W_j (v / σ²)) (B, H)."""
-        return linear(v / self.var, self.W, self.c).sigmoid()
+        return linear(v / self.visible_variance, self.W, self.c).sigmoid()
 
     def visible_mean(self, h: Tensor) -> Tensor:
         """Return the mean b + hᵀW (B, D) of the Gaussian p(v | h)."""
@@ -96,15 +101,15 @@ class GRBM(RBM):
     def sample_visible(self, h: Tensor) -> Tensor:
         """Draw v (B, D) from p(v | h)."""
         mean = self.visible_mean(h)
-        return mean + self.var.sqrt() * torch.randn_like(mean)
+        return mean + self.visible_variance.sqrt() * torch.randn_like(mean)
 
-    def sample_base(self, n: int) -> Tensor:
+    def sample_initial_states(self, n: int) -> Tensor:
         """Draw v (n, D) from N(data mean, data variance), to start chains."""
         return self.base_rate + self.base_var.sqrt() * torch.randn(n, len(self.b)).to(self.b)
 
     # --- called by the trainer --------------------------------------------------------------------
 
-    def visible_means(self, x: Tensor) -> Tensor:
+    def batch_data_stats(self, x: Tensor) -> Tensor:
         """Return the means of v and of v² (2, D) of x (B, *shape)."""
         v = x.flatten(1)
         return torch.stack([v.mean(0), v.square().mean(0)])
@@ -128,7 +133,7 @@ class GRBM(RBM):
         if step == 0:
             self.b.copy_(self.base_rate)
             self.z.copy_(self.base_var.log())
-            self.chains.copy_(self.sample_base(len(self.chains)))
+            self.chains.copy_(self.sample_initial_states(len(self.chains)))
 
     # --- abilities that differ from those of binary units -----------------------------------------
 
@@ -154,7 +159,7 @@ class GRBM(RBM):
         Args:
             over: ignored, since only the hidden states can be enumerated.
         """
-        W, b, c, var = (t.double() for t in (self.W, self.b, self.c, self.var))
+        W, b, c, var = (t.double() for t in (self.W, self.b, self.c, self.visible_variance))
         parts = []
         for h in enumerate_states(len(c), c).split(STATES_PER_CHUNK):
             mean = torch.addmm(b, h, W)  # (4096, D)
@@ -170,22 +175,24 @@ class GRBM(RBM):
     ) -> Estimate:
         """Return log Z in nats by annealed importance sampling from the data's moments."""
         base_mean, base_precision = self.base_rate, 1 / self.base_var
-        precision = 1 / self.var
+        precision = 1 / self.visible_variance
         log_w = torch.zeros(num_chains, dtype=torch.float64, device=self.b.device)
-        v = self.sample_base(num_chains)
-        betas = inverse_temperatures(num_temperatures or self.num_temperatures)
-        for low, high in pairwise(betas):
+        v = self.sample_initial_states(num_chains)
+        betas = ais_inverse_temperatures(num_temperatures or self.num_temperatures)
+        for low, high in track(
+            pairwise(betas), "annealed importance sampling", len(betas) - 1, unit="temperatures"
+        ):
             a = linear(v * precision, self.W, self.c)  # (M, H)
             base_squares = base_precision * (v - base_mean).square()
             squares = base_squares - precision * (v - self.b).square()
             log_w += (high - low) * 0.5 * squares.sum(1) + (
                 softplus(high * a) - softplus(low * a)
             ).sum(1)
-            h = bernoulli((high * a).sigmoid())
+            h = sample_bernoulli((high * a).sigmoid())
             # the precision and the mean of v given h at β = high
             total = torch.lerp(base_precision, precision, high)
             weighted = high * precision * self.visible_mean(h)
             mean = ((1 - high) * base_precision * base_mean + weighted) / total
             v = mean + torch.randn_like(mean) / total.sqrt()
         log_det = (2 * math.pi * self.base_var.double()).log().sum().item()
-        return estimate_log_partition(log_w, 0.5 * log_det + len(self.c) * math.log(2))
+        return ais_estimate_from_log_weights(log_w, 0.5 * log_det + len(self.c) * math.log(2))

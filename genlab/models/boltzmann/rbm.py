@@ -20,9 +20,9 @@ from genlab.models.boltzmann.ais import (
 )
 from genlab.models.boltzmann.binary_units import (
     MAX_ENUMERATED_UNITS,
-    bernoulli,
     check_sampling_arguments,
-    require_binary,
+    require_binary_data,
+    sample_bernoulli,
 )
 from genlab.spec import Batch, DataSpec, Positive
 
@@ -46,6 +46,8 @@ class RBM(GenerativeModel):
     base_rate: Tensor
     chains: Tensor
 
+    gray_level_recipe = "grbm"
+
     def __init__(
         self,
         spec: DataSpec,
@@ -67,7 +69,7 @@ class RBM(GenerativeModel):
 
     def validate_spec(self, spec: DataSpec) -> None:
         """Raise UserError if p(v | h) does not fit the data."""
-        require_binary(spec, "RBM")
+        require_binary_data(spec, "RBM")
 
     # --- the distribution, on flat visible units v (B, D) and hidden units h (B, H) ---------------
 
@@ -86,17 +88,17 @@ class RBM(GenerativeModel):
 
     def sample_visible(self, h: Tensor) -> Tensor:
         """Draw v (B, D) from p(v | h)."""
-        return bernoulli(self.visible_probs(h))
+        return sample_bernoulli(self.visible_probs(h))
 
-    def sample_base(self, n: int) -> Tensor:
+    def sample_initial_states(self, n: int) -> Tensor:
         """Draw v (n, D) with independent units at the data's base rates, to start chains."""
-        return bernoulli(self.base_rate.expand(n, -1))
+        return sample_bernoulli(self.base_rate.expand(n, -1))
 
     @torch.no_grad()
     def gibbs(self, v: Tensor, num_steps: int) -> Tensor:
         """Return v (B, D) after block Gibbs steps: h ~ p(h | v), then v ~ p(v | h)."""
         for _ in range(num_steps):
-            h = bernoulli(self.hidden_probs(v))
+            h = sample_bernoulli(self.hidden_probs(v))
             v = self.sample_visible(h)
         return v
 
@@ -121,7 +123,7 @@ class RBM(GenerativeModel):
         """Return the state (B, D) of a chain that starts at the data x (B, *shape)."""
         return x.flatten(1)
 
-    def visible_means(self, x: Tensor) -> Tensor:
+    def batch_data_stats(self, x: Tensor) -> Tensor:
         """Return the statistics of x (B, *shape) for `update_data_stats`: the means (D,)."""
         return x.flatten(1).mean(0)
 
@@ -138,7 +140,8 @@ class RBM(GenerativeModel):
         if step == 0:
             # Hinton 2010, section 8.1: b_i = log(p_i / (1 − p_i)); the clamp is the precision of a
             # mean over one batch
-            self.b.copy_(self.base_rate.clamp(1 / batch_size, 1 - 1 / batch_size).logit())
+            least = 1 / max(2, batch_size)
+            self.b.copy_(self.base_rate.clamp(least, 1 - least).logit())
 
     # --- abilities --------------------------------------------------------------------------------
 
@@ -179,8 +182,8 @@ class RBM(GenerativeModel):
             UserError: y is given, or another sampler than "gibbs".
         """
         check_sampling_arguments(self, y, sampler)
-        v = self.gibbs(self.sample_base(n), (steps or DEFAULT_GIBBS_STEPS) - 1)
-        return self.decode(bernoulli(self.hidden_probs(v)))
+        v = self.gibbs(self.sample_initial_states(n), (steps or DEFAULT_GIBBS_STEPS) - 1)
+        return self.decode(sample_bernoulli(self.hidden_probs(v)))
 
     @torch.no_grad()
     def inpaint(
@@ -200,10 +203,10 @@ class RBM(GenerativeModel):
             steps: of the chain; None makes 1,000.
         """
         data, keep = x.flatten(1), known.expand_as(x).flatten(1)
-        v = torch.where(keep, data, self.sample_base(len(x)))
+        v = torch.where(keep, data, self.sample_initial_states(len(x)))
         for _ in range((steps or DEFAULT_GIBBS_STEPS) - 1):
             v = torch.where(keep, data, self.gibbs(v, 1))
-        return torch.where(known, x, self.decode(bernoulli(self.hidden_probs(v))))
+        return torch.where(known, x, self.decode(sample_bernoulli(self.hidden_probs(v))))
 
     def gibbs_chain(self, x: Tensor, num_steps: int) -> Tensor:
         """Return the state (B, *shape) of chains that start at x, after num_steps Gibbs steps."""

@@ -36,7 +36,7 @@ class CDModel(Protocol):
     def gibbs(self, state: Tensor, num_steps: int, /) -> Tensor:
         """Return the state after num_steps Gibbs steps."""
 
-    def visible_means(self, x: Tensor) -> Tensor:
+    def batch_data_stats(self, x: Tensor) -> Tensor:
         """Return the statistics that `update_data_stats` takes."""
 
     def update_data_stats(self, stats: Tensor, *, step: int, batch_size: int) -> None:
@@ -79,9 +79,9 @@ class CDTrainer(Trainer):
         super().configure()
         self.current_module = cast(CDModel, self.model)
         self.stage_start = 0  # step at which the training of the current module began
-        self.check_chains(self.current_module)
+        self.require_divisible_chains(self.current_module)
 
-    def check_chains(self, module: CDModel) -> None:
+    def require_divisible_chains(self, module: CDModel) -> None:
         """Raise UserError unless the persistent chains can be split evenly over the shards."""
         self.num_shards = self.group.size * self.options.grad_accum_steps
         num_chains = len(module.chains)
@@ -93,9 +93,9 @@ class CDTrainer(Trainer):
 
     def step(self, batches: Iterator[Batch]) -> dict[str, Tensor]:
         """Make one update of the model."""
-        return self.contrastive_step("model", self.next_batch(batches))
+        return self.contrastive_divergence_step("model", self.next_batch(batches))
 
-    def contrastive_step(self, name: str, shards: list[Batch]) -> dict[str, Tensor]:
+    def contrastive_divergence_step(self, name: str, shards: list[Batch]) -> dict[str, Tensor]:
         """Make one update of the current module by its optimizer `name`."""
         module = self.current_module
         self.update_data_stats(shards)
@@ -109,7 +109,9 @@ class CDTrainer(Trainer):
             states.append(module.gibbs(start, self.options.cd_steps))
         # the positive phase, and the update
         model_states = iter(states)
-        logs = self.optimize(name, lambda batch: module.loss(batch, next(model_states)), shards)
+        logs = self.optimizer_step(
+            name, lambda batch: module.loss(batch, next(model_states)), shards
+        )
         if self.options.persistent:
             module.chains.copy_(self.group.all_gather_cat(torch.cat(states)))
         return logs
@@ -118,7 +120,7 @@ class CDTrainer(Trainer):
     def update_data_stats(self, shards: list[Batch]) -> None:
         """Update the module's running statistics with the mean over the shards of all ranks."""
         module = self.current_module
-        stats = torch.stack([module.visible_means(batch.x) for batch in shards]).mean(0)
+        stats = torch.stack([module.batch_data_stats(batch.x) for batch in shards]).mean(0)
         self.group.all_reduce_mean([stats])
         step = self.global_step - self.stage_start
         module.update_data_stats(stats, step=step, batch_size=self.batch_size)
@@ -163,7 +165,7 @@ class GreedyTrainer(CDTrainer):
             self.optimizers[name] = self.make_optimizer(module.parameters())
             for group in self.optimizers[name].param_groups:
                 group["lr"] = group["lr"] * lr_mult
-            self.check_chains(cast(CDModel, module))
+            self.require_divisible_chains(cast(CDModel, module))
 
     @property
     def stage(self) -> int:
@@ -186,7 +188,7 @@ class GreedyTrainer(CDTrainer):
                 Batch(self.layerwise_model.propagate_up(batch.x, stage))
                 for _, batch in self.seeded_shards(self.next_batch(batches))
             ]
-        return self.contrastive_step(name, shards)
+        return self.contrastive_divergence_step(name, shards)
 
     @torch.no_grad()
     def update_data_stats(self, shards: list[Batch]) -> None:

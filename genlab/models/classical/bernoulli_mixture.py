@@ -28,6 +28,8 @@ class BernoulliMixture(Mixture):
         UserError: the data is not binary with the values 0 and 1.
     """
 
+    gray_level_recipe = "gmm"
+
     def __init__(
         self,
         spec: DataSpec,

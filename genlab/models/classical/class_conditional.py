@@ -62,6 +62,9 @@ class ClassConditionalDensity(GenerativeModel, ABC):
     def fit_step(self, items: TrainingItems, *, step: int, seed: int) -> dict[str, Tensor]:
         """Make one pass of the fit over the items and return its losses."""
 
+    def require_enough_items(self, n: int, group: int | None) -> None:
+        """Raise UserError if n items of a class, or of all classes, are too few."""
+
     # --- abilities --------------------------------------------------------------------------------
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
@@ -78,14 +81,14 @@ class ClassConditionalDensity(GenerativeModel, ABC):
         Raises:
             UserError: y is given to an unconditional model.
         """
-        self.reject_labels(y)
+        self.refuse_labels_if_unconditional(y)
         x = x.flatten(1)
         if y is None:
             log_joint = [
                 p.log() + self.group_log_prob(x, g) for g, p in enumerate(self.class_probs)
             ]
             return torch.stack(log_joint).logsumexp(0)
-        return fill_by_group(
+        return fill_rows_by_group(
             x.new_empty(len(x)), y, lambda rows, g: self.group_log_prob(x[rows], g)
         )
 
@@ -98,13 +101,13 @@ class ClassConditionalDensity(GenerativeModel, ABC):
         Raises:
             UserError: y is given to an unconditional model.
         """
-        self.reject_labels(y)
+        self.refuse_labels_if_unconditional(y)
         if y is None:
             if self.num_groups > 1:
                 y = torch.multinomial(self.class_probs, n, replacement=True)
             else:
                 y = torch.zeros(n, dtype=torch.long)
-        x = fill_by_group(
+        x = fill_rows_by_group(
             self.class_probs.new_empty(n, self.spec.dim),
             y,
             lambda rows, g: self.sample_group(int(rows.sum()), g),
@@ -112,7 +115,7 @@ class ClassConditionalDensity(GenerativeModel, ABC):
         x = x.unflatten(1, self.spec.shape)
         return x.clamp(*self.spec.range) if self.spec.kind == "image" else x
 
-    def reject_labels(self, y: Tensor | None) -> None:
+    def refuse_labels_if_unconditional(self, y: Tensor | None) -> None:
         """Raise UserError if labels are given to an unconditional model."""
         if y is not None and not self.conditional:
             raise UserError(
@@ -121,7 +124,7 @@ class ClassConditionalDensity(GenerativeModel, ABC):
             )
 
 
-def fill_by_group(out: Tensor, y: Tensor, function: Callable[[Tensor, int], Tensor]) -> Tensor:
+def fill_rows_by_group(out: Tensor, y: Tensor, function: Callable[[Tensor, int], Tensor]) -> Tensor:
     """Set the rows of `out` with y == g to function(y == g, g) for each group g in y (B,)."""
     for g in y.unique().tolist():
         rows = y == g

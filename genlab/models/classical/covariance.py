@@ -54,7 +54,7 @@ class DiagonalCovariance(nn.Module):
         noise = torch.randn(n, len(variance), dtype=variance.dtype, device=variance.device)
         return noise * variance.sqrt()
 
-    def fit(self, second: Tensor, i: int, *, reg_covar: float) -> None:
+    def fit_second_moment(self, second: Tensor, i: int, *, reg_covar: float) -> None:
         """Set Σ_i to the second moment (D,), with `reg_covar` added to each variance."""
         variance = second.mean() if self.spherical else second
         self.variance[i] = variance.clamp(min=0) + reg_covar
@@ -82,7 +82,7 @@ class FullCovariance(nn.Module):
         noise = torch.randn(n, len(scale_tril), dtype=scale_tril.dtype, device=scale_tril.device)
         return noise @ scale_tril.T
 
-    def fit(self, second: Tensor, i: int, *, reg_covar: float) -> None:
+    def fit_second_moment(self, second: Tensor, i: int, *, reg_covar: float) -> None:
         """Set Σ_i to the second moment (D, D), with `reg_covar` added to each variance."""
         second = second.double()
         covariance = second + reg_covar * torch.eye(len(second)).to(second)
@@ -106,7 +106,7 @@ class LowRankCovariance(nn.Module):
         self.noise_variance = frozen_parameter(n, value=1.0)  # σ²
 
     @property
-    def scale(self) -> Tensor:
+    def loading_norms(self) -> Tensor:
         """(Λ − σ² I)^½ (n, q): the lengths of W's columns, clamped above 0."""
         return (self.eigenvalues - self.noise_variance[:, None]).clamp(min=1e-12).sqrt()
 
@@ -128,9 +128,11 @@ class LowRankCovariance(nn.Module):
         dtype, device = self.eigenvectors.dtype, self.eigenvectors.device
         z = torch.randn(n, rank, dtype=dtype, device=device)
         eps = torch.randn(n, dim, dtype=dtype, device=device)
-        return (z * self.scale[i]) @ self.eigenvectors[i] + self.noise_variance[i].sqrt() * eps
+        return (z * self.loading_norms[i]) @ self.eigenvectors[i] + self.noise_variance[
+            i
+        ].sqrt() * eps
 
-    def fit(self, second: Tensor, i: int, *, reg_covar: float) -> None:
+    def fit_second_moment(self, second: Tensor, i: int, *, reg_covar: float) -> None:
         """Fit Σ_i to the second moment (D, D).
 
         λ are its q largest eigenvalues and σ² is the mean of the others.
@@ -138,9 +140,9 @@ class LowRankCovariance(nn.Module):
         values, vectors = torch.linalg.eigh(second.double())  # ascending
         values, vectors = values.flip(0).clamp(min=0) + reg_covar, vectors.flip(1)
         rank = self.eigenvalues.shape[1]
-        self.set_parameters(vectors[:, :rank].T, values[:rank], values[rank:].mean(), i)
+        self.set_eigendecomposition(vectors[:, :rank].T, values[:rank], values[rank:].mean(), i)
 
-    def set_parameters(
+    def set_eigendecomposition(
         self, eigenvectors: Tensor, eigenvalues: Tensor, noise_variance: Tensor, i: int
     ) -> None:
         """Set the eigenvectors (q, D), eigenvalues (q,) and σ² () of Σ_i."""

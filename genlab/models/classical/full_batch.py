@@ -25,10 +25,10 @@ class TrainingItems:
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor | None]]:
         """Yield the flat items x (B, D) and labels y (B,) of each batch of a pass."""
-        for batch in [self.load_all()] if self.full_batch else self.start_pass():
+        for batch in [self.load_all_items()] if self.full_batch else self.start_pass():
             yield batch.x.flatten(1), batch.y
 
-    def load_all(self) -> Batch:
+    def load_all_items(self) -> Batch:
         """Return all items as one batch."""
         if self._all is None:
             batches = list(self.start_pass())
@@ -38,7 +38,7 @@ class TrainingItems:
             )
         return self._all
 
-    def iterate_group(self, group: int | None, *, min_items: int = 1) -> Iterator[Tensor]:
+    def iterate_group_items(self, group: int | None, *, min_items: int = 1) -> Iterator[Tensor]:
         """Yield the flat items (B, D) of a class, or of all classes if `group` is None.
 
         Args:

@@ -120,4 +120,6 @@ class GMM(Mixture):
                 shift_moment = torch.outer(shift, shift)
             else:
                 shift_moment = shift.square()
-            self.covariance.fit(second / n - shift_moment, i, reg_covar=self.reg_covar)
+            self.covariance.fit_second_moment(
+                second / n - shift_moment, i, reg_covar=self.reg_covar
+            )

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from genlab.console import track
 from genlab.errors import UserError
 from genlab.model import GenerativeModel
 from genlab.models.classical.class_conditional import validate_spec
@@ -47,7 +48,7 @@ def fit_kmeans(
     if items.full_batch:
         from sklearn.cluster import KMeans as SklearnKMeans
 
-        x = torch.cat(list(items.iterate_group(group)))
+        x = torch.cat(list(items.iterate_group_items(group)))
         require_enough_items(len(x), k, group, option)
         kmeans = SklearnKMeans(k, n_init=1, max_iter=max_iterations, random_state=random_state)
         kmeans.fit(x.cpu().numpy())
@@ -57,8 +58,8 @@ def fit_kmeans(
 
     kmeans = MiniBatchKMeans(k, n_init=1, random_state=random_state)
     num_items, previous = 0, None
-    for _ in range(max_iterations):
-        for x in items.iterate_group(group, min_items=10 * k):
+    for _ in track(range(max_iterations), "k-means", unit="passes"):
+        for x in items.iterate_group_items(group, min_items=10 * k):
             num_items += len(x)
             require_enough_items(num_items, k, group, option)
             kmeans.partial_fit(x.cpu().numpy())
@@ -76,7 +77,7 @@ def require_enough_items(n: int, k: int, group: int | None, option: str) -> None
     """Raise UserError if there are fewer items n than centers k."""
     if n < k:
         where = "the training split" if group is None else f"class {group}"
-        raise UserError(f"{where} has {n} items, too few for {option}={k}; set a smaller value")
+        raise UserError(f"{where} has {n} items, too few for {option}={k}; set {option}={n}")
 
 
 class KMeans(GenerativeModel):
@@ -106,6 +107,10 @@ class KMeans(GenerativeModel):
         # of the best run so far
         self.register_buffer("inertia", torch.tensor(torch.inf, dtype=torch.float64))
 
+    def require_enough_items(self, n: int, group: int | None) -> None:
+        """Raise UserError if n items are too few for the number of clusters."""
+        require_enough_items(n, len(self.centers), group, "model.num_clusters")
+
     @torch.no_grad()
     def fit_step(self, items: TrainingItems, *, step: int, seed: int) -> dict[str, Tensor]:
         """Make one run; return the lowest inertia so far and the inertia of this run.
@@ -117,7 +122,7 @@ class KMeans(GenerativeModel):
         ).to(self.centers)
         inertia = torch.zeros_like(self.inertia)
         for x, _ in items:
-            inertia += squared_distances(x, centers).double().sum()
+            inertia += squared_distance_to_nearest(x, centers).double().sum()
         if inertia < self.inertia:
             self.centers.copy_(centers)
             self.inertia.copy_(inertia)
@@ -125,12 +130,16 @@ class KMeans(GenerativeModel):
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """Return the mean squared distance to the nearest center."""
-        return {"loss": squared_distances(batch.x.flatten(1), self.centers).mean()}
+        return {"loss": squared_distance_to_nearest(batch.x.flatten(1), self.centers).mean()}
 
     def encode(self, x: Tensor, *, steps: int | None = None) -> Tensor:
         """Return the one-hot index (B, k) of the center nearest to x (B, *shape)."""
         nearest = torch.cdist(x.flatten(1), self.centers).argmin(1)
         return F.one_hot(nearest, len(self.centers)).to(x)
+
+    def category(self, z: Tensor) -> Tensor:
+        """Return the number (B,) of the center of codes z (B, k)."""
+        return z.argmax(1)
 
     def decode(self, z: Tensor) -> Tensor:
         """Return the mean of the centers (B, *shape) weighted by z (B, k).
@@ -140,7 +149,7 @@ class KMeans(GenerativeModel):
         return (z @ self.centers).unflatten(1, self.spec.shape)
 
 
-def squared_distances(x: Tensor, centers: Tensor) -> Tensor:
+def squared_distance_to_nearest(x: Tensor, centers: Tensor) -> Tensor:
     """Return the squared distance (B,) of x (B, D) to its nearest center (k, D)."""
     nearest = torch.cdist(x, centers).argmin(1)
     return (x - centers[nearest]).square().sum(1)

@@ -11,10 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from genlab.models.classical.class_conditional import ClassConditionalDensity, fill_by_group
+from genlab.models.classical.class_conditional import ClassConditionalDensity, fill_rows_by_group
 from genlab.models.classical.covariance import frozen_parameter
 from genlab.models.classical.full_batch import TrainingItems
-from genlab.models.classical.kmeans import fit_kmeans
+from genlab.models.classical.kmeans import fit_kmeans, require_enough_items
 from genlab.spec import DataSpec
 
 # Lloyd iterations (passes, if the items are streamed) of the k-means that initializes EM
@@ -65,6 +65,10 @@ class Mixture(ClassConditionalDensity):
                 responsibilities.
         """
 
+    def require_enough_items(self, n: int, group: int | None) -> None:
+        """Raise UserError if n items are too few for the number of components."""
+        require_enough_items(n, self.num_components, group, "model.num_components")
+
     # --- expectation–maximization -----------------------------------------------------------------
 
     def log_joint(self, x: Tensor, group: int) -> Tensor:
@@ -79,7 +83,7 @@ class Mixture(ClassConditionalDensity):
             The loss: mean −log p before the M-step of this pass, in nats per sample.
         """
         if step == 0:
-            self.initialize(items, seed)
+            self.initialize_by_kmeans(items, seed)
         return self.em_pass(items)
 
     def em_pass(
@@ -118,7 +122,7 @@ class Mixture(ClassConditionalDensity):
         log_prob = sum(total["log_prob"] for total in totals if total)
         return {"loss": -log_prob / counts.sum()}
 
-    def initialize(self, items: TrainingItems, seed: int) -> None:
+    def initialize_by_kmeans(self, items: TrainingItems, seed: int) -> None:
         """Make the M-step for the hard assignments of k-means, as scikit-learn's mixtures do."""
         centers = []
         for g in range(self.num_groups):
@@ -142,7 +146,7 @@ class Mixture(ClassConditionalDensity):
     def sample_group(self, n: int, group: int) -> Tensor:
         """Draw n flat items (n, D), each from a component drawn by the weights."""
         components = torch.multinomial(self.weight[group], n, replacement=True)
-        return fill_by_group(
+        return fill_rows_by_group(
             self.weight.new_empty(n, self.spec.dim),
             components,
             lambda rows, k: self.sample_component(int(rows.sum()), group, k),
@@ -154,6 +158,10 @@ class Mixture(ClassConditionalDensity):
         x = x.flatten(1)
         log_joint = [p.log() + self.log_joint(x, g) for g, p in enumerate(self.class_probs)]
         return torch.cat(log_joint, 1).softmax(1)
+
+    def category(self, z: Tensor) -> Tensor:
+        """Return the most probable component (B,) of codes z (B, G·K)."""
+        return z.argmax(1)
 
     @torch.no_grad()
     def decode(self, z: Tensor) -> Tensor:

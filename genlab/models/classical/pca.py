@@ -8,7 +8,7 @@ from torch import Tensor
 from genlab.errors import UserError
 from genlab.models.classical.class_conditional import (
     ClassConditionalDensity,
-    fill_by_group,
+    fill_rows_by_group,
     validate_spec,
 )
 from genlab.models.classical.covariance import LowRankCovariance, frozen_parameter
@@ -65,7 +65,7 @@ class PCA(ClassConditionalDensity):
         if items.full_batch:
             from sklearn.decomposition import PCA as SklearnPCA
 
-            data = to_numpy(torch.cat(list(items.iterate_group(group))))
+            data = to_numpy(torch.cat(list(items.iterate_group_items(group))))
             n = len(data)
             self.require_enough_items(n, group)
             pca = SklearnPCA(self.latent, svd_solver="covariance_eigh").fit(data)
@@ -74,7 +74,7 @@ class PCA(ClassConditionalDensity):
             from sklearn.decomposition import IncrementalPCA
 
             pca, n = IncrementalPCA(self.latent), 0
-            for x in items.iterate_group(group, min_items=ITEMS_PER_COMPONENT * self.latent):
+            for x in items.iterate_group_items(group, min_items=ITEMS_PER_COMPONENT * self.latent):
                 n += len(x)
                 self.require_enough_items(n, group)
                 pca.partial_fit(to_numpy(x))
@@ -83,7 +83,7 @@ class PCA(ClassConditionalDensity):
         noise_variance = (total_variance - eigenvalues.sum()) / (self.spec.dim - self.latent)
         to_maximum_likelihood = (n - 1) / n  # scikit-learn divides by N − 1
         self.mean[g] = torch.from_numpy(pca.mean_).to(self.mean)
-        self.covariance.set_parameters(
+        self.covariance.set_eigendecomposition(
             torch.from_numpy(pca.components_),
             eigenvalues * to_maximum_likelihood,
             noise_variance * to_maximum_likelihood,
@@ -95,9 +95,9 @@ class PCA(ClassConditionalDensity):
         """Raise UserError if n items are too few for the number of components."""
         if n <= self.latent + 1:
             where = "the training split" if group is None else f"class {group}"
+            remedy = f"set model.latent={n - 2}" if n > 2 else "it needs at least 3"
             raise UserError(
-                f"{where} has {n} items, too few for model.latent={self.latent}; "
-                "set a smaller value"
+                f"{where} has {n} items, too few for model.latent={self.latent}; {remedy}"
             )
 
     # --- abilities --------------------------------------------------------------------------------
@@ -123,9 +123,9 @@ class PCA(ClassConditionalDensity):
 
         def project(rows: Tensor, g: int) -> Tensor:
             centered = x[rows] - self.mean[g]
-            return centered @ self.covariance.eigenvectors[g].T / self.covariance.scale[g]
+            return centered @ self.covariance.eigenvectors[g].T / self.covariance.loading_norms[g]
 
-        z = fill_by_group(x.new_empty(len(x), self.latent), classes, project)
+        z = fill_rows_by_group(x.new_empty(len(x), self.latent), classes, project)
         return torch.cat([z, classes[:, None].to(z)], 1) if self.conditional else z
 
     def decode(self, z: Tensor) -> Tensor:
@@ -137,10 +137,10 @@ class PCA(ClassConditionalDensity):
         z = z[:, : self.latent]
 
         def reconstruct(rows: Tensor, g: int) -> Tensor:
-            scaled = z[rows] * self.covariance.scale[g]
+            scaled = z[rows] * self.covariance.loading_norms[g]
             return scaled @ self.covariance.eigenvectors[g] + self.mean[g]
 
-        x = fill_by_group(z.new_empty(len(z), self.spec.dim), classes, reconstruct)
+        x = fill_rows_by_group(z.new_empty(len(z), self.spec.dim), classes, reconstruct)
         return x.unflatten(1, self.spec.shape)
 
     def prior(self, n: int, y: Tensor | None = None) -> Tensor:

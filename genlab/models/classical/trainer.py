@@ -12,7 +12,7 @@ from genlab.models.classical.kmeans import KMeans
 from genlab.seeding import derive_seed
 from genlab.spec import Batch
 from genlab.training.options import TrainerOptions
-from genlab.training.trainer import Data, Losses, Trainer
+from genlab.training.trainer import Losses, Trainer
 
 # largest training set, in float64, that is loaded as one batch by default
 MAX_FULL_BATCH_BYTES = 2**31
@@ -36,8 +36,13 @@ class ClassicalTrainer(Trainer):
     def configure(self) -> None:
         """Create no optimizer."""
 
-    def train_batches(self, data: Data, **kwargs: Any) -> Iterator[Batch]:
-        """Set the training items to those of `data`; return the batches, which no step uses."""
+    def train_batches(self, data: Any, **kwargs: Any) -> Iterator[Batch]:
+        """Set the training items to those of `data`; return the batches, which no step uses.
+
+        Raises:
+            UserError: there are too few items for the model's components.
+        """
+        self.require_enough_items(data)
         full_batch = self.options.full_batch
         if full_batch is None:
             num_values = data.size("train") * self.model.spec.dim
@@ -56,6 +61,15 @@ class ClassicalTrainer(Trainer):
         self.items = TrainingItems(start_pass, full_batch=full_batch)
         self.items_per_step = data.size("train")
         return super().train_batches(data, **kwargs)
+
+    def require_enough_items(self, data: Any) -> None:
+        """Raise UserError if the items, or those of a class, are too few for the model."""
+        counts: dict[int | None, int] = {None: data.size("train")}
+        if self.model.conditional:
+            counts = dict(enumerate(data.splits["train"].y.bincount().tolist()))
+        for group, n in counts.items():
+            if n:
+                self.model.require_enough_items(n, group)
 
     def step(self, batches: Iterator[Batch]) -> Losses:
         """Make one pass of the fit over all training items."""

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from genlab.console import track
 from genlab.errors import UserError, did_you_mean
 from genlab.models.diffusion.inverse_problems import InverseProblemMixin
 from genlab.models.diffusion.likelihood import LikelihoodMixin
@@ -55,21 +56,21 @@ class Diffusion(LikelihoodMixin, InverseProblemMixin):
             variance: σ² of ancestral; None uses the model's own.
             churn_gamma: noise of heun, from 0 (none, the default) to 0.41.
             time_shift: of euler, the factor of the σ/α of its levels; 1 is the default.
-            guidance, guidance_interval, dynamic_threshold: see `denoiser`.
+            guidance, guidance_interval, dynamic_threshold: see `make_denoiser`.
 
         Raises:
             UserError: an unknown sampler, an option of another sampler, an empty interval, or more
                 steps than the path has.
         """
         sampler = sampler or self.samplers[0]
-        check_interval("guidance_interval", guidance_interval)
-        check_interval("noise_sigma_interval", noise_sigma_interval)
+        refuse_empty_interval("guidance_interval", guidance_interval)
+        refuse_empty_interval("noise_sigma_interval", noise_sigma_interval)
         if noise_sigma_interval is not None and not (eta or churn_gamma):
             raise UserError(
                 "sampler.noise_sigma_interval limits the noise that a sampler adds, but none is "
                 "added; set sampler.eta or sampler.churn_gamma, whichever the sampler supports"
             )
-        y = self.prepare_condition(n, y, guidance)
+        y = self.given_or_random_condition(n, y, guidance)
         start = self.prior_std * self.draw_noise(n)
         if timestep_spacing is not None and sampler != "ddim":
             raise UserError(
@@ -83,7 +84,7 @@ class Diffusion(LikelihoodMixin, InverseProblemMixin):
             variance=variance,
             time_shift=time_shift,
         )
-        denoise = self.denoiser(
+        denoise = self.make_denoiser(
             y,
             guidance,
             guidance_interval=guidance_interval,
@@ -93,8 +94,8 @@ class Diffusion(LikelihoodMixin, InverseProblemMixin):
         levels = self.noise_levels(
             steps or self.sampling_steps, sampler, timestep_spacing or "uniform"
         )
-        return self.clip_to_range(
-            integrate(denoise, start, self.progress(levels) if self.progress else levels)
+        return self.clip_samples_to_range(
+            integrate(denoise, start, track(levels, "sampling", unit="steps"))
         )
 
     def make_sampler(self, name: str, **options: Any) -> Callable[..., Tensor]:
@@ -118,7 +119,10 @@ class Diffusion(LikelihoodMixin, InverseProblemMixin):
                 )
         if "variance" in sampler.options:
             chosen.setdefault("variance", self.variance)
-        by_model = {"straight_path": self.straight_path, "level_at": self.level_at}
+        by_model = {
+            "straight_path": self.straight_path,
+            "nearest_noise_level": self.nearest_noise_level,
+        }
         chosen |= {key: by_model[key] for key in sampler.model_options}
 
         def integrate(*args: Any) -> Tensor:
@@ -135,25 +139,37 @@ class Diffusion(LikelihoodMixin, InverseProblemMixin):
         Args:
             steps: of Heun's method; None: 100.
         """
-        levels = self.ascending_levels(steps or 100)
+        levels = self.ode_noise_levels(steps or 100)
         start = x * levels[0].alpha  # x is placed at the least noisy level
-        code = heun(self.unconditional_denoiser(), start, levels, straight_path=self.straight_path)
+        code = heun(
+            self.make_unconditional_denoiser(),
+            start,
+            track(levels, "encoding", unit="steps"),
+            straight_path=self.straight_path,
+        )
         return code / self.prior_std
 
     @torch.no_grad()
     def decode(self, z: Tensor, *, steps: int = 100) -> Tensor:
         """Return the items (B, *shape) to which the ODE maps noise z (B, *shape) of variance 1."""
-        levels = self.noise_levels(self.limit_steps(steps), "heun")
-        denoise = self.unconditional_denoiser()
+        levels = self.noise_levels(self.cap_sampling_steps(steps), "heun")
+        denoise = self.make_unconditional_denoiser()
         start = z * self.prior_std
-        return self.clip_to_range(heun(denoise, start, levels, straight_path=self.straight_path))
+        return self.clip_samples_to_range(
+            heun(
+                denoise,
+                start,
+                track(levels, "decoding", unit="steps"),
+                straight_path=self.straight_path,
+            )
+        )
 
     def prior(self, n: int, y: Tensor | None = None) -> Tensor:
         """Draw n codes (n, *shape) of unit variance; they do not depend on the classes y."""
         return self.draw_noise(n)
 
 
-def check_interval(name: str, interval: tuple[float, float] | None) -> None:
+def refuse_empty_interval(name: str, interval: tuple[float, float] | None) -> None:
     """Raise an error if an interval of noise levels is empty."""
     if interval is not None and interval[0] >= interval[1]:
         raise UserError(

@@ -15,12 +15,12 @@ from torch import Tensor
 
 from genlab.errors import UserError
 from genlab.models.diffusion.base import Diffusion
-from genlab.models.diffusion.networks import denoising_network
+from genlab.models.diffusion.networks import make_denoising_network
 from genlab.models.diffusion.samplers import (
     ddim_timesteps,
     karras_sigmas,
     linspace_timesteps,
-    make_distinct,
+    make_timesteps_distinct,
     quadratic_timesteps,
 )
 from genlab.models.diffusion.schedule import NoiseLevel, NoiseSchedule, TimestepSpacing
@@ -102,7 +102,7 @@ class DDPM(Diffusion):
         )
         self.sampling_steps = self.max_steps = timesteps
         outputs = spec.shape[0] * (2 if variance == "learned" else 1)
-        self.network = denoising_network(
+        self.network = make_denoising_network(
             spec, backbone, outputs=outputs, num_classes=spec.num_classes if conditional else 0
         )
 
@@ -113,11 +113,11 @@ class DDPM(Diffusion):
 
         See `min_snr_gamma` for its weights and `variance` for the second term.
         """
-        x0, y = batch.x, self.drop_condition(self.conditioning(batch))
+        x0, y = batch.x, self.drop_condition_randomly(self.batch_condition(batch))
         t = torch.randint(self.schedule.T, (len(x0),), device=x0.device)
         eps = torch.randn_like(x0)
         xt = self.schedule.q_sample(x0, t, eps)
-        prediction, v = self.predict(xt, t, y)
+        prediction, v = self.predict_target_and_variance(xt, t, y)
         target = self.schedule.training_target(self.objective, x0, eps, t)
         error = (prediction - target).square().flatten(1).mean(1)
         simple = (self.loss_weight(t) * error).mean()
@@ -133,20 +133,22 @@ class DDPM(Diffusion):
 
         Only the variance learns from it. One of the T terms is evaluated per item.
         """
-        predicted_x0 = self.clip_prediction(
+        predicted_x0 = self.clip_predicted_x0(
             self.schedule.x0_from_prediction(self.objective, prediction, xt, t)
         )
         nats = vlb_term(
             x0,
             predicted_x0,
-            self.schedule.lookup("mean_x0", t, x0),
-            self.schedule.lookup("beta_tilde", t, x0),
+            self.schedule.table_values_at("mean_x0", t, x0),
+            self.schedule.table_values_at("beta_tilde", t, x0),
             self.schedule.learned_log_variance(v, t).exp(),
             num_levels=self.num_discrete_levels,
         )
         return self.schedule.T * nats.mean() / (self.spec.dim * math.log(2))
 
-    def predict(self, x: Tensor, t: Tensor, y: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    def predict_target_and_variance(
+        self, x: Tensor, t: Tensor, y: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
         """Return the network's prediction (B, …), and v (B, …) in [0, 1] of a learned variance."""
         out = self.network(x, t, y)
         if self.variance != "learned":
@@ -187,30 +189,30 @@ class DDPM(Diffusion):
             return self.schedule.noise_levels(linspace_timesteps(T, steps))
         highest = min(self.start_noise_to_signal, self.noise_to_signal(T - 1))
         ratios = karras_sigmas(highest, self.noise_to_signal(0), steps)
-        times = [self.nearest_time(ratio) for ratio in ratios]
+        times = [self.nearest_timestep(ratio) for ratio in ratios]
         # At T − 1 an error of ε causes one of x_0 that is thousands of times as large, and the next
         # step would keep it. If nothing clips x_0, sampling treats pure noise as an item at
         # `start_noise_to_signal`, as EDM does.
         if self.objective != "eps" or (self.clip_x0 and math.isfinite(self.spec.range[0])):
             times[0] = T - 1
-        return self.schedule.noise_levels(make_distinct(times))
+        return self.schedule.noise_levels(make_timesteps_distinct(times))
 
     def noise_to_signal(self, t: float) -> float:
         ab = self.schedule.float64_tables["alphas_bar"][int(t)].item()
         return math.sqrt((1 - ab) / ab) if ab else math.inf
 
-    def nearest_time(self, noise_to_signal: float) -> int:
+    def nearest_timestep(self, noise_to_signal: float) -> int:
         """Return the time whose σ/α is nearest to the given one, on a logarithmic scale."""
         ab = self.schedule.float64_tables["alphas_bar"]
         log_ratios = (1 - ab).sqrt().log() - ab.sqrt().log()
         return int((log_ratios - math.log(max(noise_to_signal, 1e-9))).abs().argmin())
 
-    def level_at(self, noise_to_signal: float) -> NoiseLevel:
-        return self.schedule.noise_levels([self.nearest_time(noise_to_signal)])[0]
+    def nearest_noise_level(self, noise_to_signal: float) -> NoiseLevel:
+        return self.schedule.noise_levels([self.nearest_timestep(noise_to_signal)])[0]
 
     def predict_x0(
         self, x: Tensor, t: Tensor, y: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
         t = t.long()
-        prediction, v = self.predict(x, t, y)
+        prediction, v = self.predict_target_and_variance(x, t, y)
         return self.schedule.x0_from_prediction(self.objective, prediction, x, t), v

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from genlab.errors import UserError
 from genlab.model import GenerativeModel
-from genlab.models.diffusion.samplers import SAMPLERS, Denoiser, Interval, in_interval
+from genlab.models.diffusion.samplers import SAMPLERS, Denoiser, Interval, is_noise_in_interval
 from genlab.models.diffusion.schedule import NoiseLevel, TimestepSpacing, Variance
 from genlab.nn.broadcast import expand_like
 from genlab.spec import Batch, DataSpec
@@ -20,8 +20,8 @@ from genlab.spec import Batch, DataSpec
 class DenoisingModel(GenerativeModel, ABC):
     """A denoiser E[x_0 | x_t, y] on a path x_t = α x_0 + σ ε from data to noise.
 
-    A subclass defines the path (`noise_levels`, `noise_to_signal`, `level_at`, `straight_path`,
-    `prior_std`), the denoiser (`predict_x0`) and the objective (`loss`).
+    A subclass defines the path (`noise_levels`, `noise_to_signal`, `nearest_noise_level`,
+    `straight_path`, `prior_std`), the denoiser (`predict_x0`) and the objective (`loss`).
 
     Args:
         conditional: learn p(x | y).
@@ -43,7 +43,7 @@ class DenoisingModel(GenerativeModel, ABC):
     sampling_steps: int
     # Number of steps of the path; None if it can be divided into any number.
     max_steps: int | None = None
-    # Whether the ODE is integrated in the coordinates of straight paths; see `ode_coordinates`.
+    # Whether the ODE is integrated in the coordinates of straight paths; see `ode_scale_and_time`.
     straight_path: bool = False
     # Standard deviation of the noise from which sampling starts.
     prior_std: float = 1.0
@@ -108,7 +108,7 @@ class DenoisingModel(GenerativeModel, ABC):
         """Return σ/α at the time t."""
 
     @abstractmethod
-    def level_at(self, noise_to_signal: float) -> NoiseLevel:
+    def nearest_noise_level(self, noise_to_signal: float) -> NoiseLevel:
         """Return the level whose σ/α is nearest to the given one."""
 
     # --- the path ---------------------------------------------------------------------------------
@@ -123,7 +123,7 @@ class DenoisingModel(GenerativeModel, ABC):
         std = 0.5 if self.spec.kind == "image" and math.isfinite(self.spec.range[0]) else 1.0
         return min(80.0, max(10.0, 80.0 * std / 0.5 * (self.spec.dim / 3072) ** 0.5))
 
-    def limit_steps(self, steps: int) -> int:
+    def cap_sampling_steps(self, steps: int) -> int:
         """Return `steps`, or the number of steps of the path if that is smaller."""
         return min(steps, self.max_steps or steps)
 
@@ -131,17 +131,17 @@ class DenoisingModel(GenerativeModel, ABC):
 
     def predict_x0_clipped(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
         """Return E[x_0 | x_t, y] (B, …), clipped to the data's range if the model clips."""
-        return self.clip_prediction(self.predict_x0(x, t, y)[0])
+        return self.clip_predicted_x0(self.predict_x0(x, t, y)[0])
 
-    def clip_prediction(self, x0: Tensor) -> Tensor:
+    def clip_predicted_x0(self, x0: Tensor) -> Tensor:
         """Return x_0 (B, …), clipped to the data's range if the model clips its predictions."""
         return x0.clamp(*self.spec.range) if self.clip_x0 else x0
 
-    def clip_to_range(self, x: Tensor) -> Tensor:
+    def clip_samples_to_range(self, x: Tensor) -> Tensor:
         """Return samples x (B, …), clipped to the data's range if they are images."""
         return x.clamp(*self.spec.range) if self.spec.kind == "image" else x
 
-    def denoiser(
+    def make_denoiser(
         self,
         y: Tensor | None = None,
         guidance: float | None = None,
@@ -159,7 +159,7 @@ class DenoisingModel(GenerativeModel, ABC):
                 0 unconditional, 1 conditional, above 1 guided. None uses the model's own.
             guidance_interval: the interval of σ/α in which guidance acts; outside of it the weight
                 is 1 (Kynkäänniemi et al. 2024, https://arxiv.org/abs/2404.07724). None: everywhere.
-            dynamic_threshold: quantile of dynamic thresholding, see `threshold_dynamically`; None
+            dynamic_threshold: quantile of dynamic thresholding, see `dynamic_thresholding`; None
                 clips to the data's range.
             return_variance: the function returns (x_0, v) instead.
         """
@@ -175,7 +175,7 @@ class DenoisingModel(GenerativeModel, ABC):
 
         def denoise(x: Tensor, t: float) -> Any:
             times = torch.full((1,), t, device=x.device)
-            weight = g if in_interval(self.noise_to_signal(t), guidance_interval) else 1.0
+            weight = g if is_noise_in_interval(self.noise_to_signal(t), guidance_interval) else 1.0
             if y is None or weight in (0, 1):
                 x0, v = self.predict_x0(x, times, y if weight else None)
             else:
@@ -183,25 +183,25 @@ class DenoisingModel(GenerativeModel, ABC):
                 c, u = both.chunk(2)
                 x0, v = u + weight * (c - u), None if v is None else v[: len(x)]
             if dynamic_threshold is None:
-                x0 = self.clip_prediction(x0)
+                x0 = self.clip_predicted_x0(x0)
             else:
-                x0 = threshold_dynamically(x0, dynamic_threshold)
+                x0 = dynamic_thresholding(x0, dynamic_threshold)
             return (x0, v) if return_variance else x0
 
         return denoise
 
-    def unconditional_denoiser(self) -> Denoiser:
+    def make_unconditional_denoiser(self) -> Denoiser:
         """Return the denoiser without a condition."""
-        self.require_unconditional()
-        return self.denoiser(None, 0.0 if self.conditional or self.text_conditional else 1.0)
+        self.require_label_dropout()
+        return self.make_denoiser(None, 0.0 if self.conditional or self.text_conditional else 1.0)
 
     # --- conditions -------------------------------------------------------------------------------
 
-    def conditioning(self, batch: Batch) -> Tensor | None:
+    def batch_condition(self, batch: Batch) -> Tensor | None:
         """Return the conditions (B, …) of a batch: its classes if the model is conditional."""
         return batch.y if self.conditional else None
 
-    def drop_condition(self, y: Tensor | None) -> Tensor | None:
+    def drop_condition_randomly(self, y: Tensor | None) -> Tensor | None:
         """Replace a random share `label_dropout` of y (B, …) by the null condition."""
         if y is None:
             return None
@@ -214,7 +214,7 @@ class DenoisingModel(GenerativeModel, ABC):
         """Return the condition, shaped like y (B, …), that means "no condition"."""
         return torch.full_like(y, self.spec.num_classes)
 
-    def prepare_condition(
+    def given_or_random_condition(
         self, n: int, y: Tensor | None, guidance: float | None = None
     ) -> Tensor | None:
         """Return the conditions of n items: y if given, otherwise random classes if conditional.
@@ -234,12 +234,12 @@ class DenoisingModel(GenerativeModel, ABC):
                 f"this {self.name} was trained without labels; train it with model.conditional=true"
             )
         if g != 1:
-            self.require_unconditional()
+            self.require_label_dropout()
         if self.conditional and y is None:
             y = torch.randint(self.spec.num_classes, (n,), device=self.any_parameter.device)
         return y
 
-    def require_unconditional(self) -> None:
+    def require_label_dropout(self) -> None:
         """Raise an error if the model cannot predict without a condition.
 
         Raises:
@@ -263,7 +263,7 @@ class DenoisingModel(GenerativeModel, ABC):
         return torch.randn(n, *self.spec.shape, device=like.device, dtype=like.dtype)
 
 
-def threshold_dynamically(x0: Tensor, quantile: float) -> Tensor:
+def dynamic_thresholding(x0: Tensor, quantile: float) -> Tensor:
     """Return x_0 (B, …) clipped to ±s and divided by s.
 
     s is the quantile of an item's |x_0|, but at least 1 (dynamic thresholding: Saharia et al. 2022,

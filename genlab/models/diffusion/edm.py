@@ -13,7 +13,7 @@ from torch import Tensor
 
 from genlab.errors import UserError
 from genlab.models.diffusion.base import Diffusion
-from genlab.models.diffusion.networks import denoising_network
+from genlab.models.diffusion.networks import make_denoising_network
 from genlab.models.diffusion.samplers import karras_sigmas
 from genlab.models.diffusion.schedule import CLEAN, NoiseLevel, TimestepSpacing
 from genlab.nn.broadcast import expand_like
@@ -73,7 +73,7 @@ class EDM(Diffusion):
         self.sigma_min, self.sigma_max, self.rho = sigma_min, sigma_max, rho
         self.sampling_steps = sampling_steps
         self.prior_std = sigma_max
-        self.network = denoising_network(
+        self.network = make_denoising_network(
             spec,
             backbone,
             outputs=spec.shape[0],
@@ -88,15 +88,17 @@ class EDM(Diffusion):
 
         ln σ ~ N(p_mean, p_std²).
         """
-        x0, y = batch.x, self.drop_condition(self.conditioning(batch))
+        x0, y = batch.x, self.drop_condition_randomly(self.batch_condition(batch))
         normal = torch.randn(len(x0), dtype=x0.dtype, device=x0.device)
         sigma = (self.p_mean + self.p_std * normal).exp()
         x = x0 + expand_like(sigma, x0) * torch.randn_like(x0)
-        c_skip, c_out, c_in, c_noise = self.preconditioning(sigma, x0)
+        c_skip, c_out, c_in, c_noise = self.preconditioning_coefficients(sigma, x0)
         F = self.network(c_in * x, c_noise, y)
         return {"loss": (F - (x0 - c_skip * x) / c_out).square().mean()}
 
-    def preconditioning(self, sigma: Tensor, like: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def preconditioning_coefficients(
+        self, sigma: Tensor, like: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return c_skip, c_out, c_in and c_noise of σ (B,) (table 1).
 
         The first three are shaped to multiply `like`; c_noise (B,) is ln(σ)/4, times 1000, which is
@@ -122,11 +124,11 @@ class EDM(Diffusion):
     def noise_to_signal(self, t: float) -> float:
         return t
 
-    def level_at(self, noise_to_signal: float) -> NoiseLevel:
+    def nearest_noise_level(self, noise_to_signal: float) -> NoiseLevel:
         return NoiseLevel(noise_to_signal, 1.0, noise_to_signal)
 
     def predict_x0(
         self, x: Tensor, t: Tensor, y: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
-        c_skip, c_out, c_in, c_noise = self.preconditioning(t.to(x), x)
+        c_skip, c_out, c_in, c_noise = self.preconditioning_coefficients(t.to(x), x)
         return c_skip * x + c_out * self.network(c_in * x, c_noise, y), None  # eq. 7

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from genlab.models.diffusion.base import Diffusion
-from genlab.models.diffusion.networks import denoising_network
+from genlab.models.diffusion.networks import make_denoising_network
 from genlab.models.diffusion.samplers import karras_sigmas
 from genlab.models.diffusion.schedule import CLEAN, NoiseLevel, TimestepSpacing
 from genlab.nn.broadcast import expand_like
@@ -65,7 +65,7 @@ class FlowMatching(Diffusion):
             name="flow_matching",
         )
         self.time_distribution, self.sampling_steps = time_distribution, sampling_steps
-        self.network = denoising_network(
+        self.network = make_denoising_network(
             spec,
             backbone,
             outputs=spec.shape[0],
@@ -75,7 +75,7 @@ class FlowMatching(Diffusion):
     # eq. 23 of Lipman et al. (eq. 1 of Liu et al.): E ‖v(x_t, t) − (ε − x_0)‖²
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """Return the mean squared error of the velocity, at one random time per item."""
-        x0, y = batch.x, self.drop_condition(self.conditioning(batch))
+        x0, y = batch.x, self.drop_condition_randomly(self.batch_condition(batch))
         t = torch.rand(len(x0), dtype=x0.dtype, device=x0.device)
         if self.time_distribution == "logit_normal":
             t = torch.randn_like(t).sigmoid()
@@ -93,7 +93,7 @@ class FlowMatching(Diffusion):
         if sampler in ("heun", "dpm_solver"):
             # with evenly spaced times the last steps are too large for thin structures
             ratios = karras_sigmas(self.start_noise_to_signal, MIN_NOISE_TO_SIGNAL, steps)[1:]
-            return [NoiseLevel(1.0, 0.0, 1.0), *map(self.level_at, ratios), CLEAN]
+            return [NoiseLevel(1.0, 0.0, 1.0), *map(self.nearest_noise_level, ratios), CLEAN]
         power = 2 if timestep_spacing == "quadratic" else 1
         times = [(1 - i / steps) ** power for i in range(steps)]
         return [*(NoiseLevel(t, 1 - t, t) for t in times), CLEAN]
@@ -101,7 +101,7 @@ class FlowMatching(Diffusion):
     def noise_to_signal(self, t: float) -> float:
         return t / (1 - t) if t < 1 else math.inf
 
-    def level_at(self, noise_to_signal: float) -> NoiseLevel:
+    def nearest_noise_level(self, noise_to_signal: float) -> NoiseLevel:
         t = noise_to_signal / (1 + noise_to_signal)
         return NoiseLevel(t, 1 - t, t)
 

@@ -8,6 +8,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from genlab.console import track
 from genlab.errors import UserError
 from genlab.models.diffusion.denoising_model import DenoisingModel
 from genlab.models.diffusion.samplers import (
@@ -15,7 +16,7 @@ from genlab.models.diffusion.samplers import (
     NoiseFn,
     ddim,
     posterior_mean,
-    transition_variances,
+    transition_coefficients,
 )
 from genlab.models.diffusion.schedule import NoiseLevel
 from genlab.nn.broadcast import expand_like
@@ -48,9 +49,9 @@ def repaint(
             the stretch is added back, so that the drawn values come to agree with the known ones.
         jump: steps of a stretch; algorithm 1 of the paper takes 1, its experiments 10.
     """
-    for i in range(0, len(levels) - 1, jump):
+    for i in track(range(0, len(levels) - 1, jump), "sampling", unit="stretches"):
         stretch = levels[i : i + jump + 1]
-        alpha, beta, _ = transition_variances(stretch[0], stretch[-1])
+        alpha, beta, _ = transition_coefficients(stretch[0], stretch[-1])
         for repetition in range(resample):
             if repetition:
                 x = alpha * x + beta**0.5 * noise(x)
@@ -58,7 +59,7 @@ def repaint(
                 drawn = posterior_mean(denoise(x, now.t), x, now, then)
                 noisy_observed = then.alpha * observed
                 if then.sigma:
-                    drawn = drawn + transition_variances(now, then)[2] ** 0.5 * noise(x)
+                    drawn = drawn + transition_coefficients(now, then)[2] ** 0.5 * noise(x)
                     noisy_observed = noisy_observed + then.sigma * noise(x)
                 x = torch.where(known, noisy_observed, drawn)
     return x
@@ -105,12 +106,12 @@ def ddnm(
 
     def denoise_consistently(x: Tensor, t: float) -> Tensor:
         x0 = denoise(x, t)
-        return x0 + pseudo_inverse(linear, y - operator(x0), like=x)
+        return x0 + apply_pseudo_inverse(linear, y - operator(x0), like=x)
 
     return ddim(denoise_consistently, x, levels, eta=eta, noise=noise)
 
 
-def pseudo_inverse(linear: Operator, r: Tensor, *, like: Tensor, steps: int = 20) -> Tensor:
+def apply_pseudo_inverse(linear: Operator, r: Tensor, *, like: Tensor, steps: int = 20) -> Tensor:
     """Return A⁺ r (B, …), the x of least norm with A x = r, for each item separately.
 
     Conjugate gradients solve A Aᵀ u = r; then x = Aᵀ u.
@@ -171,12 +172,12 @@ class InverseProblemMixin(DenoisingModel):
             steps: number of noise levels; None: 100.
             resample, jump: see `repaint`.
         """
-        levels = self.noise_levels(self.limit_steps(steps or 100), "ancestral")
+        levels = self.noise_levels(self.cap_sampling_steps(steps or 100), "ancestral")
         start = self.prior_std * torch.randn_like(x)
         x0 = repaint(
-            self.denoiser_of_class(x, y), start, levels, x, known, resample=resample, jump=jump
+            self.make_class_denoiser(x, y), start, levels, x, known, resample=resample, jump=jump
         )
-        return self.clip_to_range(x0)
+        return self.clip_samples_to_range(x0)
 
     @torch.no_grad()
     def restore(self, y: Tensor, operator: Operator, *, steps: int | None = None) -> Tensor:
@@ -187,8 +188,10 @@ class InverseProblemMixin(DenoisingModel):
         """
         shape = (len(y), *self.spec.shape)
         start = self.prior_std * torch.randn(shape, dtype=y.dtype, device=y.device)
-        levels = self.noise_levels(self.limit_steps(steps or 100), "ddim")
-        return self.clip_to_range(ddnm(self.unconditional_denoiser(), start, levels, y, operator))
+        levels = self.noise_levels(self.cap_sampling_steps(steps or 100), "ddim")
+        return self.clip_samples_to_range(
+            ddnm(self.make_unconditional_denoiser(), start, levels, y, operator)
+        )
 
     @torch.no_grad()
     def denoise(self, x: Tensor, *, sigma: float | None = None) -> Tensor:
@@ -201,8 +204,10 @@ class InverseProblemMixin(DenoisingModel):
         Args:
             sigma: standard deviation of the noise; None: 0.3.
         """
-        level = self.level_at(0.3 if sigma is None else sigma)
-        return self.clip_to_range(self.unconditional_denoiser()(level.alpha * x, level.t))
+        level = self.nearest_noise_level(0.3 if sigma is None else sigma)
+        return self.clip_samples_to_range(
+            self.make_unconditional_denoiser()(level.alpha * x, level.t)
+        )
 
     @torch.no_grad()
     def edit(
@@ -221,16 +226,16 @@ class InverseProblemMixin(DenoisingModel):
         Args:
             strength: share of the steps from data to noise: 0 returns x, 1 ignores it.
         """
-        denoise = self.denoiser_of_class(x, y, guidance)
-        levels = self.noise_levels(self.limit_steps(steps), "ddim")
+        denoise = self.make_class_denoiser(x, y, guidance)
+        levels = self.noise_levels(self.cap_sampling_steps(steps), "ddim")
         levels = levels[round((1 - strength) * (len(levels) - 1)) :]
         start = levels[0].alpha * x + levels[0].sigma * torch.randn_like(x)
-        return self.clip_to_range(ddim(denoise, start, levels, eta=1.0))
+        return self.clip_samples_to_range(ddim(denoise, start, levels, eta=1.0))
 
-    def denoiser_of_class(
+    def make_class_denoiser(
         self, x: Tensor, y: Tensor | None, guidance: float | None = None
     ) -> Denoiser:
         """Return the denoiser conditioned on y (B,), or the unconditional one if y is None."""
         if y is None:
-            return self.unconditional_denoiser()
-        return self.denoiser(self.prepare_condition(len(x), y, guidance), guidance)
+            return self.make_unconditional_denoiser()
+        return self.make_denoiser(self.given_or_random_condition(len(x), y, guidance), guidance)

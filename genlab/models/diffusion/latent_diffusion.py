@@ -94,22 +94,22 @@ class LatentDiffusion(GenerativeModel):
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """Return the diffusion model's loss on the codes of a batch's items."""
-        return self.diffusion.loss(Batch(self.encode_scaled(batch.x), batch.y))
+        return self.diffusion.loss(Batch(self.encode_to_scaled_codes(batch.x), batch.y))
 
-    def code_loss(self, batch: Batch) -> dict[str, Tensor]:
+    def loss_on_codes(self, batch: Batch) -> dict[str, Tensor]:
         """Return the diffusion model's loss on unscaled codes x (B, …)."""
         return self.diffusion.loss(Batch((batch.x - self.mean) / self.std, batch.y))
 
     # --- the scaled codes of the codec ------------------------------------------------------------
 
     @torch.no_grad()
-    def encode_scaled(self, x: Tensor) -> Tensor:
+    def encode_to_scaled_codes(self, x: Tensor) -> Tensor:
         """Return the scaled codes (B, …) of items x (B, *shape)."""
         codes: Tensor = (self.codec.encode(x) - self.mean) / self.std
         return codes
 
     @torch.no_grad()
-    def decode_scaled(self, codes: Tensor) -> Tensor:
+    def decode_scaled_codes(self, codes: Tensor) -> Tensor:
         """Return the items (B, *shape) of scaled codes (B, …)."""
         x: Tensor = self.codec.decode(codes * self.std + self.mean)
         return x
@@ -118,15 +118,15 @@ class LatentDiffusion(GenerativeModel):
 
     @wraps(Diffusion.sample)  # the command line reads the options off the signature
     def sample(self, n: int, y: Tensor | None = None, **sampler: Any) -> Tensor:
-        return self.decode_scaled(self.diffusion.sample(n, y, **sampler))
+        return self.decode_scaled_codes(self.diffusion.sample(n, y, **sampler))
 
     def encode(self, x: Tensor, *, steps: int | None = None) -> Tensor:
         """Return the unit-variance noise (B, …) that the ODE maps to the code of x."""
-        return self.diffusion.encode(self.encode_scaled(x), steps=steps)
+        return self.diffusion.encode(self.encode_to_scaled_codes(x), steps=steps)
 
     def decode(self, z: Tensor, *, steps: int = 100) -> Tensor:
         """Return the item (B, *shape) of the code to which the ODE maps the noise z (B, …)."""
-        return self.decode_scaled(self.diffusion.decode(z, steps=steps))
+        return self.decode_scaled_codes(self.diffusion.decode(z, steps=steps))
 
     def prior(self, n: int, y: Tensor | None = None) -> Tensor:
         """Draw n of the noises (n, …) that `decode` takes; they do not depend on the classes y."""
@@ -134,8 +134,8 @@ class LatentDiffusion(GenerativeModel):
 
     @wraps(Diffusion.edit)
     def edit(self, x: Tensor, strength: float, y: Tensor | None = None, **sampler: Any) -> Tensor:
-        return self.decode_scaled(
-            self.diffusion.edit(self.encode_scaled(x), strength, y, **sampler)
+        return self.decode_scaled_codes(
+            self.diffusion.edit(self.encode_to_scaled_codes(x), strength, y, **sampler)
         )
 
     def eps_mse(
@@ -146,4 +146,4 @@ class LatentDiffusion(GenerativeModel):
         Li et al. 2023 (https://arxiv.org/abs/2303.16203) classify with it in the same way. See
         `genlab.models.diffusion.likelihood.LikelihoodMixin.eps_mse`.
         """
-        return self.diffusion.eps_mse(self.encode_scaled(x), y, num_terms=num_terms)
+        return self.diffusion.eps_mse(self.encode_to_scaled_codes(x), y, num_terms=num_terms)

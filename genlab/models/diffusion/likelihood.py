@@ -18,7 +18,7 @@ class LikelihoodMixin(DenoisingModel):
     elbo_over_timesteps = True
 
     @property
-    def bound_path(self) -> list[NoiseLevel]:
+    def vlb_noise_levels(self) -> list[NoiseLevel]:
         """The levels of ancestral sampling in all steps of the model's path, or in 1,000."""
         return self.noise_levels(self.max_steps or BOUND_STEPS, "ancestral")
 
@@ -30,10 +30,10 @@ class LikelihoodMixin(DenoisingModel):
                 always received them.
         """
         if y is None:
-            self.require_unconditional()
+            self.require_label_dropout()
         if y is None and not self.text_conditional:
             return None
-        return self.prepare_condition(len(x), y, 0 if y is None else 1)
+        return self.given_or_random_condition(len(x), y, 0 if y is None else 1)
 
     @property
     def num_discrete_levels(self) -> int:
@@ -54,12 +54,12 @@ class LikelihoodMixin(DenoisingModel):
 
         def denoise(xt: Tensor, t: Tensor, row: Tensor) -> tuple[Tensor, Tensor | None]:
             x0, v = self.predict_x0(xt, t, None if y is None else y[row])
-            return self.clip_prediction(x0), v
+            return self.clip_predicted_x0(x0), v
 
         return vlb(
             denoise,
             x,
-            self.bound_path,
+            self.vlb_noise_levels,
             variance=self.variance,
             num_levels=self.num_discrete_levels,
             num_terms=num_terms,
@@ -84,7 +84,7 @@ class LikelihoodMixin(DenoisingModel):
         def denoise(xt: Tensor, t: Tensor, row: Tensor) -> Tensor:
             return self.predict_x0(xt, t, None if y is None else y[row])[0]
 
-        return eps_mse(denoise, x, self.bound_path, num_terms=num_terms)
+        return eps_mse(denoise, x, self.vlb_noise_levels, num_terms=num_terms)
 
     def ode_log_prob(
         self, x: Tensor, y: Tensor | None = None, *, steps: int = 100, num_probes: int = 1
@@ -93,12 +93,12 @@ class LikelihoodMixin(DenoisingModel):
 
         See `genlab.models.diffusion.ode_likelihood.ode_log_prob`.
         """
-        self.prepare_condition(len(x), y, 0.0 if y is None else 1.0)
-        denoise = self.denoiser(y, 0.0 if y is None and self.conditional else 1.0)
+        self.given_or_random_condition(len(x), y, 0.0 if y is None else 1.0)
+        denoise = self.make_denoiser(y, 0.0 if y is None and self.conditional else 1.0)
         return ode_log_prob(
             denoise,
             x,
-            self.ascending_levels(steps),
+            self.ode_noise_levels(steps),
             prior_std=self.prior_std,
             num_probes=num_probes,
         )
@@ -109,9 +109,9 @@ class LikelihoodMixin(DenoisingModel):
         It is in data units. The ODE starts at the least noisy level of the path and not at the
         data.
         """
-        first = self.ascending_levels(steps)[0]
+        first = self.ode_noise_levels(steps)[0]
         return first.sigma / first.alpha
 
-    def ascending_levels(self, steps: int) -> list[NoiseLevel]:
+    def ode_noise_levels(self, steps: int) -> list[NoiseLevel]:
         """Return the levels of the ODE, from the least noisy level to the noisiest."""
-        return self.noise_levels(self.limit_steps(steps), "heun")[-2::-1]
+        return self.noise_levels(self.cap_sampling_steps(steps), "heun")[-2::-1]

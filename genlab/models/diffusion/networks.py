@@ -46,25 +46,15 @@ def unet(
         channels: width of the first level; level i has channels · channel_mult[i].
         num_blocks: residual blocks of a level on the way down; the way up has one more.
         attention_resolutions: for each number, the largest feature maps whose side is at most that
-            number get self-attention. A recipe's [16] stands for 16×16 maps, and with smaller
-            images for the first level. The middle of the network always has self-attention.
+            number get self-attention; if all maps are larger, the smallest get it. A recipe's [16]
+            stands for 16×16 maps, and with smaller images for the first level. The middle of the
+            network, which has the smallest maps, always has self-attention.
         num_heads: heads of each self-attention.
         dropout: share of a block's features that are dropped in training.
-
-    Raises:
-        UserError: no feature map is as small as an attention resolution.
     """
     resolutions = feature_map_sides(shape, len(channel_mult))  # descending
-    for resolution in attention_resolutions:
-        if resolution < resolutions[-1]:
-            raise UserError(
-                f"model.backbone.attention_resolutions={list(attention_resolutions)}: no feature "
-                f"map has a side of at most {resolution}; with {shape[1]}×{shape[2]} images and "
-                f"{len(resolutions)} model.backbone.channel_mult the sides are "
-                f"{', '.join(map(str, resolutions))}"
-            )
     attention = tuple(
-        max(side for side in resolutions if side <= resolution)
+        max((side for side in resolutions if side <= resolution), default=resolutions[-1])
         for resolution in attention_resolutions
     )
     return UNet(
@@ -153,7 +143,7 @@ def mlp(
 NETWORK_KINDS: dict[Any, str] = {unet: "image", dit: "image", mlp: "points"}
 
 
-def denoising_network(
+def make_denoising_network(
     spec: DataSpec, backbone: Callable[..., Any] | None, *, outputs: int, num_classes: int
 ) -> nn.Module:
     """Return the network of a backbone; without one, a U-Net or an MLP by the kind of data.
@@ -197,7 +187,9 @@ def latent_backbone(
         spec, backbone = DataSpec(shape), map_backbone
     else:
         spec, backbone = DataSpec(shape, kind="points"), vector_backbone
-    return denoising_network(spec, backbone, outputs=outputs or shape[0], num_classes=num_classes)
+    return make_denoising_network(
+        spec, backbone, outputs=outputs or shape[0], num_classes=num_classes
+    )
 
 
 class PointDenoiser(nn.Module):

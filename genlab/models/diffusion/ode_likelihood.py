@@ -12,7 +12,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from genlab.models.diffusion.samplers import Denoiser, ode_coordinates, ode_derivative
+from genlab.console import track
+from genlab.models.diffusion.samplers import Denoiser, ode_derivative, ode_scale_and_time
 from genlab.models.diffusion.schedule import NoiseLevel
 
 
@@ -41,7 +42,7 @@ def ode_log_prob(
     """Return an estimate (B,) of log p(x), in nats, of data x (B, …).
 
     p is the model's distribution with the noise of the first level. In the coordinates u = x/s, τ
-    of straight paths (see `samplers.ode_coordinates`) the ODE is du/dτ = v(u, τ), and along it d
+    of straight paths (see `samplers.ode_scale_and_time`) the ODE is du/dτ = v(u, τ), and along it d
     log p/dτ = −∇·v (eq. 39). Heun's method integrates both to the last level, where p = N(0,
     prior_std²). The divergence is Hutchinson's estimate E[eᵀ (∂v/∂u) e] with random signs e (eq.
     40); it is exact if the data has at most `num_probes` dimensions.
@@ -54,7 +55,7 @@ def ode_log_prob(
 
     def velocity_and_divergence(u: Tensor, level: NoiseLevel) -> tuple[Tensor, Tensor]:
         """Return v (B, …) and ∇·v (B,) at u (B, …)."""
-        scale, _ = ode_coordinates(level, straight_path=True)
+        scale, _ = ode_scale_and_time(level, straight_path=True)
         with torch.enable_grad():
             u = u.detach().requires_grad_()
             x0 = denoise(scale * u, level.t)
@@ -67,17 +68,17 @@ def ode_log_prob(
         return v.detach(), divergence.detach() * probe_weight
 
     # x is taken for x_0, and its own noise for that of the first level
-    x_scale = levels[0].alpha / ode_coordinates(levels[0], straight_path=True)[0]
+    x_scale = levels[0].alpha / ode_scale_and_time(levels[0], straight_path=True)[0]
     u, total = x_scale * x, x.new_full((len(x),), dim * math.log(x_scale))
     before = velocity_and_divergence(u, levels[0])
-    for now, then in pairwise(levels):
-        tau_now = ode_coordinates(now, straight_path=True)[1]
-        h = ode_coordinates(then, straight_path=True)[1] - tau_now
+    for now, then in track(pairwise(levels), "likelihood", len(levels) - 1, unit="steps"):
+        tau_now = ode_scale_and_time(now, straight_path=True)[1]
+        h = ode_scale_and_time(then, straight_path=True)[1] - tau_now
         after = velocity_and_divergence(u + h * before[0], then)
         u = u + 0.5 * h * (before[0] + after[0])
         total = total + 0.5 * h * (before[1] + after[1])
         before = velocity_and_divergence(u, then)
-    scale, _ = ode_coordinates(levels[-1], straight_path=True)
+    scale, _ = ode_scale_and_time(levels[-1], straight_path=True)
     log_normalizer = math.log(2 * math.pi * prior_std**2)
     log_prior = -0.5 * ((scale * u / prior_std) ** 2 + log_normalizer).flatten(1).sum(1)
     return total + log_prior + dim * math.log(scale)

@@ -97,7 +97,7 @@ class RectifiedFlow(FlowMatching):
         """
         integrate = self.teacher.make_sampler(self.solver)
         levels = self.teacher.noise_levels(self.solver_steps, self.solver)
-        denoise = self.teacher.denoiser(y if self.conditional else None, 1.0)
+        denoise = self.teacher.make_denoiser(y if self.conditional else None, 1.0)
         return integrate(denoise, noise, levels)
 
     def paired_noise(self, batch: Batch) -> Tensor:

@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
+from genlab.console import track
 from genlab.models.diffusion.rectified_flow import RectifiedFlow
 from genlab.seeding import derive_seed
 from genlab.spec import Batch, Positive
@@ -41,20 +41,20 @@ class ReflowTrainer(Trainer):
     def train_batches(self, data: Any, **options: Any) -> Iterator[Batch]:
         # raises an error for invalid options before any pair is produced
         super().train_batches(data, **options)
-        return self.stream_pairs(data, options)
+        return self.teacher_pair_batches(data, options)
 
-    def stream_pairs(self, data: Any, options: dict[str, Any]) -> Iterator[Batch]:
+    def teacher_pair_batches(self, data: Any, options: dict[str, Any]) -> Iterator[Batch]:
         """Yield training batches of the teacher's pairs."""
         if self.global_step == 0:
             for model in (self.model, self.ema and self.ema.model):
                 if isinstance(model, RectifiedFlow):
                     model.init_from_teacher()
-        labels = data.raw_arrays("train")[1] if self.model.conditional else None
-        pairs = data.with_pairs("train", *self.make_pairs(labels))
+        labels = data.raw_items_and_labels("train")[1] if self.model.conditional else None
+        pairs = data.make_paired_dataset("train", *self.generate_teacher_pairs(labels))
         yield from super().train_batches(pairs, **options)
 
     @torch.no_grad()
-    def make_pairs(self, labels: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    def generate_teacher_pairs(self, labels: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Return pairs (N, 2, *shape) of items and their noise, and classes (N,).
 
         Args:
@@ -63,12 +63,7 @@ class ReflowTrainer(Trainer):
         n = self.options.num_pairs
         y = None if labels is None else labels[torch.arange(n) % len(labels)]
         pairs = torch.empty(n, 2, *self.model.spec.shape)
-        starts = tqdm(
-            range(0, n, PAIRS_PER_CHUNK),
-            desc=f"{n:,} pairs of the teacher",
-            leave=False,
-            disable=None,
-        )
+        starts = track(range(0, n, PAIRS_PER_CHUNK), "pairs of the teacher", unit="chunks")
         for start in starts:
             chunk = slice(start, min(start + PAIRS_PER_CHUNK, n))
             generator = torch.Generator().manual_seed(derive_seed(self.seed, start))

@@ -52,7 +52,7 @@ def quadratic_timesteps(T: int, steps: int) -> list[int]:
     Song et al. 2021, appendix D.2.
     """
     times = [(T - 1) * i * i // (steps - 1) ** 2 for i in range(steps)] if steps > 1 else [T - 1]
-    return make_distinct(times[::-1])
+    return make_timesteps_distinct(times[::-1])
 
 
 def karras_sigmas(highest: float, lowest: float, steps: int, rho: float = 7.0) -> list[float]:
@@ -64,7 +64,7 @@ def karras_sigmas(highest: float, lowest: float, steps: int, rho: float = 7.0) -
     return [(high + i / max(steps - 1, 1) * (low - high)) ** rho for i in range(steps)]
 
 
-def make_distinct(times: Sequence[int]) -> list[int]:
+def make_timesteps_distinct(times: Sequence[int]) -> list[int]:
     """Return as many times as given (descending), now ascending and all different.
 
     Times repeat where levels are coarse, so that one time is the nearest to several levels.
@@ -77,7 +77,7 @@ def make_distinct(times: Sequence[int]) -> list[int]:
 
 
 def shift_levels(
-    levels: Iterable[NoiseLevel], time_shift: float, level_at: LevelAt
+    levels: Iterable[NoiseLevel], time_shift: float, nearest_noise_level: LevelAt
 ) -> Iterator[NoiseLevel]:
     """Yield the levels with σ/α multiplied by `time_shift`, but none noisier than the first.
 
@@ -89,11 +89,11 @@ def shift_levels(
         if highest is None:
             highest = level.noise_to_signal
         elif level.sigma:
-            level = level_at(min(time_shift * level.noise_to_signal, highest))
+            level = nearest_noise_level(min(time_shift * level.noise_to_signal, highest))
         yield level
 
 
-def in_interval(noise_to_signal: float, interval: Interval | None) -> bool:
+def is_noise_in_interval(noise_to_signal: float, interval: Interval | None) -> bool:
     """Return whether low < σ/α ≤ high; the interval None contains all noise levels."""
     return interval is None or interval[0] < noise_to_signal <= interval[1]
 
@@ -101,7 +101,7 @@ def in_interval(noise_to_signal: float, interval: Interval | None) -> bool:
 # --- one step -------------------------------------------------------------------------------------
 
 
-def transition_variances(now: NoiseLevel, then: NoiseLevel) -> tuple[float, float, float]:
+def transition_coefficients(now: NoiseLevel, then: NoiseLevel) -> tuple[float, float, float]:
     """Return α_{t|s} and the variances of q(x_t | x_s) and q(x_s | x_t, x_0).
 
     The step leads from t = now to s = then.
@@ -116,7 +116,7 @@ def posterior_mean(x0: Tensor, x: Tensor, now: NoiseLevel, then: NoiseLevel) -> 
 
     Ho et al. 2020, eq. 7.
     """
-    alpha, beta, _ = transition_variances(now, then)
+    alpha, beta, _ = transition_coefficients(now, then)
     return then.alpha * beta / now.sigma**2 * x0 + alpha * (then.sigma / now.sigma) ** 2 * x
 
 
@@ -132,7 +132,7 @@ def add_noise_up_to(
     return (scale * x + variance**0.5 * noise(x), target) if variance > 0 else (x, now)
 
 
-def ode_coordinates(level: NoiseLevel, straight_path: bool) -> tuple[float, float]:
+def ode_scale_and_time(level: NoiseLevel, straight_path: bool) -> tuple[float, float]:
     """Return the scale s and the clock τ in which the probability-flow ODE of x/s is simple.
 
     EDM's coordinates are s = α, τ = σ/α: x/s = x_0 + τ ε. Those of straight paths are s = α + σ,
@@ -177,7 +177,7 @@ def ancestral(
         x0, v = denoise(x, now.t) if variance == "learned" else (denoise(x, now.t), None)
         x = posterior_mean(x0, x, now, then)
         if then.sigma:
-            _, beta, beta_tilde = transition_variances(now, then)
+            _, beta, beta_tilde = transition_coefficients(now, then)
             std: float | Tensor
             if v is None:
                 std = (beta if variance == "beta" else beta_tilde) ** 0.5
@@ -209,8 +209,8 @@ def ddim(
         x0 = denoise(x, now.t)
         eps = (x - now.alpha * x0) / now.sigma
         sigma = 0.0
-        if eta and in_interval(now.noise_to_signal, noise_sigma_interval):
-            sigma = eta * transition_variances(now, then)[2] ** 0.5  # eq. 16
+        if eta and is_noise_in_interval(now.noise_to_signal, noise_sigma_interval):
+            sigma = eta * transition_coefficients(now, then)[2] ** 0.5  # eq. 16
         x = then.alpha * x0 + max(then.sigma**2 - sigma**2, 0.0) ** 0.5 * eps  # eq. 12
         if sigma:
             x = x + sigma * noise(x)
@@ -225,7 +225,7 @@ def euler(
     *,
     straight_path: bool = False,
     time_shift: float = 1.0,
-    level_at: LevelAt | None = None,
+    nearest_noise_level: LevelAt | None = None,
 ) -> Tensor:
     """Return x_0 (B, …) from the noise x (B, …) by Euler's method on the probability-flow ODE.
 
@@ -233,15 +233,18 @@ def euler(
 
     Args:
         straight_path: integrate in the coordinates of flow matching instead of EDM's; see
-            `ode_coordinates`.
+            `ode_scale_and_time`.
         time_shift: factor of σ/α of each level; see `shift_levels`. Other values than 1 need
-            `level_at`, which gives the level at a σ/α.
+            `nearest_noise_level`, which gives the level at a σ/α.
     """
     if time_shift != 1:
-        assert level_at is not None
-        levels = shift_levels(levels, time_shift, level_at)
+        assert nearest_noise_level is not None
+        levels = shift_levels(levels, time_shift, nearest_noise_level)
     for now, then in pairwise(levels):
-        (a, b), (c, d) = ode_coordinates(now, straight_path), ode_coordinates(then, straight_path)
+        (a, b), (c, d) = (
+            ode_scale_and_time(now, straight_path),
+            ode_scale_and_time(then, straight_path),
+        )
         derivative = ode_derivative(denoise(x, now.t), x, now, straight_path)
         x = c * (x / a + (d - b) * derivative)
     return x
@@ -256,7 +259,7 @@ def heun(
     straight_path: bool = False,
     churn_gamma: float = 0.0,
     noise_sigma_interval: Interval | None = None,
-    level_at: LevelAt | None = None,
+    nearest_noise_level: LevelAt | None = None,
     noise: NoiseFn = torch.randn_like,
 ) -> Tensor:
     """Return x_0 (B, …) from the noise x (B, …) by Heun's method.
@@ -266,19 +269,26 @@ def heun(
 
     Args:
         straight_path: integrate in the coordinates of flow matching instead of EDM's; see
-            `ode_coordinates`.
+            `ode_scale_and_time`.
         churn_gamma: γ: before each step noise is added, up to 1 + γ times its level, which hides
             the errors of earlier steps. The paper's γ = S_churn / steps, at most √2 − 1; 0 disables
-            it. Other values need `level_at`, which gives the level at a σ/α.
+            it. Other values need `nearest_noise_level`, which gives the level at a σ/α.
         noise_sigma_interval: the interval of σ/α in which noise is added, the paper's S_tmin and
             S_tmax; None stands for all levels.
     """
     for now, then in pairwise(levels):
-        if churn_gamma and now.alpha and in_interval(now.noise_to_signal, noise_sigma_interval):
-            assert level_at is not None
-            target = level_at((1 + min(churn_gamma, MAX_CHURN)) * now.noise_to_signal)
+        if (
+            churn_gamma
+            and now.alpha
+            and is_noise_in_interval(now.noise_to_signal, noise_sigma_interval)
+        ):
+            assert nearest_noise_level is not None
+            target = nearest_noise_level((1 + min(churn_gamma, MAX_CHURN)) * now.noise_to_signal)
             x, now = add_noise_up_to(x, now, target, noise)
-        (a, b), (c, d) = ode_coordinates(now, straight_path), ode_coordinates(then, straight_path)
+        (a, b), (c, d) = (
+            ode_scale_and_time(now, straight_path),
+            ode_scale_and_time(then, straight_path),
+        )
         first = ode_derivative(denoise(x, now.t), x, now, straight_path)
         u, x = x / a, c * (x / a + (d - b) * first)
         if then.sigma:
@@ -317,7 +327,7 @@ def dpm_solver(
         if previous_x0 is not None and then.sigma:
             r = previous_h / h
             extrapolated = x0 + (x0 - previous_x0) / (2 * r)
-        local_eta = eta if in_interval(now.noise_to_signal, noise_sigma_interval) else 0.0
+        local_eta = eta if is_noise_in_interval(now.noise_to_signal, noise_sigma_interval) else 0.0
         # the share of the present noise that fresh noise of the SDE does not replace
         kept = math.exp(-local_eta * h) if local_eta else 1.0
         x = (
@@ -348,11 +358,13 @@ class Sampler:
 SAMPLERS = {
     "ancestral": Sampler(ancestral, options=("variance",)),
     "ddim": Sampler(ddim, options=("eta", "noise_sigma_interval")),
-    "euler": Sampler(euler, options=("time_shift",), model_options=("straight_path", "level_at")),
+    "euler": Sampler(
+        euler, options=("time_shift",), model_options=("straight_path", "nearest_noise_level")
+    ),
     "heun": Sampler(
         heun,
         options=("churn_gamma", "noise_sigma_interval"),
-        model_options=("straight_path", "level_at"),
+        model_options=("straight_path", "nearest_noise_level"),
     ),
     "dpm_solver": Sampler(dpm_solver, options=("eta", "noise_sigma_interval")),
 }

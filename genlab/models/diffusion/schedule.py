@@ -141,7 +141,7 @@ class NoiseSchedule(nn.Module):
         sigma = self.float64_tables["sqrt_1_ab"].tolist()
         return [*(NoiseLevel(t, alpha[t], sigma[t]) for t in reversed(times)), CLEAN]
 
-    def lookup(self, key: str, t: Tensor, like: Tensor) -> Tensor:
+    def table_values_at(self, key: str, t: Tensor, like: Tensor) -> Tensor:
         """Return the values of the table `key` at t (B,), shaped (B, 1, …) to multiply `like`."""
         return expand_like(getattr(self, key)[t], like)
 
@@ -150,18 +150,24 @@ class NoiseSchedule(nn.Module):
 
         It is log β at v = 1 and log β̃ at v = 0: Nichol & Dhariwal 2021, eq. 15.
         """
-        log_beta = self.lookup("betas", t, v).log()
-        log_beta_tilde = self.lookup("beta_tilde_clipped", t, v).log()
+        log_beta = self.table_values_at("betas", t, v).log()
+        log_beta_tilde = self.table_values_at("beta_tilde_clipped", t, v).log()
         return v * log_beta + (1 - v) * log_beta_tilde
 
     def q_sample(self, x0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
         """Return x_t = √ᾱ_t x_0 + √(1 − ᾱ_t) ε (eq. 4)."""
-        return self.lookup("sqrt_ab", t, x0) * x0 + self.lookup("sqrt_1_ab", t, x0) * eps
+        return (
+            self.table_values_at("sqrt_ab", t, x0) * x0
+            + self.table_values_at("sqrt_1_ab", t, x0) * eps
+        )
 
     def q_posterior(self, x0: Tensor, xt: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """Return mean (B, …) and variance (B, 1, …) of q(x_{t−1} | x_t, x_0) (eqs. 6 and 7)."""
-        mean = self.lookup("mean_x0", t, xt) * x0 + self.lookup("mean_xt", t, xt) * xt
-        return mean, self.lookup("beta_tilde", t, xt)
+        mean = (
+            self.table_values_at("mean_x0", t, xt) * x0
+            + self.table_values_at("mean_xt", t, xt) * xt
+        )
+        return mean, self.table_values_at("beta_tilde", t, xt)
 
     def training_target(self, objective: Objective, x0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
         """Return the network's target: ε, x_0, or v = √ᾱ ε − √(1 − ᾱ) x_0.
@@ -172,22 +178,30 @@ class NoiseSchedule(nn.Module):
             return eps
         if objective == "x0":
             return x0
-        return self.lookup("sqrt_ab", t, x0) * eps - self.lookup("sqrt_1_ab", t, x0) * x0
+        return (
+            self.table_values_at("sqrt_ab", t, x0) * eps
+            - self.table_values_at("sqrt_1_ab", t, x0) * x0
+        )
 
     def x0_from_prediction(
         self, objective: Objective, prediction: Tensor, xt: Tensor, t: Tensor
     ) -> Tensor:
         """Return the x_0 that corresponds to a prediction of ε, x_0 or v at (x_t, t)."""
         if objective == "eps":
-            noise = self.lookup("sqrt_1_ab", t, xt) * prediction
-            return (xt - noise) / self.lookup("sqrt_ab", t, xt)
+            noise = self.table_values_at("sqrt_1_ab", t, xt) * prediction
+            return (xt - noise) / self.table_values_at("sqrt_ab", t, xt)
         if objective == "x0":
             return prediction
-        return self.lookup("sqrt_ab", t, xt) * xt - self.lookup("sqrt_1_ab", t, xt) * prediction
+        return (
+            self.table_values_at("sqrt_ab", t, xt) * xt
+            - self.table_values_at("sqrt_1_ab", t, xt) * prediction
+        )
 
     def eps_from_x0(self, x0: Tensor, xt: Tensor, t: Tensor) -> Tensor:
         """Return the noise ε that turns x_0 into x_t."""
-        return (xt - self.lookup("sqrt_ab", t, xt) * x0) / self.lookup("sqrt_1_ab", t, xt)
+        return (xt - self.table_values_at("sqrt_ab", t, xt) * x0) / self.table_values_at(
+            "sqrt_1_ab", t, xt
+        )
 
     def snr(self, t: Tensor) -> Tensor:
         """Return the signal-to-noise ratio ᾱ/(1 − ᾱ) (B,) at t (B,)."""

@@ -80,7 +80,7 @@ class Text2Image(DDPM):
         super().__init__(spec, backbone=partial(backbone, context_dim=encoder.width), **options)
         self.network = TextConditionedNetwork(self.network, encoder)
 
-    def conditioning(self, batch: Batch) -> Tensor | None:
+    def batch_condition(self, batch: Batch) -> Tensor | None:
         return batch.cond
 
     def null_condition(self, y: Tensor) -> Tensor:

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 from torch.special import log_ndtr
 
-from genlab.models.diffusion.samplers import transition_variances
+from genlab.console import track
+from genlab.models.diffusion.samplers import transition_coefficients
 from genlab.models.diffusion.schedule import NoiseLevel, Variance
 from genlab.nn.broadcast import expand_like
 
@@ -43,7 +44,7 @@ def discretized_gaussian_log_prob(
     return log_ndtr(high) + torch.log1p(-torch.exp(log_ndtr(low) - log_ndtr(high)))
 
 
-def timestep_strata(T: int, num_terms: int | None) -> Tensor:
+def timestep_strata_bounds(T: int, num_terms: int | None) -> Tensor:
     """Return the borders (K + 1,) of K strata of the times 1, …, T − 1.
 
     The strata are narrow at small t, where the terms of the bound are large.
@@ -116,7 +117,7 @@ def vlb(
     """
     B, dim = len(x0), x0[0].numel()
     rows, T = torch.arange(B, device=x0.device), len(path) - 1
-    table = {key: value.to(x0) for key, value in step_tables(path).items()}
+    table = {key: value.to(x0) for key, value in vlb_step_coefficients(path).items()}
 
     def terms_at(x: Tensor, i: Tensor, row: Tensor) -> Tensor:
         """Return the terms (len(i),) of the steps i for samples x (len(i), …)."""
@@ -135,10 +136,11 @@ def vlb(
     total = 0.5 * ((a * x0) ** 2 + s**2 - 1 - math.log(s**2)).flatten(1).sum(1)
     total = total + terms_at(x0, torch.zeros_like(rows), rows)  # L_0
     # L_{t−1} at one time of each stratum, weighted by the stratum's width
-    borders = timestep_strata(T, num_terms).to(x0.device)
+    borders = timestep_strata_bounds(T, num_terms).to(x0.device)
     widths = borders.diff()
     strata_per_pass = max(1, MAX_VALUES_PER_PASS // (B * dim))
-    for part in torch.arange(len(widths), device=x0.device).split(strata_per_pass):
+    parts = torch.arange(len(widths), device=x0.device).split(strata_per_pass)
+    for part in track(parts, "noise levels", unit="parts"):
         row = rows.repeat(len(part))
         weight = widths[part].repeat_interleave(B)
         offset = (torch.rand(len(row), device=x0.device) * weight).long()
@@ -174,7 +176,8 @@ def eps_mse(
     rows, total = torch.arange(B, device=x0.device), torch.zeros(B).to(x0)
     K = min(num_terms or T, T)
     strata_per_pass = max(1, MAX_VALUES_PER_PASS // (B * dim))
-    for part in torch.arange(K, device=x0.device).split(strata_per_pass):
+    parts = torch.arange(K, device=x0.device).split(strata_per_pass)
+    for part in track(parts, "noise levels", unit="parts"):
         row = rows.repeat(len(part))
         position = part.repeat_interleave(B) + torch.rand(len(row), device=x0.device)
         i = (position * (T / K)).long().clamp(max=T - 1)
@@ -185,7 +188,7 @@ def eps_mse(
     return total
 
 
-def step_tables(path: Sequence[NoiseLevel]) -> dict[str, Tensor]:
+def vlb_step_coefficients(path: Sequence[NoiseLevel]) -> dict[str, Tensor]:
     """Return t, α, σ, β, β̃ and the weight of x_0 in eq. 7 for each step (T,), float64.
 
     Steps go from the last to the first, that is, from low to high noise. `clipped` is β̃ with its
@@ -193,7 +196,7 @@ def step_tables(path: Sequence[NoiseLevel]) -> dict[str, Tensor]:
     """
     ascending = [*reversed(path)]
     steps = list(pairwise(ascending))  # (then, now)
-    transitions = [transition_variances(now, then) for then, now in steps]
+    transitions = [transition_coefficients(now, then) for then, now in steps]
     betas = [beta for _, beta, _ in transitions]
     betas_tilde = [beta_tilde for *_, beta_tilde in transitions]
     columns = {

@@ -6,7 +6,7 @@ https://arxiv.org/abs/1705.07057, table 2).
 
 from __future__ import annotations
 
-from genlab.models.flow.flow import Alpha, Flow, check_data
+from genlab.models.flow.flow import Alpha, Flow, validate_spec
 from genlab.models.flow.linear import Triangular
 from genlab.models.flow.transforms import Chain, Flatten
 from genlab.spec import DataSpec
@@ -25,6 +25,6 @@ class AffineFlow(Flow):
     """
 
     def __init__(self, spec: DataSpec, *, alpha: Alpha = 1e-6, conditional: bool = False) -> None:
-        check_data("affine", spec, conditional=conditional, min_dim=1)
+        validate_spec("affine", spec, conditional=conditional, min_dim=1)
         transform = Chain(Flatten(spec.shape), Triangular(spec.dim))
         super().__init__(spec, transform, alpha=alpha, conditional=conditional)

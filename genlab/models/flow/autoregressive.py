@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from genlab.console import track
 from genlab.models.flow.elementwise import Elementwise
 from genlab.models.flow.transforms import Transform
 from genlab.nn.masked import MaskedMLP
@@ -32,6 +33,6 @@ class Autoregressive(Transform):
     def inverse(self, z: Tensor) -> Tensor:
         x = torch.zeros_like(z)
         # pass i computes the value at position i of the order; later values stay 0
-        for position in range(z.shape[1]):
+        for position in track(range(z.shape[1]), "sampling", unit="values"):
             x = torch.where(self.net.order <= position, self.map.inverse(z, self.net(x)), 0)
         return x

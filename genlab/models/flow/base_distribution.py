@@ -34,7 +34,7 @@ class BaseDistribution(nn.Module, ABC):
         self.register_buffer("reference", torch.zeros(()), persistent=False)
 
     @abstractmethod
-    def standard_log_prob(self, eps: Tensor) -> Tensor:
+    def standard_log_prob_per_dim(self, eps: Tensor) -> Tensor:
         """Return the log-density (…, dim) of each coordinate ε, in nats."""
 
     @abstractmethod
@@ -44,7 +44,7 @@ class BaseDistribution(nn.Module, ABC):
     def log_prob(self, z: Tensor, y: Tensor | None = None) -> Tensor:
         """Return log p(z|y) (B,) in nats, or log p(z) without y."""
         if not self.num_classes:
-            return self.standard_log_prob(z).sum(1)
+            return self.standard_log_prob_per_dim(z).sum(1)
         if y is None:
             by_class = [
                 self.log_prob(z, torch.full((len(z),), k, device=z.device))
@@ -53,7 +53,7 @@ class BaseDistribution(nn.Module, ABC):
             return torch.stack(by_class).logsumexp(0) - math.log(self.num_classes)
         log_scale = self.log_scale[y]
         eps = (z - self.loc[y]) * (-log_scale).exp()
-        return (self.standard_log_prob(eps) - log_scale).sum(1)
+        return (self.standard_log_prob_per_dim(eps) - log_scale).sum(1)
 
     def sample(self, n: int, y: Tensor | None = None) -> Tensor:
         """Draw n vectors (n, dim), of the classes y (n,) if given, otherwise of random classes."""
@@ -67,7 +67,7 @@ class BaseDistribution(nn.Module, ABC):
 class Normal(BaseDistribution):
     """ε ~ N(0, 1)."""
 
-    def standard_log_prob(self, eps: Tensor) -> Tensor:
+    def standard_log_prob_per_dim(self, eps: Tensor) -> Tensor:
         return -0.5 * (eps.square() + math.log(2 * math.pi))
 
     def standard_sample(self, n: int) -> Tensor:
@@ -77,7 +77,7 @@ class Normal(BaseDistribution):
 class Logistic(BaseDistribution):
     """ε from the standard logistic distribution: Dinh et al. 2014, section 3.4."""
 
-    def standard_log_prob(self, eps: Tensor) -> Tensor:
+    def standard_log_prob_per_dim(self, eps: Tensor) -> Tensor:
         return -F.softplus(eps) - F.softplus(-eps)
 
     def standard_sample(self, n: int) -> Tensor:

@@ -28,9 +28,9 @@ class Coupling(Transform):
         super().__init__()
         self.net, self.map, self.keep_second = net, map, keep_second
         self.sizes = list(half_sizes(size))
-        zero_init(net[-1])
+        zero_init_and_count_outputs(net[-1])
 
-    def split(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def split_with_map_params(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return the kept part, the changed part and the map's parameters.
 
         The parameters are (B, changed, …, num_params).
@@ -40,21 +40,21 @@ class Coupling(Transform):
         params = self.net(kept).unflatten(1, (-1, self.map.num_params)).movedim(2, -1)
         return kept, changed, params
 
-    def merge(self, kept: Tensor, changed: Tensor) -> Tensor:
+    def join_kept_and_changed(self, kept: Tensor, changed: Tensor) -> Tensor:
         """Return the values (B, size, …) of the kept and the changed part."""
         return torch.cat([changed, kept] if self.keep_second else [kept, changed], 1)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        kept, changed, params = self.split(x)
+        kept, changed, params = self.split_with_map_params(x)
         z, ladj = self.map(changed, params)
-        return self.merge(kept, z), ladj.flatten(1).sum(1)
+        return self.join_kept_and_changed(kept, z), ladj.flatten(1).sum(1)
 
     def inverse(self, z: Tensor) -> Tensor:
-        kept, changed, params = self.split(z)
-        return self.merge(kept, self.map.inverse(changed, params))
+        kept, changed, params = self.split_with_map_params(z)
+        return self.join_kept_and_changed(kept, self.map.inverse(changed, params))
 
 
-def zero_init(layer: nn.Module) -> int:
+def zero_init_and_count_outputs(layer: nn.Module) -> int:
     """Set weight and bias of a linear or convolutional layer to 0; return its output size."""
     assert isinstance(layer, nn.Linear | nn.Conv2d) and layer.bias is not None
     nn.init.zeros_(layer.weight)
@@ -67,7 +67,7 @@ def half_sizes(size: int) -> tuple[int, int]:
     return size - size // 2, size // 2
 
 
-def coupling_sizes(size: int, *, keep_second: bool) -> tuple[int, int]:
+def kept_and_changed_sizes(size: int, *, keep_second: bool) -> tuple[int, int]:
     """Return how many of `size` values a coupling keeps, and how many it changes."""
     first, second = half_sizes(size)
     return (second, first) if keep_second else (first, second)
@@ -87,7 +87,7 @@ class AffineCoupling(Transform):
     def __init__(self, net: nn.Sequential, mask: Tensor) -> None:
         super().__init__()
         self.net = net
-        channels = zero_init(net[-1]) // 2
+        channels = zero_init_and_count_outputs(net[-1]) // 2
         self.register_buffer("mask", mask, persistent=False)
         # bound of |s| per channel
         self.bound = nn.Parameter(torch.ones(channels, *[1] * (mask.dim() - 1)))

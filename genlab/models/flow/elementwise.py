@@ -45,17 +45,17 @@ class Affine(Elementwise):
 
     num_params = 2
 
-    def bounded_params(self, p: Tensor) -> tuple[Tensor, Tensor]:
+    def shift_and_bounded_log_scale(self, p: Tensor) -> tuple[Tensor, Tensor]:
         """Return μ (…) and α (…) of p (…, 2)."""
         mu, alpha = p.unbind(-1)
         return mu, MAX_LOG_SCALE * (alpha / MAX_LOG_SCALE).tanh()
 
     def forward(self, x: Tensor, p: Tensor) -> tuple[Tensor, Tensor]:
-        mu, alpha = self.bounded_params(p)
+        mu, alpha = self.shift_and_bounded_log_scale(p)
         return (x - mu) * (-alpha).exp(), -alpha
 
     def inverse(self, z: Tensor, p: Tensor) -> Tensor:
-        mu, alpha = self.bounded_params(p)
+        mu, alpha = self.shift_and_bounded_log_scale(p)
         return z * alpha.exp() + mu
 
 
@@ -73,7 +73,7 @@ class Spline(Elementwise):
         self.num_bins, self.tail_bound = num_bins, tail_bound
         self.num_params = 3 * num_bins - 1
 
-    def find_bin(self, v: Tensor, p: Tensor, *, inverse: bool) -> tuple[Tensor, ...]:
+    def bin_edges_and_slopes(self, v: Tensor, p: Tensor, *, inverse: bool) -> tuple[Tensor, ...]:
         """Return the bin that contains v (…).
 
         It is given by left end, width, bottom, height, and the slopes at both ends.
@@ -102,7 +102,7 @@ class Spline(Elementwise):
 
     def forward(self, x: Tensor, p: Tensor) -> tuple[Tensor, Tensor]:
         clipped = x.clamp(-self.tail_bound, self.tail_bound)
-        left, width, bottom, height, d0, d1 = self.find_bin(clipped, p, inverse=False)
+        left, width, bottom, height, d0, d1 = self.bin_edges_and_slopes(clipped, p, inverse=False)
         inside = x.abs() < self.tail_bound
         t = (torch.where(inside, x, left) - left) / width  # ξ
         s, ends = height / width, t * (1 - t)
@@ -114,7 +114,7 @@ class Spline(Elementwise):
 
     def inverse(self, z: Tensor, p: Tensor) -> Tensor:
         clipped = z.clamp(-self.tail_bound, self.tail_bound)
-        left, width, bottom, height, d0, d1 = self.find_bin(clipped, p, inverse=True)
+        left, width, bottom, height, d0, d1 = self.bin_edges_and_slopes(clipped, p, inverse=True)
         inside = z.abs() < self.tail_bound
         y, s = torch.where(inside, z, bottom) - bottom, height / width
         curvature = y * (d0 + d1 - 2 * s)

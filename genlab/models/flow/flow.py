@@ -51,7 +51,7 @@ class Flow(GenerativeModel):
 
         Without y a conditional flow sums over equally likely classes.
         """
-        self.check_labels(y)
+        self.refuse_labels_if_unconditional(y)
         z, ladj = self.transform(x)
         return self.base.log_prob(z, y) + ladj
 
@@ -60,7 +60,7 @@ class Flow(GenerativeModel):
         return {"loss": -self.log_prob(batch.x, batch.y if self.conditional else None).mean()}
 
     @torch.no_grad()
-    def initialize(self, x: Tensor) -> None:
+    def initialize_from_data(self, x: Tensor) -> None:
         """Initialize the data-dependent layers from data x (B, *shape).
 
         Each layer is initialized from the output of the layers before it. Without such layers
@@ -68,7 +68,7 @@ class Flow(GenerativeModel):
         """
 
         def initialize_layer(layer: DataDependentInit, inputs: tuple[Tensor, ...]) -> None:
-            layer.initialize(inputs[0])
+            layer.initialize_from_data(inputs[0])
 
         layers = [m for m in self.transform.modules() if isinstance(m, DataDependentInit)]
         hooks = [layer.register_forward_pre_hook(initialize_layer) for layer in layers]
@@ -94,13 +94,13 @@ class Flow(GenerativeModel):
 
     def prior(self, n: int, y: Tensor | None = None) -> Tensor:
         """Draw n codes (n, D) of the classes y (n,) if given, otherwise of random classes."""
-        self.check_labels(y)
+        self.refuse_labels_if_unconditional(y)
         return self.base.sample(n, y)
 
     @torch.no_grad()
     def sample(self, n: int, y: Tensor | None = None, **sampler: Any) -> Tensor:
         """Draw n items (n, *shape) of the classes y (n,) if given, otherwise of random classes."""
-        self.check_labels(y)
+        self.refuse_labels_if_unconditional(y)
         return self.decode(self.base.sample(n, y))
 
     def logit_log_prob(self, x: Tensor, y: Tensor | None = None) -> Tensor:
@@ -113,25 +113,25 @@ class Flow(GenerativeModel):
             UserError: this flow does not use a logit.
         """
         if not self.logit_transform:
-            raise UserError(f"{model_name(self)} does not use a logit for this data")
+            raise UserError(f"{flow_class_name(self)} does not use a logit for this data")
         assert isinstance(self.transform, Chain)
         return self.log_prob(x, y) - self.transform.transforms[0](x)[1]
 
-    def check_labels(self, y: Tensor | None) -> None:
+    def refuse_labels_if_unconditional(self, y: Tensor | None) -> None:
         """Raise an error if labels are given to an unconditional flow."""
         if y is not None and not self.conditional:
             raise UserError(
-                f"{model_name(self)} was trained without labels, but labels were given; "
+                f"{flow_class_name(self)} was trained without labels, but labels were given; "
                 "train it with model.conditional=true"
             )
 
 
-def model_name(flow: Flow | type[Flow]) -> str:
+def flow_class_name(flow: Flow | type[Flow]) -> str:
     """Return the name of a flow in messages: its class in lower case."""
     return (flow if isinstance(flow, type) else type(flow)).__name__.lower()
 
 
-def check_data(name: str, spec: DataSpec, *, conditional: bool, min_dim: int = 2) -> None:
+def validate_spec(name: str, spec: DataSpec, *, conditional: bool, min_dim: int = 2) -> None:
     """Check that the data has a density, enough values and the required labels.
 
     Args:

@@ -7,9 +7,9 @@ from collections.abc import Callable
 from torch import nn
 
 from genlab.errors import UserError
-from genlab.models.flow.couplings import Coupling, coupling_sizes
+from genlab.models.flow.couplings import Coupling, kept_and_changed_sizes
 from genlab.models.flow.elementwise import Affine, Elementwise
-from genlab.models.flow.flow import Alpha, Flow, check_data
+from genlab.models.flow.flow import Alpha, Flow, validate_spec
 from genlab.models.flow.linear import ActNorm, Invertible1x1Conv
 from genlab.models.flow.transforms import Chain, Inverse, MultiScale, Squeeze, Transform
 from genlab.nn.mlp import MLP
@@ -49,23 +49,23 @@ class Glow(Flow):
         alpha: Alpha | None = None,
         conditional: bool = False,
     ) -> None:
-        check_data("glow", spec, conditional=conditional)
+        validate_spec("glow", spec, conditional=conditional)
 
         def make_image_net(inputs: int, outputs: int) -> nn.Sequential:
-            return coupling_network(inputs, channels, outputs)
+            return make_coupling_network(inputs, channels, outputs)
 
         def make_point_net(inputs: int, outputs: int) -> nn.Sequential:
             return MLP(inputs, hidden, outputs)
 
         transform: Transform
         if spec.kind == "image":
-            transform = multiscale_transform(
+            transform = make_multiscale_transform(
                 "glow", spec.shape, steps_per_scale, num_scales, make_image_net, Affine()
             )
         else:
             transform = Chain(
                 *(
-                    flow_step(spec.dim, make_point_net, Affine(), keep_second=bool(i % 2))
+                    make_flow_step(spec.dim, make_point_net, Affine(), keep_second=bool(i % 2))
                     for i in range(steps_per_scale)
                 )
             )
@@ -74,7 +74,7 @@ class Glow(Flow):
         )
 
 
-def flow_step(
+def make_flow_step(
     size: int, make_net: MakeNet, map: Elementwise, *, keep_second: bool = False
 ) -> Transform:
     """Return one step of flow (figure 2a) of `size` values or channels."""
@@ -89,12 +89,12 @@ def make_coupling(
     size: int, make_net: MakeNet, map: Elementwise, *, keep_second: bool = False
 ) -> Coupling:
     """Return a coupling of `size` values or channels with a network of matching size."""
-    kept, changed = coupling_sizes(size, keep_second=keep_second)
+    kept, changed = kept_and_changed_sizes(size, keep_second=keep_second)
     net = make_net(kept, changed * map.num_params)
     return Coupling(size, net, map, keep_second=keep_second)
 
 
-def multiscale_transform(
+def make_multiscale_transform(
     name: str,
     shape: tuple[int, ...],
     num_steps: int,
@@ -110,7 +110,7 @@ def multiscale_transform(
     Raises:
         UserError: the image (C, H, W) cannot be halved that often.
     """
-    max_scales = max_halvings(shape)
+    max_scales = max_image_halvings(shape)
     num_scales = num_scales or min(max_scales, 3)
     if not 0 < num_scales <= max_scales:
         fix = (
@@ -126,7 +126,7 @@ def multiscale_transform(
     c = shape[0]
     for scale in range(num_scales):
         c *= 4
-        steps = [flow_step(c, make_net, map) for _ in range(num_steps)]
+        steps = [make_flow_step(c, make_net, map) for _ in range(num_steps)]
         end: Transform
         if scale == num_scales - 1:
             end = Inverse(Squeeze())
@@ -137,13 +137,13 @@ def multiscale_transform(
     return MultiScale(scales, shape)
 
 
-def max_halvings(shape: tuple[int, ...]) -> int:
+def max_image_halvings(shape: tuple[int, ...]) -> int:
     """Return how often the sides of an image (C, H, W) can be halved."""
     h, w = shape[1:]
-    return 1 + max_halvings((1, h // 2, w // 2)) if h % 2 == w % 2 == 0 else 0
+    return 1 + max_image_halvings((1, h // 2, w // 2)) if h % 2 == w % 2 == 0 else 0
 
 
-def coupling_network(inputs: int, channels: int, outputs: int) -> nn.Sequential:
+def make_coupling_network(inputs: int, channels: int, outputs: int) -> nn.Sequential:
     """Return the network of section B.1: (B, inputs, H, W) -> (B, outputs, H, W)."""
     return nn.Sequential(
         nn.Conv2d(inputs, channels, 3, padding=1),

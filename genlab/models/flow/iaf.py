@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from genlab.models.flow.autoregressive import Autoregressive
 from genlab.models.flow.elementwise import Affine
-from genlab.models.flow.flow import Alpha, Flow, check_data
+from genlab.models.flow.flow import Alpha, Flow, validate_spec
 from genlab.models.flow.linear import ActNorm
-from genlab.models.flow.maf import alternating_order
+from genlab.models.flow.maf import alternating_positions
 from genlab.models.flow.transforms import Chain, Flatten, Inverse, Transform
 from genlab.nn.masked import MaskedMLP
 from genlab.nn.mlp import Activation
@@ -43,10 +43,10 @@ class IAF(Flow):
         alpha: Alpha = 0.05,
         conditional: bool = False,
     ) -> None:
-        check_data("iaf", spec, conditional=conditional)
+        validate_spec("iaf", spec, conditional=conditional)
         layers: list[Transform] = [Flatten(spec.shape)]
         for i in range(num_layers):
-            order = alternating_order(spec.dim, i)
+            order = alternating_positions(spec.dim, i)
             net = MaskedMLP(spec.dim, hidden, 2, order=order, activation=activation)
             layers += [ActNorm(spec.dim), Inverse(Autoregressive(net, Affine()))]
         super().__init__(spec, Chain(*layers), alpha=alpha, conditional=conditional)

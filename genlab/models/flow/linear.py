@@ -35,9 +35,11 @@ class ActNorm(DataDependentInit):
         self.shift = nn.Parameter(torch.zeros(size))
         self.log_scale = nn.Parameter(torch.zeros(size))
 
-    def initialize(self, x: Tensor) -> None:
+    def initialize_from_data(self, x: Tensor) -> None:
         by_channel = x.transpose(0, 1).flatten(1)  # (C, B · …)
         self.shift.copy_(-by_channel.mean(1))
+        if by_channel.shape[1] == 1:
+            return  # a single value does not have a standard deviation
         self.log_scale.copy_(-(by_channel.std(1, correction=0) + 1e-6).log())
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -80,13 +82,15 @@ class Invertible1x1Conv(Transform):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         num_positions = x[0, 0].numel()
-        return apply_matrix(x, self.weight), (num_positions * self.log_s.sum()).expand(len(x))
+        return apply_channel_matrix(x, self.weight), (num_positions * self.log_s.sum()).expand(
+            len(x)
+        )
 
     def inverse(self, z: Tensor) -> Tensor:
-        return apply_matrix(z, torch.linalg.inv(self.weight))
+        return apply_channel_matrix(z, torch.linalg.inv(self.weight))
 
 
-def apply_matrix(x: Tensor, weight: Tensor) -> Tensor:
+def apply_channel_matrix(x: Tensor, weight: Tensor) -> Tensor:
     """Return W x at each position of x (B, C) or (B, C, H, W)."""
     return F.linear(x, weight) if x.dim() == 2 else F.conv2d(x, weight[:, :, None, None])
 
@@ -109,7 +113,7 @@ class Triangular(DataDependentInit):
         """L (D, D)."""
         return self.lower.tril(-1) + self.log_diagonal.exp().diag()
 
-    def initialize(self, x: Tensor) -> None:
+    def initialize_from_data(self, x: Tensor) -> None:
         n, dim = x.shape
         mean = x.double().mean(0)
         covariance = (x.double() - mean).T @ (x.double() - mean) / n

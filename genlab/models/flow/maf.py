@@ -7,7 +7,7 @@ from torch import Tensor
 
 from genlab.models.flow.autoregressive import Autoregressive
 from genlab.models.flow.elementwise import Affine
-from genlab.models.flow.flow import Alpha, Flow, check_data
+from genlab.models.flow.flow import Alpha, Flow, validate_spec
 from genlab.models.flow.linear import ActNorm
 from genlab.models.flow.transforms import Chain, Flatten, Transform
 from genlab.nn.masked import MaskedMLP
@@ -41,16 +41,16 @@ class MAF(Flow):
         alpha: Alpha = 1e-6,
         conditional: bool = False,
     ) -> None:
-        check_data("maf", spec, conditional=conditional)
+        validate_spec("maf", spec, conditional=conditional)
         layers: list[Transform] = [Flatten(spec.shape)]
         for i in range(num_layers):
-            order = alternating_order(spec.dim, i)
+            order = alternating_positions(spec.dim, i)
             net = MaskedMLP(spec.dim, hidden, 2, order=order, activation=activation)
             layers += [ActNorm(spec.dim), Autoregressive(net, Affine())]
         super().__init__(spec, Chain(*layers), alpha=alpha, conditional=conditional)
 
 
-def alternating_order(dim: int, layer: int) -> Tensor:
+def alternating_positions(dim: int, layer: int) -> Tensor:
     """Return the position of each value (dim,) in a layer's order; odd layers reverse it."""
     order = torch.arange(dim)
     return order.flip(0) if layer % 2 else order

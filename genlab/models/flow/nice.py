@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 
 from genlab.models.flow.base_distribution import Logistic
-from genlab.models.flow.couplings import Coupling, coupling_sizes
+from genlab.models.flow.couplings import Coupling, kept_and_changed_sizes
 from genlab.models.flow.elementwise import Shift
-from genlab.models.flow.flow import Flow, check_data
+from genlab.models.flow.flow import Flow, validate_spec
 from genlab.models.flow.linear import Scaling
 from genlab.models.flow.transforms import Chain, Flatten, Permute
 from genlab.nn.mlp import MLP, Activation
@@ -37,12 +37,12 @@ class NICE(Flow):
         activation: Activation = "relu",
         conditional: bool = False,
     ) -> None:
-        check_data("nice", spec, conditional=conditional)
+        validate_spec("nice", spec, conditional=conditional)
         even_odd = torch.cat([torch.arange(0, spec.dim, 2), torch.arange(1, spec.dim, 2)])
         layers = []
         for i in range(num_couplings):
             keep_second = bool(i % 2)
-            kept, changed = coupling_sizes(spec.dim, keep_second=keep_second)
+            kept, changed = kept_and_changed_sizes(spec.dim, keep_second=keep_second)
             net = MLP(kept, hidden, changed, activation=activation)
             layers.append(Coupling(spec.dim, net, Shift(), keep_second=keep_second))
         transform = Chain(Flatten(spec.shape), Permute(even_odd), *layers, Scaling(spec.dim))

@@ -12,10 +12,10 @@ from torch import nn
 from genlab.errors import UserError
 from genlab.models.flow.autoregressive import Autoregressive
 from genlab.models.flow.elementwise import MIN_BIN_SIZE, Spline
-from genlab.models.flow.flow import Alpha, Flow, check_data
-from genlab.models.flow.glow import make_coupling, multiscale_transform
+from genlab.models.flow.flow import Alpha, Flow, validate_spec
+from genlab.models.flow.glow import make_coupling, make_multiscale_transform
 from genlab.models.flow.linear import ActNorm, Invertible1x1Conv
-from genlab.models.flow.maf import alternating_order
+from genlab.models.flow.maf import alternating_positions
 from genlab.models.flow.transforms import Chain, Flatten, Transform
 from genlab.nn.masked import MaskedMLP
 from genlab.nn.mlp import MLP, Activation
@@ -61,7 +61,7 @@ class NSF(Flow):
         alpha: Alpha | None = 0.05,
         conditional: bool = False,
     ) -> None:
-        check_data("nsf", spec, conditional=conditional)
+        validate_spec("nsf", spec, conditional=conditional)
         if not 2 <= num_bins < 1 / MIN_BIN_SIZE:
             raise UserError(
                 f"model.num_bins={num_bins}: a spline has at least 2 and fewer than "
@@ -78,7 +78,7 @@ class NSF(Flow):
         layers: list[Transform]
         if layer_type == "coupling" and spec.kind == "image":
             layers = [
-                multiscale_transform(
+                make_multiscale_transform(
                     "nsf", spec.shape, num_layers, num_scales, make_image_net, spline
                 ),
                 ActNorm(spec.dim),
@@ -93,7 +93,7 @@ class NSF(Flow):
         else:
             layers = [Flatten(spec.shape)]
             for i in range(num_layers):
-                order = alternating_order(spec.dim, i)
+                order = alternating_positions(spec.dim, i)
                 net = MaskedMLP(
                     spec.dim, hidden, spline.num_params, order=order, activation=activation
                 )

@@ -9,7 +9,7 @@ from genlab.models.flow.couplings import (
     channel_mask,
     checkerboard_mask,
 )
-from genlab.models.flow.flow import Alpha, Flow, check_data
+from genlab.models.flow.flow import Alpha, Flow, validate_spec
 from genlab.models.flow.transforms import Chain, MultiScale, Squeeze, Transform
 from genlab.nn.mlp import MLP, Activation
 from genlab.nn.resnet import ResidualNet
@@ -49,17 +49,17 @@ class RealNVP(Flow):
         conditional: bool = False,
     ) -> None:
         min_dim = 1 if spec.kind == "image" else 2
-        check_data("realnvp", spec, conditional=conditional, min_dim=min_dim)
+        validate_spec("realnvp", spec, conditional=conditional, min_dim=min_dim)
         if spec.kind == "points":
-            transform = point_transform(spec.dim, num_couplings, hidden, activation)
+            transform = make_point_transform(spec.dim, num_couplings, hidden, activation)
         else:
-            check_scales(spec.shape, num_scales)
-            num_scales = num_scales or max_scales(spec.shape)
-            transform = image_transform(spec.shape, channels, num_blocks, num_scales)
+            check_num_scales(spec.shape, num_scales)
+            num_scales = num_scales or max_num_scales(spec.shape)
+            transform = make_image_transform(spec.shape, channels, num_blocks, num_scales)
         super().__init__(spec, transform, alpha=alpha, conditional=conditional)
 
 
-def point_transform(
+def make_point_transform(
     dim: int, num_couplings: int, hidden: tuple[int, ...], activation: Activation
 ) -> Transform:
     """Return couplings of points (B, dim) with alternating masks."""
@@ -67,7 +67,7 @@ def point_transform(
     return Chain(*(AffineCoupling(net, alternating_mask(dim, i % 2)) for i, net in enumerate(nets)))
 
 
-def image_transform(
+def make_image_transform(
     shape: tuple[int, ...], channels: int, num_blocks: int, num_scales: int
 ) -> Transform:
     """Return the transform of section 3.6.
@@ -78,17 +78,17 @@ def image_transform(
     c, h, w = shape
     scales: list[Transform] = []
     for _ in range(num_scales - 1):
-        checkerboard = checkerboard_couplings((c, h, w), 3, channels, num_blocks)
+        checkerboard = make_checkerboard_couplings((c, h, w), 3, channels, num_blocks)
         c, h, w, channels = 4 * c, h // 2, w // 2, 2 * channels
         nets = (ResidualNet(c, channels, num_blocks, 2 * c) for _ in range(3))
         channelwise = [AffineCoupling(net, channel_mask(c, i % 2)) for i, net in enumerate(nets)]
         scales.append(Chain(*checkerboard, Squeeze(), *channelwise))
         c //= 2
-    last = Chain(*checkerboard_couplings((c, h, w), 4, channels, num_blocks))
+    last = Chain(*make_checkerboard_couplings((c, h, w), 4, channels, num_blocks))
     return MultiScale([*scales, last], shape)
 
 
-def checkerboard_couplings(
+def make_checkerboard_couplings(
     shape: tuple[int, ...], n: int, channels: int, num_blocks: int
 ) -> list[AffineCoupling]:
     """Return n couplings of images (B, C, H, W) with alternating checkerboard masks."""
@@ -96,20 +96,20 @@ def checkerboard_couplings(
     return [AffineCoupling(net, checkerboard_mask(shape, i % 2)) for i, net in enumerate(nets)]
 
 
-def max_scales(shape: tuple[int, ...]) -> int:
+def max_num_scales(shape: tuple[int, ...]) -> int:
     """Return the number of scales of an image (C, H, W) (section 4.1).
 
     It is halved until a side is odd or at most 4.
     """
     h, w = shape[1:]
-    return 1 + max_scales((1, h // 2, w // 2)) if h % 2 == w % 2 == 0 and min(h, w) > 4 else 1
+    return 1 + max_num_scales((1, h // 2, w // 2)) if h % 2 == w % 2 == 0 and min(h, w) > 4 else 1
 
 
-def check_scales(shape: tuple[int, ...], num_scales: int | None) -> None:
+def check_num_scales(shape: tuple[int, ...], num_scales: int | None) -> None:
     """Raise an error if images cannot be halved `num_scales` − 1 times."""
     if num_scales and any(side % 2 ** (num_scales - 1) for side in shape[1:]):
         raise UserError(
             f"realnvp halves an image model.num_scales - 1 = {num_scales - 1} times, but {shape} "
-            f"cannot be halved that often; set model.num_scales={max_scales(shape)} or less, or "
-            "another dataset.size"
+            f"cannot be halved that often; set model.num_scales={max_num_scales(shape)} or less, "
+            "or another dataset.size"
         )

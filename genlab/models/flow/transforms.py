@@ -63,7 +63,7 @@ class DataDependentInit(Transform):
     """A transform whose parameters are initialized from its inputs for the first batch."""
 
     @abstractmethod
-    def initialize(self, x: Tensor) -> None:
+    def initialize_from_data(self, x: Tensor) -> None:
         """Initialize the parameters from inputs x (B, …)."""
 
 

@@ -37,7 +37,7 @@ class Augmentation(nn.Module):
         """Return augmented images (B, C, H, W) of images x in [−1, 1]."""
         raise NotImplementedError
 
-    def update(self, real: Tensor) -> None:
+    def adapt_probability(self, real: Tensor) -> None:
         """Adapt to D's logits (B,) of real data; only adaptive augmentation does."""
 
 
@@ -62,10 +62,10 @@ class DiffAugment(Augmentation):
         x = mean + (x - mean) * draw_uniform(x, *one_each, low=0, high=2)  # saturation
         mean = x.mean((1, 2, 3), keepdim=True)
         x = mean + (x - mean) * draw_uniform(x, *one_each, low=0.5, high=1.5)  # contrast
-        down = draw_integers(x, -(height // 8), height // 8)
-        right = draw_integers(x, -(width // 8), width // 8)
+        down = draw_integer_per_image(x, -(height // 8), height // 8)
+        right = draw_integer_per_image(x, -(width // 8), width // 8)
         x = translate_pixels(x, down, right)
-        rows, columns = cutout_interval(x, height), cutout_interval(x, width)
+        rows, columns = cutout_mask_1d(x, height), cutout_mask_1d(x, width)
         return x * ~(rows[:, :, None] & columns[:, None])[:, None]
 
 
@@ -94,7 +94,7 @@ class AdaptiveAugmentation(Augmentation):
         self.register_buffer("running_p", torch.zeros(()))
 
     @torch.no_grad()
-    def update(self, real: Tensor) -> None:
+    def adapt_probability(self, real: Tensor) -> None:
         r_t = real.sign().mean()
         # every shard moves p by a whole batch's step; the mean over the shards is kept
         num_images = len(real) * self.num_shards
@@ -119,13 +119,13 @@ class AdaptiveAugmentation(Augmentation):
         def draw_quarter_turns() -> Tensor:
             return torch.randint_like(one, 4) * (math.pi / 2)
 
-        def draw_whole_shift() -> Tensor:
+        def draw_pixel_shift() -> Tensor:
             return (draw_uniform(x, b, 2, low=-1 / 8, high=1 / 8) * sides).round()
 
         def draw_angle() -> Tensor:
             return draw_uniform(x, b, low=-math.pi, high=math.pi)
 
-        def draw_factor() -> Tensor:
+        def draw_scale_factor() -> Tensor:
             return torch.exp2(0.2 * torch.randn_like(one))
 
         def draw_shift() -> Tensor:
@@ -134,14 +134,14 @@ class AdaptiveAugmentation(Augmentation):
         maps = [
             scale_matrix(self.draw_or_default(draw_mirror, one), one),
             rotation_matrix(self.draw_or_default(draw_quarter_turns, zero)),
-            translation_matrix(self.draw_or_default(draw_whole_shift, no_shift)),
-            scale_matrix(s := self.draw_or_default(draw_factor, one), s),
+            translation_matrix(self.draw_or_default(draw_pixel_shift, no_shift)),
+            scale_matrix(s := self.draw_or_default(draw_scale_factor, one), s),
             rotation_matrix(self.draw_or_default(draw_angle, zero, p_rotation)),
-            scale_matrix(s := self.draw_or_default(draw_factor, one), 1 / s),
+            scale_matrix(s := self.draw_or_default(draw_scale_factor, one), 1 / s),
             rotation_matrix(self.draw_or_default(draw_angle, zero, p_rotation)),
             translation_matrix(self.draw_or_default(draw_shift, no_shift)),
         ]
-        return warp(x, reduce(torch.matmul, maps))
+        return affine_warp(x, reduce(torch.matmul, maps))
 
     def apply_color(self, x: Tensor) -> Tensor:
         """Return images of random brightness, contrast, luma, and for RGB hue and saturation."""
@@ -192,7 +192,7 @@ def translation_matrix(shift: Tensor) -> Tensor:
     return torch.cat([eye, F.pad(shift, (0, 1), value=1)[:, :, None]], 2)
 
 
-def warp(x: Tensor, maps: Tensor) -> Tensor:
+def affine_warp(x: Tensor, maps: Tensor) -> Tensor:
     """Return images (B, C, H, W) sampled where the maps (B, 3, 3) take each output pixel.
 
     Images are mirrored at their borders.
@@ -230,19 +230,19 @@ def draw_uniform(x: Tensor, *shape: int, low: float, high: float) -> Tensor:
     return x.new_empty(shape).uniform_(low, high)
 
 
-def draw_integers(x: Tensor, low: int, high: int) -> Tensor:
+def draw_integer_per_image(x: Tensor, low: int, high: int) -> Tensor:
     """Draw an integer low ≤ n ≤ high for each image of x: (B,)."""
     return torch.randint(low, high + 1, (len(x),), device=x.device)
 
 
-def cutout_interval(x: Tensor, side: int) -> Tensor:
+def cutout_mask_1d(x: Tensor, side: int) -> Tensor:
     """Return a mask (B, side) of the pixels of a side inside a random interval half as long.
 
     The interval's center is anywhere on the side, up to its ends.
     """
     length = (side + 1) // 2
     # the center of an interval of even length is between two pixels
-    start = draw_integers(x, 0, side - length % 2)[:, None] - length // 2
+    start = draw_integer_per_image(x, 0, side - length % 2)[:, None] - length // 2
     pixels = torch.arange(side, device=x.device)
     return (pixels >= start) & (pixels < start + length)
 

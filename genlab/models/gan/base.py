@@ -61,7 +61,7 @@ class GANBase(DiscriminatorRegularization):
         **regularization: Any,
     ) -> None:
         super().__init__(**regularization)
-        check_options(type(self).__name__, spec, conditional, augment, loss)
+        validate_gan_options(type(self).__name__, spec, conditional, augment, loss)
         self.spec = spec
         self.latent, self.noise, self.conditional = latent, noise, conditional
         self.conditional_prior = conditional
@@ -109,7 +109,7 @@ class GANBase(DiscriminatorRegularization):
         )
         if initialize is not None:
             discriminator.apply(initialize)
-        self.apply_weight_norm(discriminator)
+        self.apply_spectral_norm_if_enabled(discriminator)
         return discriminator
 
     # --- losses -----------------------------------------------------------------------------------
@@ -122,17 +122,17 @@ class GANBase(DiscriminatorRegularization):
                 k − 1 updates without them.
         """
         x, y = batch.x, batch.y if self.conditional else None
-        with torch.no_grad(), frozen_statistics(self.generator):
+        with torch.no_grad(), frozen_running_statistics(self.generator):
             z = self.prior(len(x), y)
             fake_x = self.generator(z)
-        D, x = self.discriminator, self.require_input_gradient(x, penalty_scale)
+        D, x = self.discriminator, self.enable_gradient_for_r1(x, penalty_scale)
         # separate passes: batch normalization uses the statistics of real and of fake data
         real_input, fake_input = self.augment(x), self.augment(fake_x)
         h, fake_h = D.extract_features(real_input, y), D.extract_features(fake_input, y)
         real, fake = D.logits(h, y), D.logits(fake_h, y)  # (B,)
-        self.augment.update(real.detach() - self.objective.boundary_logit)
+        self.augment.adapt_probability(real.detach() - self.objective.boundary_logit)
         loss = self.objective.discriminator(real, fake)
-        logs = self.objective.log_values(real, fake, loss)
+        logs = self.objective.discriminator_log_entries(real, fake, loss)
         # R1 is the gradient at the data itself, through the augmentation, as in Karras et al. 2020
         penalties, penalty_logs = self.weighted_penalties(
             lambda between: D(between, y), real, x, (real_input, fake_input), penalty_scale
@@ -142,7 +142,7 @@ class GANBase(DiscriminatorRegularization):
             assert y is not None
             logs["classification"] = cross_entropy(D.class_logits(h), y)
             loss = loss + logs["classification"]
-        code_losses = self.code_losses(z, fake_h)
+        code_losses = self.code_recovery_losses(z, fake_h)
         return {"loss": sum(code_losses.values(), loss), **logs, **code_losses}
 
     def generator_loss(self, batch: Batch, penalty_scale: float = 1) -> dict[str, Tensor]:
@@ -151,13 +151,13 @@ class GANBase(DiscriminatorRegularization):
         z = self.prior(len(batch), y)
         fake_x = self.generator(z)
         D = self.discriminator
-        with frozen_statistics(D):
+        with frozen_running_statistics(D):
             h = D.extract_features(self.augment(fake_x), y)
-            code_losses = self.code_losses(z, h)
+            code_losses = self.code_recovery_losses(z, h)
             with torch.no_grad():
                 real = D(self.augment(batch.x), y) if self.objective.needs_real else None
         loss = self.objective.generator(D.logits(h, y), real)
-        logs = diversity_ratio(fake_x, batch.x)
+        logs = diversity_ratio_logs(fake_x, batch.x)
         if D.class_head is not None:  # Odena et al. 2017, eq. 3, on samples
             assert y is not None
             logs["classification/generator"] = cross_entropy(D.class_logits(h), y)
@@ -168,7 +168,7 @@ class GANBase(DiscriminatorRegularization):
             **{f"{name}/generator": value for name, value in code_losses.items()},
         }
 
-    def code_losses(self, z: Tensor, h: Tensor) -> dict[str, Tensor]:
+    def code_recovery_losses(self, z: Tensor, h: Tensor) -> dict[str, Tensor]:
         """Return losses of recovering codes z (B, code_dim) from D's features h of their samples.
 
         Both networks minimize them. The base class has none.
@@ -185,7 +185,7 @@ class GANBase(DiscriminatorRegularization):
         has_stddev = any(isinstance(m, MinibatchStddev) for m in self.discriminator.modules())
         return [] if has_stddev else ["++model.minibatch_stddev=true"]
 
-    def suggest_augmentation(self) -> list[str]:
+    def augmentation_overrides(self) -> list[str]:
         """Suggest DiffAugment for images that are not augmented yet."""
         is_plain = type(self.augment) is NoAugmentation and self.spec.kind == "image"
         return ["++model.augment=diffaugment"] if is_plain else []
@@ -237,7 +237,7 @@ class GANBase(DiscriminatorRegularization):
         return self.decode(self.prior(n, y))
 
 
-def check_options(
+def validate_gan_options(
     name: str, spec: DataSpec, conditional: bool, augment: AugmentName, loss: LossName
 ) -> None:
     """Refuse data and options that do not go together.
@@ -286,7 +286,7 @@ def neighbor_rms_distance(x: Tensor) -> Tensor:
     return (x - x.roll(1, 0)).square().mean().sqrt()
 
 
-def diversity_ratio(fake: Tensor, real: Tensor, suffix: str = "") -> dict[str, Tensor]:
+def diversity_ratio_logs(fake: Tensor, real: Tensor, suffix: str = "") -> dict[str, Tensor]:
     """Return the distance between fake samples (B, …) relative to that between real samples.
 
     A ratio near 0 means mode collapse. The result is empty for a single sample.
@@ -298,7 +298,7 @@ def diversity_ratio(fake: Tensor, real: Tensor, suffix: str = "") -> dict[str, T
 
 
 @contextmanager
-def frozen_statistics(net: nn.Module) -> Iterator[None]:
+def frozen_running_statistics(net: nn.Module) -> Iterator[None]:
     """Run `net` without updating its statistics, so that an update of its opponent keeps it."""
     modules = list(net.modules())
     batch_norms = [m for m in modules if isinstance(m, _BatchNorm) and m.track_running_stats]

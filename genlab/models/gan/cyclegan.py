@@ -12,12 +12,12 @@ from torch import Tensor, nn
 
 from genlab.distributed.batch_shard_buffers import PerShardModule
 from genlab.errors import UserError
-from genlab.models.gan.base import ScaledTanh, diversity_ratio, frozen_statistics
+from genlab.models.gan.base import ScaledTanh, diversity_ratio_logs, frozen_running_statistics
 from genlab.models.gan.dcgan import initialize_weights
 from genlab.models.gan.losses import LOSSES, LossName
-from genlab.models.gan.regularizers import DiscriminatorRegularization, add_losses
-from genlab.models.gan.translation_base import require_same_size
-from genlab.nn.patchgan import PatchGAN, fit_num_downsamples
+from genlab.models.gan.regularizers import DiscriminatorRegularization, sum_losses
+from genlab.models.gan.translation_base import require_same_size_source_spec
+from genlab.nn.patchgan import PatchGAN, max_num_downsamples
 from genlab.nn.residual_generator import ResidualGenerator
 from genlab.spec import Batch, Count, DataSpec, NonNegative, Positive
 
@@ -61,7 +61,7 @@ class CycleGAN(DiscriminatorRegularization):
         loss: LossName = "least_squares",
         **regularization: Any,
     ) -> None:
-        source = require_same_size(spec, type(self).__name__)
+        source = require_same_size_source_spec(spec, type(self).__name__)
         if identity_weight and source.shape[0] != spec.shape[0]:
             raise UserError(
                 "CycleGAN's identity loss needs sources and targets with the same channels, and "
@@ -81,7 +81,7 @@ class CycleGAN(DiscriminatorRegularization):
             return nn.Sequential(net, ScaledTanh(*outputs.range))
 
         def make_patchgan(domain: DataSpec) -> nn.Module:
-            num_downsamples = fit_num_downsamples((height, width_px))
+            num_downsamples = max_num_downsamples((height, width_px))
             return PatchGAN(domain.shape[0], width=width, num_downsamples=num_downsamples)
 
         self.generator = nn.ModuleDict(
@@ -97,7 +97,7 @@ class CycleGAN(DiscriminatorRegularization):
             }
         )
         self.apply(initialize_weights)
-        self.apply_weight_norm(self.discriminator)
+        self.apply_spectral_norm_if_enabled(self.discriminator)
 
     # --- losses -----------------------------------------------------------------------------------
 
@@ -107,58 +107,60 @@ class CycleGAN(DiscriminatorRegularization):
         Args:
             penalty_scale: factor of the gradient penalties. 0 leaves them out.
         """
-        real_images = {"target": batch.x, "source": sources(batch)}
-        with torch.no_grad(), frozen_statistics(self.generator):
-            fakes = self.translate_both(batch)
+        real_images = {"target": batch.x, "source": source_images(batch)}
+        with torch.no_grad(), frozen_running_statistics(self.generator):
+            fakes = self.translate_both_ways(batch)
         losses: list[Tensor] = []
         logs: dict[str, Tensor] = {}
         for domain, data in real_images.items():
             D = self.discriminator[domain]
-            x = self.require_input_gradient(data, penalty_scale)
+            x = self.enable_gradient_for_r1(data, penalty_scale)
             fake_x = self.history[domain](fakes[domain])
             real, fake = D(x), D(fake_x)  # (B, 1, h, w)
             loss = self.objective.discriminator(real, fake)
             penalties, domain_logs = self.weighted_penalties(D, real, x, (x, fake_x), penalty_scale)
             losses.append(sum(penalties, loss))
-            domain_logs = self.objective.log_values(real, fake, loss) | domain_logs
+            domain_logs = self.objective.discriminator_log_entries(real, fake, loss) | domain_logs
             logs |= {f"{key}/{domain}": value for key, value in domain_logs.items()}
-        return {"loss": add_losses(losses), **logs}
+        return {"loss": sum_losses(losses), **logs}
 
     # eq. 3: L(G, F, D_X, D_Y) = L_GAN(G, D_Y) + L_GAN(F, D_X) + λ L_cyc(G, F)
     def generator_loss(self, batch: Batch, penalty_scale: float = 1) -> dict[str, Tensor]:
         """Return what G and F minimize together; the discriminators are left untouched."""
-        real_images = {"target": batch.x, "source": sources(batch)}
-        fakes = self.translate_both(batch)
+        real_images = {"target": batch.x, "source": source_images(batch)}
+        fakes = self.translate_both_ways(batch)
         adversarial = batch.x.new_zeros(())
         for domain, data in real_images.items():
             D = self.discriminator[domain]
-            with frozen_statistics(D):
+            with frozen_running_statistics(D):
                 with torch.no_grad():
                     real = D(data) if self.objective.needs_real else None
                 loss = self.objective.generator(D(fakes[domain]), real)
             adversarial = adversarial + self.adversarial_weight * loss
-        losses = self.consistency_losses(batch, fakes)
+        losses = self.cycle_and_identity_losses(batch, fakes)
         return {
             "loss": sum(losses.values(), adversarial),
             "adversarial": adversarial,
             **losses,
-            **diversity_ratio(fakes["target"], real_images["target"], "/target"),
-            **diversity_ratio(fakes["source"], real_images["source"], "/source"),
+            **diversity_ratio_logs(fakes["target"], real_images["target"], "/target"),
+            **diversity_ratio_logs(fakes["source"], real_images["source"], "/source"),
         }
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """Return what G and F minimize without discriminators."""
-        losses = self.consistency_losses(batch, self.translate_both(batch))
-        return {"loss": add_losses(losses.values()), **losses}
+        losses = self.cycle_and_identity_losses(batch, self.translate_both_ways(batch))
+        return {"loss": sum_losses(losses.values()), **losses}
 
-    def translate_both(self, batch: Batch) -> dict[str, Tensor]:
+    def translate_both_ways(self, batch: Batch) -> dict[str, Tensor]:
         """Return G's and F's images of a batch by their domain."""
         return {"target": self.generator["G"](batch.cond), "source": self.generator["F"](batch.x)}
 
-    def consistency_losses(self, batch: Batch, fakes: dict[str, Tensor]) -> dict[str, Tensor]:
+    def cycle_and_identity_losses(
+        self, batch: Batch, fakes: dict[str, Tensor]
+    ) -> dict[str, Tensor]:
         """Return the weighted cycle loss of G's and F's images, and the identity loss if used."""
         G, F = self.generator["G"], self.generator["F"]
-        x, cond = batch.x, sources(batch)
+        x, cond = batch.x, source_images(batch)
         # eq. 2: L_cyc(G, F) = E‖F(G(x)) − x‖₁ + E‖G(F(y)) − y‖₁
         cycle = l1_distance(F(fakes["target"]), cond) + l1_distance(G(fakes["source"]), x)
         losses = {"cycle": self.cycle_weight * cycle}
@@ -219,7 +221,7 @@ def l1_distance(a: Tensor, b: Tensor) -> Tensor:
     return (a - b).abs().mean()
 
 
-def sources(batch: Batch) -> Tensor:
+def source_images(batch: Batch) -> Tensor:
     """Return the source images (B, …) of a batch."""
     assert batch.cond is not None
     return batch.cond

@@ -70,7 +70,9 @@ class InfoGAN(GANBase):
         num_units = 16 * width
         self.generator = make_generator(spec, self.code_dim, width, num_units)
         self.discriminator = self.make_discriminator(
-            make_features(spec, width, num_units), (num_units,), initialize=initialize_weights
+            make_shared_features(spec, width, num_units),
+            (num_units,),
+            initialize=initialize_weights,
         )
         # Q's own layers are a head of D: they share its features and its optimizer
         self.discriminator.recognition = nn.Sequential(
@@ -94,7 +96,7 @@ class InfoGAN(GANBase):
 
     # eqs. 5 and 6: λ L_I = λ E[log Q(c|x)] + λ H(c) bounds λ I(c; G(z, c)) from below;
     # H(c) is constant, and G and Q maximize the rest
-    def code_losses(self, z: Tensor, h: Tensor) -> dict[str, Tensor]:
+    def code_recovery_losses(self, z: Tensor, h: Tensor) -> dict[str, Tensor]:
         """Return −λ E[log Q(c|x)] in nats of both parts of codes z (B, code_dim)."""
         _, category, c, _ = z.split(self.code_sizes, 1)
         log_q, mean, log_var = self.code_posterior(h)
@@ -162,7 +164,7 @@ def make_generator(spec: DataSpec, code_dim: int, width: int, num_units: int) ->
     ).apply(initialize_weights)
 
 
-def make_features(spec: DataSpec, width: int, num_units: int) -> nn.Module:
+def make_shared_features(spec: DataSpec, width: int, num_units: int) -> nn.Module:
     """Return the shared layers of D and Q, from images (B, *shape) to features (B, num_units)."""
     size = (spec.shape[1] // 4, spec.shape[2] // 4)
     return nn.Sequential(

@@ -41,7 +41,9 @@ class Loss(NamedTuple):
     is_shift_invariant: bool = False
     boundary_logit: float = 0
 
-    def log_values(self, real: Tensor, fake: Tensor, loss: Tensor) -> dict[str, Tensor]:
+    def discriminator_log_entries(
+        self, real: Tensor, fake: Tensor, loss: Tensor
+    ) -> dict[str, Tensor]:
         """Return the mean of D on real and fake data, and D's advantage, for the log.
 
         D's values are probabilities if its logits (B, …) define them. The advantage is the share of

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from genlab.errors import UserError
 from genlab.models.gan.losses import LossName
-from genlab.models.gan.translation_base import PairedTranslationModel, require_source
+from genlab.models.gan.translation_base import PairedTranslationModel, require_source_spec
 from genlab.spec import DataSpec, NonNegative, Positive
 
 # The networks of the four scales, the coarsest first (tables 1 and 2 of the paper):
@@ -71,7 +71,7 @@ class NextFrame(PairedTranslationModel):
         **regularization: Any,
     ) -> None:
         super().__init__(spec, loss=loss, adversarial_weight=adversarial_weight, **regularization)
-        source, size = require_source(spec, type(self).__name__), spec.shape[-2:]
+        source, size = require_source_spec(spec, type(self).__name__), spec.shape[-2:]
         if source.shape[-2:] != size or min(size) < MIN_COARSE_SIDE:
             raise UserError(
                 "NextFrame needs sources as high and wide as its targets, and this dataset gives "
@@ -85,14 +85,14 @@ class NextFrame(PairedTranslationModel):
         max_scales = (min(size) // MIN_COARSE_SIDE).bit_length()
         width = width[:max_scales]
         self.size_multiple = 2 ** (len(width) - 1)
-        past, future = num_maps(source), num_maps(spec)
+        past, future = num_stacked_channels(source), num_stacked_channels(spec)
         self.generator = MultiScaleGenerator(past, future, width)
         if self.is_adversarial:
             sizes = [(size[0] >> k, size[1] >> k) for k in reversed(range(len(width)))]
             self.discriminator = MultiScaleDiscriminator(past + future, width, sizes)
-            self.apply_weight_norm(self.discriminator)
+            self.apply_spectral_norm_if_enabled(self.discriminator)
 
-    def prepare_target(self, x: Tensor) -> list[Tensor]:
+    def target_like_generator_output(self, x: Tensor) -> list[Tensor]:
         return image_pyramid(x.flatten(1, -3), len(self.generator.nets))
 
     def reconstruction_losses(self, fake: list[Tensor], target: list[Tensor]) -> dict[str, Tensor]:
@@ -196,6 +196,6 @@ def image_pyramid(x: Tensor, num_scales: int) -> list[Tensor]:
     ]
 
 
-def num_maps(spec: DataSpec) -> int:
+def num_stacked_channels(spec: DataSpec) -> int:
     """Return the number of maps (H, W) of an item: for a video, frames times channels."""
     return spec.dim // (spec.shape[-2] * spec.shape[-1])

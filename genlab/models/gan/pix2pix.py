@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from genlab.models.gan.base import ScaledTanh
 from genlab.models.gan.dcgan import initialize_weights
 from genlab.models.gan.losses import LossName
-from genlab.models.gan.translation_base import PairedTranslationModel, require_same_size
-from genlab.nn.patchgan import PatchGAN, fit_num_downsamples
+from genlab.models.gan.translation_base import PairedTranslationModel, require_same_size_source_spec
+from genlab.nn.patchgan import PatchGAN, max_num_downsamples
 from genlab.nn.pix2pix_unet import Pix2PixUNet
 from genlab.spec import DataSpec, Decay, NonNegative, Positive
 
@@ -48,7 +48,7 @@ class Pix2Pix(PairedTranslationModel):
         loss: LossName = "non_saturating",
         **regularization: Any,
     ) -> None:
-        source = require_same_size(spec, type(self).__name__)
+        source = require_same_size_source_spec(spec, type(self).__name__)
         super().__init__(spec, loss=loss, adversarial_weight=adversarial_weight, **regularization)
         self.l1_weight = l1_weight
         height, width_px = spec.shape[1:]
@@ -65,12 +65,12 @@ class Pix2Pix(PairedTranslationModel):
             patchgan = PatchGAN(
                 source.shape[0] + spec.shape[0],
                 width=width,
-                num_downsamples=fit_num_downsamples((height, width_px)),
+                num_downsamples=max_num_downsamples((height, width_px)),
             )
             self.discriminator = ConcatDiscriminator(patchgan)
         self.apply(initialize_weights)
         if self.is_adversarial:
-            self.apply_weight_norm(self.discriminator)
+            self.apply_spectral_norm_if_enabled(self.discriminator)
 
     # eqs. 3 and 4: L_L1(G) = E‖y − G(x, z)‖₁, arg min_G max_D L_cGAN(G, D) + λ L_L1(G)
     def reconstruction_losses(self, fake: Tensor, target: Tensor) -> dict[str, Tensor]:

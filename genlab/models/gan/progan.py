@@ -67,7 +67,7 @@ class ProGAN(GANBase):
         self.objective = loss._replace(discriminator=discriminator_loss_with_drift)
         self.num_levels = len(sides) - 1
 
-    def grow(self, level: float) -> None:
+    def set_growth_level(self, level: float) -> None:
         """Set the number of doublings, from 0 (4×4) to `num_levels` (the data's side)."""
         features = self.discriminator.features
         assert isinstance(features, DiscriminatorFeatures)
@@ -75,14 +75,14 @@ class ProGAN(GANBase):
         features.level.fill_(level)
 
     def discriminator_loss(self, batch: Batch, penalty_scale: float = 1) -> dict[str, Tensor]:
-        return super().discriminator_loss(self.downscale(batch), penalty_scale)
+        return super().discriminator_loss(self.downscale_batch(batch), penalty_scale)
 
     def generator_loss(self, batch: Batch, penalty_scale: float = 1) -> dict[str, Tensor]:
-        return super().generator_loss(self.downscale(batch), penalty_scale)
+        return super().generator_loss(self.downscale_batch(batch), penalty_scale)
 
-    def downscale(self, batch: Batch) -> Batch:
+    def downscale_batch(self, batch: Batch) -> Batch:
         """Return the batch at the current side, faded in as G's images are."""
-        num_doublings, alpha = growth_stage(self.generator.level)
+        num_doublings, alpha = growth_doublings_and_alpha(self.generator.level)
         x = F.adaptive_avg_pool2d(batch.x, 4 << num_doublings)
         if alpha < 1:
             x = torch.lerp(upsample_nearest(F.avg_pool2d(x, 2)), x, alpha)
@@ -130,7 +130,7 @@ class Generator(nn.Module):
         self.register_buffer("level", torch.tensor(len(widths) - 1.0))
 
     def forward(self, z: Tensor) -> Tensor:
-        num_doublings, alpha = growth_stage(self.level)
+        num_doublings, alpha = growth_doublings_and_alpha(self.level)
         previous = h = self.start(z)
         for i in range(num_doublings):
             previous, h = h, self.blocks[i](h)
@@ -170,7 +170,7 @@ class DiscriminatorFeatures(nn.Module):
         self.register_buffer("level", torch.tensor(len(widths) - 1.0))
 
     def forward(self, x: Tensor) -> Tensor:
-        num_doublings, alpha = growth_stage(self.level)
+        num_doublings, alpha = growth_doublings_and_alpha(self.level)
         h = self.from_image[num_doublings](x)
         for i in reversed(range(num_doublings)):
             h = self.blocks[i](h)
@@ -179,7 +179,7 @@ class DiscriminatorFeatures(nn.Module):
         return self.end(h)  # (B, F)
 
 
-def growth_stage(level: Tensor) -> tuple[int, float]:
+def growth_doublings_and_alpha(level: Tensor) -> tuple[int, float]:
     """Return the number of doublings that have begun, and α of the newest."""
     num_doublings = math.ceil(level.item())
     return num_doublings, 1 - (num_doublings - level.item())

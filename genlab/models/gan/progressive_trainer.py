@@ -36,7 +36,7 @@ class ProgressiveTrainer(GANTrainer):
         period = o.fade_steps + o.hold_steps
         return [0, *(o.hold_steps + k * period for k in range(self.model.num_levels))]
 
-    def level_at(self, step: int) -> float:
+    def growth_level_at(self, step: int) -> float:
         """Return the number of doublings at a step; its fraction is α of the newest resolution.
 
         The first step of a fade-in has α = 1/fade_steps.
@@ -48,5 +48,5 @@ class ProgressiveTrainer(GANTrainer):
         return min(self.model.num_levels, doublings + min(1.0, (since + 1) / o.fade_steps))
 
     def step(self, batches: Iterator[Batch]) -> dict[str, Tensor]:
-        self.model.grow(self.level_at(self.global_step))
+        self.model.set_growth_level(self.growth_level_at(self.global_step))
         return {**super().step(batches), "level": self.model.generator.level.clone()}

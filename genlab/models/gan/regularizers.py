@@ -43,7 +43,7 @@ def gradient_penalty(
         D: maps samples to logits (B, …).
         x, fake_x: real and fake samples, each (B, …) or a list with one tensor for each scale.
     """
-    scales = list(zip(as_scales(x), as_scales(fake_x), strict=True))
+    scales = list(zip(as_scale_list(x), as_scale_list(fake_x), strict=True))
     first = scales[0][0]
     epsilon = torch.rand(len(first), dtype=first.dtype, device=first.device)
     between = []
@@ -61,16 +61,16 @@ def input_gradient(logits: Tensor, x: DiscriminatorInput) -> Tensor:
     patches or of scales, D is their mean, as in the losses.
     """
     value = logits.reshape(len(logits), -1).mean(1)  # (B,)
-    gradients = torch.autograd.grad(value.sum(), as_scales(x), create_graph=True)
+    gradients = torch.autograd.grad(value.sum(), as_scale_list(x), create_graph=True)
     return torch.cat([gradient.flatten(1) for gradient in gradients], 1)
 
 
-def as_scales(x: DiscriminatorInput) -> list[Tensor]:
+def as_scale_list(x: DiscriminatorInput) -> list[Tensor]:
     """Return the scales of a batch as a list, also if there is only one."""
     return [x] if isinstance(x, Tensor) else x
 
 
-def add_losses(losses: Iterable[Tensor]) -> Tensor:
+def sum_losses(losses: Iterable[Tensor]) -> Tensor:
     """Return the sum of one or more losses (scalars)."""
     first, *rest = losses
     return sum(rest, first)
@@ -156,12 +156,12 @@ class DiscriminatorRegularization(GenerativeModel):
         """
         raise NotImplementedError
 
-    def apply_weight_norm(self, discriminator: nn.Module) -> None:
+    def apply_spectral_norm_if_enabled(self, discriminator: nn.Module) -> None:
         """Add the spectral normalization that the options ask for to an initialized D, in place."""
         if self.spectral_norm:
             add_spectral_norm(discriminator)
 
-    def require_input_gradient(self, x: Tensor, penalty_scale: float) -> Tensor:
+    def enable_gradient_for_r1(self, x: Tensor, penalty_scale: float) -> Tensor:
         """Return data x (B, …) with requires_grad if R1 will need its gradient."""
         return x.detach().requires_grad_() if self.r1 * penalty_scale else x
 
@@ -177,7 +177,7 @@ class DiscriminatorRegularization(GenerativeModel):
 
         Args:
             D: maps its input to logits (B, …).
-            real: the logits (B, …) of the data x (B, …), as `require_input_gradient` returned it.
+            real: the logits (B, …) of the data x (B, …), as `enable_gradient_for_r1` returned it.
             inputs: the real and the fake input of D, for example after augmentation.
             penalty_scale: see `discriminator_loss`.
         """
@@ -191,7 +191,7 @@ class DiscriminatorRegularization(GenerativeModel):
             weighted.append(self.gradient_penalty * penalty_scale * logs["gradient_penalty"])
         return weighted, logs
 
-    def constrain_discriminator(self) -> None:
+    def clip_discriminator_weights(self) -> None:
         """Clip D's weights after an update of D, if `weight_clip` is set."""
         if self.weight_clip:
             clip_weights(self.discriminator, self.weight_clip)
@@ -219,6 +219,6 @@ class DiscriminatorRegularization(GenerativeModel):
         """Return overrides of further options that counteract mode collapse."""
         return []
 
-    def suggest_augmentation(self) -> list[str]:
+    def augmentation_overrides(self) -> list[str]:
         """Return overrides that augment the images for D, if that is possible and not done yet."""
         return []

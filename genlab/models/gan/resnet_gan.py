@@ -53,7 +53,7 @@ class ResNetGAN(GANBase):
         condition: Condition = "projection",
         **options: Any,
     ) -> None:
-        check_sizes(spec, channels, discriminator_channels, num_downsamples)
+        validate_network_sizes(spec, channels, discriminator_channels, num_downsamples)
         super().__init__(spec, latent=latent, condition=condition, **options)
         num_classes = spec.num_classes if self.conditional else 0
         self.generator = Generator(spec, latent, channels, num_classes)
@@ -61,11 +61,21 @@ class ResNetGAN(GANBase):
             self.discriminator_shape[0], discriminator_channels, num_downsamples, pool
         )
         self.discriminator = self.make_discriminator(
-            features, (discriminator_channels[-1],), initialize=initialize_heads
+            features, (discriminator_channels[-1],), initialize=xavier_init_heads
         )
 
 
-def check_sizes(
+def other_channels(spec: DataSpec, channels: tuple[int, ...]) -> str:
+    """Return the option with which the generator makes images of the data's side, if any does."""
+    _, height, width = spec.shape
+    doublings = (height // 4).bit_length() - 1
+    if height != width or height < 4 or height != 4 << doublings:
+        return ""
+    widths = [*channels, *[channels[-1]] * (doublings + 1 - len(channels))][: doublings + 1]
+    return f" or model.channels={widths}".replace(" ", "").replace("ormodel", " or model")
+
+
+def validate_network_sizes(
     spec: DataSpec,
     channels: tuple[int, ...],
     discriminator_channels: tuple[int, ...],
@@ -89,8 +99,8 @@ def check_sizes(
     if spec.shape[1:] != (side, side):
         raise UserError(
             f"ResNetGAN with {len(channels)} numbers in model.channels makes images of "
-            f"{side}×{side}, and this dataset gives {spec.shape}; set preprocess.size={side}, or "
-            "another model.channels"
+            f"{side}×{side}, and this dataset gives {spec.shape}; set preprocess.size={side}"
+            f"{other_channels(spec, channels)}"
         )
     num_blocks = len(discriminator_channels)
     if num_downsamples > num_blocks or side >> num_downsamples < 1:
@@ -117,8 +127,8 @@ class Generator(nn.Module):
         self.norm = nn.BatchNorm2d(channels[-1])
         to_image = nn.Conv2d(channels[-1], spec.shape[0], 3, padding=1)
         self.out = nn.Sequential(to_image, ScaledTanh(*spec.range))
-        initialize(project)
-        initialize(to_image)
+        xavier_init(project)
+        xavier_init(to_image)
 
     def forward(self, z: Tensor) -> Tensor:
         z, y = z[:, : self.latent], z[:, self.latent :]
@@ -139,9 +149,9 @@ class UpBlock(nn.Module):
         super().__init__()
         self.norm1 = ConditionalBatchNorm(inputs, num_classes)
         self.norm2 = ConditionalBatchNorm(outputs, num_classes)
-        self.conv1 = initialize(UpConv2d(inputs, outputs), gain=2**0.5)
-        self.conv2 = initialize(nn.Conv2d(outputs, outputs, 3, padding=1), gain=2**0.5)
-        self.shortcut = initialize(nn.Conv2d(inputs, outputs, 1))
+        self.conv1 = xavier_init(UpConv2d(inputs, outputs), gain=2**0.5)
+        self.conv2 = xavier_init(nn.Conv2d(outputs, outputs, 3, padding=1), gain=2**0.5)
+        self.shortcut = xavier_init(nn.Conv2d(inputs, outputs, 1))
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         h = self.conv1(relu(self.norm1(x, y)))
@@ -180,11 +190,11 @@ class DownBlock(nn.Module):
         super().__init__()
         self.downsample, self.is_first = downsample, is_first
         hidden = outputs if is_first else inputs
-        self.conv1 = initialize(nn.Conv2d(inputs, hidden, 3, padding=1), gain=2**0.5)
-        self.conv2 = initialize(nn.Conv2d(hidden, outputs, 3, padding=1), gain=2**0.5)
+        self.conv1 = xavier_init(nn.Conv2d(inputs, hidden, 3, padding=1), gain=2**0.5)
+        self.conv2 = xavier_init(nn.Conv2d(hidden, outputs, 3, padding=1), gain=2**0.5)
         self.shortcut: nn.Module = nn.Identity()
         if inputs != outputs or downsample:
-            self.shortcut = initialize(nn.Conv2d(inputs, outputs, 1))
+            self.shortcut = xavier_init(nn.Conv2d(inputs, outputs, 1))
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.conv2(relu(self.conv1(x if self.is_first else relu(x))))
@@ -193,7 +203,7 @@ class DownBlock(nn.Module):
         return avg_pool2d(h, 2) + self.shortcut(avg_pool2d(x, 2))
 
 
-def initialize(layer: Layer, *, gain: float = 1.0) -> Layer:
+def xavier_init(layer: Layer, *, gain: float = 1.0) -> Layer:
     """Draw a uniform weight of variance 2 gain² / (fan in + fan out) (Glorot & Bengio 2010)."""
     nn.init.xavier_uniform_(layer.weight, gain)
     if layer.bias is not None:
@@ -201,9 +211,9 @@ def initialize(layer: Layer, *, gain: float = 1.0) -> Layer:
     return layer
 
 
-def initialize_heads(module: nn.Module) -> None:
+def xavier_init_heads(module: nn.Module) -> None:
     """Draw the weights of D's heads and class vectors; its blocks have drawn theirs already."""
     if isinstance(module, nn.Linear):
-        initialize(module)
+        xavier_init(module)
     if isinstance(module, Discriminator) and module.embedding is not None:
         nn.init.xavier_uniform_(module.embedding.weight)

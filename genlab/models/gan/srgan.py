@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from genlab.errors import UserError
 from genlab.models.gan.losses import LossName
-from genlab.models.gan.translation_base import PairedTranslationModel, require_source
+from genlab.models.gan.translation_base import PairedTranslationModel, require_source_spec
 from genlab.nn.srresnet import SRResNet
 from genlab.spec import DataSpec, NonNegative, Positive
 
@@ -72,7 +72,7 @@ class SRGAN(PairedTranslationModel):
         )
         if self.is_adversarial:
             self.discriminator = SRGANDiscriminator(spec.shape, discriminator_width)
-            self.apply_weight_norm(self.discriminator)
+            self.apply_spectral_norm_if_enabled(self.discriminator)
 
     # eq. 4: l_MSE = 1/(r²WH) Σ (I_HR − G(I_LR))²
     def reconstruction_losses(self, fake: Tensor, target: Tensor) -> dict[str, Tensor]:
@@ -132,7 +132,7 @@ def upscaling_factor(spec: DataSpec, name: str) -> int:
     Raises:
         UserError: it is not an integer of at least 2, or the channels differ.
     """
-    source, target = require_source(spec, name).shape, spec.shape
+    source, target = require_source_spec(spec, name).shape, spec.shape
     are_images = len(source) == len(target) == 3 and source[0] == target[0]
     factor = target[-1] // source[-1]
     if not are_images or factor < 2 or target[1:] != (factor * source[1], factor * source[2]):

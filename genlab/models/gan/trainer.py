@@ -74,11 +74,11 @@ class GANTrainer(Trainer):
         # (1) update D, d_steps times: maximize log D(x) + log(1 − D(G(z)))
         for _ in range(self.options.d_steps):
             shards = self.next_batch(batches)
-            d_logs = self.optimize("discriminator", d_loss, shards)
+            d_logs = self.optimizer_step("discriminator", d_loss, shards)
             if isinstance(self.model, DiscriminatorRegularization):
-                self.model.constrain_discriminator()
+                self.model.clip_discriminator_weights()
         # (2) update G: increase D's logits of its samples
-        g_logs = self.optimize("generator", g_loss, shards)
+        g_logs = self.optimizer_step("generator", g_loss, shards)
         losses = {
             "loss/discriminator": d_logs.pop("loss"),
             "loss/generator": g_logs.pop("loss"),
@@ -88,17 +88,17 @@ class GANTrainer(Trainer):
     def diagnose(self, means: dict[str, float]) -> list[str]:
         """Return the failure modes that now have lasted long enough, with suggestions."""
         notes = []
-        for failure, is_present in failure_modes(means).items():
+        for failure, is_present in detect_failure_modes(means).items():
             self.failure_counts[failure] = (
                 self.failure_counts.get(failure, 0) + 1 if is_present else 0
             )
             if self.failure_counts[failure] == REPORT_AFTER_INTERVALS:
-                *others, last = self.suggestions(failure)
+                *others, last = self.suggest_overrides(failure)
                 choices = f"{', '.join(others)} or {last}" if others else last
                 notes.append(f"{failure}; try {choices}")
         return notes
 
-    def suggestions(self, failure: str) -> list[str]:
+    def suggest_overrides(self, failure: str) -> list[str]:
         """Return overrides against a failure mode; none weakens what the model already uses."""
         slower = f"++trainer.d_lr_mult={self.options.d_lr_mult / 2:g}"
         # the options of a user's own model are unknown
@@ -107,7 +107,7 @@ class GANTrainer(Trainer):
         stronger = self.model.suggest_regularization()
         if failure == MODE_COLLAPSE:
             return [*stronger, *self.model.suggest_against_collapse(), "another model.loss"]
-        return [*(stronger or self.model.suggest_augmentation()), slower]
+        return [*(stronger or self.model.augmentation_overrides()), slower]
 
 
 # Karras et al. 2020, https://arxiv.org/abs/1912.04958, appendix B: in the paper the penalty is one
@@ -120,7 +120,7 @@ def lazy_regularization_lr_factor(k: int) -> float:
     return (k / (k + 1)) ** 0.5 if k > 1 else 1.0
 
 
-def failure_modes(means: dict[str, float]) -> dict[str, bool]:
+def detect_failure_modes(means: dict[str, float]) -> dict[str, bool]:
     """Return each known failure mode and whether the mean logs show it.
 
     Args:

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from genlab.errors import UserError
-from genlab.models.gan.base import diversity_ratio, frozen_statistics
+from genlab.models.gan.base import diversity_ratio_logs, frozen_running_statistics
 from genlab.models.gan.losses import LOSSES, LossName
 from genlab.models.gan.regularizers import (
     DiscriminatorInput,
     DiscriminatorRegularization,
-    add_losses,
-    as_scales,
+    as_scale_list,
+    sum_losses,
 )
 from genlab.spec import Batch, DataSpec
 
@@ -26,9 +26,9 @@ MIN_SIDE = 8  # pixels
 class PairedTranslationModel(DiscriminatorRegularization, ABC):
     """A generator x̂ = G(cond) and, if the model is adversarial, a discriminator D(cond, x).
 
-    A subclass creates both and passes D to `apply_weight_norm` after drawing its weights.
-    `generator(cond)` returns what `reconstruction_losses` and D take: an image, or a list with one
-    image for each scale, of which the last has the full size.
+    A subclass creates both and passes D to `apply_spectral_norm_if_enabled` after drawing its
+    weights. `generator(cond)` returns what `reconstruction_losses` and D take: an image, or a list
+    with one image for each scale, of which the last has the full size.
 
     Args:
         loss: the GAN loss.
@@ -48,7 +48,7 @@ class PairedTranslationModel(DiscriminatorRegularization, ABC):
     ) -> None:
         super().__init__(**regularization)
         name = type(self).__name__
-        require_source(spec, name)
+        require_source_spec(spec, name)
         unused = [option for option, value in regularization.items() if value]
         if not adversarial_weight and unused:
             raise UserError(
@@ -68,14 +68,14 @@ class PairedTranslationModel(DiscriminatorRegularization, ABC):
 
         Args:
             fake: what `generator` returns.
-            target: what `prepare_target` returns.
+            target: what `target_like_generator_output` returns.
         """
 
     def non_adversarial_losses(self, fake: Any, target: Any) -> dict[str, Tensor]:
         """Return the weighted losses beside the GAN loss: the reconstruction losses by default."""
         return self.reconstruction_losses(fake, target)
 
-    def prepare_target(self, x: Tensor) -> DiscriminatorInput:
+    def target_like_generator_output(self, x: Tensor) -> DiscriminatorInput:
         """Return targets (B, *shape) in the form of G's output."""
         return x
 
@@ -84,9 +84,9 @@ class PairedTranslationModel(DiscriminatorRegularization, ABC):
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """Return G's loss without a discriminator."""
         losses = self.reconstruction_losses(
-            self.generator(batch.cond), self.prepare_target(batch.x)
+            self.generator(batch.cond), self.target_like_generator_output(batch.x)
         )
-        return {"loss": add_losses(losses.values()), **losses}
+        return {"loss": sum_losses(losses.values()), **losses}
 
     def discriminator_loss(self, batch: Batch, penalty_scale: float = 1) -> dict[str, Tensor]:
         """Return D's loss on targets and as many outputs of G; G and its statistics are kept.
@@ -95,24 +95,24 @@ class PairedTranslationModel(DiscriminatorRegularization, ABC):
             penalty_scale: factor of the penalties on D's gradient with respect to the target.
                 0 leaves them out.
         """
-        with torch.no_grad(), frozen_statistics(self.generator):
+        with torch.no_grad(), frozen_running_statistics(self.generator):
             fake_x = self.generator(batch.cond)
         D = partial(self.discriminator, batch.cond)
-        x = self.require_input_gradient(batch.x, penalty_scale)
-        target = self.prepare_target(x)
+        x = self.enable_gradient_for_r1(batch.x, penalty_scale)
+        target = self.target_like_generator_output(x)
         real, fake = D(target), D(fake_x)  # (B, …)
         loss = self.objective.discriminator(real, fake)
         penalties, logs = self.weighted_penalties(D, real, x, (target, fake_x), penalty_scale)
         return {
             "loss": sum(penalties, loss),
-            **self.objective.log_values(real, fake, loss),
+            **self.objective.discriminator_log_entries(real, fake, loss),
             **logs,
         }
 
     def generator_loss(self, batch: Batch, penalty_scale: float = 1) -> dict[str, Tensor]:
         """Return G's weighted GAN loss and the losses beside it; D is left untouched."""
-        fake_x, target = self.generator(batch.cond), self.prepare_target(batch.x)
-        with frozen_statistics(self.discriminator):
+        fake_x, target = self.generator(batch.cond), self.target_like_generator_output(batch.x)
+        with frozen_running_statistics(self.discriminator):
             fake = self.discriminator(batch.cond, fake_x)
             with torch.no_grad():
                 needs_real = self.objective.needs_real
@@ -123,7 +123,7 @@ class PairedTranslationModel(DiscriminatorRegularization, ABC):
             "loss": sum(losses.values(), adversarial),
             "adversarial": adversarial,
             **losses,
-            **diversity_ratio(as_scales(fake_x)[-1], as_scales(target)[-1]),
+            **diversity_ratio_logs(as_scale_list(fake_x)[-1], as_scale_list(target)[-1]),
         }
 
     def suggest_against_collapse(self) -> list[str]:
@@ -141,7 +141,7 @@ class PairedTranslationModel(DiscriminatorRegularization, ABC):
         return self.generator(cond).clamp(*self.spec.range)
 
 
-def require_source(spec: DataSpec, name: str) -> DataSpec:
+def require_source_spec(spec: DataSpec, name: str) -> DataSpec:
     """Return the spec of the data's sources.
 
     Raises:
@@ -155,13 +155,13 @@ def require_source(spec: DataSpec, name: str) -> DataSpec:
     return spec.source
 
 
-def require_same_size(spec: DataSpec, name: str) -> DataSpec:
+def require_same_size_source_spec(spec: DataSpec, name: str) -> DataSpec:
     """Return the spec of the sources, which must be images of the targets' height and width.
 
     Raises:
         UserError: they are not, or a side is below 8 pixels; the message says what to choose.
     """
-    source = require_source(spec, name)
+    source = require_source_spec(spec, name)
     size = spec.shape[-2:]
     are_images = spec.kind == source.kind == "image"
     if not are_images or source.shape[-2:] != size or min(size) < MIN_SIDE:

@@ -55,7 +55,7 @@ class TranslationTrainer(GANTrainer):
             self.optimizers["generator"].state.clear()
         if self.global_step >= self.adversarial_start:
             return super().step(batches)
-        return self.optimize("generator", self.model.loss, self.next_batch(batches))
+        return self.optimizer_step("generator", self.model.loss, self.next_batch(batches))
 
     def schedule_range(self) -> tuple[int, int]:
         start = self.adversarial_start

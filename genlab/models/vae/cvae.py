@@ -59,9 +59,9 @@ class CVAE(VAE):
     def log_likelihood(self, x: Tensor, z: Tensor, y: Tensor | None = None) -> Tensor:
         """Return log p(x|z,y) (…, B) in nats for x (B, *shape), z (…, B, latent) and y (B,)."""
         assert y is not None, "p(x|z,y) requires classes"
-        return super().log_likelihood(x, self.make_code(z, y))
+        return super().log_likelihood(x, self.join_class_and_latent(z, y))
 
-    def make_code(self, z: Tensor, y: Tensor) -> Tensor:
+    def join_class_and_latent(self, z: Tensor, y: Tensor) -> Tensor:
         """Return the code (…, B, latent + classes) of z (…, B, latent) and the classes y (B,)."""
         return torch.cat([z, F.one_hot(y, self.num_classes).to(z).expand(*z.shape[:-1], -1)], -1)
 
@@ -100,7 +100,7 @@ class CVAE(VAE):
         Without y the most likely class is used.
         """
         y = self.class_elbos(x).argmax(1) if y is None else y
-        return self.make_code(self.posterior(x, y)[0], y)
+        return self.join_class_and_latent(self.posterior(x, y)[0], y)
 
     def class_elbos(self, x: Tensor) -> Tensor:
         """Return log p(x|z,y) − KL(q(z|x,y) ‖ p(z)) (B, classes) at the posterior mean z.
@@ -121,14 +121,14 @@ class CVAE(VAE):
             The code (B, latent + classes).
         """
         y = self.class_elbos(x).softmax(1).multinomial(1).squeeze(1)
-        return self.make_code(reparameterize(*self.posterior(x, y)), y)
+        return self.join_class_and_latent(reparameterize(*self.posterior(x, y)), y)
 
     def prior(self, n: int, y: Tensor | None = None) -> Tensor:
         """Draw n codes (n, latent + classes), of the classes y (n,) or of uniform ones."""
         z = super().prior(n)
         if y is None:
             y = torch.randint(self.num_classes, (n,), device=z.device)
-        return self.make_code(z, y)
+        return self.join_class_and_latent(z, y)
 
     @torch.no_grad()
     def sample(self, n: int, y: Tensor | None = None) -> Tensor:

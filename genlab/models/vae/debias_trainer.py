@@ -56,7 +56,7 @@ class DebiasTrainer(Trainer):
             UserError: the data is streamed from files, or does not have labels.
         """
         self.data = data
-        _, labels = data.raw_arrays("train")
+        _, labels = data.raw_items_and_labels("train")
         if labels is None:
             raise UserError(f"debias_vae requires labels, but {data.name} has none; use model=vae")
         self.labels = labels
@@ -70,7 +70,9 @@ class DebiasTrainer(Trainer):
     def draw_batch_indices(self, k: int) -> Tensor:
         """Return the item indices of joint batch k, drawn with replacement."""
         assert self.item_weights is not None
-        return draw_indices(self.item_weights, self.batch_size, seed=derive_seed(self.seed, k))
+        return draw_weighted_indices(
+            self.item_weights, self.batch_size, seed=derive_seed(self.seed, k)
+        )
 
     def step(self, batches: Iterator[Batch]) -> dict[str, Tensor]:
         """Make one update, and update the weights first if it is time."""
@@ -79,7 +81,7 @@ class DebiasTrainer(Trainer):
             self.update_item_weights()
         assert self.item_weights is not None
         shards = self.next_batch(batches)
-        logs = self.optimize("model", self.model.loss, shards)
+        logs = self.optimizer_step("model", self.model.loss, shards)
         class_shares = torch.zeros(int(self.labels.max()) + 1, dtype=torch.float64)
         class_shares.index_add_(0, self.labels, self.item_weights)
         like = logs["loss"]  # has the device and dtype of the logs
@@ -116,7 +118,7 @@ class DebiasTrainer(Trainer):
         self.item_weights = state["weights"]
 
 
-def draw_indices(weights: Tensor, n: int, *, seed: int) -> Tensor:
+def draw_weighted_indices(weights: Tensor, n: int, *, seed: int) -> Tensor:
     """Return n indices drawn with replacement in proportion to the weights (N,)."""
     generator = torch.Generator().manual_seed(seed)
     return torch.multinomial(weights, n, replacement=True, generator=generator)

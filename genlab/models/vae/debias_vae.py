@@ -64,7 +64,7 @@ class DebiasVAE(VAE):
         assert isinstance(last, nn.Linear)
         self.encoder[-1] = nn.Linear(last.in_features, 2 * latent + spec.num_classes)
 
-    def encoder_outputs(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def posterior_and_class_log_probs(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return mean and log-variance (B, latent) of q(z|x), and log p(y|x) (B, classes)."""
         sizes = [self.latent, self.latent, self.spec.num_classes]
         mean, log_var, logits = self.encoder(x).split(sizes, 1)
@@ -77,7 +77,7 @@ class DebiasVAE(VAE):
     ) -> dict[str, Tensor]:
         """Return c1 · classification + c2 · distortion + c3 · rate, in nats per sample."""
         assert batch.y is not None
-        mean, log_var, log_p = self.encoder_outputs(batch.x)
+        mean, log_var, log_p = self.posterior_and_class_log_probs(batch.x)
         z = reparameterize(mean, log_var)  # (B, latent)
         classification = F.nll_loss(log_p, batch.y)
         distortion = -self.log_likelihood(batch.x, z).mean()
@@ -93,12 +93,12 @@ class DebiasVAE(VAE):
 
     def posterior(self, x: Tensor, y: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Return mean and log-variance (B, latent) of q(z|x)."""
-        mean, log_var, _ = self.encoder_outputs(x)
+        mean, log_var, _ = self.posterior_and_class_log_probs(x)
         return mean, log_var
 
     def classify(self, x: Tensor) -> Tensor:
         """Return log p(y|x) (B, classes) in nats."""
-        return self.encoder_outputs(x)[2]
+        return self.posterior_and_class_log_probs(x)[2]
 
 
 # section 3.3: W(z(x)|X) ∝ Π_i 1 / (Q̂_i(z_i(x)|X) + α), with Q̂_i the histogram of the data's codes

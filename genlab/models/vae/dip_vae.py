@@ -36,9 +36,11 @@ class DIPVAE(VAE):
         self.off_diagonal_weight, self.diagonal_weight = off_diagonal_weight, diagonal_weight
 
     # eqs. 6 and 7: λ_od Σ_{i≠j} C_ij² + λ_d Σ_i (C_ii − 1)²
-    def kl_term(self, mean: Tensor, log_var: Tensor, z: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def weighted_kl_and_parts(
+        self, mean: Tensor, log_var: Tensor, z: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the KL term plus the covariance regularizer, and their parts."""
-        kl_term, parts = super().kl_term(mean, log_var, z)
+        kl_term, parts = super().weighted_kl_and_parts(mean, log_var, z)
         c = self.code_covariance(mean, log_var)  # (latent, latent)
         variances = c.diagonal()
         off_diagonal = c.square().sum() - variances.square().sum()

@@ -48,6 +48,8 @@ class M2(GenerativeModel):
     encoder: nn.Sequential
     decoder: nn.Sequential
 
+    gray_level_recipe = "cvae"
+
     def __init__(
         self,
         spec: DataSpec,
@@ -99,7 +101,7 @@ class M2(GenerativeModel):
         mean, log_var = self.encoder(self.stem(x.flatten(1)) + self.label(y)).chunk(2, dim=-1)
         return mean, log_var
 
-    def make_code(self, y: Tensor, z: Tensor) -> Tensor:
+    def join_class_and_latent(self, y: Tensor, z: Tensor) -> Tensor:
         """Return the code (…, classes + latent) of classes y (…) and z (…, latent)."""
         return torch.cat([F.one_hot(y, self.num_classes).to(z), z], -1)
 
@@ -127,7 +129,11 @@ class M2(GenerativeModel):
         noise = torch.randn_like(mean[(0,) * (mean.ndim - 2)])  # (B, latent)
         z = mean + (0.5 * log_var).exp() * noise  # (…, B, latent)
         kl = kl_per_dimension(mean, log_var).sum(-1)
-        return self.log_likelihood(x, self.make_code(y, z)) - math.log(self.num_classes) - kl
+        return (
+            self.log_likelihood(x, self.join_class_and_latent(y, z))
+            - math.log(self.num_classes)
+            - kl
+        )
 
     # eq. 7: log p(x) ≥ Σ_y q(y|x) (−L(x,y)) + H(q(y|x)) = −U(x)
     def unlabeled_elbo(self, x: Tensor, *, detach_classifier: bool = False) -> Tensor:
@@ -138,9 +144,9 @@ class M2(GenerativeModel):
         """
         log_q = self.classify(x).T  # (classes, B)
         log_q = log_q.detach() if detach_classifier else log_q
-        return (log_q.exp() * (self.labeled_elbo(x, self.all_classes(x)) - log_q)).sum(0)
+        return (log_q.exp() * (self.labeled_elbo(x, self.every_class_per_item(x)) - log_q)).sum(0)
 
-    def all_classes(self, x: Tensor) -> Tensor:
+    def every_class_per_item(self, x: Tensor) -> Tensor:
         """Return every class for every item of x: (classes, B)."""
         return torch.arange(self.num_classes, device=x.device)[:, None].expand(-1, len(x))
 
@@ -198,7 +204,7 @@ class M2(GenerativeModel):
         The classes are summed out: log Σ_y p(y) (1/k) Σ_i p(x|y,zᵢ) p(zᵢ)/q(zᵢ|x,y) with
         k = num_samples samples of z per class: Burda et al. 2016, https://arxiv.org/abs/1509.00519.
         """
-        y = self.all_classes(x)
+        y = self.every_class_per_item(x)
         mean, log_var = self.posterior(x, y)  # (classes, B, latent)
         chunk = max(1, MAX_DECODED_VALUES // (x.numel() * self.num_classes))
         total: Tensor | None = None
@@ -208,7 +214,7 @@ class M2(GenerativeModel):
             z = mean + (0.5 * log_var).exp() * eps  # (n, classes, B, latent)
             # log p(z) − log q(z|x,y): the constants of the two Gaussians cancel
             prior_over_posterior = 0.5 * (eps.square() + log_var - z.square()).sum(-1)
-            code = self.make_code(y.expand(z.shape[:-1]), z)
+            code = self.join_class_and_latent(y.expand(z.shape[:-1]), z)
             log_w = self.log_likelihood(x, code) + prior_over_posterior  # (n, classes, B)
             part = log_w.flatten(0, 1).logsumexp(0)
             total = part if total is None else torch.logaddexp(total, part)
@@ -228,7 +234,9 @@ class M2(GenerativeModel):
         """Draw n codes (n, classes + latent), of the classes y (n,) or of uniform ones."""
         like = self.stem.weight
         y = torch.randint(self.num_classes, (n,), device=like.device) if y is None else y
-        return self.make_code(y, torch.randn(n, self.latent, dtype=like.dtype, device=like.device))
+        return self.join_class_and_latent(
+            y, torch.randn(n, self.latent, dtype=like.dtype, device=like.device)
+        )
 
     @torch.no_grad()
     def sample(self, n: int, y: Tensor | None = None) -> Tensor:

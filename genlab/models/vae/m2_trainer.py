@@ -45,12 +45,12 @@ class SemiSupervisedTrainer(Trainer):
             UserError: the dataset has fewer labels than the options ask for, or none.
         """
         o = self.options
-        _, y = data.raw_arrays("train")
+        _, y = data.raw_items_and_labels("train")
         if y is None:
             raise UserError(
                 f"trainer.num_labeled={o.num_labeled} requires labels, but {data.name} has none"
             )
-        labeled = balanced_indices(y, o.num_labeled, o.label_seed)
+        labeled = class_balanced_indices(y, o.num_labeled, o.label_seed)
         if o.labeled_batch_size > o.num_labeled:
             raise UserError(
                 f"trainer.labeled_batch_size={o.labeled_batch_size} exceeds "
@@ -62,7 +62,7 @@ class SemiSupervisedTrainer(Trainer):
             self.labeled_weight = o.labeled_weight
 
         def draw_labeled_indices(k: int) -> Tensor:
-            order = torch.randperm(o.num_labeled, generator=make_generator(self.seed, k))
+            order = torch.randperm(o.num_labeled, generator=make_seeded_generator(self.seed, k))
             return labeled[order[: o.labeled_batch_size]]
 
         labeled_batches = super().train_batches(
@@ -81,7 +81,7 @@ class SemiSupervisedTrainer(Trainer):
             labeled_weight=self.labeled_weight,
             detach_classifier=self.global_step < self.options.classifier_warmup_steps,
         )
-        return self.optimize("model", loss, self.next_batch(batches))
+        return self.optimizer_step("model", loss, self.next_batch(batches))
 
 
 def concatenate_batches(unlabeled: Batch, labeled: Batch) -> Batch:
@@ -91,7 +91,7 @@ def concatenate_batches(unlabeled: Batch, labeled: Batch) -> Batch:
     return Batch(torch.cat([unlabeled.x, labeled.x]), torch.cat([y, labeled.y]))
 
 
-def balanced_indices(y: Tensor, n: int, seed: int) -> Tensor:
+def class_balanced_indices(y: Tensor, n: int, seed: int) -> Tensor:
     """Return the indices (n,) of a random class-balanced subset of the labels y (N,).
 
     Raises:
@@ -101,19 +101,21 @@ def balanced_indices(y: Tensor, n: int, seed: int) -> Tensor:
     per_class, remainder = divmod(n, len(classes))
     if remainder:
         raise UserError(
-            f"trainer.num_labeled={n} is not a multiple of the number of classes, {len(classes)}"
+            f"trainer.num_labeled={n} is not a multiple of the number of classes, {len(classes)}; "
+            f"set trainer.num_labeled={(per_class + (per_class == 0)) * len(classes)}"
         )
-    order = torch.randperm(len(y), generator=make_generator(seed))
+    order = torch.randperm(len(y), generator=make_seeded_generator(seed))
     by_class = [order[y[order] == c][:per_class] for c in classes]
     for c, indices in zip(classes.tolist(), by_class, strict=True):
         if len(indices) < per_class:
             raise UserError(
                 f"trainer.num_labeled={n} requires {per_class} items of each class, but class {c} "
-                f"has {len(indices)}"
+                f"has {len(indices)}; set trainer.num_labeled={len(indices) * len(classes)} "
+                f"trainer.labeled_batch_size={len(indices) * len(classes)}"
             )
     return torch.cat(by_class)
 
 
-def make_generator(*seeds: int) -> torch.Generator:
+def make_seeded_generator(*seeds: int) -> torch.Generator:
     """Return a CPU random generator seeded by several integers."""
     return torch.Generator().manual_seed(derive_seed(*seeds))

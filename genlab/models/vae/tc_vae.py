@@ -55,11 +55,11 @@ class TCVAE(VAE):
 
         Each is an estimate from one sample z (B, latent) per item.
         """
-        log_q_zx = log_normal(z, mean, log_var).sum(1)  # (B,)
-        log_p_z = log_normal(z, torch.zeros_like(z), torch.zeros_like(z)).sum(1)
+        log_q_zx = normal_log_prob(z, mean, log_var).sum(1)  # (B,)
+        log_p_z = normal_log_prob(z, torch.zeros_like(z), torch.zeros_like(z)).sum(1)
         # log q(z_i|x_j) of each dimension, (B, B, latent)
-        pairs = log_normal(z[:, None], mean, log_var)
-        weights = self.log_mixture_weights(len(z), like=z)  # (B, B)
+        pairs = normal_log_prob(z[:, None], mean, log_var)
+        weights = self.minibatch_stratified_log_weights(len(z), like=z)  # (B, B)
         log_q_z = (weights + pairs.sum(2)).logsumexp(1)
         log_q_zj = (weights[..., None] + pairs).logsumexp(1).sum(1)
         return log_q_zx - log_q_z, log_q_z - log_q_zj, log_q_zj - log_p_z
@@ -68,7 +68,7 @@ class TCVAE(VAE):
     # contributes its own term, and the other B − 1 items represent the remaining N − 1. Here those
     # are weighted equally, which is the mean of the paper's estimator over the choice of its last
     # item.
-    def log_mixture_weights(self, batch_size: int, *, like: Tensor) -> Tensor:
+    def minibatch_stratified_log_weights(self, batch_size: int, *, like: Tensor) -> Tensor:
         """Return the log-weight (B, B) of item j in the estimate of q(z_i)."""
         n = max(self.num_train_items or batch_size, batch_size)
         if batch_size > 1:
@@ -80,7 +80,9 @@ class TCVAE(VAE):
         return weights.fill_diagonal_(own)
 
     # eq. 4: the loss adds α I + β TC + γ Σ KL_j
-    def kl_term(self, mean: Tensor, log_var: Tensor, z: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def weighted_kl_and_parts(
+        self, mean: Tensor, log_var: Tensor, z: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the weighted sum of the three parts of the KL, and the parts."""
         terms = self.decompose_kl(mean, log_var, z)
         information, correlation, dimension_kl = (term.mean() for term in terms)
@@ -93,6 +95,6 @@ class TCVAE(VAE):
         }
 
 
-def log_normal(z: Tensor, mean: Tensor, log_var: Tensor) -> Tensor:
+def normal_log_prob(z: Tensor, mean: Tensor, log_var: Tensor) -> Tensor:
     """Return log N(z; mean, e^log_var) of each value, in nats."""
     return -0.5 * ((z - mean).square() * (-log_var).exp() + log_var + math.log(2 * math.pi))

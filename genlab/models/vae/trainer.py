@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -23,6 +23,7 @@ class VAETrainer(Trainer):
     """
 
     supports_fsdp = True
+    has_validation_loss = True
 
     @dataclass(kw_only=True)
     class Options(TrainerOptions):
@@ -38,10 +39,16 @@ class VAETrainer(Trainer):
         self.model.num_train_items = data.size("train")
         return super().train_batches(data, **kwargs)
 
+    def weighted_loss(self) -> Callable[[Batch], dict[str, Tensor]]:
+        """Return the model's loss with the KL weight of this step."""
+        if not self.options.kl_warmup:
+            return self.model.loss
+        kl_weight = min(1.0, (self.global_step + 1) / self.options.kl_warmup)
+        return partial(self.model.loss, kl_weight=kl_weight)
+
     def step(self, batches: Iterator[Batch]) -> dict[str, Tensor]:
         """Make one update with the KL weight of this step."""
-        loss = self.model.loss
-        if self.options.kl_warmup:
-            kl_weight = min(1.0, (self.global_step + 1) / self.options.kl_warmup)
-            loss = partial(loss, kl_weight=kl_weight)
-        return self.optimize("model", loss, self.next_batch(batches))
+        return self.optimizer_step("model", self.weighted_loss(), self.next_batch(batches))
+
+    def validation_loss(self, batch: Batch) -> Tensor:
+        return self.weighted_loss()(batch)["loss"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -26,11 +26,12 @@ def validate_spec(
     if spec.kind not in ("image", "points"):
         raise UserError(f"VAE supports images and points, but this dataset has {data}")
     if likelihood == "bernoulli" and spec.levels != 2:
-        binarize = "preprocess.binarize=dynamic or " if spec.kind == "image" else ""
-        raise UserError(
-            "the Bernoulli likelihood of VAE requires binary data; "
-            f"set {binarize}model.likelihood=gaussian"
-        )
+        options = "model.likelihood=gaussian"
+        if spec.is_discrete:
+            options = f"preprocess.binarize=dynamic or {options} preprocess.dequantize=true"
+        elif spec.kind == "image":
+            options = f"preprocess.binarize=dynamic preprocess.dequantize=false or {options}"
+        raise UserError(f"the Bernoulli likelihood of VAE requires binary data; set {options}")
     if likelihood == "bernoulli" and (spec.dequantized or tuple(spec.range) != (0, 1)):
         raise UserError(
             "the Bernoulli likelihood of VAE requires the values 0 and 1; "
@@ -43,10 +44,14 @@ def validate_spec(
             f"set preprocess.dequantize=true{binarize}"
         )
     if network == "conv" and not (hidden and can_halve(spec.shape, len(hidden))):
+        no_dense = " model.dense=[]" if dense else ""
+        times = min(spec.shape[1:]).bit_length() - 1 if len(spec.shape) == 3 else 0
+        shorter = list((hidden or (32,))[:times])
+        fewer = f"model.hidden={shorter} or ".replace(", ", ",") if shorter else ""
         raise UserError(
             f"model.network=conv halves an image {len(hidden)} times (once per entry of "
             f"model.hidden, at least once), but this dataset has {data}; "
-            "set model.network=mlp or another model.hidden"
+            f"set {fewer}model.network=mlp{no_dense}"
         )
     if network == "mlp" and dense:
         raise UserError(
@@ -118,6 +123,14 @@ class VAE(GenerativeModel):
             else:
                 self.register_buffer("log_sigma", torch.tensor(math.log(sigma)))
 
+    @classmethod
+    def gray_level_options(cls, spec: DataSpec, options: dict[str, Any]) -> dict[str, Any]:
+        return {
+            "model.likelihood": "gaussian",
+            "preprocess.binarize": "none",
+            "preprocess.dequantize": True,
+        }
+
     @property
     def code_dim(self) -> int:
         """Dimension of the decoder's input."""
@@ -144,7 +157,9 @@ class VAE(GenerativeModel):
 
     # Kingma et al. 2016, https://arxiv.org/abs/1606.04934, eq. 15: Σ_j max(λ, E_x KL_j) with the
     # batch mean for E_x.
-    def kl_term(self, mean: Tensor, log_var: Tensor, z: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def weighted_kl_and_parts(
+        self, mean: Tensor, log_var: Tensor, z: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the term that the loss adds to the distortion, in nats per sample, and its parts.
 
         Args:
@@ -164,7 +179,7 @@ class VAE(GenerativeModel):
         mean, log_var = self.posterior(batch.x, batch.y)
         z = reparameterize(mean, log_var)  # (B, latent)
         distortion = -self.log_likelihood(batch.x, z, batch.y).mean()
-        kl_term, parts = self.kl_term(mean, log_var, z)
+        kl_term, parts = self.weighted_kl_and_parts(mean, log_var, z)
         return {"loss": distortion + kl_weight * kl_term, **parts, "distortion": distortion}
 
     # --- abilities --------------------------------------------------------------------------------

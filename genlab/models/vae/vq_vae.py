@@ -35,8 +35,8 @@ class VQVAE(GenerativeModel):
 
     h and w are a quarter of the image's height and width. The model is a codec: together with a
     prior over `encode_indices(x)` (B, h, w) or over `encode(x)` (B, D, h, w) it generates images by
-    `decode(lookup(indices))` or `decode(z)`. `loss` does not change the codebook; the trainer calls
-    `update_codebook` with the statistics of the joint batch.
+    `decode(codebook_vectors(indices))` or `decode(z)`. `loss` does not change the codebook; the
+    trainer calls `update_codebook` with the statistics of the joint batch.
 
     Args:
         channels: width of the convolutions.
@@ -123,7 +123,7 @@ class VQVAE(GenerativeModel):
         The gradient passes from z_q straight through to z_e.
         """
         indices = self.nearest_indices(z_e)
-        z_q = self.lookup(indices)
+        z_q = self.codebook_vectors(indices)
         return z_e + (z_q - z_e).detach(), indices
 
     # eq. 3 with the Gaussian likelihood, per value; the moving averages of appendix A.1 replace the
@@ -149,7 +149,7 @@ class VQVAE(GenerativeModel):
         """Return the scaled mean squared error of the reconstruction + beta · commitment loss."""
         return self.losses_and_assignments(batch.x)[0]
 
-    def code_statistics(self, vectors: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:
+    def code_counts_and_sums(self, vectors: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:
         """Return how many vectors (T, D) each code received (K,), and their sums (K, D)."""
         vectors = vectors.to(self.sums)
         ones = torch.ones_like(vectors[:, 0])
@@ -166,7 +166,7 @@ class VQVAE(GenerativeModel):
         et al. 2020, https://arxiv.org/abs/2005.00341).
 
         Args:
-            counts: (K,), see `code_statistics`.
+            counts: (K,), see `code_counts_and_sums`.
             sums: (K, D), likewise.
         """
         self.counts.lerp_(counts, 1 - self.codebook_decay)
@@ -186,24 +186,24 @@ class VQVAE(GenerativeModel):
         """Return the codebook indices (B, h, w) int64 of x (B, *shape)."""
         return self.nearest_indices(self.encoder(x))
 
-    def lookup(self, indices: Tensor) -> Tensor:
+    def codebook_vectors(self, indices: Tensor) -> Tensor:
         """Return the codebook vectors (B, D, h, w) of indices (B, h, w)."""
         return self.codebook[indices].permute(0, 3, 1, 2)
 
     def encode(self, x: Tensor, *, steps: int | None = None) -> Tensor:
         """Return the quantized code z_q (B, D, h, w) of x (B, *shape)."""
-        return self.lookup(self.encode_indices(x))
+        return self.codebook_vectors(self.encode_indices(x))
 
     def decode(self, z: Tensor) -> Tensor:
         """Return images (B, *shape), clamped to their range, of codes (B, D, h, w).
 
         Each code vector is first replaced by the nearest codebook vector.
         """
-        z_q = self.lookup(self.nearest_indices(z))
+        z_q = self.codebook_vectors(self.nearest_indices(z))
         return self.decoder(z_q).clamp(*self.spec.range)
 
 
-def perplexity(counts: Tensor) -> Tensor:
+def codebook_perplexity(counts: Tensor) -> Tensor:
     """Return exp of the entropy of the code frequencies, given counts (K,).
 
     It equals the number of codes in use if all of them are used equally.

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from genlab.models.vae.vq_vae import VQVAE, perplexity
+from genlab.models.vae.vq_vae import VQVAE, codebook_perplexity
 from genlab.seeding import derive_seed
 from genlab.spec import Batch
 from genlab.training.trainer import Trainer
@@ -19,6 +19,7 @@ class VQVAETrainer(Trainer):
     The codebook update uses the statistics of all shards of all ranks.
     """
 
+    has_validation_loss = True
     model: VQVAE
 
     def step(self, batches: Iterator[Batch]) -> dict[str, Tensor]:
@@ -29,13 +30,13 @@ class VQVAETrainer(Trainer):
 
         def loss(batch: Batch) -> dict[str, Tensor]:
             losses, vectors, indices = model.losses_and_assignments(batch.x)
-            statistics.append(model.code_statistics(vectors, indices))
+            statistics.append(model.code_counts_and_sums(vectors, indices))
             order = torch.randperm(len(vectors), device=vectors.device)
             candidates.append(vectors[order[: len(model.codebook)]])
             return losses
 
         shards = self.next_batch(batches)
-        logs = self.optimize("model", loss, shards)
+        logs = self.optimizer_step("model", loss, shards)
         counts = torch.stack([shard_counts for shard_counts, _ in statistics]).sum(0)
         sums = torch.stack([shard_sums for _, shard_sums in statistics]).sum(0)
         self.group.all_reduce_mean([counts, sums])
@@ -44,5 +45,5 @@ class VQVAETrainer(Trainer):
         # all ranks restart the dead codes at the same vectors
         self.device.seed(derive_seed(self.seed, self.global_step))
         logs["dead_codes"] = model.update_codebook(counts, sums, all_candidates).float()
-        logs["perplexity"] = perplexity(counts)
+        logs["perplexity"] = codebook_perplexity(counts)
         return logs

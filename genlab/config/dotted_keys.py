@@ -22,14 +22,14 @@ def set_option(config: dict[str, Any], key: str, value: Any) -> None:
     config[last] = value
 
 
-def flatten(config: Any) -> dict[str, Any]:
+def flatten_config(config: Any) -> dict[str, Any]:
     """Return the leaves of nested mappings by dotted key; an empty mapping is a leaf."""
-    return dict(_leaves(config, ""))
+    return dict(_iterate_leaves(config, ""))
 
 
-def _leaves(node: Any, path: str) -> Iterator[tuple[str, Any]]:
+def _iterate_leaves(node: Any, path: str) -> Iterator[tuple[str, Any]]:
     if isinstance(node, dict) and (node or not path):
         for key, value in node.items():
-            yield from _leaves(value, f"{path}.{key}" if path else str(key))
+            yield from _iterate_leaves(value, f"{path}.{key}" if path else str(key))
     else:
         yield path, node

@@ -30,6 +30,18 @@ RESUMABLE_KEYS = DATA_PATH_KEYS | {
     "trainer.keep_checkpoints",
 }
 
+# Last names of the options whose value is a file or a folder, of every command and config. A
+# leading `~` of their values is the home folder, and answers are compared by their absolute path.
+PATH_NAMES = frozenset(
+    {"run", "runs", "resume", "out", "path", "root", "samples", "truth", "images", "mask", "edit"}
+    | {"input_dir", "output_dir", "output_file", "text_encoder"}
+)
+
+
+def is_path_option(key: str) -> bool:
+    """Whether an option, given by its dotted key, takes the name of a file or a folder."""
+    return key.rpartition(".")[2] in PATH_NAMES
+
 
 def override_key(override: str) -> str:
     """Return the dotted key of an override: "+device.threads=2" -> "device.threads"."""
@@ -44,17 +56,17 @@ def root_key(key: str) -> str:
     return override_key(key).partition(".")[0].partition("@")[0]
 
 
-def is_runtime_option(override: str) -> bool:
+def is_runtime_override(override: str) -> bool:
     """Whether an override says where and how a run is trained, not what is trained."""
     return root_key(override) in RUNTIME_KEYS
 
 
-def identity_overrides(overrides: Iterable[str]) -> list[str]:
+def non_runtime_overrides(overrides: Iterable[str]) -> list[str]:
     """Return the overrides that say what is trained, in their order."""
-    return [override for override in overrides if not is_runtime_option(override)]
+    return [override for override in overrides if not is_runtime_override(override)]
 
 
-def quote_value(value: object) -> str:
+def quote_override_value(value: object) -> str:
     """Return a value, such as a path, as the quoted value of an override.
 
     Hydra then takes every character as it is.

@@ -13,7 +13,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from genlab.config.keys import override_key, root_key
+from genlab.config.override_keys import override_key, root_key
 from genlab.errors import UserError
 from genlab.runs.migrations import migrate_overrides
 
@@ -33,9 +33,9 @@ UNSAFE_RUNTIME_KEYS = {"trusted_packages", "out", "resume"}
 MAX_OVERRIDE_CHARS = 4096
 
 
-def remember_plan(plan: dict[str, Any]) -> None:
+def remember_trusted_plan(plan: dict[str, Any]) -> None:
     """Note in the user's cache that the user gave this plan's command."""
-    path = trust_marker(plan)
+    path = trust_marker_path(plan)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.touch()
 
@@ -49,11 +49,11 @@ def refuse_untrusted_plan(plan: dict[str, Any], folder: Path) -> None:
     Raises:
         UserError: names the word, and says how to resume the sweep all the same.
     """
-    if trust_marker(plan).exists():
+    if trust_marker_path(plan).exists():
         return
     words = [*plan["command"][1:], *(word for job in plan["jobs"] for word in job)]
     for word in (*words, *migrate_overrides(words, plan.get("format", 1))):
-        if reason := unsafe_reason(word):
+        if reason := unsafe_override_reason(word):
             raise UserError(
                 f"{folder} is not a sweep that you started, and it would run {word!r} ({reason}); "
                 "if you trust it, give its command yourself (`genlab train -m …` with its "
@@ -61,7 +61,7 @@ def refuse_untrusted_plan(plan: dict[str, Any], folder: Path) -> None:
             )
 
 
-def unsafe_reason(word: str) -> str:
+def unsafe_override_reason(word: str) -> str:
     """Return what an untrusted override or flag could do beside setting an option, or ""."""
     if not word.isprintable() or len(word) > MAX_OVERRIDE_CHARS:
         return "not a word that a person typed"
@@ -82,7 +82,7 @@ def unsafe_reason(word: str) -> str:
     return ""
 
 
-def trust_marker(plan: dict[str, Any]) -> Path:
+def trust_marker_path(plan: dict[str, Any]) -> Path:
     """Return the file whose existence says that the user gave this command in this folder."""
     cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     digest = hashlib.sha256(json.dumps([plan["command"], plan["cwd"]]).encode()).hexdigest()

@@ -9,11 +9,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from genlab.abilities import abilities, require
+from genlab.abilities import abilities
 from genlab.batching import map_batched
-from genlab.config.recipes import models_with
-from genlab.data.shuffling import permutation
+from genlab.data.shuffling import seeded_permutation
 from genlab.errors import UserError
+from genlab.inference.requirements import require_ability
 from genlab.metrics import psnr_ssim, reconstruction
 from genlab.runs.loaded_run import LoadedRun
 from genlab.spec import Batch
@@ -37,25 +37,27 @@ class ItemSelection:
 # --- items ----------------------------------------------------------------------------------------
 
 
-def select_items(run: LoadedRun, selection: ItemSelection) -> tuple[Batch, Tensor]:
+def load_selected_items_and_indices(
+    run: LoadedRun, selection: ItemSelection
+) -> tuple[Batch, Tensor]:
     """Return the selected items on the run's device, and their indices (N,) in the split.
 
     Raises:
         UserError: the split is empty, or does not contain a listed item.
     """
-    index = select_indices(run, selection)
-    return load_items(run, index, split=selection.split, seed=selection.seed), index
+    index = selected_item_indices(run, selection)
+    return load_items_onto_device(run, index, split=selection.split, seed=selection.seed), index
 
 
-def select_indices(run: LoadedRun, selection: ItemSelection) -> Tensor:
+def selected_item_indices(run: LoadedRun, selection: ItemSelection) -> Tensor:
     """Return the indices (N,) of the selected items in their split."""
     size = run.dataset.size(selection.split)
     if size and selection.items is None:
-        return permutation(size, selection.seed, 0)[: selection.n]
+        return seeded_permutation(size, selection.seed, 0)[: selection.n]
     return torch.tensor(selection.items or [0])
 
 
-def load_items(run: LoadedRun, index: Tensor, *, split: Split, seed: int) -> Batch:
+def load_items_onto_device(run: LoadedRun, index: Tensor, *, split: Split, seed: int) -> Batch:
     """Return the items of a split with the given indices (N,), on the run's device.
 
     Raises:
@@ -67,7 +69,7 @@ def load_items(run: LoadedRun, index: Tensor, *, split: Split, seed: int) -> Bat
 # --- codes ----------------------------------------------------------------------------------------
 
 
-def reference_codes(
+def prior_or_encoded_codes(
     run: LoadedRun, *, split: Split, seed: int, label: int | None = None, space: Space = "z"
 ) -> Tensor:
     """Return codes (N, …) that the decoder was trained on: of the prior, else of data.
@@ -79,7 +81,7 @@ def reference_codes(
         torch.manual_seed(seed)
         return draw_prior_codes(run, REFERENCE_CODES, label, space)
     selection = ItemSelection(REFERENCE_CODES, split=split, seed=seed)
-    return map_batched(run.model.encode, select_items(run, selection)[0].x)
+    return map_batched(run.model.encode, load_selected_items_and_indices(run, selection)[0].x)
 
 
 @torch.no_grad()
@@ -95,11 +97,11 @@ def draw_prior_codes(
     z = run.model.prior(n) if labels is None else run.model.prior(n, labels)
     if space == "z":
         return z
-    require(run.model, "styles", lambda: models_with("styles"))
+    require_ability(run, "styles")
     return map_batched(run.model.styles, z)[:, 0]
 
 
-def decoder_for(run: LoadedRun, space: Space = "z") -> Callable[[Tensor], Tensor]:
+def decoder_of_code_space(run: LoadedRun, space: Space = "z") -> Callable[[Tensor], Tensor]:
     """Return the function from codes of a space to items (B, *shape).
 
     A code of w (B, dim) is one style, used in every layer.
@@ -110,7 +112,7 @@ def decoder_for(run: LoadedRun, space: Space = "z") -> Callable[[Tensor], Tensor
     if space == "z":
         decode: Callable[[Tensor], Tensor] = run.model.decode
         return decode
-    require(run.model, "synthesize", lambda: models_with("synthesize"))
+    require_ability(run, "synthesize")
 
     def synthesize(w: Tensor) -> Tensor:
         return run.model.synthesize(w[:, None])
@@ -118,7 +120,7 @@ def decoder_for(run: LoadedRun, space: Space = "z") -> Callable[[Tensor], Tensor
     return synthesize
 
 
-def check_prior_label(
+def prior_label_or_default(
     run: LoadedRun, label: int | None, *, default: int | None = None
 ) -> int | None:
     """Return the requested class, or `default`; None without classes in the prior.
@@ -133,11 +135,11 @@ def check_prior_label(
             "with model.conditional=true where the recipe has that option"
         )
     if label is not None:
-        check_class(run, label)
+        refuse_unknown_class(run, label)
     return default if label is None and conditional else label
 
 
-def check_class(run: LoadedRun, label: int, option: str = "label") -> None:
+def refuse_unknown_class(run: LoadedRun, label: int, option: str = "label") -> None:
     """Refuse a class that the run's data does not have.
 
     Raises:
@@ -152,12 +154,12 @@ def check_class(run: LoadedRun, label: int, option: str = "label") -> None:
 # --- errors ---------------------------------------------------------------------------------------
 
 
-def squared_error(x: Tensor, other: Tensor) -> Tensor:
+def squared_error_per_item(x: Tensor, other: Tensor) -> Tensor:
     """Return the squared error (N,) float64, summed over the values of each item (N, *shape)."""
-    return reconstruction.squared_error(x.double(), other.double())
+    return reconstruction.scaled_squared_error_per_item(x.double(), other.double())
 
 
-def psnr(x: Tensor, other: Tensor, data_range: float) -> Tensor:
+def finite_psnr_per_item(x: Tensor, other: Tensor, data_range: float) -> Tensor:
     """Return the peak signal-to-noise ratio (N,) in dB; finite for equal images too.
 
     Args:
@@ -167,7 +169,7 @@ def psnr(x: Tensor, other: Tensor, data_range: float) -> Tensor:
     return psnr_ssim.psnr(x, other, data_range=data_range, min_mse=rounding)
 
 
-def value_range(x: Tensor, run: LoadedRun) -> float:
+def value_range_length(x: Tensor, run: LoadedRun) -> float:
     """Return the length of the range of images, or of the values x of other data."""
     low, high = run.spec.range if run.spec.kind == "image" else (x.min().item(), x.max().item())
     return float(high - low)
