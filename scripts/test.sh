@@ -4,11 +4,12 @@
 # Tests that need datasets read them from the folder GENLAB_DATA and are skipped if it is not set.
 set -euo pipefail
 . "$(dirname "$0")/setup.sh"
-export OMP_NUM_THREADS=1 # one thread per test process, because the processes share the cores
+# One thread per test process; one process more than the two cores of a small machine, because some tests wait.
+export OMP_NUM_THREADS=1
 coverage=()
 if [ "${1:-}" = --cov ]; then
     coverage=(--cov=genlab --cov-report=term:skip-covered)
     shift
 fi
 [ $# -gt 0 ] || set -- -m "not slow and not gpu"
-exec python -m pytest --numprocesses 2 --dist loadgroup ${coverage[@]+"${coverage[@]}"} "$@"
+exec python -m pytest --numprocesses 3 --dist loadgroup ${coverage[@]+"${coverage[@]}"} "$@"

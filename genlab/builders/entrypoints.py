@@ -15,7 +15,11 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, ListConfig, OmegaConf, read_write
 
-from genlab.builders.class_options import class_options, hide_classes, number_classes
+from genlab.builders.class_label_options import (
+    hide_classes,
+    options_naming_classes,
+    replace_class_names_by_numbers,
+)
 from genlab.builders.factory import Plain, make_dataset, make_device, make_model
 from genlab.builders.train import predict_run_cost, to_plain_dict, train_run
 from genlab.commands import COMMANDS
@@ -169,7 +173,7 @@ def call_with_loaded_run(command: Callable[..., Any], config: Plain) -> Any:
     """Check the options of a command against its signature, load the run, and call it."""
     options, classes = validate_gan_options(command, config, skip=1)
     run = load_run(config)
-    options = number_classes(options, classes, [run])
+    options = replace_class_names_by_numbers(options, classes, [run])
     return command(run, **validate_kwargs(command, options, "", skip=1))
 
 
@@ -187,7 +191,7 @@ def call_with_loaded_runs(command: Callable[..., Any], config: Plain, *args: Any
             str(found.checkpoint or found.run.path) for found in find_run_requests(config["runs"])
         ]
     runs = [load_run({**config, "run": place}) for place in places]
-    options = number_classes(options, classes, runs)
+    options = replace_class_names_by_numbers(options, classes, runs)
     return command(runs, *args, **validate_kwargs(command, options, "", skip=skip))
 
 
@@ -199,7 +203,7 @@ def validate_gan_options(
     All but the classes are checked, so that a mistake is reported before a run is loaded.
     """
     options = {key: value for key, value in config.items() if key not in LOADING_KEYS}
-    classes = class_options(command, options)
+    classes = options_naming_classes(command, options)
     validate_kwargs(command, hide_classes(options, classes), "", skip=skip)
     return options, classes
 

@@ -43,7 +43,7 @@ from genlab.metrics.registry import (
     reason_not_applicable,
 )
 from genlab.runs.loaded_run import LoadedRun
-from genlab.runs.migrations import FORMAT, migrate_metrics_record
+from genlab.runs.migrations import FORMAT, migrate_evaluation_record
 from genlab.spec import Count, Positive
 from genlab.tables import print_wrapped
 from genlab.viz import item_pictures
@@ -387,7 +387,7 @@ def archive_replaced_record(path: Path, folder: Path) -> None:
         return
     name = f"{path.stem}_earlier-{checksum(content)[:HASH_DIGITS]}.json"
     try:
-        is_record = is_valid_record(migrate_metrics_record(read_json(path)))
+        is_record = is_valid_record(migrate_evaluation_record(read_json(path)))
     except UserError:
         is_record = False
     os.replace(path, folder / (name if is_record else f"{name}.aside"))

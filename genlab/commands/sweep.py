@@ -15,7 +15,7 @@ from genlab.comparison.run_records import is_valid_record
 from genlab.config.dotted_keys import flatten_config
 from genlab.errors import UserError, did_you_mean, make_printable
 from genlab.fileio import read_json
-from genlab.runs.migrations import migrate_metrics_record
+from genlab.runs.migrations import migrate_evaluation_record
 from genlab.runs.run_folder import RunFolder
 from genlab.sweeps.job_state import (
     MAX_ERROR_LINES,
@@ -376,7 +376,7 @@ def read_final_metrics(job: Job) -> dict[str, Measure]:
     path = run.path / "metrics.json"
     if not path.exists():
         return found
-    record = migrate_metrics_record(read_json(path))
+    record = migrate_evaluation_record(read_json(path))
     if not is_valid_record(record):
         raise UserError(
             f"{path} is unreadable: it is not a record that `genlab evaluate` writes; "

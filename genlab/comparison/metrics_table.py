@@ -61,7 +61,7 @@ def format_metrics_table(rows: list[Row], width: int) -> list[str]:
         if len(sections) > 1:
             details = format_conditions(in_section)
             table.append(name + (f": {details}" if details else ""))
-        table += [format_metric_row(row, shared | in_section) for row in part]
+        table += [format_record_row(row, shared | in_section) for row in part]
     return lines + format_table_without_empty_columns(table, width)
 
 
@@ -73,7 +73,7 @@ def format_table_without_empty_columns(table: list[TableRow], width: int) -> lis
     return format_table([HEADER[j] for j in filled], rows, width)
 
 
-def format_metric_row(row: Row, shared: dict[str, Any]) -> list[str]:
+def format_record_row(row: Row, shared: dict[str, Any]) -> list[str]:
     """Return the cells of a row, without the conditions that it shares with others."""
     value, error = row["value"], row["error"]
     number = "not finite" if value is None else format_to_error_digits(value, error)

@@ -13,7 +13,7 @@ from genlab.config.override_keys import DOWNLOAD_KEYS, RUNTIME_KEYS, override_ke
 from genlab.errors import UserError
 from genlab.fileio import read_json, refuse_links_out_of_folder
 from genlab.metrics.sections import EFFICIENCY_METRIC
-from genlab.runs.migrations import migrate_metrics_record, migrate_overrides
+from genlab.runs.migrations import migrate_evaluation_record, migrate_overrides
 from genlab.runs.run_folder import RunFolder
 
 Record = dict[str, Any]  # a metrics.json
@@ -217,7 +217,7 @@ def read_metrics_records(folder: Path) -> list[Record]:
     paths = [*folder.glob("evaluation/*.json"), *folder.glob("metrics*.json")]
     for path in sorted(paths, key=lambda p: p.stat().st_mtime):
         try:
-            record = migrate_metrics_record(read_json(path))
+            record = migrate_evaluation_record(read_json(path))
         except UserError:
             continue
         if is_valid_record(record):

@@ -248,7 +248,7 @@ def format_all_digits(value: float | None) -> str:
 
 def comparison_to_markdown(comparison: Comparison) -> str:
     """Return the table in Markdown, the best of each row in bold, with notes below it."""
-    lines = format_markdown_table(comparison)
+    lines = format_comparison_as_markdown_lines(comparison)
     notes = [*format_training_notes(comparison), *format_blank_reasons(comparison)]
     lines += ["", MARKDOWN_LEGEND, ""]
     lines += [escape_markdown(f"- {note}") for note in notes]
@@ -262,7 +262,7 @@ def comparison_to_markdown(comparison: Comparison) -> str:
     return "\n".join(lines).rstrip() + "\n"
 
 
-def format_markdown_table(comparison: Comparison) -> list[str]:
+def format_comparison_as_markdown_lines(comparison: Comparison) -> list[str]:
     """Return the lines of the table; if there are more models than measures, models go down."""
     header = ["", "unit", *(column.title for column in comparison.columns), REAL_VS_REAL]
     rows = [[escape_markdown(text) for text in header]]

@@ -727,7 +727,7 @@ def _migrate_losses(losses: Any) -> Any:
     return {LOSSES.get(name, name): value for name, value in losses.items()}
 
 
-def migrate_metrics_record(record: Plain) -> Plain:
+def migrate_evaluation_record(record: Plain) -> Plain:
     """Return a metrics.json of an older format with the present names."""
     rows = record.get("metrics")
     if not isinstance(rows, list) or record.get("format", 1) != 1:

@@ -218,7 +218,7 @@ def latent_space_plots(
     supported, spec = abilities(model), dataset.spec
     if "encode" not in supported:
         return {}
-    is_noise = spec.kind == "image" and encodes_to_noise(model)
+    is_noise = spec.kind == "image" and encodes_by_reversed_sampling(model)
     batch = dataset.head(split, min(n, MAX_RECONSTRUCTIONS) if is_noise else n, seed=seed)
     dtype = next(model.parameters()).dtype
     parts = batch.x.split(ENCODE_BATCH_SIZE)
@@ -243,7 +243,7 @@ def latent_space_plots(
     return plots
 
 
-def encodes_to_noise(model: nn.Module) -> bool:
+def encodes_by_reversed_sampling(model: nn.Module) -> bool:
     """Whether `encode` follows the sampler backward in many steps, from data to noise."""
     return (
         isinstance(model, GenerativeModel)

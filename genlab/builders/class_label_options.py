@@ -13,7 +13,7 @@ from genlab.spec import IsClass
 Plain = dict[str, Any]
 
 
-def class_options(command: Callable[..., Any], options: Plain) -> list[str]:
+def options_naming_classes(command: Callable[..., Any], options: Plain) -> list[str]:
     """Return the options of a command that are a class, or a list of classes.
 
     Args:
@@ -50,7 +50,9 @@ def hide_classes(options: Plain, names: Sequence[str]) -> Plain:
     return map_classes(options, names, lambda name, value: 0)
 
 
-def number_classes(options: Plain, names: Sequence[str], runs: Sequence[LoadedRun]) -> Plain:
+def replace_class_names_by_numbers(
+    options: Plain, names: Sequence[str], runs: Sequence[LoadedRun]
+) -> Plain:
     """Return options with the number of each class.
 
     Raises:
