@@ -122,11 +122,11 @@ class Progress:
         """Return the line for a terminal of so many columns."""
         text = self.format_status_line()
         if not self.total:
-            return text[:width]
+            return cut_between_parts(text, width)
         room = width - len(text) - 1
         cells = min(30, room)
         if cells < 8:
-            return text[:width]
+            return cut_between_parts(text, width)
         filled = round(cells * min(1.0, self.done / self.total))
         return f"{'━' * filled}{'─' * (cells - filled)} {text}"
 
@@ -326,6 +326,17 @@ def monotonic_seconds() -> float:
 
 DISPLAY = ProgressDisplay()
 os.register_at_fork(after_in_child=DISPLAY.forget_all_work)
+
+
+def cut_between_parts(text: str, width: int) -> str:
+    """Return the beginning of a line that fits, of whole parts: two spaces separate them.
+
+    A part that takes more than a third of the line is cut instead of left out.
+    """
+    if len(text) <= width:
+        return text
+    whole = text[: width + 2].rpartition("  ")[0]
+    return whole if len(whole) >= width * 2 // 3 else text[:width]
 
 
 # --- durations ------------------------------------------------------------------------------------

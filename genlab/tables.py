@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 import shutil
+import sys
 import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -39,6 +40,12 @@ def use_nonbreaking_spaces(text: str) -> str:
 def print_wrapped(text: str) -> None:
     """Print a sentence that is as wide as the terminal at most."""
     print("\n  ".join(wrap_words(text, terminal_width() - 2)))
+
+
+def print_message_on_stderr(text: str) -> None:
+    """Print a line on standard error; on a terminal, wrapped between words."""
+    lines = wrap_words(text, terminal_width() - 2) if sys.stderr.isatty() else [text]
+    print("\n  ".join(lines), file=sys.stderr)
 
 
 def print_table(header: Sequence[str], rows: Sequence[TableRow]) -> None:

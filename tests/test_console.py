@@ -284,3 +284,12 @@ def test_no_command_is_silent(run_noisy):
         text = "".join(line for _, line in silences)
         assert "so far" in text or "left" in text
         assert max(seconds for seconds, _ in silences) < 2.5, silences
+
+
+def test_a_line_without_room_ends_after_a_whole_part() -> None:
+    line = "step 174/8,000  0:13:56 left  176 items/s  loss/discriminator 0.7348  D(x) 0.7404"
+    assert console.cut_between_parts(line, 200) == line
+    assert console.cut_between_parts(line, 75) == line.removesuffix("  D(x) 0.7404")
+    assert console.cut_between_parts(line, len(line) - 13) == line.removesuffix("  D(x) 0.7404")
+    long_part = "jobs 2/4 done  job 2 model=gan optimizer.lr=0.0002,trainer.batch_size=64"
+    assert console.cut_between_parts(long_part, 40) == long_part[:40]

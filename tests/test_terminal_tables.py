@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 
+from genlab import tables
 from genlab.tables import (
     format_table,
     format_to_error_digits,
@@ -95,3 +98,17 @@ def test_numbers_are_right_and_remarks_take_the_room_that_is_left():
 def test_wide_characters_count_twice():
     lines = format_table(["データ", "n"], [["年齢", "1"], ["ab", "22"]], 80)
     assert lines[3:5] == [" 年齢     1", " ab      22"]
+
+
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_a_message_is_wrapped_between_words_on_a_terminal_only(
+    is_terminal: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: is_terminal)
+    text = " ".join(["data: digits:", *["1,437 train,"] * 10])
+    tables.print_message_on_stderr(text)
+    lines = capsys.readouterr().err.splitlines()
+    assert (len(lines) > 1) == is_terminal
+    assert max(map(len, lines)) <= 80 or not is_terminal
+    assert " ".join(" ".join(lines).split()) == text

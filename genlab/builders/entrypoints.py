@@ -6,7 +6,6 @@ Together with genlab.cli and genlab.builders.train, the only place that imports 
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable
 from functools import partial
 from inspect import signature
@@ -37,6 +36,7 @@ from genlab.runs.data_place import find_data, given_places, is_elsewhere, name_d
 from genlab.runs.loaded_run import LoadedRun
 from genlab.runs.provenance import describe_data_change
 from genlab.runs.run_folder import RunFolder
+from genlab.tables import print_message_on_stderr
 
 # Options of every command that asks a run: they say which run, and how to load it.
 LOADING_KEYS = frozenset({"run", "runs", "dataset", "device", "trusted_packages", "debug"})
@@ -153,7 +153,7 @@ def open_run_data(config: Plain, folder: RunFolder, *, is_named: bool) -> Any:
             )
     is_compared = is_named or is_elsewhere(config, located, start)
     if is_compared and (change := describe_data_change(dataset, metadata)):
-        print(f"data: {change}", file=sys.stderr)
+        print_message_on_stderr(f"data: {change}")
     return dataset
 
 

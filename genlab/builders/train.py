@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from genlab.errors import UserError
 from genlab.inference.output_files import is_same_or_inside_folder
 from genlab.runs.data_place import find_data
 from genlab.runs.run_folder import RunFolder
+from genlab.tables import print_message_on_stderr
 
 
 def to_plain_dict(config: DictConfig) -> Plain:
@@ -40,7 +40,7 @@ def applicable_options(config: DictConfig, overrides: list[str]) -> Plain:
     options, notes = drop_foreign_options(to_plain_dict(config), overrides)
     if ProcessGroup().is_main:
         for note in notes:
-            print(note, file=sys.stderr)
+            print_message_on_stderr(note)
     return pass_on_in_config(options)
 
 
@@ -126,7 +126,7 @@ def _resume_run(
             config["trainer"], processes=metadata.get("processes", 1), size=group.size
         )
         if note and group.is_main:
-            print(note, file=sys.stderr)
+            print_message_on_stderr(note)
         config, dataset, trainer = build_dataset_and_trainer(
             find_data({**config, "trainer": options}, folder.path, metadata.get("start_folder")),
             overrides,
@@ -145,7 +145,7 @@ def _resume_run(
             names_data = bool(DATA_PATH_KEYS & {override_key(o) for o in overrides})
             note = data_change_warning(dataset, metadata, named=names_data)
             if note and group.is_main:
-                print(f"data: {note}", file=sys.stderr)
+                print_message_on_stderr(f"data: {note}")
         stop_callback = pruning_callback(config) if group.is_main else None
         return train(trainer, dataset, folder, config=config, stop_callback=stop_callback)
     finally:

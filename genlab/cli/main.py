@@ -32,6 +32,9 @@ from genlab.console import show_command_progress
 from genlab.distributed.environment import read_environment
 from genlab.distributed.supervisor import AlreadyReportedError, agree_on_exit_error
 from genlab.errors import UserError, did_you_mean, make_printable
+from genlab.tables import terminal_width, wrap_words
+
+COMMAND_COLUMN = 15  # of `genlab --help`, where the commands are explained
 
 
 def main() -> None:
@@ -90,13 +93,25 @@ def run_command(name: str, arguments: list[str]) -> None:
 
 def usage_text() -> str:
     """Return the text of `genlab --help`."""
-    rows = "\n".join(f"  {name:<13}{command.help}" for name, command in COMMANDS.items())
-    return (
-        "genlab <command> [option=value ...]\n\n"
-        f"{rows}\n\n"
-        "Without options, `genlab train` trains a VAE on scikit-learn's digits.\n"
-        "`genlab <command> --help` lists the options, `--cfg job` prints their values; -m runs a\n"
-        "sweep; --config-dir adds a folder of your own group files. debug=true shows tracebacks."
+    width = terminal_width()
+    below = "\n" + " " * COMMAND_COLUMN
+    rows = "\n".join(
+        f"  {name:<{COMMAND_COLUMN - 2}}"
+        + below.join(wrap_words(command.help, width - COMMAND_COLUMN))
+        for name, command in COMMANDS.items()
+    )
+    closing = wrap_words(
+        "`genlab <command> --help` lists the options, `--cfg job` prints their values; -m runs a "
+        "sweep; --config-dir adds a folder of your own group files. debug=true shows tracebacks.",
+        width,
+    )
+    return "\n".join(
+        [
+            "genlab <command> [option=value ...]\n",
+            f"{rows}\n",
+            "Without options, `genlab train` trains a VAE on scikit-learn's digits.",
+            *closing,
+        ]
     )
 
 

@@ -208,7 +208,14 @@ def evaluate_samples(
     units = TableUnits.from_dataset(dataset)
     notes: list[str] = []
     path = Path(samples).expanduser()
-    given = read_samples(path, dataset.spec, units, resize=resize, notes=notes)
+    given = read_samples(
+        path,
+        dataset.spec,
+        units,
+        resize=resize,
+        file_range=getattr(dataset, "file_range", None),
+        notes=notes,
+    )
     for note in notes:
         print(f"samples: {note}", file=sys.stderr)
     n = len(given) if n is None else n

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -20,13 +19,14 @@ from genlab.config.recipes import nearest_recipes_with
 from genlab.data.npy_files import half_machine_memory_bytes
 from genlab.errors import UserError, did_you_mean
 from genlab.inference.image_to_image import preview_translations
-from genlab.inference.requirements import suggest_next_command
+from genlab.inference.requirements import option_to_trust, suggest_next_command
 from genlab.metrics.base import Settings
 from genlab.metrics.context import MetricContext
 from genlab.metrics.registry import measure_metrics, reason_too_few_items, select_metrics
 from genlab.runs.run_folder import RunFolder
 from genlab.signals import TrainingInterrupted
 from genlab.spec import Positive
+from genlab.tables import print_message_on_stderr
 from genlab.training.loop import Evaluation, fit
 from genlab.training.trainer import Trainer
 from genlab.viz import item_pictures
@@ -98,7 +98,7 @@ def train(
         if reason not in END_REASONS:
             raise TrainingInterrupted(
                 f"{reason}: saved at step {trainer.global_step:,}; continue with "
-                f"`genlab train resume={folder.path}`",
+                f"`genlab train resume={folder.path}{option_to_trust(trainer.model)}`",
                 reason,
             )
         if preview and model is not None:
@@ -107,7 +107,7 @@ def train(
         if folder.data_summary():  # an older run keeps the way in which it read its data
             folder.write_data_summary(dataset.describe())
         for line in left_out:  # files that were met while streaming
-            print(f"data: {line}", file=sys.stderr)
+            print_message_on_stderr(f"data: {line}")
     print(
         f"trained {trainer.global_step:,} steps{END_REASONS[reason]} in {trainer.seconds:.0f} s: "
         f"{folder.path}"
@@ -155,13 +155,12 @@ def print_start_and_save_real_items(trainer: Trainer, dataset: Any, folder: RunF
     name = type(trainer.model).__name__.removeprefix("FSDP")
     step, size = trainer.global_step, dataset.size("train")
     verb = f"continues from step {step:,}" if step else "trains"
-    print(
+    print_message_on_stderr(
         f"{name} ({parameters:,} parameters) {verb} on {size:,} items of {dataset.name} "
-        f"{dataset.spec.shape}, {trainer.device}: {folder.path}",
-        file=sys.stderr,
+        f"{dataset.spec.shape}, {trainer.device}: {folder.path}"
     )
     for line in dataset.describe().lines():
-        print(f"data: {line}", file=sys.stderr)
+        print_message_on_stderr(f"data: {line}")
     reals = dataset.head("train", num_preview_items(dataset)).x
     item_pictures.save_items_as_sheet(
         reals,
@@ -267,7 +266,7 @@ def evaluate_on_validation_split(
     for name, reason in measurement.skipped.items():
         if name not in announced:
             announced.add(name)
-            print(f"evaluation: {name} is left out: {reason}", file=sys.stderr)
+            print_message_on_stderr(f"evaluation: {name} is left out: {reason}")
     found, parts = {}, {}
     for row in (row for rows in measurement.rows.values() for row in rows):
         estimate = Estimate(row.value, row.error, row.tag, row.note)

@@ -29,6 +29,13 @@ NOT_DATA_CONDITIONS = {key.removeprefix("dataset.") for key in DOWNLOAD_KEYS} | 
     "flip",
     "validation",
     "split_seed",
+    # how files are read, not what is in them
+    "workers",
+    "cache_in_memory",
+    "cache_limit_mb",
+    "strict",
+    "folder_rules",
+    "table_rules",
 }
 
 
@@ -195,7 +202,8 @@ class RunRecord:
         }
         for key, value in self.config.items():
             name = key.removeprefix("dataset.")
-            if name != key and name not in NOT_DATA_CONDITIONS:
+            # null is an option without effect, which other datasets do not even have
+            if name != key and name not in NOT_DATA_CONDITIONS and value is not None:
                 conditions[name] = value
         is_likelihood = row["metric"] == "likelihood"
         if is_likelihood and spec.get("levels"):

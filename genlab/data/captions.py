@@ -197,9 +197,10 @@ class CaptionedFolder(ImageFolder):
                 raise UserError(
                     f"{file} does not have a caption of an image{found and f' ({found})'}"
                 )
-            labels = torch.arange(len(captions), len(captions) + len(entries))
-            splits[split] = ImageFiles([path for path, _ in entries], labels)
-            captions += [caption for _, caption in entries]
+            for part, chosen in self.split_entries_by_folder(file.parent, split, entries).items():
+                labels = torch.arange(len(captions), len(captions) + len(chosen))
+                splits[part] = ImageFiles([path for path, _ in chosen], labels)
+                captions += [caption for _, caption in chosen]
         self.rows = encode_captions_as_bytes(
             [self.truncate_caption(caption) for caption in captions], self.length
         )
@@ -237,6 +238,25 @@ class CaptionedFolder(ImageFolder):
                 seen.add((path, caption))
                 entries.append((path, caption))
         return entries
+
+    def split_entries_by_folder(
+        self, folder: Path, split: str, entries: list[tuple[Path, str]]
+    ) -> dict[str, list[tuple[Path, str]]]:
+        """Return entries by split: that of the folders that all of them name, as train/ and test/.
+
+        Args:
+            split: that of all entries if their folders do not say it.
+        """
+        parts: dict[str, list[tuple[Path, str]]] = {}
+        for entry in entries:
+            name = entry[0].relative_to(folder).parts[0]
+            part = split_from_folder_name(name) if entry[0].parent != folder else None
+            parts.setdefault(part or "", []).append(entry)
+        is_clear = split == "train" and "train" in parts and "" not in parts and len(parts) > 1
+        if not is_clear or self.split_folders is False or self.folder_rules == 1:
+            return {split: entries}
+        self.notes.append(f"the folders that {METADATA_FILE} names are the splits")
+        return parts
 
     def truncate_caption(self, caption: str) -> str:
         """Return the characters of a caption that fit into `length` bytes."""

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, replace
+from itertools import combinations
 from pathlib import Path
 from typing import Any, Literal
 
@@ -206,6 +207,8 @@ class PairedFolder(ImageFolder):
         if not folders["A"] and not folders["B"]:
             splits = super().list_images_by_split(folder)
             self.notes.append("each file is a pair side by side: A is its left half, B its right")
+            if self.folder_rules > 1:
+                self.add_note_of_parallel_folders(splits["train"].paths)
             return {split: ImageFiles(files.paths) for split, files in splits.items()}
         images = list_images_by_rules(folder, self.folder_rules, self.left_out)
         listed = {}
@@ -221,6 +224,19 @@ class PairedFolder(ImageFolder):
                 f"A|B, or {LAYOUTS}"
             )
         return listed
+
+    def add_note_of_parallel_folders(self, paths: list[Path]) -> None:
+        """Note two folders whose images have the same names, as the two domains of pairs have."""
+        names: dict[Path, set[str]] = {}
+        for path in paths:
+            names.setdefault(path.parent, set()).add(path.stem)
+        for first, second in combinations(sorted(names), 2):
+            if names[first] == names[second]:
+                self.notes.append(
+                    f"the images in {first.name}/ and {second.name}/ have the same names: if these "
+                    "are the pairs, name such folders as trainA/ and trainB/"
+                )
+                return
 
     def match_pairs(
         self, folder: Path, split: str, subs: dict[str, Path | None], images: list[Path]
@@ -306,6 +322,13 @@ class PairedFolder(ImageFolder):
         if differing:
             self.notes.append(f"the images of {differing:,} pairs differ in size; both are resized")
         return headers | of_b
+
+    def remedy_for_dark_images(self, top: int) -> str:
+        return "save them brighter"  # the option is for both domains
+
+    def name_parts_of_items(self, x: Tensor) -> dict[str, Tensor]:
+        a, b = x.chunk(2, dim=1)
+        return {"images of A": a, "images of B": b}
 
     def halve_headers(self, headers: dict[Path, ImageHeader]) -> dict[Path, ImageHeader]:
         """Return the headers of the halves of files A|B.

@@ -13,13 +13,21 @@ from torch import Tensor
 from genlab.data.image_decoding import (
     DECODE_ERRORS,
     Crop,
+    Depth,
+    Range,
     crop_pad_or_stretch_to_square,
+    file_range_of_depth,
     image_to_uint8_tensor,
     read_image,
     read_image_header,
 )
-from genlab.data.image_files import ImageFiles, find_images_with_labels
+from genlab.data.image_files import (
+    ImageFiles,
+    find_images_with_labels,
+    find_min_and_max_pixel,
+)
 from genlab.data.npy_files import read_numpy_arrays
+from genlab.data.pixel_ranges import choose_pixel_range_and_note
 from genlab.data.summary import LeftOut
 from genlab.data.table_samples import read_table_samples
 from genlab.data.table_units import TableUnits
@@ -35,6 +43,7 @@ def read_samples(
     units: TableUnits | None = None,
     *,
     resize: Crop | None = None,
+    file_range: Range | None = None,
     notes: list[str] | None = None,
 ) -> Batch:
     """Return the samples at `path` in the range of `spec`, with labels if they have any.
@@ -47,6 +56,8 @@ def read_samples(
 
     Args:
         resize: how images of another size are made square and resized; None refuses them.
+        file_range: the values that are black and white in images of more than 8 bits, as in the
+            files of the data; None decides by the values.
         notes: receives a sentence for each decision.
 
     Raises:
@@ -55,7 +66,7 @@ def read_samples(
     if not path.exists():
         raise UserError(f"samples={path}: no such file or folder")
     if path.is_dir():
-        return read_sample_folder(path, spec, resize, [] if notes is None else notes)
+        return read_sample_folder(path, spec, resize, file_range, [] if notes is None else notes)
     if resize is not None:
         raise UserError(f"resize={resize} is for a folder of images; samples={path} is a file")
     if units is not None:
@@ -108,7 +119,9 @@ def refuse_ambiguous_unit_range(x: Tensor, spec: DataSpec, path: Path) -> None:
 # --- folders of images ----------------------------------------------------------------------------
 
 
-def read_sample_folder(path: Path, spec: DataSpec, resize: Crop | None, notes: list[str]) -> Batch:
+def read_sample_folder(
+    path: Path, spec: DataSpec, resize: Crop | None, file_range: Range | None, notes: list[str]
+) -> Batch:
     """Return the images in and below a folder, in their own size or resized as requested."""
     left_out = LeftOut()
     files = find_images_with_labels(path, left_out)
@@ -119,6 +132,7 @@ def read_sample_folder(path: Path, spec: DataSpec, resize: Crop | None, notes: l
             f"samples={path} has images, and the dataset has {spec.kind}; give an .npz or .npy"
         )
     notes += left_out.lines()
+    ranges = find_sample_ranges(files.paths, path, file_range, notes)
     sizes: Counter[str] = Counter()
     num_gray = 0
     images = []
@@ -129,7 +143,7 @@ def read_sample_folder(path: Path, spec: DataSpec, resize: Crop | None, notes: l
             )
         try:
             header = read_image_header(file)
-            image = read_image(file, 3)  # (3, H, W)
+            image = read_image(file, 3, ranges)  # (3, H, W)
             if header.pages > 1:
                 raise ValueError(f"it has {header.pages} images; save each as its own file")
         except DECODE_ERRORS as error:
@@ -150,6 +164,39 @@ def read_sample_folder(path: Path, spec: DataSpec, resize: Crop | None, notes: l
         notes.append(f"resized to {spec.shape[2]}×{spec.shape[1]} with resize={resize}: {found}")
     labels = labels_from_class_folders(files, spec, notes)
     return Batch(scale_to_model_range(torch.stack(images), spec.range, spec, path), labels)
+
+
+def find_sample_ranges(
+    files: list[Path], path: Path, file_range: Range | None, notes: list[str]
+) -> dict[Depth, Range]:
+    """Return the values that are black and white in images of more than 8 bits, by depth.
+
+    Raises:
+        UserError: they cannot be known.
+    """
+    by_depth: dict[Depth, list[Path]] = {}
+    for file in files:
+        try:
+            by_depth.setdefault(read_image_header(file).depth, []).append(file)
+        except DECODE_ERRORS:  # it is met again, and named, when it is decoded
+            continue
+    ranges: dict[Depth, Range] = {}
+    for depth, found in by_depth.items():
+        if depth == "8-bit":
+            continue
+        if file_range is not None:
+            ranges[depth] = file_range_of_depth(depth, file_range)
+        elif extent := find_min_and_max_pixel(found):
+            what = f"the {len(found):,} {depth} images, as {found[0].name},"
+            try:
+                ranges[depth], note = choose_pixel_range_and_note(depth, extent, what)
+            except UserError as error:
+                raise UserError(
+                    f"samples={path}: {what} have values from {extent[0]:g} to {extent[1]:g}, "
+                    "which does not say which are black and white: save them with 8 bits"
+                ) from error
+            notes.append(note)
+    return ranges
 
 
 def match_channels_to_data(image: Tensor, channels: int, file: Path) -> Tensor:

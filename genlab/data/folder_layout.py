@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,7 @@ SPLIT_FOLDERS_V1 = {
     "test": ("test",),
 }
 MAX_FOLDERS_NAMED = 5
+LABEL_FILE = "dataset.json"  # of StyleGAN's dataset_tool, whose folders are parts and not classes
 
 
 def split_from_folder_name(name: str) -> str | None:
@@ -217,10 +219,30 @@ class FolderLayout:
                 f"because most images ({len(beside):,} of {len(paths):,}) are beside them; "
                 "dataset.labels=true takes them as classes"
             )
+        if has_classes and self.labels is None:
+            self.refuse_folders_of_stylegan(root, list(groups))
         if not has_classes:
             return ImageFiles(paths)
         self.count_empty_folders(root, groups)
         return self.label_images_by_class_folder(root, paths, sort_class_names(groups))
+
+    def refuse_folders_of_stylegan(self, root: Path, names: list[str]) -> None:
+        """Refuse to take folders for classes beside the dataset.json of StyleGAN.
+
+        Raises:
+            UserError: there is such a file; says what to set.
+        """
+        try:
+            content = json.loads((root / LABEL_FILE).read_bytes())
+        except (OSError, ValueError, RecursionError):
+            return
+        if isinstance(content, dict) and "labels" in content:
+            raise UserError(
+                f"{root / LABEL_FILE} says the labels of the images, which is not read, so that "
+                f"the folders {', '.join(names[:MAX_FOLDERS_NAMED])} are not their classes: set "
+                "dataset.labels=false (no labels), or dataset.labels=true if the folders are the "
+                "classes"
+            )
 
     def label_heldout_images(
         self, root: Path, paths: list[Path], class_names: list[str]

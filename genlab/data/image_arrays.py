@@ -266,7 +266,7 @@ def find_pixel_range_and_note(
     if kinds == {"b"}:
         return BINARY_RANGE, ""
     if is_bytes and extent[1] != 1:
-        return BYTE_RANGE, ""
+        return choose_pixel_range_and_note("8-bit", extent, f"the images of {what}")[0], ""
     depth: Depth = "float" if "f" in kinds else "32-bit"
     if all(array.dtype == np.uint16 for array in pixels.values()):
         depth = "16-bit"

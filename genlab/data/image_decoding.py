@@ -22,6 +22,8 @@ FORMATS = ("PNG", "JPEG", "PPM", "BMP", "WEBP", "TIFF", "GIF")
 GRAY_MODES = {"1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "I;16N", "F"}
 FULL_RANGE_FORMATS = ("PNG", "PPM")  # whose 16-bit values Pillow may return in the 32-bit mode I
 ORIENTATION_TAG = 0x0112  # of EXIF
+WIDTH_TAG, PHOTOMETRIC_TAG = 256, 262  # of TIFF
+WHITE_IS_ZERO = 0  # value of PHOTOMETRIC_TAG
 QUARTER_TURNS = (5, 6, 7, 8)  # orientations whose width is the upright image's height
 # Errors that Pillow raises for a damaged file.
 DECODE_ERRORS = (
@@ -38,13 +40,14 @@ warnings.filterwarnings("ignore", module=r"PIL\.")
 Crop = Literal["center", "pad", "stretch"]
 
 
-Depth = Literal["8-bit", "16-bit", "16-bit color", "32-bit", "float"]
+Depth = Literal["8-bit", "16-bit", "16-bit inverted", "16-bit color", "32-bit", "float"]
 Range = tuple[float, float]
 
-# The values that are black and white where a format fixes them.
+# The values that are black and white, in this order, where a format fixes them.
 FULL_RANGES: dict[Depth, Range] = {
     "8-bit": (0.0, 255.0),
     "16-bit": (0.0, 65535.0),
+    "16-bit inverted": (65535.0, 0.0),  # a TIFF whose 0 is white, as of X-rays
     "16-bit color": (0.0, 255.0),  # Pillow reads the high byte
 }
 
@@ -57,6 +60,7 @@ class ImageHeader:
         width, height: in pixels, of the upright image.
         depth: the numbers of its pixels.
         pages: number of its images, as of a TIFF with pages or an animation; the first is read.
+        has_other_profile: whether its colors have an ICC profile that is not that of sRGB.
     """
 
     width: int
@@ -65,6 +69,7 @@ class ImageHeader:
     depth: Depth = "8-bit"
     pages: int = 1
     has_transparency: bool = False
+    has_other_profile: bool = False
 
 
 @contextmanager
@@ -83,6 +88,8 @@ def read_image_header(path: Path) -> ImageHeader:
         width, height = image.size
         # Pillow decodes a PNG to look for EXIF behind its pixels: here only that before them counts
         may_be_turned = image.format != "PNG" or "exif" in image.info
+        if image.format == "TIFF":  # Pillow from 11 has turned the size already
+            may_be_turned = width == image.tag_v2.get(WIDTH_TAG)  # type: ignore[attr-defined]
         if may_be_turned and image.getexif().get(ORIENTATION_TAG) in QUARTER_TURNS:
             width, height = height, width
         return ImageHeader(
@@ -92,7 +99,16 @@ def read_image_header(path: Path) -> ImageHeader:
             depth=pixel_depth(image),
             pages=getattr(image, "n_frames", 1),
             has_transparency=image.has_transparency_data,
+            has_other_profile=has_profile_other_than_srgb(image),
         )
+
+
+def has_profile_other_than_srgb(image: Image.Image) -> bool:
+    """Whether the colors of an opened image file have an ICC profile that does not name sRGB."""
+    profile = image.info.get("icc_profile")
+    if not isinstance(profile, bytes) or image.mode in GRAY_MODES:
+        return False
+    return not any("sRGB".encode(code) in profile for code in ("ascii", "utf-16-be"))
 
 
 def pixel_depth(image: Image.Image) -> Depth:
@@ -100,7 +116,8 @@ def pixel_depth(image: Image.Image) -> Depth:
     if image.mode == "F":
         return "float"
     if image.mode.startswith("I;16"):
-        return "16-bit"
+        tags = getattr(image, "tag_v2", {})  # Pillow inverts such TIFF files up to 8 bits only
+        return "16-bit inverted" if tags.get(PHOTOMETRIC_TAG) == WHITE_IS_ZERO else "16-bit"
     if image.mode == "I":
         return "16-bit" if image.format in FULL_RANGE_FORMATS else "32-bit"
     for tile in getattr(image, "tile", []):
@@ -157,15 +174,18 @@ class ImageDecoder:
         )
 
 
-def read_image(path: Path, channels: int) -> Tensor:
+def read_image(path: Path, channels: int, ranges: Mapping[Depth, Range] = FULL_RANGES) -> Tensor:
     """Return an image uint8 (channels, H, W) in its own size, gray or RGB.
+
+    Args:
+        ranges: the values that are black and white, by depth; FULL_RANGES for others.
 
     Raises one of DECODE_ERRORS.
     """
     with open_image(path) as image:
         depth = pixel_depth(image)
         return image_to_uint8_tensor(
-            to_8bit_gray_or_rgb(ImageOps.exif_transpose(image), channels, depth)
+            to_8bit_gray_or_rgb(ImageOps.exif_transpose(image), channels, depth, ranges)
         )
 
 
@@ -204,7 +224,12 @@ def to_8bit_gray_or_rgb(
         kind = "floats" if depth == "float" else "32-bit integers"
         raise ValueError(f"pixels are {kind} of unknown range; save it with 8 or 16 bits")
     if image.mode == "F" or image.mode.startswith("I"):
-        image = Image.fromarray(scale_to_bytes(np.asarray(image), range_))
+        values = np.asarray(image)
+        pixels = scale_to_bytes(values, range_)
+        hidden = image.info.get("transparency")  # a PNG may name one transparent value
+        if isinstance(hidden, int):
+            pixels[values == hidden] = 255
+        image = Image.fromarray(pixels)
     elif image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
@@ -214,8 +239,16 @@ def to_8bit_gray_or_rgb(
     return image
 
 
+def file_range_of_depth(depth: Depth, file_range: Range) -> Range:
+    """Return the values of black and white in files of a depth, given those of usual files."""
+    low, high = file_range
+    return (high, low) if depth == "16-bit inverted" else (low, high)
+
+
 def scale_to_bytes(values: np.ndarray, range_: Range) -> np.ndarray:
     """Return numbers as bytes, such that the range becomes 0 to 255; others are clipped.
+
+    The range of black and white may fall.
 
     Raises:
         ValueError: the values are not finite.

@@ -26,6 +26,7 @@ from genlab.data.image_decoding import (
     ImageHeader,
     Range,
     default_square_side,
+    file_range_of_depth,
 )
 from genlab.data.image_files import (
     ImageFiles,
@@ -41,7 +42,7 @@ from genlab.data.image_patches import (
     random_crop,
     suggest_patch_size,
 )
-from genlab.data.pixel_ranges import choose_pixel_range_and_note
+from genlab.data.pixel_ranges import BYTE_RANGE, DARK_FRACTION, choose_pixel_range_and_note
 from genlab.data.shuffling import ShardIndex, seeded_split_indices
 from genlab.data.torchvision_sets import ensure_downloaded
 from genlab.errors import UserError, did_you_mean
@@ -187,7 +188,7 @@ class ImageFolder(DecodedImages):
             self.set_patch_splits(parts, decoder, unreadable, headers, **options)
         else:
             self.set_file_splits(parts, decoder, unreadable, **options)
-        self.refuse_black_images()
+        self.refuse_black_images(headers)
 
     def list_images_by_split(self, folder: Path) -> dict[str, ImageFiles]:
         """Return the images of each split that has a folder; without such folders all are train."""
@@ -408,13 +409,14 @@ class ImageFolder(DecodedImages):
             UserError: they cannot be known; the message says what to set.
         """
         if self.folder_rules == 1:
-            return {"32-bit": FULL_RANGES["16-bit"], "float": FULL_RANGES["8-bit"]}
+            wide = FULL_RANGES["16-bit"]
+            return {"32-bit": wide, "16-bit inverted": wide, "float": FULL_RANGES["8-bit"]}
         by_depth: dict[Depth, list[Path]] = {}
         for path, header in headers.items():
             by_depth.setdefault(header.depth, []).append(path)
         if self.file_range is not None:
             deep: list[Depth] = [depth for depth in by_depth if depth != "8-bit"]
-            return dict.fromkeys(deep or ["8-bit"], self.file_range)
+            return {d: file_range_of_depth(d, self.file_range) for d in deep or ["8-bit"]}
         ranges: dict[Depth, Range] = {}
         for depth, paths in by_depth.items():
             extent = None if depth == "8-bit" else find_min_and_max_pixel(paths)
@@ -432,14 +434,19 @@ class ImageFolder(DecodedImages):
                 self.left_out.add("later pages or frames of a file", path.name, header.pages - 1)
         if transparent := sum(header.has_transparency for header in headers.values()):
             self.notes.append(f"{transparent:,} images have transparency, which is laid over white")
+        if profiles := sum(header.has_other_profile for header in headers.values()):
+            self.notes.append(
+                f"{profiles:,} images have a color profile other than sRGB, which is not applied: "
+                "their colors are read as sRGB; convert them to sRGB if they are to be exact"
+            )
         gray = sum(header.is_gray for header in headers.values())
         if 0 < gray < len(headers) and self.channels is None:
             self.notes.append(f"{gray:,} of {len(headers):,} images are gray, and read as color")
         if gray < len(headers) and self.channels == 1:
             self.notes.append(f"{len(headers) - gray:,} images have color, and are read as gray")
 
-    def refuse_black_images(self) -> None:
-        """Refuse files of bytes whose values are only 0 and 1, which would be shown as black.
+    def refuse_black_images(self, headers: dict[Path, ImageHeader]) -> None:
+        """Refuse files of bytes whose values are only 0 and 1; note those that are nearly black.
 
         Raises:
             UserError: says what to set.
@@ -447,11 +454,29 @@ class ImageFolder(DecodedImages):
         x = self.splits["train"].x
         if self.folder_rules == 1 or self.file_range is not None or not isinstance(x, Tensor):
             return
-        if len(x) and int(x.max()) == 1:
+        if not len(x) or any(header.depth != "8-bit" for header in headers.values()):
+            return
+        top = int(x.max())
+        if top == 1:
             raise UserError(
                 f"the images of {self.path} have no other values than 0 and 1, and would be black: "
                 "set dataset.file_range=[0,1]"
             )
+        for what, part in self.name_parts_of_items(x).items():
+            top = int(part.max())
+            if 0 < top < DARK_FRACTION * BYTE_RANGE[1]:
+                self.notes.append(
+                    f"the {what} are nearly black: no value is above {top} of 255, as of numbers "
+                    f"of classes; if {top} is white, {self.remedy_for_dark_images(top)}"
+                )
+
+    def remedy_for_dark_images(self, top: int) -> str:
+        """Return what to do if the value `top` is white."""
+        return f"set dataset.file_range=[0,{top}]"
+
+    def name_parts_of_items(self, x: Tensor) -> dict[str, Tensor]:
+        """Return the raw images that items (N, C, H, W) consist of, by what they are."""
+        return {"images": x}
 
 
 def select_files_with_headers(files: ImageFiles, headers: dict[Path, ImageHeader]) -> ImageFiles:

@@ -75,11 +75,15 @@ def is_python_number(cell: str) -> bool:
 
 
 def parse_python_numbers(cells: np.ndarray) -> np.ndarray | None:
-    """Return texts (N,) as float64 (N,), "" as nan; None if one is not a number for Python."""
+    """Return texts (N,) as float64 (N,), "" as nan; None if one is not a number.
+
+    Numbers are as Python writes them, but without underscores: 2020_1 is a name.
+    """
     try:
-        return np.where(cells == "", "nan", cells).astype(np.float64)
+        numbers = np.where(cells == "", "nan", cells).astype(np.float64)
     except ValueError:
         return None
+    return None if any("_" in cell for cell in cells) else numbers
 
 
 def number_formats_of_all_cells(

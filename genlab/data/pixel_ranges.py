@@ -36,13 +36,14 @@ def choose_pixel_range_and_note(depth: Depth, extent: Range, what: str) -> tuple
         choices = [BINARY_RANGE, BYTE_RANGE]
     for bottom, top in choices:
         is_blank = low == high == 0
-        if is_blank or (low >= bottom and DARK_FRACTION * top <= high <= top):
+        end = max(bottom, top)
+        if is_blank or (low >= min(bottom, top) and DARK_FRACTION * end <= high <= end):
             note = f"{what} have values from {low:g} to {high:g}"
             return (bottom, top), f"{note}; {bottom:g} is black and {top:g} white"
     suggestion = ",".join(f"{value:g}" for value in suggest_pixel_range(depth, extent))
     alternative = ""
     if depth in FULL_RANGES and low >= 0:
-        top = FULL_RANGES[depth][1]
+        top = max(FULL_RANGES[depth])
         alternative = f", or dataset.file_range=[0,{top:g}] if they are meant to be nearly black"
     raise UserError(
         f"{what} have values from {low:g} to {high:g}, which does not say which are black and "
@@ -53,7 +54,7 @@ def choose_pixel_range_and_note(depth: Depth, extent: Range, what: str) -> tuple
 def suggest_pixel_range(depth: Depth, extent: Range) -> Range:
     """Return a usual range that contains the values, or else their own."""
     low, high = extent
-    if depth == "16-bit color":
+    if depth in ("8-bit", "16-bit color"):
         return 0.0, high
     if low >= 0 and depth != "float":
         return 0.0, float(next((end for end in INTEGER_ENDS if high <= end), high))

@@ -35,6 +35,11 @@ UNIT = re.compile(r"(?P<name>.*\S)\s*(?:\[(?P<square>[^\[\]]+)\]|\((?P<round>[^(
 EASY_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*")  # a command line takes it without quotes
 # Names that mean something else there.
 RESERVED_NAMES = ("true", "false", "null", "none", "auto", "last", "yes", "no", "on", "off", "nan")
+ID_NAMES = ("id", "index", "idx", "row", "no", "nr", "#")  # of columns that may count the rows
+LEADING_ZERO = re.compile(r"[+-]?0[0-9]+")
+DOT_GROUPS = re.compile(r"[+-]?[1-9][0-9]{0,2}(?:\.[0-9]{3})?")  # 1.234 may be 1,234
+MIN_DOT_GROUPS = 3  # cells such as 1.234 beside such as 567 that make a column ambiguous
+TOTAL = re.compile(r"(?:grand |sub)?total\b|(?:sum|average|mean|summe|gesamt)$", re.IGNORECASE)
 TRUTH_WORDS = {"true": 1.0, "false": 0.0}
 
 
@@ -91,6 +96,8 @@ class TableReader:
         truths = [c for c in self.used if are_true_or_false_cells(self.cells_with_value(c))]
         if truths:
             self.notes.append(f"true is 1 and false is 0 in {self.columns_in_words(truths)}")
+        if self.options.rules > 1:
+            self.add_notes_about_cells()
         keep = self.mask_of_rows_to_keep(values)
         y = None
         if self.label is not None:
@@ -202,11 +209,52 @@ class TableReader:
         return used
 
     def first_column_numbers_rows(self) -> bool:
-        """Whether the first column does not have a name and has consecutive integers."""
-        if 0 not in self.raw.unnamed or self.missing[0].any():
-            return False
+        """Whether the first column alone does not have a name and has different integers.
+
+        They do not follow each other if pandas wrote shuffled rows.
+        """
+        if self.raw.unnamed != {0} or self.missing[0].any():
+            return 0 in self.raw.unnamed and self.has_consecutive_integers(0)
         numbers = cells_to_finite_floats(self.raw.columns[0])
+        if numbers is None or len(numbers) < 2 or (numbers < 0).any():
+            return False
+        is_integer = bool((numbers == np.round(numbers)).all())
+        return is_integer and len(np.unique(numbers)) == len(numbers)
+
+    def has_consecutive_integers(self, c: int) -> bool:
+        """Whether the cells of a column count the rows."""
+        numbers = None if self.missing[c].any() else cells_to_finite_floats(self.raw.columns[c])
         return numbers is not None and len(numbers) > 1 and bool((np.diff(numbers) == 1).all())
+
+    def add_notes_about_cells(self) -> None:
+        """Note identifiers that are used as values, and numbers that lose their leading zeros."""
+        counting = [
+            c
+            for c in self.used
+            if self.raw.names[c].lower() in ID_NAMES and self.has_consecutive_integers(c)
+        ]
+        if counting:
+            self.notes.append(
+                f"{self.columns_in_words(counting)} counts the rows and is used as a value; leave "
+                f"it out with dataset.skip_columns=[{self.skip_columns_value(counting)}]"
+            )
+        texts = [column for column in self.raw.columns if column.dtype == object]
+        for cells in texts:
+            if len(cells) and TOTAL.match(cells[-1]) and cells[-1] not in cells[:-1]:
+                self.notes.append(
+                    f"the last row ({make_printable(cells[-1])!r}) is a row as the others: delete "
+                    "it if it sums them up"
+                )
+        for c in [*self.used, *([] if self.label is None else [self.label])]:
+            cells = self.raw.columns[c]
+            if cells.dtype != object or cells_to_finite_floats(self.cells_with_value(c)) is None:
+                continue
+            zeros = [cell for cell in cells if LEADING_ZERO.fullmatch(cell)]
+            if zeros:
+                self.notes.append(
+                    f"leading zeros are not kept in {self.columns_in_words([c])}: {zeros[0]} is "
+                    f"the number {format_class_number(float(zeros[0]))}"
+                )
 
     # --- numbers ---
 
@@ -232,6 +280,8 @@ class TableReader:
         if has_text := [c for c, found in formats.items() if not found]:
             raise UserError(self.explain_text_columns(has_text))
         if is_plain:
+            if decimal == thousands == "auto" and self.options.rules > 1:
+                self.refuse_dots_between_thousands(list(formats))
             return PLAIN
         common: list[NumberFormat] = []
         for c in formats:
@@ -268,6 +318,32 @@ class TableReader:
                     f"{self.first_marked_row(self.raw.columns[c] == cell)}, "
                     f"{self.columns_in_words([c])}: the comma in {cell!r} marks decimals or "
                     "thousands; set dataset.decimal=comma or dataset.thousands=comma"
+                )
+
+    def refuse_dots_between_thousands(self, columns: Sequence[int]) -> None:
+        """Refuse integers as 1.234 beside 567, whose dot may separate thousands.
+
+        Without such as 567 the dot is taken for the decimal mark, and noted.
+
+        Raises:
+            UserError: names a cell, and the options that decide.
+        """
+        for c in columns:
+            cells = self.cells_with_value(c)
+            if not all(DOT_GROUPS.fullmatch(cell) for cell in cells):
+                continue
+            dotted = [cell for cell in cells if "." in cell]
+            if MIN_DOT_GROUPS <= len(dotted) < len(cells):
+                raise UserError(
+                    f"{self.options.path}, row "
+                    f"{self.first_marked_row(self.raw.columns[c] == dotted[0])}, "
+                    f"{self.columns_in_words([c])}: the dot in {dotted[0]!r} marks decimals or "
+                    "thousands; set dataset.decimal=dot or dataset.thousands=dot"
+                )
+            if len(dotted) >= MIN_DOT_GROUPS:
+                self.notes.append(
+                    f"the dot in {dotted[0]!r} and all numbers of {self.columns_in_words([c])} is "
+                    "the decimal mark; dataset.thousands=dot if it separates thousands"
                 )
 
     def parse_column_to_floats(self, c: int) -> np.ndarray:
@@ -438,7 +514,15 @@ class TableReader:
         few = max(int(cells.sum()) for cells in bad) <= FEW_CELLS
         c, several = has_text[0], len(has_text) > 1
         message = self.explain_bad_cell(c, bad[0], "is not a finite number")
-        message += "; fix it, or leave " if few else "; leave "
+        rows = {int(row) for cells in bad for row in self.raw.row_numbers[cells]}
+        ends = {int(self.raw.row_numbers[0]), int(self.raw.row_numbers[-1])}
+        if len(rows) == 1 and (several or rows <= ends):  # a row of units, or a last row of totals
+            message += "; it is the only row with text: fix it or delete it"
+            if len(has_text) == len(self.used):
+                return message
+            message += ", or leave "
+        else:
+            message += "; fix it, or leave " if few else "; leave "
         message += "the columns of text" if several else self.columns_in_words([c])
         message += f" out with dataset.skip_columns=[{self.skip_columns_value(has_text)}]"
         if several:

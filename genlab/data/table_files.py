@@ -38,6 +38,7 @@ from genlab.errors import UserError, make_printable
 MAX_TEXT_BYTES = 2**31  # of a table in text
 MEMORY_PER_BYTE = 10  # bytes of memory that a byte of text takes as cells
 MAX_ROW_CHARACTERS = 2**20
+MAX_NAMES_SHOWN = 8  # of columns, in a note
 SAMPLE_ROWS = 200  # rows from which the delimiter and the header are recognized
 # Cells without a value, as pandas and R know them; an empty cell always is one.
 MISSING_WORDS = (
@@ -51,6 +52,8 @@ COMPRESSED: dict[bytes, Any] = {
     b"\xfd7zXZ\x00": lzma.open,
 }
 COMPRESSION_ERRORS = (EOFError, zlib.error, lzma.LZMAError, zipfile.BadZipFile, gzip.BadGzipFile)
+# The line of Excel that says the delimiter, also after it was saved with empty cells.
+EXCEL_MARKER = re.compile(r'\s*"?sep=(.)"?\1*\s*', re.IGNORECASE)
 EXPORT = "export it as CSV (from a spreadsheet: Save as, CSV UTF-8)"
 
 Delimiter = Literal["auto", "comma", "semicolon", "tab", "pipe", "space"]
@@ -174,7 +177,8 @@ def read_parquet_table(file: Path) -> RawTable:
     for name, column in zip(content.column_names, content.columns, strict=True):
         kind = column.type
         names.append(name)
-        if types.is_boolean(kind) or types.is_integer(kind) or types.is_floating(kind):
+        is_exact = (types.is_boolean(kind) or types.is_integer(kind)) and not column.null_count
+        if is_exact or types.is_floating(kind):
             columns.append(column.to_numpy())
         else:
             columns.append(np.array(["" if v is None else str(v) for v in column.to_pylist()], "O"))
@@ -195,7 +199,7 @@ def read_text_table(file: Path, text_format: TextFormat) -> RawTable:
     if not lines.texts:
         raise UserError(f"{file} is empty" + (" below its comments" if lines.comments else ""))
     sep = DELIMITERS.get(text_format.delimiter, text_format.delimiter)
-    if (marker := re.fullmatch(r"sep=(.)", lines.texts[0].strip())) and len(lines.texts) > 1:
+    if (marker := EXCEL_MARKER.fullmatch(lines.texts[0])) and len(lines.texts) > 1:
         lines.drop_first_line()  # an instruction to Excel
         sep = marker[1] if sep == "auto" else sep
     if sep == "auto":
@@ -206,7 +210,17 @@ def read_text_table(file: Path, text_format: TextFormat) -> RawTable:
     names, header = take_column_names(rows, numbers, lines, sep, text_format)
     if lines.comments:
         left_out.add("a comment", count=lines.comments)
+    if not rows and lines.comments:
+        raise UserError(
+            f"{file} has no rows besides its row of names, because {lines.comments:,} lines begin "
+            f"with {text_format.comment}; dataset.comment=null reads them"
+        )
     rows, numbers = rows_of_common_width(names, rows, numbers, file, text_format, left_out)
+    if (k := lines.count_comments_like_rows(len(rows[0]), sep)) and len(rows[0]) > 1:
+        notes.append(
+            f"{k:,} of the comments are rows of the table behind a {text_format.comment}; "
+            "dataset.comment=null reads them"
+        )
     table = rows_to_raw_table(names, rows, numbers)
     table.notes = [f"{describe_delimiter(file, sep)}, {header}", *notes]
     table.left_out = left_out
@@ -308,6 +322,19 @@ class TableLines:
     numbers: list[int] = field(default_factory=list)
     heading: str = ""
     comments: int = 0
+    comments_below: list[str] = field(default_factory=list)  # the first of them
+
+    def count_comments_like_rows(self, width: int, sep: str) -> int:
+        """Return how many of the first comments have as many cells as the rows of the table."""
+        return sum(len(cells) == width for cells in self.split_comments(sep))
+
+    def split_comments(self, sep: str) -> Iterator[list[str]]:
+        """Yield the cells of each of the first comments below the first line."""
+        for comment in self.comments_below:
+            try:
+                yield from split_lines_into_cells([comment], sep)
+            except csv.Error:
+                continue
 
     def drop_first_line(self) -> None:
         """Leave out the first line."""
@@ -326,6 +353,8 @@ def select_table_lines(
             lines.comments += 1
             if not lines.texts:
                 lines.heading = line.lstrip().removeprefix(comment)
+            elif len(lines.comments_below) < SAMPLE_ROWS:
+                lines.comments_below.append(line)
         elif line.strip():
             if len(line) > MAX_ROW_CHARACTERS:
                 raise UserError(
@@ -424,7 +453,11 @@ def take_column_names(
     wanted = text_format.header
     if wanted or (wanted is None and has_header_row(rows, text_format.missing)):
         del numbers[0]
-        return rows.pop(0), "the first row has the names of the columns"
+        names, text = rows.pop(0), "the first row has the names of the columns"
+        if wanted is None and any(is_number_text(name) and not name.isdecimal() for name in names):
+            listed = make_printable(", ".join(names[:MAX_NAMES_SHOWN]))
+            text += f", though some are numbers ({listed}): dataset.header=false reads it as values"
+        return names, text
     if wanted is None and lines.heading:
         for cut in (sep, " "):
             names = next(split_lines_into_cells([lines.heading], cut), [])

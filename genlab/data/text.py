@@ -2,6 +2,7 @@
 
 import codecs
 import hashlib
+import json
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -32,6 +33,7 @@ from genlab.errors import UserError, make_printable
 from genlab.spec import DataSpec, Fraction
 
 DOWNLOAD_TIMEOUT_S = 60
+MAX_JSON_LINE = 1 << 16  # characters of the first line that are tried as JSON
 
 
 @dataclass
@@ -88,6 +90,7 @@ class Text(Dataset):
             tokens, spec = tokenize_bytes(b"".join(parts.values()), self.length)
         else:
             text = "".join(parts.values())
+            self.add_json_note(text)
             tokens, spec = tokenize_characters(text, self.length)
             self.facts["symbols"] = spec.symbols
         self.facts["tokens"] = len(tokens)
@@ -141,6 +144,19 @@ class Text(Dataset):
         self.notes.extend(self.reader.change_notes())
         if accents := describe_decomposed_accents(text):
             self.notes.append(accents)
+
+    def add_json_note(self, text: str) -> None:
+        """Note that a text is JSON, which is not decoded."""
+        line = text.lstrip()[:MAX_JSON_LINE].split("\n", 1)[0].strip()
+        try:
+            is_json = isinstance(json.loads(line), dict | list)
+        except (ValueError, RecursionError):
+            is_json = False
+        if is_json:
+            self.notes.append(
+                "the text is JSON, whose names, brackets and escapes, as \\u00e9, are characters "
+                "as they are; to train on the texts in it, write them to a text file"
+            )
 
     # --- reading ----------------------------------------------------------------------------------
 

@@ -117,8 +117,18 @@ def suggest_next_command(model: GenerativeModel, spec: DataSpec, folder: Path) -
         if satisfies_command_requirements(available, command) and command_supports_data_kind(
             spec.kind, command
         ):
-            return f"genlab {command} {shlex.quote('run=' + format_path_option(folder))}"
+            return (
+                f"genlab {command} {shlex.quote('run=' + format_path_option(folder))}"
+                f"{option_to_trust(model)}"
+            )
     return ""
+
+
+def option_to_trust(model: GenerativeModel) -> str:
+    """Return what a command needs beside a run whose model is a class of the user's package."""
+    packages = (kind.__module__.partition(".")[0] for kind in type(model).__mro__)
+    package = next(name for name in packages if name != "torch")  # FSDP derives from the class
+    return "" if package == "genlab" else f" trusted_packages=[{package}]"
 
 
 def format_path_option(path: Path) -> str:

@@ -11,6 +11,7 @@ from annotated_types import Ge, Gt, Le
 from helpers.recipes import CONFIGS, RECIPES
 
 from genlab.cli import help as cli_help
+from genlab.cli.main import usage_text
 from genlab.commands import COMMANDS
 from genlab.config.option_docs import (
     describe_type,
@@ -166,3 +167,14 @@ def test_describe_arguments() -> None:
         """
 
     assert docstring_arguments(Derived) == {"a": "first.", "b": "second, continued."}
+
+
+def test_the_list_of_commands_is_wrapped_between_words_on_a_narrow_terminal(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    lines = usage_text().splitlines()
+    assert max(map(len, lines)) <= 80
+    monkeypatch.setenv("COLUMNS", "300")
+    assert f"  {'train':<13}{COMMANDS['train'].help}" in usage_text().splitlines()
+    assert " ".join(" ".join(lines).split()) == " ".join(usage_text().split())

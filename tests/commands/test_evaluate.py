@@ -13,6 +13,7 @@ from helpers.recipes import build_training_objects
 from PIL import Image
 
 from genlab.data.external_samples import read_samples
+from genlab.errors import UserError
 from genlab.metrics.base import Settings
 from genlab.metrics.cache import cache_folder, content_hash, load_cached_or_compute
 from genlab.metrics.context import MetricContext
@@ -328,6 +329,22 @@ def test_samples_of_another_shape_are_refused(shape, dataset, words, genlab, tmp
         x = np.random.default_rng(i).integers(0, 256, shape).astype(np.uint8)
         item_pictures.write_image_as_png(x.reshape(*shape[:2], -1), tmp_path / f"drawn/{i}.png")
     assert words in genlab("evaluate", "samples=drawn", *dataset).error
+
+
+@pytest.mark.parametrize("bits", [10, 16])
+def test_samples_of_16_bits_are_not_black(bits, tmp_path):
+    """Their range is that of the data's files, else it is known or asked for."""
+    top = 2**bits - 1
+    spec = DataSpec((1, 4, 4), range=(0.0, 1.0))
+    x = np.linspace(0, top, 16).round().astype(np.uint16).reshape(4, 4)
+    Image.fromarray(x).save(tmp_path / "0.png")
+    batch = read_samples(tmp_path, spec, file_range=(0.0, float(top)))
+    assert batch.x.min() == 0 and batch.x.max() == 1
+    if bits == 16:
+        assert read_samples(tmp_path, spec).x.max() == 1
+        return
+    with pytest.raises(UserError, match="values from 0 to 1023.*save them with 8 bits"):
+        read_samples(tmp_path, spec)
 
 
 def test_samples_are_resized_as_requested(tmp_path):

@@ -914,3 +914,14 @@ def test_page_in_a_browser(hostile_page: Path, tmp_path: Path) -> None:
     assert (seen["orders"], seen["released"], seen["named"]) == (1, "none", "ascending")
     dom, message = dump(hostile_page)  # unchanged, under its own policy
     assert not message and 'aria-sort="none"' in dom
+
+
+def test_options_that_only_say_how_files_are_read_are_no_conditions(make: Make) -> None:
+    """The number of workers and options that are null do not put numbers on separate rows."""
+    loaders = ({"workers": 4, "cache_in_memory": None, "crop": None}, {"workers": 0})
+    runs = [
+        make(name, [make_row("frechet", value)], config={"dataset": options})
+        for name, value, options in zip(("gan", "vae"), (1.0, 2.0), loaders, strict=True)
+    ]
+    (measure,) = compare_folders(*runs).measures
+    assert measure.label == "frechet"

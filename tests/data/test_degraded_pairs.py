@@ -606,6 +606,28 @@ def test_two_sizes_in_a_pair(a, b, options, words, tmp_path):
     assert any(words in line for line in said) if words else said == []
 
 
+def test_dark_images_of_a_domain_are_noted(tmp_path):
+    """Masks with the numbers of classes would be black."""
+    for i in range(3):
+        png(tmp_path / "A" / f"{i}.png", np.arange(64).reshape(8, 8) % 20)
+        png(tmp_path / "B" / f"{i}.png", np.arange(64).reshape(8, 8) * 4)
+    (note,) = PairedFolder(path=str(tmp_path), validation=0.0, test=0.0).notes
+    assert note.startswith("the images of A are nearly black: no value is above 19 of 255")
+
+
+def test_two_folders_of_the_same_names_are_noted(tmp_path):
+    """As train_label and train_img of pix2pixHD: wide images could be halved."""
+    for name in ("train_img", "train_label"):
+        for i in range(3):
+            png(tmp_path / name / f"{i}.png", np.zeros((4, 8), np.uint8))
+    data = PairedFolder(path=str(tmp_path), validation=0.0, test=0.0)
+    assert "train_img/ and train_label/ have the same names" in "\n".join(data.notes)
+    write_side_by_side(tmp_path / "halves")
+    assert not any(
+        "same names" in note for note in PairedFolder(path=str(tmp_path / "halves")).notes
+    )
+
+
 def test_single_images_are_not_halved_in_silence(tmp_path):
     for i in range(3):
         png(tmp_path / f"{i}.png", np.zeros((48, 64, 3)))

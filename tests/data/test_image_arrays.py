@@ -104,6 +104,7 @@ def test_names_of_arrays_say_the_splits(style: str, tmp_path: Path) -> None:
         ({"x": GRAY * 2.0 - 200}, r"set them, as dataset.file_range=\["),
         ({"x": GRAY.astype(float) / 16}, r"dataset.file_range=\[0,16\]"),
         ({"x": GRAY.astype(np.uint16) * 16}, r"dataset.file_range=\[0,4095\]"),
+        ({"x": GRAY // 16}, r"dataset.file_range=\[0,15\], or dataset.file_range=\[0,255\]"),
         ({"x": np.full((9, 6, 6), np.nan)}, "not finite"),
         ({"x": GRAY.reshape(12, 36)}, r"reshape the rows to \(12, 6, 6\)"),
         ({"x": np.zeros((64, 60, 3))}, "is one image, or 64"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import struct
 import zlib
 from collections.abc import Callable
@@ -202,6 +203,19 @@ def test_unclear_folders_are_refused_with_a_remedy_that_works(
     assert sum(sizes(ImageFolder(path=str(tmp_path), **remedy))) > 0
 
 
+@pytest.mark.parametrize("labels", [[["00000/0.png", 1]], None])
+def test_folders_of_stylegan_are_not_classes(labels: list | None, tmp_path: Path) -> None:
+    """The dataset_tool of StyleGAN writes folders of parts, and labels in dataset.json."""
+    write_images(tmp_path, "00000", "00001")
+    (tmp_path / "dataset.json").write_text(json.dumps({"labels": labels}))
+    with pytest.raises(UserError, match=r"dataset.labels=false .* dataset.labels=true"):
+        ImageFolder(path=str(tmp_path))
+    for choice in (True, False):
+        assert ImageFolder(path=str(tmp_path), labels=choice).spec.num_classes == 2 * choice
+    (tmp_path / "dataset.json").write_text("{}")
+    assert ImageFolder(path=str(tmp_path)).spec.num_classes == 2
+
+
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [
@@ -264,6 +278,7 @@ PIXELS = [  # file, lowest and highest value, dtype, and the range that is chose
     ("x.png", 0, 1000, "uint16", "[0,1023]", (0, 1023)),
     ("x.pgm", 0, 40000, "uint16", None, (0, 65535)),
     ("x.png", 0, 1, "uint8", "[0,1]", (0, 1)),
+    ("x.png", 0, 20, "uint8", None, (0, 255)),
     ("x.png", 0, 65535, "color", None, (0, 65535)),
     ("x.png", 0, 4095, "color", "[0,15]", (0, 4095)),
 ]
@@ -292,6 +307,43 @@ def test_every_number_format_comes_out_right_or_is_refused(
     found = np.array([int(pixels.min()), int(pixels.max())])
     wanted = [255 * (value - range_[0]) / (range_[1] - range_[0]) for value in (low, high)]
     assert np.abs(found - wanted).max() <= (17 if dtype == "color" and asked else 1)
+
+
+def write_inverted_tiff(path: Path, pixels: np.ndarray) -> None:
+    """Write a gray TIFF of 16 bits whose value 0 is white, as of X-rays."""
+    Image.fromarray(pixels.astype(np.uint16)).save(path)
+    data = path.read_bytes()
+    entry = struct.pack("<HHIH", 262, 3, 1, 1)  # PhotometricInterpretation: 0 is black
+    assert data.count(entry) == 1
+    path.write_bytes(data.replace(entry, struct.pack("<HHIH", 262, 3, 1, 0)))
+
+
+@pytest.mark.parametrize(("top", "options"), [(65535, {}), (4095, {"file_range": (0.0, 4095.0)})])
+def test_a_tiff_whose_zero_is_white_is_not_a_negative(
+    top: int, options: dict, tmp_path: Path
+) -> None:
+    """Pillow inverts such files up to 8 bits only."""
+    write_inverted_tiff(tmp_path / "x.tif", np.linspace(0, top, 16).round().reshape(4, 4))
+    data = ImageFolder(path=str(tmp_path), validation=0.0, test=0.0, **options)
+    pixels = data.raw_items_and_labels("train")[0].flatten().tolist()
+    assert pixels == [255 - 17 * i for i in range(16)]
+    if not options:
+        assert "65535 is black and 0 white" in "\n".join(data.describe().lines())
+    else:
+        with pytest.raises(UserError, match=r"dataset.file_range=\[0,4095\]"):
+            ImageFolder(path=str(tmp_path))
+
+
+def test_nearly_black_bytes_are_noted(tmp_path: Path) -> None:
+    """As masks whose values are numbers of classes; the option that the note names works."""
+    write_pixels(tmp_path / "x.png", 0, 20, "uint8")
+    options: dict = {"path": str(tmp_path), "validation": 0.0, "test": 0.0}
+    (note,) = ImageFolder(**options).notes
+    assert "no value is above 20 of 255" in note and "dataset.file_range=[0,20]" in note
+    data = ImageFolder(**options, file_range=(0.0, 20.0))
+    assert int(data.raw_items_and_labels("train")[0].max()) == 255 and not data.notes
+    write_pixels(tmp_path / "y.png", 0, 100, "uint8")
+    assert not ImageFolder(**options).notes
 
 
 def test_pixels_that_are_not_finite_are_unreadable(tmp_path: Path) -> None:
@@ -325,8 +377,34 @@ def test_notes_of_pages_transparency_gray_and_turned_images(tmp_path: Path) -> N
     exif = Image.Exif()
     exif[0x0112] = 6  # a quarter turn
     Image.new("L", (6, 4)).save(tmp_path / "turned.jpg", exif=exif)
-    header = read_image_header(tmp_path / "turned.jpg")
-    assert (header.width, header.height) == (4, 6)
+    Image.new("L", (6, 4)).save(tmp_path / "turned.tif", exif=exif)
+    for name in ("turned.jpg", "turned.tif"):
+        header = read_image_header(tmp_path / name)
+        assert (header.width, header.height) == (4, 6)
+        assert ImageDecoder(1, 8, "pad")(tmp_path / name).shape == (1, 8, 8)
+
+
+def test_a_transparent_value_of_16_bits_is_white(tmp_path: Path) -> None:
+    """As with 8 bits, transparency is laid over white."""
+    x = np.arange(16, dtype=np.uint16).reshape(4, 4) * 4369
+    Image.fromarray(x).save(tmp_path / "a.png", transparency=0)
+    data = ImageFolder(path=str(tmp_path), validation=0.0, test=0.0)
+    pixels = data.raw_items_and_labels("train")[0].flatten().tolist()
+    assert pixels == [255, *[17 * i for i in range(1, 16)]]
+    assert "transparency, which is laid over white" in "\n".join(data.notes)
+
+
+def test_color_profiles_are_noted(tmp_path: Path) -> None:
+    """A profile other than sRGB is not applied, and that is said."""
+    ImageCms = pytest.importorskip("PIL.ImageCms")
+    srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    Image.new("RGB", (4, 4), "red").save(tmp_path / "a.png", icc_profile=srgb)
+    options = {"path": str(tmp_path), "validation": 0.0, "test": 0.0}
+    assert not ImageFolder(**options).notes
+    wide = srgb.replace("sRGB".encode("utf-16-be"), "wide".encode("utf-16-be"))
+    Image.new("RGB", (4, 4), "red").save(tmp_path / "b.jpg", icc_profile=wide)
+    (note,) = ImageFolder(**options).notes
+    assert note.startswith("1 images have a color profile other than sRGB")
 
 
 # --- runs of older versions -----------------------------------------------------------------------

@@ -113,6 +113,16 @@ READ = {
     "blanks around commas": (HEADED.replace(",", " , "), {}, "x y", HALVES, "by comma"),
     "colon": (HEADED.replace(",", ":"), {"delimiter": ":"}, "x y", HALVES, "by ':'"),
     "sep= of Excel": ("sep=;\n" + HEADED.replace(",", ";"), {}, "x y", HALVES, "semicolon"),
+    "SEP= of Excel": ("SEP=;\n" + HEADED.replace(",", ";"), {}, "x y", HALVES, "semicolon"),
+    "sep= in quotes": ('"sep=;"\n' + HEADED.replace(",", ";"), {}, "x y", HALVES, "semicolon"),
+    "sep= of a tab": ("sep=\t\n" + HEADED.replace(",", "\t"), {}, "x y", HALVES, "by tab"),
+    "sep= saved with empty cells": (
+        "sep=;;;\n" + HEADED.replace(",", ";"),
+        {},
+        "x y",
+        HALVES,
+        "semicolon",
+    ),
     "quotes": ('"x","y, all","k"\n' + PLAIN, {}, "x|y, all", HALVES, ""),
     "quoted numbers": (
         "x,y,k\n" + lines(lambda i: f'"{i * 0.5}","{i * i}","{"ab"[i % 2]}"'),
@@ -176,6 +186,65 @@ READ = {
         "a",
         [[i * 0.5] for i in range(ROWS)],
         "numbers the rows: it is left out",
+    ),
+    "shuffled row numbers of pandas": (
+        ",a,k\n" + lines(lambda i: f"{i * 5 % 13},{i * 0.5},{'uv'[i % 2]}"),
+        {},
+        "a",
+        [[i * 0.5] for i in range(ROWS)],
+        "numbers the rows: it is left out",
+    ),
+    "an Id": (
+        "Id,a,k\n" + lines(lambda i: f"{i},{i * i},{'uv'[i % 2]}"),
+        {},
+        "Id a",
+        COUNTS,
+        "column Id counts the rows and is used as a value; leave it out with "
+        "dataset.skip_columns=[Id]",
+    ),
+    "leading zeros": (
+        "zip,y,k\n" + lines(lambda i: f"{i:05},{i * i},{'ab'[i % 2]}"),
+        {},
+        "zip y",
+        COUNTS,
+        "leading zeros are not kept in column zip: 00000 is the number 0",
+    ),
+    "leading zeros of classes": (
+        "x,y,k\n" + lines(lambda i: f"{i * 0.5},{i * i},{'01' if i % 2 else '17'}"),
+        {},
+        "x y",
+        HALVES,
+        "leading zeros are not kept in column k: 01 is the number 1",
+    ),
+    "a last row of totals": (
+        "shop,x,y\n"
+        + lines(lambda i: f"s{i},{i if i < ROWS - 1 else 11},{i * i}").replace("s11", "Total"),
+        {"skip_columns": ("shop",)},
+        "x y",
+        COUNTS,
+        "the last row ('Total') is a row as the others",
+    ),
+    "rows behind a comment sign": (
+        HEADED + "#1,2,a\n# two rows are left out\n#3,4,a\n",
+        {},
+        "x y",
+        HALVES,
+        "2 of the comments are rows of the table behind a #; dataset.comment=null reads them",
+    ),
+    "numbers in the first row": (
+        "-,3.2,k\n" + PLAIN,
+        {},
+        "- 3.2",
+        HALVES,
+        "though some are numbers (-, 3.2, k): dataset.header=false reads it as values",
+    ),
+    "three digits behind each dot": (
+        "x;y\n" + lines(lambda i: f"{i + 1}.250;{i}.5"),
+        {},
+        "x y",
+        [[i + 1.25, i + 0.5] for i in range(ROWS)],
+        "the dot in '1.250' and all numbers of column x is the decimal mark; "
+        "dataset.thousands=dot if",
     ),
     "row labels of R": (
         '"mpg","kind"\n' + lines(lambda i: f'"car {i}",{i * 0.5},{"uv"[i % 2]}'),
@@ -377,8 +446,28 @@ REFUSED = {
     "a row of units": (
         "a,b\nm,kg\n" + lines(lambda i: f"{i},{i * 0.3}"),
         {},
-        "row 2, column 0: 'm' is not",
+        "row 2, column 0: 'm' is not a finite number; it is the only row with text: fix it or "
+        "delete it",
         [],
+    ),
+    "names with underscores": (
+        "sample,b,k\n" + lines(lambda i: f"{2020 + i % 3}_{i},{i * 0.3},u"),
+        {},
+        "'2020_0' is not a finite number; leave column sample out",
+        [{"skip_columns": ("sample",)}],
+    ),
+    "dots between thousands": (
+        "a;b\n" + lines(lambda i: f"{f'{i}.250' if i else 999};{i}"),
+        {},
+        "row 3, column a: the dot in '1.250' marks decimals or thousands; set "
+        "dataset.decimal=dot or dataset.thousands=dot",
+        [{"decimal": "dot"}, {"thousands": "dot"}],
+    ),
+    "rows that all begin with #": (
+        "id,b\n" + lines(lambda i: f"#{i},{i * 0.3}"),
+        {},
+        "because 12 lines begin with #; dataset.comment=null reads them",
+        [{"comment": None, "skip_columns": ("id",)}],
     ),
     "infinity": (HEADED + "inf,1,a\n", {}, "'inf' is not a finite number", []),
     "beyond float64": (HEADED + "1e400,1,a\n", {}, "'1e400' is not a finite number", []),
@@ -557,6 +646,14 @@ def test_parquet(monkeypatch):
     table = Table(path="t.parquet")
     assert table.spec.class_names == ("u", "v") and table.columns[1].is_integer
     np.testing.assert_allclose(own_values(table), HALVES)
+    columns |= {"ok": [None, *[i % 2 == 0 for i in range(1, ROWS)]]}
+    parquet.write_table(arrow.table({**columns, "kind": kinds}), "t.parquet")
+    table = Table(path="t.parquet", drop_missing=True)
+    assert own_values(table)[:, 2].tolist() == [i % 2 == 0 for i in range(1, ROWS)]
+    columns["ok"] = [None, *[2**60 + i for i in range(1, ROWS)]]
+    parquet.write_table(arrow.table({**columns, "kind": kinds}), "t.parquet")
+    with pytest.raises(UserError, match="more digits than a number can keep"):
+        Table(path="t.parquet", drop_missing=True)
 
 
 # --- samples --------------------------------------------------------------------------------------

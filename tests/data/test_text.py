@@ -270,6 +270,15 @@ def test_decomposed_letters_are_noted(tmp_path):
     assert any(note.startswith("40 accents are symbols of their own") for note in text.notes)
 
 
+@pytest.mark.parametrize(
+    ("line", "is_json"), [('{"text": "caf\\u00e9"}', True), ("[1] a list {of} notes", False)]
+)
+def test_json_is_noted(line, is_json, tmp_path):
+    path = tmp_path / "corpus.jsonl"
+    path.write_text(f"{line}\n" * 20)
+    assert any("the text is JSON" in note for note in Text(path=str(path)).notes) == is_json
+
+
 def test_an_old_run_keeps_its_symbols(genlab, tmp_path):
     """Runs without data.json read their text as they did before line ends were normalized."""
     (tmp_path / "dos.txt").write_bytes(("\ufeff" + TEXT.replace("\n", "\r\n")).encode())

@@ -104,6 +104,22 @@ def test_captioned_folder_reads_its_metadata(tmp_path):
             CaptionedFolder(path=str(tmp_path))
 
 
+def test_one_metadata_file_names_the_folders_of_the_splits(tmp_path):
+    lines = []
+    for name in ("train/a", "train/b", "train/c", "test/a", "val/a"):
+        path = tmp_path / f"{name}.png"
+        path.parent.mkdir(exist_ok=True)
+        Image.new("RGB", (4, 4), "red").save(path)
+        lines.append(json.dumps({"file_name": f"{name}.png", "text": name}))
+    (tmp_path / "metadata.jsonl").write_text("\n".join(lines))
+    data = CaptionedFolder(path=str(tmp_path))
+    assert list(data.describe().splits.values()) == [3, 1, 1]
+    assert bytes(data.head("test").cond[0].tolist()).startswith(b"test/a")
+    assert "the folders that metadata.jsonl names are the splits" in data.notes
+    whole = CaptionedFolder(path=str(tmp_path), split_folders=False, validation=0.0, test=0.0)
+    assert list(whole.describe().splits.values()) == [5, 0, 0]
+
+
 def write_captions(
     folder: Path, lines: list[dict], images: tuple[str, ...] = ("a", "b", "c")
 ) -> None:
