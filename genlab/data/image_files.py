@@ -358,6 +358,21 @@ class StreamedImages:
         """Return all readable images uint8 (N, C, H, W) and their indices (N,)."""
         images: Tensor | None = None
         index: list[int] = []
+        for i, image in self.decode_each_readable():
+            if images is None:
+                images = torch.empty(len(self), *image.shape, dtype=torch.uint8)
+            images[len(index)] = image
+            index.append(i)
+        assert images is not None
+        return images[: len(index)], torch.tensor(index)
+
+    def decode_each_readable(self) -> Iterator[tuple[int, Tensor]]:
+        """Yield the index and the pixels of each readable image; record the others.
+
+        Raises:
+            UserError: no image is readable.
+        """
+        num_readable = 0
         with ThreadPoolExecutor(NUM_THREADS) as pool:
             images_read = pool.map(self.decode_or_failure_reason, range(len(self)))
             decoded = track(images_read, "decoding", len(self), unit="images")
@@ -365,13 +380,10 @@ class StreamedImages:
                 if isinstance(image, str):
                     self.unreadable.add(self.paths[i], image)
                     continue
-                if images is None:
-                    images = torch.empty(len(self), *image.shape, dtype=torch.uint8)
-                images[len(index)] = image
-                index.append(i)
-        if images is None:
+                num_readable += 1
+                yield i, image
+        if not num_readable:
             raise self.make_none_readable_error()
-        return images[: len(index)], torch.tensor(index)
 
     def make_none_readable_error(self) -> UserError:
         """Return the error for a split without a single readable image."""

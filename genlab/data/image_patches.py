@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from genlab.data.image_decoding import (
     image_to_uint8_tensor,
     to_8bit_gray_or_rgb,
 )
-from genlab.data.image_files import NUM_THREADS, StreamedImages, UnreadableImages
+from genlab.data.image_files import StreamedImages, UnreadableImages
 from genlab.data.shuffling import ShardIndex
 from genlab.seeding import derive_seed
 
@@ -84,15 +83,9 @@ class PatchImages(StreamedImages):
     def decode_all_into_memory(self) -> Tensor:
         """Decode the images into memory; return the indices (N,) of the readable ones."""
         index: list[int] = []
-        with ThreadPoolExecutor(NUM_THREADS) as pool:
-            for i, image in enumerate(pool.map(super().decode_or_failure_reason, range(len(self)))):
-                if isinstance(image, str):
-                    self.unreadable.add(self.paths[i], image)
-                    continue
-                self.stored[self.paths[i]] = image
-                index.append(i)
-        if not index:
-            raise self.make_none_readable_error()
+        for i, image in self.decode_each_readable():
+            self.stored[self.paths[i]] = image
+            index.append(i)
         return torch.tensor(index)
 
     def decode_or_failure_reason(self, i: int) -> Tensor | str:

@@ -51,11 +51,6 @@ class Preprocessor:
         """The number of values that a channel can take after binarization."""
         return self.levels if self.binarize == "none" else 2
 
-    @property
-    def is_output_random(self) -> bool:
-        """Whether the same stored item can come out differently."""
-        return self.binarize == "dynamic" or self.dequantize or self.flip
-
     def __call__(self, k: Tensor, generator: torch.Generator, *, augment: bool = False) -> Tensor:
         """Return float32 (B, …, H, W) from levels k (B, …, H, W) uint8.
 

@@ -18,7 +18,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO, Any
 
 import numpy as np
 
@@ -55,8 +55,6 @@ COMPRESSION_ERRORS = (EOFError, zlib.error, lzma.LZMAError, zipfile.BadZipFile, 
 # The line of Excel that says the delimiter, also after it was saved with empty cells.
 EXCEL_MARKER = re.compile(r'\s*"?sep=(.)"?\1*\s*', re.IGNORECASE)
 EXPORT = "export it as CSV (from a spreadsheet: Save as, CSV UTF-8)"
-
-Delimiter = Literal["auto", "comma", "semicolon", "tab", "pipe", "space"]
 
 
 @dataclass(frozen=True, kw_only=True)
