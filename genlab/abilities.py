@@ -26,13 +26,15 @@ if TYPE_CHECKING:
 class Estimate(NamedTuple):
     """A number, its standard error if it has one, and its tag: "exact", "bound" or "estimate".
 
-    `note` is a caveat for the reader, in words.
+    `note` is a caveat for the reader, in words. `effective_chains` is the number of equally
+    weighted chains that an importance-sampling estimate is worth.
     """
 
     value: float
     error: float | None
     tag: str
     note: str = ""
+    effective_chains: float | None = None
 
 
 # --- the abilities that a command or a metric uses ------------------------------------------------

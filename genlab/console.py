@@ -176,7 +176,7 @@ def print_above_progress(message: str) -> None:
 
 
 class ProgressDisplay:
-    """Shows the innermost of the running pieces of work, from a thread of its own.
+    """Shows the innermost of the running pieces of work, from another thread.
 
     So it also moves while one unit of the work takes long.
     """
@@ -246,7 +246,7 @@ class ProgressDisplay:
                     text = self.format_running_work(
                         lambda progress, room: progress.format_bar(room), width
                     )
-                    write_past_line_clearing(stream, CLEAR_LINE + text)
+                    write_past_line_clearing(stream, CLEAR_LINE + text[: max(width, 1)])
                     self.is_drawn = True
                 return
             elapsed = now - self.running[0].started
@@ -307,14 +307,16 @@ class LineClearingStream:
 def write_past_line_clearing(stream: Any, text: str) -> None:
     """Write progress to a terminal."""
     target = stream.stream if isinstance(stream, LineClearingStream) else stream
-    target.write(text)
+    if text.startswith(CLEAR_LINE):
+        getattr(target, "write_with_sequences", target.write)(CLEAR_LINE)
+    target.write(text.removeprefix(CLEAR_LINE))
     target.flush()
 
 
 def is_open_terminal(stream: Any) -> bool:
-    """Whether a stream is an open terminal."""
+    """Whether a stream is an open terminal, on which a line can be drawn again."""
     try:
-        return bool(stream.isatty())
+        return bool(stream.isatty()) and os.environ.get("TERM") != "dumb"
     except (AttributeError, ValueError):
         return False
 
@@ -325,7 +327,8 @@ def monotonic_seconds() -> float:
 
 
 DISPLAY = ProgressDisplay()
-os.register_at_fork(after_in_child=DISPLAY.forget_all_work)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=DISPLAY.forget_all_work)
 
 
 def cut_between_parts(text: str, width: int) -> str:

@@ -7,7 +7,11 @@ from collections.abc import Iterable
 from difflib import get_close_matches
 
 MAX_WORD_CHARS = 240  # of a word in a line for a person
-OUT_OF_MEMORY = re.compile("allocate memory|out of memory|ALLOC_FAILED")  # PyTorch's messages
+# PyTorch's messages
+OUT_OF_MEMORY = re.compile(
+    "allocate memory|out of memory|ALLOC_FAILED|size calculation overflowed|storage size.*overflow",
+    re.IGNORECASE,
+)
 
 
 class UserError(ValueError):

@@ -7,7 +7,7 @@ ability behaves; commands, metrics and trainers read them without asking whether
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
@@ -34,6 +34,9 @@ class GenerativeModel(nn.Module):
     # Sampling takes many network evaluations: `sample`, `encode` and `inpaint` take `steps`.
     step_by_step: ClassVar[bool] = False
 
+    # `sample` returns means of p(x|z), without the noise of p(x|z); otherwise it draws items.
+    samples_are_means: bool = False
+
     # `prior(n, y)` draws codes of the classes y; otherwise y is ignored.
     conditional_prior: bool = False
     # `decode` has a gradient with respect to the code.
@@ -55,6 +58,11 @@ class GenerativeModel(nn.Module):
     elbo_over_timesteps: ClassVar[bool] = False
     # `log_prob` includes the logit of the pixels, so it is a density on the open interval only.
     logit_transform: bool = False
+
+    # The loss is not a mean over items: it passes what it needs of the batch to `join_shards`.
+    needs_joint_batch: bool = False
+    # Set by the trainer while it computes a batch in shards.
+    shard_joiner: Callable[[tuple[Tensor, ...]], tuple[Tensor, ...]] | None = None
 
     # The recipe for images of many gray levels, of a model that is defined for binary data only.
     gray_level_recipe: ClassVar[str] = ""
@@ -80,6 +88,14 @@ class GenerativeModel(nn.Module):
         raise TypeError(
             f"{type(self).__name__} is not trained by gradient descent on a single loss"
         )
+
+    def join_shards(self, *values: Tensor) -> tuple[Tensor, ...]:
+        """Return values (B, …) of this batch for all shards of the joint batch (N·B, …).
+
+        A batch that is not computed in shards is returned as it is. See
+        `genlab.training.joint_batch`.
+        """
+        return values if self.shard_joiner is None else self.shard_joiner(values)
 
     def parameter_groups(self) -> Iterable[Any]:
         """Return the parameters as `torch.optim` takes them; override to set options for some."""

@@ -1,4 +1,8 @@
-"""Signals that ask a run to save and exit: Ctrl-C, SIGTERM, and a cluster's SIGUSR2."""
+"""Signals that ask a run to save and exit.
+
+They are Ctrl-C, SIGTERM, a cluster's SIGUSR2, SIGHUP when a terminal or an ssh connection closes,
+and Ctrl-Break on Windows.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +13,12 @@ from typing import Any
 
 from genlab.errors import UserError
 
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
+# Those that this system has.
+STOP_SIGNALS = tuple(
+    getattr(signal, name)
+    for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR2", "SIGBREAK")
+    if hasattr(signal, name)
+)
 
 
 class TrainingInterrupted(UserError):
@@ -29,6 +38,8 @@ class SignalCatcher:
     On leaving, a handler that was installed before, such as a job launcher's that requeues the job
     and exits, is called for each recorded signal: by then the run is saved. After an error it is
     not called, so that it cannot hide the error.
+
+    SIGHUP stays ignored if it was ignored before, as under nohup.
     """
 
     def __init__(self) -> None:
@@ -43,7 +54,9 @@ class SignalCatcher:
     def __enter__(self) -> SignalCatcher:
         # Only the main thread may set handlers; a run in another thread is ended by its caller.
         if threading.current_thread() is threading.main_thread():
-            self.previous_handlers = {s: signal.signal(s, self.record_signal) for s in STOP_SIGNALS}
+            for number in STOP_SIGNALS:
+                if not is_hangup_ignored(number):
+                    self.previous_handlers[number] = signal.signal(number, self.record_signal)
         return self
 
     def __exit__(
@@ -67,3 +80,9 @@ class SignalCatcher:
             raise KeyboardInterrupt
         if number not in self.received:
             self.received.append(number)
+
+
+def is_hangup_ignored(number: int) -> bool:
+    """Whether a signal is SIGHUP and ignored: the user wants the work to outlive the terminal."""
+    is_hangup = hasattr(signal, "SIGHUP") and number == signal.SIGHUP
+    return is_hangup and signal.getsignal(number) is signal.SIG_IGN

@@ -25,6 +25,7 @@ NonNegative = Annotated[float, Ge(0)]
 Fraction = Annotated[float, Interval(ge=0, le=1)]  # a fraction or a probability
 Decay = Annotated[float, Interval(ge=0, lt=1)]  # the weight of the past in a running mean
 
+DEQUANTIZATION_BITS = 16  # of the uniform noise that fills a level's bin
 MAX_CLASSES_NAMED = 12  # classes that an error message lists
 
 
@@ -102,6 +103,41 @@ class DataSpec:
         log_bin = self.dim * math.log((high - low) / self.levels) if self.dequantized else 0.0
         return -(log_prob + log_bin) / (self.dim * math.log(2))
 
+    def dequantized_levels(self, x: Tensor) -> Tensor:
+        """Return the level k, float64 (…), of dequantized values x (…): that of x's bin.
+
+        x = low + (high − low) (k + u)/levels, where u has `DEQUANTIZATION_BITS` bits. Half of its
+        last bit is added, so that the rounding of x to float32 does not move u = 0 into the bin
+        below.
+        """
+        low, high = self.range
+        k = (x.detach().double() - low) * (self.levels / (high - low))
+        return (k + 2.0 ** -(DEQUANTIZATION_BITS + 1)).floor().clamp(0, self.levels - 1)
+
+    def to_bytes(self, x: Tensor) -> Tensor:
+        """Return values x (…) in the range as bytes uint8 (…), as an image file stores them.
+
+        It is the inverse of the preparation of gray levels: dequantized values become the level of
+        their bin, so that they lose their noise. Other values are rounded to the nearest byte.
+        """
+        low, high = self.range
+        if self.dequantized:
+            unit = self.dequantized_levels(x) / max(1, self.levels - 1)
+        else:
+            unit = ((x.detach().float() - low) / (high - low)).clamp(0, 1)
+        return (unit * 255).round().byte()
+
+    def from_bytes(self, x: Tensor) -> Tensor:
+        """Return bytes or other gray values x (…), 0 … 255, as values in the range, without noise.
+
+        Dequantized data has the middle of each level's bin.
+        """
+        low, high = self.range
+        unit = x / 255
+        if self.dequantized:
+            unit = (unit * (self.levels - 1) + 0.5) / self.levels
+        return unit * (high - low) + low
+
     def is_same_as(self, other: DataSpec) -> bool:
         """Whether two specs describe the same data; runs of older versions lack class names."""
         if not self.class_names or not other.class_names:
@@ -135,7 +171,7 @@ class DataSpec:
         """Return the number of a class that is given by its name or its number.
 
         Names that are numbers win: with the class folders 3 and 7, the class 7 has the number 1,
-        and there is no class 1. Letter case matters only between names that differ in nothing else.
+        and there is no class 1. Letter case matters only between names that are equal otherwise.
 
         Raises:
             UserError: the data does not have the class; names the option and the classes.
@@ -230,6 +266,16 @@ class Batch:
 
     def __len__(self) -> int:
         return len(self.x)
+
+    def repeat(self, times: int) -> Batch:
+        """Return the batch with all its items `times` times."""
+        if times == 1:
+            return self
+
+        def tile(tensor: Tensor | None) -> Tensor | None:
+            return None if tensor is None else tensor.repeat(times, *[1] * (tensor.dim() - 1))
+
+        return Batch(self.x.repeat(times, *[1] * (self.x.dim() - 1)), tile(self.y), tile(self.cond))
 
     def to(self, device: torch.device | str) -> Batch:
         """Return the batch on `device`."""

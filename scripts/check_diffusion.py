@@ -116,7 +116,7 @@ class OptimalNetwork(nn.Module):
                 return torch.cat([target, torch.zeros_like(x)], 1)
             return target
         if isinstance(model, EDM):
-            sigma = (4 * t / 1000).exp()
+            sigma = (4 * t / model.c_noise_scale).exp()
             c_skip, c_out, c_in, _ = model.preconditioning_coefficients(sigma, x)
             x = x / c_in
             x0 = self.denoise(x, torch.ones_like(c_in), expand_like(sigma, x))
@@ -156,7 +156,8 @@ def measure_samples(model: Diffusion, distribution: GaussianMixture) -> dict[str
         if "timestep_spacing" in options and isinstance(model, EDM):
             continue  # its noise levels are not evenly spaced timesteps
         x = model.sample(NUM_SAMPLES, **options)
-        found[f"{name} nats"] = -distribution.log_prob(x).mean().item() - distribution.entropy
+        nats, found[f"{name} error"] = mean_and_error(-distribution.log_prob(x))
+        found[f"{name} nats"] = nats - distribution.entropy
         nearest = torch.cdist(x, distribution.centers.double()).argmin(1)
         found[f"{name} modes"] = len(nearest.unique())
     return found
@@ -173,12 +174,31 @@ def measure_model(model: Diffusion, distribution: GaussianMixture) -> dict[str, 
         found = {"loss": loss / total_loss_over_batches(model, distribution)} | found
         best = measure_samples(model, distribution)
     found |= {f"best {name}": value for name, value in best.items()}
+    return found | measure_density_errors(model, distribution)
+
+
+@torch.no_grad()
+def measure_density_errors(model: Diffusion, distribution: GaussianMixture) -> dict[str, float]:
+    """Return the exact log-density minus the bound and minus that of the ODE, with errors.
+
+    The differences are taken point by point, so that the choice of the points matters little.
+    """
     x = distribution.sample(NUM_DENSITY_POINTS, torch.Generator().manual_seed(3))[0]
-    exact = distribution.log_prob(x).mean().item()
+    torch.manual_seed(5)  # not 3: with the same seed the noise would equal the points
     bound = torch.cat([model.elbo(part, num_terms=100) for part in x.split(500)])
-    found["bound"] = exact - bound.mean().item()
-    found["ode"] = exact - model.ode_log_prob(x, steps=200, num_probes=2).mean().item()
+    found: dict[str, float] = {}
+    for name, log_p in (
+        ("bound", bound),
+        ("ode", model.ode_log_prob(x, steps=200, num_probes=2)),
+    ):
+        found[name], found[f"{name} error"] = mean_and_error(distribution.log_prob(x) - log_p)
     return found
+
+
+def mean_and_error(values: Tensor) -> tuple[float, float]:
+    """Return the mean of values (N,) and its standard error."""
+    values = values.double()
+    return values.mean().item(), values.std().item() / len(values) ** 0.5
 
 
 def train_or_resume_run(command: list[str], folder: Path) -> RunFolder:
@@ -199,7 +219,9 @@ is divided by the loss of the optimal denoiser on the same draws. Samples ({NUM_
 measured by the true density: the mean −log p minus the entropy, beside the value that the optimal
 denoiser reaches in the same number of steps, whose error is only that of the steps. The model's
 density of {NUM_DENSITY_POINTS:,} true points is compared with the exact one, by the variational
-bound and by the probability-flow ODE.
+bound and by the probability-flow ODE. ± is the standard error: of the differences of the points,
+and of the −log p of the samples where it was recorded. An error in brackets is that of the optimal
+denoiser on as many points, for a model that was measured before errors were recorded.
 """
 
 
@@ -227,12 +249,21 @@ def format_row(row: Row) -> list[str]:
         if f"{name} nats" in found:
             cells += [
                 f"{found[f'{name} modes']} of {row['modes']}",
-                f"{found[f'{name} nats']:+.4f}",
-                f"{found[f'best {name} nats']:+.4f}",
+                format_difference(found, f"{name} nats", f"{name} error"),
+                format_difference(found, f"best {name} nats", f"best {name} error"),
             ]
         else:
             cells += ["—"] * 3
-    return [*cells, f"{found['bound']:+.4f}", f"{found['ode']:+.4f}"]
+    return [*cells, *(format_difference(found, name, f"{name} error") for name in ("bound", "ode"))]
+
+
+def format_difference(found: dict[str, float], name: str, error: str) -> str:
+    """Return a difference in nats with its standard error, in brackets if the optimal one's."""
+    if error in found:
+        return f"{found[name]:+.4f} ± {found[error]:.4f}"
+    if (optimal := found.get(f"optimal {error}")) is not None:
+        return f"{found[name]:+.4f} (± {optimal:.4f})"
+    return f"{found[name]:+.4f}"
 
 
 def check_objective(distribution: str, objective: str, scale: float, runs: Path) -> Row:

@@ -6,6 +6,8 @@ set -euo pipefail
 . "$(dirname "$0")/setup.sh"
 # One thread per test process; one process more than the two cores of a small machine, because some tests wait.
 export OMP_NUM_THREADS=1
+# The tests start many processes, which would each compile genlab again.
+unset PYTHONDONTWRITEBYTECODE
 coverage=()
 if [ "${1:-}" = --cov ]; then
     coverage=(--cov=genlab --cov-report=term:skip-covered)

@@ -68,6 +68,7 @@ def redirect(monkeypatch: pytest.MonkeyPatch) -> Callable[..., io.StringIO]:
     def replace(stream: io.StringIO | None = None) -> io.StringIO:
         monkeypatch.setattr(sys, "stderr", stream or io.StringIO())
         monkeypatch.setenv("COLUMNS", "80")
+        monkeypatch.setenv("TERM", "xterm")
         return sys.stderr
 
     return replace

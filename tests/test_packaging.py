@@ -106,3 +106,10 @@ def test_all_files_agree_on_the_version() -> None:
     assert genlab.__version__ == version == str(citation["version"])
     assert date == str(citation["date-released"])
     assert PROJECT["project"]["dynamic"] == ["version"]
+
+
+@pytest.mark.xdist_group("groups")
+def test_processes_run_groups_of_tests(request: pytest.FixtureRequest) -> None:
+    """pytest-xdist applies `xdist_group`: without it, fixtures of modules are made many times."""
+    if getattr(request.config.option, "loadgroup", False):
+        assert request.node.nodeid.endswith("@groups"), "pytest-xdist ignores xdist_group"

@@ -20,13 +20,14 @@ from genlab.builders.class_label_options import (
     replace_class_names_by_numbers,
 )
 from genlab.builders.factory import Plain, make_dataset, make_device, make_model
+from genlab.builders.meaningless_options import refuse_meaningless_options
 from genlab.builders.train import predict_run_cost, to_plain_dict, train_run
 from genlab.commands import COMMANDS
 from genlab.config.instantiate import (
     import_target,
     parameters_and_type_hints,
-    refuse_untrusted_targets,
     validate_kwargs,
+    validate_value,
 )
 from genlab.config.override_keys import is_path_option, root_key
 from genlab.data.dataset import Dataset
@@ -37,6 +38,7 @@ from genlab.runs.loaded_run import LoadedRun
 from genlab.runs.provenance import describe_data_change
 from genlab.runs.run_folder import RunFolder
 from genlab.tables import print_message_on_stderr
+from genlab.untrusted.configs import refuse_untrusted_config
 
 # Options of every command that asks a run: they say which run, and how to load it.
 LOADING_KEYS = frozenset({"run", "runs", "dataset", "device", "trusted_packages", "debug"})
@@ -44,6 +46,8 @@ LOADING_KEYS = frozenset({"run", "runs", "dataset", "device", "trusted_packages"
 
 def run_command_with_config(command: str, config: DictConfig) -> Any:
     """Run a command with its composed config; return what it returns."""
+    refuse_meaningless_options(command, config, HydraConfig.get().overrides.task)
+    validate_value(bool, config.get("debug", False), "debug")
     expand_home_folders(config)
     special: dict[str, Callable[[DictConfig], Any]] = {
         "train": train_run,
@@ -92,6 +96,7 @@ def load_run(config: Plain) -> LoadedRun:
             checkpoint is unreadable.
     """
     from genlab.runs.safe_load import explain_checkpoint_mismatch, limit_allocation
+    from genlab.untrusted.states import check_weights
 
     folder, checkpoint = RunFolder.find_run_and_checkpoint(config["run"])
     where = str(folder.path / "config.yaml")
@@ -99,7 +104,7 @@ def load_run(config: Plain) -> LoadedRun:
     place = config.get("dataset")
     run_config = name_data_place(run_config, place)
     trusted = config.get("trusted_packages") or []
-    refuse_untrusted_targets(run_config, allowed=parse_trusted_packages(trusted), where=where)
+    refuse_untrusted_config(run_config, allowed=parse_trusted_packages(trusted), where=where)
     metadata = folder.metadata()
     device = make_device(config.get("device") or {"name": "cpu"})
     state = folder.load_checkpoint(checkpoint)
@@ -108,6 +113,7 @@ def load_run(config: Plain) -> LoadedRun:
     with explain_checkpoint_mismatch(where):
         with limit_allocation(weights):
             model = make_model(run_config, spec)
+        check_weights(weights, model.state_dict(), "ema" if state["ema"] else "model")
         model.load_state_dict(weights)
     return LoadedRun(
         folder,

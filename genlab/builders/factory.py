@@ -140,7 +140,7 @@ def trainer_class_and_options(config: Plain) -> tuple[type[Trainer], Any]:
     """Return the class that `trainer.name` names in the registry, and its options."""
     options = dict(config["trainer"])
     name = options.pop("name", None)
-    if name not in TRAINERS:
+    if not isinstance(name, str) or name not in TRAINERS:
         near = did_you_mean(str(name), TRAINERS)
         raise UserError(f"trainer.name={name} does not exist{near}; choose {', '.join(TRAINERS)}")
     target = import_target({"_target_": TRAINERS[name]}, "trainer")
@@ -190,7 +190,7 @@ def resolve_auto_batch_size(config: Plain, dataset: Any, device: Device) -> Plai
 def fit_recipe(config: Plain, dataset: Any, overrides: list[str]) -> tuple[Plain, Any]:
     """Return the config and the dataset with the preprocessing that suits the images.
 
-    What was changed is one of the notes of the dataset.
+    The change is one of the notes of the dataset.
     """
     from genlab.builders.fit_to_data import base_images, fit_to_data
 
@@ -255,7 +255,7 @@ def build_dataset_and_trainer(
     with limit_allocation(state["model"]) if state else limit_to_machine(dataset.spec):
         model = make_model(config, dataset.spec)
     if part and weights is not None:
-        model.get_submodule(part.name).load_state_dict(weights)
+        part.load_weights_into(model.get_submodule(part.name))
     trainer = make_trainer(config, model, device)
     refuse_failing_training_options(trainer, dataset, config)
     if state:

@@ -8,15 +8,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from genlab.config.instantiate import refuse_untrusted_targets
 from genlab.config.override_keys import root_key
 from genlab.distributed.process_group import ProcessGroup
 from genlab.errors import UserError
 from genlab.runs.run_folder import RunFolder
 from genlab.spec import DataSpec
 from genlab.sweeps.train_missing import train_missing_runs
+from genlab.untrusted.configs import refuse_untrusted_config
+
+if TYPE_CHECKING:
+    from torch import nn
 
 # A root key of the recipe, and the attribute of its model.
 PART_NAMES = ("codec", "teacher")
@@ -57,6 +60,19 @@ class PretrainedPart:
             )
         return self.weights
 
+    def load_weights_into(self, module: nn.Module) -> None:
+        """Load the weights.
+
+        Raises:
+            UserError: they do not fit the module.
+        """
+        from genlab.runs.safe_load import explain_checkpoint_mismatch
+        from genlab.untrusted.states import check_weights
+
+        with explain_checkpoint_mismatch(str(self.path / "config.yaml")):
+            check_weights(self.weights, module.state_dict(), "model")
+            module.load_state_dict(self.weights)
+
 
 def describe_data_format(spec: DataSpec) -> str:
     """Return in words the data format that a part and the model around it must share."""
@@ -86,7 +102,7 @@ def resolve_pretrained_part(
         has_checkpoint: whether the run resumes from a checkpoint.
 
     Returns:
-        The config and the part; the config as it is and None if there is no part to load.
+        The config and the part; the unchanged config and None without a part to load.
 
     Raises:
         UserError: the part could not be trained, or is not a run.
@@ -112,7 +128,7 @@ def resolve_pretrained_part(
         where = group.broadcast(where)
     folder, checkpoint = RunFolder.find_run_and_checkpoint(where)
     part_config = folder.read_config("model", "dataset", "preprocess")
-    refuse_untrusted_targets(
+    refuse_untrusted_config(
         part_config,
         allowed=tuple(config.get("trusted_packages") or ()),
         where=str(folder.path / "config.yaml"),

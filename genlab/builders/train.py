@@ -66,7 +66,7 @@ def train_run(config: DictConfig) -> dict[str, float] | None:
     run_config = given
     if config.resume is not None:
         folder, checkpoint = RunFolder.find_run_and_checkpoint(config.resume)
-        run_config = config_for_resume(given, folder, overrides)
+        run_config = config_for_resume(given, folder, overrides, dict(hydra.runtime.choices))
     elif is_job and group.broadcast((Path(given["out"]) / "run.json").exists()):
         folder = RunFolder(Path(given["out"]))  # the job was started before
         run_config = config_for_restart(given, folder)
@@ -111,7 +111,7 @@ def _resume_run(
     overrides: list[str],
 ) -> dict[str, float] | None:
     """Continue a run from a checkpoint, or from the start if it was killed before the first."""
-    from genlab.commands.train import final_losses_and_metrics, train
+    from genlab.commands.train import done_message, final_losses_and_metrics, train
     from genlab.distributed.batch_shard_buffers import trainer_options_for_processes
     from genlab.runs.provenance import data_change_warning
 
@@ -135,12 +135,9 @@ def _resume_run(
             where=str(folder.path / "config.yaml"),
         )
         if state:
-            if trainer.global_step >= trainer.options.steps:
+            if done := done_message(trainer, folder):
                 if group.is_main:  # exit code 0: a scheduler that restarts a job must not fail it
-                    print(
-                        f"{folder.path} is done: {trainer.global_step:,} steps; "
-                        "give a larger trainer.steps= to continue"
-                    )
+                    print(done)
                 return final_losses_and_metrics(trainer, folder)
             names_data = bool(DATA_PATH_KEYS & {override_key(o) for o in overrides})
             note = data_change_warning(dataset, metadata, named=names_data)
@@ -149,8 +146,7 @@ def _resume_run(
         stop_callback = pruning_callback(config) if group.is_main else None
         return train(trainer, dataset, folder, config=config, stop_callback=stop_callback)
     finally:
-        if folder.lock_file:
-            folder.lock_file.close()
+        folder.unlock()
 
 
 def refuse_data_as_output(config: Plain, out: Path) -> None:

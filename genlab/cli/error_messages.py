@@ -118,7 +118,7 @@ def choices_with_option(group: str, option: str) -> list[str]:
         return []
     pattern = re.compile(rf"^{re.escape(option)}:", re.MULTILINE)
     files = sorted((config_folder() / group).glob("*.yaml"))
-    return [path.stem for path in files if pattern.search(path.read_text())]
+    return [path.stem for path in files if pattern.search(path.read_text(encoding="utf-8"))]
 
 
 def config_groups() -> list[str]:

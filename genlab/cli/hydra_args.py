@@ -35,6 +35,7 @@ SWEEP_FLAGS = {"-m", "--multirun"}
 SWEEP_RUNTIME = re.compile(
     r"hydra/launcher|hydra\.launcher(\..+)?|hydra\.sweep(\..+)?|hydra\.sweeper\.n_(trials|jobs)"
 )
+SWEEP_OPTION = re.compile(r"hydra[./](launcher|sweep|sweeper)\b")  # of no meaning without -m
 PLAIN_VALUE = re.compile(r"[A-Za-z_/][A-Za-z0-9_/.-]*")  # Hydra reads it as the text that it is
 MAX_NAME_LENGTH = 48  # characters of the readable part of a sweep's name
 
@@ -262,9 +263,12 @@ def refuse_unsupported_overrides(arguments: list[str]) -> None:
     Raises:
         UserError: names the override, and what to give instead.
     """
+    only_shows = {"--cfg", "-c", "--info", "-i"} & set(arguments)  # the config of a sweep
     for word in arguments:
         key = override_key(word)
         value = word.partition("=")[2]
+        if SWEEP_OPTION.match(key) and not (is_sweep(arguments) or only_shows):
+            raise UserError(f"{word}: only a sweep has launchers and sweepers; `genlab train -m`")
         if word.startswith("~") and "." not in key:
             raise UserError(
                 f"{word}: an option of the command cannot be deleted; set it to another value, "

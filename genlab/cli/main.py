@@ -14,7 +14,8 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
-from typing import NoReturn
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
 
 from genlab.cli.error_messages import explain_error
 from genlab.cli.hydra_args import (
@@ -29,26 +30,43 @@ from genlab.cli.hydra_args import (
 )
 from genlab.commands import COMMANDS, RENAMED_COMMANDS
 from genlab.console import show_command_progress
-from genlab.distributed.environment import read_environment
+from genlab.distributed.environment import SINGLE_PROCESS_ENV, read_environment
 from genlab.distributed.supervisor import AlreadyReportedError, agree_on_exit_error
 from genlab.errors import UserError, did_you_mean, make_printable
+from genlab.output_streams import SafeStream, use_safe_streams
 from genlab.tables import terminal_width, wrap_words
+from genlab.untrusted.hydra_sources import confine_config_groups
+
+if TYPE_CHECKING:
+    from genlab.commands.sweep import WorkOptions
 
 COMMAND_COLUMN = 15  # of `genlab --help`, where the commands are explained
 
 
 def main() -> None:
     """Run the command in sys.argv."""
+    keep_present_folder_out_of_child_imports()
     name = sys.argv[1] if len(sys.argv) > 1 else "--help"
     arguments = sys.argv[2:]
+    with use_safe_streams() as (output, _):
+        run_command_and_report_errors(name, arguments, output)
+
+
+def run_command_and_report_errors(name: str, arguments: list[str], output: SafeStream) -> None:
+    """Run one command; an error is printed, and exits.
+
+    Args:
+        output: standard output.
+    """
     show_traceback = wants_traceback(arguments)
     try:
         with show_command_progress(f"genlab {name}", is_main=is_first_process()):
             run_command(name, arguments)
-        sys.stdout.flush()
-    except BrokenPipeError:  # the reader of the output has closed it: `genlab models | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
+        output.flush()
+        # no error: a reader that has seen enough, as in `genlab models | head`; and a training,
+        # which has no other output than its run folder
+        if output.error and not output.is_reader_gone and name != "train":
+            raise UserError(f"standard output: {output.error}; the output is incomplete")
     except KeyboardInterrupt:  # before a training handles signals, or a second Ctrl-C
         if show_traceback:
             raise
@@ -56,6 +74,20 @@ def main() -> None:
         hard_exit(128 + signal.SIGINT)
     except Exception as error:
         report_error(coordinated_error(error), name, show_traceback=show_traceback)
+
+
+def keep_present_folder_out_of_child_imports() -> None:
+    """Let Python processes that are started from here import nothing from the present folder.
+
+    It may be the folder of another person, with a file `torch.py` in it. genlab itself stays
+    importable if it was started in its own checkout.
+    """
+    os.environ["PYTHONSAFEPATH"] = "1"
+    own = str(Path(__file__).resolve().parents[2])
+    if own in (os.path.realpath(path or os.curdir) for path in sys.path[:1]):
+        paths = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+        if own not in paths:
+            os.environ["PYTHONPATH"] = os.pathsep.join([own, *filter(None, paths)])
 
 
 def run_command(name: str, arguments: list[str]) -> None:
@@ -80,7 +112,9 @@ def run_command(name: str, arguments: list[str]) -> None:
 
         if again := sweep(arguments):
             os.chdir(again.cwd)
-            compose_and_run("train", again.arguments)
+            if again.work:  # each task of an srun is a worker by itself
+                os.environ.update(SINGLE_PROCESS_ENV)
+            compose_and_run("train", again.arguments, work=again.work)
     elif not COMMANDS[name].composed:
         COMMANDS[name].import_function()(arguments)
     elif {"--help", "-h"} & set(arguments):
@@ -210,8 +244,11 @@ def register_omegaconf_resolvers(arguments: list[str]) -> None:
         OmegaConf.register_new_resolver(name, resolve, replace=True)
 
 
-def compose_and_run(command: str, arguments: list[str]) -> None:
+def compose_and_run(command: str, arguments: list[str], *, work: WorkOptions | None = None) -> None:
     """Let Hydra compose the config of a command, then run the command with it.
+
+    Args:
+        work: do jobs of the sweep that the command has planned, instead of planning it.
 
     Raises:
         Exception: the last error, after every job of a sweep has run; earlier ones are printed.
@@ -229,10 +266,11 @@ def compose_and_run(command: str, arguments: list[str]) -> None:
     refuse_shadowed_files(arguments)
     refuse_unsupported_overrides(arguments)
     register_omegaconf_resolvers(arguments)
+    confine_config_groups()
     errors: list[Exception] = []
-    sweeps = command == "train" and is_sweep(arguments)
+    sweeps = command in ("train", "plan") and is_sweep(arguments)
     if sweeps:
-        register_sweep_plugins(errors)
+        register_sweep_plugins(errors, work=work, is_preview=command == "plan")
 
     def run_job(config: DictConfig) -> object:
         from genlab.builders.entrypoints import run_command_with_config
@@ -254,7 +292,9 @@ def compose_and_run(command: str, arguments: list[str]) -> None:
 
     sys.argv = [sys.argv[0], *arguments]
     as_hydra_main = hydra.main(
-        version_base="1.3", config_path="pkg://genlab.configs", config_name=command
+        version_base="1.3",
+        config_path="pkg://genlab.configs",
+        config_name="train" if sweeps else command,
     )
     with composed_once():
         as_hydra_main(run_job if sweeps else run_job_and_collect)()
@@ -281,8 +321,14 @@ def composed_once() -> Iterator[None]:
         setattr(Hydra, "get_mode", original)  # noqa: B010
 
 
-def register_sweep_plugins(errors: list[Exception]) -> None:
-    """Register genlab's launchers and sweeper with Hydra; they collect the jobs' errors.
+def register_sweep_plugins(
+    errors: list[Exception], *, work: WorkOptions | None, is_preview: bool
+) -> None:
+    """Register genlab's launchers and sweepers with Hydra; they collect the jobs' errors.
+
+    Args:
+        work: the options of a worker; None for a launcher.
+        is_preview: show the sweep instead.
 
     Raises:
         UserError: this is one of several processes of one training.
@@ -292,10 +338,17 @@ def register_sweep_plugins(errors: list[Exception]) -> None:
             "a sweep starts its own processes: run `genlab train -m` once, "
             "with hydra/launcher=slurm_node for several GPUs per job"
         )
-    from genlab.sweeps import hydra_launchers, optuna_sweeper
+    from genlab.sweeps import hydra_launchers, hydra_sweepers, optuna_sweeper
 
     hydra_launchers.register_launchers(errors)
     optuna_sweeper.register_sweeper(errors)
+    hydra_sweepers.probe_each_choice_once()
+    if is_preview:
+        hydra_sweepers.replace_sweeper_by_preview()
+    elif work:
+        hydra_sweepers.replace_sweeper_by_worker(work.slots, until_s=work.until_s, tries=work.tries)
+    else:
+        hydra_sweepers.restore_sweeper()
 
 
 if __name__ == "__main__":

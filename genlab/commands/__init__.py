@@ -29,7 +29,7 @@ COMMANDS = {
     ),
     "plan": Command(
         "genlab.commands.plan:plan",
-        "predict time and memory of a training: genlab plan model=ddpm dataset=cifar10",
+        "predict time and memory: genlab plan model=ddpm; with -m the jobs of a sweep",
     ),
     "sample": Command(
         "genlab.commands.sample:sample",
@@ -117,7 +117,7 @@ COMMANDS = {
     ),
     "sweep": Command(
         "genlab.commands.sweep:sweep",
-        "manage a sweep: genlab sweep status|best|rerun|resume <folder>",
+        "manage a sweep: genlab sweep status|best|rerun|resume|work <folder>",
         composed=False,
     ),
     "models": Command(

@@ -35,6 +35,7 @@ from genlab.metrics.registry import all_metrics_by_name, applicable_metrics
 from genlab.runs.loaded_run import LoadedRun
 from genlab.runs.run_folder import RunFolder
 from genlab.spec import Count, Positive
+from genlab.untrusted.files import read_bytes
 
 PAGE_MARK = b"\n<!-- genlab compare "  # begins the comment by which a page is recognized
 RunPlace = tuple[RunFolder, Path | None]  # a run, and a checkpoint if one was named
@@ -169,7 +170,7 @@ def write_reports(
     atomic_write(markdown_path, comparison_to_markdown(comparison).encode("utf-8", "replace"))
     html_report.write_comparison_page(comparison, html_path, title=title, text=text)
     runs = [run.folder for column in comparison.columns for run in column.runs]
-    page = html_path.read_bytes()
+    page = read_bytes(html_path)
     mark = {
         "runs": sorted(map(hash_run_path, runs)),
         "files": {
@@ -218,7 +219,7 @@ def read_page_runs_and_checksums(page: Path) -> dict[str, Any]:
     nothing: dict[str, Any] = {"runs": [], "files": {}, "found": {}}
     if not page.is_file():
         return nothing
-    content, _, comment = page.read_bytes().rpartition(PAGE_MARK)
+    content, _, comment = read_bytes(page).rpartition(PAGE_MARK)
     try:
         mark = json.loads(comment.removesuffix(b" -->\n"))
         files = dict(mark["files"])

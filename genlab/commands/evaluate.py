@@ -12,7 +12,7 @@ from annotated_types import Ge
 
 from genlab.commands.sample import validated_sampler_options
 from genlab.comparison.metrics_table import print_metrics
-from genlab.comparison.run_records import is_valid_record
+from genlab.comparison.run_records import read_evaluation_record
 from genlab.config.dotted_keys import flatten_config
 from genlab.config.recipes import nearest_recipes_with
 from genlab.data.dataset import SPLITS
@@ -20,7 +20,7 @@ from genlab.data.external_samples import read_samples
 from genlab.data.image_decoding import Crop
 from genlab.data.table_units import TableUnits
 from genlab.errors import UserError
-from genlab.fileio import atomic_write, read_json
+from genlab.fileio import atomic_write
 from genlab.inference.image_to_image import preview_translations
 from genlab.inference.items_and_codes import Split
 from genlab.inference.output_files import (
@@ -43,9 +43,11 @@ from genlab.metrics.registry import (
     reason_not_applicable,
 )
 from genlab.runs.loaded_run import LoadedRun
-from genlab.runs.migrations import FORMAT, migrate_evaluation_record
+from genlab.runs.migrations import FORMAT
 from genlab.spec import Count, Positive
 from genlab.tables import print_wrapped
+from genlab.untrusted.files import read_bytes
+from genlab.untrusted.records import is_valid_record
 from genlab.viz import item_pictures
 from genlab.viz.latents import latent_space_plots
 from genlab.viz.picture import Picture
@@ -283,7 +285,7 @@ def measure_metrics_record(context: MetricContext, metrics: list[str] | None) ->
     `skipped` has those for which the items do not suffice.
 
     Raises:
-        UserError: there are no held-out items, or no metric can be measured.
+        UserError: held-out items are missing, or no metric can be measured.
     """
     require_heldout_items(context)
     list_models = partial(nearest_recipes_with, kind=context.spec.kind)
@@ -389,12 +391,12 @@ def archive_replaced_record(path: Path, folder: Path) -> None:
     """
     if not path.exists():
         return
-    content = path.read_bytes()
-    if any(copy.read_bytes() == content for copy in folder.glob("*.json")):
+    content = read_bytes(path)
+    if any(read_bytes(copy) == content for copy in folder.glob("*.json")):
         return
     name = f"{path.stem}_earlier-{checksum(content)[:HASH_DIGITS]}.json"
     try:
-        is_record = is_valid_record(migrate_evaluation_record(read_json(path)))
+        is_record = is_valid_record(read_evaluation_record(path))
     except UserError:
         is_record = False
     os.replace(path, folder / (name if is_record else f"{name}.aside"))

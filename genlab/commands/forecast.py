@@ -19,7 +19,6 @@ from genlab.inference.items_and_codes import ItemSelection, Split
 from genlab.inference.output_files import CommandRequest
 from genlab.inference.requirements import require_command_support
 from genlab.inference.results import Results, mean_and_error_dict, write_results
-from genlab.metrics.context import images_to_uint8
 from genlab.metrics.paired_translation import translate_in_batches
 from genlab.runs.loaded_run import LoadedRun
 from genlab.spec import Batch, Count, DataSpec, Positive
@@ -128,9 +127,7 @@ def forecast_and_measure_batch(run: LoadedRun, batch: Batch, n: int) -> dict[str
         for name, frames in predictions.items()
     }
     videos = {"source": batch.cond, "output": output, "x": batch.x}
-    return {
-        key: images_to_uint8(video, run.spec.range).cpu() for key, video in videos.items()
-    } | errors
+    return {key: run.spec.to_bytes(video).cpu() for key, video in videos.items()} | errors
 
 
 def predict_frames(run: LoadedRun, context: Tensor, n: int) -> Tensor:
@@ -147,9 +144,16 @@ def predict_frames(run: LoadedRun, context: Tensor, n: int) -> Tensor:
 
 def squared_error_per_frame(x: Tensor, y: Tensor, spec: DataSpec) -> Tensor:
     """Return the squared error (N, T) of each frame, summed over its pixels in [0, 1]."""
-    low, high = spec.range
-    x, y = (((video.double() - low) / (high - low)).clamp(0, 1) for video in (x, y))
+    x, y = (clamped_gray_levels(video, spec) for video in (x, y))
     return (x - y).square().flatten(2).sum(2).cpu()
+
+
+def clamped_gray_levels(x: Tensor, spec: DataSpec) -> Tensor:
+    """Return values x (…) as gray levels in [0, 1], float64 (…), without dequantization noise."""
+    if spec.dequantized:
+        return spec.dequantized_levels(x) / max(1, spec.levels - 1)
+    low, high = spec.range
+    return ((x.double() - low) / (high - low)).clamp(0, 1)
 
 
 def write_video_gif(rows: list[Tensor], spec: DataSpec, path: Path) -> Path:

@@ -32,7 +32,6 @@ from genlab.inference.results import (
     write_results,
 )
 from genlab.metrics import features, psnr_ssim
-from genlab.metrics.context import images_to_uint8
 from genlab.runs.loaded_run import LoadedRun
 from genlab.spec import Count, DataSpec, Fraction, Positive, PositiveFloat
 from genlab.viz import item_pictures
@@ -259,7 +258,7 @@ def classifier_accuracy_on_fills(
     classifier = features.EXTRACTORS["classifier"](run.dataset, x.device)
 
     def predict(x: Tensor) -> Tensor:
-        _, logits = classifier(images_to_uint8(x.float().cpu(), run.spec.range))
+        _, logits = classifier(run.spec.to_bytes(x.cpu()))
         assert logits is not None, "the extractor is a classifier"
         return logits.argmax(-1)
 
@@ -314,7 +313,7 @@ def inpaint_folder(
         )
     folder = Path(input_dir).expanduser()
     files, fractions = psnr_ssim.find_images_by_stem(folder), []
-    inputs = FolderImageReader(folder, files, channels)
+    inputs = FolderImageReader(folder, files, channels, run)
     names = {
         stem: [f"{stem}_{k}.png" for k in range(1, draws + 1)] if draws > 1 else [f"{stem}.png"]
         for stem in files
@@ -337,8 +336,7 @@ def inpaint_folder(
             x = bytes_to_model_input(run, image, run.spec)
             source = append_mask_channel(x, ~hidden.to(x.device), run.spec)
             fills = [
-                images_to_uint8(translate_any_size(run, direction, source), run.spec.range)
-                for _ in range(draws)
+                run.spec.to_bytes(translate_any_size(run, direction, source)) for _ in range(draws)
             ]
         except UserError as error:
             raise UserError(f"{path}: {error}") from None

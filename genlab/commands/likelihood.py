@@ -64,6 +64,10 @@ def likelihood(
 
     mean, count = log_prob.mean().item(), len(log_prob)
     std = log_prob.std().item() if count > 1 else None
+    error = None if std is None else std / math.sqrt(count)
+    if run.dataset.lists_distribution and count == run.dataset.size(split):
+        error = 0.0  # the items are the whole distribution
+    error = None if error is None else math.hypot(error, score.common_error)
     record = run_record_fields(run, seed) | {
         "split": split,
         "n": count,
@@ -71,7 +75,7 @@ def likelihood(
         "tag": score.tag,
         "given": "the label" if run.model.conditional else None,
         "mean": mean,
-        "standard_error": None if std is None else std / math.sqrt(count),
+        "standard_error": error,
         "standard_deviation": std,
         **{name: torch.quantile(log_prob, q).item() for name, q in QUANTILES.items()},
         "bits_per_dim": run.spec.bits_per_dim(mean),
@@ -84,8 +88,10 @@ def likelihood(
     canvas, (axes,) = make_canvas_and_axes(8, 5)
     title = f"{run.name} on {run.dataset_name} {split}"
     plot_histograms(axes, {title: log_prob}, f"{score}, per item")
-    shown = format_with_error(mean, record["standard_error"])
+    shown = format_with_error(mean, error)
     print_wrapped(f"{title}: mean {shown} nats of {count:,} items, {score.tag} ({score})")
+    if score.note:
+        print_wrapped(score.note)
     files: dict[str, Writer] = {
         ".png": partial(
             save_canvas_as_png, canvas, caption=make_picture_caption("likelihood", run, seed)

@@ -71,6 +71,8 @@ def best_likelihood_tag(available: set[str]) -> str:
     from genlab.config.recipes import LIKELIHOOD_TAGS
 
     tags = {LIKELIHOOD_TAGS[verb] for verb in available if verb in LIKELIHOOD_TAGS}
+    if "log_partition" in available:  # a bound that needs an estimate is an estimate
+        tags.discard("bound")
     return next((tag for tag in ("exact", "bound", "estimate") if tag in tags), "")
 
 

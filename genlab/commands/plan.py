@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from genlab.abilities import abilities
 from genlab.commands.train import evaluate_on_validation_split, num_preview_items
-from genlab.console import Progress
+from genlab.console import Progress, describe_duration
 from genlab.errors import UserError
 from genlab.tables import print_table
 from genlab.training.auto_batch_size import Trial, time_training_steps, used_memory_bytes
@@ -170,6 +170,9 @@ def time_rows(trainer: Trainer, dataset: Any, trial: Trial, numbers: dict[str, f
     shards = f"in {options.grad_accum_steps} shards" if options.grad_accum_steps > 1 else ""
     blocks = f"{len(trial.times)} blocks of {trial.steps_per_block} steps"
     spread = f"{format_seconds(min(trial.times))} to {format_seconds(max(trial.times))}"
+    step_source = f"measured: the median of {blocks}, {spread}"
+    if len(trial.times) == 1:
+        step_source = "measured: the first step, with its preparations"
     epoch = "" if batches in (0, 1) else f"; a step takes {batches:g} batches"
     end = "without the previews and evaluations below"
     if steps < options.steps:
@@ -177,11 +180,7 @@ def time_rows(trainer: Trainer, dataset: Any, trial: Trial, numbers: dict[str, f
     return [
         ("time", trainer_and_optimizer_names(trainer), str(trainer.device)),
         ("  batch", f"{batch_size:,} items", shards),
-        (
-            "  step",
-            format_seconds(step_seconds),
-            f"measured: the median of {blocks}, {spread}",
-        ),
+        ("  step", format_seconds(step_seconds), step_source),
         (
             "  items per second",
             f"{numbers['items_per_s']:,.0f}",
@@ -266,25 +265,27 @@ class TimeLimitError(Exception):
 def time_call_with_limit(function: Callable[[], object]) -> float | None:
     """Return the seconds that a call takes; None if TIME_LIMIT_S interrupted it.
 
-    The call is interrupted in the main thread only.
+    The call is interrupted in the main thread only, and not on Windows.
     """
 
     def interrupt(number: int, frame: object) -> None:
         raise TimeLimitError
 
-    is_main_thread = threading.current_thread() is threading.main_thread()
-    handler = signal.signal(signal.SIGALRM, interrupt) if is_main_thread else None
+    can_interrupt = threading.current_thread() is threading.main_thread()
+    if not (can_interrupt and hasattr(signal, "setitimer")):  # Windows
+        start = time.perf_counter()
+        function()
+        return time.perf_counter() - start
+    handler = signal.signal(signal.SIGALRM, interrupt)
     start = time.perf_counter()
     try:
-        if is_main_thread:
-            signal.setitimer(signal.ITIMER_REAL, TIME_LIMIT_S)
+        signal.setitimer(signal.ITIMER_REAL, TIME_LIMIT_S)
         function()
     except TimeLimitError:
         return None
     finally:
-        if is_main_thread:
-            signal.setitimer(signal.ITIMER_REAL, 0)
-            signal.signal(signal.SIGALRM, handler)
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, handler)
     return time.perf_counter() - start
 
 
@@ -362,9 +363,9 @@ def format_bytes(size: float) -> str:
 
 
 def format_seconds(seconds: float) -> str:
-    """Return a duration in ms, s, min or h."""
+    """Return a duration in ms, s, min, h or days."""
     if seconds < 1:
         return f"{1000 * seconds:.3g} ms"
     if seconds < 120:
         return f"{seconds:.3g} s"
-    return f"{seconds / 60:.0f} min" if seconds < 2 * 3600 else f"{seconds / 3600:,.1f} h"
+    return describe_duration(seconds)

@@ -15,7 +15,6 @@ from torch import Tensor
 from genlab.batching import map_batched
 from genlab.data.image_decoding import DECODE_ERRORS, Crop, ImageDecoder
 from genlab.data.npy_files import read_numpy_arrays
-from genlab.data.preprocessing import Preprocessor
 from genlab.errors import UserError
 from genlab.inference import items_and_codes
 from genlab.inference.items_and_codes import ItemSelection, Space, Split
@@ -180,7 +179,10 @@ def read_code_direction(path: str) -> Tensor:
             f"edit={path} contains no direction; genlab arithmetic writes one, of b and c or of an "
             "attribute"
         )
-    return torch.from_numpy(arrays["direction"])
+    direction = torch.from_numpy(arrays["direction"]).float()
+    if not direction.isfinite().all():
+        raise UserError(f"edit={path}: its direction has numbers that are not finite")
+    return direction
 
 
 def read_images_as_model_input(run: LoadedRun, images: list[str] | str, crop: Crop) -> Tensor:
@@ -201,11 +203,11 @@ def read_images_as_model_input(run: LoadedRun, images: list[str] | str, crop: Cr
             parts.append(read(Path(path)))
         except DECODE_ERRORS as error:
             raise UserError(f"images={path}: it cannot be read as an image") from error
-    prepare = Preprocessor(
-        range=run.spec.range, binarize="threshold" if run.spec.levels == 2 else "none"
-    )
     parameter = next(run.model.parameters())
-    return prepare(torch.stack(parts), torch.Generator()).to(parameter)
+    pixels = torch.stack(parts)
+    if run.spec.levels == 2:
+        pixels = pixels.gt(127).mul(255)
+    return run.spec.from_bytes(pixels.float()).to(parameter)
 
 
 def render_projections(

@@ -11,11 +11,11 @@ from genlab.inference.items_and_codes import (
     finite_psnr_per_item,
     load_selected_items_and_indices,
     squared_error_per_item,
-    value_range_length,
 )
 from genlab.inference.output_files import CommandRequest
 from genlab.inference.requirements import require_command_support
 from genlab.inference.results import Results, mean_and_error_dict, write_results
+from genlab.metrics.reconstruction import level_range_length, move_to_bin_centers
 from genlab.runs.loaded_run import LoadedRun
 from genlab.spec import Count, Positive
 from genlab.viz.latents import MAX_RECONSTRUCTIONS, plot_reconstructions
@@ -41,6 +41,7 @@ def reconstruct(
     request = CommandRequest.from_command_call(reconstruct, [run], locals())
     require_command_support(run, "reconstruct")
     batch, index = load_selected_items_and_indices(run, ItemSelection(n, items, split, seed))
+    batch.x = move_to_bin_centers(batch.x, run.spec)  # without dequantization noise
     z = map_batched(run.model.encode, batch.x)
     decoded = map_batched(run.model.decode, z)
     errors = squared_error_per_item(batch.x, decoded)  # (n,)
@@ -53,7 +54,7 @@ def reconstruct(
     shown = len(batch)
     if run.spec.kind == "image":
         record["psnr_db"] = mean_and_error_dict(
-            finite_psnr_per_item(batch.x, decoded, value_range_length(batch.x, run))
+            finite_psnr_per_item(batch.x, decoded, level_range_length(run.spec))
         )
         shown = MAX_RECONSTRUCTIONS
     results = Results(

@@ -11,11 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from genlab.comparison.run_records import is_valid_record
+from genlab.comparison.run_records import read_evaluation_record
 from genlab.config.dotted_keys import flatten_config
 from genlab.errors import UserError, did_you_mean, make_printable
-from genlab.fileio import read_json
-from genlab.runs.migrations import migrate_evaluation_record
 from genlab.runs.run_folder import RunFolder
 from genlab.sweeps.job_state import (
     MAX_ERROR_LINES,
@@ -25,20 +23,38 @@ from genlab.sweeps.job_state import (
     current_states,
     read_log_tail,
 )
-from genlab.sweeps.plan_trust import refuse_untrusted_plan
+from genlab.sweeps.launches import DEFAULT_TRIES
+from genlab.sweeps.plan_trust import is_own_plan, refuse_foreign_jobs, refuse_untrusted_plan
 from genlab.sweeps.sweep_folder import SweepFolder, distinguishing_overrides
+from genlab.sweeps.worker import parse_duration_s, seconds_until_slurm_limit
 from genlab.tables import print_table, terminal_width, use_nonbreaking_spaces, wrap_words
+from genlab.untrusted.records import is_valid_record
+from genlab.untrusted.text import replace_unprintable
 
 VERBS = {
     "status": "show the state of each job, and why it failed",
-    "best": "rank the jobs by a number: metric=… higher=true n=5",
+    "best": "rank the jobs by a number",
     "rerun": "run the failed jobs again",
     "resume": "run all jobs again that are not done",
+    "work": "do jobs until none is left, beside other workers on any machine",
 }
-BEST_OPTIONS = ("metric", "higher", "n")
+OPTIONS = {
+    "best": {
+        "metric": "a number of `genlab evaluate`, of an evaluation in training, or a loss",
+        "higher": "true or false: whether higher is better; by default what the number says",
+        "n": "how many jobs to show; 10",
+    },
+    "work": {
+        "n": "jobs at a time, which share the cores evenly; 1",
+        "gpus": "GPUs, each for one job at a time: gpus=0,1",
+        "until": "save and end after this time: 90m, 4h, 2d; in a SLURM job before its own end",
+        "tries": "starts of a job that is killed or dies, before it has failed; 3",
+    },
+}
 # Logged numbers that do not measure a model.
 NOT_A_MEASURE = re.compile(r"lr/|grad_norm/|seconds|items_per_s$|memory_mb$")
 MAX_STATUS_NUMBERS = 4  # shown of each job
+MAX_STATUS_ROWS = 200  # of a larger sweep only jobs that run or have not ended well are listed
 
 
 # Options that change the meaning of a training loss, by their last name, in these sections.
@@ -76,6 +92,22 @@ class RerunCommand:
 
     cwd: Path
     arguments: list[str]
+    work: WorkOptions | None = None  # of a worker; None gives the command again
+
+
+@dataclass(frozen=True)
+class WorkOptions:
+    """The options of `genlab sweep work`.
+
+    Attributes:
+        slots: the GPU of each job that runs at a time; None leaves the GPUs as they are.
+        until_s: seconds after which the jobs save and the worker ends; None for no limit.
+        tries: the maximum number of starts of a job that is lost.
+    """
+
+    slots: tuple[str | None, ...]
+    until_s: float | None
+    tries: int
 
 
 def sweep(words: Sequence[str]) -> RerunCommand | None:
@@ -91,6 +123,9 @@ def sweep(words: Sequence[str]) -> RerunCommand | None:
     if not words:
         raise UserError(f"genlab sweep <verb> <folder>: the verb is missing; choose {verbs}")
     verb, *rest = words
+    if {"--help", "-h", "help"} & set(words):
+        print(help_text())
+        return None
     if verb not in VERBS:
         near = did_you_mean(verb, VERBS)
         raise UserError(f"genlab sweep {verb}: there is no such verb{near}; choose {verbs}")
@@ -101,32 +136,52 @@ def sweep(words: Sequence[str]) -> RerunCommand | None:
             f"not {len(folders)}"
         )
     options = dict(word.split("=", 1) for word in rest if "=" in word)
-    known = BEST_OPTIONS if verb == "best" else ()
+    known = OPTIONS.get(verb, {})
     for key in options:
         if key not in known:
             raise UserError(
                 f"genlab sweep {verb}: unknown option '{key}'{did_you_mean(key, known)}; "
-                f"{verb}: {VERBS[verb]}"
+                f"{verb}: {VERBS[verb]}" + (f" ({', '.join(known)})" if known else "")
             )
     folder = SweepFolder.open(folders[0])
     if verb == "status":
         print_status_table(folder)
     elif verb == "best":
         print_best_jobs(folder, **options)
+    elif verb == "work":
+        return make_work_command(folder, parse_work_options(**options))
     else:
         return make_rerun_command(folder, only_failed=verb == "rerun")
     return None
+
+
+def help_text() -> str:
+    """Return the verbs and their options."""
+    lines = ["genlab sweep <verb> <folder> [option=value ...]", ""]
+    for verb, meaning in VERBS.items():
+        lines.append(f"  {verb:<8} {meaning}")
+        lines += [f"    {key:<8} {text}" for key, text in OPTIONS.get(verb, {}).items()]
+    return "\n".join(
+        [*lines, "", "The folder is one that `genlab train -m` made; see docs/sweeps.md"]
+    )
 
 
 # --- status ---------------------------------------------------------------------------------------
 
 
 def print_status_table(sweep: SweepFolder) -> None:
-    """Print each job's options, state, step and last numbers, and the errors of failed jobs."""
+    """Print each job's options, state, step and last numbers, and the errors of failed jobs.
+
+    Of a large sweep the jobs that are done or wait are only counted.
+    """
     jobs = sweep.jobs()
     states = current_states(jobs)
+    listed = list(zip(jobs, states, distinguishing_overrides(jobs), strict=True))
+    if len(jobs) > MAX_STATUS_ROWS:
+        listed = [row for row in listed if row[1].status not in ("done", "waiting")]
+        listed = listed[:MAX_STATUS_ROWS]
     rows = []
-    for job, state, options in zip(jobs, states, distinguishing_overrides(jobs), strict=True):
+    for job, state, options in listed:
         step, num_steps = read_step_and_num_steps(job)
         rows.append(
             [
@@ -139,8 +194,10 @@ def print_status_table(sweep: SweepFolder) -> None:
             ]
         )
     print_table(["job", "options", "state", "step", "since", "last numbers"], rows)
+    if len(listed) < len(jobs):
+        print(f"{len(jobs) - len(listed):,} other jobs are not listed")
     width = terminal_width() - 2  # of a line that is indented
-    for job, state in zip(jobs, states, strict=True):
+    for job, state, _ in listed:
         lines = state.error.splitlines()[-MAX_ERROR_LINES:]
         if not lines and state.status == "lost":
             lines = read_log_tail(job)
@@ -157,6 +214,7 @@ def print_status_table(sweep: SweepFolder) -> None:
         print(f"to run the failed jobs again: genlab sweep rerun {sweep.path}")
     if set(statuses) - {"done", "failed"}:
         print(f"to run all jobs that are not done: genlab sweep resume {sweep.path}")
+        print(f"to do some of them here: genlab sweep work {sweep.path}")
 
 
 def printable_with_indent(line: str) -> str:
@@ -254,6 +312,7 @@ def print_best_jobs(
         raise UserError(f"{sweep.path}: no job has numbers yet")
     if metric is None:
         metric = default_ranking_metric(measures_of_jobs, known)
+    metric = replace_unprintable(metric)  # as the names in `known` are
     if metric not in known:
         near = did_you_mean(metric, known)
         raise UserError(
@@ -376,7 +435,7 @@ def read_final_metrics(job: Job) -> dict[str, Measure]:
     path = run.path / "metrics.json"
     if not path.exists():
         return found
-    record = migrate_evaluation_record(read_json(path))
+    record = read_evaluation_record(path)
     if not is_valid_record(record):
         raise UserError(
             f"{path} is unreadable: it is not a record that `genlab evaluate` writes; "
@@ -404,7 +463,7 @@ def make_rerun_command(sweep: SweepFolder, *, only_failed: bool) -> RerunCommand
     """Return the sweep's own command for its failed jobs, or for all that are not done.
 
     Returns:
-        None if there are no such jobs.
+        None without such jobs.
 
     Raises:
         UserError: the plan is not trusted, its working directory is gone, or its sweeper chooses
@@ -426,13 +485,84 @@ def make_rerun_command(sweep: SweepFolder, *, only_failed: bool) -> RerunCommand
     if not numbers and not is_search:
         print(f"{sweep.path}: no job {'failed' if only_failed else 'is left'}")
         return None
+    words = own_command_words(sweep)
+    if only_failed:
+        words.append(f"hydra.launcher.only=[{','.join(map(str, numbers))}]")
+    return RerunCommand(working_directory(sweep), words)
+
+
+def own_command_words(sweep: SweepFolder) -> list[str]:
+    """Return the arguments of a sweep's own command, with its folder as it is called now.
+
+    Raises:
+        UserError: the plan is not trusted.
+    """
+    refuse_untrusted_plan(sweep.read_stored_plan(), sweep.path)
+    plan = sweep.read_plan()
+    replaced = ("hydra.launcher.only=", "hydra.sweep.dir=")
+    words = [word for word in plan["command"][1:] if not word.startswith(replaced)]
+    return [*words, sweep.dir_override]
+
+
+def working_directory(sweep: SweepFolder) -> Path:
+    """Return the folder where a sweep continues: where it was started, if this user did that.
+
+    The plan of another person does not choose it: Python imports a user's models from there.
+
+    Raises:
+        UserError: it does not exist any more.
+    """
+    plan = sweep.read_stored_plan()
+    if not is_own_plan(plan):
+        return Path.cwd()
     if not Path(plan["cwd"]).is_dir():
         raise UserError(
             f"{sweep.path} was started in {plan['cwd']}, but that folder does not exist"
         )
-    replaced = ("hydra.launcher.only=", "hydra.sweep.dir=")
-    words = [word for word in plan["command"][1:] if not word.startswith(replaced)]
-    words.append(sweep.dir_override)
-    if not is_search:
-        words.append(f"hydra.launcher.only=[{','.join(map(str, numbers))}]")
-    return RerunCommand(Path(plan["cwd"]), words)
+    return Path(plan["cwd"])
+
+
+# --- work -----------------------------------------------------------------------------------------
+
+
+def parse_work_options(
+    *,
+    n: str | None = None,
+    gpus: str | None = None,
+    until: str | None = None,
+    tries: str = str(DEFAULT_TRIES),
+) -> WorkOptions:
+    """Return the options of a worker.
+
+    Args:
+        n: jobs at a time; None is 1.
+        gpus: GPUs as in CUDA_VISIBLE_DEVICES, each for one job at a time.
+        until: a duration, such as 90m; None is until the end of the SLURM job around it, if any.
+        tries: maximum number of starts of a job that is killed or dies.
+
+    Raises:
+        UserError: an option is wrong.
+    """
+    for name, value in (("n", n), ("tries", tries)):
+        if value is not None and not (value.isascii() and value.isdigit() and int(value) > 0):
+            raise UserError(f"{name}={value}: it must be a whole number, 1 or more")
+    if n is not None and gpus is not None:
+        raise UserError("give n= or gpus=, not both: each GPU takes one job at a time")
+    slots: tuple[str | None, ...] = (None,) * int(n or 1)
+    if gpus is not None:
+        slots = tuple(word.strip() for word in gpus.strip("[]").split(","))
+        if not all(slots):
+            raise UserError(f"gpus={gpus}: give the numbers of GPUs, such as gpus=0,1")
+    until_s = seconds_until_slurm_limit() if until is None else parse_duration_s(until)
+    return WorkOptions(slots, until_s, int(tries))
+
+
+def make_work_command(sweep: SweepFolder, options: WorkOptions) -> RerunCommand:
+    """Return the sweep's own command, to be composed by a worker.
+
+    Raises:
+        UserError: the plan is not trusted, or its working directory is gone.
+    """
+    words = own_command_words(sweep)
+    refuse_foreign_jobs(sweep.read_plan(), sweep.path)
+    return RerunCommand(working_directory(sweep), words, options)

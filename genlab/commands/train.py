@@ -16,19 +16,22 @@ from genlab.abilities import Estimate, abilities
 from genlab.config.dotted_keys import flatten_config
 from genlab.config.instantiate import validate_kwargs
 from genlab.config.recipes import nearest_recipes_with
-from genlab.data.npy_files import half_machine_memory_bytes
 from genlab.errors import UserError, did_you_mean
 from genlab.inference.image_to_image import preview_translations
 from genlab.inference.requirements import option_to_trust, suggest_next_command
 from genlab.metrics.base import Settings
 from genlab.metrics.context import MetricContext
 from genlab.metrics.registry import measure_metrics, reason_too_few_items, select_metrics
+from genlab.output_streams import keep_lost_output_in
+from genlab.runs.rewind import rewind_run_folder
 from genlab.runs.run_folder import RunFolder
 from genlab.signals import TrainingInterrupted
 from genlab.spec import Positive
+from genlab.sweeps.job_state import RUN_LOG
 from genlab.tables import print_message_on_stderr
-from genlab.training.loop import Evaluation, fit
+from genlab.training.loop import Evaluation, fit, has_missing_outputs, reason_for_end
 from genlab.training.trainer import Trainer
+from genlab.untrusted.files import half_memory_bytes
 from genlab.viz import item_pictures
 from genlab.viz.sheets import save_picture_as_sheet
 
@@ -70,39 +73,32 @@ def train(
     with ExitStack() as stack:
         if is_main:
             stack.enter_context(explain_write_errors(folder))
-            stack.enter_context(folder.lock())
-            folder.discard_records_after(trainer.global_step)
+            folder.lock()
+            stack.callback(folder.unlock)  # of the lock of then: one that is deleted is replaced
+            keep_lost_output_in(folder.path / RUN_LOG)
+            for line in rewind_run_folder(folder, trainer.global_step, trainer.best):
+                print_message_on_stderr(line)
+            folder.delete_old_checkpoints(options.keep_checkpoints)  # a kill may have left one
             print_start_and_save_real_items(trainer, dataset, folder)
-        evaluate = None
-        if options.evaluate_every:
-            evaluate = partial(evaluate_on_validation_split, dataset, config, set())
-        has_samples = {"sample", "translate"} & abilities(trainer.model)
-        preview = None
-        if options.preview_every and has_samples:
-            preview = partial(write_preview_picture, dataset, folder, trainer)
+        preview = partial(write_preview_picture, dataset, folder, trainer)
+        evaluate = partial(evaluate_on_validation_split, dataset, config, set())
         reason = fit(
             trainer,
             dataset,
             run=folder,
-            preview=preview,
-            evaluate=evaluate,
+            preview=preview if has_previews(trainer) else None,
+            evaluate=evaluate if options.evaluate_every else None,
             stop_callback=stop_callback,
             config=flatten_config(config),
         )
-        model = None
-        if preview and reason in END_REASONS and trainer.global_step % options.preview_every:
-            model = trainer.eval_model()  # on every rank, because each may hold a part of it
         if not is_main:
             return None
-        # After a signal there may be no time for a last preview.
         if reason not in END_REASONS:
             raise TrainingInterrupted(
                 f"{reason}: saved at step {trainer.global_step:,}; continue with "
                 f"`genlab train resume={folder.path}{option_to_trust(trainer.model)}`",
                 reason,
             )
-        if preview and model is not None:
-            preview(model)
     if (left_out := dataset.describe().left_out_lines) != left_out_before:
         if folder.data_summary():  # an older run keeps the way in which it read its data
             folder.write_data_summary(dataset.describe())
@@ -116,6 +112,32 @@ def train(
         print(f"next: {command}")
     pruned = {"pruned": float(trainer.global_step)} if reason == "pruned" else {}
     return final_losses_and_metrics(trainer, folder) | pruned
+
+
+def has_previews(trainer: Trainer) -> bool:
+    """Whether the training shows samples of its model."""
+    has_samples = bool({"sample", "translate"} & abilities(trainer.model))
+    return bool(trainer.options.preview_every) and has_samples
+
+
+def done_message(trainer: Trainer, folder: RunFolder) -> str | None:
+    """Return what a resume says of a run that has ended and is complete; None of any other.
+
+    Every rank must call this, and gets the same answer.
+    """
+    o, reason = trainer.options, reason_for_end(trainer)
+    evaluates = bool(o.evaluate_every)
+    if not trainer.group.any(reason is not None) or has_missing_outputs(
+        trainer, folder, has_previews=has_previews(trainer), has_evaluations=evaluates
+    ):
+        return None
+    more = f"give a larger trainer.{'max_minutes' if reason == 'time' else reason}= to continue"
+    why = {
+        "time": f" in {trainer.seconds / 60:.3g} minutes of training (trainer.max_minutes)",
+        "patience": f", the last {o.patience} evaluations were not better (trainer.patience)",
+    }
+    steps = f"{trainer.global_step:,} steps"
+    return f"{folder.path} is done: {steps}{why.get(reason or '', '')}; {more}"
 
 
 def final_losses_and_metrics(trainer: Trainer, folder: RunFolder) -> dict[str, float]:
@@ -189,7 +211,7 @@ def write_preview_picture(
     """
     torch.manual_seed(0)
     step = trainer.global_step
-    path = folder.samples / f"step_{step:09d}.png"
+    path = folder.preview_path(step)
     name = type(model).__name__.removeprefix("FSDP")
     of_run = f"{name} on {dataset.name}, step {step:,}, run {path.parent.parent.resolve().name}"
     if "translate" in abilities(model):
@@ -286,7 +308,7 @@ def refuse_failing_training_options(trainer: Trainer, dataset: Any, config: dict
     trainer.train_batches(dataset)
     options = trainer.options
     size = BYTES_PER_VALUE * options.batch_size * dataset.spec.dim
-    if size > half_machine_memory_bytes():
+    if size > half_memory_bytes():
         raise UserError(
             f"trainer.batch_size={options.batch_size:,} items of {dataset.spec.shape} take "
             f"{size / 2**30:,.0f} GB, more than half of this machine's memory"

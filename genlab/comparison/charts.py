@@ -1,6 +1,6 @@
 """Charts as SVG images that follow the page's light or dark theme.
 
-Labels are plain text: mathematics and leading underscores have no special meaning.
+Labels are plain text: mathematics and leading underscores are ordinary characters.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from genlab.comparison.run_records import to_printable_text
 from genlab.comparison.table import Cell, Column, Comparison
 from genlab.metrics.sections import EFFICIENCY_METRIC
+from genlab.untrusted.text import to_printable_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from genlab.comparison import charts
-from genlab.comparison.run_records import RunRecord, to_printable_text
+from genlab.comparison.run_records import RunRecord
 from genlab.comparison.table import (
     Cell,
     Comparison,
@@ -26,6 +26,7 @@ from genlab.comparison.table import (
 from genlab.fileio import atomic_write
 from genlab.metrics.sections import SAMPLES_SECTION, SECTIONS, section_of_metric
 from genlab.tables import format_standard_error, format_to_error_digits
+from genlab.untrusted.text import to_printable_text
 from genlab.viz.sheets import read_picture_from_sheet_png
 
 if TYPE_CHECKING:
@@ -223,7 +224,7 @@ def make_real_data_figures(
 
 
 def make_figure_entry(label: str, png: bytes, *, color: int | None) -> dict[str, Any]:
-    """Return a picture as the page shows it; real data has no color.
+    """Return a picture as the page shows it; real data is without a color.
 
     The images of a sheet are shown without its names and captions. They are enlarged by whole
     numbers, unlike plots.

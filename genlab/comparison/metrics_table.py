@@ -22,7 +22,7 @@ from genlab.tables import (
 Row = dict[str, Any]  # of a record
 HEADER = ["metric", "value", "± s.e.", "real", "unit", ""]
 ARROWS = {"lower": " ↓", "higher": " ↑"}
-REAL_LINE = "real: what held-out data scores against other held-out data"
+REAL_LINE = "real: what real items score in the place of the samples"
 
 
 def print_metrics(rows: list[Row]) -> None:

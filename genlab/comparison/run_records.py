@@ -11,10 +11,18 @@ from typing import Any
 from genlab.config.dotted_keys import flatten_config
 from genlab.config.override_keys import DOWNLOAD_KEYS, RUNTIME_KEYS, override_key, root_key
 from genlab.errors import UserError
-from genlab.fileio import read_json, refuse_links_out_of_folder
 from genlab.metrics.sections import EFFICIENCY_METRIC
 from genlab.runs.migrations import migrate_evaluation_record, migrate_overrides
 from genlab.runs.run_folder import RunFolder
+from genlab.untrusted.files import (
+    MAX_PICTURE_BYTES,
+    is_inside_folder,
+    read_bytes,
+    read_json,
+    refuse_links_and_special_files,
+)
+from genlab.untrusted.records import is_valid_record, replace_unprintable_texts
+from genlab.untrusted.text import to_printable_text
 
 Record = dict[str, Any]  # a metrics.json
 
@@ -56,8 +64,12 @@ class RunRecord:
     @cached_property
     def metadata(self) -> dict[str, Any]:
         """The run's run.json."""
-        refuse_links_out_of_folder(self.folder, "run")
-        return RunFolder(self.folder).metadata()
+        refuse_links_and_special_files(self.folder, "run")
+        run = RunFolder(self.folder)
+        metadata = run.metadata()
+        if metadata["spec"]:
+            run.spec()  # its values are valid
+        return metadata
 
     @cached_property
     def config(self) -> dict[str, Any]:
@@ -98,8 +110,8 @@ class RunRecord:
         """The record's pictures as PNG files, or the newest ones of training."""
         found: dict[str, bytes] = {}
         for key, name in ((self.record or {}).get("pictures") or {}).items():
-            path = (self.folder / str(name)).resolve()
-            if path.is_relative_to(self.folder.resolve()) and (png := read_png_or_none(path)):
+            path = self.folder / str(name)
+            if is_inside_folder(path, self.folder) and (png := read_png_or_none(path)):
                 found[str(key)] = png
         previews = sorted((self.folder / "samples").glob("step_*.png"))
         in_training = {"reals": self.folder / "reals.png"}
@@ -220,12 +232,16 @@ def read_metrics_records(folder: Path) -> list[Record]:
     """Return a run's records, the newest last, with the present names of metrics.
 
     Files of a format that genlab no longer reads are left out.
+
+    Raises:
+        UserError: the folder has links out of it, or pipes in it.
     """
+    refuse_links_and_special_files(folder, "run")
     records = []
     paths = [*folder.glob("evaluation/*.json"), *folder.glob("metrics*.json")]
     for path in sorted(paths, key=lambda p: p.stat().st_mtime):
         try:
-            record = migrate_evaluation_record(read_json(path))
+            record = read_evaluation_record(path)
         except UserError:
             continue
         if is_valid_record(record):
@@ -233,24 +249,13 @@ def read_metrics_records(folder: Path) -> list[Record]:
     return records
 
 
-def is_valid_record(record: Record) -> bool:
-    """Whether a record has the fields that are read, with the right types."""
-    types = {"metrics": list, "absent": dict, "settings": dict, "step": int}
-    if not all(isinstance(record.get(key), kind) for key, kind in types.items()):
-        return False
-    return all(map(is_valid_record_row, record["metrics"]))
+def read_evaluation_record(path: Path) -> Record:
+    """Return a record of numbers with the present names, and with texts that may be printed.
 
-
-def is_valid_record_row(row: Any) -> bool:
-    """Whether a row of a record has the fields that are read, with the right types."""
-    if not isinstance(row, dict) or "value" not in row:
-        return False
-    numbers = (row["value"], row.get("real_vs_real"))
-    return (
-        all(isinstance(row.get(key), str) for key in ("metric", "name", "unit", "tag"))
-        and all(number is None or isinstance(number, int | float) for number in numbers)
-        and isinstance(row.get("conditions") or {}, dict)
-    )
+    Raises:
+        UserError: it is not a JSON object.
+    """
+    return migrate_evaluation_record(replace_unprintable_texts(read_json(path)))
 
 
 def newest_checkpoint_step(folder: Path) -> int | None:
@@ -266,18 +271,8 @@ def format_value_range(bounds: tuple[float, float]) -> str:
 
 def read_png_or_none(path: Path) -> bytes | None:
     """Return a PNG file, or None if it does not exist or is not a PNG file."""
-    data = path.read_bytes() if path.is_file() else b""
+    try:
+        data = read_bytes(path, MAX_PICTURE_BYTES)
+    except (UserError, OSError):
+        return None
     return data if data.startswith(b"\x89PNG\r\n\x1a\n") else None
-
-
-def to_printable_text(value: Any) -> str:
-    """Return a value as it would be typed, on one line.
-
-    Characters that a page or a picture cannot hold are replaced.
-    """
-    if value is None:
-        text = "null"
-    else:
-        text = str(value).lower() if isinstance(value, bool) else str(value)
-    text = text.encode("utf-8", "replace").decode()  # a file name may hold any bytes
-    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)

@@ -13,15 +13,16 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from genlab.comparison.run_records import RunRecord, to_printable_text
+from genlab.comparison.run_records import RunRecord
 from genlab.metrics.sections import EFFICIENCY_METRIC
 from genlab.tables import format_to_error_digits, format_with_error
+from genlab.untrusted.text import to_printable_text
 
 # Conditions that describe a number but leave it comparable: the measurement's seed, and options
 # that a model chooses for itself. The number of items is shown beside a number if it differs.
 DESCRIPTIVE_CONDITIONS = {
     *("n", "seed", "sampler", "steps", "elbo_timesteps", "from", "real_vs_real"),
-    "converted from range",
+    *("converted from range", "samples"),
 }
 # Metrics whose value is a mean over items: its expectation does not depend on their number.
 MEANS_OVER_ITEMS = {"likelihood", "ode_likelihood", "reconstruction", "paired_translation"}
@@ -67,7 +68,7 @@ class Cell:
     Attributes:
         spread: the standard error over items, or the standard deviation over seeds.
         spread_kind: "s.e.", "s.d." or "".
-        real_vs_real: the same number of held-out data against other held-out data.
+        real_vs_real: the same number of real items in the place of the samples.
         n: the number of items, as "n=500", if it differs in the row.
     """
 
@@ -142,7 +143,7 @@ class Comparison:
         return notes
 
     def config_differences(self) -> dict[str, list[str | None]]:
-        """Return the options that differ -> each column's value, None if it has no such option.
+        """Return the options that differ -> each column's value, None where it lacks the option.
 
         The model comes first, then the options that most columns have.
         """

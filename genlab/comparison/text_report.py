@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import csv
-import html
 import io
 import json
 import math
-import re
 import shlex
 from collections.abc import Sequence
 
-from genlab.comparison.run_records import to_printable_text
 from genlab.comparison.table import Cell, Comparison, Measure
 from genlab.metrics.sections import SECTIONS, section_of_metric
 from genlab.tables import (
@@ -25,11 +22,12 @@ from genlab.tables import (
     use_nonbreaking_spaces,
     wrap_words,
 )
+from genlab.untrusted.text import escape_markdown, to_csv_cell, to_printable_text
 
 REAL_VS_REAL = "real vs. real"
 LEGEND = (
     "± standard error; over seeds, standard deviation. * best. · no number. "
-    f"{REAL_VS_REAL}: held-out data against other held-out data."
+    f"{REAL_VS_REAL}: real items in the place of the samples."
 )
 EXACT_LEGEND = " Numbers are exact where no bound or estimate is named."
 MARKDOWN_LEGEND = LEGEND.replace("* best. · no", "Bold: best. ·: no")
@@ -212,27 +210,26 @@ def comparison_to_csv(comparison: Comparison) -> str:
     writer.writerow(CSV_HEADER)
     for (i, j), cell in comparison.cells.items():
         measure = comparison.measures[i]
-        writer.writerow(
-            [
-                comparison.columns[j].label,
-                measure.metric,
-                measure.name,
-                format_all_digits(cell.value),
-                format_all_digits(cell.spread),
-                cell.spread_kind,
-                "" if cell.value is None else cell.num_seeds,
-                measure.unit,
-                measure.better,
-                cell.tag,
-                format_all_digits(cell.real_vs_real),
-                int(cell.is_best),
-                json.dumps(
-                    dict(measure.conditions) | ({"n": cell.n.removeprefix("n=")} if cell.n else {}),
-                    ensure_ascii=False,
-                ),
-                cell.blank_reason,
-            ]
-        )
+        cells = [
+            comparison.columns[j].label,
+            measure.metric,
+            measure.name,
+            format_all_digits(cell.value),
+            format_all_digits(cell.spread),
+            cell.spread_kind,
+            "" if cell.value is None else cell.num_seeds,
+            measure.unit,
+            measure.better,
+            cell.tag,
+            format_all_digits(cell.real_vs_real),
+            int(cell.is_best),
+            json.dumps(
+                dict(measure.conditions) | ({"n": cell.n.removeprefix("n=")} if cell.n else {}),
+                ensure_ascii=False,
+            ),
+            cell.blank_reason,
+        ]
+        writer.writerow(map(to_csv_cell, cells))
     return file.getvalue()
 
 
@@ -289,8 +286,3 @@ def format_markdown_cell(cell: Cell) -> str:
     if not cell.is_best:
         return escape_markdown(format_cell(cell))
     return f"**{escape_markdown(format_cell(cell).removesuffix(' *'))}**"
-
-
-def escape_markdown(text: str) -> str:
-    """Return text that Markdown renders unchanged."""
-    return re.sub(r"([\\`*\[\]|])", r"\\\1", html.escape(text, quote=False))

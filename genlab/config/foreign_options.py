@@ -7,7 +7,7 @@ from copy import deepcopy
 from typing import Any
 
 from genlab.config.dotted_keys import get_option
-from genlab.config.group_targets import read_group_file
+from genlab.config.group_targets import read_group_file, shipped_config_groups
 from genlab.config.instantiate import import_target, parameters_and_type_hints
 from genlab.config.override_keys import override_key
 
@@ -29,7 +29,7 @@ def drop_foreign_options(config: Plain, overrides: list[str]) -> tuple[Plain, li
         overrides: of the command line.
     """
     config = deepcopy(config)
-    typed = [override_key(override) for override in overrides]
+    typed = [key for override in overrides for key in typed_sections(override)]
     notes = []
     for override in overrides:
         group, _, package = override_key(override).partition("@")
@@ -52,6 +52,18 @@ def drop_foreign_options(config: Plain, overrides: list[str]) -> tuple[Plain, li
             options = ", ".join(f"{section}.{key}" for key in foreign)
             notes.append(f"{options}: left out, because {override.lstrip('+')} does not have it")
     return config, notes
+
+
+def typed_sections(override: str) -> list[str]:
+    """Return the dotted keys that an override sets: its own, or those of the file of a group."""
+    key, name = override_key(override), override.partition("=")[2]
+    group, _, package = key.partition("@")
+    if group in CLASS_GROUPS or group not in shipped_config_groups() or name in ("", "null"):
+        section = section_of_group(group, name) if group == "backbone" else ""
+        return [key, section] if section and not package else [key]
+    file = read_group_file(group, name)
+    section = package or file.package or group
+    return [key, *(f"{section}.{option}" for option in file.content)]
 
 
 def section_of_group(group: str, name: str) -> str:

@@ -88,7 +88,7 @@ def read_group_file(group: str, name: str) -> GroupFile:
     path = shipped_config_files().get(f"{group}/{name}" if group else name)
     if path is None:
         return GroupFile("", (), {})
-    text = path.read_text()
+    text = path.read_text(encoding="utf-8")
     package = group.replace("/", ".")
     header = text.partition("\n")[0]
     if header.startswith("# @package "):

@@ -13,10 +13,7 @@ from functools import partial
 from typing import Any, get_type_hints
 
 from genlab.errors import UserError, did_you_mean
-
-# Targets that a config may name without further permission. Of PyTorch's optimizers only their
-# public names: torch.optim.Adam, but not torch.optim.os.system, which Python would resolve too.
-SHIPPED_TARGET = re.compile(r"genlab(\.\w+)+|torch\.optim\.[A-Z]\w*")
+from genlab.untrusted.configs import SHIPPED_TARGET
 
 
 def import_target(node: dict[str, Any], where: str) -> Any:
@@ -59,39 +56,6 @@ def import_target(node: dict[str, Any], where: str) -> Any:
 def is_dotted_name(name: str) -> bool:
     """Whether a text is a dotted path of Python identifiers."""
     return "." in name and all(part.isidentifier() for part in name.split("."))
-
-
-def refuse_untrusted_targets(
-    config: Any, *, allowed: tuple[str, ...], where: str, path: str = ""
-) -> None:
-    """Refuse a config that names a class outside genlab and the allowed packages.
-
-    Args:
-        allowed: top-level packages that the user trusts.
-        where: the file that the config comes from, for messages.
-
-    Raises:
-        UserError: names the key and the class.
-    """
-    if isinstance(config, dict):
-        for key, value in config.items():
-            key_path = f"{path}.{key}" if path else str(key)
-            if key == "_target_" and not is_allowed_target(value, allowed):
-                raise UserError(
-                    f"{where}: {key_path} names {value!r}, which is not part of genlab; "
-                    "if you trust it, add trusted_packages=[package]"
-                )
-            refuse_untrusted_targets(value, allowed=allowed, where=where, path=key_path)
-    elif isinstance(config, list):
-        for i, value in enumerate(config):
-            refuse_untrusted_targets(value, allowed=allowed, where=where, path=f"{path}[{i}]")
-
-
-def is_allowed_target(name: Any, allowed: tuple[str, ...]) -> bool:
-    """Whether a `_target_` is shipped with genlab or belongs to an allowed package."""
-    if not isinstance(name, str):
-        return False
-    return bool(SHIPPED_TARGET.fullmatch(name)) or name.split(".")[0] in allowed
 
 
 def validate_kwargs(
@@ -148,7 +112,9 @@ def validate_value(hint: Any, value: Any, option: str) -> Any:
     except PydanticUserError:  # a type with its own pydantic configuration
         adapter = TypeAdapter(hint)
     try:
-        return adapter.validate_python(value)
+        checked = adapter.validate_python(value)
+        refuse_other_kind(value, checked, option)
+        return checked
     except ValidationError as error:
         first = error.errors()[0]
         reasons = dict.fromkeys(e["msg"][0].lower() + e["msg"][1:] for e in error.errors())
@@ -157,6 +123,37 @@ def validate_value(hint: Any, value: Any, option: str) -> Any:
         index = "".join(f"[{part}]" for part in location if isinstance(part, int))
         shown = format_cli_value(first["input"] if index else value)
         raise UserError(f"{option}{index}={shown}: {'; or '.join(reasons)}") from error
+
+
+def refuse_other_kind(value: Any, checked: Any, option: str) -> None:
+    """Refuse a text or a truth value that pydantic has read as a number, or the reverse.
+
+    It reads `true` as 1, "10" as 10, and 1 or "yes" as true. A whole number may be written as 1e3.
+
+    Args:
+        value: as it was given, maybe a list of values.
+        checked: what pydantic made of it.
+
+    Raises:
+        UserError: names the option, the value and what is allowed.
+    """
+    if isinstance(value, list | tuple) and isinstance(checked, list | tuple):
+        for i, (part, checked_part) in enumerate(zip(value, checked, strict=False)):
+            refuse_other_kind(part, checked_part, f"{option}[{i}]")
+    elif isinstance(value, dict) and isinstance(checked, dict):
+        for (key, part), checked_part in zip(value.items(), checked.values(), strict=False):
+            refuse_other_kind(part, checked_part, f"{option}.{key}")
+    elif isinstance(checked, bool) != isinstance(value, bool) or (
+        isinstance(checked, int | float) and isinstance(value, str)
+    ):
+        if isinstance(checked, bool):
+            allowed = "true or false"
+        elif isinstance(checked, int | float):
+            allowed = "a number" if isinstance(checked, float) else "a whole number"
+        else:
+            return
+        shown = repr(value) if isinstance(value, str) else format_cli_value(value)
+        raise UserError(f"{option}={shown}: input should be {allowed}")
 
 
 def parameters_and_type_hints(

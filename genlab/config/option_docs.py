@@ -52,7 +52,7 @@ def read_yaml_comments(path: Path, package: str = "") -> dict[str, str]:
     trail: list[tuple[int, str]] = []  # (indent, key) of the mappings around a line
     above: list[str] = []
     last = ""
-    for line in path.read_text().splitlines():
+    for line in path.read_text(encoding="utf-8").splitlines():
         if found := PACKAGE_LINE.match(line):
             package = "" if found[1] == "_global_" else found[1]
             continue
@@ -125,7 +125,7 @@ def parent_group_files(path: Path) -> list[Path]:
     """Return the files of the same group that a group file extends in its `defaults`."""
     if not path.exists():
         return []
-    content = yaml.safe_load(path.read_text())
+    content = yaml.safe_load(path.read_text(encoding="utf-8"))
     defaults = content.get("defaults", []) if isinstance(content, dict) else []
     names = (name for name in defaults if isinstance(name, str) and name != "_self_")
     return [path.with_name(f"{name}.yaml") for name in names]

@@ -22,12 +22,15 @@ DATA_PATH_KEYS = frozenset(
 # the user's own data: another path is another dataset, another root is the same one.
 DOWNLOAD_KEYS = frozenset({"dataset.root", "dataset.download"})
 
-# Dotted keys that a resumed run may change: how long it trains and where its data is.
+# Dotted keys that a resumed run may change: how long it trains, where its data is, and whether its
+# processes may be more than before.
 RESUMABLE_KEYS = DATA_PATH_KEYS | {
     "trainer.steps",
     "trainer.max_minutes",
+    "trainer.patience",
     "trainer.save_every",
     "trainer.keep_checkpoints",
+    "trainer.shard_statistics",
 }
 
 # Last names of the options whose value is a file or a folder, of every command and config. A

@@ -74,7 +74,7 @@ class Recipe:
 def read_header_comment(path: Path) -> str:
     """Return the first comment of a YAML file as one line."""
     lines = []
-    for line in path.read_text().splitlines():
+    for line in path.read_text(encoding="utf-8").splitlines():
         if line.startswith("# @package"):
             continue
         if not line.startswith("#"):
@@ -92,7 +92,7 @@ def list_recipes() -> list[Recipe]:
     """Return every recipe, by name."""
     found = []
     for path in shipped_group_files("model"):
-        config = yaml.safe_load(path.read_text())
+        config = yaml.safe_load(path.read_text(encoding="utf-8"))
         trainer = config.get("trainer", {}).get("name", "")
         defaults = [entry for entry in config.get("defaults", ()) if isinstance(entry, dict)]
         data = next((e["override /dataset"] for e in defaults if "override /dataset" in e), "")
@@ -183,7 +183,7 @@ def read_experiment(path: Path) -> Experiment | None:
 
 def read_option(path: Path, key: str) -> Any:
     """Return a top-level option of a YAML file."""
-    return yaml.safe_load(path.read_text()).get(key)
+    return yaml.safe_load(path.read_text(encoding="utf-8")).get(key)
 
 
 def experiment_model(path: Path) -> str | None:

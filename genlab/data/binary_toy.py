@@ -22,6 +22,7 @@ class BinaryToy(Images):
     """
 
     commonly_binarized = True
+    lists_distribution = True
 
     def set_rows_as_images(self, rows: Tensor, shape: tuple[int, ...]) -> None:
         """Set the rows (N, D) of zeros and ones, as images of `shape`.

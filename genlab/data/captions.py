@@ -16,6 +16,7 @@ from genlab.data.summary import DataSummary, LeftOut
 from genlab.data.text_files import guess_encoding
 from genlab.errors import UserError
 from genlab.spec import Batch, Count, DataSpec, Positive
+from genlab.untrusted.files import is_inside_folder, read_bytes, real_path
 
 METADATA_FILE = "metadata.jsonl"
 CAPTION_SUFFIXES = (".csv", ".tsv", ".txt", ".json", ".jsonl", ".parquet", ".caption")
@@ -148,6 +149,10 @@ class Captions(Dataset):
     def head_as_uint8_images(self, split: str, n: int | None = None, *, seed: int = 0) -> Batch:
         return self.base.head_as_uint8_images(split, n, seed=seed)
 
+    def words_for_draws(self) -> list[str]:
+        words: list[str] = self.base.words_for_draws()
+        return words
+
     def describe(self) -> DataSummary:
         return replace(self.base.describe(), name=self.name, shown=self.spec.describe())
 
@@ -183,7 +188,7 @@ class CaptionedFolder(ImageFolder):
         """Return the images that have a caption, with the caption's number as label.
 
         Raises:
-            UserError: there is no metadata.jsonl, or a line of it is malformed.
+            UserError: metadata.jsonl is missing, or a line of it is malformed.
         """
         files = find_metadata_files(folder)
         self.named: set[Path] = set()  # images of any line
@@ -225,7 +230,7 @@ class CaptionedFolder(ImageFolder):
                 continue
             where = f"{file}, line {number}"
             path, caption = parse_metadata_line(file.parent, line, where)
-            self.named.add(path.resolve())
+            self.named.add(real_path(path))
             if not path.is_file():
                 if self.strict or self.folder_rules == 1:
                     raise UserError(f"{where}: no file {path}")
@@ -280,7 +285,7 @@ class CaptionedFolder(ImageFolder):
         """Count the images that the metadata does not name, and the other files."""
         others = LeftOut()
         for path in list_images(folder, others):
-            if path.resolve() not in self.named:
+            if real_path(path) not in self.named:
                 self.left_out.add("images without a caption", str(path.relative_to(folder)))
         suffix = f"unsupported suffix {Path(METADATA_FILE).suffix}"
         others.counts[suffix] -= len(self.metadata_files)
@@ -329,7 +334,7 @@ def read_utf8_text(file: Path) -> str:
     Raises:
         UserError: it is not UTF-8.
     """
-    data = file.read_bytes()
+    data = read_bytes(file)
     try:
         return data.decode("utf-8-sig").replace("\r\n", "\n")
     except UnicodeDecodeError as error:
@@ -356,17 +361,21 @@ def parse_metadata_line(folder: Path, line: str, where: str) -> tuple[Path, str]
     except (ValueError, RecursionError):
         entry = None
     expected = 'is not {"file_name": …, "text": …}'
+    # the file may be a link to a private one, whose content must not be shown
+    shown = repr(line[:80]) if is_inside_folder(where.partition(", line ")[0], folder) else "it"
     if not isinstance(entry, dict):
         hint = "; a list in brackets has to be split into lines" if line.lstrip()[0] == "[" else ""
-        raise UserError(f"{where}: {line[:80]!r} {expected}{hint}")
+        raise UserError(f"{where}: {shown} {expected}{hint}")
     if "text" in entry and entry["text"] is None:
         entry["text"] = ""
     for key in ("file_name", "text"):
         if not isinstance(entry.get(key), str):
             kind = f'"{key}" is not a string' if key in entry else f'no "{key}"'
             keys = ", ".join(f'"{name}"' for name in list(entry)[:MAX_KEYS_SHOWN])
-            raise UserError(f"{where}: {line[:80]!r} {expected}: {kind}; it has {keys or 'no key'}")
+            raise UserError(f"{where}: {shown} {expected}: {kind}; it has {keys or 'no key'}")
     try:
+        if "\0" in entry["file_name"]:
+            raise ValueError("a zero byte in a name")
         name = Path(entry["file_name"])
         if "\\" in entry["file_name"] and not (folder / name).is_file():
             name = Path(entry["file_name"].replace("\\", "/"))  # written on Windows
@@ -374,7 +383,7 @@ def parse_metadata_line(folder: Path, line: str, where: str) -> tuple[Path, str]
         entry["text"].encode()
         (folder / name).is_file()
     except (ValueError, OSError) as error:  # a zero byte, half a character, a name too long
-        raise UserError(f"{where}: {line[:80]!r} {expected} ({error})") from error
+        raise UserError(f"{where}: {shown} {expected} ({error})") from error
     if is_outside:
         raise UserError(f"{where}: {str(name)!r} is not a file in {folder}, where an image must be")
     return folder / name, entry["text"]

@@ -56,6 +56,9 @@ class ClassSubset(Dataset):
                 "items; keep more"
             )
 
+    def words_for_draws(self) -> list[str]:
+        return ["all classes, also those that training lacks in part"] if self.kept else []
+
     def fraction_to_keep_per_class(self, spec: DataSpec) -> dict[int, float]:
         """Return the fraction to keep of each class that does not stay complete.
 

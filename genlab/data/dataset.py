@@ -62,10 +62,14 @@ class Dataset:
 
     name: str
     spec: DataSpec
+    preprocess: Any = None  # maps raw items to model inputs
     workers: int = 0  # processes that decode the files of a dataset that streams
     paired: bool = True  # with a source: whether x is the translation of `cond`, item by item
     # the files that the data was read from; a resumed run checks that they are unchanged
     source_files: Sequence[Path] = ()
+
+    # whether each split lists all items of the distribution, each as often as it is likely
+    lists_distribution: bool = False
 
     # A known distribution
     centers: Any = None  # (K, D): the means of the modes of a mixture; None: not a mixture
@@ -97,7 +101,7 @@ class Dataset:
         """
         self.spec = spec
         self.splits = splits
-        self.preprocess: Any = preprocess
+        self.preprocess = preprocess
         self.hints = hints or {}
         self._on_device: dict[tuple[str, torch.device], tuple[Tensor, Tensor | None]] = {}
 
@@ -175,6 +179,38 @@ class Dataset:
         The noise of the preprocessing is seeded too.
         """
         return self.items(split, self.head_indices(split, n, seed=seed), seed=seed, device=device)
+
+    def items_like_samples(
+        self, split: str, index: Tensor, *, seed: int = 0, augment: bool = True
+    ) -> Batch:
+        """Return the items at `index` (n,) as samples of a model are compared with them.
+
+        They are prepared as for training, with seeded draws: mirrored, cropped and binarized where
+        training does so. Images become bytes uint8 (n, C, H, W), without dequantization noise.
+
+        Args:
+            augment: whether items are mirrored and cropped as in training.
+        """
+        chunks = self._preprocessed_chunks(split, index, seed, torch.device("cpu"), augment=augment)
+        if self.spec.kind != "image":
+            return concatenate_batches(list(chunks))
+        return concatenate_batches(
+            [Batch(self.spec.to_bytes(chunk.x), chunk.y) for chunk in chunks]
+        )
+
+    def with_gray_levels(self) -> Dataset:
+        """Return the dataset with gray levels where it draws binary images from them.
+
+        The mean of a binary pixel is compared with the gray level, which is its probability.
+        """
+        return self
+
+    def words_for_draws(self) -> list[str]:
+        """Return how `items_like_samples` differ from plain items of the training's classes.
+
+        Such as "half of them mirrored".
+        """
+        return []
 
     def head_indices(self, split: str, n: int | None = None, *, seed: int = 0) -> Tensor:
         """Return the indices (n,) of the items that `head` returns for the same arguments."""
@@ -459,7 +495,14 @@ class Dataset:
             yield k, shard, images.to(device, non_blocking=True), labels
 
     def _preprocessed_chunks(
-        self, split: str, order: Tensor, seed: int, device: torch.device, *, first: int = 0
+        self,
+        split: str,
+        order: Tensor,
+        seed: int,
+        device: torch.device,
+        *,
+        first: int = 0,
+        augment: bool = False,
     ) -> Iterator[Batch]:
         """Yield the items of `order` in chunks of CHUNK_SIZE, each with its own seed.
 
@@ -469,7 +512,7 @@ class Dataset:
         chunks = (
             ShardIndex(k, -1, index) for k, index in enumerate(order.split(CHUNK_SIZE), first)
         )
-        return self._preprocessed_batches(split, chunks, seed, device, augment=False)
+        return self._preprocessed_batches(split, chunks, seed, device, augment=augment)
 
     def _unshuffled_batches(
         self,

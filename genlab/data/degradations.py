@@ -76,9 +76,14 @@ class Operator:
             "mask": (channels + 1, height, width),
             "noise": self.spec.shape,
         }
-        levels = 0 if self.name == "noise" else self.spec.levels
+        has_levels = self.name != "noise"
         return replace(
-            self.spec, shape=shapes[self.name], levels=levels, num_classes=0, class_names=()
+            self.spec,
+            shape=shapes[self.name],
+            levels=self.spec.levels if has_levels else 0,
+            dequantized=self.spec.dequantized and has_levels,
+            num_classes=0,
+            class_names=(),
         )
 
     def __call__(self, x: Tensor, generator: torch.Generator) -> Tensor:

@@ -107,9 +107,12 @@ class Pairs(Dataset):
         """Return the targets that `head` returns as bytes uint8 (n, C, H, W)."""
         if not self.crop_size and not self.reverse:
             return self.base.head_as_uint8_images(split, n, seed=seed)
-        batch, (low, high) = self.head(split, n, seed=seed), self.spec.range
-        x = ((batch.x - low) / (high - low)).clamp(0, 1).mul(255).round().to(torch.uint8)
-        return Batch(x, batch.y)
+        batch = self.head(split, n, seed=seed)
+        return Batch(self.spec.to_bytes(batch.x), batch.y)
+
+    def words_for_draws(self) -> list[str]:
+        patches = ["patches anywhere in the images"] if self.crop_size else []
+        return list(dict.fromkeys([*self.base.words_for_draws(), *patches]))
 
     def describe(self) -> DataSummary:
         return replace(self.base.describe(), name=self.name, shown=self.spec.describe())

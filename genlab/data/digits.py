@@ -50,7 +50,7 @@ class Digits(Images):
 def read_digits() -> tuple[Tensor, Tensor]:
     """Return images uint8 (1797, 1, 8, 8), levels 0 … 16, and labels int64 (1797,).
 
-    scikit-learn parses its file anew for each call, so the tensors are kept.
+    scikit-learn parses its file again for each call, so the tensors are kept.
     """
     from sklearn.datasets import load_digits  # takes a second to import: only where it is used
 

@@ -29,6 +29,7 @@ from genlab.data.summary import DataSummary, LeftOut
 from genlab.errors import UserError
 from genlab.seeding import derive_seed
 from genlab.spec import Batch, NonNegative, Positive
+from genlab.untrusted.files import real_path
 
 Direction = Literal["AtoB", "BtoA"]
 LAYOUTS = (
@@ -219,7 +220,7 @@ class PairedFolder(ImageFolder):
         count_images_outside_domains(folder, images, self.left_out)
         if "train" not in listed or not listed["train"].paths:
             raise UserError(
-                f"no image of A has a partner of the same name in B, in {folder.resolve()}"
+                f"no image of A has a partner of the same name in B, in {real_path(folder)}"
                 f"{self.example_names(folder, folders, images)}; paired_folder looks for files "
                 f"A|B, or {LAYOUTS}"
             )
@@ -367,6 +368,9 @@ class PairedFolder(ImageFolder):
         batch = super().head_as_uint8_images(split, n, seed=seed)
         return Batch(self.split_into_source_and_target(batch.x)[1], batch.y)
 
+    def words_for_draws(self) -> list[str]:
+        return super().words_for_draws() + (["enlarged and cropped"] if self.jitter else [])
+
     def split_into_source_and_target(self, pairs: Tensor) -> tuple[Tensor, Tensor]:
         """Return sources and targets (B, C, H, W) of pairs (B, 2C, H, W)."""
         a, b = pairs.chunk(2, dim=1)
@@ -395,7 +399,7 @@ def list_unpaired_images_by_split(
     splits = list_domain_images_by_split(folder, domain, images)
     if "train" not in splits or not splits["train"].paths:
         raise UserError(
-            f"no training images of {domain} in {folder.resolve()}; looked for {LAYOUTS}"
+            f"no training images of {domain} in {real_path(folder)}; looked for {LAYOUTS}"
         )
     return splits
 
@@ -462,11 +466,11 @@ class UnpairedFolders(ImageFolder):
         return attach_sources_to_targets(targets, sources)
 
     def _preprocessed_chunks(
-        self, split: str, order: Tensor, seed: int, device: torch.device, *, first: int = 0
+        self, split: str, order: Tensor, seed: int, device: torch.device, **options: Any
     ) -> Iterator[Batch]:
         source_order = order % len(self.sources.splits[split])
-        sources = self.sources._preprocessed_chunks(split, source_order, seed, device, first=first)
-        targets = super()._preprocessed_chunks(split, order, seed, device, first=first)
+        sources = self.sources._preprocessed_chunks(split, source_order, seed, device, **options)
+        targets = super()._preprocessed_chunks(split, order, seed, device, **options)
         return attach_sources_to_targets(targets, sources)
 
     def describe(self) -> DataSummary:

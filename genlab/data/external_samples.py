@@ -13,10 +13,8 @@ from torch import Tensor
 from genlab.data.image_decoding import (
     DECODE_ERRORS,
     Crop,
-    Depth,
     Range,
     crop_pad_or_stretch_to_square,
-    file_range_of_depth,
     image_to_uint8_tensor,
     read_image,
     read_image_header,
@@ -24,15 +22,15 @@ from genlab.data.image_decoding import (
 from genlab.data.image_files import (
     ImageFiles,
     find_images_with_labels,
-    find_min_and_max_pixel,
 )
-from genlab.data.npy_files import read_numpy_arrays
-from genlab.data.pixel_ranges import choose_pixel_range_and_note
+from genlab.data.npy_files import read_label_array, read_numpy_arrays
+from genlab.data.pixel_ranges import find_pixel_ranges
 from genlab.data.summary import LeftOut
 from genlab.data.table_samples import read_table_samples
 from genlab.data.table_units import TableUnits
 from genlab.errors import UserError
 from genlab.spec import Batch, DataSpec
+from genlab.untrusted.files import is_inside_folder
 
 RANGE_TOLERANCE = 0.05  # of the range, by which floats may leave it: samplers overshoot a little
 
@@ -82,11 +80,12 @@ def read_samples(
             "labels y"
         )
     x = torch.from_numpy(arrays[name])
-    if not x.ndim or not len(x):
+    if not x.ndim or not x.numel():
         raise UserError(f"samples={path} does not contain samples")
-    y = torch.from_numpy(arrays["y"]).long() if "y" in arrays else None
-    if y is not None and y.shape != (len(x),):
-        raise UserError(f"samples={path}: y is {tuple(y.shape)}, and there are {len(x):,} samples")
+    y = None
+    if "y" in arrays:
+        what = f"samples={path}"
+        y = torch.from_numpy(read_label_array(arrays["y"], len(x), spec.num_classes, what))
     range_: tuple[float, ...] = spec.range
     if "range" not in arrays:
         refuse_ambiguous_unit_range(x, spec, path)
@@ -132,12 +131,12 @@ def read_sample_folder(
             f"samples={path} has images, and the dataset has {spec.kind}; give an .npz or .npy"
         )
     notes += left_out.lines()
-    ranges = find_sample_ranges(files.paths, path, file_range, notes)
+    ranges = find_pixel_ranges(files.paths, f"samples={path}", notes, file_range)
     sizes: Counter[str] = Counter()
     num_gray = 0
     images = []
     for file in files.paths:
-        if not file.resolve().is_relative_to(path.resolve()):
+        if not is_inside_folder(file, path):
             raise UserError(
                 f"{file} is a link to outside of samples={path}; put the image itself there"
             )
@@ -164,39 +163,6 @@ def read_sample_folder(
         notes.append(f"resized to {spec.shape[2]}×{spec.shape[1]} with resize={resize}: {found}")
     labels = labels_from_class_folders(files, spec, notes)
     return Batch(scale_to_model_range(torch.stack(images), spec.range, spec, path), labels)
-
-
-def find_sample_ranges(
-    files: list[Path], path: Path, file_range: Range | None, notes: list[str]
-) -> dict[Depth, Range]:
-    """Return the values that are black and white in images of more than 8 bits, by depth.
-
-    Raises:
-        UserError: they cannot be known.
-    """
-    by_depth: dict[Depth, list[Path]] = {}
-    for file in files:
-        try:
-            by_depth.setdefault(read_image_header(file).depth, []).append(file)
-        except DECODE_ERRORS:  # it is met again, and named, when it is decoded
-            continue
-    ranges: dict[Depth, Range] = {}
-    for depth, found in by_depth.items():
-        if depth == "8-bit":
-            continue
-        if file_range is not None:
-            ranges[depth] = file_range_of_depth(depth, file_range)
-        elif extent := find_min_and_max_pixel(found):
-            what = f"the {len(found):,} {depth} images, as {found[0].name},"
-            try:
-                ranges[depth], note = choose_pixel_range_and_note(depth, extent, what)
-            except UserError as error:
-                raise UserError(
-                    f"samples={path}: {what} have values from {extent[0]:g} to {extent[1]:g}, "
-                    "which does not say which are black and white: save them with 8 bits"
-                ) from error
-            notes.append(note)
-    return ranges
 
 
 def match_channels_to_data(image: Tensor, channels: int, file: Path) -> Tensor:
@@ -272,7 +238,7 @@ def scale_to_model_range(
     if is_image and x.dtype == torch.bool:
         return low + (high - low) * x.float()
     if is_image and not x.is_floating_point():
-        return low + (high - low) * require_byte_levels(x, path).float() / 255
+        return spec.from_bytes(require_byte_levels(x, path).float())
     x = x.float()
     if not x.isfinite().all():
         raise UserError(f"samples={path} has numbers that are not finite")

@@ -9,6 +9,7 @@ from typing import Any
 
 from genlab.console import track
 from genlab.data.dataset import SPLITS, Dataset
+from genlab.untrusted.files import open_regular_file
 
 MAX_HASHED_FILES = 16  # up to this number of files their content is hashed, not only name and size
 
@@ -26,7 +27,7 @@ def dataset_fingerprint(dataset: Dataset) -> dict[str, Any]:
         line = f"{file.relative_to(parent)} {file.stat().st_size}\0"
         digest.update(line.encode("utf-8", "surrogateescape"))
         if len(files) <= MAX_HASHED_FILES:
-            with open(file, "rb") as f:
+            with open_regular_file(file) as f:
                 digest.update(hashlib.file_digest(f, "sha256").digest())
     sizes = {name: dataset.size(name) for name in SPLITS}
     return {**sizes, "files": len(files), "digest": digest.hexdigest()[:32] if files else ""}

@@ -19,6 +19,7 @@ from genlab.data.image_files import (
 )
 from genlab.data.summary import LeftOut
 from genlab.errors import UserError
+from genlab.untrusted.files import read_bytes, real_path
 
 SPLIT_FOLDERS = {
     "train": ("train", "training", "trn"),
@@ -61,7 +62,7 @@ class FolderLayout:
         """Return the images of each split that has a folder; without such folders all are train.
 
         Raises:
-            UserError: there is no image, or it is not clear which folders are splits.
+            UserError: images are missing, or it is not clear which folders are splits.
         """
         paths = list_images(self.folder, self.left_out)
         if not paths:
@@ -204,7 +205,7 @@ class FolderLayout:
         """Return the training images, labeled if the subfolders are classes.
 
         Raises:
-            UserError: labels are required, and there are no subfolders.
+            UserError: labels are required, and subfolders are missing.
         """
         root = self.descend_single_subfolders(root, paths)
         groups = group_by_subfolder(root, paths)
@@ -233,7 +234,7 @@ class FolderLayout:
             UserError: there is such a file; says what to set.
         """
         try:
-            content = json.loads((root / LABEL_FILE).read_bytes())
+            content = json.loads(read_bytes(root / LABEL_FILE))
         except (OSError, ValueError, RecursionError):
             return
         if isinstance(content, dict) and "labels" in content:
@@ -308,7 +309,7 @@ def make_no_image_error(folder: Path, left_out: LeftOut) -> UserError:
     if any(reason.endswith((" .npy", " .npz")) for reason in left_out.counts):
         found += "; an array is read by its name, as dataset.path=<folder>/images.npz"
     return UserError(
-        f"no image in {folder.resolve()} or in folders below it; looked for "
+        f"no image in {real_path(folder)} or in folders below it; looked for "
         f"{' '.join(f'*{suffix}' for suffix in SUFFIXES)}{found}"
     )
 

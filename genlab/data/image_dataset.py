@@ -1,6 +1,7 @@
 """The base class of image datasets, with the options that all of them share."""
 
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
@@ -94,6 +95,23 @@ class Images(ClassSubset):
         self.preprocess = replace(self.preprocess, binarize=binarize, dequantize=dequantize)
         levels = self.preprocess.num_levels_out
         self.spec = replace(self.spec, levels=levels, dequantized=dequantize)
+
+    @property
+    def draws_binary_pixels(self) -> bool:
+        """Whether binary pixels are drawn from gray levels."""
+        return self.binarize == "dynamic" and self.preprocess.levels > 2
+
+    def with_gray_levels(self) -> "Images":
+        if not self.draws_binary_pixels:
+            return self
+        view = copy(self)
+        view.set_binarize_and_dequantize(binarize="none", dequantize=False)
+        return view
+
+    def words_for_draws(self) -> list[str]:
+        words = super().words_for_draws()
+        words += ["binary pixels drawn by their gray levels"] if self.draws_binary_pixels else []
+        return [*words, "half of them mirrored"] if self.flip else words
 
     def describe(self) -> DataSummary:
         summary = super().describe()

@@ -7,12 +7,14 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import BinaryIO, Literal
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
+
+from genlab.untrusted.files import open_regular_file
 
 # Pixels above which an image is refused: a small file can unpack to any size.
 MAX_PIXELS = 89_478_485
@@ -75,11 +77,19 @@ class ImageHeader:
 @contextmanager
 def open_image(path: Path) -> Iterator[Image.Image]:
     """Open an image file without decoding its pixels; raises one of DECODE_ERRORS."""
-    with Image.open(path, formats=FORMATS) as image:
+    with open_regular_file(path) as file, open_known_format(file) as image:
         width, height = image.size
         if width * height > MAX_PIXELS:
             raise ValueError(f"{width}×{height} is over the limit of {MAX_PIXELS:,} pixels")
         yield image
+
+
+def open_known_format(file: BinaryIO) -> Image.Image:
+    """Open an image of FORMATS; Pillow's own message would name the stream, not the reason."""
+    try:
+        return Image.open(file, formats=FORMATS)
+    except UnidentifiedImageError as error:
+        raise UnidentifiedImageError(f"not an image in {', '.join(FORMATS)}") from error
 
 
 def read_image_header(path: Path) -> ImageHeader:

@@ -9,11 +9,9 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from genlab.console import Progress, track
 from genlab.data.image_decoding import (
@@ -26,7 +24,9 @@ from genlab.data.image_decoding import (
 )
 from genlab.data.shuffling import ShardIndex
 from genlab.data.summary import LeftOut
+from genlab.data.worker_processes import stream_items
 from genlab.errors import UserError
+from genlab.untrusted.files import real_path
 
 SUFFIXES = (
     ".png",
@@ -103,7 +103,7 @@ def list_images(folder: Path, left_out: LeftOut | None = None) -> list[Path]:
     seen: set[Path] = set()
 
     def scan(place: Path) -> None:
-        real_place = place.resolve()
+        real_place = real_path(place)
         if real_place in seen:
             left_out.add("link to a folder that is read already", f"{place.relative_to(folder)}/")
             return
@@ -128,7 +128,8 @@ def list_images(folder: Path, left_out: LeftOut | None = None) -> list[Path]:
             elif reason := reason_to_skip_file(entry):
                 left_out.add(reason, name)
             else:
-                real_paths[path] = path.resolve() if entry.is_symlink() else real_place / entry.name
+                is_link = entry.is_symlink()
+                real_paths[path] = real_path(path) if is_link else real_place / entry.name
 
     with Progress("listing files", unit="files") as progress:
         scan(folder)
@@ -162,7 +163,7 @@ def leave_out_duplicate_links(
     Args:
         real_paths: image -> the file that it is.
     """
-    root = folder.resolve()
+    root = real_path(folder)
     known = {real for path, real in real_paths.items() if root / path.relative_to(folder) == real}
     kept = []
     for path, real in sorted(real_paths.items()):
@@ -303,7 +304,7 @@ DecodedBatch = tuple[int, int, Tensor, Tensor, list[tuple[int, str]]]
 class StreamedImages:
     """The image files of a split, decoded when needed.
 
-    It is the Dataset of a torch DataLoader, whose keys are the shards of `genlab.data.shuffling`.
+    Data workers compute its items, whose keys are the shards of `genlab.data.shuffling`.
     """
 
     def __init__(
@@ -438,18 +439,8 @@ class StreamedImages:
             workers: processes that decode ahead; 0 decodes in this process.
             seed: of what is drawn from an image in training; see `PatchImages`.
         """
-        sampler: Any = ((k, shard, index.tolist()) for k, shard, index in shards)
-        loader: DataLoader = DataLoader(
-            self,  # type: ignore[arg-type]  # has the methods of torch's Dataset that are used
-            batch_size=None,  # a shard is a complete batch
-            sampler=sampler,  # an endless stream
-            num_workers=workers,
-            prefetch_factor=4 if workers else None,
-            pin_memory=pin_memory,
-            # without it the workers' seed would be drawn from the global random state
-            generator=torch.Generator(),
-        )
-        for item in loader:
+        keys = ((k, shard, index.tolist()) for k, shard, index in shards)
+        for item in stream_items(self, keys, workers=workers, pin_memory=pin_memory):
             if isinstance(item, UserError):
                 raise item
             k, shard, index, images, unreadable = item

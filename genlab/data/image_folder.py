@@ -47,6 +47,7 @@ from genlab.data.shuffling import ShardIndex, seeded_split_indices
 from genlab.data.torchvision_sets import ensure_downloaded
 from genlab.errors import UserError, did_you_mean
 from genlab.spec import Batch, Count, Fraction, Positive
+from genlab.untrusted.files import read_text, real_path
 
 SPLIT_HINT = "set dataset.validation or dataset.test, the fractions to hold out"
 
@@ -158,7 +159,7 @@ class ImageFolder(DecodedImages):
             return
         if not folder.is_dir():
             raise UserError(
-                f"dataset.path={self.path}: no such folder (looked for {folder.resolve()})"
+                f"dataset.path={self.path}: no such folder (looked for {real_path(folder)})"
             )
         unreadable = UnreadableImages(folder, self.left_out, strict=self.strict)
         readable: dict[str, ImageFiles] = {}
@@ -383,6 +384,10 @@ class ImageFolder(DecodedImages):
             x = random_crop(x, self.patch_size, generator if augment else None)
         return super().make_batch(x, y, generator, augment=augment)
 
+    def words_for_draws(self) -> list[str]:
+        patches = ["patches anywhere in the images"] if self.patch_size else []
+        return super().words_for_draws() + patches
+
     def head_as_uint8_images(self, split: str, n: int | None = None, *, seed: int = 0) -> Batch:
         batch = super().head_as_uint8_images(split, n, seed=seed)
         return replace(batch, x=self.crop_middle_patch(batch.x))
@@ -546,7 +551,7 @@ class CelebA(DecodedImages):
             UserError: a list is damaged, or the attribute does not exist.
         """
         try:
-            rows = [line.split() for line in partition.read_text().splitlines() if line.strip()]
+            rows = [line.split() for line in read_text(partition).splitlines() if line.strip()]
             names, numbers = zip(*((name, int(number)) for name, number in rows), strict=True)
             labels = self.read_attribute_labels(attributes)
         except (ValueError, IndexError) as error:
@@ -572,7 +577,7 @@ class CelebA(DecodedImages):
         """Return each file's class by the attribute `label`, or None without a label."""
         if self.label is None:
             return None
-        _, names, *rows = attributes.read_text().splitlines()
+        _, names, *rows = read_text(attributes).splitlines()
         known = names.split()
         if self.label not in known:
             raise UserError(

@@ -1,10 +1,19 @@
-"""Which pixel values are black and white, for files of other numbers than bytes."""
+"""The pixel values of black and white, for files of other numbers than bytes."""
 
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
-from genlab.data.image_decoding import FULL_RANGES, Depth, Range
+from genlab.data.image_decoding import (
+    DECODE_ERRORS,
+    FULL_RANGES,
+    Depth,
+    Range,
+    file_range_of_depth,
+    read_image_header,
+)
+from genlab.data.image_files import find_min_and_max_pixel
 from genlab.errors import UserError
 
 BINARY_RANGE: Range = (0.0, 1.0)
@@ -13,6 +22,44 @@ BYTE_RANGE: Range = (0.0, 255.0)
 INTEGER_ENDS = (1, 255, 1023, 4095, 16383, 65535)
 DARK_FRACTION = 0.25  # of the range: images without a brighter pixel would come out nearly black
 ROUNDING = 1e-4  # of the last digit
+
+
+def find_pixel_ranges(
+    files: list[Path], option: str, notes: list[str], file_range: Range | None = None
+) -> dict[Depth, Range]:
+    """Return the values that are black and white in images of more than 8 bits, by depth.
+
+    Args:
+        option: where the files were named, for messages, as "samples=photos".
+        notes: takes what was decided.
+        file_range: the values of black and white, if they are given.
+
+    Raises:
+        UserError: they cannot be known.
+    """
+    by_depth: dict[Depth, list[Path]] = {}
+    for file in files:
+        try:
+            by_depth.setdefault(read_image_header(file).depth, []).append(file)
+        except DECODE_ERRORS:  # it is met again, and named, when it is decoded
+            continue
+    ranges: dict[Depth, Range] = {}
+    for depth, found in by_depth.items():
+        if depth == "8-bit":
+            continue
+        if file_range is not None:
+            ranges[depth] = file_range_of_depth(depth, file_range)
+        elif extent := find_min_and_max_pixel(found):
+            what = f"the {len(found):,} {depth} images, as {found[0].name},"
+            try:
+                ranges[depth], note = choose_pixel_range_and_note(depth, extent, what)
+            except UserError as error:
+                raise UserError(
+                    f"{option}: {what} have values from {extent[0]:g} to {extent[1]:g}, "
+                    "which does not say which are black and white: save them with 8 bits"
+                ) from error
+            notes.append(note)
+    return ranges
 
 
 def choose_pixel_range_and_note(depth: Depth, extent: Range, what: str) -> tuple[Range, str]:

@@ -72,7 +72,7 @@ def format_left_out_lines(left_out: dict[str, dict[str, Any]]) -> list[str]:
 
 @dataclass
 class DataSummary:
-    """What genlab understood of a dataset: a run prints it, and writes it to data.json.
+    """The summary of a dataset as it was understood: a run prints it and writes data.json.
 
     Attributes:
         splits: split -> number of items.

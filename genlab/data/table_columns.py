@@ -45,7 +45,7 @@ TRUTH_WORDS = {"true": 1.0, "false": 0.0}
 
 @dataclass(frozen=True, kw_only=True)
 class ColumnOptions:
-    """Which columns of a table are used and how their cells are read; see `Table`."""
+    """The columns of a table that are used, and how their cells are read; see `Table`."""
 
     path: str
     label: int | str = "auto"
@@ -79,7 +79,7 @@ class TableReader:
         self.empty = [c for c, missing in enumerate(self.missing) if missing.all()]
         self.class_names: tuple[str, ...] = ()
         self.label = self.find_label_column()
-        if options.rules == 1 and self.label is not None:  # an empty cell was a class of its own
+        if options.rules == 1 and self.label is not None:  # an empty cell was another class
             self.missing[self.label][:] = False
             self.empty = [c for c in self.empty if c != self.label]
         for c in self.empty:
@@ -120,7 +120,7 @@ class TableReader:
         A name may lack its unit: `mass` finds "mass [kg]".
 
         Raises:
-            UserError: there is no such column, or several; names the columns.
+            UserError: the column is missing or not unique; names the columns.
         """
         names = self.raw.names
         if isinstance(key, int) and 0 <= key < len(names):
@@ -209,7 +209,7 @@ class TableReader:
         return used
 
     def first_column_numbers_rows(self) -> bool:
-        """Whether the first column alone does not have a name and has different integers.
+        """Whether only the first column lacks a name and has different integers.
 
         They do not follow each other if pandas wrote shuffled rows.
         """
@@ -538,7 +538,7 @@ class TableReader:
             [not number_formats_of_all_cells([cell], decimal, thousands) for cell in cells]
         )
         is_text &= ~self.missing[c]
-        # each cell may be a number, but in a format of its own
+        # each cell may be a number, but in a different format
         return is_text if is_text.any() else ~self.missing[c]
 
     def explain_bad_cell(self, c: int, bad: np.ndarray, problem: str) -> str:

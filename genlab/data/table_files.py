@@ -23,7 +23,7 @@ from typing import IO, Any
 import numpy as np
 
 from genlab.console import track
-from genlab.data.npy_files import half_machine_memory_bytes, read_numpy_arrays
+from genlab.data.npy_files import read_numpy_arrays
 from genlab.data.number_formats import number_formats_of_all_cells
 from genlab.data.summary import LeftOut
 from genlab.data.text_files import (
@@ -34,6 +34,7 @@ from genlab.data.text_files import (
     describe_binary_data,
 )
 from genlab.errors import UserError, make_printable
+from genlab.untrusted.files import half_memory_bytes, open_regular_file
 
 MAX_TEXT_BYTES = 2**31  # of a table in text
 MEMORY_PER_BYTE = 10  # bytes of memory that a byte of text takes as cells
@@ -117,7 +118,7 @@ def read_table(file: Path, text_format: TextFormat) -> RawTable:
     """
     if file.is_dir():
         raise UserError(f"{file} is a folder; a table is one file: give its path")
-    with open(file, "rb") as f:
+    with open_regular_file(file) as f:
         start = f.read(8)
     suffix = file.suffix.lower()
     if start.startswith(b"\x93NUMPY") or suffix in (".npy", ".npz"):
@@ -164,7 +165,7 @@ def read_parquet_table(file: Path) -> RawTable:
 
     try:
         metadata = parquet.read_metadata(file)
-        if 8 * metadata.num_rows * metadata.num_columns > half_machine_memory_bytes():
+        if 8 * metadata.num_rows * metadata.num_columns > half_memory_bytes():
             raise UserError(f"{file} takes more than half of this machine's memory")
         content = parquet.read_table(file)
     except (ArrowException, OSError) as error:
@@ -254,28 +255,29 @@ def read_decompressed_bytes(file: Path) -> bytes:
     Raises:
         UserError: it is damaged, not a text, or too large.
     """
-    limit = min(MAX_TEXT_BYTES, half_machine_memory_bytes() // MEMORY_PER_BYTE)
-    with open(file, "rb") as f:
-        start = f.read(8)
+    limit = min(MAX_TEXT_BYTES, half_memory_bytes() // MEMORY_PER_BYTE)
     try:
-        if start.startswith(b"PK\x03\x04"):
-            return read_only_file_in_zip(file, limit)
-        unpack = next(
-            (opener for mark, opener in COMPRESSED.items() if start.startswith(mark)), open
-        )
-        with unpack(file, "rb") as stream:
-            return read_bounded(stream, file, limit)
+        with open_regular_file(file) as raw:
+            start = raw.read(8)
+            raw.seek(0)
+            if start.startswith(b"PK\x03\x04"):
+                return read_only_file_in_zip(raw, file, limit)
+            for mark, unpack in COMPRESSED.items():
+                if start.startswith(mark):
+                    with unpack(raw, "rb") as stream:
+                        return read_bounded(stream, file, limit)
+            return read_bounded(raw, file, limit)
     except COMPRESSION_ERRORS as error:
         raise UserError(f"{file} is damaged: {make_printable(str(error))}") from error
     except OSError as error:
-        if error.errno:
+        if error.filename:
             raise
         raise UserError(f"{file} is damaged: {make_printable(str(error))}") from error
 
 
-def read_only_file_in_zip(file: Path, limit: int) -> bytes:
-    """Return the bytes of the only file in a ZIP archive."""
-    with zipfile.ZipFile(file) as archive:
+def read_only_file_in_zip(raw: IO[bytes], file: Path, limit: int) -> bytes:
+    """Return the bytes of the only file in an open ZIP archive."""
+    with zipfile.ZipFile(raw) as archive:
         members = [
             part
             for part in archive.infolist()
@@ -571,17 +573,28 @@ def format_column_count(n: int) -> str:
 def make_column_names_unique(table: RawTable) -> RawTable:
     """Name the columns without a name, and number those whose names occur twice."""
     names: list[str] = []
+    renamed: list[str] = []
+    taken: set[str] = set()
+    given = set(table.names)
+    numbers: dict[str, int] = {}  # the last number of each name that occurs again
     for i, name in enumerate(map(make_printable, table.names)):
         if not name or re.fullmatch(r"Unnamed: \d+", name):  # pandas writes the latter
             table.unnamed.add(i)
             name = f"column_{i}"
         unique, k = name, 0
-        while unique in names or (k and unique in table.names):
+        if name in taken:
+            k = numbers.get(name, 0)
+        while unique in taken or (k and unique in given):
             k += 1
             unique = f"{name}.{k}"
         if k:
-            table.notes.append(f"a further column {name} is read as {unique}")
+            numbers[name] = k
+            renamed.append(f"a further column {name} is read as {unique}")
         names.append(unique)
+        taken.add(unique)
+    table.notes += renamed[:MAX_NAMES_SHOWN]
+    if len(renamed) > MAX_NAMES_SHOWN:
+        table.notes.append(f"{len(renamed) - MAX_NAMES_SHOWN:,} further columns are renamed so")
     table.names = names
     if not table.has_names:
         table.unnamed = set()

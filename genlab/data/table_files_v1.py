@@ -17,17 +17,13 @@ from genlab.data.table_files import (
     make_column_names_unique,
 )
 from genlab.errors import UserError
+from genlab.untrusted.files import read_bytes
 
 
 def read_text_table_v1(file: Path) -> RawTable:
     """Return the cells of a text file, without its row of names."""
-    if file.stat().st_size > MAX_TEXT_BYTES:
-        raise UserError(f"{file} has more than {MAX_TEXT_BYTES / 2**30:g} GB")
-    lines = [
-        (i, line)
-        for i, line in enumerate(file.read_text(errors="replace").splitlines(), 1)
-        if line.strip()
-    ]
+    text = read_bytes(file, MAX_TEXT_BYTES).decode(errors="replace")
+    lines = [(i, line) for i, line in enumerate(text.splitlines(), 1) if line.strip()]
     if not lines:
         raise UserError(f"{file} is empty")
     split_line = make_line_splitter(lines[0][1])

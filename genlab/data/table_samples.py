@@ -10,13 +10,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from genlab.data.npy_files import read_numpy_arrays
+from genlab.data.npy_files import read_label_array, read_numpy_arrays
 from genlab.data.number_formats import PLAIN, number_formats_of_all_cells
 from genlab.data.table_columns import find_missing_cells
 from genlab.data.table_files import MISSING_WORDS, RawTable, TextFormat, read_table
 from genlab.data.table_units import TableUnits
 from genlab.errors import UserError, did_you_mean, make_printable
 from genlab.spec import Batch, DataSpec
+from genlab.untrusted.text import from_csv_cell
 
 ARRAY_SUFFIXES = (".npy", ".npz")
 MIN_DIFFERENCE = 0.5  # between the two readings of an array, in standard deviations
@@ -66,7 +67,7 @@ def find_value_and_label_columns(
             )
         order = list(range(len(units.columns)))
         return order, width - 1 if width > len(order) else None
-    place = {name: c for c, name in enumerate(raw.names)}
+    place = {from_csv_cell(name): c for c, name in enumerate(raw.names)}
     for name in units.column_names:
         if name not in place:
             raise UserError(
@@ -126,12 +127,12 @@ def read_array_samples(path: Path, spec: DataSpec, units: TableUnits) -> Batch:
     x = arrays.get("x", arrays.get("arr_0"))
     if x is None and len(arrays) == 1:
         (x,) = arrays.values()
-    if x is None or x.ndim != 2 or not len(x) or x.shape[1] != spec.dim:
+    if x is None or x.ndim != 2 or not x.size or x.shape[1] != spec.dim:
         shapes = ", ".join(f"{name} {array.shape}" for name, array in arrays.items())
         raise UserError(f"{what} has {shapes}; it must have x (N, {spec.dim})")
-    y = torch.from_numpy(arrays["y"]).long() if "y" in arrays else None
-    if y is not None and y.shape != (len(x),):
-        raise UserError(f"{what}: y is {tuple(y.shape)}, and there are {len(x):,} samples")
+    y = None
+    if "y" in arrays:
+        y = torch.from_numpy(read_label_array(arrays["y"], len(x), spec.num_classes, what))
     if "standardized" in arrays:
         is_standardized = bool(arrays["standardized"].any())
     else:

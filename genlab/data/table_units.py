@@ -15,6 +15,7 @@ from torch import Tensor
 
 from genlab.data.summary import Column
 from genlab.spec import DataSpec
+from genlab.untrusted.text import to_csv_cell
 
 FLOAT32_DIGITS = 7  # decimal digits that a standardized value keeps
 RESOLUTION = 1e-5  # relative; larger than the rounding of a standardized integer to float32
@@ -118,11 +119,11 @@ class TableUnits:
             ]
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(header)
+        writer.writerow(map(to_csv_cell, header))
         for r, row in enumerate(rows.tolist()):
             cells = [column[r] for column in leading.values()]
             cells += [self.format_cell(value, i) for i, value in enumerate(row)]
-            writer.writerow(cells + labels[r : r + 1])
+            writer.writerow(map(to_csv_cell, cells + labels[r : r + 1]))
         return text.getvalue().encode("utf-8", "replace")
 
 

@@ -15,6 +15,7 @@ from genlab.data.table_files import DELIMITERS, MISSING_WORDS, TextFormat, read_
 from genlab.data.table_files_v1 import read_text_table_v1
 from genlab.errors import UserError, did_you_mean
 from genlab.spec import Count, DataSpec, Fraction
+from genlab.untrusted.files import real_path
 
 ColumnKey = Count | str  # the number of a column from 0, or its name
 
@@ -126,7 +127,8 @@ class Table(ClassSubset):
             raise UserError("table needs its file: dataset.path=<file.csv or file.npy>")
         file = Path(self.path).expanduser()
         if not file.exists():
-            raise UserError(f"dataset.path={self.path}: no such file (looked for {file.resolve()})")
+            looked = real_path(file)
+            raise UserError(f"dataset.path={self.path}: no such file (looked for {looked})")
         return file
 
     def make_text_format(self) -> TextFormat:

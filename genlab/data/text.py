@@ -31,6 +31,7 @@ from genlab.data.text_files import (
 from genlab.data.torchvision_sets import ensure_downloaded
 from genlab.errors import UserError, make_printable
 from genlab.spec import DataSpec, Fraction
+from genlab.untrusted.files import read_bytes
 
 DOWNLOAD_TIMEOUT_S = 60
 MAX_JSON_LINE = 1 << 16  # characters of the first line that are tried as JSON
@@ -164,7 +165,7 @@ class Text(Dataset):
         """Return the text, or the bytes, of each split that the files name; else all as train.
 
         Raises:
-            UserError: there is no text at `path`, or it is not in `encoding`.
+            UserError: the text at `path` is missing, or it is not in `encoding`.
         """
         if self.path is None:
             from pydoc_data.topics import topics
@@ -186,7 +187,7 @@ class Text(Dataset):
             UserError: it is empty, not a text, or not in `encoding`; says what to set.
         """
         self.source_files = [file]
-        data = file.read_bytes()
+        data = read_bytes(file)
         if not data.removeprefix(codecs.BOM_UTF8):
             raise UserError(f"dataset.path={file} is empty")
         if self.unit == "bytes":
@@ -213,7 +214,7 @@ class Text(Dataset):
             except UnreadableTextError as error:
                 failures.append((file, error))
         if not texts:
-            remedy = f"; {failures[0][0]} {failures[0][1].explain(failures[0][0].read_bytes())}"
+            remedy = f"; {failures[0][0]} {failures[0][1].explain(read_bytes(failures[0][0]))}"
             raise UserError(
                 f"no text in {folder.absolute()} or in folders below it{remedy if failures else ''}"
             )
@@ -238,7 +239,7 @@ class Text(Dataset):
         Raises:
             UnreadableTextError: it is not a text in `encoding`.
         """
-        data = file.read_bytes()
+        data = read_bytes(file)
         if self.unit == "bytes" and not describe_binary_data(data):
             return self.keep_bytes_and_add_note(data)
         try:

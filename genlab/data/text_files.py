@@ -288,7 +288,7 @@ SCRIPTS = {
     "big5": CHINESE,
 }
 MIN_SCRIPT_SCORE = 0.5
-MIN_FOREIGN_LETTERS = 8  # different ones; a few accented letters are no other script
+MIN_FOREIGN_LETTERS = 8  # different ones; a few accented letters are not another script
 MIN_HIGH_BYTES = 0.3  # of the bytes without spaces: Western texts have fewer, these scripts more
 
 

@@ -17,6 +17,7 @@ from genlab.data.image_files import StreamedImages, UnreadableImages, find_image
 from genlab.data.summary import LeftOut
 from genlab.errors import UserError
 from genlab.spec import Fraction
+from genlab.untrusted.files import read_bytes, refuse_links_and_special_files
 
 
 def ensure_downloaded(
@@ -102,7 +103,7 @@ def read_idx_file(path: Path) -> Tensor:
 
     http://yann.lecun.com/exdb/mnist
     """
-    data = np.fromfile(path, dtype=np.uint8)
+    data = np.frombuffer(bytearray(read_bytes(path)), dtype=np.uint8)
     axes = int(data[3]) if len(data) > 3 else 0
     shape = tuple(data[4 : 4 + 4 * axes].view(">u4").tolist()) if len(data) >= 4 + 4 * axes else ()
     if not shape or data[2] != 8 or len(data) != 4 + 4 * axes + math.prod(shape):
@@ -204,6 +205,8 @@ class CIFAR10(TorchvisionImages):
         """Return the images uint8 (N, 3, 32, 32) and labels (N,) of torchvision's files."""
         from torchvision.datasets import CIFAR10 as TorchvisionCIFAR10
 
+        # torchvision unpickles these files only if they have the checksums of the originals
+        refuse_links_and_special_files(Path(self.root, "cifar-10-batches-py"), "dataset")
         try:
             part = TorchvisionCIFAR10(self.root, train=train)
         except (OSError, RuntimeError) as error:

@@ -26,6 +26,7 @@ from genlab.data.video_frame_grouping import (
 from genlab.errors import UserError, make_printable
 from genlab.seeding import derive_seed
 from genlab.spec import Batch, DataSpec, Positive
+from genlab.untrusted.files import real_path
 
 STEP_LENGTH = 0.1  # distance that a digit moves per frame, as a fraction of its free way
 
@@ -277,7 +278,7 @@ class FramesFolder(VideoDataset, ImageFolder):
                 splits[split] = ImageFiles(self.leave_out_gif_files(files.paths, folder))
         if not splits["train"].paths:
             raise UserError(
-                f"no frame in {folder.resolve()}: {'; '.join(self.left_out.lines())}; frames are "
+                f"no frame in {real_path(folder)}: {'; '.join(self.left_out.lines())}; frames are "
                 "numbered image files"
             )
         self.films: dict[Path, str] = {}  # frame -> its film

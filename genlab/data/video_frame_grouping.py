@@ -1,4 +1,4 @@
-"""Which frames of a folder are one film: by folder, and by the names that the files carry."""
+"""Group the frames of a folder into films, by folders and by file names."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def group_frames_into_films(folder: Path, paths: list[Path]) -> Films:
         names = ", ".join(path.name for path in ordered[:MAX_NAMES_SHOWN])
         raise UserError(
             f"the names of the {len(paths):,} images in {folder} ({names}, …) do not say which "
-            "frames follow each other: put the frames of each video into a folder of its own, or "
+            "frames follow each other: put the frames of each video into a separate folder, or "
             "number them, as video1_001.png"
         )
     for frames in films.films.values():

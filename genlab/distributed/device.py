@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-import resource
 import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 from genlab.distributed.environment import read_environment
 from genlab.errors import UserError
 from genlab.spec import Batch, Count
+from genlab.system import peak_memory_bytes
 
 
 @dataclass(kw_only=True)
@@ -149,10 +149,11 @@ class Device:
         """Return the peak memory in bytes: GPU allocations, or this process's resident set."""
         if self.name == "cuda":
             return torch.cuda.max_memory_allocated(self.torch)
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        return peak_memory_bytes()
 
     def __str__(self) -> str:
-        hardware = f"{torch.get_num_threads()} threads"
+        threads = torch.get_num_threads()
+        hardware = f"{threads} thread" + ("s" if threads > 1 else "")
         if self.name == "cuda":
             hardware = torch.cuda.get_device_name(self.torch)
         return f"{self.torch} ({hardware}), {self.precision}"

@@ -22,6 +22,7 @@ from typing import Any
 
 from genlab.distributed.environment import DistributedEnv, read_environment
 from genlab.errors import UserError
+from genlab.system import call_in_forked_children
 
 JOIN_TIMEOUT_S = 300.0  # for all processes to connect
 SAME_ERROR_WAIT_S = 3.0  # after one rank's error, for the others to report the same one
@@ -123,7 +124,7 @@ class PeerMonitor:
                 f"rank {environment.rank} cannot reach rank 0 at {address}:{port}: {error}"
             ) from error
         self.connection = enable_tcp_keepalive(connection)
-        os.register_at_fork(after_in_child=self.close_sockets_in_fork)
+        call_in_forked_children(self.close_sockets_in_fork)
         send_message(self.connection, token=token, rank=environment.rank, host=socket.gethostname())
         threading.Thread(target=self.wait_for_outcome, daemon=True).start()
         PeerMonitor.current = self

@@ -19,6 +19,7 @@ from genlab.console import track
 from genlab.data import image_decoding
 from genlab.data.degradations import Operator
 from genlab.data.image_files import is_hidden_or_system_name, one_line_error_message
+from genlab.data.pixel_ranges import find_pixel_ranges
 from genlab.data.summary import LeftOut
 from genlab.errors import UserError
 from genlab.inference.items_and_codes import ItemSelection, load_selected_items_and_indices
@@ -31,7 +32,6 @@ from genlab.inference.results import (
     write_results,
 )
 from genlab.metrics import psnr_ssim
-from genlab.metrics.context import images_to_uint8
 from genlab.metrics.paired_translation import (
     MEAN_ITEMS,
     make_baseline_translations,
@@ -226,17 +226,17 @@ def measure_outputs_and_baselines(
     return record
 
 
-def luminance_psnr_and_ssim(
-    x: Tensor, truth: Tensor, spec: DataSpec, range_: tuple[float, float] | None = None
-) -> dict[str, Tensor]:
+def luminance_psnr_and_ssim(x: Tensor, truth: Tensor, spec: DataSpec) -> dict[str, Tensor]:
     """Return PSNR in dB and SSIM (N,) of the luminance without the border.
 
     A measure is left out if the images are too small for it.
 
     Args:
-        range_: of the values; None takes that of `spec`.
+        x, truth: images in the range of `spec`, or bytes uint8.
     """
-    x, truth = (images_to_uint8(part.cpu(), range_ or spec.range) for part in (x, truth))
+    x, truth = (
+        part if part.dtype == torch.uint8 else spec.to_bytes(part.cpu()) for part in (x, truth)
+    )
     border = upscaling_factor(spec)
     inner = min(truth.shape[-2:]) - 2 * border
     found = {}
@@ -297,7 +297,7 @@ def translate_folder(
     spec, source = direction.spec, spec_of_sources(direction.spec)
     require_gray_or_rgb_model(run, spec, source)
     files, measured = psnr_ssim.find_images_by_stem(folder), dict[str, dict[str, float]]()
-    inputs = FolderImageReader(folder, files, source.shape[0])
+    inputs = FolderImageReader(folder, files, source.shape[0], run)
     names = [f"{stem}.png" for stem in files]
     answer = OutputFolder.choose_folder(
         request,
@@ -321,7 +321,7 @@ def translate_folder(
             small = image
         try:
             x = bytes_to_model_input(run, small, source)
-            translated = images_to_uint8(translate_any_size(run, direction, x), spec.range)
+            translated = spec.to_bytes(translate_any_size(run, direction, x))
         except UserError as error:
             raise UserError(f"{path}: {error}") from None
         item_pictures.write_image_as_png(
@@ -330,7 +330,7 @@ def translate_folder(
         if downsample:
             larger = psnr_ssim.resize_bicubic(small, (image.shape[-2], image.shape[-1]))
             for suffix, x in (("", translated), ("_bicubic", larger)):
-                for name, values in luminance_psnr_and_ssim(x, image, spec, (0.0, 255.0)).items():
+                for name, values in luminance_psnr_and_ssim(x, image, spec).items():
                     measured.setdefault(name + suffix, {})[stem] = values.item()
     record = run_record_fields(run, seed) | {"input_dir": str(folder), "task": spec.task}
     record |= inputs.used_and_left_out_counts()
@@ -352,20 +352,26 @@ class FolderImageReader:
     Args:
         files: the images of the folder by name, which are read.
         channels: 1 or 3.
+        run: its data may have said which values are black and white.
     """
 
-    def __init__(self, folder: Path, files: dict[str, Path], channels: int) -> None:
+    def __init__(self, folder: Path, files: dict[str, Path], channels: int, run: LoadedRun) -> None:
         self.folder = folder
         self.channels = channels
         self.used = 0
         self.left_out = LeftOut()
+        self.notes: list[str] = []
+        option = f"input_dir={folder}"
+        self.ranges = find_pixel_ranges([*files.values()], option, self.notes, run.file_range)
+        for note in self.notes:
+            print(note, file=sys.stderr)
         for path in sorted(set(folder.iterdir()) - set(files.values())):
             self.left_out.add(reason_to_ignore_file(path), path.name)
 
     def read_image_or_none(self, path: Path) -> Tensor | None:
         """Return an image as bytes (1, C, H, W), or None if it cannot be read."""
         try:
-            image = image_decoding.read_image(path, self.channels)
+            image = image_decoding.read_image(path, self.channels, self.ranges)
         except image_decoding.DECODE_ERRORS as error:
             self.left_out.add("unreadable", f"{path.name} ({one_line_error_message(error)})")
             return None
@@ -388,7 +394,9 @@ class FolderImageReader:
         for line in self.left_out.lines():
             print(line, file=sys.stderr)
         left_out = self.left_out.to_json()
-        return {"n": self.used} | ({"left_out": left_out} if left_out else {})
+        record: dict[str, Any] = {"n": self.used}
+        record |= {"notes": self.notes} if self.notes else {}
+        return record | ({"left_out": left_out} if left_out else {})
 
 
 def reason_to_ignore_file(path: Path) -> str:
@@ -419,9 +427,7 @@ def crop_to_multiple(image: Tensor, factor: int) -> Tensor:
 
 def bytes_to_model_input(run: LoadedRun, image: Tensor, spec: DataSpec) -> Tensor:
     """Return byte images in a DataSpec's range, on the run's device in the model's dtype."""
-    low, high = spec.range
-    dtype = next(run.model.parameters()).dtype
-    return image.to(run.device.torch, dtype) / 255 * (high - low) + low
+    return spec.from_bytes(image.to(run.device.torch, next(run.model.parameters()).dtype))
 
 
 @torch.no_grad()

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from genlab.abilities import abilities
+from genlab.abilities import Estimate, abilities
 from genlab.batching import map_batched
 from genlab.config.recipes import Recipe, nearest_recipe_names
 from genlab.errors import UserError
@@ -58,6 +58,8 @@ class Score:
     ability: str  # the ability, or abilities, that it comes from
     function: Callable[[Tensor, Tensor | None], Tensor]
     tag: str = "exact"  # exact | bound | estimate
+    common_error: float = 0.0  # standard error of a term that all items share, log Z
+    note: str = ""  # a warning for the user
 
     def __str__(self) -> str:
         return f"{DESCRIPTIONS[self.kind]}, by {self.ability}"
@@ -109,16 +111,21 @@ def make_score(
     model = run.model
     if "log_prob" in verbs:
         return Score(kind, "log_prob", model.log_prob)
-    if "log_partition" in verbs:
+    log_z = Estimate(0.0, None, "exact")
+    if verbs & {"log_partition", "iwae", "elbo"} and "log_partition" in abilities(model):
         log_z = model.log_partition()
+    of_log_z: dict[str, Any] = {"common_error": log_z.error or 0.0, "note": log_z.note}
+    bound = log_z.tag if log_z.tag != "exact" else "bound"  # a bound with an estimate is one
+    if "log_partition" in verbs:
         return Score(
             kind,
             "energy and log_partition",
             lambda x, y: -model.energy(x) - log_z.value,
             log_z.tag,
+            **of_log_z,
         )
     if "iwae" in verbs:
-        return Score(kind, "iwae", lambda x, y: model.iwae(x, iwae_samples, y), "bound")
+        return Score(kind, "iwae", lambda x, y: model.iwae(x, iwae_samples, y), bound, **of_log_z)
     if "eps_mse" in verbs:
         return Score(
             kind,
@@ -127,7 +134,13 @@ def make_score(
             "estimate",
         )
     if "elbo" in verbs:
-        return Score(kind, "elbo", lambda x, y: model.elbo(x, y, num_terms=elbo_timesteps), "bound")
+        return Score(
+            kind,
+            "elbo",
+            lambda x, y: model.elbo(x, y, num_terms=elbo_timesteps),
+            bound,
+            **of_log_z,
+        )
     if "energy" in verbs:
         return Score(kind, "energy", lambda x, y: -model.energy(x))
 

@@ -23,7 +23,8 @@ from typing import Any
 
 from genlab.config.override_keys import is_path_option
 from genlab.errors import UserError
-from genlab.fileio import atomic_write, read_json
+from genlab.fileio import atomic_write
+from genlab.untrusted.files import read_bytes, read_json, real_path
 
 MAX_LEAD_CHARS = 48  # of a file name: the command and what it did
 MAX_OPTION_CHARS = 60  # of a file name: the options that differ from their defaults
@@ -241,7 +242,7 @@ def checksum(content: Any) -> str:
 def file_checksum(path: Path) -> str:
     """Return a hash of a file's content, or of all files in a folder."""
     if not path.is_dir():
-        return checksum(path.read_bytes())
+        return checksum(read_bytes(path))
     files = sorted(file for file in path.rglob("*") if file.is_file())
     return checksum([[str(file.relative_to(path)), file_checksum(file)] for file in files])
 
@@ -329,7 +330,7 @@ def refuse_overlapping_folders(
 
 def is_same_or_inside_folder(inner: Path, outer: Path) -> bool:
     """Whether a folder is another one or below it, whatever links and letter cases name them."""
-    inner, outer = inner.resolve(), outer.resolve()
+    inner, outer = real_path(inner), real_path(outer)
     if inner.is_relative_to(outer):
         return True
     if not outer.exists():

@@ -49,7 +49,7 @@ class Row:
     Attributes:
         tag: exact | bound | estimate.
         error: standard error, if it has one.
-        real_vs_real: the same number of one held-out half against the other: the value that a
+        real_vs_real: the same number of real items in the place of the samples: the value that a
             perfect sampler would reach.
         better: which direction is better.
         conditions: feature space, sample count, split, seed, …

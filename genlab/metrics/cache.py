@@ -9,17 +9,15 @@ import hashlib
 import os
 import sys
 from collections.abc import Callable
-from pathlib import Path
+from contextlib import suppress
 from typing import Any
 
 import torch
 from torch import Tensor
 
-
-def cache_folder() -> Path:
-    """Return the folder of the cache: GENLAB_CACHE, or genlab in the user's cache folder."""
-    user_cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(os.environ.get("GENLAB_CACHE") or Path(user_cache) / "genlab")
+from genlab.fileio import find_os_error_in_causes
+from genlab.system import user_cache_folder
+from genlab.untrusted.files import open_regular_file
 
 
 def content_hash(*parts: Tensor | str) -> str:
@@ -41,19 +39,26 @@ def load_cached_or_compute(
 
     A damaged file is computed again.
     """
-    path = cache_folder() / kind / f"{key}.pt"
+    path = user_cache_folder() / kind / f"{key}.pt"
     if path.exists():
         try:
-            return torch.load(path, map_location="cpu", weights_only=True)
+            with open_regular_file(path) as file:
+                return torch.load(file, map_location="cpu", weights_only=True)
         except Exception as error:  # a truncated file can raise anything, and can be replaced
             print(
                 f"{path} is unreadable ({type(error).__name__}) and is computed again",
                 file=sys.stderr,
             )
     result = compute()
-    path.parent.mkdir(parents=True, exist_ok=True)
     # several jobs of a sweep may compute it at once
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    torch.save(result, part)
-    os.replace(part, path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.save(result, part)
+        os.replace(part, path)
+    except (OSError, RuntimeError) as error:  # a full disk; what was computed can be used
+        reason = find_os_error_in_causes(error)
+        print(f"{path} is not kept for the next time: {reason or error}", file=sys.stderr)
+        with suppress(OSError):
+            part.unlink()
     return result

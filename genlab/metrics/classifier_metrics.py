@@ -13,7 +13,7 @@ from torch import Tensor
 
 from genlab.metrics.base import Row, binomial_standard_error
 from genlab.metrics.cache import content_hash, load_cached_or_compute
-from genlab.metrics.context import ItemSet, MetricContext, images_to_uint8
+from genlab.metrics.context import ItemSet, MetricContext
 from genlab.metrics.features.classifier import classifier_accuracy, train_classifier
 from genlab.metrics.mode_coverage import reverse_kl
 
@@ -109,14 +109,20 @@ def measure_class_coverage(context: MetricContext) -> list[Row]:
     """Return the number of classes among n samples, and the divergence of their frequencies.
 
     For stacked data the classes are combinations. The classifier also predicts the classes of the
-    real items. `real_vs_real` is the value of one held-out half, compared with the other half.
+    real items. `real_vs_real` is the value of real items in the place of the samples.
     """
-    (generated, k), (real, _), (half, _), (other_half, _) = (
-        predict_classes(context, which) for which in ("generated", "real", "half", "other_half")
+    fresh_names, fresh_real_name = context.floor_sets()
+    (generated, k), (real, _), (fresh_real, _) = (
+        predict_classes(context, which) for which in ("generated", "real", fresh_real_name)
     )
-    counts, half_counts = count_class_combinations(generated, k), count_class_combinations(half, k)
+    counts = count_class_combinations(generated, k)
+    fresh_counts = [
+        count_class_combinations(predict_classes(context, name)[0], k) for name in fresh_names
+    ]
     kl, error = class_frequency_kl_and_error(generated, real, k, seed=context.settings.seed)
-    real_kl = reverse_kl(half_counts, independent_combination_probs(other_half, k)).item()
+    probs = independent_combination_probs(fresh_real, k)
+    real_kl = torch.stack([reverse_kl(part, probs) for part in fresh_counts]).mean().item()
+    num_real_modes = torch.stack([(part > 0).sum() for part in fresh_counts]).double().mean()
     conditions = context.make_conditions("classifier")
     return [
         Row(
@@ -124,7 +130,7 @@ def measure_class_coverage(context: MetricContext) -> list[Row]:
             float((counts > 0).sum()),
             f"of {len(counts)}",
             "estimate",
-            real_vs_real=float((half_counts > 0).sum()),
+            real_vs_real=num_real_modes.item(),
             better="higher",
             conditions=conditions,
         ),
@@ -238,7 +244,7 @@ def prompt_accuracy_of_templates(context: MetricContext, templates: list[str]) -
     correct = []
     for index in (torch.arange(s.n) % len(prompts)).split(s.batch_size):
         x = context.model.sample(len(index), prompts[index].to(context.device), **s.sampler)
-        logits = extractor(images_to_uint8(x.float().cpu(), context.spec.range))[1]
+        logits = extractor(context.spec.to_bytes(x.cpu()))[1]
         assert logits is not None
         correct.append(logits.argmax(-1) == labels[index])
     return torch.cat(correct).double().mean().item()

@@ -11,7 +11,7 @@ from torch import Tensor
 from genlab.abilities import AssignsCategories
 from genlab.metrics.base import Row, binomial_standard_error
 from genlab.metrics.classifier_metrics import has_labeled_image_samples
-from genlab.metrics.context import MetricContext, images_to_uint8
+from genlab.metrics.context import MetricContext
 from genlab.metrics.disentanglement import encode_heldout_items
 
 NUM_BOOTSTRAPS = 200
@@ -87,7 +87,7 @@ def adjusted_rand_index(table: Tensor) -> float:
     rows, columns = pairs(table.sum(1)), pairs(table.sum(0))
     expected = rows * columns / total if total else total
     largest = (rows + columns) / 2
-    if largest == expected:  # each item alone, or all in one
+    if largest == expected:  # each item by itself, or all in one
         return 1.0
     return ((together - expected) / (largest - expected)).item()
 
@@ -112,7 +112,7 @@ def categories_and_classes_of_samples(context: MetricContext) -> tuple[Tensor, T
     categories, classes = [], []
     for i in range(0, s.n, s.batch_size):
         z = model.prior(min(s.batch_size, s.n - i))
-        x = images_to_uint8(model.decode(z).float().cpu(), context.spec.range)
+        x = context.spec.to_bytes(model.decode(z).cpu())
         categories.append(model.category(z).cpu())
         logits = extractor(x)[1]
         assert logits is not None

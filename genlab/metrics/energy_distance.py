@@ -8,8 +8,8 @@ from torch import Tensor
 from genlab.metrics.base import Row, require_min_items
 from genlab.metrics.context import MetricContext
 from genlab.metrics.features import row_name_in_space
+from genlab.metrics.kid_mmd import squared_mmd_and_error
 
-NUM_BOOTSTRAPS = 200
 MAX_ITEMS = 2000  # per set: the cost grows with the square
 
 
@@ -29,58 +29,40 @@ def row_names(context: MetricContext) -> list[str]:
     ]
 
 
-def energy_distance_and_error(x: Tensor, y: Tensor, *, seed: int = 0) -> tuple[float, float]:
-    """Return the energy distance of x (N, D) and y (M, D), and its bootstrap standard error.
+def energy_distance_and_error(x: Tensor, y: Tensor) -> tuple[float, float]:
+    """Return the energy distance of x (N, D) and y (M, D), and its standard error.
 
     2 E|X − Y| − E|X − X'| − E|Y − Y'|, unbiased: Székely & Rizzo 2013, "Energy statistics",
-    equation 5. Distances are Euclidean, in the units of the data.
+    equation 5. Distances are Euclidean, in the units of the data. It is the squared MMD of the
+    kernel −|x − y| (Sejdinovic et al. 2013, https://arxiv.org/abs/1207.6076). So the error is that
+    of a U-statistic, which also holds between equal distributions, where a bootstrap is too wide;
+    see `squared_mmd_and_error`.
 
     Raises:
         NotMeasurableError: a set has fewer than two items.
     """
-    n, m = len(x), len(y)
-    require_min_items("an energy distance", 2, samples=n, real_items=m)
-    both = torch.cat([x, y]).double()
-    # (N + M, N + M)
-    distance = torch.cdist(both, both, compute_mode="donot_use_mm_for_euclid_dist")
-
-    def statistic(a: Tensor, b: Tensor) -> Tensor:
-        """Return the distance (…) where item i of x counts a_i (…, N) times, of y b_j (…, M)."""
-        # Pairs of an item with itself, or with its bootstrap copies, have distance 0 and are not
-        # counted as pairs.
-        cross = torch.einsum("...i,ij,...j->...", a, distance[:n, n:], b) / (n * m)
-        pairs_x, pairs_y = n * n - (a * a).sum(-1), m * m - (b * b).sum(-1)
-        within_x = torch.einsum("...i,ij,...j->...", a, distance[:n, :n], a) / pairs_x
-        within_y = torch.einsum("...i,ij,...j->...", b, distance[n:, n:], b) / pairs_y
-        return 2 * cross - within_x - within_y
-
-    generator = torch.Generator().manual_seed(seed)
-    a = bootstrap_counts(n, generator)
-    b = bootstrap_counts(m, generator)
-    values = statistic(a, b)  # NaN where a set's few items are all the same one
-    error = values[values.isfinite()].std().item()
-    return statistic(torch.ones(n).double(), torch.ones(m).double()).item(), error
+    require_min_items("an energy distance", 2, samples=len(x), real_items=len(y))
+    center = y.double().mean(0)  # the smaller the norms, the less distances are rounded
+    return squared_mmd_and_error(x - center, y - center, negative_distance_kernel)
 
 
-def bootstrap_counts(n: int, generator: torch.Generator) -> Tensor:
-    """Return how often each of n items is drawn in each bootstrap sample (NUM_BOOTSTRAPS, n)."""
-    drawn = torch.randint(n, (NUM_BOOTSTRAPS, n), generator=generator)
-    counts = torch.zeros(NUM_BOOTSTRAPS, n, dtype=torch.float64)
-    return counts.scatter_add_(1, drawn, torch.ones(1).double().expand_as(drawn))
+def negative_distance_kernel(x: Tensor, y: Tensor) -> Tensor:
+    """Return −|x − y| (N, M) of x (N, D) and y (M, D)."""
+    return torch.cdist(x, y).neg_()
 
 
 def measure(context: MetricContext) -> list[Row]:
     """Return the distance of n samples to n held-out items in each feature space."""
-    rows, seed = [], context.settings.seed
+    rows = []
     for space in requested_or_value_spaces(context):
         generated, real = (
             context.features(space, which)[:MAX_ITEMS] for which in ("generated", "real")
         )
-        value, error = energy_distance_and_error(generated, real, seed=seed)
-        halves = context.distance_between_heldout_halves(
+        value, error = energy_distance_and_error(generated, real)
+        floor = context.floor_distance(
             space,
             2,
-            lambda a, b: energy_distance_and_error(a[:MAX_ITEMS], b[:MAX_ITEMS], seed=seed),
+            lambda a, b: energy_distance_and_error(a[:MAX_ITEMS], b[:MAX_ITEMS]),
         )
         conditions = context.make_conditions(space)
         if len(generated) < len(context.generated):
@@ -92,7 +74,7 @@ def measure(context: MetricContext) -> list[Row]:
                 "distance",
                 "estimate",
                 error,
-                halves and halves[0],
+                None if floor is None else floor[0],
                 conditions=conditions,
             )
         )

@@ -186,13 +186,13 @@ def make_distance_row(
 ) -> Row:
     """Return the row of a distance in a feature space."""
     value, error = distance(context.features(space, "generated"), context.features(space, "real"))
-    halves = context.distance_between_heldout_halves(space, 2, distance)
+    floor = context.floor_distance(space, 2, distance)
     return Row(
         row_name_in_space(metric, space),
         value,
         unit="",
         tag="estimate",
         error=error,
-        real_vs_real=halves and halves[0],
+        real_vs_real=None if floor is None else floor[0],
         conditions=context.make_conditions(space, **conditions),
     )

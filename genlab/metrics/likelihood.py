@@ -67,7 +67,8 @@ def measure(context: MetricContext) -> list[Row]:
     """Return −log p of n held-out items in every way that the model has, and bits/dim.
 
     nll: exact from `log_prob`; or F(x) + log Z with log Z enumerated (exact) or by annealed
-    importance sampling (estimate; its error is included, as in the bounds that need log Z).
+    importance sampling (estimate; its error is included). A bound that needs an estimated log Z is
+    an estimate too. The error is that of log Z only if the items are the whole distribution.
     kl_to_truth: nll minus the entropy of the data, KL(data ‖ model), where that is known.
     nll_logit: nll of the logit of the pixels. nll_elbo: the evidence lower bound. nll_iwae: the
     bound of Burda et al. 2016 (https://arxiv.org/abs/1509.00519) with K importance samples.
@@ -101,19 +102,28 @@ class LikelihoodMeasurement:
         return map_batched(function, self.x, self.y, batch_size=self.settings.batch_size)
 
     def add_nll_row(
-        self, name: str, log_p: Tensor, tag: str, common_error: float = 0.0, **conditions: Any
+        self,
+        name: str,
+        log_p: Tensor,
+        tag: str,
+        common_error: float = 0.0,
+        note: str = "",
+        **conditions: Any,
     ) -> None:
         """Add the row of log-probabilities (N,).
 
         Args:
             common_error: standard error of a term that all items share.
+            note: a warning for the user, of which only the first row has a copy.
         """
-        value, error = mean_and_error(-log_p)
+        value, error = self.context.mean_and_error(-log_p)
         error = None if error is None else math.hypot(error, common_error)
         if name in NATS_ROWS and not self.dataset.spec.is_discrete:
             conditions = value_range_condition(self.dataset.spec) | conditions
-        row = Row(name, value, "nats", tag, error, conditions={**self.conditions, **conditions})
-        self.found.append(row)
+        if any(row.note == note for row in self.found):
+            note = ""
+        conditions = {**self.conditions, **conditions}
+        self.found.append(Row(name, value, "nats", tag, error, conditions=conditions, note=note))
 
     def measure_rows(self) -> list[Row]:
         """Return all rows that the model allows."""
@@ -128,12 +138,16 @@ class LikelihoodMeasurement:
         if log_z.error:  # added to each row's error: log Z is the same in every item's number
             log_z_conditions["log Z error"] = round(log_z.error, 4)
         log_z_error = log_z.error or 0.0
+        if log_z.effective_chains is not None:
+            log_z_conditions["log Z chains"] = f"{log_z.effective_chains:.3g} effective"
+        bound = log_z.tag if log_z.tag != "exact" else "bound"  # a bound with an estimate is one
+        note = log_z.note
         if "log_prob" in abilities:
             log_p = self.map_items_in_batches(model.log_prob)
             self.add_nll_row("nll", log_p, "exact")
         elif has_log_prob_or_log_partition(abilities):
             log_p = -self.map_items_in_batches(lambda x, y: model.energy(x)).double() - log_z.value
-            self.add_nll_row("nll", log_p, log_z.tag, log_z_error, **log_z_conditions)
+            self.add_nll_row("nll", log_p, log_z.tag, log_z_error, note, **log_z_conditions)
         if self.found and has_known_entropy(context):
             gap = log_p - true_log_prob(self.dataset, self.x)
             entropy = round(self.dataset.entropy, 4)
@@ -147,11 +161,11 @@ class LikelihoodMeasurement:
             log_p = self.map_items_in_batches(
                 lambda x, y: model.elbo(x, y, num_terms=s.elbo_timesteps)
             )
-            self.add_nll_row("nll_elbo", log_p, "bound", log_z_error, **conditions)
+            self.add_nll_row("nll_elbo", log_p, bound, log_z_error, note, **conditions)
         if "iwae" in abilities:
             conditions = {"iwae_samples": s.iwae_samples, **log_z_conditions}
             log_p = self.map_items_in_batches(lambda x, y: model.iwae(x, s.iwae_samples, y))
-            self.add_nll_row("nll_iwae", log_p, "bound", log_z_error, **conditions)
+            self.add_nll_row("nll_iwae", log_p, bound, log_z_error, note, **conditions)
         if is_sequence_model(context):
             self.found += self.per_token_rows()
         if (row := self.bits_per_dim_row()) is not None:
@@ -164,7 +178,7 @@ class LikelihoodMeasurement:
         log_p = self.map_items_in_batches(
             lambda x, y: model.log_prob(x, y) - model.log_prob(x[:, :1], y)
         )
-        nats, error = mean_and_error(-log_p / (self.x.shape[1] - 1))
+        nats, error = self.context.mean_and_error(-log_p / (self.x.shape[1] - 1))
         conditions = {**self.conditions, "given": "each window's first token"}
         return [
             Row(
@@ -252,7 +266,7 @@ def measure_ode_likelihood(context: MetricContext) -> list[Row]:
     if isinstance(model, HasODENoise):
         noise = model.ode_noise_std()
         conditions["start noise"] = f"{noise / width:.2g} gray levels" if width else f"{noise:.2g}"
-    value, error = mean_and_error(-log_p)
+    value, error = mean_and_error(-log_p)  # the estimate of a whole distribution has an error too
     of_range = value_range_condition(spec) | conditions
     rows = [Row("nll_ode", value, "nats", "estimate", error, conditions=of_range)]
     if has_known_entropy(context):

@@ -67,12 +67,12 @@ def reverse_kl(q: Tensor, p: Tensor) -> Tensor:
 def measure(context: MetricContext) -> list[Row]:
     """Return the modes of n samples, their fraction of high quality, and the divergence.
 
-    `real_vs_real` is the value of held-out items of the mixture itself. The fraction has a binomial
+    `real_vs_real` is the value of real items of the mixture itself. The fraction has a binomial
     error. If all modes are hit evenly, the bootstrap error of the divergence is up to √3 too large,
     because the histogram that is resampled is itself uneven by chance.
     """
     data, seed = context.dataset, context.settings.seed
-    x, real = context.generated.x, context.items("half").x
+    x, real = context.generated.x, context.items(context.floor_sets()[0][0]).x
     centers = torch.as_tensor(data.centers)
     weights = None if data.log_weights is None else data.log_weights.exp()
     num_modes, quality = count_modes_and_fraction_near(x, centers, data.std)

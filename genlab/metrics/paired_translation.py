@@ -10,7 +10,7 @@ from torch import Tensor
 
 from genlab.batching import map_batched
 from genlab.metrics.base import Row, mean_and_error
-from genlab.metrics.context import MetricContext, images_to_uint8
+from genlab.metrics.context import MetricContext
 from genlab.metrics.psnr_ssim import MAX_BYTE, SSIM_WINDOW, psnr, resize_bicubic, ssim
 from genlab.metrics.reconstruction import scaled_squared_error_per_item
 from genlab.spec import Batch, DataSpec
@@ -21,7 +21,6 @@ MAX_BATCH_SIZE = 250  # targets translated together
 MAX_BATCH_VALUES = 2**21  # values of targets translated together
 MEAN_ITEMS = 500  # training targets whose mean is a baseline
 MIN_LPIPS_SIDE = 32  # pixels per side that AlexNet needs
-LPIPS_BATCH_SIZE = 50
 
 
 def row_names(context: MetricContext) -> list[str]:
@@ -100,9 +99,7 @@ def similarities_per_item(x: Tensor, y: Tensor, spec: DataSpec) -> dict[str, Ten
     """
     n = len(x)
     frame_shape = spec.shape[-3:]
-    x, y = (
-        images_to_uint8(part.reshape(-1, *frame_shape), spec.range) for part in (x, y)
-    )  # (N·T, C, H, W)
+    x, y = (spec.to_bytes(part.reshape(-1, *frame_shape)) for part in (x, y))  # (N·T, C, H, W)
     measures: dict[str, Callable[[], Tensor]] = {
         # Equal images would have an infinite ratio, and so would the mean. They count as if one
         # value were one level off.
@@ -138,10 +135,9 @@ def make_baseline_translations(
     if spec.kind == "video":
         baselines["last_frame"] = source[:, -1:].expand_as(target)
     elif spec.task == "superres":
-        low, high = spec.range
         height, width = target.shape[-2:]
-        enlarged = resize_bicubic(images_to_uint8(source, spec.range), (height, width)).to(target)
-        baselines["bicubic"] = enlarged / MAX_BYTE * (high - low) + low
+        enlarged = resize_bicubic(spec.to_bytes(source), (height, width)).to(target)
+        baselines["bicubic"] = spec.from_bytes(enlarged)
     elif source.shape == target.shape:
         baselines["source"] = source
     return baselines
@@ -157,7 +153,7 @@ def reason_without_lpips(spec: DataSpec) -> str | None:
     if spec.shape[-3] not in (1, 3) or min(spec.shape[-2:]) < MIN_LPIPS_SIDE:
         return f"LPIPS requires gray or RGB images of at least {MIN_LPIPS_SIDE}×{MIN_LPIPS_SIDE}"
     if find_spec("torchmetrics") is None:
-        return "LPIPS requires torchmetrics: pip install torchmetrics torchvision"
+        return "LPIPS requires torchmetrics: pip install 'genlab[lpips]'"
     path = alexnet_weights_path()
     if not path.exists():
         return f"LPIPS requires AlexNet's weights; put torchvision's {ALEXNET_FILE} at {path}"
@@ -174,14 +170,13 @@ def lpips(x: Tensor, y: Tensor) -> Tensor:
 
     Zhang et al. 2018, https://arxiv.org/abs/1801.03924.
     """
-    from torchmetrics.functional.image.lpips import _LPIPS
+    from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
 
-    network = _LPIPS(pretrained=True, net="alex").eval()
-    x, y = (
-        part.float().div(MAX_BYTE / 2).sub(1).expand(-1, 3, -1, -1) for part in (x, y)
-    )  # in [−1, 1]
-
-    def distance(a: Tensor, b: Tensor) -> Tensor:
-        return network(a, b).flatten()
-
-    return map_batched(distance, x, y, batch_size=LPIPS_BATCH_SIZE).double()
+    # pair by pair, because not every version returns the distances of a batch
+    distance = LearnedPerceptualImagePatchSimilarity(net_type="alex")
+    distances = []
+    for pair in zip(x.split(1), y.split(1), strict=True):
+        a, b = (part.float().div(MAX_BYTE / 2).sub(1).expand(-1, 3, -1, -1) for part in pair)
+        distances.append(distance(a, b))  # of images in [−1, 1]
+        distance.reset()
+    return torch.stack(distances).double()

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -18,6 +17,7 @@ K_PRECISION = 3  # nearest neighbors, as in Kynkäänniemi et al.
 K_DENSITY = 5  # as in Naeem et al.
 MIN_ITEMS = max(K_PRECISION, K_DENSITY) + 1  # of each set
 NUM_PARTS = 10  # of each set, whose spread gives the standard error
+NUM_CUTS = 8  # random cuts into parts, over which the spread is averaged
 MAX_BLOCK_DISTANCES = 2_000_000  # distances in memory at once: few enough to stay in the cache
 MIN_BLOCK_ROWS = 128  # so that a matrix product is efficient
 # Squared distances below this fraction of the items' squared norms are only rounding.
@@ -92,15 +92,27 @@ def prdc_standard_errors(
 
     Both sets are cut into parts, because items that use the same balls are not independent (the
     binomial error is up to 3 times too small), and because a bootstrap's copies would be each
-    other's neighbors. The errors are None if a part has too few items.
+    other's neighbors. The spread is averaged over several random cuts, since that of one is within
+    a quarter of its mean only; it is not below the binomial error. The errors are None if a part
+    has too few items.
     """
-    if min(len(real), len(fake)) < 2 * NUM_PARTS * (max(k, k_density) + 1):
+    n, m = len(real), len(fake)
+    if min(n, m) < 2 * NUM_PARTS * (max(k, k_density) + 1):
         return [None] * 4
-    parts = zip(real.tensor_split(NUM_PARTS), fake.tensor_split(NUM_PARTS), strict=True)
-    values = torch.tensor(
-        [prdc(a, b, k=k, k_density=k_density) for a, b in parts], dtype=torch.float64
-    )  # (NUM_PARTS, 4)
-    return (values.std(0) / math.sqrt(NUM_PARTS)).tolist()
+    generator = torch.Generator().manual_seed(0)
+    variances, means = [], []
+    for _ in range(NUM_CUTS):
+        shuffled = (x[torch.randperm(len(x), generator=generator)] for x in (real, fake))
+        parts = zip(*(x.tensor_split(NUM_PARTS) for x in shuffled), strict=True)
+        values = torch.tensor(
+            [prdc(a, b, k=k, k_density=k_density) for a, b in parts], dtype=torch.float64
+        )  # (NUM_PARTS, 4)
+        variances.append(values.var(0) / NUM_PARTS)
+        means.append(values.mean(0))
+    share = torch.stack(means).mean(0).clamp(max=1)  # of a density, which is not a share, below 1
+    binomial = share * (1 - share) / torch.tensor([m, n, m, n])
+    error = torch.maximum(torch.stack(variances).mean(0), binomial).sqrt()
+    return [*map(float, error)]
 
 
 def kth_neighbor_squared_distances(x: Tensor, ks: tuple[int, ...]) -> list[Tensor]:
@@ -131,12 +143,14 @@ def measure(context: MetricContext) -> list[Row]:
     rows = []
     for space in context.feature_spaces:
         generated, real = (context.features(space, which) for which in ("generated", "real"))
+        floor: Sequence[float | None] | None = context.floor_distance(
+            space, MIN_ITEMS, lambda fresh, real: prdc(real, fresh)
+        )
         numbers = zip(
             PRDC._fields,
             prdc(real, generated),
             prdc_standard_errors(real, generated),
-            context.distance_between_heldout_halves(space, MIN_ITEMS, prdc)
-            or [None] * len(PRDC._fields),
+            floor or [None] * len(PRDC._fields),
             strict=True,
         )
         for name, value, error, real_vs_real in numbers:

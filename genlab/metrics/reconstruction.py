@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from genlab.batching import map_batched
-from genlab.metrics.base import Row, mean_and_error
+from genlab.metrics.base import Row
 from genlab.metrics.context import MetricContext
 from genlab.spec import DataSpec
 
@@ -36,7 +36,7 @@ def measure(context: MetricContext) -> list[Row]:
         ).cpu()
 
     errors = map_batched(error_of, move_to_bin_centers(batch.x, spec), batch_size=s.batch_size)
-    value, error = mean_and_error(errors)
+    value, error = context.mean_and_error(errors)
     return [
         Row(
             "reconstruction",
@@ -54,8 +54,7 @@ def move_to_bin_centers(x: Tensor, spec: DataSpec) -> Tensor:
         return x
     low, high = spec.range
     width = (high - low) / spec.levels
-    level = ((x.double() - low) / width).floor().clamp(0, spec.levels - 1)
-    return (low + (level + 0.5) * width).to(x.dtype)
+    return (low + (spec.dequantized_levels(x) + 0.5) * width).to(x.dtype)
 
 
 def level_range_length(spec: DataSpec) -> float:

@@ -257,7 +257,7 @@ def measure_metrics(
         try:
             measurement.rows[name] = metric.measure(context)
         except UserError as error:
-            # a training goes on in any case; otherwise an option may be wrong
+            # a training continues in any case; otherwise an option may be wrong
             if stage != "training" and not isinstance(error, NotMeasurableError):
                 raise
             measurement.skipped[name] = str(error)

@@ -103,7 +103,7 @@ def measure(context: MetricContext) -> list[Row]:
         value, error = sliced_wasserstein_and_error(
             context.features(space, "generated"), context.features(space, "real"), seed=seed
         )
-        halves = context.distance_between_heldout_halves(
+        floor = context.floor_distance(
             space, 2, lambda a, b: sliced_wasserstein_and_error(a, b, seed=seed)
         )
         rows.append(
@@ -113,7 +113,7 @@ def measure(context: MetricContext) -> list[Row]:
                 "distance",
                 "estimate",
                 error,
-                halves and halves[0],
+                None if floor is None else floor[0],
                 conditions=context.make_conditions(space, directions=NUM_DIRECTIONS),
             )
         )

@@ -84,7 +84,9 @@ def measure(context: MetricContext) -> list[Row]:
 def make_distance_rows(context: MetricContext, x: Tensor) -> list[Row]:
     """Return the distances of images x (N, *shape) to held-out targets."""
     samples = Batch(x.float().cpu())
-    sample_context = MetricContext(context.dataset, context.settings, samples=samples)
+    sample_context = MetricContext(
+        context.dataset, context.settings, samples=samples, translated=True
+    )
     rows = energy_distance.measure(sample_context)
     if context.settings.features:
         rows += frechet.measure(sample_context) + kid_mmd.measure_kid(sample_context)

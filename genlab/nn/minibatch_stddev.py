@@ -22,6 +22,8 @@ class MinibatchStddev(nn.Module):
             largest smaller number that does is used.
     """
 
+    depends_on_batch = "a minibatch standard deviation"
+
     def __init__(self, group_size: int = 4) -> None:
         super().__init__()
         self.group_size = group_size

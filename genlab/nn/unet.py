@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -23,21 +24,40 @@ def feature_map_sides(shape: Sequence[int], num_levels: int) -> tuple[int, ...]:
 
 
 class ResBlock(nn.Module):
-    """Two normalized 3×3 convolutions, with the time embedding added between them, and a skip."""
+    """Two normalized 3×3 convolutions, with the time embedding between them, and a skip.
 
-    def __init__(self, inputs: int, outputs: int, embed_dim: int, dropout: float) -> None:
+    Args:
+        scale_shift_norm: the embedding scales and shifts the second norm (Nichol & Dhariwal 2021,
+            https://arxiv.org/abs/2102.09672, section 3) instead of being added before it.
+    """
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        embed_dim: int,
+        dropout: float,
+        *,
+        scale_shift_norm: bool = False,
+    ) -> None:
         super().__init__()
+        self.scale_shift_norm = scale_shift_norm
         self.norm1, self.norm2 = make_group_norm(inputs), make_group_norm(outputs)
         self.conv1 = nn.Conv2d(inputs, outputs, 3, padding=1)
         self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1)
-        self.embed = nn.Linear(embed_dim, outputs)
+        self.embed = nn.Linear(embed_dim, 2 * outputs if scale_shift_norm else outputs)
         self.dropout = nn.Dropout(dropout)
         self.skip = nn.Conv2d(inputs, outputs, 1) if inputs != outputs else nn.Identity()
 
     def forward(self, x: Tensor, e: Tensor) -> Tensor:
         h = self.conv1(F.silu(self.norm1(x)))
-        h = h + self.embed(e)[:, :, None, None]
-        h = self.conv2(self.dropout(F.silu(self.norm2(h))))
+        embedding = self.embed(e)[:, :, None, None]
+        if self.scale_shift_norm:
+            scale, shift = embedding.chunk(2, 1)
+            h = self.norm2(h) * (1 + scale) + shift
+        else:
+            h = self.norm2(h + embedding)
+        h = self.conv2(self.dropout(F.silu(h)))
         return self.skip(x) + h
 
 
@@ -47,6 +67,7 @@ class Stage(nn.Module):
     Args:
         num_heads: 0 for no attention.
         context_dim: 0 for no context.
+        scale_shift_norm: see `ResBlock`.
     """
 
     def __init__(
@@ -57,9 +78,13 @@ class Stage(nn.Module):
         dropout: float,
         num_heads: int,
         context_dim: int,
+        *,
+        scale_shift_norm: bool = False,
     ) -> None:
         super().__init__()
-        self.block = ResBlock(inputs, outputs, embed_dim, dropout)
+        self.block = ResBlock(
+            inputs, outputs, embed_dim, dropout, scale_shift_norm=scale_shift_norm
+        )
         self.attention: nn.Module = nn.Identity()
         self.reading: nn.Module | None = None
         if num_heads:
@@ -89,6 +114,7 @@ class UNet(nn.Module):
         attention_sides: sides of the (padded) feature maps with self-attention; the middle of the
             network always has it.
         num_heads: heads of each self-attention.
+        scale_shift_norm: see `ResBlock`.
         outputs: channels of the result; None for C.
         context_dim: dimension of the vectors of a context, such as a text; 0 for no context.
     """
@@ -103,6 +129,7 @@ class UNet(nn.Module):
         attention_sides: tuple[int, ...] = (16,),
         num_heads: int = 1,
         dropout: float = 0.1,
+        scale_shift_norm: bool = False,
         outputs: int | None = None,
         num_classes: int = 0,
         context_dim: int = 0,
@@ -120,12 +147,13 @@ class UNet(nn.Module):
         self.summary = nn.Linear(context_dim, embed_dim) if context_dim else None
         self.first = nn.Conv2d(inputs, channels, 3, padding=1)
 
+        make_stage = partial(Stage, scale_shift_norm=scale_shift_norm)
         self.down, self.shrink = nn.ModuleList(), nn.ModuleList()
         skips, width = [channels], channels
         for i, w in enumerate(widths):
             stages = nn.ModuleList()
             for _ in range(num_blocks):
-                stages.append(Stage(width, w, embed_dim, dropout, heads[i], context_dim))
+                stages.append(make_stage(width, w, embed_dim, dropout, heads[i], context_dim))
                 skips.append(w)
                 width = w
             self.down.append(stages)
@@ -135,8 +163,8 @@ class UNet(nn.Module):
 
         self.middle = nn.ModuleList(
             [
-                Stage(width, width, embed_dim, dropout, num_heads, context_dim),
-                Stage(width, width, embed_dim, dropout, 0, 0),
+                make_stage(width, width, embed_dim, dropout, num_heads, context_dim),
+                make_stage(width, width, embed_dim, dropout, 0, 0),
             ]
         )
 
@@ -145,7 +173,7 @@ class UNet(nn.Module):
             stages = nn.ModuleList()
             for _ in range(num_blocks + 1):
                 inputs_ = width + skips.pop()
-                stages.append(Stage(inputs_, w, embed_dim, dropout, heads[i], context_dim))
+                stages.append(make_stage(inputs_, w, embed_dim, dropout, heads[i], context_dim))
                 width = w
             self.up.append(stages)
             if i:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import zipfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from genlab.errors import UserError, is_out_of_memory_error
 from genlab.fileio import atomic_open
 from genlab.runs.migrations import FORMAT, refuse_newer_format
+from genlab.untrusted.files import half_memory_bytes, open_regular_file
 
 State = dict[str, Any]
 
@@ -56,10 +58,14 @@ def read_checkpoint(
     """
     import torch
 
-    verify_checksums(path)
+    from genlab.untrusted.states import check_plain_values
+
     try:
-        state = torch.load(path, map_location=device, weights_only=True)
-    except (FileNotFoundError, MemoryError):
+        with open_regular_file(path, half_memory_bytes()) as file:
+            verify_checksums(file, path)
+            file.seek(0)
+            state = torch.load(file, map_location=device, weights_only=True)
+    except (FileNotFoundError, MemoryError, UserError):
         raise
     except Exception as error:  # an untrusted file can make the reader raise anything
         if is_out_of_memory_error(error):
@@ -69,6 +75,10 @@ def read_checkpoint(
             f"{path} is unreadable: it is not a checkpoint of genlab ({lines[0][:120]})"
         ) from error
     if isinstance(state, dict):
+        try:
+            check_plain_values(state)
+        except UserError as error:
+            raise UserError(f"{path} is unreadable: {error}") from error
         refuse_newer_format(state.get("format", 1), path)
         if state.get("format", 1) != FORMAT and migrate:
             state = migrate(state)
@@ -83,7 +93,11 @@ def invalid_checkpoint_entries(state: Any) -> list[str]:
     """Return the names of entries that are missing in a state, or not as genlab writes them."""
     if not isinstance(state, dict):
         return list(ENTRIES)
-    wrong = [key for key, types in ENTRIES.items() if not isinstance(state.get(key, ...), types)]
+    wrong = [
+        key
+        for key, types in ENTRIES.items()
+        if not isinstance(state.get(key, ...), types) or isinstance(state[key], bool)
+    ]
     if wrong:
         return wrong
     if state["best"] is not None and set(state["best"]) != {"value", "step", "since"}:
@@ -109,8 +123,8 @@ def state_dict_crc32(weights: State) -> str:
     return f"{crc:08x}"
 
 
-def verify_checksums(path: Path) -> None:
-    """Compare every part of a checkpoint with its CRC-32, which torch.load does not.
+def verify_checksums(file: IO[bytes], path: Path) -> None:
+    """Compare every part of an open checkpoint with its CRC-32, which torch.load does not.
 
     Takes some 30 ms for 100 MB. torch.save stores its parts next to each other and uncompressed, so
     a file of that form is never larger in memory than on disk.
@@ -120,10 +134,11 @@ def verify_checksums(path: Path) -> None:
         UserError: its parts are compressed or overlap.
     """
     try:
-        with zipfile.ZipFile(path) as archive:
+        with zipfile.ZipFile(file) as archive:
             parts = archive.infolist()
             is_compressed = any(part.compress_type != zipfile.ZIP_STORED for part in parts)
-            if is_compressed or sum(part.file_size for part in parts) > path.stat().st_size:
+            size = os.fstat(file.fileno()).st_size
+            if is_compressed or sum(part.file_size for part in parts) > size:
                 raise UserError(
                     f"{path} is unreadable: it unpacks to more than its size, "
                     "unlike any checkpoint of genlab"
@@ -135,6 +150,7 @@ def verify_checksums(path: Path) -> None:
         zipfile.BadZipFile,
         zlib.error,
         EOFError,
+        OSError,
         ValueError,
         RuntimeError,
         NotImplementedError,

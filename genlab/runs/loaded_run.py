@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from statistics import median
@@ -88,6 +88,17 @@ class LoadedRun:
     def dataset_name(self) -> str:
         """The name of the dataset's config."""
         return str(self.metadata["dataset"])
+
+    @property
+    def file_range(self) -> tuple[float, float] | None:
+        """The values of black and white in the image files, if the training set them.
+
+        They are read from the config, because the data may be missing where the run is used.
+        """
+        options = self.config.get("dataset") or {}
+        while options.get("file_range") is None and isinstance(options.get("base"), Mapping):
+            options = options["base"]
+        return tuple(options["file_range"]) if options.get("file_range") else None
 
     @property
     def training_cost(self) -> dict[str, float]:

@@ -522,6 +522,32 @@ def keep_old_reading(node: Any) -> Any:
     return added | {key: keep_old_reading(value) for key, value in node.items()}
 
 
+def is_before_joint_statistics(config: Plain) -> bool:
+    """Whether a config was written before `trainer.shard_statistics` existed."""
+    trainer = config.get("trainer")
+    return isinstance(trainer, dict) and "shard_statistics" not in trainer
+
+
+def keep_old_training(config: Plain, processes: Any) -> Plain:
+    """Return the config of a run older than `trainer.shard_statistics` with its meaning.
+
+    Such a run computed the statistics of a batch for each shard, and the gradients of D's penalties
+    through them. It continues so.
+
+    Args:
+        processes: the number with which the run was started; anything else counts as 1.
+    """
+    trainer, model = config["trainer"], config.get("model")
+    is_sharded = trainer.get("grad_accum_steps", 1) != 1 or processes not in (1, None)
+    config = config | {"trainer": trainer | {"shard_statistics": is_sharded}}
+    if not isinstance(model, dict):
+        return config
+    is_adversarial = str(model.get("_target_")).startswith("genlab.models.gan.")
+    if is_adversarial and (model.get("r1") or model.get("gradient_penalty")):
+        config = config | {"model": {"penalize_through_batch": True} | model}
+    return config
+
+
 def _migrate_node(node: Any, path: str, names: dict[str, str] | None = None) -> Any:
     """Return a part of a config with the present names.
 
@@ -728,16 +754,40 @@ def _migrate_losses(losses: Any) -> Any:
 
 
 def migrate_evaluation_record(record: Plain) -> Plain:
-    """Return a metrics.json of an older format with the present names."""
+    """Return a metrics.json of an older format with the present names and tags."""
     rows = record.get("metrics")
-    if not isinstance(rows, list) or record.get("format", 1) != 1:
+    if not isinstance(rows, list):
         return record
-    record = record | {"metrics": [_migrate_row(row) for row in rows]}
+    if record.get("format", 1) != 1:
+        return record | {"metrics": tag_bounds_with_estimates(rows)}
+    rows = tag_bounds_with_estimates([_migrate_row(row) for row in rows])
+    record = record | {"metrics": rows}
     # the settings are the options of `genlab evaluate`; `absent` gives reasons by metric
     for key, table in {"settings": COMMAND_OPTIONS.get("evaluate", {}), "absent": METRICS}.items():
         if isinstance(record.get(key), dict):
             record[key] = {table.get(name, name): value for name, value in record[key].items()}
     return record
+
+
+def tag_bounds_with_estimates(rows: list[Any]) -> list[Any]:
+    """Return the rows of a record, with bounds on an estimated log Z tagged `estimate`.
+
+    Older versions tagged it a bound, and so the bits per dimension of it.
+    """
+    bounds = [
+        row
+        for row in rows
+        if isinstance(row, dict)
+        and row.get("tag") == "bound"
+        and isinstance(row.get("conditions"), dict)
+    ]
+    estimates = [row.get("name") for row in bounds if row["conditions"].get("log Z error")]
+    for i, row in enumerate(rows):
+        if row in bounds and (
+            row.get("name") in estimates or row["conditions"].get("from") in estimates
+        ):
+            rows = [*rows[:i], row | {"tag": "estimate"}, *rows[i + 1 :]]
+    return rows
 
 
 def _migrate_row(row: Any) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import re
@@ -13,13 +12,7 @@ from typing import IO, Any
 
 from genlab.data.summary import DataSummary
 from genlab.errors import UserError
-from genlab.fileio import (
-    atomic_write,
-    open_lock_file,
-    read_json,
-    read_yaml,
-    refuse_links_out_of_folder,
-)
+from genlab.fileio import atomic_write
 from genlab.runs import migrations
 from genlab.runs.checkpoint_io import (
     CorruptCheckpointError,
@@ -27,6 +20,21 @@ from genlab.runs.checkpoint_io import (
     write_checkpoint,
 )
 from genlab.spec import DataSpec
+from genlab.system import call_in_forked_children, try_lock
+from genlab.untrusted.files import (
+    MAX_YAML_BYTES,
+    open_lock_file,
+    read_json,
+    read_json_lines,
+    read_text,
+    read_yaml,
+    refuse_links_and_special_files,
+)
+from genlab.untrusted.records import (
+    METADATA_CHECKS,
+    check_fields,
+    replace_unprintable_texts,
+)
 
 OUTPUTS = Path("outputs")
 
@@ -43,6 +51,7 @@ class RunFolder:
         self.checkpoints = path / "checkpoints"
         self.samples = path / "samples"
         self.stats = path / "stats.jsonl"
+        self.tensorboard = path / "tensorboard"
         self.lock_file: IO[str] | None = None  # open while this object holds the lock
 
     # --- create and find --------------------------------------------------------------------------
@@ -116,12 +125,12 @@ class RunFolder:
                 newest run.
 
         Raises:
-            UserError: there is no such run.
+            UserError: the run does not exist.
         """
         where = None if where is None else str(where)  # a folder's name may look like a number
         if where is None or where == "latest" or where.startswith("latest:"):
             run = cls.latest_run((where or "").partition(":")[2])
-            refuse_links_out_of_folder(run.path, "run")
+            refuse_links_and_special_files(run.path, "run")
             return run, None
         path = Path(where).expanduser()
         if not path.exists():
@@ -133,7 +142,7 @@ class RunFolder:
                 f"run={where} is not a run: {run.path} has no run.json; "
                 "give a folder that `genlab train` made"
             )
-        refuse_links_out_of_folder(run.path, "run")
+        refuse_links_and_special_files(run.path, "run")
         return run, checkpoint
 
     @classmethod
@@ -162,15 +171,43 @@ class RunFolder:
         if self.lock_file and not self.lock_file.closed:
             return self.lock_file
         handle = open_lock_file(self.path / ".lock")
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not try_lock(handle):
             handle.close()
-            raise UserError(f"another process is training in {self.path}") from None
+            raise UserError(f"another process is training in {self.path}")
         # data workers that outlive a killed run must not keep holding it
-        os.register_at_fork(after_in_child=handle.close)
+        call_in_forked_children(handle.close)
         self.lock_file = handle
         return handle
+
+    def is_lock_gone(self) -> bool:
+        """Whether the lock that this object holds was deleted, so that it excludes no process."""
+        if not self.lock_file or self.lock_file.closed:
+            return False
+        try:
+            found = os.stat(self.path / ".lock", follow_symlinks=False)
+        except FileNotFoundError:
+            return True
+        return not os.path.samestat(found, os.fstat(self.lock_file.fileno()))
+
+    def lock_again(self) -> None:
+        """Lock the folder again after its lock was deleted.
+
+        Raises:
+            UserError: another process is training here by now.
+        """
+        gone, self.lock_file = self.lock_file, None
+        try:
+            self.lock()
+        except UserError:
+            self.lock_file = gone
+            raise
+        if gone:
+            gone.close()
+
+    def unlock(self) -> None:
+        """Let other processes train in the folder, if this object holds the lock."""
+        if self.lock_file:
+            self.lock_file.close()
 
     # --- checkpoints ------------------------------------------------------------------------------
 
@@ -179,18 +216,31 @@ class RunFolder:
         paths = self.checkpoints.glob("step_*.pt")
         return sorted(p for p in paths if re.fullmatch(r"step_\d+\.pt", p.name))
 
+    def checkpoint_path(self, step: int) -> Path:
+        """Return the path of the checkpoint of a step."""
+        return self.checkpoints / f"step_{step:09d}.pt"
+
+    @property
+    def best_checkpoint(self) -> Path:
+        """The path of the checkpoint with the best evaluation."""
+        return self.checkpoints / "best.pt"
+
     def save_checkpoint(self, state: dict[str, Any], *, keep: int, best: bool = False) -> Path:
         """Write a checkpoint atomically, and delete all but the last `keep`.
 
         Args:
             best: write best.pt instead, and delete nothing.
         """
-        path = self.checkpoints / ("best.pt" if best else f"step_{state['step']:09d}.pt")
+        path = self.best_checkpoint if best else self.checkpoint_path(state["step"])
         write_checkpoint(state, path)
         if not best:
-            for old in self.checkpoint_files()[:-keep]:
-                old.unlink()
+            self.delete_old_checkpoints(keep)
         return path
+
+    def delete_old_checkpoints(self, keep: int) -> None:
+        """Delete all checkpoints but the last `keep`."""
+        for old in self.checkpoint_files()[:-keep]:
+            old.unlink()
 
     def load_checkpoint(self, path: Path | None = None, *, device: str = "cpu") -> dict[str, Any]:
         """Return the state in a checkpoint, without executing anything in it.
@@ -241,15 +291,16 @@ class RunFolder:
         target = self.read_config("model")["model"].get("_target_")
         return migrations.migrate_checkpoint(state, str(target))
 
-    def quarantine_checkpoints_after(self, step: int) -> None:
-        """Rename the checkpoints of later steps, so that they are kept but not used.
+    # --- previews ---------------------------------------------------------------------------------
 
-        They are damaged, or the run went back to an earlier step. As only the last few checkpoints
-        by number are kept, they would outlive the run's own newer ones.
-        """
-        for path in self.checkpoint_files():
-            if int(path.stem.removeprefix("step_")) > step:
-                os.replace(path, path.with_name(path.name + ".aside"))
+    def preview_path(self, step: int) -> Path:
+        """Return the path of the samples that a training shows at a step."""
+        return self.samples / f"step_{step:09d}.png"
+
+    def preview_files(self) -> list[Path]:
+        """Return the paths of the previews, oldest first, and of the texts beside them."""
+        paths = self.samples.glob("step_*.*")
+        return sorted(p for p in paths if re.fullmatch(r"step_\d+\.(png|txt)", p.name))
 
     # --- config and metadata ----------------------------------------------------------------------
 
@@ -264,10 +315,8 @@ class RunFolder:
         migrations.refuse_newer_format(content.get("format", 1), path)
         content = migrations.migrate_metadata(content)
         for key, kind in {"model": str, "dataset": str, "choices": dict, "spec": dict}.items():
-            value = content.setdefault(key, kind())
-            # a terminal acts on some characters
-            if not isinstance(value, kind) or (isinstance(value, str) and not value.isprintable()):
-                raise UserError(f"{path} is unreadable: its {key} is not as genlab writes it")
+            content.setdefault(key, kind())
+        check_fields(content, METADATA_CHECKS, path)
         return content
 
     def format_number(self) -> int:
@@ -285,7 +334,7 @@ class RunFolder:
 
     def config_text(self) -> str:
         """Return config.yaml as it was written."""
-        return (self.path / "config.yaml").read_text()
+        return read_text(self.path / "config.yaml", MAX_YAML_BYTES)
 
     def read_config(self, *sections: str) -> dict[str, Any]:
         """Return config.yaml as plain values, with the present names.
@@ -302,6 +351,10 @@ class RunFolder:
             config = migrations.migrate_config(config, number)
         if not (self.path / "data.json").exists():
             config = migrations.keep_old_reading(config)
+        if migrations.is_before_joint_statistics(config):
+            run_json = self.path / "run.json"
+            metadata = read_json(run_json) if run_json.exists() else {}
+            config = migrations.keep_old_training(config, metadata.get("processes"))
         for section in sections:
             if not isinstance(config.get(section), dict):
                 raise UserError(f"{path} is unreadable: it has no section `{section}`")
@@ -343,26 +396,18 @@ class RunFolder:
         Raises:
             UserError: it is damaged.
         """
-        records = [record for _, record in self._log_lines()]
+        records = [
+            replace_unprintable_texts(record) if b"\\" in line or not line.isascii() else record
+            for line, record in self._log_lines()
+        ]
         if records and self.format_number() != migrations.FORMAT:
             records = [migrations.migrate_log_record(record) for record in records]
         return records
 
     def _log_lines(self) -> Iterator[tuple[bytes, dict[str, Any]]]:
         """Yield the complete lines of stats.jsonl, as bytes and parsed."""
-        lines = self.stats.read_bytes().splitlines(keepends=True) if self.stats.exists() else []
-        for number, line in enumerate(lines, 1):
-            if not line.endswith(b"\n"):  # being written, or cut short by a kill or a full disk
-                return
-            try:
-                record = json.loads(line)
-            except (ValueError, RecursionError):
-                record = None
-            if not isinstance(record, dict) or not isinstance(record.get("step"), int):
-                raise UserError(
-                    f"{self.stats}, line {number} is damaged: it is not a JSON object with a step"
-                )
-            yield line, record
+        if self.stats.exists():
+            yield from read_json_lines(self.stats, {"step": int})
 
     def final_metrics(self) -> dict[str, float]:
         """Return the run's last losses and its last evaluation."""
@@ -375,12 +420,25 @@ class RunFolder:
 
     def discard_records_after(self, step: int) -> None:
         """Drop what was logged after `step`, and incomplete files: a resume writes them again."""
-        partial = [*self.checkpoints.glob("*.part"), self.path / f"{self.stats.name}.part"]
+        partial = [
+            *self.checkpoints.glob("*.part"),
+            *self.samples.glob("step_*.part"),
+            *(self.path / f"{name}.part" for name in (self.stats.name, "reals.png")),
+        ]
         for path in partial:
             path.unlink(missing_ok=True)
-        self.quarantine_checkpoints_after(step)
         if self.stats.exists():
             lines = [line for line, record in self._log_lines() if record["step"] <= step]
+            atomic_write(self.stats, b"".join(lines))
+
+    def discard_evaluation_at(self, step: int) -> None:
+        """Drop the evaluation of `step`, the last thing that a training logs of a step."""
+        if self.stats.exists():
+            lines: list[bytes] = []
+            for line, record in self._log_lines():
+                if record["step"] == step and "evaluation" in record:
+                    break
+                lines.append(line)
             atomic_write(self.stats, b"".join(lines))
 
     def discard_partial_means(self) -> None:

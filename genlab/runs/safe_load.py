@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from genlab.data.npy_files import half_machine_memory_bytes
 from genlab.errors import UserError
 from genlab.spec import DataSpec
+from genlab.untrusted.files import half_memory_bytes
+from genlab.untrusted.states import InvalidStateError
 
 # bytes that a model may allocate beside its weights: masks, tables, random initial values
 EXTRA_BYTES = 2**30
@@ -81,7 +82,7 @@ def limit_to_machine(spec: DataSpec) -> AllocationLimit:
     if spec.kind == "image" and (side := min(spec.shape[-2:])) >= LARGE_SIDE:
         smaller = f"{smaller} or smaller images, as preprocess.size={side // 2}"
     return AllocationLimit(
-        half_machine_memory_bytes(),
+        half_memory_bytes(),
         f"half of this machine's memory, and would run out of memory; {smaller}",
     )
 
@@ -98,6 +99,8 @@ def explain_checkpoint_mismatch(where: str) -> Iterator[None]:
     """
     try:
         yield
+    except InvalidStateError as error:
+        raise UserError(f"{where} and its checkpoint do not belong together: {error}") from error
     except UserError as error:
         raise UserError(f"{where}: {error}") from error
     except (RuntimeError, AttributeError, LookupError, TypeError, ValueError) as error:

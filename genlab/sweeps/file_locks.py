@@ -16,18 +16,20 @@ Two kinds of locks, by what depends on them:
 
 from __future__ import annotations
 
-import fcntl
+import os
 import re
 import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 from filelock import FileLock, Timeout
 
 from genlab.errors import UserError
-from genlab.fileio import open_lock_file
+from genlab.system import is_locked_over_nfs, try_lock
+from genlab.untrusted.files import open_lock_file, open_regular_file, refuse_special_file
 
 JOB_LOCK = ".job.lock"
 POLL_INTERVAL_S = 0.05
@@ -61,6 +63,8 @@ def hold_file_lock(path: Path, *, timeout_s: float | None = None) -> Iterator[No
     Raises:
         UserError: another process holds the lock, and did not release it in time.
     """
+    if os.path.lexists(path):
+        refuse_special_file(path, os.lstat(path))
     lock = FileLock(path, timeout=-1 if timeout_s is None else timeout_s)
     try:
         lock.acquire(poll_interval=POLL_INTERVAL_S)
@@ -84,15 +88,17 @@ def hold_job_lock(folder: Path, *, timeout_s: float) -> Iterator[None]:
     """
     deadline = time.monotonic() + timeout_s
     with open_lock_file(folder / JOB_LOCK) as handle:
-        while True:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    raise UserError(f"another process is at work in {folder}") from None
-                time.sleep(POLL_INTERVAL_S)
+        while not try_lock(handle):
+            if time.monotonic() > deadline:
+                raise UserError(f"another process is at work in {folder}")
+            time.sleep(POLL_INTERVAL_S)
         yield
+
+
+def hold_lock_until_closed(file: IO[str]) -> None:
+    """Lock an open file for as long as this process has it open."""
+    while not try_lock(file):
+        time.sleep(POLL_INTERVAL_S)
 
 
 def may_job_be_running(folder: Path, host: str) -> bool:
@@ -116,23 +122,25 @@ def is_lock_conclusive(folder: Path, host: str) -> bool:
 
 def is_job_locked(folder: Path) -> bool:
     """Whether this machine sees that a job's lock is held."""
+    return is_file_locked(folder / JOB_LOCK)
+
+
+def is_file_locked(path: Path) -> bool:
+    """Whether this machine sees that a file's lock is held; False if the file is missing."""
     try:
-        with open(folder / JOB_LOCK) as handle:
-            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        with open_regular_file(path) as handle:
+            if not try_lock(handle, shared=True):
+                return True
             # If this machine serves the file system by NFS, the clients' locks are POSIX locks.
-            if file_system_type(folder) in LOCAL_FILE_SYSTEMS:
-                fcntl.lockf(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
+            return file_system_type(path) in LOCAL_FILE_SYSTEMS and is_locked_over_nfs(handle)
     except FileNotFoundError:
         return False
-    return False
 
 
 def file_system_type(path: Path) -> str:
     """Return the type of the file system of a path, such as ext4 or nfs; "" if it is unknown."""
     try:
-        rows = [line.split() for line in MOUNT_TABLE.read_text().splitlines()]
+        rows = [line.split() for line in os.fsdecode(MOUNT_TABLE.read_bytes()).splitlines()]
     except OSError:
         return ""
     resolved, found, depth = path.resolve(), "", -1

@@ -1,39 +1,52 @@
-"""Hydra launchers for `genlab train -m`: jobs as processes of this machine or on SLURM.
+"""Hydra launchers for `genlab train -m`: workers on this machine or on SLURM.
 
-They extend Hydra's submitit launcher. Its wait is replaced: a job's outcome is read from its
-folder instead of its process. So a killed job is noticed and resumed, and the same command given
-twice repeats nothing.
+They extend Hydra's submitit launcher. Workers claim the jobs (`genlab.sweeps.leases`) and run each
+in a separate process. A job's outcome is read from its folder instead of its process. So a killed
+job is noticed and resumed, and the same command given twice repeats nothing.
 """
 
 from __future__ import annotations
 
+import os
 import shlex
+import socket
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any, ClassVar
 
+import cloudpickle
 from hydra.core.plugins import Plugins
 from hydra.core.singleton import Singleton
-from hydra.core.utils import JobReturn, JobStatus, filter_overrides
+from hydra.core.utils import JobReturn, JobStatus, filter_overrides, run_job, setup_globals
 from hydra_plugins.hydra_submitit_launcher.submitit_launcher import BaseSubmititLauncher
-from omegaconf import OmegaConf
+from omegaconf import OmegaConf, open_dict
 
+from genlab.distributed.environment import SINGLE_PROCESS_ENV
 from genlab.errors import UserError
 from genlab.sweeps.file_locks import hold_file_lock
 from genlab.sweeps.job_monitor import Backend, job_display_names, print_status, run_jobs
 from genlab.sweeps.job_state import (
+    RUN_LOG,
     STATUSES,
     Job,
     JobState,
+    current_slurm_job_id,
     current_states,
     read_state,
     run_and_record_job,
 )
-from genlab.sweeps.local_backend import LocalBackend, submitit_executor
+from genlab.sweeps.launches import JobCounts, Launch
+from genlab.sweeps.leases import Lease, LeaseWatch, claim_job, read_newest_lease, worker_file
+from genlab.sweeps.local_backend import LocalBackend
 from genlab.sweeps.slurm_backend import SlurmBackend
 from genlab.sweeps.sweep_folder import SweepFolder
+from genlab.sweeps.worker import Worker
+from genlab.untrusted.hydra_sources import confine_config_groups
+
+confine_config_groups()  # also in the process of a job, which composes the job's config
 
 
 def register_launchers(failed: list[Exception]) -> None:
@@ -90,8 +103,9 @@ class SweepLauncher(BaseSubmititLauncher):
         self.tries, self.only = require_positive_int("tries", tries), require_list("only", only)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # A job's process has no hydra_plugins.genlab: it rebuilds the class of this module.
-        return rebuild_launcher, (type(self).__base__, self.__dict__)
+        # A job's process lacks hydra_plugins.genlab: it rebuilds the class of this module.
+        kind = next(c for c in type(self).__mro__ if c.__module__ == __name__)
+        return rebuild_launcher, (kind, self.__dict__)
 
     @property
     def num_parallel_jobs(self) -> int:
@@ -132,8 +146,10 @@ class SweepLauncher(BaseSubmititLauncher):
             num_done = len(selected) - len(left)
             print_status(f"{num_done} of {len(selected)} jobs are already done: {sweep.path}")
         with hold_file_lock(sweep.path / ".launcher.lock", timeout_s=0):
+            launch = Launch.of_jobs(self.tries, left, current_states(left))
+            launch.write(sweep.path)
             names = job_display_names(sweep.jobs())
-            run_jobs(left, self.make_backend(sweep), names=names, tries=self.tries)
+            run_jobs(left, self.make_backend(sweep), names=names, launch=launch)
         states = current_states(jobs)
         print_status(f"{sweep.path}: {format_status_counts(states)}")
         states_of_selected = [s for j, s in zip(jobs, states, strict=True) if j in selected]
@@ -157,40 +173,78 @@ class SweepLauncher(BaseSubmititLauncher):
                 "hydra.sweep.subdir= cannot be set: the folders of jobs are named by their numbers"
             )
 
-    def submit(self, executor: Any, jobs: Sequence[Job]) -> list[Any]:
-        """Submit jobs by an executor of submitit, several as one array; return submitit's jobs."""
-        from submitit.helpers import clean_env
+    # --- in the process of a worker, and of a job -------------------------------------------------
 
-        dir_override = SweepFolder(jobs[0].folder.parent).dir_override
-        rows = [
-            (
-                [*job.overrides, dir_override],
-                "hydra.sweep.dir",
-                job.number,
-                str(job.folder.resolve()),
-                Singleton.get_state(),
+    def make_local_backend(self, slots: Sequence[str | None]) -> LocalBackend:
+        """Return this machine, whose jobs are processes that compose their own config."""
+        payload = cloudpickle.dumps((self, Singleton.get_state()))
+        environment = {} if current_slurm_job_id() else SINGLE_PROCESS_ENV
+
+        def submit(backend: LocalBackend, job: Job, lease: Lease) -> None:
+            log = job.folder / RUN_LOG
+            arguments = (payload, job, lease)
+            backend.start_process(
+                job, run_pickled_job, arguments, stdout=log, stderr=log, environment=environment
             )
-            for job in jobs
-        ]
-        # The jobs do not belong to the SLURM job or the torchrun that this launcher may be in.
-        with clean_env():
-            return executor.map_array(self, *zip(*rows, strict=True))
 
-    def __call__(
-        self, overrides: list[str], dir_key: str, number: int, folder: str, singletons: Any
-    ) -> Any:
-        """Do one job in its own process, and write its state; an error also ends the process."""
-        import submitit
+        return LocalBackend(submit, slots)
 
-        def work() -> Any:
-            outcome = super(SweepLauncher, self).__call__(
-                overrides, dir_key, number, folder, singletons
-            )
-            return outcome.return_value
+    def work(
+        self,
+        sweep: SweepFolder,
+        slots: Sequence[str | None],
+        *,
+        first: int | None = None,
+        deadline: float | None = None,
+    ) -> Worker:
+        """Do jobs of a sweep until none is left to claim; return the worker.
 
-        if submitit.JobEnvironment().global_rank == 0:
-            return run_and_record_job(Path(folder), work)
-        return None if read_state(Path(folder)).status == "done" else work()
+        Args:
+            first: the job that is done first, by a worker that does only the jobs of the last
+                launch; None for a worker that does all jobs of the plan.
+            deadline: see Worker.
+        """
+        launch, jobs = Launch.read(sweep.path), sweep.jobs()
+        names = job_display_names(jobs)
+        if first is not None:
+            listed = [job for job in jobs if job.number in launch.before]
+            jobs = sorted(listed, key=lambda job: job.number != first)
+        before = {job.number: launch.before.get(job.number, JobCounts(0, 0)) for job in jobs}
+        launch = Launch(self.tries, before)
+        backend = self.make_local_backend(slots)
+        worker = Worker(jobs, backend, names, launch, deadline=deadline)
+        worker.run_all()
+        return worker
+
+    def run_job(self, job: Job, singletons: Any) -> Any:
+        """Compose a job's config and run it, in its own process; return what it returns."""
+        sweep = SweepFolder(job.folder.parent)
+        Singleton.set_state(singletons)
+        setup_globals()
+        config = self.hydra_context.config_loader.load_sweep_config(
+            self.config, [*job.overrides, sweep.dir_override]
+        )
+        with open_dict(config.hydra.job):
+            config.hydra.job.id = f"{socket.gethostname()}-{os.getpid()}"
+            config.hydra.job.num = job.number
+        outcome = run_job(
+            hydra_context=self.hydra_context,
+            task_function=self.task_function,
+            config=config,
+            job_dir_key="hydra.sweep.dir",
+            job_subdir_key="hydra.sweep.subdir",
+        )
+        return outcome.return_value
+
+
+def run_pickled_job(payload: bytes, job: Job, lease: Lease | None) -> None:
+    """Do one job, and write its state.
+
+    Args:
+        payload: the pickled launcher and the state of Hydra's singletons.
+    """
+    launcher, singletons = cloudpickle.loads(payload)
+    run_and_record_job(job.folder, partial(launcher.run_job, job, singletons), lease)
 
 
 def format_status_counts(states: Sequence[JobState]) -> str:
@@ -214,7 +268,9 @@ def require_positive_int(name: str, value: Any) -> int:
     Raises:
         UserError: it is not.
     """
-    if not isinstance(value, int) or value < 1:
+    if isinstance(value, float) and value.is_integer():  # as 1e1
+        value = int(value)
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise UserError(f"hydra.launcher.{name}={value}: it must be a whole number, 1 or more")
     return value
 
@@ -258,17 +314,41 @@ class LocalLauncher(SweepLauncher):
 
     def make_backend(self, sweep: SweepFolder) -> LocalBackend:
         """Return this machine."""
-        submitit_folder = sweep.path / ".submitit" / "%j"
-
-        def submit(backend: LocalBackend, job: Job) -> None:
-            self.submit(submitit_executor(backend, job, submitit_folder), [job])
-
-        return LocalBackend(submit, self.slots)
+        return self.make_local_backend(self.slots)
 
 
 class SlurmLauncher(SweepLauncher):
-    """Runs jobs on a SLURM cluster, as arrays; they continue when the launcher ends."""
+    """Runs jobs on SLURM by workers in arrays, which continue when the launcher ends."""
 
     def make_backend(self, sweep: SweepFolder) -> SlurmBackend:
         """Return the cluster."""
         return SlurmBackend(sweep.path / ".submitit" / "%j", self.submit, self.params)
+
+    def submit(self, executor: Any, jobs: Sequence[Job]) -> list[Any]:
+        """Submit a worker for each job, several as one array; return submitit's jobs."""
+        from submitit.helpers import clean_env
+
+        rows = [(job, Singleton.get_state()) for job in jobs]
+        # The jobs do not belong to the SLURM job or the torchrun that this launcher may be in.
+        with clean_env():
+            return executor.map_array(self, *zip(*rows, strict=True))
+
+    def __call__(self, job: Job, singletons: Any) -> Any:
+        """Work in a task of SLURM: first on one job, then on others that no worker has started.
+
+        The processes of a job on several GPUs do this one job only.
+        """
+        import submitit
+
+        environment = submitit.JobEnvironment()
+        Singleton.set_state(singletons)
+        if environment.num_tasks == 1:
+            self.work(SweepFolder(job.folder.parent), [None], first=job.number)
+            return None
+        work = partial(self.run_job, job, singletons)
+        if environment.global_rank > 0:
+            return None if read_state(job.folder).status == "done" else work()
+        lease = claim_job(job.folder, worker_file(job.folder.parent), LeaseWatch())
+        if lease is None and read_newest_lease(job.folder) is not None:
+            raise UserError(f"another worker does {job.folder}")
+        return run_and_record_job(job.folder, work, lease)

@@ -15,9 +15,12 @@ from typing import Any, Literal, get_args
 
 from genlab.distributed.supervisor import PeerLostError
 from genlab.errors import UserError
-from genlab.fileio import atomic_write, read_json, read_text_with_limit
+from genlab.fileio import atomic_write
 from genlab.sweeps import squeue
 from genlab.sweeps.file_locks import hold_job_lock, may_job_be_running
+from genlab.sweeps.leases import Lease, keep_lease
+from genlab.untrusted.files import open_regular_file, read_json, read_text
+from genlab.untrusted.records import is_any_text, is_count, is_number, is_text, is_whole_number
 
 # waiting: not started, or (again) in a scheduler's queue. stopped: a signal ended the job with
 # everything saved. lost: its process, or another rank of the same training, is gone without a
@@ -39,6 +42,7 @@ class JobState:
     status: Status = "waiting"
     since: str = ""  # ISO time
     starts: int = 0
+    losses: int = 0  # starts that ended without a message: killed, out of memory, a dead node
     host: str = ""
     pid: int = 0
     slurm: str = ""  # the scheduler's job id, if any
@@ -82,11 +86,6 @@ def read_state(folder: Path) -> JobState:
     return state
 
 
-def is_printable_text(value: Any) -> bool:
-    """Whether a value is text without characters that control a terminal."""
-    return isinstance(value, str) and value.isprintable()
-
-
 def is_job_id(value: Any) -> bool:
     """Whether a value may be a scheduler's job id; it becomes part of a path."""
     return isinstance(value, str) and re.fullmatch(r"\w{0,64}", value) is not None
@@ -98,18 +97,19 @@ def is_valid_command_result(value: Any) -> bool:
         numbers = list(value.values())
     else:
         numbers = value if isinstance(value, list) else [value]
-    return value is None or all(isinstance(number, int | float) for number in numbers)
+    return value is None or all(isinstance(v, bool) or is_number(v) for v in numbers)
 
 
 # Checks of the values of a state, by key.
 FIELD_CHECKS: dict[str, Callable[[Any], bool]] = {
     "status": lambda value: value in STATUSES,
-    "since": is_printable_text,
-    "host": is_printable_text,
-    "starts": lambda value: isinstance(value, int),
-    "pid": lambda value: isinstance(value, int),
+    "since": is_text,
+    "host": is_text,
+    "starts": is_count,
+    "losses": is_count,
+    "pid": is_whole_number,
     "slurm": is_job_id,
-    "error": lambda value: isinstance(value, str),
+    "error": is_any_text,
     "result": is_valid_command_result,
 }
 
@@ -128,7 +128,7 @@ def submitted_job_id(folder: Path) -> str:
         UserError: the file is damaged.
     """
     path = folder / "submitted"
-    job_id = read_text_with_limit(path, MAX_SUBMISSION_BYTES) if path.exists() else ""
+    job_id = read_text(path, MAX_SUBMISSION_BYTES) if path.exists() else ""
     if not is_job_id(job_id):
         raise UserError(f"{path} is unreadable: it does not hold a job id, such as 12 or 12_3")
     return job_id
@@ -181,7 +181,8 @@ def current_state(job: Job, queue: dict[str, str] | None) -> JobState:
     if queue is None or (state.status == "running" and slurm_state in squeue.RUNNING_STATES):
         return state
     if state.status != "failed" and slurm_state in in_queue:
-        return replace(state, status="waiting", slurm=submitted)
+        # Its worker was queued again, and will continue with this job or another one.
+        return replace(state, status="waiting", slurm=submitted or state.slurm)
     return replace(state, status="lost") if state.status == "running" else state
 
 
@@ -203,8 +204,8 @@ def read_log_tail(job: Job) -> list[str]:
     newest = max(logs, key=lambda log: log.stat().st_mtime, default=None)
     if newest is None:
         return []
-    with open(newest, "rb") as file:
-        file.seek(max(0, newest.stat().st_size - LOG_TAIL_BYTES))
+    with open_regular_file(newest) as file:
+        file.seek(max(0, os.fstat(file.fileno()).st_size - LOG_TAIL_BYTES))
         lines = file.read(LOG_TAIL_BYTES).decode(errors="replace").splitlines()
     return [line for line in lines if line.strip()][-MAX_ERROR_LINES:]
 
@@ -212,8 +213,11 @@ def read_log_tail(job: Job) -> list[str]:
 # --- running a job --------------------------------------------------------------------------------
 
 
-def run_and_record_job(folder: Path, work: Callable[[], Any]) -> Any:
+def run_and_record_job(folder: Path, work: Callable[[], Any], lease: Lease | None = None) -> Any:
     """Do a job's work, and write its state before and after.
+
+    Args:
+        lease: the claim of the job, which is renewed while the work lasts.
 
     Returns:
         what the work returns; for a job that is done, what it returned then.
@@ -223,13 +227,14 @@ def run_and_record_job(folder: Path, work: Callable[[], Any]) -> Any:
         Exception: any exception of the work, after it is written to the state.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with hold_job_lock(folder, timeout_s=JOB_LOCK_TIMEOUT_S):
+    with hold_job_lock(folder, timeout_s=JOB_LOCK_TIMEOUT_S), keep_lease(lease):
         before = read_state(folder)
         if before.status == "done":
             return before.result
         state = JobState(
             "running",
             starts=before.starts + 1,
+            losses=before.losses + (before.status == "running"),
             host=socket.gethostname(),
             pid=os.getpid(),
             slurm=current_slurm_job_id(),

@@ -245,7 +245,7 @@ class Study:
         return self.study.get_trials(deepcopy=False, states=states or started)
 
     def ask(self) -> FrozenTrial | None:
-        """Start a trial and return it; None if a grid has no combination left."""
+        """Start a trial and return it; None when a grid is exhausted."""
         if self.sampler_name == "grid" and not self.trials(TrialState.WAITING):
             return None
         self.study.sampler = self.make_sampler(len(self.trials()))

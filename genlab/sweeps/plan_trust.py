@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 from pathlib import Path
 from typing import Any
 
+from genlab.config.group_targets import shipped_config_groups
 from genlab.config.override_keys import override_key, root_key
 from genlab.errors import UserError
 from genlab.runs.migrations import migrate_overrides
+from genlab.system import user_cache_folder
 
 # The options of Hydra that set how many resources of which machine a job gets. Shell commands,
 # folders and classes are not among them.
@@ -31,6 +32,10 @@ SAFE_HYDRA_KEYS = re.compile(
 # Of the runtime keys, those by which a plan could load code or write outside of its sweep.
 UNSAFE_RUNTIME_KEYS = {"trusted_packages", "out", "resume"}
 MAX_OVERRIDE_CHARS = 4096
+# In the value of an option, as in a list of overrides for the training of a codec.
+OPTION_INSIDE_VALUE = re.compile(
+    r"trusted_packages|searchpath|--?config|--?c[dnp]\b|\bhydra[./@]|\b(out|resume)="
+)
 
 
 def remember_trusted_plan(plan: dict[str, Any]) -> None:
@@ -38,6 +43,15 @@ def remember_trusted_plan(plan: dict[str, Any]) -> None:
     path = trust_marker_path(plan)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.touch()
+
+
+def is_own_plan(plan: dict[str, Any]) -> bool:
+    """Whether this user gave the plan's command in the plan's folder.
+
+    Args:
+        plan: as it was written.
+    """
+    return trust_marker_path(plan).exists()
 
 
 def refuse_untrusted_plan(plan: dict[str, Any], folder: Path) -> None:
@@ -49,13 +63,33 @@ def refuse_untrusted_plan(plan: dict[str, Any], folder: Path) -> None:
     Raises:
         UserError: names the word, and says how to resume the sweep all the same.
     """
-    if trust_marker_path(plan).exists():
+    if is_own_plan(plan):
         return
     words = [*plan["command"][1:], *(word for job in plan["jobs"] for word in job)]
     for word in (*words, *migrate_overrides(words, plan.get("format", 1))):
         if reason := unsafe_override_reason(word):
             raise UserError(
                 f"{folder} is not a sweep that you started, and it would run {word!r} ({reason}); "
+                "if you trust it, give its command yourself (`genlab train -m …` with its "
+                "hydra.sweep.dir=), which resumes it"
+            )
+
+
+def refuse_foreign_jobs(plan: dict[str, Any], folder: Path) -> None:
+    """Refuse jobs that the plan's command could not have made and that do not only set options.
+
+    A worker takes the jobs from the plan, and the trust in a plan is about its command.
+
+    Raises:
+        UserError: names the word, and says how to run the sweep all the same.
+    """
+    choices = {word.partition("=")[0]: word.partition("=")[2] for word in plan["command"]}
+    for word in sorted({word for job in plan["jobs"] for word in job}):
+        key, _, value = word.partition("=")
+        is_own = value == choices.get(key) or value in choices.get(key, "").split(",")
+        if not is_own and (reason := unsafe_override_reason(word)):
+            raise UserError(
+                f"{folder} has a job with {word!r} ({reason}), which is not in its command; "
                 "if you trust it, give its command yourself (`genlab train -m …` with its "
                 "hydra.sweep.dir=), which resumes it"
             )
@@ -72,6 +106,12 @@ def unsafe_override_reason(word: str) -> str:
     key, value = override_key(word), word.partition("=")[2]
     if "_target_" in word:
         return "the name of a class"
+    if ".." in re.split(r"[/\\@:]", key) or key.startswith(("/", ".")) or "://" in key:
+        return "a path in the place of a config group"
+    if is_group_choice(key) and (".." in value or value.startswith("/") or "://" in value):
+        return "a path in the place of a choice"
+    if found := OPTION_INSIDE_VALUE.search(value):
+        return f"an option inside of a value: {found[0]}"
     if "${" in value:
         return "a value that is read from elsewhere"
     root = root_key(key).partition("/")[0]
@@ -82,11 +122,16 @@ def unsafe_override_reason(word: str) -> str:
     return ""
 
 
+def is_group_choice(key: str) -> bool:
+    """Whether an override chooses files of a config group."""
+    group = key.removeprefix("hydra.sweeper.params.").partition("@")[0]
+    return group in shipped_config_groups() or "/" in group
+
+
 def trust_marker_path(plan: dict[str, Any]) -> Path:
     """Return the file whose existence says that the user gave this command in this folder."""
-    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     digest = hashlib.sha256(json.dumps([plan["command"], plan["cwd"]]).encode()).hexdigest()
-    return Path(os.environ.get("GENLAB_CACHE") or Path(cache) / "genlab") / "sweeps" / digest[:32]
+    return user_cache_folder() / "sweeps" / digest[:32]
 
 
 def check_plan_schema(plan: dict[str, Any], path: Path) -> dict[str, Any]:

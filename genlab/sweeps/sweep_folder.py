@@ -11,11 +11,12 @@ from typing import Any
 
 from genlab.config.override_keys import non_runtime_overrides, quote_override_value
 from genlab.errors import UserError
-from genlab.fileio import atomic_write, read_json, refuse_links_out_of_folder
+from genlab.fileio import atomic_write
 from genlab.runs.migrations import FORMAT, migrate_overrides
 from genlab.sweeps import plan_trust
 from genlab.sweeps.file_locks import hold_file_lock
 from genlab.sweeps.job_state import Job
+from genlab.untrusted.files import read_json, refuse_links_and_special_files
 
 # Links that submitit and optuna make. They point elsewhere once the sweep is moved, but genlab
 # neither reads nor writes through them.
@@ -50,7 +51,7 @@ class SweepFolder:
         Raises:
             UserError: names the link.
         """
-        refuse_links_out_of_folder(self.path, "sweep", ALLOWED_LINKS)
+        refuse_links_and_special_files(self.path, "sweep", ALLOWED_LINKS)
 
     def read_stored_plan(self) -> dict[str, Any]:
         """Return plan.json as it was written.
@@ -103,16 +104,7 @@ class SweepFolder:
         """
         self.path.mkdir(parents=True, exist_ok=True)
         with hold_file_lock(self.path / ".plan.lock"):
-            planned = self.read_plan()["jobs"] if (self.path / "plan.json").exists() else []
-            for number, wanted in enumerate(overrides, first):
-                if number >= len(planned):
-                    break
-                if non_runtime_overrides(planned[number]) != non_runtime_overrides(wanted):
-                    raise UserError(
-                        f"{self.path} holds another sweep: "
-                        f"its job {number} is {' '.join(planned[number])}, "
-                        f"and here it would be {' '.join(wanted)}; give another hydra.sweep.dir="
-                    )
+            planned = self.refuse_other_jobs(first, overrides)
             jobs = [*planned[:first], *map(list, overrides), *planned[first + len(overrides) :]]
             plan = {
                 "format": FORMAT,
@@ -124,6 +116,30 @@ class SweepFolder:
             atomic_write(self.path / "plan.json", json.dumps(plan, indent=2).encode())
             plan_trust.remember_trusted_plan(plan)
         return self.jobs()[first : first + len(overrides)]
+
+    def refuse_other_jobs(self, first: int, overrides: Sequence[Sequence[str]]) -> list[list[str]]:
+        """Refuse jobs that are not those of the plan; return the jobs that are planned already.
+
+        Args:
+            first: the number of the first job.
+            overrides: of each job.
+
+        Raises:
+            UserError: the folder holds another sweep.
+        """
+        planned: list[list[str]] = []
+        if (self.path / "plan.json").exists():
+            planned = self.read_plan()["jobs"]
+        for number, wanted in enumerate(overrides, first):
+            if number >= len(planned):
+                break
+            if non_runtime_overrides(planned[number]) != non_runtime_overrides(wanted):
+                raise UserError(
+                    f"{self.path} holds another sweep: "
+                    f"its job {number} is {' '.join(planned[number])}, "
+                    f"and here it would be {' '.join(wanted)}; give another hydra.sweep.dir="
+                )
+        return planned
 
 
 def distinguishing_overrides(jobs: Sequence[Job]) -> list[list[str]]:

@@ -43,7 +43,10 @@ from genlab.sweeps.job_state import (
     read_state,
     run_and_record_job,
 )
+from genlab.sweeps.launches import Launch
+from genlab.sweeps.leases import Lease
 from genlab.sweeps.local_backend import LocalBackend, cpu_count
+from genlab.untrusted.files import read_bytes
 
 RUNS_FOLDER = Path("outputs/lectures/runs")
 
@@ -215,8 +218,11 @@ def plan_runs(
             [sys.executable, "-m", "genlab", "train", *flags, *words, "--cfg", "job"],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            text=True,
-            env=os.environ | SINGLE_PROCESS_ENV,
+            encoding="utf-8",
+            errors="surrogateescape",
+            env=os.environ
+            | SINGLE_PROCESS_ENV
+            | {"PYTHONIOENCODING": "utf-8:surrogateescape"},  # a config may name any file
         )
         for label, words in overrides.items()
     }
@@ -270,13 +276,13 @@ def train_runs(
         if read_state(run.folder).status == "done":
             (run.folder / "state.json").unlink()
 
-    def submit(backend: LocalBackend, job: Job) -> None:
+    def submit(backend: LocalBackend, job: Job, lease: Lease) -> None:
         run = runs[job.number]
         verb = "resuming" if run.has_started else "training"
         print_status(f"{run.label}: {verb} ({job.number + 1} of {len(runs)}): {run.folder}")
         run.folder.mkdir(parents=True, exist_ok=True)
         log = run.folder / RUN_LOG
-        arguments = (str(run.folder), run.train_arguments(flags))
+        arguments = (lease, run.train_arguments(flags))
         backend.start_process(
             job, run_train_job, arguments, stdout=log, stderr=log, environment=SINGLE_PROCESS_ENV
         )
@@ -284,7 +290,7 @@ def train_runs(
     num_slots = min(num_parallel or cpu_count(), len(runs))
     names = {number: run.label for number, run in enumerate(runs)}
     try:
-        run_jobs(jobs, LocalBackend(submit, [None] * num_slots), names=names, tries=1)
+        run_jobs(jobs, LocalBackend(submit, [None] * num_slots), names=names, launch=Launch(1))
     except TrainingInterrupted as error:
         name = signal.Signals(error.exit_code - 128).name
         raise TrainingInterrupted(
@@ -297,10 +303,11 @@ def train_runs(
     return errors
 
 
-def run_train_job(folder: str, arguments: list[str]) -> None:
+def run_train_job(lease: Lease, arguments: list[str]) -> None:
     """Train one run in the process of its job, and write the job's state."""
+    folder = lease.folder
     try:
-        run_and_record_job(Path(folder), partial(run_train_command, Path(folder), arguments))
+        run_and_record_job(folder, partial(run_train_command, folder, arguments), lease)
     except TrainCommandError as error:
         sys.exit(error.exit_code)
 
@@ -316,7 +323,7 @@ def run_train_command(folder: Path, arguments: list[str]) -> None:
         runpy.run_module("genlab", run_name="__main__")
     except SystemExit as end:
         if end.code:
-            lines = (folder / RUN_LOG).read_text(errors="replace").splitlines()
+            lines = read_bytes(folder / RUN_LOG).decode(errors="replace").splitlines()
             raise TrainCommandError(last_error_line(lines), int(end.code)) from None
 
 

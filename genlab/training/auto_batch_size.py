@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import copy
 import gc
-import os
-import resource
 import sys
 import time
 from collections.abc import Callable, Generator
@@ -16,6 +14,7 @@ from statistics import median
 
 import torch
 
+from genlab import system
 from genlab.distributed.device import Device
 from genlab.distributed.environment import read_environment
 from genlab.distributed.process_group import ProcessGroup
@@ -26,6 +25,7 @@ MIN_SPEEDUP = 1.05  # a larger batch must be this much faster than the best one 
 FIRST_ITEMS_PER_SHARD = 8  # in the first trial
 MAX_BATCH_SIZE = 8192  # the largest joint batch that is tried
 MIN_BLOCK_S = 0.05  # duration of a timed block of steps
+SLOW_STEP_S = 30.0  # from here on preparations are a small part of the first step
 MAX_GPU_FRACTION = 0.9  # of a GPU's free memory that a trial may use
 
 
@@ -54,8 +54,9 @@ def time_training_steps(
 ) -> Trial:
     """Time blocks of steps of a disposable trainer for about `seconds` seconds.
 
-    There are at least two blocks, however long they take, after up to three steps of warm-up. The
-    learning rate is 0, so that nothing can diverge.
+    There are at least two blocks after up to three steps of warm-up. Of a training whose first
+    step takes SLOW_STEP_S, that step is the only one. The learning rate is 0, so that nothing can
+    diverge.
     """
     device = trainer.device
     for optimizer in trainer.optimizers.values():
@@ -77,8 +78,9 @@ def time_training_steps(
     while len(warm_up) < 3 and sum(warm_up) < seconds:
         warm_up.append(time_block(1))
     steps = max(1, round(MIN_BLOCK_S / min(warm_up)))
-    times: list[float] = []
-    while len(times) < max_blocks and (len(times) < 2 or sum(times) * steps < seconds):
+    times = warm_up if warm_up[0] >= SLOW_STEP_S else []
+    min_blocks = 1 if times else 2
+    while len(times) < max_blocks and (len(times) < min_blocks or sum(times) * steps < seconds):
         times.append(time_block(steps) / steps)
     if isinstance(batches, Generator):
         batches.close()
@@ -242,7 +244,7 @@ def reset_peak_memory(device: Device) -> None:
         torch.cuda.reset_peak_memory_stats(device.torch)
         return
     with suppress(OSError):  # proc_pid_clear_refs(5): 5 resets the peak of the resident set
-        Path("/proc/self/clear_refs").write_text("5")
+        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
 
 
 def peak_memory(device: Device) -> int:
@@ -259,10 +261,7 @@ def used_memory_bytes(device: Device) -> int:
     """Return the memory in use now in bytes; without Linux's /proc, the peak so far."""
     if device.name == "cuda":
         return torch.cuda.memory_reserved(device.torch)
-    try:
-        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
-    except OSError:
-        return device.peak_memory()
+    return system.used_memory_bytes()
 
 
 def trial_memory_limit(device: Device) -> int:
@@ -276,13 +275,14 @@ def trial_memory_limit(device: Device) -> int:
 def free_cpu_memory() -> int:
     """Return the bytes of CPU memory that are free, on the machine or in its control group."""
     try:
-        lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+        text = Path("/proc/meminfo").read_text(encoding="utf-8")
+        lines = dict(line.split(":") for line in text.splitlines())
         free = int(lines["MemAvailable"].split()[0]) * 1024
     except (OSError, KeyError):
-        free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+        free = system.physical_memory_bytes() // 2
     cgroup = Path("/sys/fs/cgroup")
     try:
-        limit = int((cgroup / "memory.max").read_text())
-        return min(free, limit - int((cgroup / "memory.current").read_text()))
+        limit = int((cgroup / "memory.max").read_text(encoding="utf-8"))
+        return min(free, limit - int((cgroup / "memory.current").read_text(encoding="utf-8")))
     except (OSError, ValueError):  # no control group, or "max" instead of a limit
         return free

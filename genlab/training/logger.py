@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import struct
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -19,10 +21,12 @@ from genlab.console import (
     print_above_progress,
 )
 from genlab.errors import UserError
-from genlab.fileio import add_path_to_os_errors
+from genlab.fileio import add_path_to_os_errors, atomic_write
+from genlab.untrusted.files import open_regular_file, read_bytes
 
 if TYPE_CHECKING:
     from io import RawIOBase
+    from pathlib import Path
 
     import numpy as np
     from torch.utils.tensorboard import SummaryWriter
@@ -31,6 +35,8 @@ if TYPE_CHECKING:
     from genlab.runs.run_folder import RunFolder
 
 LONG_STEP_S = 10.0  # a step that takes longer is shown with its time
+FINAL_STEP = "final/step"  # of the final numbers in TensorBoard's table of hyperparameters
+MAX_HYPERPARAMETER_BYTES = 2**20  # of a file with such a table, which has a few thousand
 LIVE_INTERVAL_S = 2.0  # between looks at the losses of a step that is not logged
 
 
@@ -85,6 +91,7 @@ class Logger:
         start: the step that the run starts from.
         steps: the run's last step.
         unlogged: losses since the last logged step, from a checkpoint.
+        redoes_start: whether the evaluation of `start` is made again: TensorBoard may have it.
     """
 
     def __init__(
@@ -95,6 +102,7 @@ class Logger:
         steps: int,
         unlogged: Sequence[dict[str, float]],
         group: ProcessGroup,
+        redoes_start: bool = False,
     ) -> None:
         self.run, self.group, self.steps = run, group, steps
         self.unlogged: list[dict[str, Any]] = list(unlogged)
@@ -103,24 +111,35 @@ class Logger:
         self.progress = TrainingProgress(start, steps)
         self.excepthook: Callable[[threading.ExceptHookArgs], Any] | None = None
         if run:
-            self.events = run.path / "tensorboard"
-            self._open_files(run, start)
+            self.events = run.tensorboard
+            self._open_files(run, start if redoes_start else start + 1)
+            if redoes_start:
+                self._write_again(run, start)
 
-    def _open_files(self, run: RunFolder, start: int) -> None:
+    def _open_files(self, run: RunFolder, first_step: int) -> None:
+        """Open the files; what they show of `first_step` and later steps is dropped."""
         from torch.utils.tensorboard import SummaryWriter
 
         self.excepthook = threading.excepthook
         threading.excepthook = self.ignore_tensorboard_error
         try:
             with add_path_to_os_errors(self.events):
-                purge_step = start + 1 if start else None
+                # what a killed training wrote after its last checkpoint
+                purge_step = first_step if any(self.events.glob("*tfevents*")) else None
                 self.tensorboard = SummaryWriter(self.events, purge_step=purge_step)
-            # unbuffered: the error of a full disk belongs to the line that caused it
-            self.stats = open(run.stats, "ab", buffering=0)  # noqa: SIM115  closed in close_files
+            self.stats = open_stats(run)
         except OSError:
             self.close_files()
             raise
         self.progress.__enter__()
+
+    def _write_again(self, run: RunFolder, step: int) -> None:
+        """Write what the run has of a step to TensorBoard again."""
+        for record in run.read_log():
+            if record["step"] == step and not record.get("partial"):
+                self._add_means(step, {k: v for k, v in record.items() if isinstance(v, float)})
+        if (path := run.preview_path(step)).exists():
+            self.add_image("samples", read_image(path), step)
 
     # --- losses -----------------------------------------------------------------------------------
 
@@ -187,6 +206,10 @@ class Logger:
         if not means:
             return
         self.write_line({"step": step, **means, **({"partial": True} if is_partial else {})})
+        if not is_partial:  # TensorBoard cannot drop them again
+            self._add_means(step, means)
+
+    def _add_means(self, step: int, means: dict[str, float]) -> None:
         for name, value in means.items():
             self.add_scalar(name if "/" in name else f"train/{name}", value, step)
 
@@ -207,34 +230,92 @@ class Logger:
 
     def add_scalar(self, name: str, value: float, step: int) -> None:
         """Write a number to TensorBoard."""
-        if self.tensorboard:
-            with add_path_to_os_errors(self.events):
-                self.tensorboard.add_scalar(name, value, step)
+        self._write_tensorboard("add_scalar", name, value, step)
 
     def add_text(self, name: str, text: str) -> None:
         """Write a text to TensorBoard."""
-        if self.tensorboard:
-            with add_path_to_os_errors(self.events):
-                self.tensorboard.add_text(name, text)
+        self._write_tensorboard("add_text", name, text)
 
     def add_image(self, name: str, image: np.ndarray, step: int) -> None:
         """Write an image (H, W, 3) of bytes to TensorBoard."""
-        if self.tensorboard:
-            with add_path_to_os_errors(self.events):
-                self.tensorboard.add_image(name, image, step, dataformats="HWC")
+        self._write_tensorboard("add_image", name, image, step, dataformats="HWC")
 
-    def close(self, options: dict[str, Any], final: dict[str, float]) -> None:
-        """Write the hyperparameters with the final numbers to TensorBoard, and close the files."""
-        if self.tensorboard:
+    def write_hyperparameters(
+        self, step: int, options: dict[str, Any], final: dict[str, float]
+    ) -> None:
+        """Write the hyperparameters with the final numbers to TensorBoard, once."""
+        if self.tensorboard and self.run and not has_hyperparameters(self.run, step):
             hyperparameters = {
                 key: value if isinstance(value, int | float | str | bool) else str(value)
                 for key, value in options.items()
             }
             metrics = {f"final/{name}": value for name, value in final.items()}
+            metrics[FINAL_STEP] = step
+            self._write_tensorboard("add_hparams", hyperparameters, metrics, run_name=".")
+
+    def sync(self) -> None:
+        """Flush the log to disk: a checkpoint is never newer than the log of its step."""
+        if self.run and self.stats:
+            with add_path_to_os_errors(self.run.stats):
+                os.fsync(self.stats.fileno())
+        self._write_tensorboard("flush")
+
+    def _write_tensorboard(self, method: str, *arguments: Any, **options: Any) -> None:
+        """Call a method of TensorBoard's writer, and open another if its folder was deleted."""
+        if self.tensorboard:
             with add_path_to_os_errors(self.events):
-                self.tensorboard.add_hparams(hyperparameters, metrics, run_name=".")
-                self.tensorboard.close()
-            self.tensorboard = None
+                try:
+                    getattr(self.tensorboard, method)(*arguments, **options)
+                except FileNotFoundError:
+                    self._reopen_tensorboard()
+
+    def _reopen_tensorboard(self) -> None:
+        """Continue in a new folder after TensorBoard's was deleted, and say so."""
+        from torch.utils.tensorboard import SummaryWriter
+
+        assert self.tensorboard and self.run
+        with suppress(OSError):  # of events that are lost
+            self.tensorboard.close()
+        self.tensorboard = SummaryWriter(self.events)
+        self.print_message(
+            f"{self.events} was deleted while training; its curves continue from here, and "
+            f"{self.run.stats} has all of them"
+        )
+
+    def stats_content(self) -> bytes:
+        """Return the lines of stats.jsonl, even if the file was deleted."""
+        if not self.stats:
+            return b""
+        self.stats.seek(0)
+        return self.stats.read() or b""  # writes append, wherever the position is
+
+    def restore_files(self) -> list[str]:
+        """Write stats.jsonl and TensorBoard's folder again if they were deleted.
+
+        Returns:
+            One message for each that was.
+        """
+        if not (self.run and self.stats):
+            return []
+        messages = []
+        path = self.run.stats
+        if not path.exists() or not os.path.samestat(os.fstat(self.stats.fileno()), path.stat()):
+            # deleted, or replaced as by an editor
+            lines = self.stats_content().splitlines(keepends=True)
+            found = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+            known = set(found)
+            atomic_write(path, b"".join([*found, *(line for line in lines if line not in known)]))
+            self.stats.close()
+            self.stats = open_stats(self.run)
+            messages.append(f"{path} was deleted or replaced while training; it is complete again")
+        if self.tensorboard and not self.events.exists():
+            self._reopen_tensorboard()
+        return messages
+
+    def close(self) -> None:
+        """Close the files; what cannot be written to TensorBoard is an error."""
+        self._write_tensorboard("close")
+        self.tensorboard = None
         self.close_files()
 
     def close_files(self) -> None:
@@ -260,6 +341,39 @@ class Logger:
         """Print a line for the user, above the progress."""
         if self.run:
             print_above_progress(message)
+
+
+def read_image(path: Path) -> np.ndarray:
+    """Return the pixels (H, W, 3) of a preview that this run has written."""
+    import numpy as np
+    from PIL import Image
+
+    with open_regular_file(path) as file, Image.open(file) as image:
+        return np.asarray(image.convert("RGB"))
+
+
+def has_hyperparameters(run: RunFolder, step: int) -> bool:
+    """Whether TensorBoard's files have the hyperparameters and final numbers of a step.
+
+    They are the last thing that a complete run writes to TensorBoard, in a small file of their own.
+    """
+    # the bytes of this entry in the file: its name, and the step as a float32
+    entry = FINAL_STEP.encode() + b"\x15" + struct.pack("<f", step)
+    for path in run.tensorboard.glob("events.out.tfevents.*"):
+        try:
+            if entry in read_bytes(path, MAX_HYPERPARAMETER_BYTES):
+                return True
+        except UserError:  # of the training, which is larger
+            continue
+    return False
+
+
+def open_stats(run: RunFolder) -> RawIOBase:
+    """Open stats.jsonl for appending and reading.
+
+    It is not buffered: the error of a full disk belongs to the line that caused it.
+    """
+    return open(run.stats, "a+b", buffering=0)
 
 
 def mean_losses(steps: Sequence[dict[str, float]]) -> dict[str, float]:

@@ -17,8 +17,10 @@ from genlab.abilities import Estimate
 from genlab.config.recipes import fastest_experiment
 from genlab.console import Progress, describe_duration
 from genlab.model import GenerativeModel
+from genlab.runs.folder_guard import FolderGuard, FolderTakenError
 from genlab.signals import SignalCatcher
-from genlab.training.logger import DivergedError, Logger
+from genlab.spec import Batch
+from genlab.training.logger import DivergedError, Logger, has_hyperparameters
 from genlab.training.trainer import Data, Trainer
 from genlab.training.validation import ValidationLoss
 
@@ -35,6 +37,9 @@ Evaluation = dict[str, tuple[Estimate, bool]]
 PreviewFn = Callable[[GenerativeModel], "np.ndarray"]
 EvaluateFn = Callable[[GenerativeModel], Evaluation]
 StopCallback = Callable[[int, Evaluation], str | None]
+
+# Reasons for the end of a run that is complete; all others are names of signals.
+ENDS = ("steps", "time", "patience", "pruned")
 
 
 def fit(
@@ -65,21 +70,29 @@ def fit(
         DivergedError: a loss, or a weight about to be saved, is not finite.
     """
     options = trainer.options
-    steps_left = trainer.global_step < options.steps
-    if steps_left and out_of_time(trainer):  # before a resume
-        return "time"
-    batches = trainer.train_batches(data)
-    if steps_left:  # preparing the first batch may take minutes, and a signal ends it at once
+    stop_reason = reason_for_end(trainer)  # of a run that has ended, and is resumed
+    batches: Iterator[Batch] = iter(())
+    if not stop_reason:
+        batches = trainer.train_batches(data)
+        # preparing the first batch may take minutes, and a signal ends it at once
         with Progress("preparing the first batch"):
             batches = chain([next(batches)], batches)
+    elif not has_missing_outputs(
+        trainer,
+        run,
+        has_previews=preview is not None,
+        has_evaluations=evaluate is not None,
+    ):
+        return stop_reason
 
-    stop_reason = None
     trainer.model.train()
     session = TrainingSession(trainer, run, preview, evaluate, stop_callback)
     session.validation = ValidationLoss(trainer, data)
     with session, SignalCatcher() as signals:
         session.start()
-        while trainer.global_step < options.steps and not stop_reason:
+        session.complete_step()
+        stop_reason = session.reason_to_stop(signals.first_signal_name)
+        while not stop_reason:
             # one update
             session.logger.add_losses(trainer.train_step(batches))
             session.update_clock()
@@ -98,18 +111,53 @@ def fit(
             stop_reason = session.reason_to_stop(signals.first_signal_name)
             if stop_reason:
                 session.log_partial_losses()
-            if stop_reason or (is_save_due and not session.is_saved()):
+            if (stop_reason or is_save_due) and not session.is_saved():
                 session.save_checkpoint()
             session.resume_clock()
-        final = session.run.final_metrics() if session.run else {}
-        session.logger.close(config or {}, final)
-    return stop_reason or "steps"
+        if stop_reason in ENDS:
+            session.finish(config or {})
+            signals.received.clear()  # a job that is done is not started again
+        session.check_run_folder(save_missing=True)
+        session.logger.close()
+    return stop_reason
 
 
-def out_of_time(trainer: Trainer) -> bool:
-    """Whether the run has used up `max_minutes`, including the time before a resume."""
-    minutes = trainer.options.max_minutes
-    return minutes is not None and trainer.seconds >= minutes * 60
+def reason_for_end(trainer: Trainer) -> str | None:
+    """Return why the run ends at the trainer's present step, by its options, or None."""
+    o = trainer.options
+    if trainer.global_step >= o.steps:
+        return "steps"
+    if o.max_minutes is not None and trainer.seconds >= o.max_minutes * 60:
+        return "time"  # including the time before a resume
+    if o.patience and trainer.best and trainer.best["since"] >= o.patience:
+        return "patience"
+    return None
+
+
+def has_missing_outputs(
+    trainer: Trainer, run: RunFolder | None, *, has_previews: bool, has_evaluations: bool
+) -> bool:
+    """Whether a run that has ended lacks its last picture or numbers, as after a kill.
+
+    Every rank must call this, and gets the same answer.
+    """
+    missing = False
+    if run and trainer.group.is_main:
+        lacks_preview = not run.preview_path(trainer.global_step).exists()
+        lacks_evaluation = has_evaluations and is_evaluation_missing(trainer, run)
+        lacks_numbers = not has_hyperparameters(run, trainer.global_step)
+        missing = (has_previews and lacks_preview) or lacks_evaluation or lacks_numbers
+    return trainer.group.any(missing)
+
+
+def is_evaluation_missing(trainer: Trainer, run: RunFolder) -> bool:
+    """Whether the evaluation of the checkpoint's step was due, but is not part of the run."""
+    step, o = trainer.global_step, trainer.options
+    if not o.evaluate_every or step % o.evaluate_every or not step:
+        return False
+    if o.monitor and trainer.evaluated_step != step:
+        return True  # the checkpoint does not know what it decided
+    return not any(r["step"] == step and "evaluation" in r for r in run.read_log())
 
 
 class TrainingSession:
@@ -127,16 +175,24 @@ class TrainingSession:
         self.run = folder if trainer.group.is_main else None  # the folder, if this rank writes
         self.preview, self.evaluate, self.stop_callback = preview, evaluate, stop_callback
         self.validation: ValidationLoss | None = None  # of held-out items
-        self.saved: tuple[int, Any] | None = None  # the step and `best` of the last checkpoint
+        # the step, `best` and evaluated step of the last checkpoint
+        self.saved: tuple[int, dict[str, float], int] | None = None
         self.pruned_reason: str | None = None  # what stop_callback returned
-        if self.run and trainer.global_step < self.options.steps:
-            self.run.discard_partial_means()
+        self.guard = FolderGuard(self.run) if self.run else None
+        self.lacks_evaluation = False  # of the step of a resumed checkpoint
+        if self.run:  # before the logger opens the log
+            if evaluate and is_evaluation_missing(trainer, self.run):
+                self.lacks_evaluation = True
+                self.run.discard_evaluation_at(trainer.global_step)
+            if not reason_for_end(trainer):
+                self.run.discard_partial_means()
         self.logger = Logger(
             self.run,
             start=trainer.global_step,
             steps=self.options.steps,
             unlogged=trainer.unlogged_losses,
             group=trainer.group,
+            redoes_start=self.lacks_evaluation,
         )
         self.is_announced = self.run is None
 
@@ -159,7 +215,7 @@ class TrainingSession:
 
     def start(self) -> None:
         """Start to measure the time of training, and the rate since the last logged step."""
-        if self.run:
+        if self.run and not self.trainer.global_step:
             self.logger.add_text("config", f"```yaml\n{self.run.config_text()}\n```")
         self.step_start = self.rate_start = time.monotonic()
         self.rate_start_step = self.trainer.global_step
@@ -217,6 +273,7 @@ class TrainingSession:
         trainer = self.trainer
         steps = trainer.global_step - self.rate_start_step
         status = self.status(steps / (self.step_start - self.rate_start))
+        self.check_run_folder()
         means = self.logger.log_step(trainer.global_step, status, self.recovery_hint())
         for problem in trainer.diagnose(means):
             self.logger.log_note(trainer.global_step, problem)
@@ -263,7 +320,7 @@ class TrainingSession:
         Args:
             save_first: whether a checkpoint of this step is due anyway.
         """
-        trainer, o = self.trainer, self.options
+        o = self.options
         wants_preview = self.preview is not None and self.is_due(o.preview_every)
         wants_evaluation = self.evaluate is not None and self.is_due(o.evaluate_every)
         wants_validation = self.validation is not None and self.validation.is_due()
@@ -273,17 +330,56 @@ class TrainingSession:
         if self.validation and wants_validation:
             self.log_validation_loss(self.validation.compute())
         if wants_preview or wants_evaluation:
-            model = trainer.eval_model()
-            if self.run and self.preview and wants_preview:
-                self.logger.add_image("samples", self.preview(model), trainer.global_step)
-            if self.evaluate and wants_evaluation:
+            model = self.trainer.eval_model()
+            if wants_preview:
+                self.write_preview(model)
+            if wants_evaluation:
                 if save_first:  # the system may kill a process that takes too much memory
                     self.save_checkpoint()
-                with self.checkpoint_on_error():
-                    evaluation = self.evaluate(model) if trainer.group.is_main else {}
-                self.record_evaluation(trainer.group.broadcast(evaluation))
-            trainer.train_mode()
+                self.evaluate_and_record(model)
+            self.trainer.train_mode()
         self.rate_start += time.monotonic() - start
+
+    def write_preview(self, model: GenerativeModel) -> None:
+        """Show samples of the model, as `Trainer.eval_model` returns it."""
+        if self.run and self.preview:
+            self.check_run_folder()
+            self.logger.add_image("samples", self.preview(model), self.trainer.global_step)
+
+    def evaluate_and_record(self, model: GenerativeModel) -> None:
+        """Evaluate the model on rank 0, and record the evaluation on every rank."""
+        group = self.trainer.group
+        with self.checkpoint_on_error():
+            evaluation = self.evaluate(model) if self.evaluate and group.is_main else {}
+        self.record_evaluation(group.broadcast(evaluation))
+
+    def complete_step(self) -> None:
+        """Make the preview and the evaluation of a resumed step that a kill has prevented.
+
+        A checkpoint is written before the evaluation of its step, because that may fail.
+        """
+        trainer, o = self.trainer, self.options
+        if not trainer.global_step:
+            return
+        lacks_preview = self.run is not None and not self.has_preview()
+        wants_preview = self.preview is not None and self.is_due(o.preview_every)
+        wants_preview = trainer.group.any(wants_preview and lacks_preview)
+        wants_evaluation = trainer.group.any(self.lacks_evaluation)
+        if not (wants_preview or wants_evaluation):
+            return
+        model = trainer.eval_model()
+        if wants_preview:
+            self.write_preview(model)
+        if wants_evaluation:
+            self.evaluate_and_record(model)
+        trainer.train_mode()
+        if wants_evaluation and o.monitor:  # the checkpoint lacks what it decided
+            self.save_checkpoint()
+        self.resume_clock()
+
+    def has_preview(self) -> bool:
+        """Whether there is a picture of this step."""
+        return bool(self.run and self.run.preview_path(self.trainer.global_step).exists())
 
     def log_validation_loss(self, loss: float) -> None:
         """Log the loss of held-out items."""
@@ -309,6 +405,7 @@ class TrainingSession:
             self.logger.add_scalar(f"evaluation/{name}", estimate.value, step)
         if self.stop_callback and trainer.group.is_main:
             self.pruned_reason = self.stop_callback(step, evaluation)
+        trainer.evaluated_step = step
         if monitor is None:
             return
         if monitor not in evaluation:
@@ -338,22 +435,27 @@ class TrainingSession:
     # --- stop and save ----------------------------------------------------------------------------
 
     def reason_to_stop(self, signal: str | None) -> str | None:
-        """Return why the run ends now, if it does on any rank; every rank gets the same answer."""
-        trainer, o = self.trainer, self.options
-        reason = signal
-        if out_of_time(trainer):
-            reason = reason or "time"
-        if o.patience and trainer.best and trainer.best["since"] >= o.patience:
-            reason = reason or "patience"
-        if trainer.global_step < o.steps:  # a run that is complete is not pruned
-            reason = reason or self.pruned_reason
-        if not trainer.group.any(reason is not None):
+        """Return why the run ends now, if it does on any rank; every rank gets the same answer.
+
+        A signal that comes at the end of a complete run does not make it continue.
+        """
+        group = self.trainer.group
+        reason = reason_for_end(self.trainer) or self.pruned_reason or signal
+        if not group.any(reason is not None):
             return None
-        return trainer.group.broadcast(reason) or "SIGTERM"
+        reasons = [found for found in group.all_gather(reason) if found]
+        ends = [found for found in ENDS if found in reasons]
+        return (ends or reasons)[0]
 
     def is_saved(self) -> bool:
         """Whether there is a checkpoint of this step and of the best evaluation so far."""
-        return self.saved == (self.trainer.global_step, self.trainer.best)
+        return self.saved == self.progress_of_checkpoint()
+
+    def progress_of_checkpoint(self) -> tuple[int, dict[str, float], int]:
+        """Return what tells checkpoints of one run apart: step, best evaluation, and last one."""
+        trainer = self.trainer
+        evaluated_step = trainer.evaluated_step if self.options.monitor else 0
+        return trainer.global_step, dict(trainer.best or {}), evaluated_step
 
     def save_checkpoint(self, *, best: bool = False) -> None:
         """Write a checkpoint with all that a bit-exact resume needs.
@@ -370,8 +472,60 @@ class TrainingSession:
                 f"step {step}: {', '.join(broken[:3])} contain values that are not finite; "
                 f"{self.recovery_hint()}"
             )
+        self.check_run_folder()
         state = trainer.state_dict()
         if self.run:
+            self.logger.sync()
             self.run.save_checkpoint(state, keep=self.options.keep_checkpoints, best=best)
         if not best:
-            self.saved = (step, dict(trainer.best) if trainer.best else trainer.best)
+            self.saved = self.progress_of_checkpoint()
+
+    def finish(self, config: dict[str, Any]) -> None:
+        """Write the table of hyperparameters and the last picture of a run that is complete.
+
+        Args:
+            config: the options of the table.
+        """
+        trainer = self.trainer
+        final = self.run.final_metrics() if self.run else {}
+        self.logger.write_hyperparameters(trainer.global_step, config, final)
+        if trainer.group.any(self.run is not None and not self.has_preview()) and self.preview:
+            self.write_preview(trainer.eval_model())
+            trainer.train_mode()
+
+    # --- the run folder ---------------------------------------------------------------------------
+
+    def check_run_folder(self, *, save_missing: bool = False) -> None:
+        """Write again what was deleted from the run folder by hand.
+
+        Args:
+            save_missing: also save a checkpoint of this step if there is none; every rank must
+                ask for it together.
+
+        Raises:
+            FolderTakenError: another process trains in the folder; says where this training is.
+        """
+        if self.guard and self.run:
+            try:
+                messages = self.guard.restore()
+            except FolderTakenError as error:
+                raise FolderTakenError(f"{error}; {self.save_beside()}") from error
+            for message in [*messages, *self.logger.restore_files()]:
+                self.logger.print_message(f"step {self.trainer.global_step:,}: {message}")
+        if save_missing:
+            path = self.run.checkpoint_path(self.trainer.global_step) if self.run else None
+            if self.trainer.group.any(path is not None and not path.exists()):
+                self.save_checkpoint()
+
+    def save_beside(self) -> str:
+        """Save this training in a new folder beside the one that is taken; return where."""
+        assert self.guard is not None
+        if self.trainer.fsdp:  # every rank would have to save
+            return "this training ends here"
+        copy, step = self.guard.write_copy(), self.trainer.global_step
+        copy.stats.write_bytes(self.logger.stats_content())
+        copy.save_checkpoint(self.trainer.state_dict(), keep=1)
+        return (
+            f"this training was saved at step {step:,}; continue it with "
+            f"`genlab train resume={copy.path}`"
+        )

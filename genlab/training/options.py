@@ -20,6 +20,8 @@ class TrainerOptions:
     batch_size: Positive | Literal["auto"] = 128
     # shards per process whose gradients are accumulated one after another, to save memory
     grad_accum_steps: Positive = 1
+    # let batch normalization and other statistics of a batch see each shard by itself
+    shard_statistics: bool = False
     grad_clip: NonNegative = 0.0  # maximum gradient norm; 0 disables clipping
     ema_decay: Decay = 0.0  # decay of the averaged weights that sample; 0 disables the EMA
     lr_warmup_steps: Count = 0  # steps over which the learning rate rises from 0

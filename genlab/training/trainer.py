@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 import torch
 from torch import Tensor, nn
 
+from genlab.data.dataset import slice_batch
 from genlab.distributed.batch_shard_buffers import ShardBuffers
 from genlab.distributed.device import Device
 from genlab.distributed.gradient_buckets import GradientBuckets
@@ -23,12 +24,26 @@ from genlab.runs.migrations import FORMAT
 from genlab.seeding import derive_seed
 from genlab.spec import Batch
 from genlab.training.ema import EMA
+from genlab.training.joint_batch import JointBatch, refuse_shards_of_batch_statistics
 from genlab.training.options import TrainerOptions
+from genlab.untrusted.states import (
+    check_counters,
+    check_names,
+    check_scaler_state,
+    check_shard_buffers,
+    check_weights,
+    checked_optimizer_state,
+)
 
 if TYPE_CHECKING:
     from genlab.distributed.fsdp import FSDP
 
 Losses = dict[str, Tensor]
+
+# Items that re-estimate the batch statistics of the averaged weights, in batches of a shard's size.
+STATISTICS_ITEMS = 512
+MAX_STATISTICS_VALUES = 2**24  # values of these items in memory, unless one batch has more
+STATISTICS_SEED = 2**31 - 2  # tells their noise from that of training steps
 
 
 class Data(Protocol):
@@ -99,13 +114,20 @@ class Trainer:
         self.seconds = 0.0  # of training, including those before a resume
         # of the monitored metric: its value, its step, and evaluations since
         self.best: dict[str, float] | None = None
+        self.evaluated_step = 0  # the step of the last evaluation that `best` takes into account
         self.unlogged_losses: list[dict[str, float]] = []  # since the last logged step
         self.optimizers: dict[str, torch.optim.Optimizer] = {}
         self.gradient_buckets: dict[str, GradientBuckets] = {}  # by optimizer
+        if not options.shard_statistics:
+            refuse_shards_of_batch_statistics(
+                model, processes=self.group.size, grad_accum_steps=options.grad_accum_steps
+            )
         self.configure()
         self.scaler = self.device.grad_scaler()
         ema_model = self.fsdp.ema_model if self.fsdp else None
         self.ema = EMA(model, options.ema_decay, ema_model) if options.ema_decay else None
+        self.data: Any = None  # of the last call of `train_batches`
+        self.statistics_step: int | None = None  # step of the averaged weights' batch statistics
         self.shard_buffers = ShardBuffers(
             model, num_local=options.grad_accum_steps, group=self.group
         )
@@ -170,6 +192,7 @@ class Trainer:
         Args:
             options: passed to `data.batches`.
         """
+        self.data = data
         num_local = self.options.grad_accum_steps
         first = self.group.rank * num_local
         defaults = {"batch_size": self.batch_size, "seed": self.seed}
@@ -222,8 +245,9 @@ class Trainer:
         ]
         optimizer.zero_grad(set_to_none=True)
         parts: list[Losses] = []
+        joint = self.joint_batch(loss, shards)
         for _, batch in self.seeded_shards(shards):
-            with self.loss_context():
+            with self.loss_context(), joint.use_shard(len(parts)) if joint else nullcontext():
                 losses = loss(batch)
             parts.append({key: value.detach() for key, value in losses.items()})
             scaled = self.scaler.scale(losses["loss"])
@@ -242,6 +266,14 @@ class Trainer:
         self.scaler.step(optimizer)
         self.scaler.update()
         return logs
+
+    def joint_batch(
+        self, loss: Callable[[Batch], Losses], shards: list[Batch]
+    ) -> JointBatch | None:
+        """Return the values of all shards for a loss that is not a mean over items, else None."""
+        if not self.model.needs_joint_batch or self.group.size * len(shards) == 1:
+            return None
+        return JointBatch(self, loss, shards)
 
     @contextmanager
     def loss_context(self) -> Iterator[None]:
@@ -286,6 +318,7 @@ class Trainer:
         self.shard_buffers.average_running_statistics()
         if self.ema:
             self.ema.update(self.model, self.global_step)
+            self.statistics_step = None
         self.global_step += 1
         return losses
 
@@ -294,8 +327,43 @@ class Trainer:
 
         Under FSDP every rank must call this, and only rank 0 gets a model that can be evaluated.
         """
+        self.reestimate_ema_statistics()
         model = self.ema.model if self.ema else self.model
         return (self.fsdp.gather_full_model(model) if self.fsdp else model).eval()
+
+    # The running statistics of the live weights do not fit the averaged weights.
+    @torch.no_grad()
+    def reestimate_ema_statistics(self) -> None:
+        """Set the averaged weights' statistics of batch normalization from training items.
+
+        They depend only on the weights, the seed and the data, so that a resume computes the same.
+        Neither the random states nor the training change.
+        """
+        if not self.ema or not self.ema.batch_norms or self.fsdp or not hasattr(self.data, "head"):
+            return
+        if self.statistics_step == self.global_step:
+            return
+        devices = [torch.cuda.current_device()] if self.device.name == "cuda" else []
+        with torch.random.fork_rng(devices=devices), self.ema.reestimated_statistics():
+            for i, batch in enumerate(self.statistics_batches()):
+                self.device.seed(derive_seed(self.seed, STATISTICS_SEED, i))
+                with self.loss_context():
+                    self.statistics_pass(self.ema.model, batch)
+        self.statistics_step = self.global_step
+
+    def statistics_batches(self) -> Iterator[Batch]:
+        """Yield the batches that re-estimate batch statistics, each as large as a shard."""
+        size = max(2, self.batch_size // (self.options.grad_accum_steps * self.group.size))
+        num_batches = -(-min(STATISTICS_ITEMS, MAX_STATISTICS_VALUES // self.data.spec.dim) // size)
+        n = min(max(1, num_batches) * size, self.data.size("train"))
+        items = self.data.head("train", n, seed=self.seed)
+        for start in range(0, n, size):
+            if n - start > 1 or n == 1:  # a single item may not have a variance
+                yield self.device.to_device(slice_batch(items, start, start + size))
+
+    def statistics_pass(self, model: GenerativeModel, batch: Batch) -> None:
+        """Run a batch through all layers of a model that normalize by the batch."""
+        model.loss(batch)
 
     def train_mode(self) -> None:
         """Switch back to training mode after evaluation."""
@@ -327,6 +395,7 @@ class Trainer:
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state as plain containers and tensors; every rank must call it."""
+        self.reestimate_ema_statistics()
         state = {
             "format": FORMAT,
             "step": self.global_step,
@@ -334,6 +403,7 @@ class Trainer:
             "seed": self.seed,
             "seconds": self.seconds,
             "best": self.best,
+            "evaluated_step": self.evaluated_step,
             "unlogged_losses": self.unlogged_losses,
             "model": self.model.state_dict(),
             "per_shard_buffers": self.shard_buffers.state_dict(),
@@ -343,19 +413,46 @@ class Trainer:
         }
         return self.fsdp.gather_full_state(state) if self.fsdp else state
 
+    def check_state(self, state: dict[str, Any]) -> dict[str, Any]:
+        """Return a loaded state whose tensors and numbers fit this trainer.
+
+        Raises:
+            InvalidStateError: names the entry that does not fit.
+        """
+        check_counters(state)
+        check_weights(state["model"], self.model.state_dict(), "model")
+        if self.ema:
+            check_weights(state["ema"], self.ema.model.state_dict(), "ema")
+        check_shard_buffers(state.get("per_shard_buffers", {}), self.shard_buffers.state_dict())
+        check_names(state["optimizers"], self.optimizers, "optimizers")
+        check_scaler_state(state["scaler"], self.scaler.state_dict())
+        optimizers = {
+            name: checked_optimizer_state(state["optimizers"][name], optimizer, name)
+            for name, optimizer in self.optimizers.items()
+        }
+        return {**state, "optimizers": optimizers}
+
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore the state that `state_dict` returned."""
+        """Restore the state that `state_dict` returned.
+
+        Raises:
+            InvalidStateError: an entry does not fit this trainer.
+        """
+        state = self.check_state(state)
         if self.fsdp:
             state = self.fsdp.shard_state(state, self.model, self.optimizers)
         self.global_step, self.seed = state["step"], state["seed"]
         self.batches_consumed = state["batches_consumed"]
         self.seconds, self.best = state["seconds"], state["best"]
+        # missing in older checkpoints
+        self.evaluated_step = state.get("evaluated_step", state["step"])
         self.unlogged_losses = state["unlogged_losses"]
         self.model.load_state_dict(state["model"])
         # missing in the first checkpoints of format 1
         self.shard_buffers.load_state_dict(state.get("per_shard_buffers", {}))
         if self.ema:
             self.ema.model.load_state_dict(state["ema"])
+            self.statistics_step = None
         for name, optimizer in self.optimizers.items():
             optimizer.load_state_dict(state["optimizers"][name])
         self.scaler.load_state_dict(state["scaler"])

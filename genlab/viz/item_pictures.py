@@ -34,12 +34,10 @@ def to_uint8_images(x: Tensor, spec: DataSpec) -> np.ndarray:
     The frames of a video (N, T, C, H, W) are placed side by side. Channels after the colors (a
     mask) are left out.
     """
-    low, high = spec.range
     if spec.kind == "video":
         x = x.permute(0, 2, 3, 1, 4).flatten(3)  # (N, C, H, T·W)
     x = x[:, : 1 if x.shape[1] < 3 else 3]
-    unit = ((x.detach().float().cpu() - low) / (high - low)).clamp(0, 1)
-    images: np.ndarray = (unit * 255).round().byte().permute(0, 2, 3, 1).numpy()
+    images: np.ndarray = spec.to_bytes(x).cpu().permute(0, 2, 3, 1).numpy()
     return images
 
 

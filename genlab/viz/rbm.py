@@ -29,8 +29,8 @@ def plot_filters(weights: Tensor, spec: DataSpec) -> Picture:
     largest = weights[norm.argsort(descending=True)[:MAX_FILTERS]]
     scale = largest.flatten(1).abs().amax(1).clamp(min=1e-12)
     unit = largest / expand_like(scale, largest)  # −1 … 1
-    low, high = spec.range
-    pixels = item_pictures.to_uint8_images(low + (high - low) * (unit + 1) / 2, spec)
+    without_levels = replace(spec, range=(-1.0, 1.0), dequantized=False)
+    pixels = item_pictures.to_uint8_images(unit, without_levels)
     note = (
         f"weights of {len(largest)} of {len(weights)} hidden units, the largest first; each scaled "
         "from black (negative) to white (positive)"

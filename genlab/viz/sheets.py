@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import numpy as np
 from annotated_types import Interval
 
-from genlab.fileio import add_path_to_os_errors
+from genlab.fileio import atomic_open
 from genlab.viz.picture import Picture, make_grid
 
 if TYPE_CHECKING:
@@ -246,8 +246,8 @@ def save_picture_as_sheet(picture: Picture, path: Path, *, caption: str = "") ->
     info = PngInfo()
     info.add_text(PNG_KEY, json.dumps(asdict(layout)))
     path.parent.mkdir(parents=True, exist_ok=True)
-    with add_path_to_os_errors(path):
-        Image.fromarray(sheet).save(path, pnginfo=info)
+    with atomic_open(path) as f:  # a kill leaves no part of a picture
+        Image.fromarray(sheet).save(f, format="PNG", pnginfo=info)
     return sheet
 
 

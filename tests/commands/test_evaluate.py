@@ -15,11 +15,12 @@ from PIL import Image
 from genlab.data.external_samples import read_samples
 from genlab.errors import UserError
 from genlab.metrics.base import Settings
-from genlab.metrics.cache import cache_folder, content_hash, load_cached_or_compute
+from genlab.metrics.cache import content_hash, load_cached_or_compute
 from genlab.metrics.context import MetricContext
 from genlab.metrics.features.classifier import Classifier
 from genlab.metrics.registry import all_metrics_by_name, applicable_metrics
 from genlab.spec import Batch, DataSpec
+from genlab.system import user_cache_folder
 from genlab.viz import item_pictures
 
 SMALL = ("trainer.batch_size=8", "device=cpu", "out=unused")
@@ -249,7 +250,7 @@ def test_cache_is_keyed_by_content(tmp_path, monkeypatch, capsys):
     for _ in range(2):
         assert load_cached_or_compute("kind", "key", make)["x"].tolist() == [0, 1, 2]
     assert len(made) == 1
-    (path,) = cache_folder().rglob("*.pt")
+    (path,) = user_cache_folder().rglob("*.pt")
     path.write_bytes(path.read_bytes()[:50])
     assert load_cached_or_compute("kind", "key", make)["x"].tolist() == [0, 1, 2] and len(made) == 2
     assert "is computed again" in capsys.readouterr().err

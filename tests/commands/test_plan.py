@@ -29,9 +29,9 @@ from genlab.training.auto_batch_size import (
 
 TINY = (
     "device=cpu",
-    "preprocess.size=16",
     "trainer.batch_size=8",
     "trainer.grad_accum_steps=2",
+    "trainer.shard_statistics=true",  # of dcgan
     "trainer.ema_decay=0.9",
     "trainer.preview_every=0",
     "trainer.steps=3",
@@ -69,7 +69,8 @@ def test_plan_predicts_what_training_takes(
 ):
     numbers, real = {}, planning.plan
     monkeypatch.setattr(planning, "plan", lambda *a, **how: numbers.update(real(*a, **how)))
-    given = (f"model={recipe}", *SMALLER.get(recipe, ()), *TINY)
+    size = () if recipe.endswith("_points") else ("preprocess.size=16",)
+    given = (f"model={recipe}", *SMALLER.get(recipe, ()), *size, *TINY)
     planned = genlab("plan", *given)
     assert planned.code == 0 and planned.err == "", planned.err
     assert list(tmp_path.iterdir()) == [], "plan writes no files"
@@ -219,6 +220,10 @@ def test_step_time_is_measured(monkeypatch):
     assert min(trial.times) >= 0.02 and trial.items_per_s <= 8 / 0.02
     assert trial.steps_per_block <= 2, "blocks last 50 ms"
     assert all(map(torch.equal, before, trainer.model.parameters()))
+    steps = trainer.global_step
+    monkeypatch.setattr(auto_batch_size, "SLOW_STEP_S", 0.01)
+    assert len(time_training_steps(trainer, dataset, seconds=0.005).times) == 1
+    assert trainer.global_step == steps + 1, "a slow step is the only one"
 
 
 def allocate(size: int) -> torch.Tensor:
@@ -358,6 +363,7 @@ def test_finding_the_batch_size_keeps_the_random_state(short_measurements, monke
     gc.collect()
 
 
+@pytest.mark.slow
 def test_auto_batch_size_in_two_processes(tmp_path):
     words = (
         "-m",

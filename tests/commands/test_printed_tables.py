@@ -17,7 +17,7 @@ from genlab.training import auto_batch_size
 TABLES = {
     "models": "",
     "datasets": "",
-    "plan": "model=vae model.hidden=[8] device=cpu evaluate.n=10",
+    "plan": "model=vae model.hidden=[8] device=cpu trainer.evaluate_every=500 evaluate.n=10",
     "info": "run={vae}",
     "evaluate": "run={vae} n=10 iwae_samples=2 "
     "metrics=[likelihood,active_units,energy_distance,nn_memorization,reconstruction,efficiency] "

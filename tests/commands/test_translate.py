@@ -7,6 +7,7 @@ import json
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -37,6 +38,7 @@ from genlab.metrics.paired_translation import (
 )
 from genlab.metrics.registry import measure
 from genlab.model import GenerativeModel
+from genlab.runs.run_folder import RunFolder
 from genlab.spec import Batch, DataSpec
 
 FAKE = ("dataset@dataset.base=fake", "dataset.base.shape=[3,8,8]")
@@ -117,11 +119,11 @@ def test_preview_of_a_translator_shows_source_output_and_truth(train_run, tmp_pa
     run = load(train_run(*RUNS["superres"]))
     asked = []
     model = FunctionTranslator(lambda cond: asked.append(cond) or interpolate(cond, scale_factor=2))
-    folder = type("Folder", (), {"samples": tmp_path})()
+    folder = RunFolder(tmp_path)
     image = write_preview_picture(
         run.dataset, folder, type("Trainer", (), {"global_step": 7})(), model
     )
-    assert np.array_equal(image, np.asarray(Image.open(tmp_path / "step_000000007.png")))
+    assert np.array_equal(image, np.asarray(Image.open(folder.preview_path(7))))
     assert torch.equal(asked[0], run.dataset.head("validation", 10).cond)
 
 
@@ -331,6 +333,36 @@ def test_downsampled_images_are_measured_beside_bicubic(genlab, train_run, tmp_p
         assert record["ssim_y_bicubic_per_image"][str(i)] == pytest.approx(
             psnr_ssim.ssim(back, x, crop=2).item(), rel=1e-6
         )
+
+
+@pytest.mark.parametrize(("top", "dtype"), [(65535, np.uint16), (1, np.float32)])
+def test_a_folder_of_deeper_images_keeps_its_range(
+    top, dtype, train_run, tmp_path, capsys, monkeypatch
+):
+    """12 bits in a file of 16 came out nearly black."""
+    x = noise(9, 7)
+    x[0, 0] = 255
+    (tmp_path / "in").mkdir()
+
+    def save(values: np.ndarray) -> None:
+        Image.fromarray(values).save(tmp_path / "in/x.tiff")
+
+    def denoise_it(out: str) -> dict[str, Any]:
+        return denoise(run, input_dir=str(tmp_path / "in"), output_dir=str(tmp_path / out))
+
+    save((x / 255 * top).round(0 if top > 1 else 6).astype(dtype))
+    run = run_of_function(load(train_run(*RUNS["denoise"])), lambda cond: cond)
+    record = denoise_it("out")
+    assert np.abs(np.asarray(Image.open(tmp_path / "out/x.png")).astype(int) - x).max() <= 1
+    assert f"{top} white" in record["notes"][0] and f"{top} white" in capsys.readouterr().err
+    save((x / 255 * 4095).astype(np.uint16))
+    with pytest.raises(UserError, match=r"input_dir=.*save them with 8 bits"):
+        denoise_it("other")
+    # as the images that the model was trained on
+    options = run.config["dataset"]
+    monkeypatch.setitem(options, "base", {**options, "file_range": [0, 4095]})  # in a wrapper
+    denoise_it("other")
+    assert np.abs(np.asarray(Image.open(tmp_path / "other/x.png")).astype(int) - x).max() <= 1
 
 
 @pytest.mark.parametrize("task", ["superres", "colorize", "denoise", "inpaint"])

@@ -64,7 +64,7 @@ def test_table_fits_and_says_shared_conditions_once(width):
     text = "\n".join(lines)
     assert max(map(len, lines)) <= width
     assert all(text.count(part) == 1 for part in ("n=1000", "split=test", "seed=0", SPACE))
-    assert text.count("500 against 500") == 1 and text.count("held-out data scores") == 1
+    assert text.count("500 against 500") == 1 and text.count("real items score") == 1
     headings = ["Likelihood: bound", "Samples against", "Fidelity", "Memorization", "Cost"]
     positions = [text.index(heading) for heading in headings]
     assert positions == sorted(positions)

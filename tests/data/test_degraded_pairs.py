@@ -679,7 +679,7 @@ def test_films_of_a_folder_are_told_by_its_names(names, sizes, note, tmp_path):
 @pytest.mark.parametrize(
     ("names", "words"),
     [
-        (["cat.png", "dog.png", "x1.png"], "a folder of its own, or number them"),
+        (["cat.png", "dog.png", "x1.png"], "a separate folder, or number them"),
         (["f1.png", "f01.png", "f2.png"], "are the same frame"),
         ([f"{i}_cam{c}.png" for i in range(9) for c in (1, 2)], "say 9 videos (0_cam*, 1_cam*"),
     ],

@@ -18,6 +18,7 @@ import torch
 from genlab.data.number_formats import number_formats_of_all_cells
 from genlab.data.summary import Column
 from genlab.data.table_columns import split_name_and_unit
+from genlab.data.table_files import RawTable, make_column_names_unique
 from genlab.data.table_samples import read_table_samples
 from genlab.data.table_units import TableUnits, round_preserving_variance
 from genlab.data.tabular import Table
@@ -778,3 +779,11 @@ def test_real_tables_are_read_or_refused_in_words():
         else:
             table = Table(path=path, **options)
             assert table.spec.class_names == classes and words in report(table)
+
+
+def test_ten_thousand_columns_of_one_name_are_numbered_at_once():
+    """The numbers of names that occur again are found without a search."""
+    raw = RawTable(["a"] * 10_000 + ["a.3", ""], [], np.zeros(0))
+    names = make_column_names_unique(raw).names
+    assert len(set(names)) == 10_002 and names[:4] == ["a", "a.1", "a.2", "a.4"]
+    assert len(raw.notes) <= 10

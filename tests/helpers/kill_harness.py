@@ -14,8 +14,9 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
-from helpers.recipes import states_equal
+from helpers.recipes import RECIPES, compose_config, small_overrides, states_equal
 
 from genlab.runs.run_folder import RunFolder
 
@@ -50,6 +51,7 @@ TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone")
 TIMING_KEYS = {"seconds", "seconds_left", "items_per_s", "memory_mb"}
 TIMEOUT_S = 300.0
 
+NEVER = "\n"  # in no path
 KILLED = -1  # in place of the exit code of a process that a signal killed
 
 # A process that has imported all that training needs, and forks a child for each command.
@@ -86,6 +88,17 @@ for line in sys.stdin:
     for stream in (0, 1, 2):
         os.dup2(os.open(os.devnull, os.O_RDONLY) if stream == 0 else output, stream)
     sys.argv, code = ["genlab", *order["arguments"]], 1
+    renames, replace = 0, os.replace
+    def replace_and_maybe_die(old, new):
+        # how every file that must not be half-written appears
+        global renames
+        renames += 1
+        if order["kill_at"] == renames - 0.5 or order["kill_before"] in str(new):
+            os.kill(os.getpid(), signal.SIGKILL)
+        replace(old, new)
+        if order["kill_at"] == renames or order["kill_after"] in str(new):
+            os.kill(os.getpid(), signal.SIGKILL)
+    os.replace = replace_and_maybe_die
     try:
         os.chdir(order["cwd"])
         cli.main()
@@ -98,7 +111,7 @@ for line in sys.stdin:
     sys.stdout.flush()
     sys.stderr.flush()
     with open(order["output"] + ".code", "w") as f:
-        f.write(str(code))
+        f.write(f"{code} {renames}")
     os._exit(code)
 """
 
@@ -139,7 +152,12 @@ class Process:
         assert self.wait(), f"{self.output}\nit does not end"
         assert "Traceback" not in self.output, self.output
         code = Path(f"{self.path}.code")
-        return int(code.read_text()) if code.exists() else KILLED
+        return int(code.read_text().split()[0]) if code.exists() else KILLED
+
+    @property
+    def num_renames(self) -> int:
+        """The number of files that the ended process has written atomically."""
+        return int(Path(f"{self.path}.code").read_text().split()[1])
 
     @property
     def output(self) -> str:
@@ -172,14 +190,31 @@ class ForkServer:
         self.process.wait()
         self.folder.cleanup()
 
-    def start(self, *arguments: object, cwd: Path | None = None) -> Process:
-        """Start `genlab <arguments>`."""
+    def start(
+        self,
+        *arguments: object,
+        cwd: Path | None = None,
+        kill_at: float = 0.0,
+        kill_before: str = NEVER,
+        kill_after: str = NEVER,
+    ) -> Process:
+        """Start `genlab <arguments>`.
+
+        Args:
+            kill_at: the process kills itself after so many atomic writes; at n − 0.5, the n-th
+                file is complete, but does not have its name yet.
+            kill_before, kill_after: it kills itself around the atomic write of a file with this
+                in its path.
+        """
         self.count += 1
         output = Path(self.folder.name) / str(self.count)
         order = {
             "arguments": [str(argument) for argument in arguments],
             "cwd": str(cwd or Path.cwd()),
             "output": str(output),
+            "kill_at": kill_at,
+            "kill_before": kill_before,
+            "kill_after": kill_after,
         }
         self.process.stdin.write(json.dumps(order) + "\n")
         self.process.stdin.flush()
@@ -289,3 +324,86 @@ def differences(whole: Path, part: Path) -> list[str]:
     (state, log), (other_state, other_log) = final_state_and_log(whole), final_state_and_log(part)
     keys = [key for key in state if not states_equal(state[key], other_state.get(key))]
     return keys if log == other_log else [*keys, "stats.jsonl"]
+
+
+# --- all that a run leaves ------------------------------------------------------------------------
+
+MOMENT_STEPS = 12
+MOMENT_OPTIONS = (
+    *("trainer.batch_size=8", "device=cpu", "device.threads=1", "out=run"),
+    *(f"trainer.steps={MOMENT_STEPS}", "trainer.log_every=4", "trainer.save_every=5"),
+    *("trainer.preview_every=8", "trainer.validate_every=3", "trainer.keep_checkpoints=2"),
+)
+# What makes a trainer do within a few steps all that it ever does.
+TRAINER_EXTRA = {
+    "debias_vae": ("trainer.resample_every=5", "trainer.resample_after=5"),
+    "progressive": ("trainer.fade_steps=2", "trainer.hold_steps=2"),
+    "gan": ("trainer.ema_decay=0.9",),
+}
+# Evaluations, whose decisions are part of a run.
+EVALUATED = ("trainer.evaluate_every=5", "evaluate.n=32", "evaluate.features=[pixels]")
+RECIPE_EXTRA = {
+    "dbn": ("trainer.stage_starts=[0,5]",),
+    "dbm": ("trainer.stage_starts=[0,5]",),
+    "srgan": ("trainer.stage_starts=[0,5]",),
+    "vae": (*EVALUATED, "evaluate.metrics=[likelihood]", "trainer.monitor=nll_elbo"),
+}
+NEEDS_MORE = {"gpt_text", "next_frame"}  # a download
+MOMENT_RECIPES = tuple(recipe for recipe in RECIPES if recipe not in NEEDS_MORE)
+
+
+def small_training(recipe: str) -> tuple[str, ...]:
+    """Return the arguments of a training of a recipe that takes about a second."""
+    config = compose_config(f"model={recipe}", "out=unused")
+    name, model = config["trainer"]["name"], config["model"]
+    # its pictures take as many steps
+    noise = ["model.timesteps=8"] if "timesteps" in model else []
+    if "timesteps" in (model.get("diffusion") or {}):
+        noise = ["model.diffusion.timesteps=8"]
+    shrunk = [
+        option.replace("'out=unused'", "'trainer.steps=3'")
+        for option in small_overrides(recipe)
+        if option.partition("=")[0] not in ("out", "device", "trainer.batch_size")
+    ]
+    extra = (*TRAINER_EXTRA.get(name, ()), *RECIPE_EXTRA.get(recipe, ()))
+    return ("train", *shrunk, *noise, *MOMENT_OPTIONS, *extra)
+
+
+def files_and_state(folder: Path) -> dict[str, Any]:
+    """Return all that a run leaves and that does not depend on its speed."""
+    run = RunFolder(folder)
+    state, log = final_state_and_log(folder)
+    found: dict[str, Any] = {"log": log, "state": state}
+    for path in sorted(p for p in folder.rglob("*") if p.suffix in (".png", ".txt", ".yaml")):
+        found[str(path.relative_to(folder))] = path.read_bytes()
+    for path in (*run.checkpoint_files(), run.best_checkpoint):
+        if path.exists():
+            found[path.name] = {
+                k: v for k, v in run.load_checkpoint(path).items() if k != "seconds"
+            }
+    found["files"] = sorted(p.name for p in folder.rglob("*") if p.name.endswith((".pt", ".part")))
+    return found | tensorboard_values(folder)
+
+
+def tensorboard_values(folder: Path) -> dict[str, Any]:
+    """Return the curves and pictures that TensorBoard shows of a run, by tag."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(
+        str(folder / "tensorboard"), size_guidance={"scalars": 0, "images": 0}
+    )
+    events.Reload()
+    found: dict[str, Any] = {}
+    for tag in events.Tags()["scalars"]:
+        if not set(tag.split("/")) & TIMING_KEYS:
+            found[f"tensorboard {tag}"] = [(e.step, e.value) for e in events.Scalars(tag)]
+    for tag in events.Tags()["images"]:
+        images = [(e.step, e.encoded_image_string) for e in events.Images(tag)]
+        found[f"tensorboard {tag}"] = images
+    return found
+
+
+def all_differences(whole: Path, part: Path) -> list[str]:
+    """Return in what a run differs from the uninterrupted one: files, states, log and curves."""
+    a, b = files_and_state(whole), files_and_state(part)
+    return [key for key in sorted(a.keys() | b.keys()) if not states_equal(a.get(key), b.get(key))]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import os
 import pickle
+import re
+from collections.abc import Sequence
 from copy import deepcopy
 from functools import cache, lru_cache
 from pathlib import Path
@@ -22,8 +24,39 @@ from genlab.fileio import atomic_write
 CONFIGS = Path(__file__).parents[2] / "configs"
 RECIPES = sorted(p.stem for p in (CONFIGS / "model").glob("*.yaml"))
 FLAGSHIPS = ["vae", "gan", "dcgan", "realnvp", "realnvp_points", "rbm", "ddpm_small", "ddpm_points"]
+# Tests that repeat a property over many recipes try these first.
+QUICK_FIRST = [*FLAGSHIPS, *(recipe for recipe in RECIPES if recipe not in FLAGSHIPS)]
 # A small batch on the CPU; `out` is never written.
 FAST_OVERRIDES = ("trainer.batch_size=8", "device=cpu", "out=unused")
+
+
+@cache
+def model_class(recipe: str) -> str:
+    """Return the target of a recipe's model, read from its file without composing it."""
+    return find_in_recipe(recipe, r"^  _target_: (genlab\.models\.\S+)")
+
+
+def model_family(overrides: Sequence[str]) -> str:
+    """Return the family, as vae or gan, of the model of `genlab train model=… …`."""
+    return model_class(overrides[0].removeprefix("model=")).split(".")[2]
+
+
+@cache
+def trainer_name(recipe: str) -> str:
+    """Return the name of a recipe's trainer, read from its file without composing it."""
+    return find_in_recipe(recipe, r"^trainer:[^\n]*\n(?:[ #].*\n)*?  name: (\w+)")
+
+
+@cache
+def conditional_kind(recipe: str) -> tuple[str, str]:
+    """Return a recipe's trainer and its `conditional`, or its name if it has no such option."""
+    return trainer_name(recipe), find_in_recipe(recipe, r"^ +conditional: (\w+)")
+
+
+def find_in_recipe(recipe: str, pattern: str) -> str:
+    """Return the first group of a pattern in a recipe's file; the name of the recipe without it."""
+    found = re.search(pattern, (CONFIGS / "model" / f"{recipe}.yaml").read_text(), re.M)
+    return found[1] if found else recipe
 
 
 def compose_config(*overrides: str) -> dict:
@@ -79,7 +112,8 @@ def make_dataset_cached(section: bytes) -> Any:
     return factory.make_dataset({"dataset": pickle.loads(section)})
 
 
-MAX_SIZES = {
+# The limits when the states of format 1 in tests/fixtures were written.
+MAX_SIZES_FORMAT_1 = {
     "channels": 16,
     "blocks": 1,
     "num_blocks": 1,
@@ -90,14 +124,27 @@ MAX_SIZES = {
     "heads": 2,
     "num_heads": 2,
 }
+MAX_SIZES = {
+    **MAX_SIZES_FORMAT_1,
+    "steps_per_scale": 2,
+    "solver_steps": 4,
+    "text_width": 32,
+    "text_layers": 2,
+    "text_heads": 2,
+    "hidden": 64,
+}
 
 
 @cache
-def small_overrides(recipe: str) -> tuple[str, ...]:
+def small_overrides(recipe: str, *, format_1: bool = False) -> tuple[str, ...]:
     """Return the overrides that make a recipe fast: narrow networks and few layers.
 
     Autoregressive models, which sample one pixel at a time, get smaller images too.
+
+    Args:
+        format_1: limit only what the fixtures of format 1 were limited in.
     """
+    limits = MAX_SIZES_FORMAT_1 if format_1 else MAX_SIZES
     overrides = (f"model={recipe}", *FAST_OVERRIDES)
     config = compose_config(*overrides)
     channel_options: tuple[str, ...] = ()
@@ -115,13 +162,15 @@ def small_overrides(recipe: str) -> tuple[str, ...]:
     # Without content features no classifier has to be trained first.
     if "content_features" in config["model"]:
         extra += ("model.content_features=null",)
+    if (config["preprocess"].get("size") or 0) > 32 and not format_1:
+        extra += ("preprocess.size=32",)
     if "num_pairs" in config["trainer"]:
         extra += ("trainer.num_pairs=16",)
     if name := pretrained_part_name(config):
         (part_recipe,) = (
             o.partition("=")[2] for o in config[name]["train"] if o.startswith("model=")
         )
-        extra += (f"{name}.train={list(small_overrides(part_recipe))}",)
+        extra += (f"{name}.train={list(small_overrides(part_recipe, format_1=format_1))}",)
     model = config["model"]
     diffusion_backbone = (model.get("diffusion") or {}).get("backbone") or {}
     networks = {
@@ -130,20 +179,23 @@ def small_overrides(recipe: str) -> tuple[str, ...]:
         "model.diffusion.backbone.map_backbone": diffusion_backbone.get("map_backbone"),
     }
     narrow = [
-        f"{path}.{k}={min(v, MAX_SIZES[k])}"
+        f"{path}.{k}={min(v, limits[k])}"
         for path, network in networks.items()
         for k, v in (network or {}).items()
-        if k in MAX_SIZES and k not in channel_options and isinstance(v, int)
+        if k in limits and k not in channel_options and isinstance(v, int)
     ]
-    channels = (f"model.{k}={shrink_channels(v)}" for k, v in model.items() if k in channel_options)
+    lists = {k: 16 for k in channel_options if k in model}
+    if "hidden" in limits and isinstance(model.get("hidden"), list):
+        lists["hidden"] = limits["hidden"]
+    channels = (f"model.{k}={limit_sizes(model[k], largest)}" for k, largest in lists.items())
     return (*overrides, *extra, *narrow, *channels)
 
 
-def shrink_channels(channels: Any) -> Any:
-    """Return a number of channels, or a nested list of them, limited to 16."""
-    if isinstance(channels, int):
-        return min(channels, 16)
-    return [shrink_channels(c) for c in channels]
+def limit_sizes(sizes: Any, largest: int) -> Any:
+    """Return a size, or a nested list of sizes, of which none is greater than `largest`."""
+    if isinstance(sizes, int):
+        return min(sizes, largest)
+    return [limit_sizes(size, largest) for size in sizes]
 
 
 def states_equal(a: object, b: object) -> bool:

@@ -20,7 +20,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean, median, stdev
 from typing import Any
 
 import yaml
@@ -34,6 +34,7 @@ START_LIMIT_S = 300.0  # for data, codecs and teachers before the first step
 EDGE_FRACTION = 0.1  # of the steps at either end whose mean losses are compared
 MIN_EDGE = 3  # steps at either end
 MIN_JUDGED_STEPS = 10  # of a training that was cut; fewer show no trend
+ZERO_GRADIENT = 1e-3  # of the later gradient norms, which are those of noise in the batches
 MAX_ADVANTAGE = 0.99  # of a discriminator, as genlab.models.gan.trainer reports it
 # One line of the log per step, and no pictures; a codec or teacher is trained for a minute.
 LOG_EVERY_STEP = ("trainer.log_every=1", "trainer.preview_every=0", "device=cpu")
@@ -78,12 +79,18 @@ class Outcome:
                 return name
         return ""
 
+    def begins_at_optimum(self) -> bool:
+        """Whether the first gradient vanishes, as of a model that is initialized by its data."""
+        norms = [line["grad_norm/model"] for line in self.log if "grad_norm/model" in line]
+        return len(norms) > 1 and norms[0] < ZERO_GRADIENT * median(norms[1:])
+
     def verdict(self) -> tuple[str, str, float, float]:
         """Return the verdict, which starts with "ok" if it is good, and what it rests on."""
         if self.skipped or self.error or not self.log:
             reason = self.skipped and f"skipped: {self.skipped}"
             return reason or self.error or "no step within the limit", "", math.nan, math.nan
-        losses = {k for line in self.log for k in line} - NOT_LOSSES
+        names = {k for line in self.log for k in line} - NOT_LOSSES
+        losses = {name for name in names if not name.startswith("grad_norm")}
         for name in sorted(losses):
             if not all(math.isfinite(line.get(name, 0.0)) for line in self.log):
                 return f"FAILED: {name} is not finite", name, math.nan, math.nan
@@ -99,6 +106,8 @@ class Outcome:
             if after > before + 2 * noise:
                 return "FAILED: rises", name, before, after
             result = "ok: falls" if after < before else "FAILED: does not fall"
+            if after >= before and self.begins_at_optimum():
+                result = "ok: begins at its optimum and stays there"
         else:
             name, (before, after) = next(iter(self.improvement.items()), ("", (math.nan,) * 2))
             good = after < before if name == "reconstruction error" else after > before
@@ -235,7 +244,7 @@ def read_losses(run: Path) -> Iterator[dict[str, float]]:
             continue
         numbers = {k: v for k, v in line.items() if isinstance(v, int | float)}
         if len(numbers) > 1:
-            yield {k: v for k, v in numbers.items() if not k.startswith(("lr/", "grad_norm"))}
+            yield {k: v for k, v in numbers.items() if not k.startswith("lr/")}
 
 
 def measure_improvement(run: Path) -> dict[str, tuple[float, float]]:

@@ -22,7 +22,7 @@ LONG_RUN = ("trainer.save_every=200", "trainer.log_every=150")
 ONE_CPU_JOB = (
     "hydra/launcher=slurm_cpu",
     "hydra.launcher.cpus_per_task=1",
-    "hydra.launcher.mem_gb=1",
+    "hydra.launcher.mem_gb=2",  # of a worker and of the job that is forked from it
 )
 
 

@@ -30,9 +30,9 @@ from genlab.config.option_docs import read_yaml_comments
 from genlab.config.override_keys import is_path_option
 from genlab.config.recipes import list_recipes, nearest_recipes_with
 from genlab.errors import UserError
-from genlab.fileio import read_json
 from genlab.inference import output_files
 from genlab.inference.output_files import CommandRequest
+from genlab.untrusted.files import read_json
 
 CVAE = ("model=cvae", "model.latent=4")
 AE = ("model=ae", "model.hidden=[]", "model.output=linear", "model.latent=5")
@@ -387,12 +387,15 @@ def path_options() -> list[tuple[str, str]]:
     """Return every option whose comment in the shipped YAML files speaks of a file or a folder."""
     found = set()
     for path in config_folder().rglob("*.yaml"):
-        for option, meaning in read_yaml_comments(path).items():
-            name = option.rpartition(".")[2]
-            config = yaml.safe_load(path.read_text())
+        named = {
+            option.rpartition(".")[2]
+            for option, meaning in read_yaml_comments(path).items()
+            if re.search(r"\b(file|folder|checkpoint)s?\b", meaning)
+        }
+        config = yaml.safe_load(path.read_text()) if named else None
+        for name in named:
             value = config.get(name, "") if isinstance(config, dict) else ""
-            takes_text = value is None or isinstance(value, str)
-            if takes_text and re.search(r"\b(file|folder|checkpoint)s?\b", meaning):
+            if value is None or isinstance(value, str):
                 found.add((path.name, name))
     return sorted(found)
 

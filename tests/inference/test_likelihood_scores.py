@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,10 +14,13 @@ from helpers.recipes import build_training_objects
 from PIL import Image
 from sklearn.metrics import roc_auc_score
 
+from genlab.abilities import Estimate
+from genlab.commands.models import best_likelihood_tag
 from genlab.data.digits import Digits
 from genlab.data.shapes2d import Shapes
 from genlab.data.toy_points import Points
 from genlab.errors import UserError
+from genlab.inference.likelihood_scores import LIKELIHOODS, find_supported_score
 from genlab.metrics.base import Settings
 from genlab.metrics.context import MetricContext
 from genlab.metrics.reconstruction import move_to_bin_centers
@@ -271,3 +275,20 @@ def test_reconstruction_error_equals_that_of_pca(interval, dequantize):
         width = (dataset.spec.range[1] - dataset.spec.range[0]) / 17
         assert ((x - middle).abs() <= width / 2 + 1e-6).all() and middle.unique().numel() <= 17
         assert math.isclose(middle.min().item(), dataset.spec.range[0] + width / 2, abs_tol=1e-6)
+
+
+@pytest.mark.parametrize("ability", ["iwae", "elbo", "energy"])
+@pytest.mark.parametrize("tag", ["exact", "estimate"])
+def test_score_that_contains_an_estimate_is_an_estimate(ability, tag):
+    """Its error is the score's too, and so is its note."""
+
+    def give_zeros(x, *_, **__):
+        return torch.zeros(len(x))
+
+    log_z = Estimate(2.0, 0.5 if tag == "estimate" else None, tag, "few chains")
+    model = SimpleNamespace(log_partition=lambda: log_z, **{ability: give_zeros})
+    score = find_supported_score(SimpleNamespace(model=model), LIKELIHOODS)
+    assert score.tag == (tag if tag == "estimate" or ability == "energy" else "bound")
+    assert score.common_error == (log_z.error or 0.0) and score.note == "few chains"
+    assert best_likelihood_tag({ability, "log_partition"}) == "estimate"
+    assert best_likelihood_tag({"iwae"}) == "bound"

@@ -44,6 +44,13 @@ class GivenItems(Dataset):
 
     head_as_uint8_images = head
 
+    def head_indices(self, split, n=None, *, seed=0):
+        return torch.arange(self.size(split))[:n]
+
+    def items_like_samples(self, split, index, *, seed=0, augment=True):
+        batch = self.splits[split]
+        return Batch(batch.x[index], None if batch.y is None else batch.y[index])
+
 
 def quarter_images(y: torch.Tensor) -> torch.Tensor:
     """Return noisy images uint8 (N, 1, 8, 8) whose class is the quarter that is bright."""

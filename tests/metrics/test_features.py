@@ -278,10 +278,15 @@ class GivenImages(Dataset):
         self.x, self.spec = x, DataSpec((channels, *x.shape[2:]), num_classes=0)
 
     def size(self, split: str) -> int:
-        return len(self.x)
+        return len(self.x) if split != "train" else 0
 
-    def head_as_uint8_images(self, split: str, n: int, *, seed: int = 0) -> Batch:
-        return Batch(self.x[:n])
+    def head_indices(self, split: str, n: int | None = None, *, seed: int = 0) -> Tensor:
+        return torch.arange(len(self.x))[:n]
+
+    def items_like_samples(
+        self, split: str, index: Tensor, *, seed: int = 0, augment: bool = True
+    ) -> Batch:
+        return Batch(self.x[index])
 
 
 def write_images(n: int, folder: Path, *, bright: float) -> Tensor:

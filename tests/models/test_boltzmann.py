@@ -8,7 +8,11 @@ import torch
 
 from genlab.distributed.device import Device
 from genlab.errors import UserError
-from genlab.models.boltzmann.ais import ais_inverse_temperatures
+from genlab.models.boltzmann.ais import (
+    ais_estimate_from_log_weights,
+    ais_inverse_temperatures,
+)
+from genlab.models.boltzmann.grbm import GRBM
 from genlab.models.boltzmann.rbm import RBM
 from genlab.models.boltzmann.trainer import CDTrainer
 from genlab.spec import Batch, DataSpec
@@ -145,6 +149,19 @@ def test_ais_is_within_its_error_of_the_exact_value(visible, hidden, scale):
     assert abs(estimate.value - model.enumerate_log_partition()) < 4 * estimate.error
 
 
+@pytest.mark.parametrize(
+    ("log_w", "effective", "error"),
+    [([0.3] * 50, 50, 0), ([0.0] * 99 + [60.0], 1, 1), ([0.0] * 90 + [40.0] * 10, 10, 0.3)],
+)
+def test_ais_says_how_many_chains_have_the_weight(log_w, effective, error):
+    """The error by the delta method does not exceed 1 where one chain has all the weight."""
+    estimate = ais_estimate_from_log_weights(torch.tensor(log_w, dtype=torch.float64), 2.0)
+    assert estimate.effective_chains == pytest.approx(effective)
+    assert estimate.error == pytest.approx(error, abs=0.02)
+    words = f"{effective:.2g} effective chains of {len(log_w)}"
+    assert (words in estimate.note) == bool(estimate.note) == (effective < 20)
+
+
 def test_log_partition_of_large_models_is_estimated():
     model = rbm(22, 21, 0.1)
     model.ais_log_partition = partial(model.ais_log_partition, num_chains=10, num_temperatures=20)
@@ -239,3 +256,18 @@ def test_rejects_labels_and_unknown_samplers():
         rbm().sample(2, torch.tensor([0, 1]))
     with pytest.raises(UserError, match="does not support sampler=ddim"):
         rbm().sample(2, sampler="ddim")
+
+
+def test_grbm_variance_of_data_far_from_zero():
+    """E[v²] − E[v]² in single precision was off by more than the variance."""
+    torch.manual_seed(0)
+    model = GRBM(DataSpec((3,), kind="points", levels=0), hidden=4)
+    scale, offset = torch.tensor([1.0, 2.0, 0.5]), torch.tensor([0.0, 1e4, -300.0])
+    batches = torch.randn(30, 32, 3) * scale + offset
+    for step, x in enumerate(batches):
+        model.update_data_stats(model.batch_data_stats(x), step=step, batch_size=32)
+    exact = batches.flatten(0, 1).double()
+    torch.testing.assert_close(
+        model.base_var.double(), exact.var(0, correction=0), rtol=1e-2, atol=0
+    )
+    torch.testing.assert_close(model.base_rate.double(), exact.mean(0), rtol=1e-5, atol=1e-4)

@@ -16,6 +16,7 @@ from torch.distributions import Bernoulli, MultivariateNormal
 
 from genlab.errors import UserError
 from genlab.models.classical.bernoulli_mixture import BernoulliMixture
+from genlab.models.classical.covariance import FullCovariance, LowRankCovariance
 from genlab.models.classical.full_batch import TrainingItems
 from genlab.models.classical.gmm import GMM
 from genlab.models.classical.kmeans import KMeans, squared_distance_to_nearest
@@ -76,6 +77,92 @@ def exact_density(model: GMM | PCA, group: int = 0) -> MultivariateNormal:
     else:
         sigma = covariance.variance[i].diag()
     return MultivariateNormal(model.mean[i], sigma)
+
+
+# --- small variances, and values that determine each other ----------------------------------------
+
+
+@pytest.mark.parametrize("noise_variance", [1e-2, 1e-4, 1e-6])
+def test_low_rank_density_does_not_cancel(noise_variance):
+    """|x|²/σ² minus its part in the subspace lost 4 nats at σ² = 1e-4, and 280 at 1e-6."""
+    torch.manual_seed(0)
+    dim, rank = 200, 20
+    axes = torch.linalg.qr(torch.randn(dim, dim).double())[0][:, :rank].T
+    values, noise = 100 * torch.rand(rank).double() + 1, torch.tensor(noise_variance).double()
+    exact, single = (
+        LowRankCovariance(1, dim, rank=rank).double(),
+        LowRankCovariance(1, dim, rank=rank),
+    )
+    for covariance in (exact, single):
+        covariance.set_eigendecomposition(axes, values, noise, 0)
+    x = (torch.randn(300, rank).double() * values.sqrt()) @ axes
+    x = x + noise.sqrt() * torch.randn(300, dim).double()
+    error = (single.log_prob(x.float(), 0) - exact.log_prob(x, 0)).abs().max()
+    assert error < (0.02 if noise_variance < 1e-5 else 2e-3)
+
+
+def degenerate_data(kind: str, scale: float) -> Batch:
+    torch.manual_seed(0)
+    x = torch.randn(200, 5)
+    if kind == "collinear":
+        x[:, 3], x[:, 4] = x[:, 0] + x[:, 1], 2 * x[:, 2]
+    elif kind == "constant":
+        x[:, 2:] = 3.0
+    elif kind == "one-hot":
+        x = torch.nn.functional.one_hot(torch.randint(5, (200,)), 5).float()
+    elif kind == "few":
+        x = x[:7]
+    return Batch(scale * x, torch.zeros(len(x), dtype=torch.long))
+
+
+@pytest.mark.parametrize(("scale", "full_batch"), [(1.0, True), (1e4, False)])
+@pytest.mark.parametrize("kind", ["collinear", "constant", "one-hot", "few"])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: PCA(POINTS, latent=3),
+        lambda: PCA(POINTS, latent=4),
+        lambda: GMM(POINTS, num_components=2),
+        lambda: GMM(POINTS, num_components=2, reg_covar=0.0),
+        lambda: GMM(POINTS, num_components=2, covariance="diagonal"),
+        lambda: GMM(POINTS, num_components=2, covariance="diagonal", reg_covar=0.0),
+        lambda: GMM(POINTS, num_components=2, covariance="low_rank", rank=3),
+    ],
+)
+def test_values_without_variance_get_a_floor_that_is_said_or_are_refused(
+    make, kind, scale, full_batch
+):
+    """Collinear columns made the density NaN, or Cholesky fail."""
+    batch = degenerate_data(kind, scale)
+    model, items = make(), training_items(batch, full_batch=full_batch)
+    try:
+        losses = [model.fit_step(items, step=i, seed=i)["loss"] for i in range(3)]
+    except UserError as error:
+        assert "set model.reg_covar=1e-6" in str(error) and model.reg_covar == 0
+        return
+    assert torch.isfinite(torch.stack([loss.double() for loss in losses])).all()
+    log_prob = model.log_prob(batch.x)
+    assert torch.isfinite(log_prob).all() and torch.isfinite(model.sample(5)).all()
+    exact = model.double().log_prob(batch.x.double())
+    assert (log_prob - exact).abs().max() < 0.05 * 5  # the floor is one that float32 resolves
+    is_flat = kind in ("collinear", "constant") and isinstance(model, PCA)
+    if is_flat or (kind == "collinear" and isinstance(model.covariance, FullCovariance)):
+        (note,) = model.fit_notes()
+        assert "floor" in note and ("model.latent" in note or "model.reg_covar" in note)
+
+
+def test_a_floor_is_printed_once_and_its_remedy_works(genlab, tmp_path):
+    rows = ["a,b,c,d"]
+    torch.manual_seed(0)
+    for a, b in torch.randn(200, 2).tolist():
+        rows.append(f"{a},{b},{a + b},{2 * a}")
+    (tmp_path / "t.csv").write_text("\n".join(rows))
+    train = ("train", "model=pca", "dataset=table", "dataset.path=t.csv", "dataset.label=none")
+    result = genlab(*train, "model.latent=2", "device=cpu", "out=a")
+    assert result.code == 0, result.err
+    assert (result.out + result.err).count("in at most 2 of its 4 directions") == 1
+    result = genlab(*train, "model.latent=1", "device=cpu", "out=b")
+    assert result.code == 0 and "directions" not in result.out + result.err
 
 
 # --- probabilistic PCA ----------------------------------------------------------------------------

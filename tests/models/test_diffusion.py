@@ -7,6 +7,7 @@ from functools import partial
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from genlab.errors import UserError
 from genlab.models.diffusion.ddpm import DDPM
@@ -21,7 +22,7 @@ from genlab.models.diffusion.samplers import (
 from genlab.models.diffusion.schedule import NoiseSchedule
 from genlab.models.diffusion.vlb import discretized_gaussian_log_prob, timestep_strata_bounds, vlb
 from genlab.nn.embeddings import fourier_features
-from genlab.nn.unet import UNet
+from genlab.nn.unet import ResBlock, UNet
 from genlab.spec import Batch, DataSpec
 
 T = 1000
@@ -230,6 +231,21 @@ def test_discretized_gaussian_sums_to_one(levels, mean, std):
     assert log_p.isfinite().all() and torch.autograd.grad(log_p.sum(), x)[0].isfinite().all()
 
 
+@pytest.mark.parametrize("levels", [2, 17, 256])
+def test_discretized_gaussian_has_a_finite_gradient_in_float32(levels):
+    """It was infinite for means far from the bin, which ended DiT's training on digits."""
+    torch.manual_seed(0)
+    x = torch.randint(levels, (5000,)) * 2 / (levels - 1) - 1
+    mean, log_variance = torch.randn(5000) * torch.logspace(-3, 2, 5000), torch.rand(5000) * 14 - 12
+    results = []
+    for dtype in (torch.float32, torch.float64):
+        inputs = [v.to(dtype, copy=True).requires_grad_() for v in (mean, log_variance)]
+        log_p = discretized_gaussian_log_prob(x.to(dtype), inputs[0], inputs[1].exp(), levels)
+        results.append([log_p, *torch.autograd.grad(log_p.sum(), inputs)])
+    for single, double in zip(*results, strict=True):
+        torch.testing.assert_close(single.double(), double, rtol=3e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("terms", [1, 10])
 def test_bound_from_few_terms_is_unbiased(terms):
     schedule = NoiseSchedule("linear", 100)
@@ -313,8 +329,41 @@ def test_attention_is_at_requested_next_smaller_or_smallest_maps(side, requested
     assert [size for name, size in seen if name == "SelfAttention2d"] == expected
 
 
-def test_default_ddpm_has_the_paper_s_parameter_count():
+def test_networks_have_the_parameter_counts_of_the_papers():
     assert sum(p.numel() for p in DDPM(DataSpec((3, 32, 32))).parameters()) == 35_746_307
+    with torch.device("meta"):  # improved DDPM, as the authors' code builds it
+        network = unet(
+            (3, 32, 32),
+            num_blocks=3,
+            attention_resolutions=(16, 8),
+            num_heads=4,
+            scale_shift_norm=True,
+            outputs=6,
+        )
+    assert sum(p.numel() for p in network.parameters()) == 52_546_438
+
+
+def test_scale_shift_norm_follows_its_formula():
+    """norm(h)·(1 + scale) + shift, with scale and shift from the time (Nichol & Dhariwal 2021)."""
+    torch.manual_seed(0)
+    block = ResBlock(4, 8, 6, 0.0, scale_shift_norm=True).double()
+    x, e = (torch.randn(*shape, dtype=torch.float64) for shape in ((2, 4, 5, 5), (2, 6)))
+    scale, shift = block.embed(e)[:, :, None, None].split(8, 1)
+    h = block.norm2(block.conv1(F.silu(block.norm1(x)))) * (1 + scale) + shift
+    torch.testing.assert_close(block(x, e), block.skip(x) + block.conv2(F.silu(h)))
+
+
+@pytest.mark.parametrize(("rescale", "expected"), [(True, [0, 250, 999.75]), (False, None)])
+def test_rescaled_timesteps_do_not_depend_on_t_max(rescale, expected):
+    """With `rescale_timesteps` the network receives 1000·t/T, in training and in sampling."""
+    model = DDPM(DataSpec((2,), kind="points", levels=0), timesteps=4000, rescale_timesteps=rescale)
+    times = torch.tensor([0, 1000, 3999])
+    seen = []
+    model.network.register_forward_pre_hook(lambda _, x: seen.append(x[1]))
+    model.predict_x0(torch.zeros(3, 2), times.float())
+    model.predict_target_and_variance(torch.zeros(3, 2), times, None)
+    for t in seen:
+        assert t.tolist() == (expected or times.tolist())
 
 
 @pytest.mark.parametrize(("count", "angles"), [(0, []), (3, [0.5, 1.0, 2.0, -0.25, -0.5, -1.0])])

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+import re
 from functools import partial
 from itertools import pairwise
 
 import pytest
 import torch
+from helpers.kinds import first_of_each_kind
 
 from genlab.errors import UserError
 from genlab.models.diffusion.ddpm import DDPM
@@ -15,7 +17,14 @@ from genlab.models.diffusion.edm import EDM
 from genlab.models.diffusion.flow_matching import FlowMatching
 from genlab.models.diffusion.networks import dit, mlp, unet
 from genlab.models.diffusion.ode_likelihood import ode_log_prob
-from genlab.models.diffusion.samplers import SAMPLERS, ddim, euler, heun, shift_levels
+from genlab.models.diffusion.samplers import (
+    SAMPLERS,
+    ddim,
+    euler,
+    heun,
+    normal_std_ratio,
+    shift_levels,
+)
 from genlab.models.diffusion.schedule import CLEAN, NoiseSchedule
 from genlab.models.diffusion.vlb import eps_mse, vlb
 from genlab.spec import Batch, DataSpec
@@ -124,9 +133,18 @@ def test_flow_matching_samples_of_a_gaussian_have_the_known_error(steps, ratio):
     assert x.item() / math.sqrt(s2) == pytest.approx(ratio, abs=5.1e-5)
 
 
-@pytest.mark.parametrize("name", ["edm", "flow", "ddpm"])
+def pair_with_paths(cases: list[tuple]) -> list[tuple]:
+    """Return each case with each path; the first of each case have different paths."""
+    names = ("edm", "flow", "ddpm")
+    return [(names[(first + at) % 3], *case) for first in range(3) for at, case in enumerate(cases)]
+
+
 @pytest.mark.parametrize(
-    ("sampler", "order"), [("euler", 1), ("ddim", 1), ("heun", 2), ("dpm_solver", 2)]
+    ("name", "sampler", "order"),
+    first_of_each_kind(
+        pair_with_paths([("euler", 1), ("ddim", 1), ("heun", 2), ("dpm_solver", 2)]),
+        lambda case: case[1],
+    ),
 )
 def test_samplers_converge_at_their_order(name, sampler, order):
     """The error at the end of a trajectory of a mixture's ODE falls as steps^−order."""
@@ -358,8 +376,13 @@ def test_euler_is_ddim_without_noise(name):
     )
 
 
-@pytest.mark.parametrize("name", ["edm", "flow", "ddpm"])
-@pytest.mark.parametrize("sampler", ["ancestral", "ddim", "euler", "heun", "dpm_solver"])
+@pytest.mark.parametrize(
+    ("name", "sampler"),
+    first_of_each_kind(
+        pair_with_paths([("ancestral",), ("ddim",), ("euler",), ("heun",), ("dpm_solver",)]),
+        lambda case: case[1],
+    ),
+)
 def test_samples_have_the_distribution_of_the_data(name, sampler):
     """Kolmogorov–Smirnov distance of 20,000 samples from the mixture's distribution function."""
     levels, level_of, straight, prior_std = path(name)
@@ -531,6 +554,15 @@ def test_edm_preconditioning_has_unit_variance(s):
     assert ((x0 - c_skip * x) / c_out).std().item() == pytest.approx(1, abs=0.005)
 
 
+@pytest.mark.parametrize("scale", [1.0, 1000.0])
+def test_edm_passes_c_noise_on_as_the_time(scale):
+    """The network receives ln(σ)/4 (table 1), times `c_noise_scale`."""
+    model, seen = EDM(POINTS, c_noise_scale=scale), []
+    model.network.register_forward_pre_hook(lambda _, x: seen.append(x[1]))
+    model.predict_x0(torch.zeros(2, 2), torch.tensor([0.5, 80.0]))
+    torch.testing.assert_close(seen[0], scale * torch.tensor([0.5, 80.0]).log() / 4)
+
+
 def test_learned_variance_is_between_its_bounds():
     schedule, t = NoiseSchedule("cosine", 100), torch.arange(1, 100)
     low, high = (schedule.float64_tables[key][1:].log() for key in ("beta_tilde", "betas"))
@@ -588,3 +620,62 @@ def test_zero_terminal_snr(name):
 def test_error_names_the_fix(act, words):
     with pytest.raises(UserError, match=words):
         act()
+
+
+# --- few steps ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("steps", [6, 18])
+@pytest.mark.parametrize("kind", ["edm", "flow"])
+def test_ancestral_sampling_in_few_steps_has_the_deviation_of_normal_data(kind, steps, capsys):
+    """With the exact denoiser of N(0, s²); β alone makes it 1.4 times as large in 18 EDM steps."""
+    model = EDM(POINTS, sigma_data=0.5) if kind == "edm" else FlowMatching(POINTS)
+    model.double()
+    std = model.data_std
+
+    def predict_x0(x, t, y=None):
+        ratio = model.noise_to_signal(float(t))
+        alpha = 1.0 if kind == "edm" else 1 / (1 + ratio)
+        sigma = ratio if kind == "edm" else 1 - alpha
+        return alpha * std**2 / ((alpha * std) ** 2 + sigma**2) * x, None
+
+    model.predict_x0 = predict_x0
+    torch.manual_seed(0)
+    x = model.sample(20_000, sampler="ancestral", steps=steps)
+    assert x.std().item() == pytest.approx(std, rel=0.04)
+    assert "inaccurate" not in capsys.readouterr().err
+    x = model.sample(20_000, sampler="ancestral", steps=steps, variance="beta")
+    error = capsys.readouterr().err
+    assert ("is inaccurate: even samples" in error) == (kind == "edm")
+    if kind == "edm":
+        stated = float(re.search(r"would have ([\d.]+) times", error)[1])
+        assert stated == pytest.approx(x.std().item() / std, rel=0.03) and stated > 1.3
+    model.sample(2, sampler="ancestral", steps=steps, variance="beta")
+    assert not capsys.readouterr().err, "it is said once"
+
+
+@pytest.mark.parametrize(
+    ("sampler", "options"),
+    [("heun", {}), ("heun", {"churn_gamma": 0.3}), ("ddim", {"eta": 0.6}), ("euler", {}),
+     ("dpm_solver", {"eta": 1.0})],
+)  # fmt: skip
+def test_deviation_of_samples_of_normal_data_is_predicted(sampler, options):
+    """`normal_std_ratio` equals what drawing many samples gives, for each sampler."""
+    model = EDM(POINTS, sigma_data=0.7).double()
+    levels = model.noise_levels(9, sampler)
+    integrate = model.make_sampler(sampler, **options)
+
+    def denoise(x, t):
+        return 0.49 / (0.49 + t**2) * x
+
+    torch.manual_seed(1)
+    x = integrate(denoise, 80 * torch.randn(40_000, dtype=torch.float64), levels)
+    ratio = normal_std_ratio(
+        integrate,
+        levels,
+        model.nearest_noise_level,
+        data_std=0.7,
+        prior_std=80.0,
+        adds_noise=sampler != "euler",
+    )
+    assert x.std().item() / 0.7 == pytest.approx(ratio, rel=0.02)

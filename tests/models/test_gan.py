@@ -7,7 +7,16 @@ from typing import get_args
 
 import pytest
 import torch
-from helpers.recipes import CONFIGS, RECIPES, compose_config
+import torch.nn.functional as F
+from helpers.kinds import first_of_each_kind
+from helpers.recipes import (
+    CONFIGS,
+    RECIPES,
+    build_training_objects,
+    compose_config,
+    model_class,
+    small_overrides,
+)
 
 from genlab.builders.factory import make_device, make_model, make_trainer
 from genlab.distributed.device import Device
@@ -36,6 +45,7 @@ from genlab.models.gan.regularizers import (
     r1_penalty,
 )
 from genlab.models.gan.trainer import REPORT_AFTER_INTERVALS, GANTrainer
+from genlab.nn.batch_norm import batch_norm_layers
 from genlab.nn.minibatch_stddev import MinibatchStddev
 from genlab.spec import Batch, DataSpec
 
@@ -306,6 +316,10 @@ def test_every_loss_works_with_every_regularizer_and_network(name, loss, regular
         with pytest.raises(UserError, match="minimax, non_saturating, least_squares or hinge"):
             small(name, loss=loss, **regularizer)
         return
+    if "gradient_penalty" in regularizer and name == "dcgan":
+        with pytest.raises(UserError, match="batch normalization.*regularizer=r1"):
+            trainer_of(small(name, loss=loss, **regularizer))
+        return
     for way in CONDITIONING:
         torch.manual_seed(0)
         trainer = trainer_of(small(name, loss=loss, **regularizer, **way))
@@ -463,6 +477,56 @@ def test_gradient_penalty_interpolates_augmented_images(monkeypatch):
     model.discriminator_loss(batch_of(model))
     ((real, fake),) = asked
     assert torch.equal(real, model.augment.given[0]) and torch.equal(fake, model.augment.given[1])
+
+
+def test_r1_is_the_gradient_at_single_samples_also_with_batch_normalization():
+    """Through the statistics of the batch it was 0.64 to 1.66 of that."""
+    torch.manual_seed(0)
+    model = small("dcgan", r1=1.0).double().train()
+    batch = batch_of(model)
+    before = {name: buffer.clone() for name, buffer in model.discriminator.named_buffers()}
+    found = model.discriminator_loss(batch)["r1"]
+    # the same network, with the statistics of this batch as its running statistics
+    single = small("dcgan", r1=1.0).double()
+    single.load_state_dict(model.state_dict())
+    norms = [m for m in single.discriminator.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = 1.0
+
+    def keep_biased_variance(layer, inputs, _):  # running_var is the unbiased one
+        layer.running_var.copy_(inputs[0].var((0, 2, 3), correction=0))
+
+    hooks = [norm.register_forward_hook(keep_biased_variance) for norm in norms]
+    with torch.no_grad():
+        single.discriminator.train()(batch.x)
+    for hook in hooks:
+        hook.remove()
+    single.eval()
+    gradients = []
+    for i in range(len(batch)):
+        x = batch.x[i : i + 1].clone().requires_grad_()
+        gradients.append(torch.autograd.grad(single.discriminator(x).sum(), x)[0])
+    expected = torch.cat(gradients).flatten(1).square().sum(1).mean()
+    torch.testing.assert_close(found, expected)
+    through_batch = small("dcgan", r1=1.0, penalize_through_batch=True).double()
+    through_batch.load_state_dict(model.state_dict())
+    old = through_batch.discriminator_loss(batch)["r1"]
+    assert abs(old / expected - 1) > 0.05
+    # as many updates of the statistics as without the penalty: of real and of fake samples
+    counts = [name for name in before if name.endswith("num_batches_tracked")]
+    buffers = dict(model.discriminator.named_buffers())
+    assert counts and all(buffers[name] - before[name] == 2 for name in counts)
+
+
+@pytest.mark.parametrize("recipe", ["dcgan", "infogan", "acgan"])
+def test_gradient_penalty_through_batch_normalization_is_refused(recipe):
+    words = [*small_overrides(recipe), "dataset.size=16"]
+    with pytest.raises(UserError, match="D of .* has batch normalization") as refusal:
+        build_training_objects(*words, "+regularizer=gradient_penalty")
+    for remedy in ("+regularizer=r1", "+regularizer=spectral_norm"):
+        assert remedy in str(refusal.value)
+        build_training_objects(*words, remedy)
 
 
 def test_r1_differentiates_through_the_augmentation():
@@ -731,6 +795,55 @@ def test_projection_and_auxiliary_conditioning_match_formulas(name):
     torch.testing.assert_close(model.discriminator_loss(batch)["classification"], expected)
 
 
+@pytest.mark.parametrize("weight", [0.0, 0.1, 1.0])
+def test_class_losses_have_their_weights(weight):
+    """G's class loss has `g_class_weight`; D may learn the classes of samples too."""
+    losses = {}
+    for fakes in (False, True):
+        torch.manual_seed(0)
+        model = small(
+            "gan",
+            conditional=True,
+            condition="auxiliary",
+            d_learns_fake_classes=fakes,
+            g_class_weight=weight,
+        )
+        batch = batch_of(model.eval())
+        torch.manual_seed(1)
+        losses[fakes] = model.discriminator_loss(batch)
+    expected = losses[False]["loss"] + losses[True]["classification/fake"]
+    torch.testing.assert_close(losses[True]["loss"], expected)
+    torch.manual_seed(1)
+    z = model.prior(len(batch), batch.y)
+    h = model.discriminator.extract_features(model.generator(z))
+    class_loss = F.cross_entropy(model.discriminator.class_logits(h), batch.y)
+    torch.testing.assert_close(losses[True]["classification/fake"], class_loss)
+    torch.manual_seed(1)
+    adversarial = model.objective.generator(model.discriminator.logits(h), None)
+    torch.testing.assert_close(
+        model.generator_loss(batch)["loss"], adversarial + weight * class_loss
+    )
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_g_batch_mult_enlarges_only_the_batches_of_g(accumulate, monkeypatch):
+    trainer = trainer_of(
+        small("gan", conditional=True), g_batch_mult=2, d_steps=2, grad_accum_steps=accumulate
+    )
+    seen = {"discriminator": [], "generator": []}
+    for who, log in seen.items():
+        method = getattr(trainer.model, f"{who}_loss")
+        monkeypatch.setattr(
+            trainer.model,
+            f"{who}_loss",
+            lambda b, m=method, log=log, **how: (log.append(b.y.tolist()), m(b, **how))[1],
+        )
+    batch = batch_of(trainer.model, 3)
+    trainer.step(iter([batch] * 10))
+    assert seen["discriminator"] == [[0, 1, 2]] * 2 * accumulate
+    assert seen["generator"] == [[0, 1, 2] * 2] * accumulate
+
+
 @pytest.mark.parametrize("name", ["gan", "dcgan"])
 @pytest.mark.parametrize("conditional", [False, True])
 @pytest.mark.parametrize(
@@ -895,7 +1008,7 @@ REGULARIZED_RUNS = [
     *((name,) for name in GAN_RUNS),
     *(
         ("model=dcgan", f"+regularizer={name}")
-        for name in ("r1", "gradient_penalty", "spectral_norm", "weight_clip", "minibatch_stddev")
+        for name in ("r1", "spectral_norm", "weight_clip", "minibatch_stddev")
     ),
     (
         "model=dcgan",
@@ -909,7 +1022,24 @@ REGULARIZED_RUNS = [
 ]
 
 
-@pytest.mark.parametrize("overrides", REGULARIZED_RUNS, ids=" ".join)
+def regularized_kind(case: tuple[tuple[str, ...]]) -> str:
+    """Return the options of a run; of an experiment, those of its recipe."""
+    (overrides,) = case
+    experiment = overrides[0].removeprefix("experiment=")
+    if experiment == overrides[0]:
+        return " ".join(overrides)
+    text = (CONFIGS / "experiment" / f"{experiment}.yaml").read_text()
+    return "model=" + re.search(r"override /model: (\w+)", text)[1]
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    first_of_each_kind(
+        ((overrides,) for overrides in REGULARIZED_RUNS),
+        regularized_kind,
+        name=lambda case: " ".join(case[0]),
+    ),
+)
 def test_suggestions_build_and_do_not_weaken_regularization(overrides):
     trainer = make_trainer_of_recipe(*overrides)
 
@@ -990,7 +1120,7 @@ def has_effect(model, regularizer: str) -> bool:
     raise AssertionError(regularizer)
 
 
-@pytest.mark.parametrize("recipe", GAN_RECIPES)
+@pytest.mark.parametrize("recipe", first_of_each_kind(GAN_RECIPES, model_class))
 def test_every_gan_recipe_trains_with_every_loss_and_regularizer(recipe):
     """One step with each loss and R1, and one with each regularizer and the recipe's loss."""
     for options in [*({"loss": loss, "r1": 0.5} for loss in LOSSES), *REGULARIZERS]:
@@ -1008,8 +1138,13 @@ def test_every_gan_recipe_trains_with_every_loss_and_regularizer(recipe):
             with pytest.raises(UserError, match="equalized"):
                 narrow_model(recipe, **options)
             continue
-        trainer = trainer_of(narrow_model(recipe, **options))
-        model, D = trainer.model, trainer.model.discriminator
+        model = narrow_model(recipe, **options)
+        D = model.discriminator
+        if "gradient_penalty" in options and batch_norm_layers(D):
+            with pytest.raises(UserError, match="batch normalization.*regularizer=r1"):
+                trainer_of(model)
+            continue
+        trainer = trainer_of(model)
         before = {name: p.detach().clone() for name, p in D.named_parameters()}
         logs = trainer.train_step(iter([batch_of(model, 4)]))
         assert all(torch.isfinite(v) for v in logs.values()), options

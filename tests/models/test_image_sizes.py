@@ -10,7 +10,8 @@ from functools import cache
 import pytest
 import torch
 import yaml
-from helpers.recipes import CONFIGS, RECIPES, compose_config, small_overrides
+from helpers.kinds import first_of_each_kind
+from helpers.recipes import CONFIGS, RECIPES, compose_config, model_class, small_overrides
 
 from genlab.builders import factory
 from genlab.config.dotted_keys import set_option
@@ -66,7 +67,7 @@ def shapes_to_try(recipe: str) -> tuple[tuple[int, int], ...]:
     return SHAPES[:3] if recipe in DENSE else SHAPES
 
 
-@pytest.mark.parametrize("recipe", image_recipes())
+@pytest.mark.parametrize("recipe", first_of_each_kind(image_recipes(), model_class))
 def test_builds_or_names_options_that_build(recipe):
     config = compose_config(*small_overrides(recipe))
     for side, channels in shapes_to_try(recipe):

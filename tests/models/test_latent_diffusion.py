@@ -8,7 +8,15 @@ import shutil
 import pytest
 import torch
 from helpers.cli_runner import run_here
-from helpers.recipes import CONFIGS, build_training_objects, compose_command, small_overrides
+from helpers.kinds import first_of_each_kind
+from helpers.recipes import (
+    CONFIGS,
+    QUICK_FIRST,
+    build_training_objects,
+    compose_command,
+    small_overrides,
+    trainer_name,
+)
 from omegaconf import OmegaConf
 
 from genlab.builders import factory
@@ -143,13 +151,8 @@ def build_ldm(path, recipe: str, *more: str):
     )
 
 
-# These take over 5 s, and each has a quick relative among the codecs: realnvp, beta_vae.
-LONG_CODECS = ("glow", "tc_vae", "dip_vae")
-
-
 @pytest.mark.parametrize(
-    "recipe",
-    [pytest.param(r, marks=[pytest.mark.slow] if r in LONG_CODECS else []) for r in CODECS],
+    "recipe", first_of_each_kind((r for r in QUICK_FIRST if r in CODECS), trainer_name)
 )
 def test_every_model_that_encodes_and_decodes_is_a_codec(recipe, codec_run):
     path, theirs, codec = codec_run(recipe)
@@ -272,7 +275,10 @@ def test_one_command_trains_both_and_the_run_is_self_contained(tmp_path):
         "device=cpu",
         "trainer.preview_every=0",
         "model.diffusion.timesteps=10",
-        "codec.train=['experiment=vq_vae_mnist','trainer.steps=2','model.latent=4','trainer.preview_every=0']",
+        "model.diffusion.backbone.map_backbone.channels=16",
+        "model.diffusion.backbone.map_backbone.num_blocks=1",
+        "codec.train=['experiment=vq_vae_mnist','trainer.steps=2','trainer.batch_size=8',"
+        "'model.latent=4','model.channels=16','model.num_blocks=1','trainer.preview_every=0']",
     )
     done = run_here("train", *train, "out=run", cwd=tmp_path)
     assert done.code == 0, done.error

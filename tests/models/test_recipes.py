@@ -8,25 +8,36 @@ from functools import lru_cache
 
 import pytest
 import torch
+from helpers.kinds import first_of_each_kind
 from helpers.recipes import (
-    RECIPES,
+    CONFIGS,
+    QUICK_FIRST,
     build_training_objects,
     compose_config,
+    conditional_kind,
+    model_class,
     small_overrides,
     states_equal,
+    trainer_name,
 )
 
 from genlab.abilities import Estimate, abilities
+from genlab.builders import factory
 from genlab.builders.pretrained import PART_NAMES, pretrained_part_name
 from genlab.runs.run_folder import RunFolder
+from genlab.spec import DataSpec
 
 STEPS = 3
 
 
-def each_recipe():
-    """Run a test for each recipe; one process runs all tests of a recipe and reuses its model."""
+def each_recipe(kind: Callable[[str], str] = str):
+    """Run a test for each recipe; one process runs all tests of a recipe and reuses its model.
+
+    Of the recipes of one kind, all but the first are slow tests.
+    """
     return pytest.mark.parametrize(
-        "recipe", [pytest.param(r, marks=pytest.mark.xdist_group(r)) for r in RECIPES]
+        "recipe",
+        first_of_each_kind(QUICK_FIRST, kind, marks=lambda r: [pytest.mark.xdist_group(r)]),
     )
 
 
@@ -45,7 +56,43 @@ def advance(trainer, dataset, steps: int) -> None:
         trainer.train_step(batches)
 
 
-@each_recipe()
+def image(side: int, **facts) -> DataSpec:
+    return DataSpec((3, side, side), **facts)
+
+
+def pair(side: int, source_side: int) -> DataSpec:
+    return image(side, source=image(source_side))
+
+
+# Of a recipe: the data, the part of the model that is counted, and the count as the header says it.
+PARAMETER_COUNTS = {
+    "cyclegan": (pair(256, 256), "generator.G", "11.4 M"),
+    "ddpm": (image(32), "", "35.7 M"),
+    "dit": (image(32, num_classes=10), "", "32.5 M"),
+    "edm": (image(32), "", "53.6 M"),
+    "flow_matching": (image(32), "", "35.7 M"),
+    "glow": (image(32, dequantized=True), "", "44.8 M"),
+    "improved_ddpm": (image(32), "", "52.5 M"),
+    "pix2pix": (pair(256, 256), "generator", "54.4 M"),
+    "pixelcnn_pp": (image(32), "", "53.6 M"),
+    "progan": (image(1024), "generator", "23.1 M"),
+    "srresnet": (pair(96, 24), "generator", "1.5 M"),
+    "stylegan2": (image(1024), "discriminator", "29.0 M"),
+}
+
+
+@pytest.mark.parametrize("recipe", PARAMETER_COUNTS)
+def test_a_header_has_the_number_of_parameters_of_its_networks(recipe):
+    spec, part, said = PARAMETER_COUNTS[recipe]
+    with torch.device("meta"):
+        model = factory.make_model(compose_config(f"model={recipe}", "out=unused"), spec)
+    count = sum(p.numel() for p in model.get_submodule(part).parameters())
+    assert f"{count / 1e6:.1f} M" == said
+    header = (CONFIGS / "model" / f"{recipe}.yaml").read_text().partition("defaults:")[0]
+    assert said in " ".join(header.replace("\n#", " ").split())
+
+
+@each_recipe(model_class)
 def test_resumes_bit_for_bit_from_its_file(recipe, tmp_path):
     dataset, undisturbed = trained(recipe)
     overrides = small_overrides(recipe)
@@ -103,7 +150,7 @@ def parameters_with_gradient(model) -> set[str]:
     return {name for name, grad in grads.items() if grad.abs().max() > 0}
 
 
-@each_recipe()
+@each_recipe(trainer_name)
 def test_same_seed_gives_same_samples(recipe):
     dataset, trainer = trained(recipe)
     model = trainer.eval_model()
@@ -123,7 +170,7 @@ def test_same_seed_gives_same_samples(recipe):
         assert a.min() >= low - 1e-4 and a.max() <= high + 1e-4
 
 
-@each_recipe()
+@each_recipe(model_class)
 def test_every_sampler_of_a_model_samples(recipe):
     dataset, trainer = trained(recipe)
     model = trainer.eval_model()
@@ -224,7 +271,7 @@ def conditional_override(config: dict) -> str | None:
     return f"{name}.train={[*config[name]['train'], 'model.conditional=true']}"
 
 
-@each_recipe()
+@each_recipe(conditional_kind)
 def test_conditional_model_samples_the_requested_classes(recipe):
     dataset, trainer = trained(recipe)
     override = conditional_override(compose_config(*small_overrides(recipe)))

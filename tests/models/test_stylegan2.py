@@ -329,6 +329,25 @@ def test_level_follows_the_step():
     assert trainer.eval_model().sample(2).shape == (2, *SPEC.shape)
 
 
+@pytest.mark.parametrize(("resets", "expected"), [(False, []), (True, [2, 5, 8, 11])])
+def test_moments_are_forgotten_when_a_fade_in_begins_and_ends(resets, expected):
+    """As in the authors' code, whose levels of detail change at the same moments."""
+    adam = partial(torch.optim.Adam, lr=1e-3, betas=(0.0, 0.99))
+    options = ProgressiveTrainer.Options(fade_steps=4, hold_steps=2, reset_optimizers=resets)
+    trainer = ProgressiveTrainer(
+        small("progan"), adam, options, device=Device(name="cpu", precision="fp64")
+    )
+    for step in range(16):
+        trainer.global_step = step
+        trainer.step(iter([batch_of(SPEC)]))
+        ages = [
+            max(state["step"].item() for state in optimizer.state.values())
+            for optimizer in trainer.optimizers.values()
+        ]
+        since = step - max((at for at in expected if at <= step), default=0)
+        assert ages == [since + 1] * 2
+
+
 # --- StyleGAN2 --------------------------------------------------------------------------------
 
 

@@ -350,6 +350,10 @@ REGULARIZERS = [
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("regularizer", REGULARIZERS, ids=str)
 def test_every_loss_works_with_every_regularizer_and_network(name, loss, regularizer):
+    if "gradient_penalty" in regularizer and name == "srgan":
+        with pytest.raises(UserError, match="batch normalization.*regularizer=r1"):
+            trainer_of(small(name, loss=loss, **regularizer))
+        return
     trainer = trainer_of(small(name, loss=loss, **regularizer))
     model = trainer.model
     logs = [trainer.train_step(iter([batch_of(model)])) for _ in range(2)]

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from genlab.commands import COMMANDS
 from genlab.sweeps.sweep_folder import SweepFolder
 
+NUM_CASES = 560
 MAX_CPU_S = 10
 MAX_EXTRA_BYTES = 6 * 2**30  # that a command may allocate
 SMALL = ("model=vae", "model.hidden=[4]", "model.latent=2")
@@ -270,12 +272,13 @@ def misspell(rng: random.Random, word: str) -> str:
     )
 
 
-def random_cases(n: int, seed: int = 0) -> list[tuple[str, str]]:
-    """Return n pairs of a command and a random override or flag."""
-    rng = random.Random(seed)
+@cache
+def random_cases() -> list[tuple[str, str]]:
+    """Return NUM_CASES pairs of a command and a random override or flag."""
+    rng = random.Random(0)
     known = {command: option_names(command) for command in COMMAND_LINES}
     cases = []
-    for i in range(n):
+    for i in range(NUM_CASES):
         command = rng.choice([*COMMAND_LINES, "train", "train"])
         if i % 12 == 11:
             cases.append((command, rng.choice(FLAGS)))
@@ -289,9 +292,6 @@ def random_cases(n: int, seed: int = 0) -> list[tuple[str, str]]:
         value = rng.choice(rng.choice(VALUES))
         cases.append((command, rng.choice([f"{prefix}{key}={value}"] * 9 + [f"{prefix}{key}"])))
     return cases
-
-
-CASES = random_cases(560)
 
 
 class TookTooLongError(BaseException):
@@ -352,14 +352,14 @@ def command_line(train_run: Callable, tmp_path: Path) -> Callable[[str, str], li
 @pytest.mark.parametrize(
     "case",
     [
-        pytest.param(i, marks=() if i % 9 == 0 else pytest.mark.slow, id=f"{i}-{command}")
-        for i, (command, _) in enumerate(CASES)
+        pytest.param(i, marks=pytest.mark.slow if i % 9 else pytest.mark.xdist_group("fuzz"))
+        for i in range(NUM_CASES)
     ],
 )
 def test_a_random_override_succeeds_or_is_refused(
     case, command_line, request, genlab: Callable, tmp_path: Path
 ):
-    line = command_line(*CASES[case])
+    line = command_line(*random_cases()[case])
     # from here on: a run that is used may have to be trained first
     request.getfixturevalue("resource_limits")
     result = genlab(*line)
@@ -368,16 +368,18 @@ def test_a_random_override_succeeds_or_is_refused(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", range(0, len(CASES), 19))
+@pytest.mark.parametrize("case", range(0, NUM_CASES, 19))
 def test_a_random_override_in_a_new_process(case, command_line, tmp_path: Path):
-    if "\0" in CASES[case][1]:
+    if "\0" in random_cases()[case][1]:
         pytest.skip("a process's arguments cannot contain NUL")
-    line = [word.encode("utf-8", "replace") for word in command_line(*CASES[case])]
+    line = [word.encode("utf-8", "replace") for word in command_line(*random_cases()[case])]
     line = [sys.executable, "-m", "genlab", *line]
     process = subprocess.run(line, cwd=tmp_path, capture_output=True, timeout=120, check=False)
     check_result(process.returncode, process.stderr.decode())
 
 
+@pytest.mark.xdist_group("fuzz")
 def test_the_cases_cover_all_commands():
-    assert len(CASES) >= 500 and len(set(CASES)) > 450
-    assert {command for command, _ in CASES} == set(COMMAND_LINES) == set(COMMANDS)
+    cases = random_cases()
+    assert len(cases) >= 500 and len(set(cases)) > 450
+    assert {command for command, _ in cases} == set(COMMAND_LINES) == set(COMMANDS)

@@ -14,13 +14,18 @@ from pathlib import Path
 import pytest
 from helpers.kill_harness import (
     COMMON,
+    KILLED,
+    MOMENT_RECIPES,
+    MOMENT_STEPS,
     RUNS,
     SAVE_EVERY,
     TIMEOUT_S,
     ForkServer,
+    all_differences,
     differences,
     min_resume_step,
     newest_step,
+    small_training,
     start_step,
     train_or_resume,
 )
@@ -119,6 +124,60 @@ def test_a_killed_run_resumes_exactly(name, tmp_path, fork_server):
 @pytest.mark.parametrize("name", RUNS)
 def test_a_run_killed_forty_times_resumes_exactly(name, tmp_path, fork_server):
     check_kills(name, tmp_path, 40, fork_server)
+
+
+def check_moments(
+    recipe: str, tmp_path: Path, fork_server: ForkServer, moments: list[dict[str, object]]
+) -> None:
+    """Kill a training of each recipe at each moment: all that the resumed run leaves is equal."""
+    whole, command = tmp_path / "whole", small_training(recipe)
+    whole.mkdir()
+    process = fork_server.start(*command, cwd=whole)
+    assert process.finish() == 0, process.output
+    rng = random.Random(recipe)
+    for number, moment in enumerate(moments):
+        part = tmp_path / f"part{number}"
+        part.mkdir()
+        if not moment:
+            moment = {"kill_at": rng.randrange(1, 2 * process.num_renames) / 2}
+        killed = fork_server.start(*command, cwd=part, **moment)
+        if killed.finish() == 0:  # the model has no samples, so there is no such picture
+            continue
+        assert killed.finish() == KILLED, killed.output
+        again = ["train", "resume=run"] if (part / "run" / "run.json").exists() else command
+        resumed = fork_server.start(*again, cwd=part)
+        assert resumed.finish() == 0, resumed.output
+        found = all_differences(whole / "run", part / "run")
+        assert found == [], f"{moment}: {found}\n{killed.output}\n{resumed.output}"
+    done = fork_server.start("train", "resume=run", cwd=whole)
+    assert done.finish() == 0 and "is done" in done.output, done.output
+
+
+LAST_SAVE = f"step_{MOMENT_STEPS:09d}.pt"
+LAST_PICTURE = f"step_{MOMENT_STEPS:09d}.png"
+
+
+@pytest.mark.parametrize(
+    ("recipe", "moment"),
+    [
+        ("debias_vae", {"kill_after": "step_000000005.pt"}),
+        ("vae", {"kill_after": LAST_SAVE}),
+        ("vae", {"kill_after": "step_000000010.pt"}),
+    ],
+)
+def test_a_run_killed_at_a_file_leaves_what_an_undisturbed_run_leaves(
+    recipe, moment, tmp_path, fork_server
+):
+    """Between a checkpoint and the evaluation or the picture that follows it."""
+    check_moments(recipe, tmp_path, fork_server, [moment])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", MOMENT_RECIPES)
+def test_each_recipe_killed_at_five_moments_leaves_the_same_run(recipe, tmp_path, fork_server):
+    """Three moments are random; two are around the last files."""
+    moments = [{}, {}, {}, {"kill_after": LAST_SAVE}, {"kill_before": LAST_PICTURE}]
+    check_moments(recipe, tmp_path, fork_server, moments)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2, signal.SIGINT])

@@ -44,6 +44,12 @@ def losses(*values: float, name: str = "loss") -> list[dict[str, float]]:
     return [{"step": i, name: value} for i, value in enumerate(values, 1)]
 
 
+def at_optimum(first_norm: float) -> list[dict[str, float]]:
+    """Return a log of losses that only fluctuate."""
+    norms = [first_norm, *[0.6] * 99]
+    return [{"step": i, "loss": 1 + i % 2, "grad_norm/model": n} for i, n in enumerate(norms)]
+
+
 @pytest.mark.parametrize(
     ("trainer", "log", "verdict"),
     [
@@ -56,6 +62,8 @@ def losses(*values: float, name: str = "loss") -> list[dict[str, float]]:
         ("gan", losses(*[0.5] * 9, name="d_advantage"), "ok: improves"),
         ("classical", losses(3.0), "ok: one step"),
         ("vae", [], "no step"),
+        ("flow", at_optimum(1e-5), "ok: begins at its optimum"),
+        ("flow", at_optimum(1.0), "FAILED: does not fall"),
     ],
 )
 def test_how_losses_are_judged(trainer: str, log: list[dict[str, float]], verdict: str) -> None:

@@ -151,6 +151,18 @@ def save_array(array: np.ndarray, name: str = "") -> Callable[[Path], None]:
     return write
 
 
+def save_samples(**arrays: object) -> Callable[[Path], None]:
+    """Return a change that saves 20 images with other arrays as a .npz beside the run."""
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 1, 8, 8), np.uint8)
+    contents = {"x": pixels, **arrays}
+
+    def write(path: Path) -> None:
+        with open(path, "wb") as f:
+            np.savez(f, **{name: np.asarray(array) for name, array in contents.items()})
+
+    return file(write)
+
+
 def png_chunk(kind: bytes, data: bytes) -> bytes:
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
@@ -285,7 +297,7 @@ HOSTILE: list[Case] = [
         "expanded weights",
         state(model={"w": torch.zeros(1).expand(10**12)}, ema=None),
         SAMPLE,
-        ("do not belong together",),
+        ("is unreadable: its model 'w' is one number expanded to many",),
     ),
     *both("a step of words", state(step="1"), "no valid step"),
     *both("a weight of words", state(model={"encoder": "x"}, ema=None), "do not belong together"),
@@ -401,7 +413,7 @@ HOSTILE: list[Case] = [
         "the environment as a path",
         config(dataset__root="${oc.env:GENLAB_SECRET}"),
         RESUME,
-        ("'dataset.root'",),
+        ("dataset.root=",),
     ),
     (
         "a resolver of genlab's",
@@ -439,6 +451,8 @@ HOSTILE: list[Case] = [
         RESUME,
         ("trainer.name=os.system",),
     ),
+    ("a trainer that is a list", config(trainer__name=["vae"]), RESUME, ("does not exist",)),
+    ("pixels of 10⁹ a side", config(dataset__size=10**9), RESUME, ("out of memory",)),
     # run.json
     ("a shape of 10⁹", spec(shape=[10**9]), SAMPLE, ("more than its checkpoint can fill",)),
     ("a shape of 10¹²", spec(shape=[10**6, 10**6]), SAMPLE, ("spec is not valid",)),
@@ -490,6 +504,65 @@ HOSTILE: list[Case] = [
         file(save_array(np.zeros(3, [("a", "f4")]))),
         EVALUATE,
         ("plain numbers",),
+    ),
+    *(
+        (f"labels that are {name}", save_samples(y=labels), EVALUATE, (message,))
+        for name, labels, message in (
+            ("NaN", [np.nan] * 20, "y[0] is nan, which is not the number of a class (0 to 9)"),
+            ("fractional", [0.5] * 20, "y[0] is 0.5"),
+            ("negative", [0] * 19 + [-1], "y[19] is -1"),
+            ("too large", [10] * 20, "y[0] is 10"),
+            ("infinite", [np.inf] * 20, "y[0] is inf"),
+            ("beyond 64 bits", np.full(20, 2**64 - 1, np.uint64), "is too large"),
+            ("too few", [0], "there are 20 samples"),
+            ("complex", np.zeros(20, complex), "plain numbers"),
+            ("dates", np.zeros(20, "M8[s]"), "plain numbers"),
+        )
+    ),
+    (
+        "pixels of 128 bits",
+        save_samples(x=np.zeros((20, 1, 8, 8), np.longdouble)),
+        EVALUATE,
+        ("float128",),
+    ),
+    (
+        "pixels of 64 bits",
+        save_samples(x=np.full((20, 1, 8, 8), 2**64 - 1, np.uint64)),
+        EVALUATE,
+        ("too large",),
+    ),
+    (
+        "a side of no pixels",
+        save_samples(x=np.zeros((20, 1, 0, 8))),
+        EVALUATE,
+        ("does not contain samples",),
+    ),
+    (
+        "a shape of truth values",
+        file(lambda p: write_npy(p, "(True,)", bytes(8))),
+        EVALUATE,
+        ("more than the file has",),
+    ),
+    ("a named pipe of samples", file(os.mkfifo), EVALUATE, ("made is a named pipe",)),
+    ("a named pipe as a sample", folder(os.mkfifo), EVALUATE, ("no image in that folder",)),
+    ("a loop of samples", file(lambda p: p.symlink_to(p.name)), EVALUATE, ("no such file",)),
+    (
+        "a named pipe as a mask",
+        file(os.mkfifo),
+        ("inpaint", "run=run", "mask=made", "n=1"),
+        ("made",),
+    ),
+    (
+        "a named pipe as a direction",
+        file(os.mkfifo),
+        ("project", "run=run", "edit=made", "n=1", "steps=1"),
+        ("made",),
+    ),
+    (
+        "a direction that is not finite",
+        file(save_array(np.full(2, np.nan), "direction")),
+        ("project", "run=run", "edit=made", "n=1", "steps=1"),
+        ("not finite",),
     ),
     ("a PNG bomb of samples", folder(write_png_bomb), EVALUATE, ("limit",)),
     ("PostScript as a sample", folder(write_postscript), EVALUATE, ("0.png",)),
@@ -549,6 +622,46 @@ HOSTILE: list[Case] = [
         captions({"file_name": 3, "text": "x"}),
         train_on("captioned_folder"),
         ("metadata.jsonl, line 1",),
+    ),
+    (
+        "a caption's zero byte",
+        captions({"file_name": "a\0.png", "text": "x"}),
+        train_on("captioned_folder"),
+        ("zero byte",),
+    ),
+    (
+        "captions in Latin-1",
+        folder(
+            lambda p: p.write_bytes('{"file_name": "0.png", "text": "é"}'.encode("latin-1")),
+            "metadata.jsonl",
+        ),
+        train_on("captioned_folder"),
+        ("is not UTF-8",),
+    ),
+    (
+        "captions that are a named pipe",
+        folder(os.mkfifo, "metadata.jsonl"),
+        train_on("captioned_folder"),
+        ("metadata.jsonl",),
+    ),
+    (
+        "captions that are a private file",
+        folder(lambda p: p.symlink_to(p.parent.parent / "precious"), "metadata.jsonl"),
+        train_on("captioned_folder"),
+        ("line 1: it is not",),
+    ),
+    ("a table that is a named pipe", file(os.mkfifo), train_on("table"), ("made is a named pipe",)),
+    (
+        "a table that is a loop",
+        file(lambda p: p.symlink_to(p.name)),
+        train_on("table"),
+        ("no such file",),
+    ),
+    (
+        "a text that is a named pipe",
+        file(os.mkfifo),
+        ("train", "model=gpt_text", "dataset=text", "dataset.path=made", "out=new"),
+        ("no such file or folder",),
     ),
     (
         "a cell of 200,000 characters",

@@ -60,6 +60,7 @@ def test_downsampled_folder_is_reported_with_its_options(report, tmp_path, monke
         folder=folder,
         step=7,
         name="twice",
+        file_range=None,
         device=SimpleNamespace(torch=torch.device("cpu")),
         dataset_name="superres",
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import pathlib
 import re
 import shlex
 import signal
@@ -28,6 +29,7 @@ from genlab.runs.migrations import FORMAT
 from genlab.signals import SignalCatcher, TrainingInterrupted
 from genlab.sweeps import file_locks, hydra_launchers, job_monitor, job_state, squeue, sweep_folder
 from genlab.sweeps.job_state import Job, JobState
+from genlab.sweeps.launches import Launch
 from genlab.sweeps.sweep_folder import SweepFolder
 
 SWEEPS = [
@@ -193,14 +195,21 @@ class InstantBackend:
     def max_new_jobs(self, running: int) -> int:
         return 1 - running
 
-    def start(self, jobs) -> None:
+    def start(self, jobs) -> list[Job]:
         for job in jobs:
             job_state.run_and_record_job(job.folder, lambda: 1.0)
+        return list(jobs)
 
     def has_ended(self, job) -> None:
         return None
 
-    def interrupt(self, jobs) -> str:
+    def wait(self, seconds) -> None:
+        time.sleep(seconds)
+
+    def finish(self) -> None:
+        pass
+
+    def interrupt(self, jobs, signal_name) -> str:
         return "ended"
 
 
@@ -215,7 +224,7 @@ def test_only_job_cancelled_before_the_command_restarts(
     job = Job(0, ("seed=0",), tmp_path / "0")
     job_state.write_state(job.folder, JobState("stopped", slurm="7_0", starts=1))
     job_state.record_submission(job.folder, "7_0")
-    job_monitor.run_jobs([job], InstantBackend(), names={0: "job 0 seed=0"}, tries=3)
+    job_monitor.run_jobs([job], InstantBackend(), names={0: "job 0 seed=0"}, launch=Launch(3))
     assert job_state.read_state(job.folder).status == ("done" if restarts else "stopped")
 
 
@@ -237,7 +246,7 @@ def test_wait_for_job_on_unseen_machine_says_how_to_end_it(tmp_path, monkeypatch
 
     reader = threading.Thread(target=delete_state_after_notice)
     reader.start()
-    job_monitor.run_jobs([job], InstantBackend(), names={0: "job 0 seed=0"}, tries=3)
+    job_monitor.run_jobs([job], InstantBackend(), names={0: "job 0 seed=0"}, launch=Launch(3))
     reader.join()
     text = "".join(output) + capsys.readouterr().err
     (line,) = [line for line in text.splitlines() if "waiting for process" in line]
@@ -366,13 +375,14 @@ def test_failing_jobs_do_not_affect_others(finished_sweep):
     assert result.code == 2 and result.err.splitlines()[-1].startswith(
         "genlab: 2 of 4 jobs failed; see `genlab sweep status"
     )
-    assert status_and_starts(sweep) == [("done", 1), ("failed", 1), ("done", 2), ("lost", 2)]
+    assert status_and_starts(sweep) == [("done", 1), ("failed", 1), ("done", 2), ("failed", 2)]
+    assert "its last output: this seed dies" in states(sweep)[3].error
     assert states(sweep)[1].error.endswith("ValueError: this seed fails\nby design")
     for line in (
         r"job 1 seed=1: failed: by design",
         r"job 2 seed=2: lost: its process is gone; its last output: .*; restarting it",
         r"job 3 seed=3: lost: its process is gone; its last output: this seed dies",
-        r".*: 2 done, 1 failed, 1 lost",
+        r".*: 2 done, 2 failed",
     ):
         assert re.search(f"^{line}$", result.err, re.M), result.err
     assert "Traceback" not in result.err + result.out
@@ -395,15 +405,15 @@ def test_status_best_and_compare_read_the_folder(finished_sweep, genlab, monkeyp
     monkeypatch.delenv("COLUMNS")
     rows = [line.split()[:6] for line in said.out.splitlines() if re.match(r" \d ", line)]
     assert [row[:3] for row in rows] == [
-        [str(n), f"seed={n}", s] for n, s in enumerate(("done", "failed", "done", "lost"))
+        [str(n), f"seed={n}", s] for n, s in enumerate(("done", "failed", "done", "failed"))
     ]
     assert rows[0][3:] == ["40", "of", "40"] and rows[3][3:] == ["20", "of", "40"]
     assert (
         "  by design" in said.out
-        and "  this seed dies" in said.out
-        and "4 jobs: 2 done, 1 failed, 1 lost" in said.out
+        and "this seed dies" in said.out
+        and "4 jobs: 2 done, 2 failed" in said.out
     )
-    assert f"genlab sweep rerun {sweep}" in said.out and f"genlab sweep resume {sweep}" in said.out
+    assert f"genlab sweep rerun {sweep}" in said.out
 
     losses = {
         n: json.loads((sweep / str(n) / "state.json").read_text())["result"]["loss"] for n in (0, 2)
@@ -502,6 +512,7 @@ def job_order(result) -> list[int]:
         ("sweep rerun {}/../searched", ["optuna", "genlab sweep resume"]),
         ("sweep best {} higher=yes", ["higher=yes"]),
         ("train -m seed=0,1 hydra.launcher.n=0", ["hydra.launcher.n=0", "1 or more"]),
+        ("train -m seed=0,1 hydra.launcher.n=true", ["hydra.launcher.n=True", "1 or more"]),
         ("train -m seed=0,1 hydra.launcher.gpus=0", ["hydra.launcher.gpus=0", "list"]),
         (
             "train -m seed=0,1 hydra.launcher.n=2 hydra.launcher.gpus=[0]",
@@ -535,13 +546,14 @@ def test_rerun_runs_failed_jobs_and_same_command_runs_unfinished_jobs(
         ("done", 1),
         ("done", 2),
         ("done", 2),
-        ("lost", 2),
+        ("done", 3),
     ], result.err
+    job_state.write_state(sweep / "3", JobState("lost", starts=3))
     again = run_here(
         "train", "-m", *MINE, "seed=range(4)", "hydra.launcher.n=2", "debug=false", cwd=cwd
     )
     assert again.code == 0 and "3 of 4 jobs are already done" in again.err, again.err
-    assert status_and_starts(sweep) == [("done", 1), ("done", 2), ("done", 2), ("done", 3)]
+    assert status_and_starts(sweep) == [("done", 1), ("done", 2), ("done", 2), ("done", 4)]
     assert (sweep / "0" / "state.json").read_bytes() == before
     for verb, why in (("rerun", "no job failed"), ("resume", "no job is left")):
         assert why in genlab("sweep", verb, sweep).out
@@ -576,6 +588,67 @@ def test_ctrl_c_saves_jobs_and_same_command_resumes(tmp_path):
         final_state_and_log(sweep / "0")[0]["step"] > 0
         and "SIGINT: saved at step" in states(sweep)[0].error
     )
+
+
+HANGING = """
+import signal, subprocess, sys, time
+from torch import nn
+class Mine(nn.Module):
+    def __init__(self, spec, *, seed: int = 0):
+        super().__init__()
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+        open("pids", "a").write(f"{__import__('os').getpid()} {child.pid} ")
+        time.sleep(600)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("pause_s", [0.0, 3.0])
+def test_second_ctrl_c_ends_jobs_that_hang_and_leaves_no_process(pause_s, tmp_path):
+    write_model(tmp_path)
+    (tmp_path / "mine.py").write_text(HANGING)
+    command = [sys.executable, "-m", "genlab", "train", "-m", *MINE, "seed=0,4"]
+    launcher = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    while not (tmp_path / "pids").exists() or len((tmp_path / "pids").read_text().split()) < 2:
+        assert launcher.poll() is None, launcher.stderr.read()
+        time.sleep(0.1)
+    launcher.send_signal(signal.SIGINT)
+    time.sleep(0.05 + pause_s)  # a signal that is pending already is not delivered twice
+    launcher.send_signal(signal.SIGINT)
+    _, err = launcher.communicate(timeout=60)
+    assert launcher.returncode == 128 + signal.SIGINT, err
+    assert "Traceback" not in err
+    for pid in map(int, (tmp_path / "pids").read_text().split()):
+        deadline = time.monotonic() + 10
+        while is_alive(pid):
+            assert time.monotonic() < deadline, f"process {pid} is left"
+            time.sleep(0.1)
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process runs; one that has ended and waits for its parent does not."""
+    try:
+        return pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+@pytest.mark.slow
+def test_sighup_saves_jobs(tmp_path):
+    write_model(tmp_path)
+    long = ("trainer.steps=1000000", "trainer.save_every=1000000")
+    command = [sys.executable, "-m", "genlab", "train", "-m", *MINE, "seed=0", *long]
+    launcher = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    while not list(tmp_path.glob("outputs/sweeps/*/0/stats.jsonl")):
+        assert launcher.poll() is None, launcher.stderr.read()
+        time.sleep(0.1)
+    launcher.stderr.close()  # the terminal is gone
+    launcher.send_signal(signal.SIGHUP)
+    assert launcher.wait(timeout=60) == 128 + signal.SIGHUP
+    (sweep,) = tmp_path.glob("outputs/sweeps/*")
+    assert status_and_starts(sweep) == [("stopped", 1)]
+    assert final_state_and_log(sweep / "0")[0]["step"] > 0
 
 
 @pytest.mark.slow

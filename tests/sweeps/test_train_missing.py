@@ -147,7 +147,9 @@ def test_a_run_without_its_checkpoints_is_trained_again(folder):
     assert RunFolder(column.run).load_checkpoint()["step"] == 2
 
 
-@pytest.mark.parametrize("stop_signal", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "stop_signal", [pytest.param(signal.SIGKILL, marks=pytest.mark.slow), signal.SIGTERM]
+)
 def test_an_interrupted_comparison_resumes(folder, stop_signal):
     """SIGKILL of all processes loses what was not saved, SIGTERM nothing."""
     train = small_run(

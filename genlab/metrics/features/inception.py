@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from genlab.errors import UserError
-from genlab.metrics.cache import cache_folder, content_hash
+from genlab.metrics.cache import content_hash
+from genlab.system import user_cache_folder
+from genlab.untrusted.files import open_regular_file
 
 if TYPE_CHECKING:
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
@@ -71,7 +73,7 @@ def find_or_download_weights(url: str) -> Path:
         UserError: it cannot be downloaded; the message says where to put it.
     """
     name = url.rsplit("/", 1)[-1]
-    path = cache_folder() / "inception" / name
+    path = user_cache_folder() / "inception" / name
     for candidate in (path, Path(torch.hub.get_dir()) / "checkpoints" / name):
         if candidate.exists():
             return candidate
@@ -98,7 +100,8 @@ def load_inception_network(path: Path) -> FeatureExtractorInceptionV3:
 
     try:
         # torch-fidelity's own loading would run code from the file
-        torch.load(path, map_location="cpu", weights_only=True)
+        with open_regular_file(path) as file:
+            torch.load(file, map_location="cpu", weights_only=True)
         return FeatureExtractorInceptionV3(
             "inception", LAYERS, feature_extractor_weights_path=str(path)
         )

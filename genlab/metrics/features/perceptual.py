@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from genlab.errors import UserError
-from genlab.metrics.cache import cache_folder
 from genlab.metrics.features.classifier import Classifier
+from genlab.system import user_cache_folder
+from genlab.untrusted.files import open_regular_file
 
 VGG19_URL = "https://download.pytorch.org/models/vgg19-dcbb9e9d.pth"  # 548 MB
 # of the images that VGG19 was trained on
@@ -95,7 +96,8 @@ class VGGFeatures(nn.Module):
         super().__init__()
         with torch.device("meta"):  # does not draw weights, which would change the random state
             features = vgg19().features[:36]
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        with open_regular_file(path) as file:
+            state = torch.load(file, map_location="cpu", weights_only=True)
         prefix = "features."
         weights = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
         features.load_state_dict({k: weights[k] for k in features.state_dict()}, assign=True)
@@ -135,7 +137,7 @@ def find_vgg19_weights() -> Path | None:
     """Return the file of VGG19's weights in the cache folder or torch's, or None."""
     name = VGG19_URL.rsplit("/", 1)[-1]
     candidates = (
-        cache_folder() / "vgg19" / name,
+        user_cache_folder() / "vgg19" / name,
         Path(torch.hub.get_dir()) / "checkpoints" / name,
     )
     return next((path for path in candidates if path.exists()), None)
@@ -147,7 +149,7 @@ def download_vgg19_weights() -> Path:
     Raises:
         UserError: the download failed.
     """
-    path = cache_folder() / "vgg19" / VGG19_URL.rsplit("/", 1)[-1]
+    path = user_cache_folder() / "vgg19" / VGG19_URL.rsplit("/", 1)[-1]
     print(f"downloading {path.name} (548 MB) to {path.parent}, once", file=sys.stderr)
     path.parent.mkdir(parents=True, exist_ok=True)
     try:

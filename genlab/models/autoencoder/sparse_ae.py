@@ -48,6 +48,7 @@ class SparseAutoencoder(Autoencoder):
                 "set a value between 0 and 1, such as 0.1"
             )
         self.sparsity = sparsity
+        self.needs_joint_batch = sparsity == "kl"  # the mean activations
         self.sparsity_weight, self.sparsity_target = sparsity_weight, sparsity_target
 
     def encode(self, x: Tensor, *, steps: int | None = None) -> Tensor:
@@ -60,7 +61,8 @@ class SparseAutoencoder(Autoencoder):
         z = self.encode(batch.x)
         error = reconstruction_squared_error(batch.x, self.decode_flat(z))
         if self.sparsity == "kl":
-            penalty = bernoulli_kl(self.sparsity_target, z.mean(0)).sum()
+            (joint_z,) = self.join_shards(z)
+            penalty = bernoulli_kl(self.sparsity_target, joint_z.mean(0)).sum()
         else:
             penalty = z.abs().sum(1).mean()
         return {"loss": error + self.sparsity_weight * penalty, "error": error, "sparsity": penalty}

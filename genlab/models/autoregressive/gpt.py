@@ -84,7 +84,8 @@ class Decoder(nn.Module):
 
     def token_log_probs(self, x: Tensor, start: Tensor) -> Tensor:
         """Return log p (B, T), in nats, of each token of x (B, T) given the tokens before it."""
-        logits = self(x, start).flatten(0, 1)
+        # only the network may run in a lower precision
+        logits = self(x, start).flatten(0, 1).to(self.tokens.weight.dtype)
         return -F.cross_entropy(logits, x.flatten(), reduction="none").view_as(x)
 
     @torch.no_grad()

@@ -17,7 +17,9 @@ from torch.nn.functional import linear, softplus
 
 from genlab.abilities import Estimate
 from genlab.console import track
+from genlab.nn.precision import full_precision, in_full_precision
 
+MIN_EFFECTIVE_CHAINS = 20.0  # below it the error of an estimate is not reliable
 STATES_PER_CHUNK = 4096  # hidden states that are summed at a time
 
 
@@ -28,13 +30,15 @@ def cache_log_partition(method: Callable[[Any], Estimate]) -> Callable[[Any], Es
     def cached_method(self: Any) -> Estimate:
         versions = tuple((p.data_ptr(), p._version) for p in self.parameters())
         if self.__dict__.get("_log_z", (None,))[0] != versions:
-            self.__dict__["_log_z"] = versions, method(self)
+            with full_precision(next(self.parameters())):
+                self.__dict__["_log_z"] = versions, method(self)
         return self.__dict__["_log_z"][1]
 
     return cached_method
 
 
 @torch.no_grad()
+@in_full_precision
 def enumerate_log_partition(W: Tensor, b: Tensor, c: Tensor) -> float:
     """Return log Z in nats of an RBM, summed over all 2^H states of its hidden layer.
 
@@ -54,6 +58,7 @@ def enumerate_log_partition(W: Tensor, b: Tensor, c: Tensor) -> float:
 
 
 @torch.no_grad()
+@in_full_precision
 def ais_log_partition(
     W: Tensor, b: Tensor, c: Tensor, *, b_base: Tensor, num_chains: int, num_temperatures: int
 ) -> Estimate:
@@ -92,11 +97,24 @@ def ais_log_partition(
 def ais_estimate_from_log_weights(log_w: Tensor, log_z_base: float) -> Estimate:
     """Return log Z_base + log mean(w) of the chains' weights (M,), with its standard error.
 
-    By the delta method sd(log mean w) = sd(w) / (√M mean(w)).
+    By the delta method sd(log mean w) = sd(w) / (√M mean(w)). It cannot exceed 1, which it reaches
+    if one chain has all the weight, however far away log Z is. So the estimate also has the
+    effective number of chains (Σw)²/Σw² (Kong 1992; Neal 2001, section 5), and a note where it is
+    small. The mean of w is unbiased, so that the estimate of log Z is too low on average, and
+    log p too high.
     """
-    log_mean = log_w.logsumexp(0) - math.log(len(log_w))
-    error = (log_w - log_mean).exp().std() / math.sqrt(len(log_w))
-    return Estimate(log_z_base + log_mean.item(), error.item(), "estimate")
+    n = len(log_w)
+    log_mean = log_w.logsumexp(0) - math.log(n)
+    error = (log_w - log_mean).exp().std() / math.sqrt(n)
+    effective = (2 * log_w.logsumexp(0) - (2 * log_w).logsumexp(0)).exp().item()
+    note = ""
+    if effective < MIN_EFFECTIVE_CHAINS:
+        note = (
+            f"log Z is estimated by {effective:.2g} effective chains of {n}: it is likely too low, "
+            "so that the likelihoods are too good by more than their errors say; train with a "
+            "larger model.num_temperatures"
+        )
+    return Estimate(log_z_base + log_mean.item(), error.item(), "estimate", note, effective)
 
 
 def ais_inverse_temperatures(n: int) -> list[float]:

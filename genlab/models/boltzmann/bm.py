@@ -26,6 +26,7 @@ from genlab.models.boltzmann.binary_units import (
     require_binary_data,
     sample_bernoulli,
 )
+from genlab.nn.precision import in_full_precision
 from genlab.spec import Batch, Count, DataSpec, Positive
 
 MAX_TERMS = 2**20  # terms of a sum over hidden states that are in memory at a time
@@ -94,10 +95,12 @@ class BM(GenerativeModel):
         return upper + upper.T
 
     # Ackley et al., eq. 1: E(s) = −Σ_{i<j} J_ij s_i s_j − Σ_i b_i s_i
+    @in_full_precision
     def joint_energy(self, s: Tensor) -> Tensor:
         """Return E(s) (B,) in nats for s (B, N)."""
         return -0.5 * ((s @ self.coupling_matrix()) * s).sum(1) - s @ self.b
 
+    @in_full_precision
     def free_energy(self, v: Tensor) -> Tensor:
         """Return F(v) = −log Σ_h exp(−E(v, h)) (B,) in nats for v (B, D)."""
         J, d = self.coupling_matrix(), self.spec.dim

@@ -29,6 +29,7 @@ from genlab.models.boltzmann.bounds import (
     importance_weighted_bound,
 )
 from genlab.models.boltzmann.rbm import DEFAULT_GIBBS_STEPS, RBM
+from genlab.nn.precision import in_full_precision
 from genlab.spec import Batch, DataSpec, Positive
 
 EVAL_MEAN_FIELD_UPDATES = 50  # mean-field updates for codes and reported bounds
@@ -52,6 +53,8 @@ class DBM(GenerativeModel):
     Raises:
         UserError: the data is not binary with the values 0 and 1.
     """
+
+    samples_are_means = True
 
     samplers = ("gibbs",)
     step_by_step = True
@@ -92,6 +95,7 @@ class DBM(GenerativeModel):
         """Return p(g = 1 | h) = σ(a + Uh) (B, G)."""
         return linear(h, self.U, self.a).sigmoid()
 
+    @in_full_precision
     def free_energy(self, s: Tensor) -> Tensor:
         """Return −log Σ_h exp(−E(v, h, g)) (B,) in nats for s = (v, g)."""
         v, g = self.split_state(s)
@@ -111,6 +115,7 @@ class DBM(GenerativeModel):
 
     # Equations 6 and 7 of the paper: μ ← σ(c + Wv + Uᵀν), ν ← σ(a + Uμ). They start from ν = 1/2.
     @torch.no_grad()
+    @in_full_precision
     def mean_field(self, v: Tensor, num_updates: int) -> tuple[Tensor, Tensor]:
         """Return the means μ (B, H) and ν (B, G) of the factorial q(h, g | v) for v (B, D)."""
         from_below = linear(v, self.first.W, self.first.c)  # (B, H), the same in every update
@@ -176,6 +181,7 @@ class DBM(GenerativeModel):
     # --- bounds -----------------------------------------------------------------------------------
 
     @torch.no_grad()
+    @in_full_precision
     def elbo(self, x: Tensor, y: Tensor | None = None, *, num_terms: int | None = None) -> Tensor:
         """Return the mean-field bound (B,) of log p(x) in nats: −E_q[E] + H(q) − log Z.
 
@@ -188,6 +194,7 @@ class DBM(GenerativeModel):
         entropy = bernoulli_entropy(mu) + bernoulli_entropy(nu)
         return minus_energy + entropy - self.log_partition().value
 
+    @in_full_precision
     def iwae(self, x: Tensor, num_samples: int, y: Tensor | None = None) -> Tensor:
         """Return the importance-weighted bound (B,) in nats.
 

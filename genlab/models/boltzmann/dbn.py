@@ -24,6 +24,7 @@ from genlab.models.boltzmann.binary_units import (
 )
 from genlab.models.boltzmann.bounds import bernoulli_log_prob, importance_weighted_bound
 from genlab.models.boltzmann.rbm import RBM
+from genlab.nn.precision import in_full_precision
 from genlab.spec import Batch, DataSpec, Positive
 
 
@@ -42,6 +43,8 @@ class DBN(GenerativeModel):
     Raises:
         UserError: the data is not binary with the values 0 and 1.
     """
+
+    samples_are_means = True
 
     samplers = ("gibbs",)
     step_by_step = True
@@ -117,6 +120,7 @@ class DBN(GenerativeModel):
     # Salakhutdinov & Murray 2008, section 6:
     # log p(x) ≥ E_q[log p(x | h¹) + ⋯ − F(hᴸ⁻¹) − log q(h | x)] − log Z
     @torch.no_grad()
+    @in_full_precision
     def log_importance_weights(self, x: Tensor) -> Tensor:
         """Return log p*(x, h) − log q(h | x) (B,) in nats for one sample of h from q.
 

@@ -28,6 +28,7 @@ from genlab.models.boltzmann.binary_units import (
     sample_bernoulli,
 )
 from genlab.models.boltzmann.rbm import RBM
+from genlab.nn.precision import in_full_precision
 from genlab.spec import DataSpec, Positive, PositiveFloat
 
 
@@ -85,6 +86,7 @@ class GRBM(RBM):
 
     # Cho et al., eqs. 1–3, with the hidden units summed out:
     # F(v) = Σ_i (v_i − b_i)² / 2σ_i² − Σ_j log(1 + exp(c_j + W_j (v / σ²)))
+    @in_full_precision
     def free_energy(self, v: Tensor) -> Tensor:
         """Return F(v) (B,) in nats for v (B, D)."""
         quadratic = ((v - self.b).square() / (2 * self.visible_variance)).sum(1)
@@ -110,9 +112,14 @@ class GRBM(RBM):
     # --- called by the trainer --------------------------------------------------------------------
 
     def batch_data_stats(self, x: Tensor) -> Tensor:
-        """Return the means of v and of v² (2, D) of x (B, *shape)."""
+        """Return the means of d and of d² (2, D), d = v − base_rate, of x (B, *shape).
+
+        Moments about the running mean, in float64 where the device has it, do not cancel if the
+        data is far from 0.
+        """
         v = x.flatten(1)
-        return torch.stack([v.mean(0), v.square().mean(0)])
+        d = (v if v.device.type == "mps" else v.double()) - self.base_rate
+        return torch.stack([d.mean(0), d.square().mean(0)])
 
     @torch.no_grad()
     def update_data_stats(self, stats: Tensor, *, step: int, batch_size: int) -> None:
@@ -121,14 +128,13 @@ class GRBM(RBM):
         The first step initializes b, σ and the chains from them.
 
         Args:
-            stats: the means of v and of v² (2, D) of the batch.
+            stats: see `batch_data_stats`.
             step: number of batches before this one.
             batch_size: of the joint batch.
         """
-        mean, square = stats
-        previous_square = self.base_var + self.base_rate.square()
-        self.base_rate.lerp_(mean, 1 / (step + 1))
-        self.base_var.copy_(previous_square.lerp(square, 1 / (step + 1)) - self.base_rate.square())
+        shift, square = stats[0] / (step + 1), stats[1]
+        self.base_var.copy_(self.base_var.to(square).lerp(square, 1 / (step + 1)) - shift.square())
+        self.base_rate.add_(shift.to(self.base_rate))
         self.base_var.clamp_(min=self.sigma_min**2)
         if step == 0:
             self.b.copy_(self.base_rate)

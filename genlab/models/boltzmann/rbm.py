@@ -24,6 +24,7 @@ from genlab.models.boltzmann.binary_units import (
     require_binary_data,
     sample_bernoulli,
 )
+from genlab.nn.precision import in_full_precision
 from genlab.spec import Batch, DataSpec, Positive
 
 DEFAULT_GIBBS_STEPS = 1000
@@ -40,6 +41,8 @@ class RBM(GenerativeModel):
     Raises:
         UserError: the data is not binary with the values 0 and 1.
     """
+
+    samples_are_means = True
 
     samplers = ("gibbs",)
     step_by_step = True
@@ -74,6 +77,7 @@ class RBM(GenerativeModel):
     # --- the distribution, on flat visible units v (B, D) and hidden units h (B, H) ---------------
 
     # Hinton 2010, eq. 25: F(v) = −vᵀb − Σ_j log(1 + exp(c_j + W_j v)) and p(v) = exp(−F(v)) / Z
+    @in_full_precision
     def free_energy(self, v: Tensor) -> Tensor:
         """Return F(v) (B,) in nats for v (B, D)."""
         return -(v @ self.b) - softplus(linear(v, self.W, self.c)).sum(1)

@@ -12,6 +12,7 @@ from genlab.errors import UserError
 from genlab.model import GenerativeModel
 from genlab.models.classical.covariance import frozen_parameter
 from genlab.models.classical.full_batch import TrainingItems
+from genlab.nn.precision import in_full_precision
 from genlab.spec import Batch, DataSpec
 
 
@@ -65,6 +66,10 @@ class ClassConditionalDensity(GenerativeModel, ABC):
     def require_enough_items(self, n: int, group: int | None) -> None:
         """Raise UserError if n items of a class, or of all classes, are too few."""
 
+    def fit_notes(self) -> list[str]:
+        """Return what a user should know about the last fit, such as a variance that is a floor."""
+        return []
+
     # --- abilities --------------------------------------------------------------------------------
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
@@ -75,6 +80,7 @@ class ClassConditionalDensity(GenerativeModel, ABC):
         return {"loss": -self.log_prob(batch.x, batch.y if self.conditional else None).mean()}
 
     @torch.no_grad()
+    @in_full_precision
     def log_prob(self, x: Tensor, y: Tensor | None = None) -> Tensor:
         """Return log p(x|y) (B,) in nats, or log p(x) = log Σ_y p(y) p(x|y) if y is None.
 

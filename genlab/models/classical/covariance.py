@@ -12,7 +12,15 @@ import math
 import torch
 from torch import Tensor, nn
 
+from genlab.errors import UserError
+
 LOG_2PI = math.log(2 * math.pi)
+# Smallest share of a variance that single precision resolves: of a value's variance, what the other
+# values do not determine, or of the mean variance, that of the directions outside a subspace.
+# Collinear values have less; they get this share as a floor.
+MIN_VARIANCE_SHARE = 1e-6
+# A variance of up to this many times `reg_covar` is set by it rather than by the data.
+FLOOR_RATIO = 10
 
 
 def frozen_parameter(*shape: int, value: float = 0.0) -> nn.Parameter:
@@ -32,7 +40,35 @@ def second_moment(x: Tensor, weight: Tensor, *, outer_product: bool) -> Tensor:
     return x.T @ (x * weight[:, None])
 
 
-class DiagonalCovariance(nn.Module):
+def require_positive_variance(variance: Tensor) -> None:
+    """Raise UserError if a variance is 0: the density would be infinite."""
+    if not (variance > 0).all():
+        raise UserError(
+            "the items of a component are equal in some values, so its variance is 0 and its "
+            "density infinite; set model.reg_covar=1e-6, or leave out constant columns"
+        )
+
+
+class Covariance(nn.Module):
+    """Base class of the forms.
+
+    Attributes:
+        floored: the Gaussians of the last fit with a variance that is only a floor: values are
+            constant or collinear, or the items too few.
+    """
+
+    uses_outer_product: bool
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.floored: set[int] = set()
+
+    def mark_floored(self, i: int, is_floored: Tensor | bool) -> None:
+        """Record whether a variance of Gaussian i is only a floor."""
+        (self.floored.add if bool(is_floored) else self.floored.discard)(i)
+
+
+class DiagonalCovariance(Covariance):
     """One variance per value, or one for all values if `spherical`."""
 
     uses_outer_product = False
@@ -56,11 +92,14 @@ class DiagonalCovariance(nn.Module):
 
     def fit_second_moment(self, second: Tensor, i: int, *, reg_covar: float) -> None:
         """Set Σ_i to the second moment (D,), with `reg_covar` added to each variance."""
-        variance = second.mean() if self.spherical else second
-        self.variance[i] = variance.clamp(min=0) + reg_covar
+        variance = (second.mean() if self.spherical else second).clamp(min=0)
+        require_positive_variance(variance + reg_covar)
+        variance = variance + reg_covar
+        self.mark_floored(i, (variance < FLOOR_RATIO * reg_covar).any())
+        self.variance[i] = variance
 
 
-class FullCovariance(nn.Module):
+class FullCovariance(Covariance):
     """An unrestricted covariance, stored as the Cholesky factor L of Σ = L Lᵀ."""
 
     uses_outer_product = True
@@ -86,10 +125,28 @@ class FullCovariance(nn.Module):
         """Set Σ_i to the second moment (D, D), with `reg_covar` added to each variance."""
         second = second.double()
         covariance = second + reg_covar * torch.eye(len(second)).to(second)
-        self.scale_tril[i] = torch.linalg.cholesky(covariance).to(self.scale_tril)
+        require_positive_variance(covariance.diagonal())
+        scale_tril, is_raised = cholesky_with_floor(covariance)
+        smallest = scale_tril.diagonal().square().min()
+        self.mark_floored(i, is_raised or smallest < FLOOR_RATIO * reg_covar)
+        self.scale_tril[i] = scale_tril.to(self.scale_tril)
 
 
-class LowRankCovariance(nn.Module):
+def cholesky_with_floor(covariance: Tensor) -> tuple[Tensor, bool]:
+    """Return the Cholesky factor of a covariance (D, D), and whether variances were raised.
+
+    They are raised by a factor until no value is determined by the others up to rounding.
+    """
+    variance, share = covariance.diagonal(), 0.0
+    while True:
+        scale_tril, info = torch.linalg.cholesky_ex(covariance + torch.diag(share * variance))
+        shares = scale_tril.diagonal().square() / variance  # not determined by earlier values
+        if not info and (shares >= MIN_VARIANCE_SHARE).all():
+            return scale_tril, share > 0
+        share = max(10 * share, MIN_VARIANCE_SHARE)
+
+
+class LowRankCovariance(Covariance):
     """The covariance of probabilistic PCA, Σ = W Wᵀ + σ² I, with q columns in W.
 
     It is stored as eigenvectors U (q, D) and eigenvalues λ (q,): W = Uᵀ (Λ − σ² I)^½
@@ -110,15 +167,16 @@ class LowRankCovariance(nn.Module):
         """(Λ − σ² I)^½ (n, q): the lengths of W's columns, clamped above 0."""
         return (self.eigenvalues - self.noise_variance[:, None]).clamp(min=1e-12).sqrt()
 
-    # Σ⁻¹ = I/σ² − U (I/σ² − Λ⁻¹) Uᵀ and |Σ| = σ^{2(D−q)} Π λ: the eigenvalues of Σ are λ, and σ²
-    # for the other D − q.
+    # xᵀ Σ⁻¹ x = |x − Uᵀ U x|²/σ² + (U x)ᵀ Λ⁻¹ U x and |Σ| = σ^{2(D−q)} Π λ, because the eigenvalues
+    # of Σ are λ, and σ² for the other D − q. Unlike |x|²/σ² − (U x)ᵀ (I/σ² − Λ⁻¹) U x, this sum
+    # does not cancel where σ² is small.
     def log_prob(self, x: Tensor, i: int) -> Tensor:
         """Return log N(x; 0, Σ_i) (B,) in nats for x (B, D)."""
         eigenvalues, noise_variance = self.eigenvalues[i], self.noise_variance[i]
-        along = (x @ self.eigenvectors[i].T).square()  # (B, q)
-        distance = x.square().sum(1) / noise_variance - along @ (
-            1 / noise_variance - 1 / eigenvalues
-        )
+        eigenvectors = self.eigenvectors[i]
+        along = x @ eigenvectors.T  # (B, q)
+        residual = x - along @ eigenvectors
+        distance = residual.square().sum(1) / noise_variance + along.square() @ (1 / eigenvalues)
         log_det = eigenvalues.log().sum() + (x.shape[1] - len(eigenvalues)) * noise_variance.log()
         return -0.5 * (distance + log_det + x.shape[1] * LOG_2PI)
 
@@ -138,14 +196,28 @@ class LowRankCovariance(nn.Module):
         λ are its q largest eigenvalues and σ² is the mean of the others.
         """
         values, vectors = torch.linalg.eigh(second.double())  # ascending
-        values, vectors = values.flip(0).clamp(min=0) + reg_covar, vectors.flip(1)
+        values, vectors = values.flip(0).clamp(min=0), vectors.flip(1)
+        require_positive_variance(values.sum() + reg_covar)
         rank = self.eigenvalues.shape[1]
-        self.set_eigendecomposition(vectors[:, :rank].T, values[:rank], values[rank:].mean(), i)
+        values = values + reg_covar
+        noise_variance = values[rank:].mean()
+        self.set_eigendecomposition(vectors[:, :rank].T, values[:rank], noise_variance, i)
+        is_floored = i in self.floored or noise_variance < FLOOR_RATIO * reg_covar
+        self.mark_floored(i, is_floored)
 
     def set_eigendecomposition(
         self, eigenvectors: Tensor, eigenvalues: Tensor, noise_variance: Tensor, i: int
     ) -> None:
-        """Set the eigenvectors (q, D), eigenvalues (q,) and σ² () of Σ_i."""
+        """Set the eigenvectors (q, D), eigenvalues (q,) and σ² () of Σ_i.
+
+        σ² is at least `MIN_VARIANCE_SHARE` of the mean variance, and so are the eigenvalues.
+        """
+        rank, dim = eigenvectors.shape
+        mean_variance = (eigenvalues.sum() + (dim - rank) * noise_variance) / dim
+        floor = MIN_VARIANCE_SHARE * mean_variance
+        self.mark_floored(i, noise_variance < floor)
+        noise_variance = noise_variance.maximum(floor)
+        eigenvalues = eigenvalues.maximum(floor)
         self.eigenvectors[i] = eigenvectors.to(self.eigenvectors)
         self.eigenvalues[i] = eigenvalues.to(self.eigenvalues)
         self.noise_variance[i] = noise_variance.to(self.noise_variance)

@@ -91,6 +91,20 @@ class GMM(Mixture):
         """Return the components' means (K, D)."""
         return self.mean[list(self.group_component_range(group))]
 
+    def place_components(self, centers: Tensor, group: int) -> None:
+        self.mean[list(self.group_component_range(group))] = centers.to(self.mean)
+
+    def fit_notes(self) -> list[str]:
+        n = len(self.covariance.floored)
+        if not n:
+            return []
+        return [
+            f"{n} of {len(self.mean)} components have constant or collinear values, or too few "
+            f"items: a floor of their variance (model.reg_covar={self.reg_covar:g}) sets the "
+            "likelihood; fewer components, a larger model.reg_covar, or data without such columns "
+            "avoid it"
+        ]
+
     # The moments are taken about the current means, which preserves precision where a variance is
     # small.
     def sufficient_statistics(self, x: Tensor, r: Tensor, group: int) -> dict[str, Tensor]:

@@ -65,6 +65,12 @@ class Mixture(ClassConditionalDensity):
                 responsibilities.
         """
 
+    def place_components(self, centers: Tensor, group: int) -> None:
+        """Move the components of a group to their first centers (K, D), if they have centers.
+
+        A covariance about them is precise also where the data are far from 0.
+        """
+
     def require_enough_items(self, n: int, group: int | None) -> None:
         """Raise UserError if n items are too few for the number of components."""
         require_enough_items(n, self.num_components, group, "model.num_components")
@@ -135,6 +141,7 @@ class Mixture(ClassConditionalDensity):
                 option="model.num_components",
             )
             centers.append(found.to(self.class_probs))
+            self.place_components(centers[-1], g)
         self.em_pass(items, centers)
 
     # --- abilities --------------------------------------------------------------------------------

@@ -11,7 +11,11 @@ from genlab.models.classical.class_conditional import (
     fill_rows_by_group,
     validate_spec,
 )
-from genlab.models.classical.covariance import LowRankCovariance, frozen_parameter
+from genlab.models.classical.covariance import (
+    MIN_VARIANCE_SHARE,
+    LowRankCovariance,
+    frozen_parameter,
+)
 from genlab.models.classical.full_batch import TrainingItems, to_numpy
 from genlab.spec import DataSpec, Positive
 
@@ -79,8 +83,16 @@ class PCA(ClassConditionalDensity):
                 self.require_enough_items(n, group)
                 pca.partial_fit(to_numpy(x))
             total_variance = pca.var_.sum() * n / (n - 1)
+        if not total_variance > 0:
+            where = "the training split" if group is None else f"class {g}"
+            raise UserError(
+                f"all items of {where} are equal, so pca does not have a density; "
+                "choose data that varies"
+            )
         eigenvalues = torch.from_numpy(pca.explained_variance_)
-        noise_variance = (total_variance - eigenvalues.sum()) / (self.spec.dim - self.latent)
+        # a cancellation can leave a little less than 0
+        residual_variance = (total_variance - eigenvalues.sum()).clamp(min=0)
+        noise_variance = residual_variance / (self.spec.dim - self.latent)
         to_maximum_likelihood = (n - 1) / n  # scikit-learn divides by N − 1
         self.mean[g] = torch.from_numpy(pca.mean_).to(self.mean)
         self.covariance.set_eigendecomposition(
@@ -99,6 +111,19 @@ class PCA(ClassConditionalDensity):
             raise UserError(
                 f"{where} has {n} items, too few for model.latent={self.latent}; {remedy}"
             )
+
+    def fit_notes(self) -> list[str]:
+        if not self.covariance.floored:
+            return []
+        eigenvalues = self.covariance.eigenvalues[sorted(self.covariance.floored)]
+        largest = eigenvalues.amax(1, keepdim=True)
+        rank = int((eigenvalues > 2 * MIN_VARIANCE_SHARE * largest).sum(1).min())
+        remedy = f"; model.latent={rank - 1} avoids it" if rank > 1 else ""
+        return [
+            f"the data varies in at most {rank} of its {self.spec.dim} directions, so σ² would be "
+            f"0: its floor, {MIN_VARIANCE_SHARE:g} of the mean variance, sets the likelihood"
+            f"{remedy}"
+        ]
 
     # --- abilities --------------------------------------------------------------------------------
 

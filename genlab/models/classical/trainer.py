@@ -35,6 +35,7 @@ class ClassicalTrainer(Trainer):
 
     def configure(self) -> None:
         """Create no optimizer."""
+        self.reported: list[str] = []
 
     def train_batches(self, data: Any, **kwargs: Any) -> Iterator[Batch]:
         """Set the training items to those of `data`; return the batches, which no step uses.
@@ -70,6 +71,13 @@ class ClassicalTrainer(Trainer):
         for group, n in counts.items():
             if n:
                 self.model.require_enough_items(n, group)
+
+    def diagnose(self, means: dict[str, float]) -> list[str]:
+        """Return what the last fit has to say, each note once."""
+        notes = self.model.fit_notes() if isinstance(self.model, ClassConditionalDensity) else []
+        new = [note for note in notes if note not in self.reported]
+        self.reported += new
+        return new
 
     def step(self, batches: Iterator[Batch]) -> Losses:
         """Make one pass of the fit over all training items."""

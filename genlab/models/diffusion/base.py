@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
+from functools import cached_property
+from inspect import signature
 from typing import Any
 
 import torch
@@ -12,9 +15,12 @@ from genlab.console import track
 from genlab.errors import UserError, did_you_mean
 from genlab.models.diffusion.inverse_problems import InverseProblemMixin
 from genlab.models.diffusion.likelihood import LikelihoodMixin
-from genlab.models.diffusion.samplers import SAMPLERS, heun
-from genlab.models.diffusion.schedule import TimestepSpacing, Variance
+from genlab.models.diffusion.samplers import SAMPLERS, heun, normal_std_ratio
+from genlab.models.diffusion.schedule import NoiseLevel, TimestepSpacing, Variance
 from genlab.spec import Fraction, NonNegative, Positive, PositiveFloat
+
+# Factor by which the standard deviation of samples of normal data may be off without a note.
+MAX_STD_RATIO = 1.25
 
 
 class Diffusion(LikelihoodMixin, InverseProblemMixin):
@@ -22,6 +28,11 @@ class Diffusion(LikelihoodMixin, InverseProblemMixin):
 
     See `genlab.models.diffusion.denoising_model.DenoisingModel` for what a subclass implements.
     """
+
+    @cached_property
+    def _noted_steps(self) -> set[str]:
+        """The samplers with their options and numbers of steps that were checked."""
+        return set()
 
     # --- samples ----------------------------------------------------------------------------------
 
@@ -53,7 +64,8 @@ class Diffusion(LikelihoodMixin, InverseProblemMixin):
                 S_tmax of Karras et al. 2022, algorithm 2); None: everywhere.
             timestep_spacing: of ddim: uniform (the default), or quadratic, with more steps where
                 there is little noise.
-            variance: σ² of ancestral; None uses the model's own.
+            variance: σ² of ancestral; None uses the model's own, or "posterior" (see
+                `posterior_variance`) where the path can be divided into any number of steps.
             churn_gamma: noise of heun, from 0 (none, the default) to 0.41.
             time_shift: of euler, the factor of the σ/α of its levels; 1 is the default.
             guidance, guidance_interval, dynamic_threshold: see `make_denoiser`.
@@ -76,24 +88,27 @@ class Diffusion(LikelihoodMixin, InverseProblemMixin):
             raise UserError(
                 f"sampler.timestep_spacing belongs to sampler=ddim, not to sampler={sampler}"
             )
-        integrate = self.make_sampler(
-            sampler,
-            eta=eta,
-            churn_gamma=churn_gamma,
-            noise_sigma_interval=noise_sigma_interval,
-            variance=variance,
-            time_shift=time_shift,
-        )
+        options = {
+            "eta": eta,
+            "churn_gamma": churn_gamma,
+            "noise_sigma_interval": noise_sigma_interval,
+            "variance": variance,
+            "time_shift": time_shift,
+        }
+        integrate = self.make_sampler(sampler, **options)
         denoise = self.make_denoiser(
             y,
             guidance,
             guidance_interval=guidance_interval,
             dynamic_threshold=dynamic_threshold,
-            return_variance=sampler == "ancestral" and (variance or self.variance) == "learned",
+            return_variance=sampler == "ancestral"
+            and (variance or self.sampling_variance) == "learned",
         )
         levels = self.noise_levels(
             steps or self.sampling_steps, sampler, timestep_spacing or "uniform"
         )
+        if (variance or self.sampling_variance) != "learned":
+            self.note_inaccurate_steps(sampler, options, levels)
         return self.clip_samples_to_range(
             integrate(denoise, start, track(levels, "sampling", unit="steps"))
         )
@@ -118,17 +133,46 @@ class Diffusion(LikelihoodMixin, InverseProblemMixin):
                     f"sampler.{key} belongs to sampler={', '.join(owners)}, not to sampler={name}"
                 )
         if "variance" in sampler.options:
-            chosen.setdefault("variance", self.variance)
+            chosen.setdefault("variance", self.sampling_variance)
         by_model = {
+            "data_std": self.data_std,
             "straight_path": self.straight_path,
             "nearest_noise_level": self.nearest_noise_level,
         }
         chosen |= {key: by_model[key] for key in sampler.model_options}
 
-        def integrate(*args: Any) -> Tensor:
-            return sampler.function(*args, **chosen)
+        def integrate(*args: Any, **noise: Any) -> Tensor:
+            return sampler.function(*args, **chosen, **noise)
 
         return integrate
+
+    def note_inaccurate_steps(
+        self, sampler: str, options: dict[str, Any], levels: list[NoiseLevel]
+    ) -> None:
+        """Print a note, once, if so few steps cannot even sample a normal distribution.
+
+        The steps of a path that a model was trained with are its own and are not checked.
+        """
+        steps = len(levels) - 1
+        key = f"{sampler} {steps} {options}"
+        if steps == self.max_steps or key in self._noted_steps:
+            return
+        self._noted_steps.add(key)
+        ratio = normal_std_ratio(
+            self.make_sampler(sampler, **options),
+            levels,
+            lambda t: self.nearest_noise_level(self.noise_to_signal(t)),
+            data_std=self.data_std,
+            prior_std=self.prior_std,
+            adds_noise="noise" in signature(SAMPLERS[sampler].function).parameters,
+        )
+        if not 1 / MAX_STD_RATIO <= ratio <= MAX_STD_RATIO:
+            print(
+                f"sampler={sampler} in {steps} step{'s' * (steps > 1)} is inaccurate: even samples "
+                f"of normal data would have {ratio:.3g} times its standard deviation; set a larger "
+                "sampler.steps",
+                file=sys.stderr,
+            )
 
     # --- the deterministic code -------------------------------------------------------------------
 

@@ -42,6 +42,8 @@ class DDPM(Diffusion):
         variance: σ² of p(x_{t−1} | x_t), in samples and in the bound: β or β̃ (section 3.2), or
             "learned": β^v β̃^(1−v) of a second output v of the network, trained by 0.001·L_vlb
             (Nichol & Dhariwal 2021, eqs. 15 and 16).
+        rescale_timesteps: the network receives the times in units of T/1000, whatever T is, as in
+            the authors' code of Nichol & Dhariwal 2021; otherwise it receives 0 … T − 1.
         min_snr_gamma: γ of the weight min(SNR, γ) of the squared error of x_0 (Hang et al. 2023,
             https://arxiv.org/abs/2303.09556, which uses 5); None: L_simple.
         clip_x0: whether a step clips its prediction of x_0 to the data's range; None: for images,
@@ -72,6 +74,7 @@ class DDPM(Diffusion):
         zero_terminal_snr: bool = False,
         objective: Literal["eps", "x0", "v"] = "eps",
         variance: Literal["beta", "beta_tilde", "learned"] = "beta",
+        rescale_timesteps: bool = False,
         min_snr_gamma: PositiveFloat | None = None,
         clip_x0: bool | None = None,
         conditional: bool = False,
@@ -101,6 +104,7 @@ class DDPM(Diffusion):
             noise_schedule, timesteps, zero_terminal_snr=zero_terminal_snr
         )
         self.sampling_steps = self.max_steps = timesteps
+        self.time_scale = 1000 / timesteps if rescale_timesteps else 1
         outputs = spec.shape[0] * (2 if variance == "learned" else 1)
         self.network = make_denoising_network(
             spec, backbone, outputs=outputs, num_classes=spec.num_classes if conditional else 0
@@ -150,7 +154,7 @@ class DDPM(Diffusion):
         self, x: Tensor, t: Tensor, y: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
         """Return the network's prediction (B, …), and v (B, …) in [0, 1] of a learned variance."""
-        out = self.network(x, t, y)
+        out = self.network(x, self.time_scale * t, y)
         if self.variance != "learned":
             return out, None
         prediction, v = out.chunk(2, 1)

@@ -47,7 +47,7 @@ class DenoisingModel(GenerativeModel, ABC):
     straight_path: bool = False
     # Standard deviation of the noise from which sampling starts.
     prior_std: float = 1.0
-    # σ² of an ancestral step.
+    # σ² of a step of the bound, and of ancestral sampling in all steps of the path.
     variance: Variance = "beta"
 
     def __init__(
@@ -120,8 +120,18 @@ class DenoisingModel(GenerativeModel, ABC):
         At this level an item drowns in noise as CIFAR-10's items do at EDM's 80. CIFAR-10 has 3,072
         values of standard deviation 1/2; codes and points are taken to have standard deviation 1.
         """
-        std = 0.5 if self.spec.kind == "image" and math.isfinite(self.spec.range[0]) else 1.0
-        return min(80.0, max(10.0, 80.0 * std / 0.5 * (self.spec.dim / 3072) ** 0.5))
+        return min(80.0, max(10.0, 80.0 * self.data_std / 0.5 * (self.spec.dim / 3072) ** 0.5))
+
+    @property
+    def data_std(self) -> float:
+        """The standard deviation that a value of the data is taken to have."""
+        is_image = self.spec.kind == "image" and math.isfinite(self.spec.range[0])
+        return 0.5 if is_image else 1.0
+
+    @property
+    def sampling_variance(self) -> Variance:
+        """σ² of ancestral sampling: where any number of steps is usual, the posterior's."""
+        return self.variance if self.max_steps else "posterior"
 
     def cap_sampling_steps(self, steps: int) -> int:
         """Return `steps`, or the number of steps of the path if that is smaller."""

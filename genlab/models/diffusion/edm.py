@@ -29,6 +29,8 @@ class EDM(Diffusion):
         backbone: the denoising network; None uses DDPM's U-Net for images, an MLP for points.
         sigma_data: standard deviation of a value of the data.
         p_mean, p_std: mean and standard deviation of ln σ in training.
+        c_noise_scale: factor of c_noise = ln(σ)/4, which the network receives as its time. It is 1
+            in the paper.
         sigma_min, sigma_max, rho: the noise levels of sampling (eq. 5).
         sampling_steps: default number of sampling steps.
         clip_x0: whether a step clips its prediction of x_0 to the data's range; None disables it,
@@ -50,6 +52,7 @@ class EDM(Diffusion):
         sigma_data: PositiveFloat = 0.5,
         p_mean: float = -1.2,
         p_std: PositiveFloat = 1.2,
+        c_noise_scale: PositiveFloat = 1000.0,
         sigma_min: PositiveFloat = 0.002,
         sigma_max: PositiveFloat = 80.0,
         rho: PositiveFloat = 7.0,
@@ -70,6 +73,7 @@ class EDM(Diffusion):
         if sigma_min >= sigma_max:
             raise UserError(f"model.sigma_min={sigma_min} is not below model.sigma_max={sigma_max}")
         self.sigma_data, self.p_mean, self.p_std = sigma_data, p_mean, p_std
+        self.c_noise_scale = c_noise_scale
         self.sigma_min, self.sigma_max, self.rho = sigma_min, sigma_max, rho
         self.sampling_steps = sampling_steps
         self.prior_std = sigma_max
@@ -101,12 +105,17 @@ class EDM(Diffusion):
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return c_skip, c_out, c_in and c_noise of σ (B,) (table 1).
 
-        The first three are shaped to multiply `like`; c_noise (B,) is ln(σ)/4, times 1000, which is
-        the scale of the time embedding.
+        The first three are shaped to multiply `like`; c_noise (B,) is ln(σ)/4 times
+        `c_noise_scale`.
         """
         s, d = expand_like(sigma, like), self.sigma_data
         root = (s**2 + d**2).sqrt()
-        return d**2 / root**2, s * d / root, 1 / root, 1000 * sigma.log() / 4
+        c_noise = self.c_noise_scale * sigma.log() / 4
+        return d**2 / root**2, s * d / root, 1 / root, c_noise
+
+    @property
+    def data_std(self) -> float:
+        return self.sigma_data
 
     # --- the path and the denoiser ----------------------------------------------------------------
 

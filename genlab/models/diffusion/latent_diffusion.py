@@ -36,6 +36,8 @@ class LatentDiffusion(GenerativeModel):
         UserError: the codec is missing, or it does not encode and decode.
     """
 
+    samples_are_means = True
+
     step_by_step = True
     differentiable = False  # as in the diffusion model
     mean: Tensor

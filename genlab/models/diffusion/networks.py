@@ -36,6 +36,7 @@ def unet(
     attention_resolutions: tuple[Positive, ...] = (16,),
     num_heads: Positive = 1,
     dropout: Decay = 0.1,
+    scale_shift_norm: bool = False,
     outputs: int | None = None,
     num_classes: int = 0,
     context_dim: int = 0,
@@ -51,6 +52,8 @@ def unet(
             network, which has the smallest maps, always has self-attention.
         num_heads: heads of each self-attention.
         dropout: share of a block's features that are dropped in training.
+        scale_shift_norm: the time scales and shifts each block's second norm (Nichol & Dhariwal
+            2021); otherwise it is added before that norm.
     """
     resolutions = feature_map_sides(shape, len(channel_mult))  # descending
     attention = tuple(
@@ -65,6 +68,7 @@ def unet(
         attention_sides=attention,
         num_heads=num_heads,
         dropout=dropout,
+        scale_shift_norm=scale_shift_norm,
         outputs=outputs,
         num_classes=num_classes,
         context_dim=context_dim,

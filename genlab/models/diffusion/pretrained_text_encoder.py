@@ -45,12 +45,16 @@ class PretrainedTextEncoder(nn.Module):
                 f"model.text_encoder={name} needs transformers: pip install 'genlab[text]'"
             ) from error
         try:
-            config = transformers.AutoConfig.from_pretrained(name)
+            config = transformers.AutoConfig.from_pretrained(name, trust_remote_code=False)
             encoder_class = getattr(
                 transformers, ENCODER_CLASSES.get(config.model_type, "AutoModel")
             )
-            model = encoder_class.from_pretrained(name, use_safetensors=True)
-            self.tokenizer = transformers.AutoTokenizer.from_pretrained(name)
+            model = encoder_class.from_pretrained(
+                name, use_safetensors=True, trust_remote_code=False
+            )
+            self.tokenizer = transformers.AutoTokenizer.from_pretrained(
+                name, trust_remote_code=False
+            )
         except (OSError, ValueError) as error:
             reason = str(error).strip().splitlines()[0]
             raise UserError(

@@ -69,8 +69,9 @@ class ReflowTrainer(Trainer):
             generator = torch.Generator().manual_seed(derive_seed(self.seed, start))
             noise = torch.randn(pairs[chunk, 1].shape, generator=generator)
             classes = None if y is None else y[chunk].to(self.device.torch)
+            z = noise.to(self.device.torch, self.model.any_parameter.dtype)
             with self.device.autocast():
-                items = self.model.teacher_samples(noise.to(self.device.torch), classes)
+                items = self.model.teacher_samples(z, classes)
             pairs[chunk, 0] = items.float().cpu()
             pairs[chunk, 1] = noise
         return pairs, y

@@ -120,6 +120,19 @@ def posterior_mean(x0: Tensor, x: Tensor, now: NoiseLevel, then: NoiseLevel) -> 
     return then.alpha * beta / now.sigma**2 * x0 + alpha * (then.sigma / now.sigma) ** 2 * x
 
 
+def posterior_variance(now: NoiseLevel, then: NoiseLevel, data_std: float) -> float:
+    """Return the variance of q(x_s | x_t) of data N(0, data_std²), for a step from t to s.
+
+    β̃ is the variance given x_0. That of x_0 given x_t is added, times the square of x_0's weight in
+    the mean (Bao et al. 2022, https://arxiv.org/abs/2201.06503, theorem 1). Samples of normal data
+    then have the right variance in any number of steps; β is the limit of a large data_std.
+    """
+    _, beta, beta_tilde = transition_coefficients(now, then)
+    power = now.alpha**2 * data_std**2 + now.sigma**2
+    x0_variance = data_std**2 * now.sigma**2 / power
+    return beta_tilde + (then.alpha * beta / now.sigma**2) ** 2 * x0_variance
+
+
 def add_noise_up_to(
     x: Tensor, now: NoiseLevel, target: NoiseLevel, noise: NoiseFn
 ) -> tuple[Tensor, NoiseLevel]:
@@ -165,13 +178,17 @@ def ancestral(
     levels: Iterable[NoiseLevel],
     *,
     variance: Variance = "beta",
+    data_std: float = 1.0,
     noise: NoiseFn = torch.randn_like,
 ) -> Tensor:
     """Return x_0 (B, …) from the noise x (B, …) by algorithm 2 of DDPM (Ho et al. 2020).
 
     Args:
-        variance: σ² = β or β̃ of each step (section 3.2), or "learned": the denoiser gives (x_0, v)
-            and σ² = β^v β̃^(1−v) (Nichol & Dhariwal 2021, eq. 15). The last step adds no noise.
+        variance: σ² = β or β̃ of each step (section 3.2), of which the first is too large and the
+            second too small if steps are few; "posterior", see `posterior_variance`; or "learned":
+            the denoiser gives (x_0, v) and σ² = β^v β̃^(1−v) (Nichol & Dhariwal 2021, eq. 15). The
+            last step adds no noise.
+        data_std: standard deviation of a value of the data, for "posterior".
     """
     for now, then in pairwise(levels):
         x0, v = denoise(x, now.t) if variance == "learned" else (denoise(x, now.t), None)
@@ -179,7 +196,9 @@ def ancestral(
         if then.sigma:
             _, beta, beta_tilde = transition_coefficients(now, then)
             std: float | Tensor
-            if v is None:
+            if variance == "posterior":
+                std = posterior_variance(now, then, data_std) ** 0.5
+            elif v is None:
                 std = (beta if variance == "beta" else beta_tilde) ** 0.5
             else:
                 std = (0.5 * (v * math.log(beta) + (1 - v) * math.log(beta_tilde))).exp()
@@ -340,6 +359,46 @@ def dpm_solver(
     return x
 
 
+def normal_std_ratio(
+    integrate: Callable[..., Tensor],
+    levels: Sequence[NoiseLevel],
+    level_at: LevelAt,
+    *,
+    data_std: float,
+    prior_std: float,
+    adds_noise: bool,
+) -> float:
+    """Return the ratio of the samples' deviation to the data's, for data N(0, data_std²).
+
+    It is exact, because all samplers are linear in x and their noise where the denoiser is: x is
+    the vector of the coefficients of independent noises.
+
+    Args:
+        integrate: a sampler (denoise, x, levels) -> x_0.
+        level_at: returns the level of a time.
+        adds_noise: whether `integrate` takes `noise`.
+    """
+    by_time = {level.t: level for level in levels}
+    num_noises = 0
+
+    def denoise(x: Tensor, t: float) -> Tensor:
+        level = by_time.get(t) or level_at(t)
+        power = (level.alpha * data_std) ** 2 + level.sigma**2
+        return level.alpha * data_std**2 / power * x
+
+    def noise(x: Tensor) -> Tensor:
+        nonlocal num_noises
+        num_noises += 1
+        unit = torch.zeros_like(x)
+        unit[num_noises] = 1.0
+        return unit
+
+    x = torch.zeros(2 * len(levels) + 1, dtype=torch.float64)
+    x[0] = prior_std
+    options = {"noise": noise} if adds_noise else {}
+    return integrate(denoise, x, levels, **options).norm().item() / data_std
+
+
 @dataclass(frozen=True)
 class Sampler:
     """A sampling function with the names of its options.
@@ -356,7 +415,7 @@ class Sampler:
 
 
 SAMPLERS = {
-    "ancestral": Sampler(ancestral, options=("variance",)),
+    "ancestral": Sampler(ancestral, options=("variance",), model_options=("data_std",)),
     "ddim": Sampler(ddim, options=("eta", "noise_sigma_interval")),
     "euler": Sampler(
         euler, options=("time_shift",), model_options=("straight_path", "nearest_noise_level")

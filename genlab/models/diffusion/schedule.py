@@ -17,7 +17,7 @@ from genlab.nn.broadcast import expand_like
 
 ScheduleName = Literal["linear", "cosine", "sigmoid"]
 Objective = Literal["eps", "x0", "v"]
-Variance = Literal["beta", "beta_tilde", "learned"]
+Variance = Literal["beta", "beta_tilde", "posterior", "learned"]
 TimestepSpacing = Literal["uniform", "quadratic"]
 
 

@@ -11,7 +11,7 @@ from itertools import pairwise
 
 import torch
 from torch import Tensor
-from torch.special import log_ndtr
+from torch.special import erfcx, log_ndtr
 
 from genlab.console import track
 from genlab.models.diffusion.samplers import transition_coefficients
@@ -20,6 +20,7 @@ from genlab.nn.broadcast import expand_like
 
 # Values in one pass of the network: if the batch is small, several times t share a pass.
 MAX_VALUES_PER_PASS = 2**18
+LEFT_TAIL = -3.0  # standard deviations
 
 
 def gaussian_log_prob(x: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
@@ -41,7 +42,20 @@ def discretized_gaussian_log_prob(
     # log(Φ(high) − Φ(low)) in the tail where neither Φ rounds to 1.
     mirror = low + high > 0
     low, high = torch.where(mirror, -high, low), torch.where(mirror, -low, high)
-    return log_ndtr(high) + torch.log1p(-torch.exp(log_ndtr(low) - log_ndtr(high)))
+    log_high = log_normal_cdf(high)
+    return log_high + torch.log1p(-torch.exp(log_normal_cdf(low) - log_high))
+
+
+def log_normal_cdf(z: Tensor) -> Tensor:
+    """Return log Φ(z), with a gradient that float32 can represent far in the left tail.
+
+    There PyTorch's gradient of log_ndtr is the exponential of a small difference of large numbers,
+    which becomes infinite.
+    """
+    is_tail = z < LEFT_TAIL
+    z_tail, z_body = torch.where(is_tail, z, LEFT_TAIL), torch.where(is_tail, 0.0, z)
+    log_tail = (0.5 * erfcx(z_tail / -math.sqrt(2))).log() - z_tail.square() / 2
+    return torch.where(is_tail, log_tail, log_ndtr(z_body))
 
 
 def timestep_strata_bounds(T: int, num_terms: int | None) -> Tensor:

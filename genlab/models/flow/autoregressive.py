@@ -27,12 +27,13 @@ class Autoregressive(Transform):
         self.net, self.map = net, map
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        z, ladj = self.map(x, self.net(x))
+        z, ladj = self.map(x, self.net(x).to(x.dtype))  # only the network may be rounded
         return z, ladj.sum(1)
 
     def inverse(self, z: Tensor) -> Tensor:
         x = torch.zeros_like(z)
         # pass i computes the value at position i of the order; later values stay 0
         for position in track(range(z.shape[1]), "sampling", unit="values"):
-            x = torch.where(self.net.order <= position, self.map.inverse(z, self.net(x)), 0)
+            params = self.net(x).to(z.dtype)
+            x = torch.where(self.net.order <= position, self.map.inverse(z, params), 0)
         return x

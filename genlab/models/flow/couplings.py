@@ -37,7 +37,9 @@ class Coupling(Transform):
         """
         a, b = x.split(self.sizes, 1)
         kept, changed = (b, a) if self.keep_second else (a, b)
-        params = self.net(kept).unflatten(1, (-1, self.map.num_params)).movedim(2, -1)
+        # only the network may run in a lower precision
+        params = self.net(kept).to(x.dtype)
+        params = params.unflatten(1, (-1, self.map.num_params)).movedim(2, -1)
         return kept, changed, params
 
     def join_kept_and_changed(self, kept: Tensor, changed: Tensor) -> Tensor:
@@ -94,7 +96,7 @@ class AffineCoupling(Transform):
 
     def log_scale_and_shift(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return s and t (B, C, …), which are 0 where the mask keeps a value."""
-        s, t = self.net(self.mask * x).chunk(2, dim=1)
+        s, t = self.net(self.mask * x).to(x.dtype).chunk(2, dim=1)
         change = 1 - self.mask
         return change * self.bound * s.tanh(), change * t
 

@@ -104,21 +104,27 @@ class Spline(Elementwise):
         clipped = x.clamp(-self.tail_bound, self.tail_bound)
         left, width, bottom, height, d0, d1 = self.bin_edges_and_slopes(clipped, p, inverse=False)
         inside = x.abs() < self.tail_bound
-        t = (torch.where(inside, x, left) - left) / width  # ξ
-        s, ends = height / width, t * (1 - t)
-        denominator = s + (d0 + d1 - 2 * s) * ends
+        t = ((torch.where(inside, x, left) - left) / width).clamp(0, 1)  # ξ
+        s, ends, squares = height / width, t * (1 - t), t.square() + (1 - t).square()
+        # s + (d0 + d1 − 2s) ξ(1 − ξ), as a sum of positive terms
+        denominator = s * squares + (d0 + d1) * ends
         z = bottom + height * (s * t.square() + d0 * ends) / denominator  # equation 4
         numerator = d1 * t.square() + 2 * s * ends + d0 * (1 - t).square()
-        slope = s.square() * numerator / denominator.square()  # equation 5
-        return torch.where(inside, z, x), torch.where(inside, slope, 1).log()
+        log_slope = 2 * (s / denominator).log() + numerator.log()  # equation 5
+        return torch.where(inside, z, x), torch.where(inside, log_slope, 0)
 
+    # Equations 6 to 8 for r = ξ/(1 − ξ) instead of ξ: with θ = (z − bottom)/height, equation 4 is
+    # s(1 − θ) r² + (d0(1 − θ) − d1 θ) r − s θ = 0. Its discriminant is a sum of positive terms. In
+    # float32 the quadratic in ξ loses all digits where slopes are steep.
     def inverse(self, z: Tensor, p: Tensor) -> Tensor:
         clipped = z.clamp(-self.tail_bound, self.tail_bound)
         left, width, bottom, height, d0, d1 = self.bin_edges_and_slopes(clipped, p, inverse=True)
         inside = z.abs() < self.tail_bound
-        y, s = torch.where(inside, z, bottom) - bottom, height / width
-        curvature = y * (d0 + d1 - 2 * s)
-        # equations 6 to 8
-        a, b, c = height * (s - d0) + curvature, height * d0 - curvature, -s * y
-        root = 2 * c / (-b - (b.square() - 4 * a * c).clamp(min=0).sqrt())
-        return torch.where(inside, left + root * width, z)
+        theta = ((torch.where(inside, z, bottom) - bottom) / height).clamp(0, 1)
+        s, rest = height / width, 1 - theta
+        b = d0 * rest - d1 * theta
+        root = (b.square() + 4 * s.square() * theta * rest).sqrt()
+        # r = 2sθ / (root + b) = (root − b) / (2s(1 − θ)): the form without cancellation
+        plus, up, down = root + b.abs(), 2 * s * theta, 2 * s * rest
+        xi = torch.where(b >= 0, up / (up + plus), plus / (plus + down))
+        return torch.where(inside, left + xi * width, z)

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from genlab.models.flow.transforms import DataDependentInit, Transform
 from genlab.nn.broadcast import expand_like
+from genlab.nn.precision import full_precision
 
 
 class Scaling(Transform):
@@ -82,12 +83,13 @@ class Invertible1x1Conv(Transform):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         num_positions = x[0, 0].numel()
-        return apply_channel_matrix(x, self.weight), (num_positions * self.log_s.sum()).expand(
-            len(x)
-        )
+        with full_precision(x):
+            z = apply_channel_matrix(x, self.weight)
+        return z, (num_positions * self.log_s.sum()).expand(len(x))
 
     def inverse(self, z: Tensor) -> Tensor:
-        return apply_channel_matrix(z, torch.linalg.inv(self.weight))
+        with full_precision(z):
+            return apply_channel_matrix(z, torch.linalg.inv(self.weight))
 
 
 def apply_channel_matrix(x: Tensor, weight: Tensor) -> Tensor:
@@ -130,7 +132,10 @@ class Triangular(DataDependentInit):
         self.shift.copy_(-weight @ mean)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        return F.linear(x, self.weight, self.shift), self.log_diagonal.sum().expand(len(x))
+        with full_precision(x):
+            z = F.linear(x, self.weight, self.shift)
+        return z, self.log_diagonal.sum().expand(len(x))
 
     def inverse(self, z: Tensor) -> Tensor:
-        return torch.linalg.solve_triangular(self.weight, (z - self.shift).T, upper=False).T
+        with full_precision(z):
+            return torch.linalg.solve_triangular(self.weight, (z - self.shift).T, upper=False).T

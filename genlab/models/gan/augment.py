@@ -80,6 +80,8 @@ class AdaptiveAugmentation(Augmentation):
         ramp_images: number of images in which p can go from 0 to 1.
     """
 
+    depends_on_batch = "adaptive augmentation"
+
     running_p: Tensor  # ()
 
     def __init__(

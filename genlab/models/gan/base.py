@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, one_hot
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.utils.parametrizations import _SpectralNorm
 
 from genlab.errors import UserError
 from genlab.models.gan.augment import AUGMENTATIONS, AugmentName, NoAugmentation
 from genlab.models.gan.discriminator import ClassMap, Condition, Discriminator, OneHotConcat
 from genlab.models.gan.losses import LOSSES, LossName
 from genlab.models.gan.regularizers import DiscriminatorRegularization
+from genlab.nn.batch_norm import frozen_running_statistics
 from genlab.nn.minibatch_stddev import MinibatchStddev
-from genlab.spec import Batch, DataSpec, Positive
+from genlab.spec import Batch, DataSpec, NonNegative, Positive
 
 Noise = Literal["normal", "uniform"]
 
@@ -38,6 +36,9 @@ class GANBase(DiscriminatorRegularization):
         augment: of the images that D receives: none, DiffAugment (Zhao et al. 2020) or adaptive
             (Karras et al. 2020).
         condition: how D uses the class; see `Discriminator`.
+        d_learns_fake_classes: with an auxiliary condition: D learns the classes of G's samples too
+            (Odena et al. 2017, eq. 3), and not only those of the data.
+        g_class_weight: with an auxiliary condition: weight of the class loss in G's loss.
         regularization: of D; see `DiscriminatorRegularization`.
 
     Raises:
@@ -58,6 +59,8 @@ class GANBase(DiscriminatorRegularization):
         augment: AugmentName = "none",
         conditional: bool = False,
         condition: Condition = "concat",
+        d_learns_fake_classes: bool = False,
+        g_class_weight: NonNegative = 1.0,
         **regularization: Any,
     ) -> None:
         super().__init__(**regularization)
@@ -68,6 +71,8 @@ class GANBase(DiscriminatorRegularization):
         self.code_dim = latent + (spec.num_classes if conditional else 0)
         self.objective = LOSSES[loss]
         self.minibatch_stddev, self.condition = minibatch_stddev, condition
+        self.d_learns_fake_classes = d_learns_fake_classes
+        self.g_class_weight = g_class_weight
         self.augment = AUGMENTATIONS[augment](spec.range)
 
     @property
@@ -138,10 +143,13 @@ class GANBase(DiscriminatorRegularization):
             lambda between: D(between, y), real, x, (real_input, fake_input), penalty_scale
         )
         loss, logs = sum(penalties, loss), logs | penalty_logs
-        if D.class_head is not None:  # Odena et al. 2017, eq. 3, on data
+        if D.class_head is not None:  # Odena et al. 2017, eq. 3: the two parts of L_C
             assert y is not None
             logs["classification"] = cross_entropy(D.class_logits(h), y)
             loss = loss + logs["classification"]
+            if self.d_learns_fake_classes:
+                logs["classification/fake"] = cross_entropy(D.class_logits(fake_h), y)
+                loss = loss + logs["classification/fake"]
         code_losses = self.code_recovery_losses(z, fake_h)
         return {"loss": sum(code_losses.values(), loss), **logs, **code_losses}
 
@@ -161,7 +169,7 @@ class GANBase(DiscriminatorRegularization):
         if D.class_head is not None:  # Odena et al. 2017, eq. 3, on samples
             assert y is not None
             logs["classification/generator"] = cross_entropy(D.class_logits(h), y)
-            loss = loss + logs["classification/generator"]
+            loss = loss + self.g_class_weight * logs["classification/generator"]
         return {
             "loss": sum(code_losses.values(), loss),
             **logs,
@@ -295,23 +303,3 @@ def diversity_ratio_logs(fake: Tensor, real: Tensor, suffix: str = "") -> dict[s
         return {}
     ratio = neighbor_rms_distance(fake.detach()) / neighbor_rms_distance(real)
     return {f"diversity_ratio{suffix}": ratio}
-
-
-@contextmanager
-def frozen_running_statistics(net: nn.Module) -> Iterator[None]:
-    """Run `net` without updating its statistics, so that an update of its opponent keeps it."""
-    modules = list(net.modules())
-    batch_norms = [m for m in modules if isinstance(m, _BatchNorm) and m.track_running_stats]
-    spectral_norms = [m for m in modules if isinstance(m, _SpectralNorm) and m.training]
-    for batch_norm in batch_norms:
-        # in training it still normalizes by the batch, but keeps its buffers
-        batch_norm.track_running_stats = False
-    for spectral_norm in spectral_norms:
-        spectral_norm.training = False  # no step of its power iteration
-    try:
-        yield
-    finally:
-        for batch_norm in batch_norms:
-            batch_norm.track_running_stats = True
-        for spectral_norm in spectral_norms:
-            spectral_norm.training = True

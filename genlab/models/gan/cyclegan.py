@@ -189,6 +189,8 @@ class ImageHistory(PerShardModule):
     the buffer, which is returned instead.
     """
 
+    depends_on_batch = "a history of images"
+
     per_shard_buffers = ("images", "count")
     images: Tensor  # (size, C, H, W)
     count: Tensor  # ()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -25,6 +26,8 @@ class ProgressiveTrainer(GANTrainer):
         fade_steps: Positive = 50_000
         # steps at each resolution before the next
         hold_steps: Positive = 50_000
+        # forget Adam's moments when a fade-in begins and when it ends, as in the authors' code
+        reset_optimizers: bool = False
 
     options: Options
     model: ProGAN
@@ -47,6 +50,15 @@ class ProgressiveTrainer(GANTrainer):
         doublings, since = divmod(step - o.hold_steps, o.fade_steps + o.hold_steps)
         return min(self.model.num_levels, doublings + min(1.0, (since + 1) / o.fade_steps))
 
+    def is_new_phase(self, step: int) -> bool:
+        """Whether a fade-in begins at this step, or has just reached α = 1."""
+        now, before = self.growth_level_at(step), self.growth_level_at(max(0, step - 1))
+        return (math.floor(now), math.ceil(now)) != (math.floor(before), math.ceil(before))
+
     def step(self, batches: Iterator[Batch]) -> dict[str, Tensor]:
-        self.model.set_growth_level(self.growth_level_at(self.global_step))
+        level = self.growth_level_at(self.global_step)
+        if self.options.reset_optimizers and self.is_new_phase(self.global_step):
+            for optimizer in self.optimizers.values():
+                optimizer.state.clear()
+        self.model.set_growth_level(level)
         return {**super().step(batches), "level": self.model.generator.level.clone()}

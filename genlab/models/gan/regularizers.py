@@ -11,6 +11,7 @@ from torch.nn.utils.parametrizations import spectral_norm
 
 from genlab.errors import UserError
 from genlab.model import GenerativeModel
+from genlab.nn.batch_norm import batch_norm_layers, constant_batch_statistics
 from genlab.nn.broadcast import expand_like
 from genlab.spec import Batch, NonNegative
 
@@ -105,6 +106,9 @@ class DiscriminatorRegularization(GenerativeModel):
         weight_clip: c to which D's weights are clipped after each of its updates (Arjovsky et al.
             2017); 0 disables it.
         spectral_norm: divide D's weights by their spectral norm (Miyato et al. 2018).
+        penalize_through_batch: with batch normalization in D, let the gradients of both penalties
+            pass the statistics of the batch, so that they are not those of single samples. Runs of
+            older versions do.
 
     Raises:
         UserError: `spectral_norm` with a network whose layers scale their weights at run time.
@@ -127,6 +131,7 @@ class DiscriminatorRegularization(GenerativeModel):
         gradient_penalty: NonNegative = 0.0,
         weight_clip: NonNegative = 0.0,
         spectral_norm: bool = False,
+        penalize_through_batch: bool = False,
     ) -> None:
         super().__init__()
         if spectral_norm and self.has_equalized_lr:
@@ -138,6 +143,7 @@ class DiscriminatorRegularization(GenerativeModel):
         self.gradient_penalty = gradient_penalty
         self.weight_clip = weight_clip
         self.spectral_norm = spectral_norm
+        self.penalize_through_batch = penalize_through_batch
 
     def discriminator_loss(self, batch: Batch, penalty_scale: float = 1) -> dict[str, Tensor]:
         """Return D's loss, leaving G untouched, and the entries for the log.
@@ -176,13 +182,17 @@ class DiscriminatorRegularization(GenerativeModel):
         """Return the weighted penalties (scalars) for D's loss, and the unweighted ones by name.
 
         Args:
-            D: maps its input to logits (B, …).
+            D: maps its input to logits (B, …), by `self.discriminator`.
             real: the logits (B, …) of the data x (B, …), as `enable_gradient_for_r1` returned it.
+                If D has batch normalization, they are computed again with constant statistics.
             inputs: the real and the fake input of D, for example after augmentation.
             penalty_scale: see `discriminator_loss`.
         """
         weighted, logs = [], {}
         if self.r1 * penalty_scale:
+            if batch_norm_layers(self.discriminator) and not self.penalize_through_batch:
+                with constant_batch_statistics(self.discriminator):
+                    real = D(inputs[0])
             # the gradient with respect to the data, through what is done to them before D
             logs["r1"] = r1_penalty(real, x)
             weighted.append(self.r1 * penalty_scale / 2 * logs["r1"])
@@ -190,6 +200,24 @@ class DiscriminatorRegularization(GenerativeModel):
             logs["gradient_penalty"] = gradient_penalty(D, *inputs)
             weighted.append(self.gradient_penalty * penalty_scale * logs["gradient_penalty"])
         return weighted, logs
+
+    # Gulrajani et al. 2017, section 4: "We omit batch normalization", as it makes D a function of
+    # the batch, while the penalty is on the gradient at each point.
+    def refuse_penalty_through_batch_norm(self) -> None:
+        """Refuse the gradient penalty with batch normalization in D.
+
+        Raises:
+            UserError: says what to train instead.
+        """
+        if not (self.gradient_penalty and self.is_adversarial):
+            return
+        if batch_norm_layers(self.discriminator) and not self.penalize_through_batch:
+            raise UserError(
+                f"the gradient penalty is on D's gradient at single samples, but D of "
+                f"{type(self).__name__} has batch normalization, which makes it a function of the "
+                "batch; set +regularizer=r1 or +regularizer=spectral_norm instead, or "
+                "model=wgan_gp, whose D has none"
+            )
 
     def clip_discriminator_weights(self) -> None:
         """Clip D's weights after an update of D, if `weight_clip` is set."""

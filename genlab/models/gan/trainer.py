@@ -39,6 +39,8 @@ class GANTrainer(Trainer):
         # The gradient penalties are computed every so many steps, with a weight that makes up for
         # the others (Karras et al. 2020). Two numbers: D's interval and G's.
         lazy_reg_interval: Positive | tuple[Positive, Positive] = 1
+        # G's batch relative to D's (Gulrajani et al. 2017 and Miyato et al. 2018: 2)
+        g_batch_mult: Positive = 1
         # D's learning rate relative to G's (two time scales; Heusel et al. 2017)
         d_lr_mult: PositiveFloat = 1.0
 
@@ -58,6 +60,7 @@ class GANTrainer(Trainer):
             "generator": 1.0,
         }
         if isinstance(model, DiscriminatorRegularization):
+            model.refuse_penalty_through_batch_norm()
             if model.has_generator_penalty:
                 lr_factors["generator"] = lazy_regularization_lr_factor(g_interval)
             model.set_num_shards(self.group.size * self.options.grad_accum_steps)
@@ -78,12 +81,19 @@ class GANTrainer(Trainer):
             if isinstance(self.model, DiscriminatorRegularization):
                 self.model.clip_discriminator_weights()
         # (2) update G: increase D's logits of its samples
-        g_logs = self.optimizer_step("generator", g_loss, shards)
+        g_logs = self.optimizer_step(
+            "generator", g_loss, [batch.repeat(self.options.g_batch_mult) for batch in shards]
+        )
         losses = {
             "loss/discriminator": d_logs.pop("loss"),
             "loss/generator": g_logs.pop("loss"),
         }
         return losses | d_logs | g_logs
+
+    def statistics_pass(self, model: Any, batch: Batch) -> None:
+        # D normalizes the real and the fake samples, then G its own
+        model.discriminator_loss(batch, penalty_scale=0)
+        model.generator_loss(batch, penalty_scale=0)
 
     def diagnose(self, means: dict[str, float]) -> list[str]:
         """Return the failure modes that now have lasted long enough, with suggestions."""
@@ -97,6 +107,15 @@ class GANTrainer(Trainer):
                 choices = f"{', '.join(others)} or {last}" if others else last
                 notes.append(f"{failure}; try {choices}")
         return notes
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state with the number of logged means that showed each failure mode."""
+        return super().state_dict() | {"failure_counts": dict(self.failure_counts)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore the state that `state_dict` returned."""
+        super().load_state_dict(state)
+        self.failure_counts = dict(state.get("failure_counts", {}))  # missing in older checkpoints
 
     def suggest_overrides(self, failure: str) -> list[str]:
         """Return overrides against a failure mode; none weakens what the model already uses."""

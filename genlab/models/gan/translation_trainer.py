@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
@@ -56,6 +57,12 @@ class TranslationTrainer(GANTrainer):
         if self.global_step >= self.adversarial_start:
             return super().step(batches)
         return self.optimizer_step("generator", self.model.loss, self.next_batch(batches))
+
+    def statistics_pass(self, model: Any, batch: Batch) -> None:
+        if self.adversarial_start < self.options.steps:  # there is a discriminator
+            super().statistics_pass(model, batch)
+        else:
+            model.loss(batch)
 
     def schedule_range(self) -> tuple[int, int]:
         start = self.adversarial_start

@@ -15,6 +15,7 @@ from genlab.seeding import derive_seed
 from genlab.spec import Batch, Count, Positive, PositiveFloat
 from genlab.training.options import TrainerOptions
 from genlab.training.trainer import Trainer
+from genlab.untrusted.states import check_probabilities
 
 ENCODE_BATCH_SIZE = 1000
 
@@ -60,6 +61,11 @@ class DebiasTrainer(Trainer):
         if labels is None:
             raise UserError(f"debias_vae requires labels, but {data.name} has none; use model=vae")
         self.labels = labels
+        if self.item_weights is not None and len(self.item_weights) != len(labels):
+            raise UserError(
+                f"the run has resampling weights of {len(self.item_weights):,} items, and "
+                f"{data.name} has {len(labels):,} training items"
+            )
         counts = labels.bincount()
         self.rarest_class = int(torch.where(counts > 0, counts, len(labels) + 1).argmin())
         if self.item_weights is None:
@@ -68,19 +74,24 @@ class DebiasTrainer(Trainer):
         return super().train_batches(data, index_fn=self.draw_batch_indices, **kwargs)
 
     def draw_batch_indices(self, k: int) -> Tensor:
-        """Return the item indices of joint batch k, drawn with replacement."""
+        """Return the item indices of joint batch k, drawn with replacement.
+
+        It updates the weights first if it is time. A step takes one batch, so k is the number of
+        its step. The update belongs to the draw: the loop draws the first batch of a start or a
+        resume before its step.
+        """
+        since_start = k - self.options.resample_after
+        if since_start >= 0 and since_start % self.options.resample_every == 0:
+            self.update_item_weights()
         assert self.item_weights is not None
         return draw_weighted_indices(
             self.item_weights, self.batch_size, seed=derive_seed(self.seed, k)
         )
 
     def step(self, batches: Iterator[Batch]) -> dict[str, Tensor]:
-        """Make one update, and update the weights first if it is time."""
-        since_start = self.global_step - self.options.resample_after
-        if since_start >= 0 and since_start % self.options.resample_every == 0:
-            self.update_item_weights()
-        assert self.item_weights is not None
+        """Make one update with a batch of the present weights."""
         shards = self.next_batch(batches)
+        assert self.item_weights is not None
         logs = self.optimizer_step("model", self.model.loss, shards)
         class_shares = torch.zeros(int(self.labels.max()) + 1, dtype=torch.float64)
         class_shares.index_add_(0, self.labels, self.item_weights)
@@ -100,9 +111,10 @@ class DebiasTrainer(Trainer):
         batches = self.data.batches(
             "train", ENCODE_BATCH_SIZE, seed=self.seed, device=self.device.torch, shuffle=False
         )
+        was_training = self.model.training
         self.model.eval()
         codes = [self.model.encode(batch.x) for batch in map(self.device.to_device, batches)]
-        self.model.train()
+        self.model.train(was_training)
         z = torch.cat(codes)  # (N, latent)
         weights = resampling_weights(z, num_bins=self.options.num_bins, alpha=self.options.alpha)
         self.item_weights = weights.cpu()
@@ -111,6 +123,13 @@ class DebiasTrainer(Trainer):
     def state_dict(self) -> dict[str, Any]:
         """Return the state with the resampling weights."""
         return super().state_dict() | {"weights": self.item_weights}
+
+    def check_state(self, state: dict[str, Any]) -> dict[str, Any]:
+        """Return a loaded state that fits, with the resampling weights."""
+        weights = state.get("weights")
+        if weights is not None:
+            check_probabilities(weights, "weights")
+        return super().check_state({**state, "weights": weights})
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore the state of `state`, with the resampling weights."""

@@ -67,7 +67,7 @@ class DebiasVAE(VAE):
     def posterior_and_class_log_probs(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return mean and log-variance (B, latent) of q(z|x), and log p(y|x) (B, classes)."""
         sizes = [self.latent, self.latent, self.spec.num_classes]
-        mean, log_var, logits = self.encoder(x).split(sizes, 1)
+        mean, log_var, logits = self.encoder(x).to(x.dtype).split(sizes, 1)
         return mean, log_var, logits.log_softmax(1)
 
     # eq. 3: c1 · cross-entropy + c2 · reconstruction + c3 · KL; the likelihood replaces the paper's

@@ -32,6 +32,7 @@ class DIPVAE(VAE):
         **options: Any,
     ) -> None:
         super().__init__(spec, **options)
+        self.needs_joint_batch = True  # the covariance
         self.variant = variant
         self.off_diagonal_weight, self.diagonal_weight = off_diagonal_weight, diagonal_weight
 

@@ -42,6 +42,8 @@ class M2(GenerativeModel):
             be halved once per entry of `channels`.
     """
 
+    samples_are_means = True
+
     conditional = True
     conditional_prior = True
     classifier: nn.Sequential
@@ -88,7 +90,7 @@ class M2(GenerativeModel):
 
     def classify(self, x: Tensor) -> Tensor:
         """Return log q(y|x) (B, classes) in nats for x (B, *shape)."""
-        return self.classifier(x).log_softmax(1)
+        return self.classifier(x).to(x.dtype).log_softmax(1)
 
     def posterior(self, x: Tensor, y: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Return mean and log-variance (…, B, latent) of q(z|x,y).
@@ -98,7 +100,9 @@ class M2(GenerativeModel):
             y: classes (…, B); required.
         """
         assert y is not None, "q(z|x,y) requires classes"
-        mean, log_var = self.encoder(self.stem(x.flatten(1)) + self.label(y)).chunk(2, dim=-1)
+        h = self.encoder(self.stem(x.flatten(1)) + self.label(y))
+        # only the networks may run in a lower precision, not the terms of the bound
+        mean, log_var = h.to(x.dtype).chunk(2, dim=-1)
         return mean, log_var
 
     def join_class_and_latent(self, y: Tensor, z: Tensor) -> Tensor:
@@ -112,7 +116,7 @@ class M2(GenerativeModel):
             x: (B, *shape).
             code: (…, B, classes + latent).
         """
-        logits = self.decoder(code)  # (…, B, D)
+        logits = self.decoder(code).to(x.dtype)  # (…, B, D)
         targets = x.flatten(1).expand_as(logits)
         return -F.binary_cross_entropy_with_logits(logits, targets, reduction="none").sum(-1)
 

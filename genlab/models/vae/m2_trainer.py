@@ -56,6 +56,13 @@ class SemiSupervisedTrainer(Trainer):
                 f"trainer.labeled_batch_size={o.labeled_batch_size} exceeds "
                 f"trainer.num_labeled={o.num_labeled}"
             )
+        num_shards = self.group.size * o.grad_accum_steps
+        if o.labeled_batch_size % num_shards:
+            even = o.labeled_batch_size // num_shards * num_shards or num_shards
+            raise UserError(
+                f"trainer.labeled_batch_size={o.labeled_batch_size} cannot be cut into "
+                f"{num_shards} equal shards; set trainer.labeled_batch_size={even}"
+            )
         if o.labeled_weight is None:
             self.labeled_weight = o.num_labeled / len(y)
         else:

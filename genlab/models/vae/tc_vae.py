@@ -44,6 +44,7 @@ class TCVAE(VAE):
                 "the loss of TCVAE does not contain the KL of q(z|x) per dimension that free bits "
                 "apply to; set model.free_bits=0, or use model=vae"
             )
+        self.needs_joint_batch = True  # the estimate of q(z)
         self.alpha, self.gamma = alpha, gamma
 
     # eq. 2: KL(q(z|x) ‖ p(z)) = I_q(z; n) + KL(q(z) ‖ Π_j q(z_j)) + Σ_j KL(q(z_j) ‖ p(z_j)),

@@ -82,6 +82,8 @@ class VAE(GenerativeModel):
         UserError: the likelihood or the network does not fit the data.
     """
 
+    samples_are_means = True
+
     num_train_items: int | None = None  # set by the trainer; None: not known
     encoder: nn.Sequential
     decoder: nn.Sequential
@@ -105,6 +107,7 @@ class VAE(GenerativeModel):
         validate_spec(spec, network, hidden, dense, likelihood)
         self.spec, self.latent, self.likelihood = spec, latent, likelihood
         self.beta, self.free_bits = beta, free_bits
+        self.needs_joint_batch = free_bits > 0
         if network == "mlp":
             encoder = MLP(spec.dim, hidden, 2 * latent, activation=activation)
             self.encoder = nn.Sequential(nn.Flatten(), *encoder)
@@ -140,13 +143,14 @@ class VAE(GenerativeModel):
 
     def posterior(self, x: Tensor, y: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Return mean and log-variance (B, latent) of q(z|x); only a conditional model uses y."""
-        mean, log_var = self.encoder(x).chunk(2, dim=1)
+        # only the networks may run in a lower precision, not the terms of the bound
+        mean, log_var = self.encoder(x).to(x.dtype).chunk(2, dim=1)
         return mean, log_var
 
     def log_likelihood(self, x: Tensor, z: Tensor, y: Tensor | None = None) -> Tensor:
         """Return log p(x|z) (…, B) in nats for x (B, *shape) and z (…, B, latent)."""
         x = x.flatten(1)  # (B, D)
-        out = self.decoder(z.flatten(0, -2)).unflatten(0, z.shape[:-1])  # (…, B, D)
+        out = self.decoder(z.flatten(0, -2)).to(x.dtype).unflatten(0, z.shape[:-1])  # (…, B, D)
         if self.likelihood == "bernoulli":
             cross_entropy = F.binary_cross_entropy_with_logits(
                 out, x.expand_as(out), reduction="none"
@@ -179,7 +183,8 @@ class VAE(GenerativeModel):
         mean, log_var = self.posterior(batch.x, batch.y)
         z = reparameterize(mean, log_var)  # (B, latent)
         distortion = -self.log_likelihood(batch.x, z, batch.y).mean()
-        kl_term, parts = self.weighted_kl_and_parts(mean, log_var, z)
+        # of the joint batch, for terms that are not a mean over items
+        kl_term, parts = self.weighted_kl_and_parts(*self.join_shards(mean, log_var, z))
         return {"loss": distortion + kl_weight * kl_term, **parts, "distortion": distortion}
 
     # --- abilities --------------------------------------------------------------------------------

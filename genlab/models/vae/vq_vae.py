@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from genlab.errors import UserError
 from genlab.model import GenerativeModel
 from genlab.nn.conv import halved_sizes
+from genlab.nn.precision import full_precision
 from genlab.spec import Batch, Count, DataSpec, Decay, NonNegative, Positive, PositiveFloat
 
 NUM_DOWNSAMPLINGS = 2  # stride-2 convolutions: a code has a quarter of the image's height and width
@@ -111,11 +112,12 @@ class VQVAE(GenerativeModel):
     def nearest_indices(self, z_e: Tensor) -> Tensor:
         """Return the index (B, h, w) of the codebook vector nearest to each of z_e (B, D, h, w).
 
-        Equation 1.
+        Equation 1, in full precision: bf16 would choose another code for one vector in ten.
         """
-        flat = z_e.permute(0, 2, 3, 1)  # (B, h, w, D)
-        # ‖z − e‖² without ‖z‖², which is the same for every e
-        return (self.codebook.square().sum(1) - 2 * flat @ self.codebook.T).argmin(-1)
+        flat = z_e.permute(0, 2, 3, 1).to(self.codebook.dtype)  # (B, h, w, D)
+        with full_precision(flat):
+            # ‖z − e‖² without ‖z‖², which is the same for every e
+            return (self.codebook.square().sum(1) - 2 * flat @ self.codebook.T).argmin(-1)
 
     def quantize(self, z_e: Tensor) -> tuple[Tensor, Tensor]:
         """Return z_q (B, D, h, w) and its indices (B, h, w).
