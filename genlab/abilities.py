@@ -13,12 +13,14 @@ pass.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 from genlab.errors import UserError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Iterable
 
     from torch import Tensor
 
@@ -37,6 +39,54 @@ class Estimate(NamedTuple):
     effective_chains: float | None = None
 
 
+class BoundTerms(NamedTuple):
+    """The terms of a diffusion model's bound −log p(x) ≤ L_T + Σ_t L_{t−1} + L_0, in nats.
+
+    Attributes:
+        prior: L_T (B,), how far the noisiest level is from p(x_T).
+        steps: (B, K): each column is a random estimate of the sum of L_i over borders[k] ≤ i <
+            borders[k + 1], where L_i is the term of the step from x_{i+1} to x_i.
+        reconstruction: L_0 (B,) = −log p(x_0 | x_1).
+        borders: (K + 1,).
+    """
+
+    prior: Tensor
+    steps: Tensor
+    reconstruction: Tensor
+    borders: Tensor
+
+    @property
+    def total(self) -> Tensor:
+        """The upper bound (B,) of −log p(x), or its random estimate."""
+        return self.prior + self.reconstruction + self.steps.sum(1)
+
+
+@dataclass(frozen=True)
+class TrajectoryState:
+    """A state on the way from noise to samples, or from data to noise.
+
+    Attributes:
+        time: its place in the process: the time of a diffusion, or the number of a step.
+        name: what is written above it, such as "t = 250".
+        x: the n states (n, *shape), as items of the data. Whoever keeps them must copy them.
+        guess: the model's guess (n, *shape) of the final items, if it makes one.
+        known: which values of x are drawn already, bool (n, *shape); None for all.
+        next_probs: probabilities (n, K) of the levels or tokens of the next value.
+        numbers: what is written below it: a number by its symbol, one for all or one each (n,).
+    """
+
+    time: float
+    name: str
+    x: Tensor
+    guess: Tensor | None = None
+    known: Tensor | None = None
+    next_probs: Tensor | None = None
+    numbers: Mapping[str, float | Tensor] = field(default_factory=dict)
+
+
+Report = Callable[[TrajectoryState], None]  # receives the states of a trajectory in their order
+
+
 # --- the abilities that a command or a metric uses ------------------------------------------------
 
 
@@ -49,6 +99,38 @@ class Samples(Protocol):
             y: classes (n,), or the tokens (n, T) of prompts; None draws them too, or samples
                 unconditionally.
             sampler: options of the model's sampler, such as `steps` and `guidance`.
+        """
+
+
+@runtime_checkable
+class HasTrajectory(Protocol):
+    def trajectory(
+        self,
+        report: Report,
+        n: int,
+        y: Tensor | None = None,
+        *,
+        start: Tensor | None = None,
+        **sampler: Any,
+    ) -> Tensor:
+        """Draw n samples (n, *shape) exactly as `sample` does, and report the states on the way.
+
+        The last state that is reported has the samples.
+
+        Args:
+            start: codes (n, …), as `prior` draws them, instead of random ones; for models with
+                `prior`.
+            sampler: the options of `sample`.
+        """
+
+
+@runtime_checkable
+class HasForwardTrajectory(Protocol):
+    def forward_trajectory(self, report: Report, x: Tensor, *, steps: int | None = None) -> None:
+        """Report the states from items x (n, *shape), the first state, to noise or to a code.
+
+        Args:
+            steps: of a process that can be divided into any number; None takes the model's own.
         """
 
 
@@ -108,12 +190,34 @@ class HasDensity(Protocol):
 
 
 @runtime_checkable
+class ScoresTokens(Protocol):
+    def token_log_probs(self, x: Tensor) -> Tensor:
+        """Return log p (B, T) in nats of each token of x (B, T), given the tokens before it.
+
+        The sequences may be longer than the model's context. Up to its length the sum over the
+        tokens is `log_prob`.
+        """
+
+
+@runtime_checkable
 class BoundsDensity(Protocol):
     def elbo(self, x: Tensor, y: Tensor | None = None, *, num_terms: int | None = None) -> Tensor:
         """Return a random lower bound (B,) of log p(x) in nats.
 
         Args:
             num_terms: timesteps drawn for a diffusion bound; None sums all of them.
+        """
+
+
+@runtime_checkable
+class SplitsBound(Protocol):
+    def bound_terms(
+        self, x: Tensor, y: Tensor | None = None, *, num_terms: int | None = None
+    ) -> BoundTerms:
+        """Return the terms of the bound of log p(x), of which `elbo` is the negative sum.
+
+        Args:
+            num_terms: timesteps drawn; None evaluates all of them.
         """
 
 
@@ -156,6 +260,21 @@ class Inpaints(Protocol):
 
         Args:
             steps: of the chain or sampler; None takes the model's default.
+        """
+
+
+@runtime_checkable
+class Imputes(Protocol):
+    def impute(
+        self, x: Tensor, known: Tensor, *, draws: int = 1, steps: int | None = None
+    ) -> Tensor:
+        """Draw the unknown values of x (B, D) given the known ones, `draws` times (draws, B, D).
+
+        The draws differ, and the known values stay as they are.
+
+        Args:
+            known: bool (B, D). Values of x that are not known are ignored, and may be NaN.
+            steps: of a chain or a sampler; None takes the model's default.
         """
 
 
@@ -220,6 +339,60 @@ class Translates(Protocol):
         """
 
 
+@runtime_checkable
+class Forecasts(Protocol):
+    def forecast(self, cond: Tensor, draws: int = 1) -> Tensor:
+        """Draw futures (draws, B, H, C) of series, H = `spec.shape[0]`, from their past.
+
+        Args:
+            cond: (B, P + H, C + F), a row for each step: its values, which are 0 in the H steps to
+                predict, and its F features; see `genlab.data.series.SeriesDataset`.
+        """
+
+
+@runtime_checkable
+class HasForecastDensity(Protocol):
+    def forecast_log_prob(self, x: Tensor, cond: Tensor) -> Tensor:
+        """Return the exact log-density (B,) in nats of the futures x (B, H, C), given the past."""
+
+
+# --- abilities of few models ----------------------------------------------------------------------
+
+
+@runtime_checkable
+class AssignsCategories(Protocol):
+    def category(self, z: Tensor) -> Tensor:
+        """Return the category (B,) of codes z (B, …) that the model learned without labels."""
+
+
+@runtime_checkable
+class HasGaussianComponents(Protocol):
+    def gaussian_components(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Return weights (K,), means (K, D) and covariances (K, D, D) of p(x) = Σ_k w_k N_k(x).
+
+        With `category`, component k is category k.
+        """
+
+
+@runtime_checkable
+class Discriminates(Protocol):
+    def discriminate(self, x: Tensor) -> Tensor:
+        """Return D's value (B,) at x (B, *shape), without the class of x.
+
+        It is the logit of D(x), the probability that x is an item of the data, if the model's
+        `discriminates_by_probability` is true; otherwise it is the score of a critic.
+        """
+
+
+@runtime_checkable
+class HasPriorQuantiles(Protocol):
+    def prior_quantiles(self, u: Tensor) -> Tensor:
+        """Return the codes (B, d) of a prior with independent coordinates, at quantiles u (B, d).
+
+        Uniform u in (0, 1) give draws of `prior`.
+        """
+
+
 # --- optional methods without a command ---------------------------------------------------------
 
 
@@ -230,12 +403,6 @@ class HasFilters(Protocol):
 
 
 @runtime_checkable
-class AssignsCategories(Protocol):
-    def category(self, z: Tensor) -> Tensor:
-        """Return the category (B,) of codes z (B, …) that the model learned without labels."""
-
-
-@runtime_checkable
 class HasODENoise(Protocol):
     def ode_noise_std(self) -> float:
         """Return the standard deviation of the noise at the ODE's first level, in data units."""
@@ -243,8 +410,12 @@ class HasODENoise(Protocol):
 
 @runtime_checkable
 class HasGibbsChain(Protocol):
-    def gibbs_chain(self, x: Tensor, num_steps: int) -> Tensor:
-        """Return the state (B, *shape) of Gibbs chains from x, after num_steps steps."""
+    def gibbs_chain(self, x: Tensor, num_steps: int, report: Report | None = None) -> Tensor:
+        """Return the state (B, *shape) of Gibbs chains from x, after num_steps steps.
+
+        Args:
+            report: receives x and the state after each step.
+        """
 
 
 # verb -> its Protocol, in the order in which tables show them
@@ -257,6 +428,7 @@ ABILITIES: dict[str, type] = {
     "synthesize": Synthesizes,
     "posterior": HasPosterior,
     "log_prob": HasDensity,
+    "token_log_probs": ScoresTokens,
     "ode_log_prob": HasODELikelihood,
     "elbo": BoundsDensity,
     "eps_mse": PredictsNoise,
@@ -270,6 +442,22 @@ ABILITIES: dict[str, type] = {
     "restore": Restores,
     "edit": Edits,
     "translate": Translates,
+    "forecast": Forecasts,
+}
+
+
+# verb -> its Protocol, of abilities that few models have, or that only one command uses:
+# `genlab models` has no column for them
+RARE_ABILITIES: dict[str, type] = {
+    "bound_terms": SplitsBound,
+    "forecast_log_prob": HasForecastDensity,
+    "impute": Imputes,
+    "trajectory": HasTrajectory,
+    "forward_trajectory": HasForwardTrajectory,
+    "category": AssignsCategories,
+    "gaussian_components": HasGaussianComponents,
+    "discriminate": Discriminates,
+    "prior_quantiles": HasPriorQuantiles,
 }
 
 
@@ -279,7 +467,8 @@ def abilities(model: object) -> set[str]:
     An instance may withdraw one with `self.log_prob = None`, as a model whose size makes it
     intractable does.
     """
-    return {verb for verb in ABILITIES if callable(getattr(model, verb, None))}
+    verbs = (*ABILITIES, *RARE_ABILITIES)
+    return {verb for verb in verbs if callable(getattr(model, verb, None))}
 
 
 def require_model_ability(

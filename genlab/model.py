@@ -37,12 +37,27 @@ class GenerativeModel(nn.Module):
     # `sample` returns means of p(x|z), without the noise of p(x|z); otherwise it draws items.
     samples_are_means: bool = False
 
+    # The states of `trajectory` that a picture shows are spaced evenly, or ever farther apart.
+    trajectory_spacing: ClassVar[Literal["even", "log"]] = "even"
+    # The name of the guess of a state, for its row.
+    trajectory_guess: ClassVar[str] = "guess of x₀"
+    # A sentence about the states, for the caption.
+    trajectory_note: ClassVar[str] = ""
+
     # `prior(n, y)` draws codes of the classes y; otherwise y is ignored.
     conditional_prior: bool = False
+    # Values of `gradient`, the estimator of the loss's gradient with respect to a distribution that
+    # the model draws from; empty without a choice.
+    gradient_estimators: ClassVar[tuple[str, ...]] = ()
+    gradient: str = ""
+
     # `decode` has a gradient with respect to the code.
     differentiable: bool = True
     # The path between two codes whose points stay likely under the prior.
     latent_interpolation: Literal["linear", "spherical"] = "linear"
+
+    # `discriminate` returns the logit of a probability; otherwise the score of a critic.
+    discriminates_by_probability: bool = False
 
     # `translate(…, backward=True)` goes from targets to sources.
     translates_backward: ClassVar[bool] = False
@@ -54,6 +69,9 @@ class GenerativeModel(nn.Module):
     # `denoise` removes Gaussian noise, whose standard deviation it takes as `sigma`, and no other.
     gaussian_noise_only: ClassVar[bool] = False
 
+    # `forecast` takes many network evaluations for each draw, so that metrics draw less.
+    forecasts_in_many_passes: ClassVar[bool] = False
+
     # `elbo` and `eps_mse` draw `num_terms` timesteps; otherwise they ignore it.
     elbo_over_timesteps: ClassVar[bool] = False
     # `log_prob` includes the logit of the pixels, so it is a density on the open interval only.
@@ -63,6 +81,12 @@ class GenerativeModel(nn.Module):
     needs_joint_batch: bool = False
     # Set by the trainer while it computes a batch in shards.
     shard_joiner: Callable[[tuple[Tensor, ...]], tuple[Tensor, ...]] | None = None
+
+    # Models tables whose columns are numbers or categories (DataSpec.kind "table").
+    takes_tables: ClassVar[bool] = False
+
+    # Can be trained on items with missing values (DataSpec.has_missing), which are NaN.
+    takes_missing_values: ClassVar[bool] = False
 
     # The recipe for images of many gray levels, of a model that is defined for binary data only.
     gray_level_recipe: ClassVar[str] = ""

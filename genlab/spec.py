@@ -52,8 +52,8 @@ class DataSpec:
 
     Attributes:
         shape: of one item: (C, H, W) of an image, (D,) of a point, (T,) of a token sequence,
-            (T, C, H, W) of a video.
-        kind: image | points | tokens | video.
+            (T, C, H, W) of a video, (steps, columns) of the future of a series.
+        kind: image | points | tokens | video | table | series.
         num_classes: 0 without labels.
         class_names: the name of each class, in the order of their numbers; () without names.
         levels: number of values that a channel can take: 256 for a byte, 2 for a binary image, 0
@@ -66,6 +66,11 @@ class DataSpec:
         source: the DataSpec of an item's source (`Batch.cond`).
         task: name of the translation from source to item: colorize | superres | denoise | inpaint |
             forecast | …
+        categories: for a table the number of categories of each column, 0 for a column of numbers.
+            A categorical column contains the number of its category. () for other data.
+        action_channels: of the frames of a video's source: the last channels, which are not colors
+            but the action between a frame and the next one, the same value at each pixel.
+        has_missing: whether items have missing values, which are NaN.
     """
 
     shape: tuple[Positive, ...]
@@ -79,6 +84,9 @@ class DataSpec:
     dequantized: bool = False
     source: DataSpec | None = None
     task: str = ""
+    categories: tuple[Count, ...] = ()
+    action_channels: Count = 0
+    has_missing: bool = False
 
     @property
     def dim(self) -> int:
@@ -150,6 +158,15 @@ class DataSpec:
             return f"{self.dim:,} tokens per item, {self.vocab:,} different"
         if self.kind == "points":
             return f"{self.dim:,} real numbers per item"
+        if self.kind == "table":
+            num_categorical = sum(count > 0 for count in self.categories)
+            numbers = self.dim - num_categorical
+            return f"{numbers:,} columns of numbers and {num_categorical:,} of categories"
+        if self.kind == "series":
+            steps = f"{self.shape[0]:,} steps of {self.shape[1]:,} real numbers"
+            if self.source is None:
+                return steps
+            return f"{steps}, predicted from the {self.source.shape[0] - self.shape[0]:,} before"
         *frames, channels, height, width = self.shape
         parts = [f"{frames[0]} frames of"] if frames else []
         colors = {1: "gray", 3: "color"}.get(channels, f"{channels}-channel")
@@ -232,6 +249,7 @@ class DataSpec:
             "class_names": list(self.class_names),
             "range": list(self.range),
             "source": self.source and self.source.to_json(),
+            "categories": list(self.categories),
         }
 
     @classmethod
@@ -247,6 +265,8 @@ class DataSpec:
         low, high = spec.range
         if not low < high or not spec.shape or spec.dim >= 2**31:
             raise ValueError(f"shape {list(spec.shape)}, range {list(spec.range)}")
+        if len(spec.categories) != (spec.dim if spec.kind == "table" else 0):
+            raise ValueError(f"{len(spec.categories)} numbers of categories in a {spec.kind} spec")
         return spec
 
 

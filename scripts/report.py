@@ -7,7 +7,7 @@ another command that writes numbers into the run folder. Then all tables are wri
 
     README.md                   the table of families, between its markers
     docs/models.md              the recipes, with the best number of each
-    docs/lectures.md            the comparisons of configs/experiment/lecture/
+    docs/lectures.md            the figures of configs/lectures/
     docs/speed.md               the pairs of docs/benchmarks/*.json that have a bar
     docs/results.md             every number of docs/results.json
     docs/benchmarks/README.md   every number of docs/benchmarks/*.json
@@ -30,13 +30,20 @@ from typing import Any
 import yaml
 from report_benchmarks import benchmark_page, markdown_table, speed_table
 
-from genlab.config.recipes import Recipe, list_recipes, shipped_group_files
+from genlab.comparison.lecture_figures import (
+    list_lecture_figures,
+    read_figure_record,
+    shipped_lectures_folder,
+)
+from genlab.comparison.lecture_page import planned_commands
+from genlab.config.recipes import Recipe, list_recipes
 from genlab.runs.migrations import migrate_overrides
 from genlab.runs.run_folder import RunFolder
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
 RESULTS = DOCS / "results.json"
+DURATIONS = shipped_lectures_folder() / "durations.yaml"
 
 Result = dict[str, Any]  # one entry of docs/results.json
 Number = dict[str, Any]  # one measured number of an entry
@@ -56,13 +63,15 @@ class Family:
         return re.sub(r"[^\w-]", "", self.title.lower().replace(" ", "-"))
 
 
-TRANSLATION = ("gan.pix2pix", "gan.cyclegan", "gan.srgan", "gan.next_frame")
+TRANSLATION = ("gan.pix2pix", "gan.cyclegan", "gan.srgan", "gan.next_frame", "gan.unit")
 FAMILIES = (
     Family("Classical", ("classical",), ("gmm", "accuracy", "mnist")),
     Family("Autoencoders", ("autoencoder",), ("ae", "reconstruction", "mnist")),
     Family("VAEs", ("vae",), ("vae_iwae", "nll_iwae", "mnist")),
     Family("Normalizing flows", ("flow",), ("nsf", "kl_to_truth", "ring")),
     Family("Autoregressive", ("autoregressive",), ("pixelcnn", "nll", "mnist")),
+    Family("Tables", ("tabular",), ("tabddpm", "utility_auc", "mixed_table")),
+    Family("Series", ("series",), ("deepar", "crps", "ar2")),
     Family("Boltzmann machines", ("boltzmann",), ("dbn", "nll_iwae", "mnist")),
     Family("Image translation", TRANSLATION, ("srresnet", "psnr_y", "superres")),
     Family("GANs", ("gan",), ("sngan", "frechet_classifier", "mnist")),
@@ -292,6 +301,7 @@ HEADLINE_NUMBERS = (
     "psnr_y",
     "psnr_y_bicubic",
     "auroc",
+    "utility_auc",
     "mode_count",
     "fid",
     "frechet_classifier",
@@ -454,15 +464,27 @@ def recipe_row(recipe: Recipe, results: list[Result]) -> tuple[str, ...]:
 
 
 def lectures_table() -> str:
-    """Return what each lecture comparison shows, with its command and its duration."""
-    rows, durations = [], read_json_or_empty(DOCS / "lectures.json")
-    for path in shipped_group_files("experiment/lecture"):
-        config = yaml.safe_load(path.read_text())
-        time = durations.get(path.stem)
-        duration = f"{time['seconds']} s on {time['cores']} cores" if time else "·"
-        command = f"`genlab compare experiment=lecture/{path.stem}`"
-        rows.append((config["title"], command, ", ".join(config["train"]), duration))
-    return markdown_table(("figure", "command", "trains", "duration"), rows)
+    """Return the figures of the lectures by topic, with their commands and their duration."""
+    rows = []
+    durations = yaml.safe_load(DURATIONS.read_text()) or {}
+    for figure in list_lecture_figures():
+        time = durations.get(figure.name)
+        duration = f"{time['seconds']:.0f} s on {time['cores']} cores" if time else "·"
+        commands = "<br>".join(f"`{command}`" for command in planned_commands(figure))
+        rows.append((figure.topic, figure.title, f"`{figure.name}`", commands, duration))
+    return markdown_table(("topic", "figure", "name", "commands", "duration"), rows)
+
+
+def write_lecture_durations(folder: Path) -> None:
+    """Write how long the figures took that `genlab lectures` made in a folder."""
+    durations = yaml.safe_load(DURATIONS.read_text()) or {}
+    for figure in list_lecture_figures():
+        record = read_figure_record(folder / "figures" / figure.folder_name)
+        if record is not None and not record.error:
+            seconds = round(record.seconds, 1)
+            durations[figure.name] = {"seconds": seconds, "cores": record.cores}
+    header = "# Written by `python scripts/report.py --lectures <folder>`.\n"
+    DURATIONS.write_text(header + yaml.safe_dump(durations))
 
 
 def results_page(results: list[Result]) -> str:
@@ -526,6 +548,9 @@ def main(arguments: list[str]) -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("folders", nargs="*", type=Path, help="run folders to add")
+    parser.add_argument(
+        "--lectures", type=Path, help="output_dir of `genlab lectures`, to record the durations"
+    )
     parser.add_argument("--check", action="store_true", help="write nothing, compare the pages")
     options = parser.parse_args(arguments)
     if options.folders and not options.check:
@@ -533,6 +558,8 @@ def main(arguments: list[str]) -> int:
         for folder in options.folders:
             results |= collect_results(folder)
         RESULTS.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n")
+    if options.lectures and not options.check:
+        write_lecture_durations(options.lectures)
     changed = [path for path, text in build_page_texts().items() if path.read_text() != text]
     if options.check:
         for path in changed:

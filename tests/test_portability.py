@@ -159,7 +159,8 @@ def run_as(name: str, *arguments: str, cwd: Path, **environment: str) -> str:
 TINY = ("model=vae", "model.hidden=[8]", "trainer.steps=2", "trainer.batch_size=8", "device=cpu")
 
 
-@pytest.mark.parametrize("name", ["windows", pytest.param("macos", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["windows", "macos"])
 def test_training_starts_on_other_systems(name: str, tmp_path: Path) -> None:
     printed = run_as(name, "train", *TINY, "trainer.evaluate_every=2", "out=run", cwd=tmp_path)
     assert "trained 2 steps" in printed and "Traceback" not in printed

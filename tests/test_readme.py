@@ -125,6 +125,8 @@ def folder(tmp_path_factory) -> Path:
     noise = np.random.default_rng(0)
     x = noise.integers(0, 256, (200, 8, 8, 1), dtype=np.uint8)
     np.savez(here / "generated.npz", x=x)
+    film = [Image.fromarray(noise.integers(0, 256, (8, 8), dtype=np.uint8)) for _ in range(3)]
+    film[0].save(here / "film.gif", save_all=True, append_images=film[1:], duration=[50, 80, 110])
     for name in ("restored", "originals"):
         (here / name).mkdir()
         image = Image.fromarray(noise.integers(0, 256, (32, 32, 3), dtype=np.uint8))

@@ -5,6 +5,7 @@ Together with genlab.cli and genlab.builders.train, the only place that imports 
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable
 from functools import partial
@@ -32,6 +33,8 @@ from genlab.config.instantiate import (
 from genlab.config.override_keys import is_path_option, root_key
 from genlab.data.dataset import Dataset
 from genlab.data.fingerprint import data_location
+from genlab.data.series import SeriesDataset
+from genlab.data.summary import DataSummary
 from genlab.errors import UserError
 from genlab.runs.data_place import find_data, given_places, is_elsewhere, name_data_place
 from genlab.runs.loaded_run import LoadedRun
@@ -56,6 +59,7 @@ def run_command_with_config(command: str, config: DictConfig) -> Any:
         "anomaly": anomaly,
         "classify": classify,
         "compare": compare,
+        "lectures": lectures,
     }
     if command in special:
         return special[command](config)
@@ -138,6 +142,8 @@ def open_run_data(config: Plain, folder: RunFolder, *, is_named: bool) -> Any:
     Raises:
         UserError: the data is not there any more, or is of another form.
     """
+    from genlab.data.mixed_table import MixedTable
+    from genlab.data.mixed_table_units import MixedTableUnits
     from genlab.data.text import Text
 
     metadata, spec = folder.metadata(), folder.spec()
@@ -150,17 +156,53 @@ def open_run_data(config: Plain, folder: RunFolder, *, is_named: bool) -> Any:
         dataset.renumber_classes(spec.class_names)
     if spec.symbols and isinstance(dataset, Text):
         dataset.renumber_symbols(spec.symbols)
-    for name in ("kind", "shape", "vocab", "symbols"):
+    if isinstance(dataset, MixedTable) and (summary := folder.data_summary()):
+        dataset.adopt_columns(list(MixedTableUnits.from_json(summary).columns))
+    for name in ("kind", "shape", "vocab", "symbols", "categories"):
         now, then = getattr(dataset.spec, name), getattr(spec, name)
         if now != then:
             raise UserError(
                 f"{data_location(dataset)} has items with {name} {now!r}, but {folder.path} was "
                 f"trained on items with {name} {then!r}"
             )
+    if isinstance(dataset, SeriesDataset):
+        standardize_as_in_training(dataset, folder)
     is_compared = is_named or is_elsewhere(config, located, start)
     if is_compared and (change := describe_data_change(dataset, metadata)):
         print_message_on_stderr(f"data: {change}")
     return dataset
+
+
+def standardize_as_in_training(dataset: SeriesDataset, folder: RunFolder) -> None:
+    """Give a series, which may have grown since, the units and features of a run's training.
+
+    Raises:
+        UserError: its columns or its features are not those of the training.
+    """
+    now, then = dataset.spec.source, folder.spec().source
+    if now != then:
+        raise UserError(
+            f"{data_location(dataset)} has windows of {now and now.shape}, but {folder.path} was "
+            f"trained on windows of {then and then.shape}: other features of its dates; train "
+            "again, with dataset.seasons=[…] instead of auto"
+        )
+    if not (summary := folder.data_summary()):
+        return
+    try:
+        columns = DataSummary.from_json(summary).columns
+    except ValueError as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{folder.path / 'data.json'} is unreadable: {reason}") from error
+    names = [column.name for column in columns]
+    if names != [column.name for column in dataset.columns]:
+        own = ", ".join(column.name for column in dataset.columns)
+        raise UserError(
+            f"{data_location(dataset)} has the columns {own}, but {folder.path} was trained on "
+            f"{', '.join(names)}"
+        )
+    if any(not (math.isfinite(c.mean) and 0 < c.scale < math.inf) for c in columns):
+        raise UserError(f"{folder.path / 'data.json'} is unreadable: a column without a scale")
+    dataset.standardize_as(columns)
 
 
 def parse_trusted_packages(packages: Any) -> tuple[str, ...]:
@@ -330,6 +372,15 @@ def compare(config: DictConfig) -> None:
             f"{len(failed)} of the runs could not be trained: {', '.join(failed)}; "
             "the page shows the others"
         )
+
+
+def lectures(config: DictConfig) -> Any:
+    """List the figures of the lectures, or make them."""
+    from genlab.commands.lectures import lectures
+
+    options = {key: v for key, v in to_plain_dict(config).items() if key not in LOADING_KEYS}
+    device = [word for word in HydraConfig.get().overrides.task if root_key(word) == "device"]
+    return lectures(**validate_kwargs(lectures, options, ""), device=device)
 
 
 def train_compared_runs(training: Plain) -> tuple[list[Any], dict[str, str]]:

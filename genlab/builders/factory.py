@@ -7,12 +7,14 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from genlab.abilities import abilities
 from genlab.config.instantiate import (
     import_target,
     instantiate,
     parameters_and_type_hints,
     validate_kwargs,
 )
+from genlab.config.recipes import nearest_recipe_names, nearest_recipes_with
 from genlab.errors import UserError, did_you_mean
 from genlab.spec import DataSpec
 from genlab.training.registry import TRAINERS
@@ -104,7 +106,56 @@ def make_model(config: Plain, spec: DataSpec) -> GenerativeModel:
         # A user's plain nn.Module gets the defaults of the model contract.
         bases = (target, GenerativeModel)
         target = type(target.__name__, bases, {"__module__": target.__module__})
+    refuse_table_for_other_models(target, spec)
+    refuse_series_for_other_models(target, spec)
+    refuse_missing_values_for_other_models(target, spec)
     return instantiate(target, config["model"], "model", spec)
+
+
+def refuse_table_for_other_models(model: type[GenerativeModel], spec: DataSpec) -> None:
+    """Refuse a table with categories for a model that takes numbers for distances.
+
+    Raises:
+        UserError: names the recipes that model tables.
+    """
+    if spec.kind != "table" or model.takes_tables:
+        return
+    names = nearest_recipe_names(lambda recipe: recipe.model.takes_tables, "table")
+    raise UserError(
+        f"{model.__name__} does not model tables with categories; models that do: "
+        f"{', '.join(names)}; dataset=table gives a table of numbers to other models"
+    )
+
+
+def refuse_missing_values_for_other_models(model: type[GenerativeModel], spec: DataSpec) -> None:
+    """Refuse items with missing values for a model that cannot be trained on them.
+
+    Raises:
+        UserError: names the recipes that can, and the option that leaves out such rows.
+    """
+    if not spec.has_missing or model.takes_missing_values:
+        return
+    names = nearest_recipe_names(lambda recipe: recipe.model.takes_missing_values, "")
+    raise UserError(
+        f"{model.__name__} cannot be trained on rows with missing cells; models that can: "
+        f"{', '.join(names)}; dataset.keep_missing=false dataset.drop_missing=true leaves out "
+        "these rows"
+    )
+
+
+def refuse_series_for_other_models(model: type[GenerativeModel], spec: DataSpec) -> None:
+    """Refuse windows of a series for a model that does not predict their future.
+
+    Raises:
+        UserError: names the recipes that do.
+    """
+    if spec.kind != "series" or "forecast" in abilities(model):
+        return
+    names = ", ".join(nearest_recipes_with("forecast", "series"))
+    raise UserError(
+        f"{model.__name__} does not model series; models that do: {names}; dataset=table gives the "
+        "rows of a table to other models, without their order"
+    )
 
 
 def make_optimizer(config: Plain, device: Device) -> OptimizerFactory:

@@ -60,6 +60,16 @@ FOLDER = Rule(
     is_not_given("input_dir"),
     "every image of input_dir= is taken; they select items of the run's own data",
 )
+FILM = Rule(
+    ("n", "items", "split"),
+    is_not_given("input_file"),
+    "every frame of input_file= is taken; they select items of the run's own data",
+)
+OWN_TEXT = Rule(
+    ("split", "n", "iwae_samples", "elbo_timesteps", "batch_size", "seed"),
+    lambda config: config.get("text") is None and config.get("input_file") is None,
+    "the text is scored exactly; it is for items of the run's own data",
+)
 IMPORTANCE_SAMPLES = Rule(
     ("iwae_samples",), is_one_of("score", None, "bound"), "it is for score=bound"
 )
@@ -126,7 +136,12 @@ RULES: dict[str, tuple[Rule, ...]] = {
         IMPORTANCE_SAMPLES,
         TIMESTEPS,
     ),
-    "classify": (IMPORTANCE_SAMPLES, TIMESTEPS),
+    "classify": (
+        IMPORTANCE_SAMPLES,
+        TIMESTEPS,
+        Rule(("prior",), is_given("prompts"), "it weighs the captions of prompts=[…]; give them"),
+    ),
+    "likelihood": (OWN_TEXT,),
     "inpaint": (
         Rule(("box",), is_one_of("mask", "box"), "it is for mask=box"),
         Rule(("half",), is_one_of("mask", "half"), "it is for mask=half"),
@@ -175,6 +190,11 @@ RULES: dict[str, tuple[Rule, ...]] = {
     "forecast": (
         Rule(("videos",), is_not_given("items"), "items= lists the videos; leave one of them out"),
     ),
+    "trajectory": (
+        Rule(("split",), is_one_of("direction", "forward"), "it is for direction=forward"),
+        Rule(("columns",), is_not_given("times"), "times= lists them; leave one of them out"),
+        LISTED_ITEMS,
+    ),
     "complete": (
         Rule(
             ("top_k", "top_p"),
@@ -183,9 +203,9 @@ RULES: dict[str, tuple[Rule, ...]] = {
         ),
     ),
     "denoise": (FOLDER, LISTED_ITEMS),
-    "translate": (FOLDER, LISTED_ITEMS),
-    "superres": (FOLDER, LISTED_ITEMS),
-    "colorize": (FOLDER, LISTED_ITEMS),
+    "translate": (FOLDER, FILM, LISTED_ITEMS),
+    "superres": (FOLDER, FILM, LISTED_ITEMS),
+    "colorize": (FOLDER, FILM, LISTED_ITEMS),
     "encode": (LISTED_ITEMS,),
     "reconstruct": (LISTED_ITEMS,),
 }

@@ -14,6 +14,7 @@ from genlab.config.override_keys import (
     DATA_PATH_KEYS,
     is_path_option,
     is_runtime_override,
+    is_text_option,
     override_key,
     quote_override_value,
 )
@@ -83,7 +84,7 @@ def quote_special_values(arguments: list[str]) -> list[str]:
 
     Such as `dataset.path=фото`, `out=~/runs`, `run=a=b` or `prompt=it's`. The value of an option
     that takes a file or a folder is its name, whatever brackets and commas it has, if it exists or
-    could not be anything else.
+    could not be anything else. The value of an option that takes a text is the text.
 
     Raises:
         UserError: a mapping has a key that Hydra cannot read.
@@ -107,6 +108,9 @@ def quote_special_value(word: str, *, sweep: bool = False) -> str:
     parsed = parse_value(value)
     is_path = is_path_option(override_key(word))
     if is_path and value != "null" and path_needs_quotes(value, parsed, sweep):
+        return f"{key}={quote_override_value(value)}"
+    is_list = value.startswith("[") and value.endswith("]")
+    if is_text_option(override_key(word)) and value != "null" and not (sweep or is_list):
         return f"{key}={quote_override_value(value)}"
     is_function = sweep and re.fullmatch(r"\w+\(.*\)", value)
     if parsed is not UNREADABLE or is_function:

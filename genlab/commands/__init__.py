@@ -35,6 +35,10 @@ COMMANDS = {
         "genlab.commands.sample:sample",
         "draw samples from a run's model: genlab sample run=<folder> n=64 label=3 seed=0",
     ),
+    "trajectory": Command(
+        "genlab.commands.trajectory:trajectory",
+        "show the way from noise to samples: genlab trajectory run=<folder> columns=8",
+    ),
     "complete": Command(
         "genlab.commands.complete:complete",
         "continue a text: genlab complete run=<folder> prompt=ROMEO temperature=0.8",
@@ -71,6 +75,10 @@ COMMANDS = {
         "genlab.commands.inpaint:inpaint",
         "fill in hidden parts: genlab inpaint run=<folder> mask=half half=bottom",
     ),
+    "impute": Command(
+        "genlab.commands.impute:impute",
+        "fill in the missing cells of a table: genlab impute run=<folder> draws=5",
+    ),
     "denoise": Command(
         "genlab.commands.denoise:denoise",
         "add noise and remove it: genlab denoise run=<folder> noise=masking level=0.5",
@@ -89,7 +97,7 @@ COMMANDS = {
     ),
     "forecast": Command(
         "genlab.commands.forecast:forecast",
-        "predict the next frames of a video: genlab forecast run=<folder> n=20",
+        "predict a series or a video: genlab forecast run=<folder> steps=30 draws=100",
     ),
     "evaluate": Command(
         "genlab.commands.evaluate:evaluate",
@@ -97,7 +105,15 @@ COMMANDS = {
     ),
     "likelihood": Command(
         "genlab.commands.likelihood:likelihood",
-        "log p of each item, with a histogram: genlab likelihood run=<folder> split=test",
+        "log p of items, or of each character: genlab likelihood run=<folder> text=Hello",
+    ),
+    "density": Command(
+        "genlab.commands.density:density",
+        "draw the density of points beside the truth: genlab density run=<folder>",
+    ),
+    "dynamics": Command(
+        "genlab.commands.dynamics:dynamics",
+        "show how a GAN's D and G move in training: genlab dynamics run=<folder>",
     ),
     "anomaly": Command(
         "genlab.commands.anomaly:anomaly",
@@ -107,9 +123,17 @@ COMMANDS = {
         "genlab.commands.classify:classify",
         "classify by Bayes' rule or by the model's p(y|x): genlab classify run=<folder>",
     ),
+    "quiz": Command(
+        "genlab.commands.quiz:quiz",
+        "write a page that asks which items are real: genlab quiz run=<folder> n=20",
+    ),
     "compare": Command(
         "genlab.commands.compare:compare",
         "compare runs in a table and an HTML page: genlab compare runs=[a,b,c]",
+    ),
+    "lectures": Command(
+        "genlab.commands.lectures:lectures",
+        "list or make the figures of a course: genlab lectures make=all",
     ),
     "info": Command(
         "genlab.commands.info:info",

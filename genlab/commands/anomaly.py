@@ -1,4 +1,4 @@
-"""genlab anomaly: detect items of a class left out of training, or of another dataset."""
+"""genlab anomaly: detect items of an unseen class or of another dataset, or outliers."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
+from annotated_types import Interval
 from torch import Tensor
 
 from genlab.console import track
@@ -21,6 +22,7 @@ from genlab.inference.likelihood_scores import (
     find_supported_score,
     score_items,
 )
+from genlab.inference.outliers import rank_rows_by_score
 from genlab.inference.output_files import (
     CommandRequest,
     RequestedRun,
@@ -35,14 +37,19 @@ from genlab.inference.results import (
 )
 from genlab.runs.loaded_run import LoadedRun
 from genlab.spec import Batch, ClassNumber, Count, Positive
-from genlab.tables import TableRow, print_table
+from genlab.tables import TableRow, print_table, print_wrapped
 from genlab.viz import item_pictures
 from genlab.viz.figures import make_canvas_and_axes, plot_histograms, save_canvas_as_png
+from genlab.viz.outlier_plots import plot_outliers
 from genlab.viz.picture import Picture, make_picture
 from genlab.viz.sheets import save_picture_as_sheet
 
 MAX_TRAIN_ITEMS = 5000  # training items whose mean score is that of a typical item
 MAX_COLUMNS = 12  # images in a row of the picture
+CELL_DIGITS = 6  # of a value that is listed
+MAX_REASONS = 3  # columns that are printed beside an outlier
+MIN_REASON_SHARE = 0.1  # of the largest contribution; smaller ones are not printed
+OutlierFraction = Annotated[float, Interval(gt=0, lt=1)]
 METRICS = ("auroc", "average_precision", "auroc_typicality", "average_precision_typicality")
 
 
@@ -97,6 +104,8 @@ def anomaly(
     classes: ClassNumber | list[ClassNumber] | None = None,
     score: ScoreKind | None = None,
     n: Positive | None = None,
+    outlier_fraction: OutlierFraction = 0.01,
+    shown: Positive = 15,
     iwae_samples: Positive = 100,
     elbo_timesteps: Positive | None = 20,
     seed: Count = 0,
@@ -104,6 +113,8 @@ def anomaly(
     output_dir: str | None = None,
 ) -> list[dict[str, Any]]:
     """Measure how well each run's model separates anomalies from normal items.
+
+    Of a table without classes and without another dataset, list the rows with the lowest scores.
 
     An anomaly is an item of a class that was left out of training (or of `classes`), or of another
     dataset. Two criteria are measured: the score itself, under which the least likely items are
@@ -117,6 +128,9 @@ def anomaly(
         score: the kind of score; None is the first that the model supports of density, bound,
             energy and reconstruction.
         n: maximum number of items of each kind; None is all of the test split.
+        outlier_fraction: of the training rows of a table without classes, which are below the
+            threshold.
+        shown: the strangest rows of a table without classes, which are listed.
 
     Raises:
         UserError: the model does not support the score, or nothing is anomalous.
@@ -132,6 +146,22 @@ def anomaly(
             elbo_timesteps=elbo_timesteps,
             purpose=f"score of the kind {score}" if score else "score",
         )
+        if other is None and classes is None and is_table_without_classes(run):
+            records.append(
+                list_outliers(
+                    run,
+                    found,
+                    replace(request, runs=(RequestedRun.from_loaded_run(run),)),
+                    folder=common_output_folder(
+                        [run], "anomaly", output_folder_among_runs(output_dir, run, len(runs))
+                    ),
+                    outlier_fraction=outlier_fraction,
+                    shown=shown,
+                    batch_size=batch_size,
+                    seed=seed,
+                )
+            )
+            continue
         if other is not None:
             data = other.open(run)
             items = evaluation_items_vs_other_dataset(run, data, n=n, seed=seed)
@@ -153,9 +183,7 @@ def anomaly(
             "folder": str(run.folder.path),
         }
         run_question = replace(request, runs=(RequestedRun.from_loaded_run(run),))
-        run_output = output_dir
-        if output_dir and len(runs) > 1:
-            run_output = str(Path(output_dir) / run.folder.path.name)
+        run_output = output_folder_among_runs(output_dir, run, len(runs))
         folder = common_output_folder([run], "anomaly", run_output)
         caption = make_picture_caption("anomaly", run, seed)
         files: dict[str, Writer] = {
@@ -171,13 +199,134 @@ def anomaly(
         lead = f"{name}_{found.kind}"
         write_and_print_output_files(run_question, folder, lead, record, files, picture="_roc.png")
         records.append(record)
-    print_detection_table(records)
-    if len(runs) > 1:
+    measured = [record for record in records if "auroc" in record]
+    if measured:
+        print_detection_table(measured)
+    if len(measured) > 1:
         folder = common_output_folder(runs, "anomaly", output_dir)
         write_and_print_output_files(
-            request, folder, "mean", {"mean": mean_metrics_over_runs(records), "runs": records}, {}
+            request,
+            folder,
+            "mean",
+            {"mean": mean_metrics_over_runs(measured), "runs": measured},
+            {},
         )
     return records
+
+
+def output_folder_among_runs(output_dir: str | None, run: LoadedRun, count: int) -> str | None:
+    """Return where a run's files go: a folder of its own if there are several runs."""
+    if output_dir and count > 1:
+        return str(Path(output_dir) / run.folder.path.name)
+    return output_dir
+
+
+# --- outliers of a table without classes ----------------------------------------------------------
+
+
+def is_table_without_classes(run: LoadedRun) -> bool:
+    """Whether a run's data is points or rows of numbers without classes."""
+    return run.spec.kind == "points" and not run.spec.num_classes
+
+
+def list_outliers(
+    run: LoadedRun,
+    score: Score,
+    request: CommandRequest,
+    *,
+    folder: Path,
+    outlier_fraction: float,
+    shown: int,
+    batch_size: int,
+    seed: int,
+) -> dict[str, Any]:
+    """Print and write the rows with the lowest scores, and return the record."""
+    ranked = rank_rows_by_score(
+        run,
+        score,
+        outlier_fraction=outlier_fraction,
+        shown=shown,
+        batch_size=batch_size,
+        seed=seed,
+    )
+    units, count = run.table_units, len(ranked.contributions)
+    columns = [c.name for c in units.columns] if units else [f"x{i}" for i in range(run.spec.dim)]
+    x = ranked.x[:count]
+    own = units.to_own_units(x) if units else x.numpy()
+    cells = [[f"{value + 0.0:.{CELL_DIGITS}g}" for value in row] for row in own.tolist()]
+    gains = ranked.contributions.tolist()
+    entries = [
+        {
+            "row": ranked.rows[i],
+            "split": ranked.splits[i],
+            "score": ranked.scores[i].item(),
+            "is_outlier": bool(ranked.scores[i] < ranked.threshold),
+            "values": dict(zip(columns, cells[i], strict=True)),
+            "contributions": dict(zip(columns, gains[i], strict=True)),
+        }
+        for i in range(count)
+    ]
+    record = run_record_fields(run, seed) | {
+        "score": str(score),
+        "outlier_fraction": outlier_fraction,
+        "threshold": ranked.threshold,
+        "n": len(ranked.scores),
+        "n_outliers": ranked.num_outliers,
+        "rows": entries,
+        "folder": str(run.folder.path),
+    }
+    print_outlier_table(entries, record)
+    picture = plot_outliers(
+        ranked.scores.numpy(),
+        ranked.threshold,
+        ranked.contributions.numpy(),
+        cells,
+        columns,
+        [f"row {entry['row']}: {entry['score']:.4g}" for entry in entries],
+        score_name=str(score),
+    )
+    caption = make_picture_caption("outliers", run, seed)
+    files: dict[str, Writer] = {
+        ".png": partial(save_picture_as_sheet, picture, caption=caption),
+        **make_table_rows_csv_writers(
+            run,
+            Batch(ranked.x),
+            ranked.rows,
+            {
+                "split": ranked.splits,
+                "score": ranked.scores.tolist(),
+                "outlier": (ranked.scores < ranked.threshold).int().tolist(),
+            },
+        ),
+    }
+    write_and_print_output_files(request, folder, f"outliers_{score.kind}", record, files)
+    return record
+
+
+def print_outlier_table(entries: list[dict[str, Any]], record: dict[str, Any]) -> None:
+    """Print the strangest rows with their scores and the columns that explain them."""
+    rows: list[TableRow] = []
+    for entry in entries:
+        gains = sorted(entry["contributions"].items(), key=lambda item: -item[1])
+        reasons = [
+            f"{name} {entry['values'][name]} (+{gain:.3g})"
+            for name, gain in gains[:MAX_REASONS]
+            if gain >= MIN_REASON_SHARE * gains[0][1]
+        ]
+        rows.append(
+            [
+                str(entry["row"]),
+                f"{entry['score']:.2f}",
+                "outlier" if entry["is_outlier"] else "",
+                ", ".join(reasons),
+            ]
+        )
+    print_table(["row", record["score"].partition(",")[0], "", "columns"], rows)
+    print_wrapped(
+        f"{record['n_outliers']:,} of {record['n']:,} rows are below the threshold "
+        f"{record['threshold']:.4g}, which {record['outlier_fraction']:.1%} of the training rows "
+        "are. (+…): what the score would gain if the column had its best value"
+    )
 
 
 # --- normal items and anomalies -------------------------------------------------------------------

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -14,10 +13,17 @@ from torch import Tensor
 
 from genlab.abilities import abilities
 from genlab.batching import map_batched
+from genlab.commands.sample import encode_prompts
 from genlab.config.instantiate import parameters_and_type_hints
 from genlab.config.recipes import Recipe, nearest_recipe_names, nearest_recipes_with
 from genlab.console import track
 from genlab.errors import UserError
+from genlab.inference.classification import (
+    class_names,
+    classification_metrics,
+    classify_by_prompts,
+    plot_confusion_matrix,
+)
 from genlab.inference.items_and_codes import Split
 from genlab.inference.likelihood_scores import (
     CLASS_SCORES,
@@ -30,20 +36,20 @@ from genlab.inference.likelihood_scores import (
 from genlab.inference.output_files import CommandRequest, Writer, write_and_print_output_files
 from genlab.inference.results import common_output_folder, make_table_rows_csv_writers
 from genlab.runs.loaded_run import LoadedRun
-from genlab.spec import Batch, Count, DataSpec, Positive
+from genlab.spec import Batch, Count, DataSpec, NonNegative, Positive
 from genlab.tables import format_with_error, print_wrapped
-from genlab.viz.figures import escape_figure_label, make_canvas_and_axes, save_canvas_as_png
 
 ClassScore = Literal["density", "noise", "bound"]
 CLASS_ABILITIES = {"log_prob", "eps_mse", "iwae", "elbo"}  # one of them gives log p(x|y)
 DENSITY_ABILITIES = {"log_prob", "elbo", "iwae", "log_partition"}
-MAX_LEVEL_NAME = 4  # characters; longer names of classes stand upright below the plot
-MAX_LABELED_CLASSES = 20  # the counts of more classes would not be readable in a plot
 
 
 def classify(
     runs: list[LoadedRun],
     *,
+    prompts: list[str | int | float] | None = None,
+    prior: list[NonNegative] | None = None,
+    draws: Positive | None = None,
     split: Split = "test",
     n: Positive | None = None,
     iwae_samples: Positive = 100,
@@ -59,15 +65,40 @@ def classify(
     diffusion model log p(x|y) is minus the squared error of the predicted noise (Li et al. 2023),
     or the bound if score=bound.
 
+    A model of images given captions classifies among captions, p(c|x) ∝ p(c) p(x|c).
+
     Args:
+        prompts: captions; None is one of each class, where captions are made from classes.
+        prior: weight p(c) of each prompt; None: equal.
+        draws: evaluations of a random score with different noise, which is the same for all
+            prompts: they give the error of the differences between prompts. None is 4.
         score: what stands for log p(x|y) of a single run; None is the model's own p(y|x), or else
             the first of these that it supports.
 
     Raises:
-        UserError: the model cannot classify, or the runs do not have one class each.
+        UserError: the model cannot classify, or the runs do not have one class each, or captions
+            are given and the model is not conditioned on captions.
     """
     request = CommandRequest.from_command_call(classify, runs, locals())
     first = runs[0]
+    if len(runs) == 1 and first.model.text_conditional:
+        common = {"split": split, "batch_size": batch_size, "seed": seed}
+        of_prompts = {"prior": prior, "draws": draws, "elbo_timesteps": elbo_timesteps}
+        return classify_among_captions(
+            first,
+            request,
+            None if prompts is None else [str(prompt) for prompt in prompts],
+            n=n,
+            score=score,
+            iwae_samples=iwae_samples,
+            options=common | of_prompts,
+            output_dir=output_dir,
+        )
+    for name, value in {"prompts": prompts, "prior": prior, "draws": draws}.items():
+        if value is not None:
+            given = [str(each) for each in value] if isinstance(value, list) else [str(value)]
+            encode_prompts(first, given, name)  # raises the error that names such models
+            raise UserError(f"{name}= is for one run, given by run=, and not for runs=")
     if not first.spec.num_classes:
         raise UserError(f"{first.dataset_name} does not have classes")
     batch = first.dataset.head(split, n, seed=seed)
@@ -107,13 +138,63 @@ def classify(
     models = ", ".join(dict.fromkeys(run.name for run in runs))
     caption = f"classify: {models} on {first.dataset_name}, accuracy {shown}\n{rule}"
     counts = np.array(record["confusion"])
-    files: dict[str, Writer] = {".png": partial(plot_confusion_matrix, counts, first.spec, caption)}
+    files: dict[str, Writer] = {
+        ".png": partial(plot_confusion_matrix, counts, class_names(first.spec), caption)
+    }
     rows = first.dataset.file_row_numbers(split, first.dataset.head_indices(split, n, seed=seed))
     files |= make_table_rows_csv_writers(
         first, batch, rows, predicted_classes_and_probabilities(log_p, first.spec)
     )
     write_and_print_output_files(request, folder, split, record, files)
     return record
+
+
+def classify_among_captions(
+    run: LoadedRun,
+    request: CommandRequest,
+    prompts: list[str] | None,
+    *,
+    n: int | None,
+    score: ClassScore | None,
+    iwae_samples: int,
+    options: dict[str, Any],
+    output_dir: str | None,
+) -> dict[str, Any]:
+    """Classify items of a run's data among captions; None is a caption of each class.
+
+    Raises:
+        UserError: the model has no density, bound or noise error, or no captions are given and the
+            data does not make them from classes.
+    """
+    found = find_supported_score(
+        run,
+        {score: CLASS_SCORES[score]} if score else CLASS_SCORES,
+        iwae_samples=iwae_samples,
+        elbo_timesteps=options["elbo_timesteps"],
+        purpose=score or "log p(x|caption)",
+    )
+    captions = list(run.dataset.class_captions()) if prompts is None else prompts
+    if len(captions) < 2:
+        raise UserError(
+            "give prompts=[…] with at least two captions to choose from, such as "
+            'prompts=["a cat","a dog"]'
+        )
+    tokens = encode_prompts(run, captions, "prompts")
+    assert tokens is not None
+    split, seed = options["split"], options["seed"]
+    batch = run.dataset.head(split, n, seed=seed)
+    index = run.dataset.head_indices(split, n, seed=seed)
+    return classify_by_prompts(
+        run,
+        request,
+        found,
+        batch,
+        index,
+        captions,
+        tokens,
+        options=options,
+        output_dir=output_dir,
+    )
 
 
 def predicted_classes_and_probabilities(log_p: Tensor, spec: DataSpec) -> dict[str, list[Any]]:
@@ -227,40 +308,3 @@ def recipe_can_be_conditional(recipe: Recipe) -> bool:
     """Whether a recipe's model has a density, and the option model.conditional."""
     parameters, _ = parameters_and_type_hints(recipe.model)
     return recipe_has_density(recipe) and "conditional" in (p.name for p in parameters)
-
-
-def classification_metrics(log_p: Tensor, y: Tensor) -> dict[str, Any]:
-    """Return accuracy with its error and by class, mean −log p(y|x), and confusion matrix.
-
-    The matrix has a row for each true class and a column for each predicted class.
-    """
-    from sklearn.metrics import confusion_matrix
-
-    predicted = log_p.argmax(1)
-    accuracy = (predicted == y).double().mean().item()
-    counts = confusion_matrix(y, predicted, labels=range(log_p.shape[1]))
-    class_accuracy = counts.diagonal() / counts.sum(1).clip(min=1)
-    return {
-        "accuracy": accuracy,
-        "standard_error": math.sqrt(accuracy * (1 - accuracy) / len(y)),
-        "nll_of_labels": -log_p.gather(1, y[:, None]).mean().item(),
-        "accuracy_of_class": class_accuracy.tolist(),
-        "confusion": counts.tolist(),
-    }
-
-
-def plot_confusion_matrix(counts: np.ndarray, spec: DataSpec, caption: str, path: Path) -> None:
-    """Plot a confusion matrix: one row per true class, each cell with its count."""
-    canvas, (axes,) = make_canvas_and_axes(8, 8)
-    fraction = counts / counts.sum(1, keepdims=True).clip(min=1)
-    axes.imshow(fraction, cmap="Blues", vmin=0, vmax=1)
-    if len(counts) <= MAX_LABELED_CLASSES:
-        for i, j in zip(*counts.nonzero(), strict=True):
-            color = "w" if fraction[i, j] > 0.5 else "k"
-            axes.text(j, i, counts[i, j], ha="center", va="center", fontsize=8, c=color)
-        names = [escape_figure_label(spec.class_name(k)) for k in range(len(counts))]
-        axes.set_yticks(range(len(counts)), names)
-        is_long = max(map(len, names)) > MAX_LEVEL_NAME
-        axes.set_xticks(range(len(counts)), names, rotation=90 if is_long else 0)
-    axes.set(xlabel="predicted class", ylabel="true class")
-    save_canvas_as_png(canvas, path, caption=caption)

@@ -6,14 +6,16 @@ import glob
 import json
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from genlab.commands.evaluate import ItemCount, Split, evaluate_run
 from genlab.commands.sample import validated_sampler_options
 from genlab.comparison import html_report
+from genlab.comparison.figures.registry import FIGURE_KINDS, FigureRun, find_figure_function
 from genlab.comparison.run_records import (
     Record,
     RunRecord,
@@ -26,6 +28,8 @@ from genlab.comparison.text_report import (
     comparison_to_markdown,
     print_comparison,
 )
+from genlab.config.instantiate import validate_kwargs
+from genlab.console import track
 from genlab.errors import UserError, did_you_mean
 from genlab.fileio import atomic_write
 from genlab.inference.output_files import HASH_DIGITS, checksum, file_checksum
@@ -36,7 +40,10 @@ from genlab.runs.loaded_run import LoadedRun
 from genlab.runs.run_folder import RunFolder
 from genlab.spec import Count, Positive
 from genlab.untrusted.files import read_bytes
+from genlab.viz.picture import Picture
+from genlab.viz.sheets import save_picture_as_sheet
 
+FIGURE_NAME = re.compile(r"[a-z0-9_]+")
 PAGE_MARK = b"\n<!-- genlab compare "  # begins the comment by which a page is recognized
 RunPlace = tuple[RunFolder, Path | None]  # a run, and a checkpoint if one was named
 # How a record's reason starts for a metric that was not measured; the second one in old records.
@@ -111,14 +118,19 @@ def compare(
     sampler: dict[str, Any] | None = None,
     title: str | None = None,
     text: str | None = None,
+    formula: str | None = None,
+    figures: dict[str, dict[str, Any]] | None = None,
     output_dir: str = "outputs/compare",
 ) -> Comparison:
-    """Print runs side by side, and write compare.csv, compare.md and compare.html.
+    """Print runs side by side, and write compare.csv, compare.md, compare.html and figures.
 
     Args:
-        load: returns the run of a folder or checkpoint; called only for runs to be measured.
+        load: returns the run of a folder or checkpoint; called only for runs to be measured or
+            drawn.
         requests: the runs.
         evaluate: measure runs without a record, or with a record of other settings than requested.
+        formula: in TeX as matplotlib draws it, without dollar signs.
+        figures: name -> kind, caption and further options; each is also written as <name>.png.
         output_dir: the folder of the files.
 
     Raises:
@@ -148,27 +160,99 @@ def compare(
         recorded_sampler,
         any_sampler=not recorded_sampler,
     )
+    drawings = {name: make_drawing(name, options) for name, options in (figures or {}).items()}
     runs = find_or_measure_records(requests, measurement, load if evaluate else None)
     comparison = make_comparison(runs, metrics)
     print_comparison(comparison)
-    *tables, page = write_reports(comparison, folder, title=title or "", text=text or "")
-    for path in tables:
+    figure_runs = make_figure_runs(comparison, runs, requests, load)
+    drawn = [
+        draw_figure(name, draw, (figures or {})[name], figure_runs)
+        for name, draw in track(drawings.items(), "drawing figures", unit="figures")
+    ]
+    *files, page = write_reports(
+        comparison, folder, title=title or "", text=text or "", formula=formula or "", figures=drawn
+    )
+    for path in files:
         print(path)
     print(f"open: {page}")
     return comparison
 
 
+# --- figures --------------------------------------------------------------------------------------
+
+
+def make_drawing(name: str, options: dict[str, Any]) -> Callable[..., Picture]:
+    """Return the function that draws a figure of the comparison, with its options checked.
+
+    Raises:
+        UserError: the figure's name, kind or one of its options is not valid.
+    """
+    if not FIGURE_NAME.fullmatch(name):
+        raise UserError(f"figures.{name}: a name has the letters a to z, digits and _ only")
+    where = f"figures.{name}"
+    if not isinstance(options, dict) or "kind" not in options:
+        raise UserError(f"{where} has no kind; give {where}.kind={'|'.join(FIGURE_KINDS)}")
+    function = find_figure_function(str(options["kind"]), name)
+    own = {key: value for key, value in options.items() if key not in ("kind", "caption")}
+    return partial(function, **validate_kwargs(function, own, where, skip=1))
+
+
+def make_figure_runs(
+    comparison: Comparison,
+    records: list[RunRecord],
+    requests: list[RunRequest],
+    load: Callable[[str], LoadedRun],
+) -> list[FigureRun]:
+    """Return the runs as figures receive them; their models are loaded when they are needed."""
+    loaded: dict[str, LoadedRun] = {}
+
+    def load_with_sampler(request: RunRequest) -> tuple[LoadedRun, dict[str, Any]]:
+        place = str(request.checkpoint or request.run.path)
+        if place not in loaded:
+            loaded[place] = load(place)
+        return loaded[place], validated_sampler_options(loaded[place], request.sampler or {})
+
+    labels = {id(run): column.label for column in comparison.columns for run in column.runs}
+    return [
+        FigureRun(labels[id(record)], record, partial(load_with_sampler, request), comparison)
+        for record, request in zip(records, requests, strict=True)
+    ]
+
+
+def draw_figure(
+    name: str, draw: Callable[..., Picture], options: dict[str, Any], runs: list[FigureRun]
+) -> html_report.PageFigure:
+    """Draw one figure, and return it with its name and caption."""
+    picture = draw(runs)
+    caption = " ".join(str(options.get("caption") or name.replace("_", " ").capitalize()).split())
+    return html_report.PageFigure(name, caption, picture)
+
+
+# --- files ----------------------------------------------------------------------------------------
+
+
 def write_reports(
-    comparison: Comparison, folder: Path, *, title: str = "", text: str = ""
+    comparison: Comparison,
+    folder: Path,
+    *,
+    title: str = "",
+    text: str = "",
+    formula: str = "",
+    figures: Sequence[html_report.PageFigure] = (),
 ) -> list[Path]:
-    """Write a comparison as compare.csv, compare.md and compare.html, and return their paths."""
+    """Write compare.csv, compare.md, the figures and compare.html; return the paths."""
     folder.mkdir(parents=True, exist_ok=True)
     csv_path, markdown_path, html_path = (
         folder / f"compare.{suffix}" for suffix in ("csv", "md", "html")
     )
     atomic_write(csv_path, comparison_to_csv(comparison).encode("utf-8", "replace"))
     atomic_write(markdown_path, comparison_to_markdown(comparison).encode("utf-8", "replace"))
-    html_report.write_comparison_page(comparison, html_path, title=title, text=text)
+    html_report.write_comparison_page(
+        comparison, html_path, title=title, text=text, formula=formula, figures=figures
+    )
+    figure_paths = [folder / f"{figure.name}.png" for figure in figures]
+    for figure, path in zip(figures, figure_paths, strict=True):
+        save_picture_as_sheet(figure.picture, path, caption=figure.caption)
     runs = [run.folder for column in comparison.columns for run in column.runs]
     page = read_bytes(html_path)
     mark = {
@@ -177,10 +261,11 @@ def write_reports(
             csv_path.name: file_checksum(csv_path),
             markdown_path.name: file_checksum(markdown_path),
             html_path.name: checksum(page),
+            **{path.name: file_checksum(path) for path in figure_paths},
         },
     }
     atomic_write(html_path, page + PAGE_MARK + json.dumps(mark).encode() + b" -->\n")
-    return [csv_path, markdown_path, html_path]
+    return [csv_path, markdown_path, *figure_paths, html_path]
 
 
 def hash_run_path(folder: Path) -> str:
@@ -226,10 +311,12 @@ def read_page_runs_and_checksums(page: Path) -> dict[str, Any]:
         runs = [str(run) for run in mark["runs"]]
     except (ValueError, TypeError, KeyError, RecursionError):
         return nothing
-    found = {page.name: checksum(content)}
-    for name in ("compare.csv", "compare.md"):
-        if (page.parent / name).is_file():
-            found[name] = file_checksum(page.parent / name)
+    found = {
+        path.name: file_checksum(path)
+        for path in page.parent.glob("*")
+        if path.name in files and path.is_file()
+    }
+    found[page.name] = checksum(content)
     return {"runs": runs, "files": files, "found": found}
 
 

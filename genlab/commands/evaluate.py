@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
+import torch
 from annotated_types import Ge
 
 from genlab.commands.sample import validated_sampler_options
@@ -18,7 +19,7 @@ from genlab.config.recipes import nearest_recipes_with
 from genlab.data.dataset import SPLITS
 from genlab.data.external_samples import read_samples
 from genlab.data.image_decoding import Crop
-from genlab.data.table_units import TableUnits
+from genlab.data.mixed_table_units import table_units_of_dataset
 from genlab.errors import UserError
 from genlab.fileio import atomic_write
 from genlab.inference.image_to_image import preview_translations
@@ -34,6 +35,7 @@ from genlab.inference.output_files import (
     write_output_file,
 )
 from genlab.inference.results import make_picture_caption
+from genlab.inference.series_forecasts import preview_forecasts
 from genlab.metrics.base import Settings
 from genlab.metrics.context import MetricContext
 from genlab.metrics.registry import (
@@ -49,6 +51,7 @@ from genlab.tables import print_wrapped
 from genlab.untrusted.files import read_bytes
 from genlab.untrusted.records import is_valid_record
 from genlab.viz import item_pictures
+from genlab.viz.bound_terms import plot_bound_terms
 from genlab.viz.latents import latent_space_plots
 from genlab.viz.picture import Picture
 from genlab.viz.rbm import plot_rbm_filters_and_chains
@@ -67,6 +70,7 @@ PICTURE_TITLES = {
     "reconstructions": "held-out items and their reconstructions",
     "filters": "filters of the hidden units",
     "chains": "Gibbs chains",
+    "vlb_terms": "terms of the bound",
 }
 
 
@@ -207,7 +211,7 @@ def evaluate_samples(
     request = CommandRequest.from_command_call(evaluate_samples, [], locals(), further=options)
     if output_file:
         refuse_taken_output_file(Path(output_file).expanduser(), "output_file", request)
-    units = TableUnits.from_dataset(dataset)
+    units = table_units_of_dataset(dataset)
     notes: list[str] = []
     path = Path(samples).expanduser()
     given = read_samples(
@@ -340,13 +344,13 @@ def render_evaluation_pictures(context: MetricContext, measured: set[str]) -> di
     Args:
         measured: names of the metrics; pictures of some need what the metric computes.
     """
-    from genlab.metrics import memorization
+    from genlab.metrics import memorization, vlb_terms
 
     spec, settings = context.spec, context.settings
     pictures: dict[str, Picture] = {}
     columns = context.dataset.columns
     reals = context.dataset.head(settings.split, settings.n, seed=settings.seed).x
-    shown = len(reals) if spec.kind == "points" else MAX_SHOWN
+    shown = len(reals) if spec.kind in ("points", "table") else MAX_SHOWN
     if "sample" in context.abilities:
         samples = context.preview_samples(shown).x
         pictures["samples"] = item_pictures.render_items_as_picture(
@@ -362,6 +366,11 @@ def render_evaluation_pictures(context: MetricContext, measured: set[str]) -> di
         pictures["translations"] = preview_translations(
             context.model, context.dataset, settings.split, seed=settings.seed
         )
+    if "forecast" in context.abilities:
+        torch.manual_seed(settings.seed)
+        pictures["forecasts"] = preview_forecasts(context.model, context.dataset, settings.split)
+    if "vlb_terms" in measured:
+        pictures["vlb_terms"] = plot_bound_terms(vlb_terms.compute_bound_terms(context))
     pictures["reals"] = item_pictures.render_items_as_picture(
         reals[:shown], spec, name="data", columns=columns
     )

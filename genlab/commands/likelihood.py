@@ -1,13 +1,15 @@
-"""genlab likelihood: compute log p of each item, and plot a histogram."""
+"""genlab likelihood: log p of each item with a histogram, or of each character of a text."""
 
 from __future__ import annotations
 
 import math
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from genlab.errors import UserError
 from genlab.inference.items_and_codes import Split
 from genlab.inference.likelihood_scores import LIKELIHOODS, find_supported_score, score_items
 from genlab.inference.output_files import CommandRequest, Writer, write_and_print_output_files
@@ -18,17 +20,21 @@ from genlab.inference.results import (
     run_record_fields,
     write_npz,
 )
+from genlab.inference.text_likelihood import read_text_like_training_data, score_and_write_texts
 from genlab.runs.loaded_run import LoadedRun
 from genlab.spec import Count, Positive
 from genlab.tables import format_with_error, print_wrapped
 from genlab.viz.figures import make_canvas_and_axes, plot_histograms, save_canvas_as_png
 
+TypedText = str | int | float  # the command line reads 1605 as a number
 QUANTILES = {"lowest": 0.0, "5%": 0.05, "median": 0.5, "95%": 0.95, "highest": 1.0}
 
 
 def likelihood(
     run: LoadedRun,
     *,
+    text: TypedText | list[TypedText] | None = None,
+    input_file: str | None = None,
     split: Split = "test",
     n: Positive | None = 1000,
     iwae_samples: Positive = 100,
@@ -43,14 +49,31 @@ def likelihood(
     log_prob (n,), the indices of the items in the split and their labels y; the summary as JSON; a
     histogram; for a table also a CSV file of its rows.
 
+    A text is scored character by character instead: a picture shades each by its surprise, and a
+    CSV file has its log p.
+
     Args:
+        text: a text of one's own, or a list of texts.
+        input_file: a file with one text.
         iwae_samples: importance samples of an IWAE bound.
         elbo_timesteps: sampled timesteps of a diffusion bound; None uses all.
 
     Raises:
-        UserError: the model has neither an exact likelihood nor a bound or an estimate.
+        UserError: the model has neither an exact likelihood nor a bound or an estimate, or a text
+            is given and the model is not one of text.
     """
     request = CommandRequest.from_command_call(likelihood, [run], locals())
+    if text is not None or input_file is not None:
+        if text is not None and input_file is not None:
+            raise UserError("give text= or input_file=, not both")
+        path = None if input_file is None else Path(input_file).expanduser()
+        if path is None:
+            texts = [str(each) for each in (text if isinstance(text, list) else [text])]
+        else:
+            texts = [read_text_like_training_data(run, path)]
+        return score_and_write_texts(
+            run, request, texts, seed=seed, input_file=path, output_dir=output_dir
+        )
     score = find_supported_score(
         run,
         LIKELIHOODS,

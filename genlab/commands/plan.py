@@ -70,6 +70,8 @@ def dataset_rows(trainer: Trainer, dataset: Any) -> list[Row]:
         parts.append(f"in [{spec.range[0]:g}, {spec.range[1]:g}]")
     if spec.kind == "tokens":
         parts.append(f"{spec.vocab} different")
+    elif spec.kind == "table":
+        parts.append(spec.describe())
     elif spec.levels:
         parts.append(f"{spec.levels} levels" + (", dequantized" if spec.dequantized else ""))
     else:

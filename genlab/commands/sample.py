@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 from genlab.config.instantiate import parameters_and_type_hints, validate_kwargs
+from genlab.config.recipes import list_recipes
 from genlab.console import track
 from genlab.errors import UserError
 from genlab.fileio import atomic_write
@@ -32,8 +34,9 @@ from genlab.viz.picture import Picture
 from genlab.viz.sheets import save_picture_as_sheet
 
 # Samples in a picture, by kind of data.
-MAX_SHOWN = {"image": 256, "points": 20_000, "tokens": 20_000}
+MAX_SHOWN = {"image": 256, "points": 20_000, "tokens": 20_000, "table": 20_000}
 MAX_SHOWN_OTHER = 64
+MAX_PROMPT_COLUMNS = 12  # prompts above the columns of a picture
 
 
 def sample(
@@ -70,8 +73,10 @@ def sample(
     options = validated_sampler_options(run, sampler or {})
     captions = [prompt] if isinstance(prompt, str) else prompt
     classes, tokens = validated_class_numbers(run, label), encode_prompts(run, captions)
-    conditions = torch.tensor(classes) if tokens is None else tokens  # (k,) or (k, length)
     torch.manual_seed(seed)
+    if run.spec.kind == "table" and run.model.conditional and not classes:
+        classes = draw_training_classes(run, n)  # a row of a table has its class
+    conditions = torch.tensor(classes) if tokens is None else tokens  # (k,) or (k, length)
     x = draw_samples(run, n, conditions, batch_size=batch_size, options=options)  # (n, *shape)
 
     arrays = {"x": x.numpy()}
@@ -83,9 +88,12 @@ def sample(
     record = run_record_fields(run, seed) | {"n": n, "label": label, "prompt": prompt}
     record |= {"sampler": options}
     caption = make_picture_caption("samples", run, seed)
-    caption += caption_line_of_conditions(run, classes, captions, options)
+    named = classes if label is not None else []
+    picture = arrange_by_prompt(render_samples(run, shown), captions)
+    below = None if picture.column_names else captions
+    caption += caption_line_of_conditions(run, named, below, options)
     files: dict[str, Writer] = {
-        ".png": partial(save_picture_as_sheet, render_samples(run, shown), caption=caption),
+        ".png": partial(save_picture_as_sheet, picture, caption=caption),
         **make_npz_and_csv_writers(run, arrays, {"x": ()}),
     }
     if run.spec.kind == "tokens":  # beside the picture of the texts
@@ -119,11 +127,20 @@ def render_samples(run: LoadedRun, x: Tensor) -> Picture:
     """Return samples as a picture; points are drawn over training data that can be read."""
     reals = None
     columns: Sequence[Any] = ()
-    if run.spec.kind == "points":
+    if run.spec.kind in ("points", "table"):
+        if run.table_units is not None:
+            columns = run.table_units.columns
         with suppress(UserError):
             split = next(name for name in ("train", "test") if run.dataset.size(name))
             reals, columns = run.dataset.head(split, len(x)).x, run.dataset.columns
     return item_pictures.render_items_as_picture(x, run.spec, reals=reals, columns=columns)
+
+
+def arrange_by_prompt(picture: Picture, captions: list[str] | None) -> Picture:
+    """Return a picture of samples with a column for each of several prompts."""
+    if picture.is_plot or not captions or not 1 < len(captions) <= MAX_PROMPT_COLUMNS:
+        return picture
+    return replace(picture, columns=len(captions), column_names=captions)
 
 
 def caption_line_of_conditions(
@@ -153,7 +170,9 @@ def write_images_as_png_files(x: Tensor, run: LoadedRun, folder: Path) -> None:
 # --- conditions and options -----------------------------------------------------------------------
 
 
-def encode_prompts(run: LoadedRun, captions: list[str] | None) -> Tensor | None:
+def encode_prompts(
+    run: LoadedRun, captions: list[str] | None, option: str = "prompt"
+) -> Tensor | None:
     """Return captions as bytes (k, length), padded with zeros; None without captions.
 
     Raises:
@@ -162,15 +181,16 @@ def encode_prompts(run: LoadedRun, captions: list[str] | None) -> Tensor | None:
     if captions is None:
         return None
     if not run.model.text_conditional or run.spec.source is None:
+        others = [recipe.name for recipe in list_recipes() if recipe.model.text_conditional]
         raise UserError(
-            f"prompt={','.join(captions)}: {run.name} is not conditioned on text; models that are: "
-            "text2image"
+            f"{option}={','.join(captions)}: {run.name} is not conditioned on text; models that "
+            f"are: {', '.join(others)}"
         )
     length = run.spec.source.shape[0]
     encoded = [list(text.encode()) for text in captions]
     if (excess := max((len(text) for text in encoded), default=0) - length) > 0:
         raise UserError(
-            f"prompt= is {excess} bytes longer than the {length} bytes that {run.name} takes"
+            f"{option}= is {excess} bytes longer than the {length} bytes that {run.name} takes"
         )
     return torch.tensor([text + [0] * (length - len(text)) for text in encoded])
 
@@ -194,6 +214,19 @@ def validated_class_numbers(run: LoadedRun, label: int | list[int] | None) -> li
     return classes
 
 
+def draw_training_classes(run: LoadedRun, n: int) -> list[int]:
+    """Return n classes, drawn as often as the training rows have them.
+
+    Raises:
+        UserError: the run does not record its classes.
+    """
+    counts = run.training_class_counts
+    if not sum(counts):
+        raise UserError(f"{run.folder.path / 'data.json'} does not have the classes; set label=")
+    drawn = torch.multinomial(torch.tensor(counts).double(), n, replacement=True)
+    return [int(k) for k in drawn]
+
+
 def validated_sampler_options(run: LoadedRun, sampler: dict[str, Any]) -> dict[str, Any]:
     """Return `sampler=…` and `sampler.<option>=…` as arguments of the model's `sample`.
 
@@ -206,7 +239,7 @@ def validated_sampler_options(run: LoadedRun, sampler: dict[str, Any]) -> dict[s
     require_ability(run, "sample")
     parameters, _ = parameters_and_type_hints(run.model.sample)
     named = [p.name for p in parameters if p.kind is not p.VAR_KEYWORD]
-    known = [name for name in named if name not in ("n", "y")]
+    known = [name for name in named if name not in ("n", "y", "start", "report")]
     samplers = run.model.samplers
     if (name := given.pop("name", None)) is not None:
         if name not in samplers:

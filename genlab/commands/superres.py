@@ -6,6 +6,11 @@ from typing import Any
 
 from genlab.data.degradations import Operator
 from genlab.errors import UserError
+from genlab.inference.film_translation import (
+    refuse_film_beside_folder,
+    refuse_input_file,
+    translate_film,
+)
 from genlab.inference.image_to_image import (
     degrade_and_restore_items,
     refuse_input_dir,
@@ -26,6 +31,7 @@ def superres(
     run: LoadedRun,
     *,
     input_dir: str | None = None,
+    input_file: str | None = None,
     downsample: bool = False,
     factor: Positive | None = None,
     n: Positive | None = 1000,
@@ -34,7 +40,7 @@ def superres(
     seed: Count = 0,
     output_dir: str | None = None,
 ) -> dict[str, Any]:
-    """Enlarge the sources of n items (None: all), those listed, or the images of a folder.
+    """Enlarge the sources of n items (None: all), those listed, a folder or a film.
 
     A diffusion model was not trained for it; it restores its own data from smaller versions.
 
@@ -61,6 +67,7 @@ def superres(
     selection = ItemSelection(n, items, split, seed)
     if not is_trained:
         refuse_input_dir(run, input_dir, "enlarge images")
+        refuse_input_file(run, input_file, "enlarge images")
         operator = Operator(
             name="downsample",
             spec=run.spec,
@@ -70,6 +77,9 @@ def superres(
             mask_ratio=0.5,
         )
         return degrade_and_restore_items(run, request, selection, operator, output_dir=output_dir)
+    refuse_film_beside_folder(input_dir, input_file)
+    if input_file is not None:
+        return translate_film(run, request, input_file, seed=seed, output_dir=output_dir)
     if input_dir is not None:
         return translate_folder(
             run, request, input_dir, seed=seed, output_dir=output_dir, downsample=downsample

@@ -19,6 +19,7 @@ from genlab.config.recipes import nearest_recipes_with
 from genlab.errors import UserError, did_you_mean
 from genlab.inference.image_to_image import preview_translations
 from genlab.inference.requirements import option_to_trust, suggest_next_command
+from genlab.inference.series_forecasts import preview_forecasts
 from genlab.metrics.base import Settings
 from genlab.metrics.context import MetricContext
 from genlab.metrics.registry import measure_metrics, reason_too_few_items, select_metrics
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 # Items in a preview, by kind of data.
-PREVIEW_ITEMS = {"points": 1000, "tokens": 8, "video": 4}
+PREVIEW_ITEMS = {"points": 1000, "tokens": 8, "video": 4, "table": 1000}
 PREVIEW_ITEMS_OTHER = 64
 BYTES_PER_VALUE = 4  # of a float32 batch
 # Reasons for the end of a training, as they are added to its last line.
@@ -116,7 +117,7 @@ def train(
 
 def has_previews(trainer: Trainer) -> bool:
     """Whether the training shows samples of its model."""
-    has_samples = bool({"sample", "translate"} & abilities(trainer.model))
+    has_samples = bool({"sample", "translate", "forecast"} & abilities(trainer.model))
     return bool(trainer.options.preview_every) and has_samples
 
 
@@ -207,7 +208,8 @@ def write_preview_picture(
 ) -> np.ndarray:
     """Write samples from the same noise every time, as samples/step_N.png; return the picture.
 
-    A model that translates shows the same held-out sources, its outputs, and the truth if known.
+    A model that translates shows the same held-out sources, its outputs, and the truth if known; a
+    model that forecasts shows the same held-out windows.
     """
     torch.manual_seed(0)
     step = trainer.global_step
@@ -218,10 +220,15 @@ def write_preview_picture(
         split = "validation" if dataset.size("validation") else "train"
         picture = preview_translations(model, dataset, split)
         return save_picture_as_sheet(picture, path, caption=f"translations: {of_run}")
+    if "forecast" in abilities(model):
+        split = "validation" if dataset.size("validation") else "train"
+        picture = preview_forecasts(model, dataset, split)
+        return save_picture_as_sheet(picture, path, caption=f"forecasts: {of_run}")
     n = num_preview_items(dataset)
     with torch.no_grad():
         x = model.sample(n)
-    reals = dataset.head("train", n).x if dataset.spec.kind == "points" else None
+    is_scattered = dataset.spec.kind in ("points", "table")
+    reals = dataset.head("train", n).x if is_scattered else None
     return item_pictures.save_items_as_sheet(
         x,
         dataset.spec,

@@ -1,4 +1,4 @@
-"""genlab translate: translate held-out sources, or the images of a folder."""
+"""genlab translate: translate held-out sources, the images of a folder, or a film."""
 
 from __future__ import annotations
 
@@ -11,6 +11,11 @@ from genlab.batching import map_batched
 from genlab.commands.sample import validated_class_numbers
 from genlab.config.recipes import nearest_recipes_with
 from genlab.errors import UserError
+from genlab.inference.film_translation import (
+    refuse_film_beside_folder,
+    refuse_input_file,
+    translate_film,
+)
 from genlab.inference.image_to_image import (
     MAX_SHOWN,
     explain_no_backward_translation,
@@ -38,6 +43,7 @@ def translate(
     run: LoadedRun,
     *,
     input_dir: str | None = None,
+    input_file: str | None = None,
     backward: bool = False,
     strength: Fraction | None = None,
     label: ClassNumber | None = None,
@@ -47,12 +53,13 @@ def translate(
     seed: Count = 0,
     output_dir: str | None = None,
 ) -> dict[str, Any]:
-    """Translate n sources of a split (None: all), those listed, or the images of a folder.
+    """Translate n sources of a split (None: all), those listed, a folder or a film.
 
     The outputs for items of a split are measured against the truth.
 
     Args:
         input_dir: a folder of images of any size; each result is written under the image's name.
+        input_file: a film, such as an animated GIF; the result is a GIF with the same times.
         backward: translate targets to sources, with a model that learned both directions.
         strength: for a diffusion model (SDEdit): the fraction of the way to noise from which each
             source is drawn again, 0 (unchanged) to 1 (forgotten); None is 0.6.
@@ -68,6 +75,7 @@ def translate(
         if backward:
             raise UserError(explain_no_backward_translation(run))
         refuse_input_dir(run, input_dir, "translate")
+        refuse_input_file(run, input_file, "translate")
         strength = DEFAULT_STRENGTH if strength is None else strength
         return edit_items_by_sdedit(run, request, selection, strength, label, output_dir=output_dir)
     if strength is not None or label is not None:
@@ -75,6 +83,11 @@ def translate(
             "strength= and label= are for diffusion models "
             f"({', '.join(nearest_recipes_with('edit', run.spec.kind))}); "
             f"{run.name} was trained to translate"
+        )
+    refuse_film_beside_folder(input_dir, input_file)
+    if input_file is not None:
+        return translate_film(
+            run, request, input_file, seed=seed, output_dir=output_dir, backward=backward
         )
     if input_dir is not None:
         return translate_folder(

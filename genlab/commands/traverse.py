@@ -32,6 +32,7 @@ from genlab.viz.latents import (
 from genlab.viz.picture import Picture, make_picture
 
 MAX_COLUMNS = 10  # values of a category in a row
+MAX_POINTS = 2000  # of the data around a manifold
 
 
 @dataclass
@@ -131,7 +132,13 @@ def traverse(
     if axes.shape == (2,):
         plane = prior_quantile_axes if "prior" in abilities(run.model) else code_range_axes
         decode = items_and_codes.decoder_of_code_space(run, space)
-        images["manifold"] = plot_decoded_code_grid(decode, run.spec, plane(codes.flatten(1)))
+        data = None
+        if run.spec.kind == "points":
+            shown = ItemSelection(MAX_POINTS, None, split, seed)
+            data = items_and_codes.load_selected_items_and_indices(run, shown)[0].x
+        images["manifold"] = plot_decoded_code_grid(
+            decode, run.spec, plane(codes.flatten(1)), data=data, codes=codes.flatten(1)
+        )
     images |= {
         name: render_category_values(name, items, run.spec) for name, items in values.items()
     }

@@ -67,6 +67,7 @@ PLOT_OPTIONS: dict[Any, Any] = {
     "axes.labelsize": 9,
     "axes.grid": True,
 }
+FORMULA_SIZE = 13  # of letters, in points
 SMALL_CHART_INCHES = (3.7, 2.35)
 SCATTER_INCHES = (7.2, 4.0)
 NOT_CURVES = {"step", "seconds", "seconds_left", "items_per_s", "memory_mb", "evaluation"}
@@ -110,11 +111,7 @@ def open_svg_axes(width: float, height: float) -> Iterator[tuple[Axes, list[str]
             figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None})
         finally:
             logger.setLevel(level)
-    svg = file.getvalue()
-    svg = svg[svg.index("<svg") :]
-    svg = svg.replace(INK_COLOR, "var(--ink)").replace(LINE_COLOR, "var(--line)")
-    svg = svg.replace("<defs>", f"<style>{SVG_STYLE}</style><defs>", 1)
-    source.append("data:image/svg+xml;base64," + base64.b64encode(svg.encode()).decode())
+    source.append(encode_svg(file.getvalue()))
 
 
 def column_color(i: int) -> str:
@@ -158,6 +155,35 @@ def read_curve(log: list[dict[str, Any]], key: str) -> tuple[list[float], list[f
 def is_finite_number(value: Any) -> bool:
     """Whether a logged value is a finite number."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def draw_formula(tex: str) -> Chart:
+    """Return a formula as an image.
+
+    Args:
+        tex: as matplotlib draws it, without dollar signs; lines are separated by a line break.
+    """
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    lines = [line.strip() for line in tex.strip().splitlines() if line.strip()]
+    options = {**PLOT_OPTIONS, "svg.fonttype": "path", "text.parse_math": True}
+    with mpl.rc_context({**options, "mathtext.fontset": "dejavuserif"}):
+        figure = Figure(figsize=(0.1, 0.1))
+        text = "\n".join(f"${line}$" for line in lines)
+        figure.text(0, 0, text, fontsize=FORMULA_SIZE, linespacing=2.0)
+        file = io.StringIO()
+        metadata: dict[str, Any] = {"Date": None, "Creator": None}
+        figure.savefig(file, format="svg", metadata=metadata, bbox_inches="tight", pad_inches=0.05)
+    return Chart(encode_svg(file.getvalue()), " ".join(lines))
+
+
+def encode_svg(svg: str) -> str:
+    """Return a drawing as a data URI, with the page's own text and line colors."""
+    svg = svg[svg.index("<svg") :]
+    svg = svg.replace(INK_COLOR, "var(--ink)").replace(LINE_COLOR, "var(--line)")
+    svg = svg.replace("<defs>", f"<style>{SVG_STYLE}</style><defs>", 1)
+    return "data:image/svg+xml;base64," + base64.b64encode(svg.encode()).decode()
 
 
 # --- learning curves ------------------------------------------------------------------------------

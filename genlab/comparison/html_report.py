@@ -10,6 +10,7 @@ import re
 import shlex
 import struct
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +28,7 @@ from genlab.fileio import atomic_write
 from genlab.metrics.sections import SAMPLES_SECTION, SECTIONS, section_of_metric
 from genlab.tables import format_standard_error, format_to_error_digits
 from genlab.untrusted.text import to_printable_text
+from genlab.viz.picture import Picture
 from genlab.viz.sheets import read_picture_from_sheet_png
 
 if TYPE_CHECKING:
@@ -59,6 +61,10 @@ PICTURES = {
         "Translations",
         "Held-out sources above, their outputs below, then the truth if it is known.",
     ),
+    "vlb_terms": (
+        "Terms of the bound",
+        "L_0, L_{t−1} and L_T of held-out items over the noise levels, and their sum.",
+    ),
     "reconstructions": (
         "Reconstructions",
         "Held-out items above, their reconstructions below.",
@@ -73,6 +79,15 @@ MIN_GRID_WIDTH, MAX_GRID_WIDTH = 280, 600  # of the images of a sheet, enlarged
 MIN_PLOT_WIDTH = 560  # so that its legend is readable
 MIN_MIXED_WIDTH = 400  # of plots among grids
 MAX_UNMARKED_GRID = 400  # larger pictures of old runs may be plots, which are not enlarged
+
+
+@dataclass(frozen=True)
+class PageFigure:
+    """A figure of a comparison, which is also a file `<name>.png`."""
+
+    name: str
+    caption: str
+    picture: Picture
 
 
 def write_page_from_entries(
@@ -98,19 +113,36 @@ def write_page_from_entries(
 
 
 def write_comparison_page(
-    comparison: Comparison, out: Path, *, title: str = "", text: str = ""
+    comparison: Comparison,
+    out: Path,
+    *,
+    title: str = "",
+    text: str = "",
+    formula: str = "",
+    figures: Sequence[PageFigure] = (),
 ) -> Path:
     """Write the page of a comparison and return its path."""
     out = Path(out)
     out.parent.mkdir(parents=True, exist_ok=True)
-    atomic_write(
-        out, render_html_page(comparison, title=title, text=text).encode("utf-8", "replace")
-    )
+    page = render_html_page(comparison, title=title, text=text, formula=formula, figures=figures)
+    atomic_write(out, page.encode("utf-8", "replace"))
     return out
 
 
-def render_html_page(comparison: Comparison, *, title: str = "", text: str = "") -> str:
-    """Return the page of a comparison as HTML."""
+def render_html_page(
+    comparison: Comparison,
+    *,
+    title: str = "",
+    text: str = "",
+    formula: str = "",
+    figures: Sequence[PageFigure] = (),
+) -> str:
+    """Return the page of a comparison as HTML.
+
+    Args:
+        formula: in TeX as matplotlib draws it, without dollar signs.
+        figures: shown before all else.
+    """
     import jinja2
 
     from genlab import __version__
@@ -128,6 +160,8 @@ def render_html_page(comparison: Comparison, *, title: str = "", text: str = "")
         title=to_printable_text(title or default_page_title(comparison, ", ".join(datasets))),
         paragraphs=[" ".join(part.split()) for part in re.split(r"\n\s*\n", text) if part.strip()],
         script_hash=script_csp_hash(source),
+        formula=charts.draw_formula(formula) if formula else None,
+        figures=[page_figure_values(figure) for figure in figures],
         models=[
             {"label": column.label, "title": column.title, "color": j % len(charts.COLORS)}
             for j, column in enumerate(columns)
@@ -242,6 +276,19 @@ def make_figure_entry(label: str, png: bytes, *, color: int | None) -> dict[str,
         "height": height,
         "color": color,
         "is_plot": is_plot,
+    }
+
+
+def page_figure_values(figure: PageFigure) -> dict[str, Any]:
+    """Return a figure of the comparison as the page shows it, without enlarging it."""
+    pixels = figure.picture.images[0]
+    return {
+        "name": figure.name,
+        "caption": to_printable_text(figure.caption),
+        "note": to_printable_text(figure.picture.note),
+        "source": "data:image/png;base64," + base64.b64encode(encode_png(pixels)).decode(),
+        "width": pixels.shape[1],
+        "height": pixels.shape[0],
     }
 
 

@@ -37,8 +37,17 @@ RESUMABLE_KEYS = DATA_PATH_KEYS | {
 # leading `~` of their values is the home folder, and answers are compared by their absolute path.
 PATH_NAMES = frozenset(
     {"run", "runs", "resume", "out", "path", "root", "samples", "truth", "images", "mask", "edit"}
-    | {"input_dir", "output_dir", "output_file", "text_encoder"}
+    | {"input_dir", "input_file", "output_dir", "output_file", "figures_dir", "text_encoder"}
 )
+
+
+# Last names of the options whose value is a text of the user's own, with commas and colons.
+TEXT_NAMES = frozenset({"prompt", "text"})
+
+
+def is_text_option(key: str) -> bool:
+    """Whether an option, given by its dotted key, takes a text of the user's own."""
+    return key.rpartition(".")[2] in TEXT_NAMES
 
 
 def is_path_option(key: str) -> bool:

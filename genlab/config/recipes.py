@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 # How exactly an ability computes a likelihood; other abilities are untagged.
 LIKELIHOOD_TAGS = {
     "log_prob": "exact",
+    "forecast_log_prob": "exact",
     "elbo": "bound",
     "iwae": "bound",
     "log_partition": "estimate",
@@ -28,9 +29,14 @@ LIKELIHOOD_TAGS = {
 
 # Names of datasets by the kind of their items; those of all others are images.
 DATASETS_OF_KIND = {
-    "points": ("ring", "grid25", "points", "table"),
+    "points": (
+        *("ring", "grid25", "points", "table"),
+        *("gaussian_1d", "mixture_1d", "skewed_1d", "swiss_roll"),
+    ),
     "tokens": ("text", "shakespeare"),
+    "table": ("mixed_table",),
     "video": ("moving_digits", "moving_mnist", "frames_folder"),
+    "series": ("series", "ar2"),
 }
 MAX_NAMED = 5  # recipes in a message
 # Recipes that a message names before others, one or two of each family.
@@ -55,7 +61,7 @@ class Recipe:
     header: str  # the file's first comment: the paper, and what the recipe is
     target: str  # dotted path of the model's class
     trainer: str  # trainer.name
-    kind: str = "image"  # of its default data: image | points | tokens | video
+    kind: str = "image"  # of its default data: image | points | tokens | video | series | table
     dataset: str = ""  # the dataset that it sets; "" if it leaves the default one
 
     @property

@@ -1,6 +1,7 @@
 """Images with captions, made from class names by templates or read from a file."""
 
 import json
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -128,6 +129,17 @@ class Captions(Dataset):
 
     def caption_templates(self, *, heldout: bool = False) -> list[str]:
         return self.heldout_templates if heldout else self.templates
+
+    def class_named_in(self, caption: str) -> int | None:
+        named = [
+            k
+            for k, name in enumerate(self.class_names)
+            if re.search(rf"\b{re.escape(name)}\b", caption, re.IGNORECASE)
+        ]
+        return named[0] if len(named) == 1 else None
+
+    def class_captions(self) -> list[str]:
+        return [self.templates[0].replace("{}", name) for name in self.class_names]
 
     def encode_class_captions(self, template: str) -> Tensor:
         captions = [template.replace("{}", name) for name in self.class_names]

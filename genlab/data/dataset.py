@@ -403,6 +403,14 @@ class Dataset:
         """Return the caption templates of training, or those that no training item has."""
         return ()
 
+    def class_named_in(self, caption: str) -> int | None:
+        """Return the class that a caption names, or None if it names none, or several."""
+        return None
+
+    def class_captions(self) -> Sequence[str]:
+        """Return a caption of each class; empty without captions that are made from classes."""
+        return ()
+
     def encode_class_captions(self, template: str) -> Tensor:
         """Return the caption of each class (num_classes, length) as bytes, by one template."""
         raise TypeError(f"{self.name} does not have captions")

@@ -23,6 +23,7 @@ from genlab.data.image_files import (
     ImageFiles,
     find_images_with_labels,
 )
+from genlab.data.mixed_table_units import MixedTableUnits, read_mixed_table_samples
 from genlab.data.npy_files import read_label_array, read_numpy_arrays
 from genlab.data.pixel_ranges import find_pixel_ranges
 from genlab.data.summary import LeftOut
@@ -50,7 +51,7 @@ def read_samples(
     with the array x (or arr_0, or its only one) and labels y. Integers are (N, H, W, C) or
     (N, C, H, W) from 0 to 255, booleans are black and white; floats are in the data's range, or in
     that of the file's array `range`. Samples of a table, whose `units` are given, are read by
-    `read_table_samples`.
+    `read_table_samples` or `read_mixed_table_samples`.
 
     Args:
         resize: how images of another size are made square and resized; None refuses them.
@@ -67,6 +68,8 @@ def read_samples(
         return read_sample_folder(path, spec, resize, file_range, [] if notes is None else notes)
     if resize is not None:
         raise UserError(f"resize={resize} is for a folder of images; samples={path} is a file")
+    if isinstance(units, MixedTableUnits):
+        return read_mixed_table_samples(path, spec, units)
     if units is not None:
         return read_table_samples(path, spec, units)
     arrays = read_numpy_arrays(path, f"samples={path}")

@@ -55,6 +55,7 @@ class ColumnOptions:
     thousands: Thousands = "auto"
     missing: tuple[str, ...] = MISSING_WORDS
     drop_missing: bool = False
+    keep_missing: bool | None = None  # None: the dataset cannot
     standardize: bool = True
     rules: int = 2
 
@@ -278,7 +279,8 @@ class TableReader:
             formats[c] = number_formats_of_all_cells(cells, decimal, thousands)
             is_plain = is_plain and PLAIN in formats[c]
         if has_text := [c for c, found in formats.items() if not found]:
-            raise UserError(self.explain_text_columns(has_text))
+            instead = self.suggest_mixed_table(has_text)
+            raise UserError(f"{self.explain_text_columns(has_text)}{instead}")
         if is_plain:
             if decimal == thousands == "auto" and self.options.rules > 1:
                 self.refuse_dots_between_thousands(list(formats))
@@ -392,6 +394,8 @@ class TableReader:
         if blank.any():
             self.left_out.add("a row without values", count=int(blank.sum()))
         lacks = np.any(list(columns.values()), 0) & ~blank
+        if self.options.keep_missing:
+            return self.mask_of_rows_with_values(columns, blank)
         if lacks.any() and not self.options.drop_missing:
             raise UserError(self.explain_missing_values(columns, lacks))
         keep = ~blank & ~lacks
@@ -405,6 +409,35 @@ class TableReader:
             if count := int((missing & lacks).sum()):
                 self.left_out.add(f"a row without {self.columns_in_words([c])}", count=count)
                 lacks &= ~missing
+        return keep
+
+    def mask_of_rows_with_values(
+        self, columns: dict[int, np.ndarray], blank: np.ndarray
+    ) -> np.ndarray:
+        """Return which rows (N,) have a label and a value; count the others and the cells kept.
+
+        Args:
+            columns: which cells (N,) of each column are missing.
+            blank: which rows (N,) lack all values.
+        """
+        missing = np.stack([columns[c] for c in self.used], 1)  # (N, D)
+        empty = missing.all(1) & ~blank
+        if empty.any():
+            self.left_out.add("a row without a value in the used columns", count=int(empty.sum()))
+        keep: np.ndarray = ~blank & ~empty
+        if self.label is not None:
+            unlabeled = columns[self.label] & keep
+            if unlabeled.any():
+                text = f"a row without {self.columns_in_words([self.label])}, its label"
+                self.left_out.add(text, count=int(unlabeled.sum()))
+            keep &= ~unlabeled
+        if not keep.any():
+            raise UserError(f"{self.options.path}: none of the rows has a value and a label")
+        cells = missing[keep]
+        self.notes.append(
+            f"missing cells are kept: {int(cells.sum()):,} of {cells.size:,} "
+            f"({cells.mean():.1%}), in {int(cells.any(1).sum()):,} of {len(cells):,} rows"
+        )
         return keep
 
     # --- classes ---
@@ -466,9 +499,10 @@ class TableReader:
         """
         columns, constant = [], []
         for i, c in enumerate(self.used):
-            name, values = self.raw.names[c], x[:, i]
+            known = ~x[:, i].isnan()
+            name, values = self.raw.names[c], x[known, i]
             if self.options.rules > 1:
-                self.refuse_float32_precision_loss(c, values, standardized[:, i])
+                self.refuse_float32_precision_loss(c, values, standardized[known, i])
             is_integer = bool((values == values.round()).all())
             is_integer = is_integer and values.abs().max().item() < MAX_EXACT_INTEGER
             unit = split_name_and_unit(name)[1]
@@ -530,6 +564,11 @@ class TableReader:
             message += f" ({len(has_text)} of {len(self.used)} have text: {named})"
         return message
 
+    def suggest_mixed_table(self, has_text: Sequence[int]) -> str:
+        """Return what takes columns of words for categories; "" for a few texts among numbers."""
+        most = max(int(self.find_text_cells(c).sum()) for c in has_text)
+        return "; dataset=mixed_table takes text for categories" if most > FEW_CELLS else ""
+
     def find_text_cells(self, c: int) -> np.ndarray:
         """Return which cells (N,) of a column are not numbers."""
         decimal, thousands = self.options.decimal, self.options.thousands
@@ -567,6 +606,11 @@ class TableReader:
         message += "; dataset.drop_missing=true leaves out these rows"
         if features := [k for k in worst if k != self.label]:
             message += f", dataset.skip_columns=[{self.skip_columns_value(features)}] the columns"
+            if self.options.keep_missing is not None:
+                message += (
+                    "; dataset.keep_missing=true keeps them, for models that are trained with "
+                    "missing cells, such as gmm"
+                )
         cell = self.raw.columns[c][rows][0]
         if c == self.label and cell:
             message += f"; if {make_printable(str(cell))} is a class, set dataset.missing_values=[]"

@@ -105,6 +105,7 @@ class RawTable:
     labels: np.ndarray | None = None
     notes: list[str] = field(default_factory=list)
     left_out: LeftOut = field(default_factory=LeftOut)
+    delimiter: str = ""  # between the cells of text; "" for other files
 
     def __len__(self) -> int:
         return len(self.row_numbers)
@@ -223,6 +224,7 @@ def read_text_table(file: Path, text_format: TextFormat) -> RawTable:
     table = rows_to_raw_table(names, rows, numbers)
     table.notes = [f"{describe_delimiter(file, sep)}, {header}", *notes]
     table.left_out = left_out
+    table.delimiter = sep
     return make_column_names_unique(table)
 
 

@@ -60,12 +60,13 @@ def find_value_and_label_columns(
     """
     width = len(raw.names)
     if not raw.has_names:
-        if width not in (len(units.columns), len(units.columns) + bool(units.label)):
+        own_width = len(units.column_names)
+        if width not in (own_width, own_width + bool(units.label)):
             raise UserError(
-                f"{what} has {width} columns without names, and the table {len(units.columns)}; "
+                f"{what} has {width} columns without names, and the table {own_width}; "
                 f"add a first row of names: {','.join(units.column_names)}"
             )
-        order = list(range(len(units.columns)))
+        order = list(range(own_width))
         return order, width - 1 if width > len(order) else None
     place = {from_csv_cell(name): c for c, name in enumerate(raw.names)}
     for name in units.column_names:

@@ -77,6 +77,14 @@ class TableUnits:
             values[..., i] = round_column(own, column)
         return values
 
+    def with_label(self, cells: list[Any], label: Sequence[Any]) -> list[Any]:
+        """Return the cells of a row with that of the label, if there is one, in its place."""
+        return [*cells, *label]
+
+    def format_row(self, row: Sequence[float]) -> list[str]:
+        """Return the cells of a row (D,) in own units."""
+        return [self.format_cell(value, i) for i, value in enumerate(row)]
+
     def format_cell(self, value: float, i: int) -> str:
         """Return a value of column i as text, an integer without a decimal point."""
         if self.columns[i].is_integer and math.isfinite(value):
@@ -107,23 +115,21 @@ class TableUnits:
             indices = np.indices(shape).reshape(len(shape), -1)
             names = [*index_names, *(f"index_{k}" for k in range(len(shape)))][: len(shape)]
             leading = {**dict(zip(names, indices.tolist(), strict=True)), **leading}
-        header = [
-            first_free_column_name(name, self.column_names) for name in leading
-        ] + self.column_names
+        header = [first_free_column_name(name, self.column_names) for name in leading]
         labels: list[str] = []
         if y is not None and self.label and len(y) == shape[0]:
-            header.append(self.label)
             per_item = len(rows) // len(y)
             labels = [
                 spec.class_name(int(k)) for k in np.asarray(y).tolist() for _ in range(per_item)
             ]
+        header += self.with_label(self.column_names, [self.label] if labels else [])
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(map(to_csv_cell, header))
         for r, row in enumerate(rows.tolist()):
             cells = [column[r] for column in leading.values()]
-            cells += [self.format_cell(value, i) for i, value in enumerate(row)]
-            writer.writerow(map(to_csv_cell, cells + labels[r : r + 1]))
+            cells += self.with_label(self.format_row(row), labels[r : r + 1])
+            writer.writerow(map(to_csv_cell, cells))
         return text.getvalue().encode("utf-8", "replace")
 
 

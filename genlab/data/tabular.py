@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from torch import Tensor
 
 from genlab.data.class_subset import ClassSubset
 from genlab.data.dataset import SPLITS, Split
@@ -21,12 +22,8 @@ ColumnKey = Count | str  # the number of a column from 0, or its name
 
 
 @dataclass(kw_only=True, eq=False)
-class Table(ClassSubset):
-    """The rows of a file as points, standardized by the training rows' mean and deviation.
-
-    `mean` and `scale` (D,) are what was subtracted and divided by; likelihoods are of the
-    standardized values. `columns` has them by name. `row_numbers` has for each split the rows in
-    the file (N,): lines from 1 of text, indices from 0 of an array.
+class TableFile(ClassSubset):
+    """A dataset that is read from the file of a table; a subclass reads its rows.
 
     Args:
         path: a text with one row per line (also compressed by gzip, bzip2, xz or zip), a .npy array
@@ -45,10 +42,7 @@ class Table(ClassSubset):
         skip_rows: number of lines above the table.
         missing_values: words of cells without a value; None is the usual ones (?, NA, nan, …). An
             empty cell always is one.
-        drop_missing: leave out rows with such cells instead of refusing them.
         validation, test: fractions held out by the seed `split_seed`.
-        table_rules: how names and labels are understood; 1 is that of genlab up to 0.7, whose runs
-            keep it.
     """
 
     path: str | None = None
@@ -63,19 +57,85 @@ class Table(ClassSubset):
     comment: str | None = "#"
     skip_rows: Count = 0
     missing_values: tuple[str | float, ...] | None = None
-    drop_missing: bool = False
-    standardize: bool = True
     validation: Fraction = 0.1
     test: Fraction = 0.1
     split_seed: Count = 0
+
+    def require_table_file(self) -> Path:
+        """Return the table's file.
+
+        Raises:
+            UserError: it is not given, or does not exist.
+        """
+        if not self.path:
+            raise UserError(f"{self.name} needs its file: dataset.path=<file.csv or file.npy>")
+        file = Path(self.path).expanduser()
+        if not file.exists():
+            looked = real_path(file)
+            raise UserError(f"dataset.path={self.path}: no such file (looked for {looked})")
+        return file
+
+    def make_text_format(self, *, allow_short_rows: bool = False) -> TextFormat:
+        """Return the options that say how the text is cut into cells.
+
+        Args:
+            allow_short_rows: whether a row may lack its last cells.
+        """
+        if self.delimiter not in ("auto", *DELIMITERS) and len(self.delimiter) != 1:
+            raise UserError(
+                f"dataset.delimiter={self.delimiter}: it must be auto, {', '.join(DELIMITERS)}, or "
+                f"one character{did_you_mean(self.delimiter, DELIMITERS)}"
+            )
+        return TextFormat(
+            delimiter=self.delimiter,
+            encoding=self.encoding,
+            header=self.header,
+            comment=self.comment or None,
+            skip_rows=self.skip_rows,
+            missing=self.missing_value_words(),
+            allow_short_rows=allow_short_rows,
+        )
+
+    def missing_value_words(self) -> tuple[str, ...]:
+        """Return the words of cells without a value."""
+        if self.missing_values is None:
+            return MISSING_WORDS
+        return tuple(str(word).strip() for word in self.missing_values)
+
+
+@dataclass(kw_only=True, eq=False)
+class Table(TableFile):
+    """The rows of a file as points, standardized by the training rows' mean and deviation.
+
+    `mean` and `scale` (D,) are what was subtracted and divided by; likelihoods are of the
+    standardized values. `columns` has them by name. `row_numbers` has for each split the rows in
+    the file (N,): lines from 1 of text, indices from 0 of an array.
+
+    Args:
+        drop_missing: leave out rows with cells without a value instead of refusing them.
+        keep_missing: keep cells without a value, as NaN, for models that are trained with them.
+            `mean` and `scale` are those of the other cells.
+        table_rules: how names and labels are understood; 1 is that of genlab up to 0.7, whose runs
+            keep it.
+    """
+
+    drop_missing: bool = False
+    keep_missing: bool = False
+    standardize: bool = True
     table_rules: Literal[1, 2] = 2
     name = "table"
 
     def __post_init__(self) -> None:
         file = self.require_table_file()
         self.source_files = [file]
+        if self.keep_missing and self.drop_missing:
+            raise UserError(
+                "dataset.keep_missing=true keeps the rows that dataset.drop_missing=true leaves "
+                "out; set one of them"
+            )
+        text_format = self.make_text_format(allow_short_rows=self.drop_missing)
         is_old = self.table_rules == 1 and file.suffix != ".npy"
-        raw = read_text_table_v1(file) if is_old else read_table(file, self.make_text_format())
+        raw = read_text_table_v1(file) if is_old else read_table(file, text_format)
         self.notes.extend(raw.notes)
         self.left_out = raw.left_out
         reader = TableReader(raw, self.make_column_options(), self.notes, self.left_out)
@@ -89,7 +149,7 @@ class Table(ClassSubset):
             )
         self.mean, self.scale = torch.zeros_like(x[0]), torch.ones_like(x[0])
         if self.standardize:
-            self.mean, self.scale = column_means_and_scales(x[train])
+            self.mean, self.scale = means_and_scales_of_known_cells(x[train], reader, file)
         standardized = ((x - self.mean) / self.scale).float()
         self.columns = reader.make_columns_with_scales(x, standardized, self.mean, self.scale)
         self.label_name = reader.label_name
@@ -106,6 +166,7 @@ class Table(ClassSubset):
                 num_classes=0 if y is None else int(y.max()) + 1,
                 class_names=reader.class_names,
                 levels=0,
+                has_missing=bool(x.isnan().any()),
             ),
             {split: table.subset(index) for split, index in rows.items()},
             hints=dict.fromkeys(
@@ -116,37 +177,6 @@ class Table(ClassSubset):
             split: numbers[index][self.kept.get(split, slice(None))]
             for split, index in rows.items()
         }
-
-    def require_table_file(self) -> Path:
-        """Return the table's file.
-
-        Raises:
-            UserError: it is not given, or does not exist.
-        """
-        if not self.path:
-            raise UserError("table needs its file: dataset.path=<file.csv or file.npy>")
-        file = Path(self.path).expanduser()
-        if not file.exists():
-            looked = real_path(file)
-            raise UserError(f"dataset.path={self.path}: no such file (looked for {looked})")
-        return file
-
-    def make_text_format(self) -> TextFormat:
-        """Return the options that say how the text is cut into cells."""
-        if self.delimiter not in ("auto", *DELIMITERS) and len(self.delimiter) != 1:
-            raise UserError(
-                f"dataset.delimiter={self.delimiter}: it must be auto, {', '.join(DELIMITERS)}, or "
-                f"one character{did_you_mean(self.delimiter, DELIMITERS)}"
-            )
-        return TextFormat(
-            delimiter=self.delimiter,
-            encoding=self.encoding,
-            header=self.header,
-            comment=self.comment or None,
-            skip_rows=self.skip_rows,
-            missing=self.missing_value_words(),
-            allow_short_rows=self.drop_missing,
-        )
 
     def make_column_options(self) -> ColumnOptions:
         """Return the options that say which columns are used and how their cells are read."""
@@ -159,12 +189,31 @@ class Table(ClassSubset):
             thousands=self.thousands,
             missing=self.missing_value_words(),
             drop_missing=self.drop_missing,
+            keep_missing=self.keep_missing,
             standardize=self.standardize,
             rules=self.table_rules,
         )
 
-    def missing_value_words(self) -> tuple[str, ...]:
-        """Return the words of cells without a value."""
-        if self.missing_values is None:
-            return MISSING_WORDS
-        return tuple(str(word).strip() for word in self.missing_values)
+
+def means_and_scales_of_known_cells(
+    x: Tensor, reader: TableReader, file: Path
+) -> tuple[Tensor, Tensor]:
+    """Return the mean and the deviation (D,) of the cells of x (N, D) that are not NaN.
+
+    Raises:
+        UserError: a column does not have a value in the training rows.
+    """
+    if not x.isnan().any():
+        return column_means_and_scales(x)
+    parts = []
+    for i, column in enumerate(x.T):
+        known = column[~column.isnan()]
+        if not len(known):
+            c = reader.used[i]
+            raise UserError(
+                f"{file}: {reader.columns_in_words([c])} has no value in the training rows; leave "
+                f"it out with dataset.skip_columns=[{reader.skip_columns_value([c])}]"
+            )
+        parts.append(column_means_and_scales(known[:, None]))
+    means, scales = zip(*parts, strict=True)
+    return torch.cat(means), torch.cat(scales)

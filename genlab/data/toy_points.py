@@ -1,4 +1,4 @@
-"""Points in the plane from a known distribution, the truth for a model's density."""
+"""Points from a known distribution, the truth for a model's density."""
 
 from dataclasses import dataclass, fields
 from typing import Any, Literal
@@ -19,7 +19,7 @@ class Points(ClassSubset):
     """Exact samples of a toy distribution (see `genlab.data.toy_distributions`).
 
     An option of the distribution that is None has the distribution's own default. Once built, `std`
-    is the distribution's, and `centers` (M, 2) the modes of ring and grid, None for the others.
+    is the distribution's, and `centers` (M, D) the modes of a mixture, None for the others.
 
     Args:
         n: number of training points.
@@ -27,7 +27,18 @@ class Points(ClassSubset):
         split_seed: seeds the samples.
     """
 
-    name: Literal["moons", "ring", "grid", "checkerboard", "spirals", "pinwheel"] = "ring"
+    name: Literal[
+        "moons",
+        "ring",
+        "grid",
+        "checkerboard",
+        "spirals",
+        "pinwheel",
+        "gaussian_1d",
+        "mixture_1d",
+        "skewed_1d",
+        "swiss_roll",
+    ] = "ring"
     n: Positive = 100_000
     num_heldout: Positive = 10_000
     std: PositiveFloat | None = None
@@ -37,6 +48,8 @@ class Points(ClassSubset):
     spacing: PositiveFloat | None = None
     extent: PositiveFloat | None = None
     twist: float | None = None
+    mean: float | None = None
+    scale: PositiveFloat | None = None
     split_seed: Count = 0
 
     def __post_init__(self) -> None:
@@ -55,9 +68,9 @@ class Points(ClassSubset):
             generator = torch.Generator().manual_seed(derive_seed(self.split_seed, i))
             x, y = self.distribution.sample(n, generator)
             splits[split] = Split(x.float(), y)
-        num_classes = self.distribution.num_classes
+        shape, num_classes = (self.distribution.dim,), self.distribution.num_classes
         self.set_splits(
-            DataSpec(shape=(2,), kind="points", num_classes=num_classes, levels=0), splits
+            DataSpec(shape=shape, kind="points", num_classes=num_classes, levels=0), splits
         )
 
     def given_distribution_options(self) -> dict[str, Any]:
@@ -75,6 +88,8 @@ class Points(ClassSubset):
             "spacing": self.spacing,
             "extent": self.extent,
             "twist": self.twist,
+            "mean": self.mean,
+            "scale": self.scale,
         }
         given = {key: value for key, value in options.items() if value is not None}
         for key in given.keys() - set(known):
@@ -84,7 +99,7 @@ class Points(ClassSubset):
         return given
 
     def log_prob(self, x: Tensor) -> Tensor:
-        """Return the true log-density (B,) in nats at x (B, 2), in the precision of x."""
+        """Return the true log-density (B,) in nats at x (B, D), in the precision of x."""
         return self.distribution.log_prob(x)
 
     @property

@@ -25,10 +25,14 @@ from genlab.data.video_frame_grouping import (
 )
 from genlab.errors import UserError, make_printable
 from genlab.seeding import derive_seed
-from genlab.spec import Batch, DataSpec, Positive
+from genlab.spec import Batch, DataSpec, Fraction, Positive
 from genlab.untrusted.files import real_path
 
 STEP_LENGTH = 0.1  # distance that a digit moves per frame, as a fraction of its free way
+MAX_PUSHED_STEP = 0.2  # the longest, along each side, that pushes can make it
+PUSH_STREAM = 7  # of the seeds of pushes
+MOTION_SIZE = 5  # numbers of a digit: the index of its image, its start, its velocity
+ACTION_SIZE = 2  # numbers of an action: a push down and to the right
 
 
 class VideoDataset(Images, ABC):
@@ -108,6 +112,9 @@ class MovingMNIST(VideoDataset):
         size: side of the frames, None: 64.
         context_frames, target_frames: frames given, and frames to predict.
         num_digits: digits in each sequence.
+        push: 0 disables it. Otherwise a push changes the velocity of the only digit before each
+            frame, along each side by up to this fraction of its free way. The pushes are uniform.
+            Each frame of the source has two more channels: the push, from −1 to 1, before the next.
         n: training sequences.
         num_heldout: sequences of the validation and of the test split.
     """
@@ -116,6 +123,7 @@ class MovingMNIST(VideoDataset):
     context_frames: Positive = 10
     target_frames: Positive = 10
     num_digits: Positive = 2
+    push: Fraction = 0.0
     n: Positive = 100_000
     num_heldout: Positive = 10_000
     name = "moving_mnist"
@@ -132,6 +140,15 @@ class MovingMNIST(VideoDataset):
             raise UserError(
                 f"dataset.size={self.canvas} is smaller than the moving images of {side} pixels"
             )
+        if self.push and self.num_digits > 1:
+            raise UserError(
+                f"dataset.push={self.push} moves a single digit, and there are {self.num_digits}; "
+                "set dataset.num_digits=1"
+            )
+        if self.push and self.flip:
+            raise UserError(
+                "preprocess.flip=true would mirror the digits, but not the pushes; set it to false"
+            )
         self.num_train_digits = len(pools[0])
         self.source_files = self.base.source_files
         self.set_video_items()
@@ -145,8 +162,18 @@ class MovingMNIST(VideoDataset):
             n, digits = (
                 (self.n, train_digits) if name == "train" else (self.num_heldout, test_digits)
             )
-            splits[name] = Split(self.draw_motions(n, *digits, generator=generator))
-        self.set_video_splits(splits, (self.store.shape[1], self.canvas, self.canvas))
+            motions = self.draw_motions(n, *digits, generator=generator)
+            if self.push:
+                pushes = self.draw_pushes(n, derive_seed(self.split_seed, i, PUSH_STREAM))
+                motions = torch.cat([motions, pushes.flatten(1)[:, None]], 2)
+            splits[name] = Split(motions)
+        channels = self.store.shape[1]
+        self.set_video_splits(splits, (channels, self.canvas, self.canvas))
+        if self.push:
+            assert self.spec.source is not None
+            frames = (self.context_frames, channels + ACTION_SIZE, self.canvas, self.canvas)
+            source = replace(self.spec.source, shape=frames, action_channels=ACTION_SIZE)
+            self.spec = replace(self.spec, source=source)
 
     def draw_motions(self, n: int, first: int, end: int, *, generator: torch.Generator) -> Tensor:
         """Return n raw items float32 (n, num_digits, 5) of the images first … end−1.
@@ -158,9 +185,41 @@ class MovingMNIST(VideoDataset):
         angle = 2 * math.pi * torch.rand(n, self.num_digits, 1, generator=generator)
         return torch.cat([which, start, STEP_LENGTH * angle.sin(), STEP_LENGTH * angle.cos()], 2)
 
+    def draw_pushes(self, n: int, seed: int) -> Tensor:
+        """Return pushes (n, num_frames, 2) from −1 to 1, the first of which do not depend on T."""
+        frames = [
+            torch.rand(
+                n, ACTION_SIZE, generator=torch.Generator().manual_seed(derive_seed(seed, t))
+            )
+            for t in range(self.num_frames)
+        ]
+        return 2 * torch.stack(frames, 1) - 1
+
+    def pushes_of_items(self, items: Tensor) -> Tensor:
+        """Return the pushes (B, T, 2) of raw items (B, 1, 5 + 2T); push t is before frame t."""
+        return items[:, 0, MOTION_SIZE:].unflatten(1, (-1, ACTION_SIZE))
+
+    def with_pushes(self, items: Tensor, pushes: Tensor) -> Tensor:
+        """Return raw items with other pushes (B, T, 2): what would have happened after them."""
+        return torch.cat([items[..., :MOTION_SIZE], pushes.flatten(1)[:, None].to(items)], 2)
+
+    def make_batch(
+        self, x: Tensor, y: Tensor | None, generator: torch.Generator, *, augment: bool
+    ) -> Batch:
+        batch = super().make_batch(x, y, generator, augment=augment)
+        if not self.push:
+            return batch
+        assert batch.cond is not None and self.spec.source is not None
+        pushes = self.pushes_of_items(x)[:, 1 : self.context_frames + 1]
+        return replace(batch, cond=append_actions(batch.cond, pushes, self.spec.source))
+
     def render_frames(self, items: Tensor, store: Tensor) -> Tensor:
         t, side, (channels, h, w) = self.num_frames, self.canvas, store.shape[1:]
-        position = bouncing_positions(items[..., 1:3], items[..., 3:5], t)  # (B, D, T, 2), 0 … 1
+        start, velocity = items[..., 1:3], items[..., 3:MOTION_SIZE]
+        accelerations = None
+        if self.push:
+            accelerations = self.push * self.pushes_of_items(items)[:, None]  # (B, 1, T, 2)
+        position = bouncing_positions(start, velocity, t, accelerations)  # (B, D, T, 2), 0 … 1
         corner = (position * position.new_tensor([side - h, side - w])).long()
         row = corner[..., 0, None] + torch.arange(h, device=items.device)  # (B, D, T, h)
         column = corner[..., 1, None] + torch.arange(w, device=items.device)  # (B, D, T, w)
@@ -175,13 +234,34 @@ class MovingMNIST(VideoDataset):
         return video.unflatten(3, (side, side))
 
 
-def bouncing_positions(start: Tensor, velocity: Tensor, steps: int) -> Tensor:
+def append_actions(frames: Tensor, actions: Tensor, source: DataSpec) -> Tensor:
+    """Return frames (B, P, C, H, W) with two channels of actions, as a model receives them.
+
+    Args:
+        actions: (B, P, 2) from −1 to 1, each between its frame and the next one.
+        source: the DataSpec of the source.
+    """
+    low, high = source.range
+    values = low + (high - low) * (actions.to(frames) + 1) / 2
+    maps = values[..., None, None].expand(*values.shape, *frames.shape[-2:])
+    return torch.cat([frames, maps], 2)
+
+
+def bouncing_positions(
+    start: Tensor, velocity: Tensor, steps: int, accelerations: Tensor | None = None
+) -> Tensor:
     """Return the positions (…, steps, 2) of points that move in the unit square.
 
     A point stops at a side, and turns back from it.
+
+    Args:
+        accelerations: (…, steps, 2), added to the velocity before each step.
     """
     position, positions = start, []
-    for _ in range(steps):
+    for t in range(steps):
+        if accelerations is not None:
+            velocity = velocity + accelerations[..., t, :]
+            velocity = velocity.clamp(-MAX_PUSHED_STEP, MAX_PUSHED_STEP)
         position = position + velocity
         velocity = torch.where((position <= 0) | (position >= 1), -velocity, velocity)
         position = position.clamp(0, 1)

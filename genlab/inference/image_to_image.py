@@ -408,13 +408,15 @@ def reason_to_ignore_file(path: Path) -> str:
     return f"unsupported suffix {path.suffix}" if path.suffix else "without a suffix"
 
 
-def require_gray_or_rgb_model(run: LoadedRun, spec: DataSpec, source: DataSpec) -> None:
-    """Refuse a folder of images for a model whose sources are not gray or RGB images."""
+def require_gray_or_rgb_model(
+    run: LoadedRun, spec: DataSpec, source: DataSpec, option: str = "input_dir"
+) -> None:
+    """Refuse images of one's own for a model whose sources are not gray or RGB images."""
     if spec.kind == "image" and source.kind == "image" and source.shape[0] in (1, 3):
         return
     hint = "; genlab inpaint marks the hidden part of an image" if spec.task == "inpaint" else ""
     raise UserError(
-        "input_dir= is for models whose sources are gray or RGB images; "
+        f"{option}= is for models whose sources are gray or RGB images; "
         f"{run.name} takes {source.kind} {source.shape}{hint}"
     )
 

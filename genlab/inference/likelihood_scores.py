@@ -12,6 +12,7 @@ from torch import Tensor
 from genlab.abilities import Estimate, abilities
 from genlab.batching import map_batched
 from genlab.config.recipes import Recipe, nearest_recipe_names
+from genlab.console import track
 from genlab.errors import UserError
 from genlab.metrics.reconstruction import (
     level_range_length,
@@ -21,7 +22,7 @@ from genlab.metrics.reconstruction import (
 from genlab.runs.loaded_run import LoadedRun
 from genlab.spec import Batch
 
-ScoreKind = Literal["density", "noise", "bound", "energy", "reconstruction"]
+ScoreKind = Literal["density", "ode", "noise", "bound", "energy", "reconstruction"]
 # Each kind of score with the sets of abilities that give it, the tightest first.
 ScoreSources = dict[ScoreKind, tuple[set[str], ...]]
 SCORES: ScoreSources = {
@@ -35,6 +36,13 @@ LIKELIHOODS: ScoreSources = {
     "density": ({"log_prob"}, {"energy", "log_partition"}),
     "bound": SCORES["bound"],
 }
+# Scores of which a map is drawn; an energy without log Z is normalized over the map.
+MAPPED_SCORES: ScoreSources = {
+    "density": LIKELIHOODS["density"],
+    "ode": ({"ode_log_prob"},),
+    "bound": SCORES["bound"],
+    "energy": SCORES["energy"],
+}
 # Scores that stand for log p(x|y).
 CLASS_SCORES: ScoreSources = {
     "density": LIKELIHOODS["density"],
@@ -43,6 +51,7 @@ CLASS_SCORES: ScoreSources = {
 }
 DESCRIPTIONS: dict[ScoreKind, str] = {
     "density": "log p(x) in nats",
+    "ode": "estimate of log p(x) in nats",
     "bound": "bound of log p(x) in nats",
     "energy": "negative energy in nats",
     "noise": "negative squared error of the predicted noise",
@@ -111,6 +120,8 @@ def make_score(
     model = run.model
     if "log_prob" in verbs:
         return Score(kind, "log_prob", model.log_prob)
+    if "ode_log_prob" in verbs:
+        return Score(kind, "ode_log_prob", model.ode_log_prob, "estimate")
     log_z = Estimate(0.0, None, "exact")
     if verbs & {"log_partition", "iwae", "elbo"} and "log_partition" in abilities(model):
         log_z = model.log_partition()
@@ -193,10 +204,26 @@ def score_items_under_each_class(
     A score that draws random numbers draws the same ones for every class, so that the classes do
     not differ by chance (Li et al. 2023, https://arxiv.org/abs/2303.16203, section 3.2).
     """
+    classes = torch.arange(run.spec.num_classes)
+    return score_items_under_each_condition(
+        run, score, x, classes, batch_size=batch_size, seed=seed
+    )
+
+
+def score_items_under_each_condition(
+    run: LoadedRun, score: Score, x: Tensor, conditions: Tensor, *, batch_size: int, seed: int = 0
+) -> Tensor:
+    """Return log p(x|c), or its bound, (N, K) float64 of each item under each of K conditions.
+
+    A score that draws random numbers draws the same ones for every condition.
+
+    Args:
+        conditions: classes (K,), or the tokens of captions (K, length).
+    """
     columns = []
-    for label in range(run.spec.num_classes):
+    for condition in track(conditions, "scoring", unit="conditions"):
         run.device.seed(seed)
-        y = torch.full((len(x),), label)
+        y = condition.expand(len(x), *condition.shape)
         columns.append(score_items_in_batches(run, score, x, y, batch_size=batch_size))
     return torch.stack(columns, 1)
 

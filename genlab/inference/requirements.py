@@ -19,13 +19,14 @@ from genlab.config.recipes import (
     nearest_recipes_with,
 )
 from genlab.errors import UserError
-from genlab.inference.likelihood_scores import LIKELIHOODS, SCORES
+from genlab.inference.likelihood_scores import LIKELIHOODS, MAPPED_SCORES, SCORES
 from genlab.model import GenerativeModel
 from genlab.runs.loaded_run import LoadedRun
 from genlab.spec import DataSpec
 
 # Capabilities beside the abilities.
 CLASSES = "classes"  # the model was trained with class labels
+CAPTIONS = "captions"  # the model was trained with captions
 GRADIENT = "gradient"  # `decode` is differentiable, so a code can be found by gradient descent
 
 # Command -> alternatives, each a set of capabilities that together suffice. A command that is not
@@ -33,6 +34,7 @@ GRADIENT = "gradient"  # `decode` is differentiable, so a code can be found by g
 # (`DataSpec.task`).
 REQUIREMENTS: dict[str, tuple[set[str], ...]] = {
     "sample": ({"sample"},),
+    "trajectory": ({"trajectory"}, {"forward_trajectory"}, {"sample"}),
     "complete": ({"extend"},),
     "reconstruct": ({"encode", "decode"},),
     "encode": ({"encode"},),
@@ -47,31 +49,47 @@ REQUIREMENTS: dict[str, tuple[set[str], ...]] = {
         {"encode", "decode", GRADIENT},
         {"translate", "task=inpaint"},
     ),
+    "impute": ({"impute"},),
     "denoise": ({"denoise"}, {"translate", "task=denoise"}),
     "translate": ({"translate"}, {"edit"}),
     "colorize": ({"translate", "task=colorize"}, {"restore"}),
     "superres": ({"translate", "task=superres"}, {"restore"}),
-    "forecast": ({"translate", "task=forecast"},),
+    "forecast": ({"forecast"}, {"translate", "task=forecast"}),
+    "density": (
+        *(verbs for sources in MAPPED_SCORES.values() for verbs in sources),
+        {"encode", "category"},
+    ),
+    "dynamics": ({"sample", "discriminate"},),
     "likelihood": tuple(verbs for sources in LIKELIHOODS.values() for verbs in sources),
     "anomaly": tuple(verbs for sources in SCORES.values() for verbs in sources),
+    "quiz": ({"sample"},),
     "classify": (
         {"classify"},
         {"log_prob", CLASSES},
         {"eps_mse", CLASSES},
         {"iwae", CLASSES},
         {"elbo", CLASSES},
+        {"log_prob", CAPTIONS},
+        {"eps_mse", CAPTIONS},
+        {"iwae", CAPTIONS},
+        {"elbo", CAPTIONS},
     ),
 }
 # Kinds of data that a command works on; all kinds if it is not listed.
 DATA_KINDS: dict[str, tuple[str, ...]] = {
     "complete": ("tokens",),
+    "quiz": ("image", "tokens"),
     "mix": ("image",),
     "colorize": ("image",),
     "superres": ("image",),
     "translate": ("image", "video"),
     "project": ("image", "points"),
     "inpaint": ("image", "points"),
+    "impute": ("points",),
     "denoise": ("image", "points"),
+    "density": ("points",),
+    "trajectory": ("image", "points", "tokens", "video", "series"),
+    "dynamics": ("points",),
 }
 
 
@@ -100,6 +118,8 @@ def commands_supported_by_run(run: LoadedRun) -> list[str]:
     available = abilities_and_task(run.model, run.spec.task)
     if run.model.conditional:
         available.add(CLASSES)
+    if run.model.text_conditional:
+        available.add(CAPTIONS)
     return [
         command
         for command in REQUIREMENTS

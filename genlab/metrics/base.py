@@ -100,6 +100,7 @@ class Metric:
         data: the data that it is defined for, in words, for messages.
         needs_classifier: whether it uses the classifier of the data's classes, whatever the
             feature spaces are.
+        takes_missing_values: whether it is defined for items with missing values.
     """
 
     row_names: Callable[[MetricContext], list[str]]
@@ -109,6 +110,7 @@ class Metric:
     min_items: int = 1
     data: str = ""
     needs_classifier: bool = False
+    takes_missing_values: bool = False
 
 
 def require_min_items(metric: str, least: int, **counts: int) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor
 from genlab.abilities import abilities
 from genlab.console import track
 from genlab.data.dataset import slice_batch
-from genlab.metrics import features
+from genlab.metrics import features, forecast_samples
 from genlab.metrics.base import Settings, mean_and_error
 from genlab.metrics.cache import content_hash, load_cached_or_compute
 from genlab.model import GenerativeModel
@@ -157,6 +157,11 @@ class MetricContext:
             y = None if labels is None else labels[i : i + s.batch_size].to(self.device)
             parts.append(self.model.sample(min(s.batch_size, n - i), y, **s.sampler).float().cpu())
         return Batch(torch.cat(parts), labels)
+
+    @cached_property
+    def forecasts(self) -> forecast_samples.ForecastSamples:
+        """Draws of the futures of n held-out windows of a series, beside those of baselines."""
+        return forecast_samples.draw_forecasts(self.model, self.dataset, self.settings, self.device)
 
     @property
     def covers_distribution(self) -> bool:

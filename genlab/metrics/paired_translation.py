@@ -133,7 +133,8 @@ def make_baseline_translations(
     assert source is not None
     baselines = {"training_mean": mean_target.to(target).expand_as(target)}
     if spec.kind == "video":
-        baselines["last_frame"] = source[:, -1:].expand_as(target)
+        last = source[:, -1:, : target.shape[2]]  # without the channels of actions
+        baselines["last_frame"] = last.expand_as(target)
     elif spec.task == "superres":
         height, width = target.shape[-2:]
         enlarged = resize_bicubic(spec.to_bytes(source), (height, width)).to(target)

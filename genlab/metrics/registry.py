@@ -19,20 +19,30 @@ from genlab.metrics import (
     classification_error,
     classifier_metrics,
     cluster_purity,
+    crps,
     disentanglement,
     efficiency,
     energy_distance,
+    forecast_likelihood,
     frechet,
     inception_score,
+    interval_coverage,
     kid_mmd,
     likelihood,
     memorization,
     mode_coverage,
     paired_translation,
+    pinball,
     precision_recall,
     reconstruction,
+    sharpness,
     sliced_wasserstein,
+    table_copying,
+    table_correlations,
+    table_marginals,
+    table_utility,
     unpaired_translation,
+    vlb_terms,
 )
 from genlab.metrics.base import STAGES, Metric, NotMeasurableError, Row, Stage
 from genlab.metrics.context import MetricContext
@@ -46,15 +56,24 @@ def all_metrics_by_name() -> dict[str, Metric]:
     encode, translate = ("encode",), ("translate",)
     classifier = classifier_metrics
     images = "images or points"
+    series = "series, as dataset=series and dataset=ar2"
+    tables = "tables with columns of categories, dataset=mixed_table"
     labels = "images with at least two classes"
     return {
-        "likelihood": Metric(likelihood.row_names, likelihood.measure, densities, "training"),
+        "likelihood": Metric(
+            likelihood.row_names,
+            likelihood.measure,
+            densities,
+            "training",
+            takes_missing_values=True,
+        ),
         "ode_likelihood": Metric(
             likelihood.ode_likelihood_row_names,
             likelihood.measure_ode_likelihood,
             ("ode_log_prob",),
             "on_request",
         ),
+        "vlb_terms": Metric(vlb_terms.row_names, vlb_terms.measure, ("bound_terms",), "on_request"),
         "classification": Metric(
             classification_error.row_names,
             classification_error.measure,
@@ -134,6 +153,13 @@ def all_metrics_by_name() -> dict[str, Metric]:
             "on_request",
             data=f"samples that were drawn for classes, of {labels}",
         ),
+        "sharpness": Metric(
+            sharpness.row_names,
+            sharpness.measure,
+            sample,
+            "on_request",
+            data=f"images of at least {sharpness.MIN_SIDE}×{sharpness.MIN_SIDE} pixels",
+        ),
         "nn_memorization": Metric(
             memorization.row_names, memorization.measure, sample, min_items=2, data=images
         ),
@@ -146,6 +172,28 @@ def all_metrics_by_name() -> dict[str, Metric]:
             translate,
             "training",
             data="pairs of a source and its translation",
+        ),
+        "crps": Metric(crps.row_names, crps.measure, ("forecast",), "training", data=series),
+        "pinball": Metric(
+            pinball.row_names,
+            pinball.measure,
+            ("forecast",),
+            "training",
+            data=series,
+        ),
+        "interval_coverage": Metric(
+            interval_coverage.row_names,
+            interval_coverage.measure,
+            ("forecast",),
+            "training",
+            data=series,
+        ),
+        "forecast_likelihood": Metric(
+            forecast_likelihood.row_names,
+            forecast_likelihood.measure,
+            ("forecast_log_prob",),
+            "training",
+            data=series,
         ),
         "unpaired_translation": Metric(
             unpaired_translation.row_names,
@@ -169,7 +217,34 @@ def all_metrics_by_name() -> dict[str, Metric]:
             data="models that find categories without labels, as kmeans, gmm and infogan, and data "
             "with at least two classes",
         ),
-        "efficiency": Metric(efficiency.row_names, efficiency.measure, tuple(ABILITIES)),
+        "table_marginals": Metric(
+            table_marginals.row_names,
+            table_marginals.measure,
+            sample,
+            "training",
+            min_items=2,
+            data=tables,
+        ),
+        "table_correlations": Metric(
+            table_correlations.row_names,
+            table_correlations.measure,
+            sample,
+            min_items=2,
+            data=tables,
+        ),
+        "table_utility": Metric(
+            table_utility.row_names,
+            table_utility.measure,
+            sample,
+            min_items=2,
+            data=f"samples with classes, of {tables}",
+        ),
+        "table_copying": Metric(
+            table_copying.row_names, table_copying.measure, sample, min_items=2, data=tables
+        ),
+        "efficiency": Metric(
+            efficiency.row_names, efficiency.measure, tuple(ABILITIES), takes_missing_values=True
+        ),
     }
 
 
@@ -187,6 +262,7 @@ def applicable_metrics(context: MetricContext, stage: Stage = "evaluation") -> d
         for name, metric in all_metrics_by_name().items()
         if metric.stage in stages
         and not (metric.needs_classifier and no_classifier)
+        and (metric.takes_missing_values or not context.spec.has_missing)
         and metric.row_names(context)
     }
 
@@ -219,6 +295,11 @@ def select_metrics(
             raise UserError(
                 f"metrics: no such metric '{name}'{did_you_mean(name, known)}; "
                 f"the metrics are {', '.join(known)}"
+            )
+        if context.spec.has_missing and not known[name].takes_missing_values:
+            raise UserError(
+                f"metrics: {name} does not apply: it compares items, and those of this table have "
+                "missing cells; genlab impute fills them in"
             )
         if not known[name].row_names(context):
             reason = reason_not_applicable(known[name], context, list_models)

@@ -6,9 +6,9 @@ EFFICIENCY_METRIC = "efficiency"
 SAMPLES_SECTION = "Samples against held-out data"
 # Section -> its metrics; a metric that is not listed is one of samples.
 SECTIONS = {
-    "Likelihood": ("likelihood", "ode_likelihood"),
+    "Likelihood": ("likelihood", "ode_likelihood", "vlb_terms"),
     SAMPLES_SECTION: (),
-    "Fidelity and coverage": ("prdc",),
+    "Fidelity and coverage": ("prdc", "sharpness"),
     "Modes and classes": (
         "mode_coverage",
         "class_coverage",
@@ -18,6 +18,8 @@ SECTIONS = {
         "classification",
     ),
     "Memorization": ("nn_memorization",),
+    "Forecasts": ("crps", "pinball", "interval_coverage", "forecast_likelihood"),
+    "Tables": ("table_marginals", "table_correlations", "table_utility", "table_copying"),
     "Translation": ("paired_translation", "unpaired_translation", "pairs"),
     "Codes and reconstructions": (
         "reconstruction",

@@ -9,6 +9,7 @@ from functools import cached_property
 from statistics import median
 from typing import Any
 
+from genlab.data.mixed_table_units import MixedTableUnits
 from genlab.data.table_units import TableUnits
 from genlab.distributed.device import Device
 from genlab.errors import UserError
@@ -58,16 +59,39 @@ class LoadedRun:
         Raises:
             UserError: data.json is damaged.
         """
-        if self.spec.kind != "points":
+        if self.spec.kind not in ("points", "table"):
             return None
         if not (summary := self.folder.data_summary()):
             return self._table_units_of_older_run()
         try:
-            units = TableUnits.from_json(summary)
+            reader = MixedTableUnits if self.spec.kind == "table" else TableUnits
+            units = reader.from_json(summary)
+            if isinstance(units, MixedTableUnits):
+                units.require_categories(self.spec.categories)
         except (ValueError, AttributeError) as error:
             reason = " ".join(str(error).split())
             raise UserError(f"{self.folder.path / 'data.json'} is unreadable: {reason}") from error
         return units if units and len(units.columns) == self.spec.dim else None
+
+    @property
+    def training_class_counts(self) -> list[int]:
+        """The number of training items of each class, as data.json records them; 0 if unknown.
+
+        Raises:
+            UserError: data.json is damaged.
+        """
+        counts = [0] * self.spec.num_classes
+        try:
+            classes = (self.folder.data_summary() or {}).get("classes", {})
+            for entry in classes.values():
+                number, count = int(entry["number"]), int(entry.get("train", 0))
+                if 0 <= number < len(counts):
+                    counts[number] = max(0, count)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise UserError(
+                f"{self.folder.path / 'data.json'} is unreadable: its classes do not have numbers"
+            ) from error
+        return counts
 
     def _table_units_of_older_run(self) -> TableUnits | None:
         """Return the units that the table itself gives, as the run did not record them."""

@@ -413,6 +413,7 @@ COMMAND_OPTIONS: dict[str, dict[str, str]] = {
         "judge": "classify_fills",
         "out": "output_dir",
     },
+    "impute": {"in": "input_file", "out": "output_dir"},
     "denoise": {"in": "input_dir", "out": "output_dir"},
     "translate": {
         "in": "input_dir",

@@ -76,7 +76,7 @@ def refuse_untrusted_plan(plan: dict[str, Any], folder: Path) -> None:
 
 
 def refuse_foreign_jobs(plan: dict[str, Any], folder: Path) -> None:
-    """Refuse jobs that the plan's command could not have made and that do not only set options.
+    """Refuse jobs that the plan's command could not have made and that set more than options.
 
     A worker takes the jobs from the plan, and the trust in a plan is about its command.
 

@@ -202,7 +202,7 @@ class SlurmRefusalError(UserError):
 
 
 def option_to_change(reason: str) -> str:
-    """Return "; set …" with the option that SLURM's refusal is about, or "" if that is unknown."""
+    """Return "; set …" with the option that SLURM's refusal is about, or "" if unknown."""
     if LIMIT_REACHED.search(reason):
         return "; set hydra.launcher.timeout_min, nodes or qos to what your account may use"
     for pattern, option in OPTIONS_OF_REFUSALS.items():

@@ -15,6 +15,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -131,6 +132,32 @@ def train_missing_runs(
     """
     check_comparison_options(train, sample or {}, common or [])
     overrides = {label: [*(common or []), *words] for label, words in train.items()}
+    trained, failed = train_labeled_runs(overrides, folder=folder, jobs=jobs, flags=flags)
+    if not trained:
+        label, error = next(iter(failed.items()))
+        raise UserError(f"none of the runs could be trained; {label}: {error}")
+    return make_comparison_columns(trained, sample or {}), failed
+
+
+def train_labeled_runs(
+    overrides: dict[str, list[str]],
+    *,
+    folder: Path = RUNS_FOLDER,
+    jobs: int | None = None,
+    flags: Sequence[str] | None = None,
+) -> tuple[dict[str, Path], dict[str, str]]:
+    """Train those runs that do not exist yet.
+
+    Args:
+        overrides: label -> the overrides of `genlab train`.
+        folder, jobs, flags: as of `train_missing_runs`.
+
+    Returns:
+        label -> run folder, and label -> error of the runs that failed.
+
+    Raises:
+        TrainingInterrupted: a signal ended the training; the runs are saved.
+    """
     planned, failed = plan_runs(overrides, folder, flags or [])
     missing: dict[Path, PlannedRun] = {}
     for run in planned.values():
@@ -143,11 +170,7 @@ def train_missing_runs(
         failed |= {
             label: errors[run.folder] for label, run in planned.items() if run.folder in errors
         }
-    trained = {label: run.folder for label, run in planned.items() if label not in failed}
-    if not trained:
-        label, error = next(iter(failed.items()))
-        raise UserError(f"none of the runs could be trained; {label}: {error}")
-    return make_comparison_columns(trained, sample or {}), failed
+    return {label: run.folder for label, run in planned.items() if label not in failed}, failed
 
 
 def check_comparison_options(
@@ -213,29 +236,19 @@ def plan_runs(
     Returns:
         label -> run, and label -> error of those whose config does not compose.
     """
-    processes = {
-        label: subprocess.Popen(
-            [sys.executable, "-m", "genlab", "train", *flags, *words, "--cfg", "job"],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            encoding="utf-8",
-            errors="surrogateescape",
-            env=os.environ
-            | SINGLE_PROCESS_ENV
-            | {"PYTHONIOENCODING": "utf-8:surrogateescape"},  # a config may name any file
+    with ThreadPoolExecutor(cpu_count()) as pool:  # a process each, of which many would not fit
+        processes = dict(
+            zip(overrides, pool.map(partial(compose_run, flags), overrides.values()), strict=True)
         )
-        for label, words in overrides.items()
-    }
     planned: dict[str, PlannedRun] = {}
     failed: dict[str, str] = {}
     folders: dict[str, Path] = {}  # by digest
     for label, process in processes.items():
-        output, errors = process.communicate()
         if process.returncode:
-            failed[label] = last_error_line(errors.splitlines())
+            failed[label] = last_error_line(process.stderr.splitlines())
             print_status(f"{label}: failed: {failed[label]}")
             continue
-        config = yaml.safe_load(output)
+        config = yaml.safe_load(process.stdout)
         digest = config_digest(config)
         name = re.sub(r"[^a-z0-9]+", "-", label.lower()).strip("-")
         if digest not in folders:
@@ -246,6 +259,19 @@ def plan_runs(
             label, overrides[label], folders[digest], config["trainer"]["steps"]
         )
     return planned, failed
+
+
+def compose_run(flags: Sequence[str], overrides: list[str]) -> subprocess.CompletedProcess[str]:
+    """Compose the config of a run in a separate process, which prints it as YAML."""
+    return subprocess.run(
+        [sys.executable, "-m", "genlab", "train", *flags, *overrides, "--cfg", "job"],
+        capture_output=True,
+        encoding="utf-8",
+        errors="surrogateescape",
+        env=os.environ
+        | SINGLE_PROCESS_ENV
+        | {"PYTHONIOENCODING": "utf-8:surrogateescape"},  # a config may name any file
+    )
 
 
 def config_digest(config: dict[str, Any]) -> str:

@@ -5,12 +5,15 @@ TRAINERS = {
     "autoencoder": "genlab.training.trainer.Trainer",
     "autoregressive": "genlab.training.trainer.Trainer",
     "diffusion": "genlab.training.trainer.Trainer",
+    "forecasting": "genlab.training.trainer.Trainer",
     # … with a warm-up of the KL term
     "vae": "genlab.models.vae.trainer.VAETrainer",
     # … after a data-dependent initialization
     "flow": "genlab.models.flow.trainer.FlowTrainer",
     # … on latent codes that are computed once
     "latent": "genlab.models.diffusion.latent_trainer.LatentTrainer",
+    # … after the columns of a table were fitted
+    "tabular": "genlab.models.tabular.trainer.TableTrainer",
     # … on pairs that a teacher generates once
     "reflow": "genlab.models.diffusion.reflow_trainer.ReflowTrainer",
     # … on few labeled and many unlabeled items

@@ -22,7 +22,7 @@ MAX_PANELS, PANELS_ACROSS = 12, 3  # histograms of a table's columns
 SAMPLE_COLOR, DATA_COLOR = "#1f4e9c", "0.7"
 
 
-def make_canvas_and_axes(width: int, height: int, panels: int = 1) -> tuple[Any, Any]:
+def make_canvas_and_axes(width: float, height: float, panels: int = 1) -> tuple[Any, Any]:
     """Return a canvas of width × height in hundreds of pixels, and its axes side by side."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -78,10 +78,12 @@ def plot_histograms(axes: Any, values: dict[str, Tensor], label: str) -> None:
 def plot_points(points: dict[str, np.ndarray]) -> Picture:
     """Plot the first two coordinates of named points (N, D), the data in gray.
 
-    A single coordinate is a histogram.
+    A single coordinate is a histogram, and three are points in space.
     """
-    canvas, (axes,) = make_canvas_and_axes(SIDE, SIDE)
     dimensions = next(iter(points.values())).shape[1]
+    if dimensions == 3:
+        return plot_points_in_space(points)
+    canvas, (axes,) = make_canvas_and_axes(SIDE, SIDE)
     if dimensions == 1:
         draw_data_and_sample_histograms(axes, {name: x[:, 0] for name, x in points.items()})
         axes.set(xlabel="x", ylabel="density")
@@ -96,6 +98,34 @@ def plot_points(points: dict[str, np.ndarray]) -> Picture:
     axes.grid(alpha=0.25)
     add_legend(axes, len(points))
     note = f"the first 2 of {dimensions} coordinates" if dimensions > 2 else ""
+    return canvas_to_picture(canvas, note)
+
+
+def plot_points_in_space(points: dict[str, np.ndarray]) -> Picture:
+    """Plot named points (N, 3) side by side with the same axes."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    size = (max(SIDE, 6.6 * len(points)), 6.8)
+    canvas = FigureCanvasAgg(Figure(figsize=size, dpi=DPI, layout="constrained"))
+    reference = points.get("data", next(iter(points.values())))
+    low, high = np.quantile(reference, [HIDDEN_TAIL, 1 - HIDDEN_TAIL], axis=0)
+    low, high = low - 0.1 * (high - low) - 1e-6, high + 0.1 * (high - low) + 1e-6
+    num_outside = 0
+    for i, (name, x) in enumerate(points.items()):
+        axes: Any = canvas.figure.add_subplot(1, len(points), i + 1, projection="3d")
+        is_inside = ((x >= low) & (x <= high)).all(1)
+        num_outside += int((~is_inside).sum())
+        x = x[is_inside]
+        color = "0.45" if name == "data" else SAMPLE_COLOR
+        axes.scatter(*x.T, s=8, color=color, alpha=0.5, linewidths=0)
+        axes.set(xlabel="x₁", ylabel="x₂", zlabel="x₃", title=escape_figure_label(name))
+        axes.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]), zlim=(low[2], high[2]))
+        axes.set_box_aspect(high - low)
+        axes.view_init(62, -70)
+        axes.title.set_size(FONT_SIZE + 4)
+        axes.tick_params(labelsize=FONT_SIZE - 2)
+    note = f"{num_outside:,} points are outside of the axes" if num_outside else ""
     return canvas_to_picture(canvas, note)
 
 
@@ -139,7 +169,9 @@ def draw_data_and_sample_histograms(axes: Any, values: dict[str, np.ndarray]) ->
     for name, part in values.items():
         color = DATA_COLOR if name == "data" else SAMPLE_COLOR
         style = {"density": True, "alpha": 0.7, "color": color}
-        axes.hist(part, bins, label=escape_figure_label(name), **style)
+        known = part[np.isfinite(part)]
+        if len(known):
+            axes.hist(known, bins, label=escape_figure_label(name), **style)
 
 
 def add_legend(axes: Any, entries: int, title: str = "") -> None:

@@ -13,9 +13,11 @@ import numpy as np
 
 from genlab.fileio import add_path_to_os_errors, atomic_write
 from genlab.spec import DataSpec
+from genlab.viz.fan_charts import plot_windows
 from genlab.viz.figures import plot_column_histograms, plot_points
 from genlab.viz.picture import BACKGROUND_LEVEL, Picture, make_grid, make_picture, make_plot_picture
 from genlab.viz.sheets import TEXT_COLUMNS, draw_text_image, save_picture_as_sheet
+from genlab.viz.table_pictures import plot_table_columns
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -32,11 +34,11 @@ def to_uint8_images(x: Tensor, spec: DataSpec) -> np.ndarray:
     """Return images (N, C, H, W) in the range of `spec` as bytes (N, H, W, 1 or 3).
 
     The frames of a video (N, T, C, H, W) are placed side by side. Channels after the colors (a
-    mask) are left out.
+    mask, actions) are left out.
     """
     if spec.kind == "video":
         x = x.permute(0, 2, 3, 1, 4).flatten(3)  # (N, C, H, T·W)
-    x = x[:, : 1 if x.shape[1] < 3 else 3]
+    x = x[:, : 1 if x.shape[1] - spec.action_channels < 3 else 3]
     images: np.ndarray = spec.to_bytes(x).cpu().permute(0, 2, 3, 1).numpy()
     return images
 
@@ -104,7 +106,7 @@ def render_items_as_picture(
     """Render items of any kind as one picture.
 
     Args:
-        reals: real points, shown in gray behind those of x.
+        reals: real points or rows, shown in gray behind those of x.
         name: of the points x in the legend.
         columns: the columns of a table (`Dataset.columns`), whose rows the points are.
     """
@@ -112,14 +114,18 @@ def render_items_as_picture(
         return make_picture(to_uint8_images(x, spec))
     if spec.kind == "video":
         return make_picture(to_uint8_images(x[:MAX_VIDEOS], spec), columns=1)
-    if spec.kind == "points":
+    if spec.kind in ("points", "table"):
         points = {name: x} if reals is None else {"data": reals, name: x}
         arrays = {key: v.detach().double().cpu().flatten(1).numpy() for key, v in points.items()}
+        if spec.kind == "table" and columns:
+            return plot_table_columns(arrays, columns)
         return plot_column_histograms(arrays, columns) if columns else plot_points(arrays)
     if spec.kind == "tokens":
         return make_plot_picture(
             draw_text_image(join_texts_by_dashes(decode_tokens_to_texts(x[:MAX_TEXTS], spec)))
         )
+    if spec.kind == "series":
+        return plot_windows(x.detach().double().cpu().numpy())
     rows = x.detach().float().cpu().reshape(len(x), 1, 1, -1)
     largest = max(1.0, float(rows.max()))
     pixels = (rows / largest * 255).byte().permute(0, 2, 3, 1).numpy()
@@ -146,10 +152,16 @@ def save_items_as_sheet(
     columns: Sequence[Any] = (),
     caption: str = "",
 ) -> np.ndarray:
-    """Write items as a sheet, and text also as a .txt file beside it; return the sheet."""
+    """Write items as a sheet, and text also as a .txt file beside it; return the sheet.
+
+    The file of a plot has the first two coordinates of its points, too.
+    """
     if spec.kind == "tokens":
         path.parent.mkdir(parents=True, exist_ok=True)
         text = join_texts_by_dashes(decode_tokens_to_texts(x, spec))
         atomic_write(path.with_suffix(".txt"), text.encode("utf-8", "replace"))
     picture = render_items_as_picture(x, spec, reals=reals, name=name, columns=columns)
-    return save_picture_as_sheet(picture, path, caption=caption)
+    values = None
+    if spec.kind in ("points", "table"):  # a plot of another step may have other axes
+        values = x.detach().float().cpu().flatten(1)[:, :2].numpy()
+    return save_picture_as_sheet(picture, path, caption=caption, values=values)

@@ -32,6 +32,9 @@ RECONSTRUCTION_COLUMNS = 10
 ENCODE_BATCH_SIZE = 250
 MAX_LEGEND_CLASSES = 30  # a larger legend would hide the codes
 BLUE = "#1f4e9c"
+MAX_CODE_DISTANCE = 1.2 / MANIFOLD_SIDE  # of a surface from the codes of data, per axis length
+SURFACE_REFINEMENT = 3  # times as many codes along each axis of a surface
+SURFACE_VIEWS = ((62, -70), (22, -60))  # elevation and azimuth in degrees
 
 
 def plot_codes(
@@ -92,29 +95,115 @@ def project_to_plane(
 
 
 def plot_decoded_code_grid(
-    decode: Callable[[Tensor], Tensor], spec: DataSpec, axes: tuple[Tensor, Tensor]
+    decode: Callable[[Tensor], Tensor],
+    spec: DataSpec,
+    axes: tuple[Tensor, Tensor],
+    *,
+    data: Tensor | None = None,
+    codes: Tensor | None = None,
 ) -> Picture:
     """Return the decoded items of a grid of two-dimensional codes as a picture.
 
-    Images are shown in their places, points as a bent grid.
+    Images are shown in their places, points as a bent grid, points in space as a surface.
 
     Args:
         decode: maps codes (B, 2) to items (B, *shape).
         axes: coordinates of the codes along the width and, upward, along the height.
+        data: points (N, D) to show behind the grid; not for images.
+        codes: codes (N, 2) of data; a surface ends where there are none.
     """
     x, y = axes
+    if spec.kind == "points" and spec.dim == 3:
+        x, y = (refine_axis(axis, SURFACE_REFINEMENT) for axis in axes)
     # (len(y) len(x), 2), top row first
     codes = torch.stack([x.repeat(len(y)), y.flip(0).repeat_interleave(len(x))], 1)
     with torch.no_grad():
         items = decode(codes)
     if spec.kind == "image":
         return make_picture(item_pictures.to_uint8_images(items, spec), columns=len(x), gap=0)
-    lines = items.detach().float().cpu().numpy().reshape(len(y), len(x), -1)[..., :2]
+    lines = items.detach().float().cpu().numpy().reshape(len(y), len(x), -1)
+    points = None if data is None else data.detach().flatten(1).float().cpu().numpy()
+    if lines.shape[2] == 3:
+        if codes is not None:
+            lines[~is_near_codes((x, y), codes)] = np.nan
+        return plot_decoded_surface(lines, points)
+    lines = lines[..., :2]
     canvas, (plot,) = make_canvas_and_axes(SIDE, SIDE)
+    if points is not None:
+        plot.scatter(points[:, 0], points[:, lines.shape[-1] - 1], s=9, c="0.75", linewidths=0)
     for line in (*lines, *lines.swapaxes(0, 1)):
         plot.plot(line[:, 0], line[:, -1], lw=0.7, c=BLUE)
     label_data_axes(plot, lines.shape[-1])
     return canvas_to_picture(canvas)
+
+
+def refine_axis(axis: Tensor, times: int) -> Tensor:
+    """Return an axis (n,) with `times` − 1 coordinates between each two: (times·(n−1) + 1,)."""
+    weights = torch.arange(times, dtype=axis.dtype, device=axis.device) / times
+    between = axis[:-1, None] + weights * axis.diff()[:, None]
+    return torch.cat([between.flatten(), axis[-1:]])
+
+
+def is_near_codes(axes: tuple[Tensor, Tensor], codes: Tensor) -> np.ndarray:
+    """Return whether each code of a grid, top row first (height, width), has a code near it.
+
+    Near is within MAX_CODE_DISTANCE of the extent of each axis.
+
+    Args:
+        axes: coordinates along the width and, upward, along the height.
+        codes: (N, 2).
+    """
+    x, y = (axis.double().cpu() for axis in axes)
+    extent = torch.stack([axis[-1] - axis[0] for axis in (x, y)])
+    grid = torch.stack([x.repeat(len(y)), y.flip(0).repeat_interleave(len(x))], 1)
+    distance = torch.cdist(grid / extent, codes.double().cpu() / extent).amin(1)
+    return (distance < MAX_CODE_DISTANCE).view(len(y), len(x)).numpy()
+
+
+def plot_decoded_surface(grid: np.ndarray, points: np.ndarray | None) -> Picture:
+    """Return a surface in space (height, width, 3) as a picture, from two sides.
+
+    The color along it is the first dimension of the code.
+
+    Args:
+        points: data (N, 3) around it.
+    """
+    from matplotlib import colormaps
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    canvas = FigureCanvasAgg(Figure(figsize=(13, 6.6), dpi=100, layout="constrained"))
+    layout: Any = canvas.figure.get_layout_engine()
+    layout.set(rect=(0, 0, 0.97, 1))  # room for the label of the third axis
+    everything = grid[~np.isnan(grid).any(2)] if points is None else points
+    low, high = everything.min(0), everything.max(0)
+    colors = np.broadcast_to(
+        colormaps["viridis"](np.linspace(0, 1, grid.shape[1] - 1)),
+        (grid.shape[0] - 1, grid.shape[1] - 1, 4),
+    )
+    for i, (elevation, azimuth) in enumerate(SURFACE_VIEWS):
+        axes: Any = canvas.figure.add_subplot(1, 2, i + 1, projection="3d")
+        if points is not None:
+            axes.scatter(*points.T, s=7, c="0.35", alpha=0.45, linewidths=0, label="data")
+        axes.plot_surface(
+            *np.moveaxis(grid, 2, 0),
+            facecolors=colors,
+            rstride=1,
+            cstride=1,
+            alpha=0.75,
+            edgecolor="#1d222b",
+            linewidth=0.1,
+            shade=False,
+        )
+        axes.set(xlabel="x₁", ylabel="x₂", zlabel="x₃")
+        axes.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]), zlim=(low[2], high[2]))
+        axes.set_box_aspect(high - low)
+        axes.view_init(elevation, azimuth)
+        axes.tick_params(labelsize=FONT_SIZE - 2)
+        for axis in (axes.xaxis, axes.yaxis, axes.zaxis):
+            axis.label.set_size(FONT_SIZE + 2)
+    note = "the decoded grid of the code as a surface among the data, from two sides"
+    return canvas_to_picture(canvas, f"{note}; the color is the code's first dimension")
 
 
 def label_data_axes(axes: Any, dimensions: int) -> None:
@@ -239,7 +328,10 @@ def latent_space_plots(
             axes = prior_quantile_axes(model.prior(NUM_PRIOR_CODES))
         else:
             axes = code_range_axes(z)
-        plots["manifold"] = plot_decoded_code_grid(model.decode, spec, axes)
+        data = batch.x if spec.kind == "points" else None
+        plots["manifold"] = plot_decoded_code_grid(
+            model.decode, spec, axes, data=data, codes=z.flatten(1)
+        )
     return plots
 
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from genlab.abilities import HasFilters, HasGibbsChain
+from genlab.abilities import HasFilters, HasGibbsChain, TrajectoryState
 from genlab.nn.broadcast import expand_like
 from genlab.spec import DataSpec
 from genlab.viz import item_pictures
@@ -43,9 +42,13 @@ def plot_gibbs_chains(model: HasGibbsChain, x: Tensor, spec: DataSpec) -> Pictur
 
     The columns are its states after `CHAIN_STEPS` steps.
     """
-    states = [x]
-    for before, after in pairwise(CHAIN_STEPS):
-        states.append(model.gibbs_chain(states[-1], after - before))
+    states: list[Tensor] = []
+
+    def keep_state(state: TrajectoryState) -> None:
+        if state.time in CHAIN_STEPS:
+            states.append(state.x.clone())
+
+    model.gibbs_chain(x, CHAIN_STEPS[-1], keep_state)
     images = item_pictures.to_uint8_images(torch.stack(states, 1).flatten(0, 1), spec)
     return make_picture(
         images,

@@ -5,6 +5,7 @@ A sheet's PNG file says where its images are, so that they can be read back pixe
 
 from __future__ import annotations
 
+import base64
 import io
 import json
 import math
@@ -36,6 +37,8 @@ MAX_TEXT_LINES = 200  # lines in a picture of text
 TEXT_SIZE = 14
 INK, SOFT_INK = "#1d222b", "#5b6472"
 PNG_KEY = "genlab"  # of the text in a PNG file that says where the images are
+VALUES_KEY = "genlab-values"  # of the text with the values that a plot shows
+MAX_VALUES = 10**6  # numbers in such a text
 
 
 @dataclass(frozen=True)
@@ -237,14 +240,22 @@ def text_height(lines: int, font: FreeTypeFont) -> int:
 # --- files ----------------------------------------------------------------------------------------
 
 
-def save_picture_as_sheet(picture: Picture, path: Path, *, caption: str = "") -> np.ndarray:
-    """Write a picture as a sheet, a PNG file, and return the sheet (H', W', 3)."""
+def save_picture_as_sheet(
+    picture: Picture, path: Path, *, caption: str = "", values: np.ndarray | None = None
+) -> np.ndarray:
+    """Write a picture as a sheet, a PNG file, and return the sheet (H', W', 3).
+
+    Args:
+        values: (n, D), which a plot shows; they can be read again from the file.
+    """
     from PIL import Image
     from PIL.PngImagePlugin import PngInfo
 
     sheet, layout = draw_sheet_and_layout(picture, caption)
     info = PngInfo()
     info.add_text(PNG_KEY, json.dumps(asdict(layout)))
+    if values is not None:
+        info.add_text(VALUES_KEY, json.dumps(encode_values(values)))
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_open(path) as f:  # a kill leaves no part of a picture
         Image.fromarray(sheet).save(f, format="PNG", pnginfo=info)
@@ -275,6 +286,31 @@ def read_picture_from_sheet_png(png: bytes) -> Picture | None:
         is_plot=layout.is_plot,
         background=layout.background,
     )
+
+
+def encode_values(values: np.ndarray) -> dict[str, Any]:
+    """Return values (n, D) as plain values: their shape, and float32 numbers as base64."""
+    data = np.ascontiguousarray(values, dtype="<f4")
+    return {"shape": list(data.shape), "float32": base64.b64encode(data.tobytes()).decode()}
+
+
+def read_values_from_sheet_png(png: bytes) -> np.ndarray | None:
+    """Return the values (n, D) that a sheet's plot shows; None if the file does not have any."""
+    from PIL import Image
+
+    try:
+        with Image.open(io.BytesIO(png), formats=["PNG"]) as image:
+            text: Any = getattr(image, "text", {}).get(VALUES_KEY)
+        if text is None:
+            return None
+        content = json.loads(text)
+        n, dims = content["shape"]
+        data = base64.b64decode(content["float32"], validate=True)
+        if not (isinstance(n, int) and isinstance(dims, int) and 0 < n * dims <= MAX_VALUES):
+            return None
+        return np.frombuffer(data, "<f4").reshape(n, dims).copy()
+    except (OSError, ValueError, TypeError, KeyError, Image.DecompressionBombError):
+        return None
 
 
 def cut_images_from_sheet(sheet: np.ndarray, layout: SheetLayout) -> np.ndarray:

@@ -15,7 +15,7 @@ from helpers.kinds import first_of_each_kind
 from helpers.recipes import model_family
 from PIL import Image
 
-from genlab.abilities import ABILITIES, abilities
+from genlab.abilities import ABILITIES, RARE_ABILITIES, abilities
 from genlab.builders import entrypoints
 from genlab.commands import COMMANDS
 from genlab.commands.interpolate import interpolate_linearly, interpolate_spherically
@@ -201,6 +201,8 @@ def test_requirements_name_existing_commands_and_abilities():
     words = {word for ways in requirements.REQUIREMENTS.values() for way in ways for word in way}
     assert {word for word in words if not word.startswith("task=")} <= {
         *ABILITIES,
+        *RARE_ABILITIES,
+        requirements.CAPTIONS,
         requirements.CLASSES,
         requirements.GRADIENT,
     }

@@ -51,6 +51,12 @@ ENTROPIES = [  # name, options, entropy in nats if there is a formula
     ("moons", {}, None),
     ("spirals", {}, None),
     ("pinwheel", {}, None),
+    ("gaussian_1d", {}, 1.4189),
+    ("gaussian_1d", {"mean": 1.0, "std": 0.5}, 0.7258),
+    ("mixture_1d", {}, 1.8193),
+    ("skewed_1d", {}, 1.5772),
+    ("skewed_1d", {"scale": 0.5}, 0.8841),
+    ("swiss_roll", {"std": 0.2}, None),
 ]
 
 
@@ -69,7 +75,19 @@ def test_toy_distribution_entropy_and_normalization(name, options, entropy):
     )  # the midpoint sum of Gaussians converges like exp(−2π² (std/step)²)
     reach = 1.5 if step < 0.05 else 6.0
     at = torch.arange(-reach, reach, step, dtype=torch.float64) + step / 2
-    mass = points.log_prob(torch.cartesian_prod(at, at)).exp().sum().item() * step**2
+    if name.endswith("_1d"):
+        at, step = torch.linspace(-10, 30, 8001, dtype=torch.float64), 0.005
+    dim = points.spec.dim
+    if dim == 3:
+        # the third coordinate is independent, so that ∫ p(x, z) dx dy dz is a product
+        at = torch.arange(-4.2, 4.2, step, dtype=torch.float64)
+        plane = torch.cartesian_prod(at, at, torch.zeros(1, dtype=torch.float64))
+        line = torch.cat([plane[:1, :2].expand(len(at), 2), at[:, None]], 1)
+        in_plane, height = (points.log_prob(part).exp().sum().item() for part in (plane, line))
+        mass = in_plane * height / points.log_prob(plane[:1]).exp().item() * step**3
+    else:
+        grid = torch.cartesian_prod(*[at] * dim).view(-1, dim)
+        mass = points.log_prob(grid).exp().sum().item() * step**dim
     assert mass == pytest.approx(1, abs=1e-6)
 
 

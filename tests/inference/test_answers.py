@@ -403,7 +403,7 @@ def path_options() -> list[tuple[str, str]]:
 # Options whose comments only mention files.
 NOT_PATHS = {
     *("direction", "crop", "save_every", "keep_checkpoints", "monitor", "resize", "encoding"),
-    *("file_range", "split_folders", "sweep", "dir", "subdir", "output_subdir"),
+    *("file_range", "split_folders", "sweep", "dir", "subdir", "output_subdir", "steps"),
 }
 
 

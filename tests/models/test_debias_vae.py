@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from io import BytesIO
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from helpers.recipes import build_training_objects, states_equal
 
 from genlab.abilities import abilities
 from genlab.errors import UserError
-from genlab.models.vae.debias_trainer import draw_weighted_indices
+from genlab.models.vae.debias_trainer import DebiasTrainer, draw_weighted_indices
 from genlab.models.vae.debias_vae import DebiasVAE, resampling_weights
 from genlab.models.vae.vae import gaussian_kl
 from genlab.spec import Batch, DataSpec
@@ -153,3 +154,15 @@ def test_class_fraction_applies_to_training_and_validation_only(keep, counts):
         build_training_objects(
             "model=vae", "dataset.class_fraction={12:0.5}", "device=cpu", "out=unused"
         )
+
+
+def test_a_handful_of_effective_items_is_noted_once():
+    trainer = object.__new__(DebiasTrainer)
+    trainer.has_noted_few_items = False
+    trainer.labels, trainer.options = torch.zeros(500), DebiasTrainer.Options(steps=1, alpha=0.01)
+    trainer.model = SimpleNamespace(latent=8)
+    assert trainer.diagnose({}) == trainer.diagnose({"items/effective": 40.0}) == []
+    (note,) = trainer.diagnose({"items/effective": 4.2})
+    assert "4.2 effective items of 500" in note
+    assert "trainer.alpha=0.1 or model.latent=4" in note
+    assert trainer.diagnose({"items/effective": 4.2}) == []

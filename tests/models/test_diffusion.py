@@ -20,7 +20,13 @@ from genlab.models.diffusion.samplers import (
     quadratic_timesteps,
 )
 from genlab.models.diffusion.schedule import NoiseSchedule
-from genlab.models.diffusion.vlb import discretized_gaussian_log_prob, timestep_strata_bounds, vlb
+from genlab.models.diffusion.vlb import (
+    discretized_gaussian_log_prob,
+    timestep_strata_bounds,
+    vlb,
+    vlb_step_coefficients,
+    vlb_terms,
+)
 from genlab.nn.embeddings import fourier_features
 from genlab.nn.unet import ResBlock, UNet
 from genlab.spec import Batch, DataSpec
@@ -474,3 +480,51 @@ def test_samples_have_shape_dtype_and_range(options, conditional):
 def test_error_names_the_fix(act, words):
     with pytest.raises(UserError, match=words):
         act()
+
+
+@each_truth
+@pytest.mark.parametrize("kind", ["beta", "beta_tilde"])
+def test_terms_of_the_bound_of_a_gaussian_are_exact(name, s2, kind):
+    """L_T, each L_{t−1} and L_0 equal their closed forms, and sum to the bound."""
+    schedule, s = NoiseSchedule(name, T), math.sqrt(s2)
+    x0 = torch.tensor([[s, s, -s, -s]])
+    path = schedule.noise_levels(range(T))
+
+    def noise(x):
+        return torch.tensor([1.0, -1, 1, -1]).expand_as(x)
+
+    denoise = without_variance(optimal_denoiser(schedule, s2))
+    options = {"variance": kind, "noise": noise}
+    terms = vlb_terms(denoise, x0, path, **options)
+    assert torch.equal(-vlb(denoise, x0, path, **options), terms.total)
+    assert terms.total.item() == pytest.approx(
+        (terms.prior + terms.reconstruction + terms.steps.sum()).item(), rel=1e-14
+    )
+    table = vlb_step_coefficients(path)
+    alpha2, sigma2 = table["alpha"] ** 2, table["sigma"] ** 2
+    posterior_variance = s2 * sigma2 / (alpha2 * s2 + sigma2)  # Var(x_0 | x_t) = E (x_0 − x̂_0)²
+    variance = table["beta" if kind == "beta" else "clipped"]
+    ratio = table["beta_tilde"] / variance
+    error = table["weight"] ** 2 * posterior_variance / variance
+    steps = 0.5 * (ratio - 1 - ratio.log() + error)
+    assert torch.allclose(terms.steps[0] / 4, steps[1:], rtol=1e-9, atol=1e-14)
+    last = 0.5 * ((2 * math.pi * variance[0]).log() + posterior_variance[0] / variance[0])
+    assert terms.reconstruction.item() / 4 == pytest.approx(last.item(), rel=1e-9)
+    a2, v = alpha2[-1].item(), sigma2[-1].item()
+    assert terms.prior.item() / 4 == pytest.approx(0.5 * (a2 * s2 + v - 1 - math.log(v)), abs=1e-12)
+
+
+def test_bound_terms_of_a_model_sum_to_its_bound():
+    model = DDPM(POINTS, timesteps=30).eval()
+    x = torch.randn(5, 2)
+    for num_terms in (None, 7):
+        torch.manual_seed(0)
+        bound = model.elbo(x, num_terms=num_terms)
+        torch.manual_seed(0)
+        terms = model.bound_terms(x, num_terms=num_terms)
+        assert torch.equal(-bound, terms.total)
+        assert (
+            terms.steps.shape == (5, num_terms or 29)
+            and len(terms.borders) == terms.steps.shape[1] + 1
+        )
+        assert terms.borders[0] == 1 and terms.borders[-1] == 30

@@ -137,7 +137,8 @@ def test_every_parameter_gets_a_gradient_and_codes_round_trip(shape, options):
     fresh = RealNVP(make_spec(shape), **SMALL)
     z = fresh.prior(5)
     torch.testing.assert_close(fresh.encode(fresh.transform.inverse(z)), z, atol=1e-4, rtol=1e-4)
-    assert abilities(fresh) == {"sample", "encode", "decode", "prior", "log_prob"}
+    further = {"trajectory", "forward_trajectory", "impute"}
+    assert abilities(fresh) == {"sample", "encode", "decode", "prior", "log_prob"} | further
 
 
 @pytest.mark.parametrize(

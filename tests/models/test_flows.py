@@ -165,7 +165,8 @@ def test_every_parameter_gets_a_gradient_and_abilities_are_those_of_flows(case, 
         name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().max() > 0
     ]
     assert not without_gradient
-    assert abilities(model) == {"sample", "encode", "decode", "prior", "log_prob"}
+    further = {"trajectory", "forward_trajectory", "impute"}
+    assert abilities(model) == {"sample", "encode", "decode", "prior", "log_prob"} | further
     assert model.sample(4).shape == (4, *case.shape)
 
 

@@ -24,6 +24,7 @@ from helpers.recipes import (
 from genlab.abilities import Estimate, abilities
 from genlab.builders import factory
 from genlab.builders.pretrained import PART_NAMES, pretrained_part_name
+from genlab.data.captions import caption_spec
 from genlab.runs.run_folder import RunFolder
 from genlab.spec import DataSpec
 
@@ -64,8 +65,21 @@ def pair(side: int, source_side: int) -> DataSpec:
     return image(side, source=image(source_side))
 
 
+SERIES = DataSpec((20, 1), "series", levels=0, source=DataSpec((30, 1), "series", levels=0))
+
+
+# the census table, with the categories of each column
+ADULT = DataSpec(
+    (14,),
+    "table",
+    num_classes=2,
+    levels=0,
+    categories=(0, 9, 0, 16, 0, 7, 15, 6, 5, 2, 0, 0, 0, 42),
+)
+
 # Of a recipe: the data, the part of the model that is counted, and the count as the header says it.
 PARAMETER_COUNTS = {
+    "csdi": (SERIES, "", "0.3 M"),
     "cyclegan": (pair(256, 256), "generator.G", "11.4 M"),
     "ddpm": (image(32), "", "35.7 M"),
     "dit": (image(32, num_classes=10), "", "32.5 M"),
@@ -78,6 +92,10 @@ PARAMETER_COUNTS = {
     "progan": (image(1024), "generator", "23.1 M"),
     "srresnet": (pair(96, 24), "generator", "1.5 M"),
     "stylegan2": (image(1024), "discriminator", "29.0 M"),
+    "tabddpm": (ADULT, "", "3.8 M"),
+    "tvae": (ADULT, "", "0.1 M"),
+    "text_gan": (image(64, source=caption_spec(64)), "generator", "14.8 M"),
+    "unit": (pair(256, 256), "generator", "18.6 M"),
 }
 
 
@@ -190,9 +208,12 @@ def check_abilities(dataset, trainer) -> None:
     has = abilities(model)
     batch = trainer.device.to_device(dataset.head("validation", 3))
     x, y = batch.x, batch.y
-    assert has & {"sample", "encode", "translate"}, "the model has no ability that a command uses"
+    usable = {"sample", "encode", "translate", "forecast"}
+    assert has & usable, "the model has no ability that a command uses"
     if "translate" in has:
         check_translation(model, batch, dataset.spec)
+    if "forecast" in has:
+        check_forecasts(model, batch)
     if "encode" in has:
         z = model.encode(x, **few(model.encode))
         assert len(z) == 3 and torch.equal(z, model.encode(x, **few(model.encode))), (
@@ -224,6 +245,19 @@ def check_abilities(dataset, trainer) -> None:
             and z.tag in ("exact", "estimate")
             and (z.error is None) == (z.tag == "exact")
         )
+
+
+def check_forecasts(model, batch) -> None:
+    results = []
+    for seed in (0, 0, 1):
+        torch.manual_seed(seed)
+        results.append(model.forecast(batch.cond, 2))
+    a, b, c = results
+    assert a.shape == (2, *batch.x.shape) and torch.isfinite(a).all()
+    assert torch.equal(a, b) and not torch.equal(a, c)
+    if "forecast_log_prob" in abilities(model):
+        log_p = model.forecast_log_prob(batch.x, batch.cond)
+        assert log_p.shape == (len(batch.x),) and torch.isfinite(log_p).all()
 
 
 def few(verb: Callable[..., object]) -> dict[str, int]:
@@ -286,6 +320,6 @@ def test_conditional_model_samples_the_requested_classes(recipe):
     advance(trainer, dataset, 1)
     model = trainer.eval_model()
     options = few(model.sample)
-    y = torch.tensor([3, 7])
+    y = torch.tensor([3, 7]) % dataset.spec.num_classes
     assert model.sample(2, y, **options).shape == (2, *dataset.spec.shape)
     assert model.sample(2, **options).shape == (2, *dataset.spec.shape)

@@ -11,7 +11,8 @@ from torch.distributions import Bernoulli, MultivariateNormal, Normal, kl_diverg
 from genlab.abilities import abilities
 from genlab.errors import UserError
 from genlab.models.vae import vae as vae_module
-from genlab.models.vae.vae import VAE, gaussian_kl
+from genlab.models.vae.iwae import IWAE
+from genlab.models.vae.vae import VAE, gaussian_kl, reparameterize
 from genlab.spec import Batch, DataSpec
 
 BINARY = DataSpec((1, 8, 8), levels=2, range=(0.0, 1.0))
@@ -185,6 +186,7 @@ def test_outputs_have_the_shape_and_range_of_the_data_and_every_parameter_has_a_
         "elbo",
         "iwae",
         "inpaint",
+        "impute",
     }
     assert vae.sample(3).shape == (3, *spec.shape) and vae.sample(3).dtype == torch.float64
     assert vae.decode(vae.encode(x)).shape == x.shape
@@ -243,3 +245,41 @@ def test_kl_weight_scales_the_kl_term(kl_weight):
 def test_rejects_labels():
     with pytest.raises(UserError, match="labels"):
         build(BINARY).sample(2, torch.tensor([0, 1]))
+
+
+def test_score_function_gradient_has_the_mean_of_the_pathwise_gradient():
+    """Both estimate ∇ E_q[log p(x|z)], the values are equal, and only the variances differ."""
+    torch.manual_seed(0)
+    spec = DataSpec((3,), kind="points", levels=0)
+    vae = build(spec, latent=2, hidden=(4,), likelihood="gaussian")
+    n = 40_000
+    x = torch.randn(1, 3, dtype=torch.float64).expand(n, 3)
+    gradients, variances = {}, {}
+    for name in VAE.gradient_estimators:
+        vae.gradient = name
+        torch.manual_seed(1)
+        mean, log_var = (part.detach().requires_grad_() for part in vae.posterior(x))
+        z = reparameterize(mean, log_var)
+        value = vae.expected_log_likelihood(Batch(x), mean, log_var, z)
+        assert torch.equal(value, vae.log_likelihood(x, z))
+        g = torch.cat(torch.autograd.grad(value.sum(), (mean, log_var)), 1)  # (n, 4)
+        gradients[name], variances[name] = g.mean(0), g.var(0)
+    error = ((variances["pathwise"] + variances["score_function"]) / n).sqrt()
+    difference = gradients["pathwise"] - gradients["score_function"]
+    assert (difference.abs() < 4 * error).all()
+    assert (variances["score_function"] > 2 * variances["pathwise"]).all()
+
+
+def test_terms_of_the_loss_can_be_left_out():
+    spec = DataSpec((3,), kind="points", levels=0)
+    x = Batch(torch.randn(6, 3, dtype=torch.float64))
+    vae = build(spec, latent=2, likelihood="gaussian", reconstruction_weight=0.0)
+    found = vae.loss(x)
+    assert torch.equal(found["loss"], found["rate"])
+    found["loss"].backward()
+    assert all(p.grad is None or not p.grad.any() for p in vae.decoder.parameters())
+    vae = build(spec, latent=2, likelihood="gaussian", beta=0.0)
+    found = vae.loss(x)
+    assert torch.equal(found["loss"], found["distortion"])
+    with pytest.raises(UserError, match="model=vae"):
+        IWAE(spec, latent=2, likelihood="gaussian", reconstruction_weight=0.0)

@@ -37,6 +37,8 @@ RUNS = {
     "vae": SMALL,
     "cvae": ("model=cvae", "model.hidden=[4]"),
     "dae": ("model=dae", "model.hidden=[4]"),
+    "points": ("model=gan", "model.hidden=[4]", "model.latent=1", "dataset=mixture_1d"),
+    "mixture": ("model=gmm", "model.num_components=2", "dataset=ring"),
     "text": ("model=gpt_text", "model.num_layers=1", "model.num_heads=2", "model.width=16"),
     "style": (
         "model=stylegan2",
@@ -70,6 +72,12 @@ COMMAND_LINES: dict[str, tuple[str, ...]] = {
     "forecast": ("run={films}", "n=1", "videos=1", *OUTPUT),
     "evaluate": ("run={vae}", "n=8", "iwae_samples=1", "metrics=[reconstruction]", "device=cpu"),
     "likelihood": ("run={vae}", "n=2", "iwae_samples=1", *OUTPUT),
+    "density": ("run={mixture}", "cells=20", "n=10", *OUTPUT),
+    "trajectory": ("run={vae}", "n=1", "frames=0", *OUTPUT),
+    "impute": ("run={mixture}", "draws=1", *OUTPUT),
+    "quiz": ("run={vae}", "n=4", *OUTPUT),
+    "lectures": (),
+    "dynamics": ("run={points}", "gif=false", "n=10", *OUTPUT),
     "anomaly": ("run={vae}", "classes=1", "n=2", "iwae_samples=1", *OUTPUT),
     "classify": ("run={cvae}", "n=2", "iwae_samples=1", *OUTPUT),
     "compare": (
@@ -352,7 +360,7 @@ def command_line(train_run: Callable, tmp_path: Path) -> Callable[[str, str], li
 @pytest.mark.parametrize(
     "case",
     [
-        pytest.param(i, marks=pytest.mark.slow if i % 9 else pytest.mark.xdist_group("fuzz"))
+        pytest.param(i, marks=pytest.mark.slow if i % 18 else pytest.mark.xdist_group("fuzz"))
         for i in range(NUM_CASES)
     ],
 )

@@ -115,7 +115,7 @@ def test_a_killed_process_resumes_exactly(tmp_path):
 
 
 # The other families are killed forty times by the slow test below.
-@pytest.mark.parametrize("name", ["vae", "dcgan"])
+@pytest.mark.parametrize("name", ["vae", pytest.param("dcgan", marks=pytest.mark.slow)])
 def test_a_killed_run_resumes_exactly(name, tmp_path, fork_server):
     check_kills(name, tmp_path, 1, fork_server)
 
@@ -162,7 +162,7 @@ LAST_PICTURE = f"step_{MOMENT_STEPS:09d}.png"
     [
         ("debias_vae", {"kill_after": "step_000000005.pt"}),
         ("vae", {"kill_after": LAST_SAVE}),
-        ("vae", {"kill_after": "step_000000010.pt"}),
+        pytest.param("vae", {"kill_after": "step_000000010.pt"}, marks=pytest.mark.slow),
     ],
 )
 def test_a_run_killed_at_a_file_leaves_what_an_undisturbed_run_leaves(

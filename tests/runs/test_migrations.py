@@ -82,7 +82,7 @@ OLD_NETWORKS = {
 
 
 # Entries of a checkpoint that were added since, and without which it loads.
-ADDED_STATE = {"evaluated_step", "failure_counts"}
+ADDED_STATE = {"evaluated_step", "failure_counts", "has_noted_few_items"}
 
 # Rows of metrics that were added since.
 ADDED_ROWS = {"code_purity", "code_nmi", "code_ari"}

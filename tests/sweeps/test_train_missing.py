@@ -14,7 +14,9 @@ import pytest
 import yaml
 from helpers.recipes import CONFIGS, build_training_objects, compose_config
 
+from genlab.commands.compare import make_drawing
 from genlab.commands.sample import validated_sampler_options
+from genlab.comparison.charts import draw_formula
 from genlab.config.recipes import read_header_comment
 from genlab.errors import UserError
 from genlab.runs.loaded_run import LoadedRun
@@ -28,7 +30,11 @@ from genlab.sweeps.train_missing import (
 )
 
 COMPARISONS = sorted((CONFIGS / "experiment" / "lecture").glob("*.yaml"))
-KEYS = {"title", "text", "train", "sample", "common", "n", "metrics"}
+KEYS = {"title", "text", "formula", "train", "sample", "common", "figures"} | {
+    "n",
+    "metrics",
+    "elbo_timesteps",
+}
 SMALL = (
     "model=vae",
     "model.hidden=[8]",
@@ -52,6 +58,11 @@ def test_comparison_has_text_and_valid_columns(path):
     check_comparison_options(config["train"], sample, config.get("common") or [])
     columns = make_comparison_columns({label: Path(label) for label in config["train"]}, sample)
     assert len({column.label for column in columns}) == len(columns) >= 2
+    for name, options in (config.get("figures") or {}).items():
+        make_drawing(name, options)
+        assert options["caption"]
+    if config.get("formula"):
+        assert draw_formula(config["formula"]).source.startswith("data:image/svg+xml")
 
 
 @each_comparison

@@ -153,7 +153,7 @@ def test_plots_of_points_have_axes_a_legend_and_equal_aspect(axes_of):
         assert axes.get_xlabel() and axes.get_ylabel() and axes.get_aspect() == 1
 
 
-@pytest.mark.parametrize("dimensions", [1, 3])
+@pytest.mark.parametrize("dimensions", [1, 4])
 def test_points_of_other_dimensions(dimensions, axes_of):
     """A single coordinate is a histogram; of many the caption says that two are shown."""
     spec = DataSpec((dimensions,), kind="points")
@@ -163,7 +163,18 @@ def test_points_of_other_dimensions(dimensions, axes_of):
     (axes,) = axes_of
     assert legend_texts(axes) == ["data", "samples"]
     assert axes.get_ylabel() == ("density" if dimensions == 1 else "x₂")
-    assert ("3 coordinates" in picture.note) == (dimensions == 3)
+    assert ("4 coordinates" in picture.note) == (dimensions == 4)
+
+
+def test_points_in_space_have_one_scatter_plot_each(axes_of):
+    reals = torch.randn(100, 3, generator=torch.Generator().manual_seed(0))
+    points = torch.cat([reals[:9] / 2, torch.full((1, 3), 99.0)])
+    spec = DataSpec((3,), kind="points")
+    picture = item_pictures.render_items_as_picture(points, spec, reals=reals)
+    assert [axes.get_title() for axes in axes_of] == ["data", "samples"]
+    assert all(axes.get_zlabel() == "x₃" for axes in axes_of)
+    assert axes_of[0].get_xlim() == axes_of[1].get_xlim() and axes_of[1].get_xlim()[1] < 99
+    assert "outside of the axes" in picture.note
 
 
 def test_columns_of_a_table_are_histograms_in_their_units(axes_of):

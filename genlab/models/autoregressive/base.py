@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from genlab.abilities import Report, TrajectoryState
 from genlab.console import track
 from genlab.errors import UserError
 from genlab.model import GenerativeModel
@@ -84,19 +85,67 @@ class AutoregressiveImageModel(GenerativeModel, ABC):
 
     def sample(self, n: int, y: Tensor | None = None, **sampler: Any) -> Tensor:
         """Draw n images (n, C, H, W), of the classes y (n,) if given or of random ones."""
+        return self.trajectory(None, n, y)
+
+    def trajectory(
+        self,
+        report: Report | None,
+        n: int,
+        y: Tensor | None = None,
+        *,
+        start: Tensor | None = None,
+        **sampler: Any,
+    ) -> Tensor:
+        """Draw n images as `sample` does, and report them before each value is drawn."""
         like = next(self.parameters())
         x = torch.zeros(n, *self.spec.shape, dtype=like.dtype, device=like.device)
-        return self.inpaint(x, torch.zeros_like(x, dtype=torch.bool), y)
+        x = self.inpaint(x, torch.zeros_like(x, dtype=torch.bool), y, report=report)
+        if report is not None:
+            report(TrajectoryState(self.num_draws, "all pixels", x))
+        return x
+
+    @property
+    def num_draws(self) -> int:
+        """The number of draws for an image: its values, or its pixels if they are drawn jointly."""
+        return self.spec.dim // (self.spec.shape[0] if self.likelihood.is_joint else 1)
+
+    def state_before_draw(
+        self, number: int, x: Tensor, known: Tensor, params: Tensor
+    ) -> TrajectoryState:
+        """Return the state of images x (B, C, H, W) before a value is drawn.
+
+        Args:
+            number: of values, or pixels, that are drawn already.
+            known: which values are drawn, bool (B, C, H, W).
+            params: parameters (B, P) of the likelihood of the next value.
+        """
+        unit = "pixels" if self.num_draws * self.spec.shape[0] == self.spec.dim else "values"
+        return TrajectoryState(
+            number,
+            f"{number:,} {unit}",
+            x,
+            known=known,
+            next_probs=self.likelihood.level_probs(params),
+        )
 
     @torch.no_grad()
     def inpaint(
-        self, x: Tensor, known: Tensor, y: Tensor | None = None, *, steps: int | None = None
+        self,
+        x: Tensor,
+        known: Tensor,
+        y: Tensor | None = None,
+        *,
+        steps: int | None = None,
+        report: Report | None = None,
     ) -> Tensor:
         """Return x (B, C, H, W) with the values where `known` is False drawn in raster order.
 
         A value is drawn given all values before it and none after it. If `known` is a prefix of the
         order, this is the model's conditional distribution; otherwise known values only affect
         those after them. Without y (B,) a conditional model draws random classes.
+
+        Args:
+            report: receives the images before each draw.
         """
         self.refuse_labels_if_unconditional(y)
         known = known.expand_as(x)
@@ -104,7 +153,9 @@ class AutoregressiveImageModel(GenerativeModel, ABC):
         if self.conditional and y is None:
             y = torch.randint(self.spec.num_classes, (len(x),), device=x.device)
         channels, height, width = self.spec.shape
+        drawn = known.clone()
         is_joint = self.likelihood.is_joint
+        number = 0
         for i in track(range(height), "sampling", unit="rows"):
             for j in range(width):
                 for c in [slice(None)] if is_joint else range(channels):
@@ -113,6 +164,10 @@ class AutoregressiveImageModel(GenerativeModel, ABC):
                     # the rows below do not affect this one
                     params = self.likelihood_params(x[:, :, : i + 1], y)
                     params = params[:, :, i, j] if is_joint else params[:, :, c, i, j]
+                    if report is not None:
+                        report(self.state_before_draw(number, x, drawn, params))
+                        number += 1
+                        drawn[:, c, i, j] = True
                     x[:, c, i, j] = self.likelihood.sample_unknown_values(
                         params, x[:, c, i, j], known[:, c, i, j]
                     )

@@ -13,7 +13,10 @@ from genlab.console import track
 from genlab.errors import UserError
 from genlab.nn.transformer import KVCache, Transformer
 
+WINDOWS_PER_BATCH = 64  # windows of a long text that are scored at a time
 TokenSampler = Callable[[Tensor], Tensor]  # logits (B, vocab) -> the next tokens (B,)
+# receives the number of drawn tokens, the tokens (B, T + n), and the logits (B, vocab) of the next
+DrawReport = Callable[[int, Tensor, Tensor], None]
 
 
 class Decoder(nn.Module):
@@ -89,6 +92,28 @@ class Decoder(nn.Module):
         return -F.cross_entropy(logits, x.flatten(), reduction="none").view_as(x)
 
     @torch.no_grad()
+    def sliding_token_log_probs(self, x: Tensor, start: Tensor) -> Tensor:
+        """Return log p (B, T) of each token of sequences x (B, T) of any length.
+
+        Beyond the context the window slides as in `extend`, so that a long sequence is scored under
+        the distribution that it would be drawn from.
+        """
+        C, half = self.context_length, max(1, self.context_length // 2)
+        parts = [self.token_log_probs(x[:, :C], start)]
+        new = C - half + 1  # tokens that a later window predicts; half − 1 before them are context
+        rest, used = x[:, new:], 0
+        if rest.shape[1] >= C:
+            windows = rest.unfold(1, C, new)  # (B, K, C)
+            used = windows.shape[1] * new
+            for some in track(windows.split(WINDOWS_PER_BATCH, 1), "scoring", unit="batches"):
+                B, k = some.shape[:2]
+                scored = self.token_log_probs(some.flatten(0, 1), start.repeat_interleave(k))
+                parts.append(scored[:, half - 1 :].reshape(B, k * new))
+        if rest.shape[1] - used >= half:
+            parts.append(self.token_log_probs(rest[:, used:], start)[:, half - 1 :])
+        return torch.cat(parts, 1)
+
+    @torch.no_grad()
     def extend(
         self,
         x: Tensor,
@@ -98,6 +123,7 @@ class Decoder(nn.Module):
         *,
         forced: Tensor | None = None,
         cache: bool = True,
+        report: DrawReport | None = None,
     ) -> Tensor:
         """Return x (B, T) with n more tokens (B, T + n), each drawn given the tokens before it.
 
@@ -110,6 +136,7 @@ class Decoder(nn.Module):
             forced: (B, T + n), replaces drawn tokens where it is not negative.
             cache: keep keys and values; False recomputes the whole window for each token, with the
                 same result.
+            report: is called before each token is drawn.
         """
         T, half = x.shape[1], max(1, self.context_length // 2)
         out = torch.cat([x, x.new_zeros(len(x), n)], 1)
@@ -125,7 +152,10 @@ class Decoder(nn.Module):
             if not kv_cache.length:
                 new = torch.cat([self.start(start)[:, None], new], 1)
             h = self.transformer(new, kv_cache if cache else None)[:, -1]  # (B, width)
-            token = sample_next(self.logits(h))
+            logits = self.logits(h)
+            if report is not None:
+                report(t - T, out, logits)
+            token = sample_next(logits)
             if forced is not None:
                 token = torch.where(forced[:, t] < 0, token, forced[:, t])
             out[:, t] = token

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from genlab.abilities import Report, TrajectoryState
 from genlab.errors import UserError
 from genlab.model import GenerativeModel
 from genlab.models.autoregressive.gpt import Decoder, sample_token
@@ -131,10 +132,50 @@ class GPTPixels(GenerativeModel):
         Args:
             cache: see `Decoder.extend`.
         """
-        start = self.start_tokens(n, y)
-        empty = torch.empty(n, 0, dtype=torch.long, device=start.device)
-        tokens = self.decoder.extend(empty, self.spec.dim, start, sample_token, cache=cache)
-        return self.tokens_to_images(tokens)
+        return self.trajectory(None, n, y, cache=cache)
+
+    def trajectory(
+        self,
+        report: Report | None,
+        n: int,
+        y: Tensor | None = None,
+        *,
+        start: Tensor | None = None,
+        cache: bool = True,
+        **sampler: Any,
+    ) -> Tensor:
+        """Draw n images as `sample` does, and report them before each value is drawn."""
+        first = self.start_tokens(n, y)
+        empty = torch.empty(n, 0, dtype=torch.long, device=first.device)
+
+        def report_draw(number: int, tokens: Tensor, logits: Tensor) -> None:
+            if report is not None:
+                drawn = (torch.arange(self.spec.dim) < number).expand(n, -1)
+                channels, height, width = self.spec.shape
+                known = drawn.view(n, height, width, channels).permute(0, 3, 1, 2)
+                unit = "pixels" if channels == 1 else "values"
+                report(
+                    TrajectoryState(
+                        number,
+                        f"{number:,} {unit}",
+                        self.tokens_to_images(tokens),
+                        known=known,
+                        next_probs=logits.softmax(-1),
+                    )
+                )
+
+        tokens = self.decoder.extend(
+            empty,
+            self.spec.dim,
+            first,
+            sample_token,
+            cache=cache,
+            report=None if report is None else report_draw,
+        )
+        images = self.tokens_to_images(tokens)
+        if report is not None:
+            report(TrajectoryState(self.spec.dim, "all pixels", images))
+        return images
 
     def inpaint(
         self, x: Tensor, known: Tensor, y: Tensor | None = None, *, steps: int | None = None

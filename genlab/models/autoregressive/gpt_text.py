@@ -11,6 +11,7 @@ import torch
 from annotated_types import Interval
 from torch import Tensor
 
+from genlab.abilities import Report, TrajectoryState
 from genlab.errors import UserError
 from genlab.model import GenerativeModel
 from genlab.models.autoregressive.gpt import Decoder, sample_token, scale_and_filter_logits
@@ -86,6 +87,10 @@ class GPTText(GenerativeModel):
         refuse_labels(y)
         return self.decoder.token_log_probs(x, self.start_tokens(len(x))).sum(1)
 
+    def token_log_probs(self, x: Tensor) -> Tensor:
+        """Return log p (B, T) in nats of each token of sequences x (B, T) of any length."""
+        return self.decoder.sliding_token_log_probs(x, self.start_tokens(len(x)))
+
     def extend(
         self,
         x: Tensor,
@@ -118,9 +123,40 @@ class GPTText(GenerativeModel):
         Args:
             cache: see `Decoder.extend`.
         """
+        return self.trajectory(None, n, y, cache=cache)
+
+    def trajectory(
+        self,
+        report: Report | None,
+        n: int,
+        y: Tensor | None = None,
+        *,
+        start: Tensor | None = None,
+        cache: bool = True,
+        **sampler: Any,
+    ) -> Tensor:
+        """Draw n windows as `sample` does, and report them before each token is drawn."""
         refuse_labels(y)
         empty = torch.empty(n, 0, dtype=torch.long, device=self.decoder.start.weight.device)
-        return self.extend(empty, self.spec.dim, cache=cache)
+
+        def report_draw(number: int, tokens: Tensor, logits: Tensor) -> None:
+            if report is not None:
+                known = (torch.arange(tokens.shape[1]) < number).expand_as(tokens)
+                name = f"{number:,} tokens"
+                next_probs = logits.softmax(-1)
+                report(TrajectoryState(number, name, tokens, known=known, next_probs=next_probs))
+
+        tokens = self.decoder.extend(
+            empty,
+            self.spec.dim,
+            self.start_tokens(n),
+            sample_token,
+            cache=cache,
+            report=None if report is None else report_draw,
+        )
+        if report is not None:
+            report(TrajectoryState(self.spec.dim, f"{self.spec.dim:,} tokens", tokens))
+        return tokens
 
 
 def refuse_labels(y: Tensor | None) -> None:

@@ -51,6 +51,13 @@ class Likelihood(ABC):
     def sample(self, params: Tensor) -> Tensor:
         """Draw values (B, *shape), in the data's range, from params (B, P, *shape)."""
 
+    @abstractmethod
+    def level_probs(self, params: Tensor) -> Tensor:
+        """Return the probabilities (B, levels) of each level of one value, from params (B, P).
+
+        If the likelihood is joint, they are those of a pixel's first channel.
+        """
+
     def sample_unknown_values(self, params: Tensor, x: Tensor, known: Tensor) -> Tensor:
         """Return x (B, *shape) with the values where `known` is False drawn from params."""
         return torch.where(known, x, self.sample(params))
@@ -67,6 +74,9 @@ class Bernoulli(Likelihood):
 
     def sample(self, params: Tensor) -> Tensor:
         return self.levels_to_values(params.squeeze(1).sigmoid().bernoulli(), params)
+
+    def level_probs(self, params: Tensor) -> Tensor:
+        return torch.cat([(-params).sigmoid(), params.sigmoid()], 1)
 
 
 class Categorical(Likelihood):
@@ -85,6 +95,9 @@ class Categorical(Likelihood):
 
     def sample(self, params: Tensor) -> Tensor:
         return self.levels_to_values(sample_categorical(params), params)
+
+    def level_probs(self, params: Tensor) -> Tensor:
+        return params.softmax(1)
 
 
 class MixtureOfLogistics(Likelihood):
@@ -160,6 +173,14 @@ class MixtureOfLogistics(Likelihood):
                 u[c], mean, log_scales[:, c]
             )
         return sum_per_item(log_weights.logsumexp(1))
+
+    def level_probs(self, params: Tensor) -> Tensor:
+        log_weights, means, log_scales, _ = self.split_params(params[..., None])  # (B, K, 1)
+        u = torch.linspace(-1, 1, self.levels, dtype=params.dtype, device=params.device)
+        log_probs = self.discretized_logistic_log_prob(
+            u.expand(len(params), -1), means[:, 0], log_scales[:, 0]
+        )  # (B, K, levels)
+        return (log_weights + log_probs).logsumexp(1).exp()
 
     def sample(self, params: Tensor) -> Tensor:
         x = params.new_zeros(len(params), self.channels, *params.shape[2:])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any, Literal
 
@@ -10,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from genlab.abilities import Report, TrajectoryState
 from genlab.console import track
 from genlab.errors import UserError
 from genlab.models.autoregressive.base import AutoregressiveImageModel
@@ -149,7 +152,13 @@ class MADE(AutoregressiveImageModel):
 
     @torch.no_grad()
     def inpaint(
-        self, x: Tensor, known: Tensor, y: Tensor | None = None, *, steps: int | None = None
+        self,
+        x: Tensor,
+        known: Tensor,
+        y: Tensor | None = None,
+        *,
+        steps: int | None = None,
+        report: Report | None = None,
     ) -> Tensor:
         """Return x (B, *shape) with the values where `known` is False drawn in order.
 
@@ -164,21 +173,60 @@ class MADE(AutoregressiveImageModel):
         if self.conditional and y is None:
             y = torch.randint(self.spec.num_classes, (len(x),), device=x.device)
         mask_index = torch.randint(len(self.degrees_0), (len(x),), device=x.device)
+        # the states of the images that share a set of masks, with their rows
+        parts: list[tuple[Tensor, list[TrajectoryState]]] = []
         for k in mask_index.unique().tolist():
             rows = mask_index == k
             classes = y[rows] if y is not None else None
-            x[rows] = self.inpaint_in_order(x[rows], known[rows], classes, k)
+            states: list[TrajectoryState] = []
+            keep = None if report is None else states.append
+            x[rows] = self.inpaint_in_order(x[rows], known[rows], classes, k, keep)
+            parts.append((rows, states))
+        if report is not None:
+            for merged in merge_states(parts):
+                report(merged)
         return x
 
-    def inpaint_in_order(self, x: Tensor, known: Tensor, y: Tensor | None, k: int) -> Tensor:
+    def inpaint_in_order(
+        self, x: Tensor, known: Tensor, y: Tensor | None, k: int, report: Report | None = None
+    ) -> Tensor:
         """Draw the unknown values of x (B, *shape) in the k-th order, one pass per value."""
         weights, x, known = self.masked_weights(k), x.flatten(1), known.flatten(1)
+        drawn, number = known.clone(), 0
         for i in track(self.degrees_0[k].argsort().tolist(), "sampling", unit="values"):
             if not known[:, i].all():
                 params = self.masked_forward(x.unflatten(1, self.spec.shape), y, weights)
                 params = params.flatten(2)[:, :, i]
+                if report is not None:
+                    now, known_now = (t.unflatten(1, self.spec.shape).clone() for t in (x, drawn))
+                    report(self.state_before_draw(number, now, known_now, params))
+                    number += 1
+                    drawn[:, i] = True
                 x[:, i] = self.likelihood.sample_unknown_values(params, x[:, i], known[:, i])
         return x.unflatten(1, self.spec.shape)
+
+
+def merge_states(
+    parts: Sequence[tuple[Tensor, Sequence[TrajectoryState]]],
+) -> Iterator[TrajectoryState]:
+    """Yield the states of all items, from those of the rows (bool (n,)) of each part."""
+
+    def merge(values: Sequence[Tensor | None]) -> Tensor | None:
+        found = [(rows, v) for (rows, _), v in zip(parts, values, strict=True) if v is not None]
+        if not found:
+            return None
+        merged = found[0][1].new_empty(len(found[0][0]), *found[0][1].shape[1:])
+        for rows, value in found:
+            merged[rows] = value
+        return merged
+
+    for states in zip(*(states for _, states in parts), strict=True):
+        x, known, next_probs = (
+            merge([getattr(state, name) for state in states])
+            for name in ("x", "known", "next_probs")
+        )
+        assert x is not None
+        yield replace(states[0], x=x, known=known, next_probs=next_probs)
 
 
 def draw_hidden_degrees(dim: int, hidden: tuple[int, ...]) -> list[Tensor]:

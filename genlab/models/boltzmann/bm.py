@@ -11,9 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
-from genlab.abilities import Estimate
+from genlab.abilities import Estimate, Report, TrajectoryState
 from genlab.console import track
-from genlab.model import GenerativeModel
 from genlab.models.boltzmann.ais import (
     ais_estimate_from_log_weights,
     ais_inverse_temperatures,
@@ -26,6 +25,11 @@ from genlab.models.boltzmann.binary_units import (
     require_binary_data,
     sample_bernoulli,
 )
+from genlab.models.boltzmann.gibbs_trajectory import (
+    GibbsTrajectory,
+    StepReport,
+    make_step_report,
+)
 from genlab.nn.precision import in_full_precision
 from genlab.spec import Batch, Count, DataSpec, Positive
 
@@ -34,7 +38,7 @@ NUM_AIS_CHAINS = 100
 DEFAULT_GIBBS_SWEEPS = 1000
 
 
-class BM(GenerativeModel):
+class BM(GibbsTrajectory):
     """A Boltzmann machine: p(s) = exp(½ sᵀJs + sᵀb) / Z of binary units s = (v, h).
 
     Each unit is coupled to every other. Up to 20 units in total everything is exact: log Z, the
@@ -118,13 +122,20 @@ class BM(GenerativeModel):
 
     @torch.no_grad()
     def gibbs(
-        self, s: Tensor, num_steps: int, *, free: Tensor | None = None, beta: float = 1.0
+        self,
+        s: Tensor,
+        num_steps: int,
+        report: StepReport | None = None,
+        *,
+        free: Tensor | None = None,
+        beta: float = 1.0,
     ) -> Tensor:
         """Return s (B, N) after num_steps sweeps over the units, one unit at a time.
 
         Args:
             free: bool (N,) or (B, N); only units that are True are sampled. None samples all.
             beta: factor of the couplings.
+            report: receives s after each sweep.
         """
         s, J = s.clone(), beta * self.coupling_matrix()
         free = None if free is None else free.expand_as(s)
@@ -134,6 +145,8 @@ class BM(GenerativeModel):
                 # Ackley et al., eq. 2: p(s_i = 1 | the others) = σ(Σ_j J_ij s_j + b_i)
                 new = sample_bernoulli((s @ J[i] + self.b[i]).sigmoid())
                 s[:, i] = new if free is None else torch.where(free[:, i], new, s[:, i])
+            if report is not None:
+                report(s, None)
         return s
 
     # The gradient of the likelihood is ⟨s_i s_j⟩ with v clamped to the data minus ⟨s_i s_j⟩ under
@@ -211,13 +224,33 @@ class BM(GenerativeModel):
             steps: sweeps of each Gibbs chain, which starts from random units. None samples from the
                 table of probabilities if it is exact, and otherwise makes 1,000 sweeps.
         """
+        return self.trajectory(None, n, y, steps=steps)
+
+    @torch.no_grad()
+    def trajectory(
+        self,
+        report: Report | None,
+        n: int,
+        y: Tensor | None = None,
+        *,
+        start: Tensor | None = None,
+        steps: int | None = None,
+    ) -> Tensor:
+        """Draw n items as `sample` does, and report the visible units after each sweep."""
         reject_labels(self, y)
         if self.is_exact and steps is None:
             v = enumerate_states(self.spec.dim, self.b)
-            s = v[(-self.free_energy(v)).softmax(0).multinomial(n, replacement=True)]
-        else:
-            start = sample_bernoulli(self.b.new_full((n, len(self.b)), 0.5))
-            s = self.gibbs(start, steps or DEFAULT_GIBBS_SWEEPS)
+            v = v[(-self.free_energy(v)).softmax(0).multinomial(n, replacement=True)]
+            if report is not None:
+                report(TrajectoryState(0, "exact draw", self.to_items(v)))
+            return self.to_items(v)
+        report_step = make_step_report(report, self.to_items)
+        s = sample_bernoulli(self.b.new_full((n, len(self.b)), 0.5))
+        report_step(s, None)
+        return self.to_items(self.gibbs(s, steps or DEFAULT_GIBBS_SWEEPS, report_step))
+
+    def to_items(self, s: Tensor) -> Tensor:
+        """Return the items (B, *shape) of states s (B, N)."""
         return s[:, : self.spec.dim].unflatten(1, self.spec.shape)
 
     @torch.no_grad()
@@ -255,10 +288,11 @@ class BM(GenerativeModel):
         return v.unflatten(1, self.spec.shape)
 
     @torch.no_grad()
-    def gibbs_chain(self, x: Tensor, num_steps: int) -> Tensor:
-        """Return the state (B, *shape) of chains that start at x, after num_steps Gibbs sweeps."""
-        s = self.gibbs(self.chain_state_from_data(x), num_steps)
-        return s[:, : self.spec.dim].unflatten(1, self.spec.shape)
+    def gibbs_chain(self, x: Tensor, num_steps: int, report: Report | None = None) -> Tensor:
+        report_step = make_step_report(report, self.to_items)
+        s = self.chain_state_from_data(x)
+        report_step(s, None)
+        return self.to_items(self.gibbs(s, num_steps, report_step))
 
     def filters(self) -> Tensor:
         """Return the couplings of each hidden unit to the visible units (H, *shape)."""

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear, softplus
 
-from genlab.abilities import Estimate
-from genlab.model import GenerativeModel
+from genlab.abilities import Estimate, Report
 from genlab.models.boltzmann.ais import (
     ais_log_partition,
     cache_log_partition,
@@ -28,14 +27,20 @@ from genlab.models.boltzmann.bounds import (
     bernoulli_log_prob,
     importance_weighted_bound,
 )
-from genlab.models.boltzmann.rbm import DEFAULT_GIBBS_STEPS, RBM
+from genlab.models.boltzmann.gibbs_trajectory import (
+    DEFAULT_GIBBS_STEPS,
+    GibbsTrajectory,
+    StepReport,
+    make_step_report,
+)
+from genlab.models.boltzmann.rbm import RBM
 from genlab.nn.precision import in_full_precision
 from genlab.spec import Batch, DataSpec, Positive
 
 EVAL_MEAN_FIELD_UPDATES = 50  # mean-field updates for codes and reported bounds
 
 
-class DBM(GenerativeModel):
+class DBM(GibbsTrajectory):
     """A deep Boltzmann machine with the hidden layers h and g.
 
     p(v, h, g) = exp(vᵀb + hᵀc + gᵀa + hᵀWv + gᵀUh) / Z. Units of v and g are not coupled to each
@@ -55,6 +60,7 @@ class DBM(GenerativeModel):
     """
 
     samples_are_means = True
+    trajectory_note = "the last state is the mean of p(x | h), the others are drawn"
 
     samplers = ("gibbs",)
     step_by_step = True
@@ -102,13 +108,19 @@ class DBM(GenerativeModel):
         return -(v @ self.first.b) - g @ self.a - softplus(self.hidden_logits(v, g)).sum(1)
 
     @torch.no_grad()
-    def gibbs(self, s: Tensor, num_steps: int) -> Tensor:
-        """Return s (B, D + G) after Gibbs steps: h ~ p(h | v, g), then v, g ~ p(v | h) p(g | h)."""
+    def gibbs(self, s: Tensor, num_steps: int, report: StepReport | None = None) -> Tensor:
+        """Return s (B, D + G) after Gibbs steps: h ~ p(h | v, g), then v, g ~ p(v | h) p(g | h).
+
+        Args:
+            report: receives the units after each step; see `make_step_report`.
+        """
         for _ in range(num_steps):
             h = sample_bernoulli(self.hidden_logits(*self.split_state(s)).sigmoid())
             s = torch.cat(
                 [self.first.sample_visible(h), sample_bernoulli(self.top_layer_probs(h))], 1
             )
+            if report is not None:
+                report(s, h)
         return s
 
     # --- posterior --------------------------------------------------------------------------------
@@ -271,7 +283,11 @@ class DBM(GenerativeModel):
 
     def pixel_means(self, s: Tensor) -> Tensor:
         """Return p(x = 1 | h) (B, *shape) for one sample of h from p(h | s)."""
-        return self.decode(sample_bernoulli(self.hidden_logits(*self.split_state(s)).sigmoid()))
+        return self.decode(self.sample_hidden(s))
+
+    def sample_hidden(self, s: Tensor) -> Tensor:
+        """Draw h (B, H) from p(h | s)."""
+        return sample_bernoulli(self.hidden_logits(*self.split_state(s)).sigmoid())
 
     @torch.no_grad()
     def sample(
@@ -290,9 +306,33 @@ class DBM(GenerativeModel):
         Raises:
             UserError: y is given, or another sampler than "gibbs".
         """
+        return self.trajectory(None, n, y, sampler=sampler, steps=steps)
+
+    @torch.no_grad()
+    def trajectory(
+        self,
+        report: Report | None,
+        n: int,
+        y: Tensor | None = None,
+        *,
+        start: Tensor | None = None,
+        sampler: str = "gibbs",
+        steps: int | None = None,
+    ) -> Tensor:
+        """Draw n items as `sample` does, and report x and the mean of p(x | h) of the chains."""
         check_sampling_arguments(self, y, sampler)
-        s = self.gibbs(self.sample_initial_states(n), (steps or DEFAULT_GIBBS_STEPS) - 1)
-        return self.pixel_means(s)
+        report_step = make_step_report(report, self.to_items, self.decode)
+        s = self.sample_initial_states(n)
+        report_step(s, None)
+        s = self.gibbs(s, (steps or DEFAULT_GIBBS_STEPS) - 1, report_step)
+        h = self.sample_hidden(s)
+        means = self.decode(h)
+        report_step(means.flatten(1), h)
+        return means
+
+    def to_items(self, s: Tensor) -> Tensor:
+        """Return the items (B, *shape) of states s (B, D + G)."""
+        return self.split_state(s)[0].unflatten(1, self.spec.shape)
 
     @torch.no_grad()
     def inpaint(
@@ -320,10 +360,11 @@ class DBM(GenerativeModel):
         return torch.where(known, x, self.pixel_means(clamped))
 
     @torch.no_grad()
-    def gibbs_chain(self, x: Tensor, num_steps: int) -> Tensor:
-        """Return the pixels (B, *shape) of chains that start at x, after num_steps Gibbs steps."""
-        v, _ = self.split_state(self.gibbs(self.chain_state_from_data(x), num_steps))
-        return v.unflatten(1, self.spec.shape)
+    def gibbs_chain(self, x: Tensor, num_steps: int, report: Report | None = None) -> Tensor:
+        report_step = make_step_report(report, self.to_items, self.decode)
+        s = self.chain_state_from_data(x)
+        report_step(s, None)
+        return self.to_items(self.gibbs(s, num_steps, report_step))
 
     def filters(self) -> Tensor:
         """Return the weights of each first-layer unit (H, *shape)."""

@@ -14,8 +14,7 @@ from annotated_types import MinLen
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from genlab.abilities import Estimate
-from genlab.model import GenerativeModel
+from genlab.abilities import Estimate, Report, TrajectoryState
 from genlab.models.boltzmann.binary_units import (
     check_sampling_arguments,
     reject_labels,
@@ -23,12 +22,17 @@ from genlab.models.boltzmann.binary_units import (
     sample_bernoulli,
 )
 from genlab.models.boltzmann.bounds import bernoulli_log_prob, importance_weighted_bound
+from genlab.models.boltzmann.gibbs_trajectory import (
+    DEFAULT_GIBBS_STEPS,
+    GibbsTrajectory,
+    make_step_report,
+)
 from genlab.models.boltzmann.rbm import RBM
 from genlab.nn.precision import in_full_precision
 from genlab.spec import Batch, DataSpec, Positive
 
 
-class DBN(GenerativeModel):
+class DBN(GibbsTrajectory):
     """A deep belief network, whose top two layers form an RBM.
 
     p(x, h¹, …, hᴸ) = p(x | h¹) ⋯ p(hᴸ⁻² | hᴸ⁻¹) p(hᴸ⁻¹, hᴸ). Each layer is an RBM trained on the
@@ -191,16 +195,46 @@ class DBN(GenerativeModel):
         Raises:
             UserError: y is given, or another sampler than "gibbs".
         """
-        check_sampling_arguments(self, y, sampler)
-        h = sample_bernoulli(self.rbms[-1].sample(n, steps=steps))
-        for layer in reversed(self.rbms[1:-1]):
-            h = layer.sample_visible(h)
-        return self.rbms[0].visible_probs(h).unflatten(1, self.spec.shape)
+        return self.trajectory(None, n, y, sampler=sampler, steps=steps)
 
     @torch.no_grad()
-    def gibbs_chain(self, x: Tensor, num_steps: int) -> Tensor:
-        """Return the pixels (B, *shape) of top-RBM chains from x, after num_steps Gibbs steps."""
-        h = self.rbms[-1].gibbs(self.propagate_up(x, len(self.rbms) - 1), num_steps)
+    def trajectory(
+        self,
+        report: Report | None,
+        n: int,
+        y: Tensor | None = None,
+        *,
+        start: Tensor | None = None,
+        sampler: str = "gibbs",
+        steps: int | None = None,
+    ) -> Tensor:
+        """Draw n items as `sample` does, and report the pixel means of the top RBM's chains."""
+        check_sampling_arguments(self, y, sampler)
+        steps = steps or DEFAULT_GIBBS_STEPS
+        report_step = make_step_report(report, self.propagate_down)
+        h = self.rbms[-1].sample_initial_states(n)
+        report_step(h, None)
+        h = self.rbms[-1].gibbs(h, steps - 1, report_step)
+        h = self.rbms[-1].gibbs(h, 1)
+        for layer in reversed(self.rbms[1:-1]):
+            h = layer.sample_visible(h)
+        means = self.rbms[0].visible_probs(h).unflatten(1, self.spec.shape)
+        if report is not None:
+            report(TrajectoryState(steps, f"step {steps:,}", means))
+        return means
+
+    @torch.no_grad()
+    def gibbs_chain(self, x: Tensor, num_steps: int, report: Report | None = None) -> Tensor:
+        """Return the pixels (B, *shape) of top-RBM chains from x, after num_steps Gibbs steps.
+
+        Args:
+            report: receives x, and the pixel means given the units of the top RBM after each step.
+        """
+        if report is not None:
+            report(TrajectoryState(0, "step 0", x))
+        report_step = make_step_report(report, self.propagate_down, first=1)
+        h = self.propagate_up(x, len(self.rbms) - 1)
+        h = self.rbms[-1].gibbs(h, num_steps, report_step)
         for layer in reversed(self.rbms[:-1]):
             h = layer.sample_visible(h)
         return h.unflatten(1, self.spec.shape)

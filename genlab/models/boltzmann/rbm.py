@@ -11,8 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear, softplus
 
-from genlab.abilities import Estimate
-from genlab.model import GenerativeModel
+from genlab.abilities import Estimate, Report
 from genlab.models.boltzmann.ais import (
     ais_log_partition,
     cache_log_partition,
@@ -24,13 +23,17 @@ from genlab.models.boltzmann.binary_units import (
     require_binary_data,
     sample_bernoulli,
 )
+from genlab.models.boltzmann.gibbs_trajectory import (
+    DEFAULT_GIBBS_STEPS,
+    GibbsTrajectory,
+    StepReport,
+    make_step_report,
+)
 from genlab.nn.precision import in_full_precision
 from genlab.spec import Batch, DataSpec, Positive
 
-DEFAULT_GIBBS_STEPS = 1000
 
-
-class RBM(GenerativeModel):
+class RBM(GibbsTrajectory):
     """A restricted Boltzmann machine of binary units: p(v, h) = exp(vᵀb + hᵀc + hᵀWv) / Z.
 
     Args:
@@ -43,6 +46,7 @@ class RBM(GenerativeModel):
     """
 
     samples_are_means = True
+    trajectory_note = "the last state is the mean of p(x | h), the others are drawn"
 
     samplers = ("gibbs",)
     step_by_step = True
@@ -99,11 +103,17 @@ class RBM(GenerativeModel):
         return sample_bernoulli(self.base_rate.expand(n, -1))
 
     @torch.no_grad()
-    def gibbs(self, v: Tensor, num_steps: int) -> Tensor:
-        """Return v (B, D) after block Gibbs steps: h ~ p(h | v), then v ~ p(v | h)."""
+    def gibbs(self, v: Tensor, num_steps: int, report: StepReport | None = None) -> Tensor:
+        """Return v (B, D) after block Gibbs steps: h ~ p(h | v), then v ~ p(v | h).
+
+        Args:
+            report: receives the units after each step; see `make_step_report`.
+        """
         for _ in range(num_steps):
             h = sample_bernoulli(self.hidden_probs(v))
             v = self.sample_visible(h)
+            if report is not None:
+                report(v, h)
         return v
 
     # The gradient of F(v) − F(v_model), with v_model fixed, is the negative of the contrastive
@@ -185,9 +195,33 @@ class RBM(GenerativeModel):
         Raises:
             UserError: y is given, or another sampler than "gibbs".
         """
+        return self.trajectory(None, n, y, sampler=sampler, steps=steps)
+
+    @torch.no_grad()
+    def trajectory(
+        self,
+        report: Report | None,
+        n: int,
+        y: Tensor | None = None,
+        *,
+        start: Tensor | None = None,
+        sampler: str = "gibbs",
+        steps: int | None = None,
+    ) -> Tensor:
+        """Draw n items as `sample` does, and report x and the mean of p(x | h) of the chains."""
         check_sampling_arguments(self, y, sampler)
-        v = self.gibbs(self.sample_initial_states(n), (steps or DEFAULT_GIBBS_STEPS) - 1)
-        return self.decode(sample_bernoulli(self.hidden_probs(v)))
+        report_step = make_step_report(report, self.to_items, self.decode)
+        v = self.sample_initial_states(n)
+        report_step(v, None)
+        v = self.gibbs(v, (steps or DEFAULT_GIBBS_STEPS) - 1, report_step)
+        h = sample_bernoulli(self.hidden_probs(v))
+        means = self.decode(h)
+        report_step(means.flatten(1), h)
+        return means
+
+    def to_items(self, v: Tensor) -> Tensor:
+        """Return the items (B, *shape) of visible units v (B, D)."""
+        return v.unflatten(1, self.spec.shape)
 
     @torch.no_grad()
     def inpaint(
@@ -212,9 +246,10 @@ class RBM(GenerativeModel):
             v = torch.where(keep, data, self.gibbs(v, 1))
         return torch.where(known, x, self.decode(sample_bernoulli(self.hidden_probs(v))))
 
-    def gibbs_chain(self, x: Tensor, num_steps: int) -> Tensor:
-        """Return the state (B, *shape) of chains that start at x, after num_steps Gibbs steps."""
-        return self.gibbs(x.flatten(1), num_steps).unflatten(1, self.spec.shape)
+    def gibbs_chain(self, x: Tensor, num_steps: int, report: Report | None = None) -> Tensor:
+        report_step = make_step_report(report, self.to_items, self.decode)
+        report_step(x.flatten(1), None)
+        return self.to_items(self.gibbs(x.flatten(1), num_steps, report_step))
 
     def filters(self) -> Tensor:
         """Return the weights of each hidden unit (H, *shape)."""

@@ -12,6 +12,7 @@ from genlab.errors import UserError
 from genlab.model import GenerativeModel
 from genlab.models.classical.covariance import frozen_parameter
 from genlab.models.classical.full_batch import TrainingItems
+from genlab.models.classical.missing_cells import draw_from_mixture_given_known
 from genlab.nn.precision import in_full_precision
 from genlab.spec import Batch, DataSpec
 
@@ -128,6 +129,22 @@ class ClassConditionalDensity(GenerativeModel, ABC):
                 "this model is not class-conditional, so it does not take labels; "
                 "train it with model.conditional=true"
             )
+
+
+class ImputesByGaussians(ABC):
+    """Exact imputation for models whose p(x) is a mixture of Gaussians."""
+
+    @abstractmethod
+    def gaussian_components(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Return weights (K,), means (K, D) and covariances (K, D, D) of p(x)."""
+
+    @torch.no_grad()
+    def impute(
+        self, x: Tensor, known: Tensor, *, draws: int = 1, steps: int | None = None
+    ) -> Tensor:
+        """Draw the unknown values of x (B, D) from their exact conditional (draws, B, D)."""
+        weights, means, matrices = self.gaussian_components()
+        return draw_from_mixture_given_known(x, known, weights.log(), means, matrices, draws)
 
 
 def fill_rows_by_group(out: Tensor, y: Tensor, function: Callable[[Tensor, int], Tensor]) -> Tensor:

@@ -78,6 +78,10 @@ class DiagonalCovariance(Covariance):
         self.spherical = spherical
         self.variance = frozen_parameter(n, dim, value=1.0)
 
+    def matrix(self, i: int) -> Tensor:
+        """Return Σ_i (D, D)."""
+        return torch.diag(self.variance[i])
+
     def log_prob(self, x: Tensor, i: int) -> Tensor:
         """Return log N(x; 0, Σ_i) (B,) in nats for x (B, D)."""
         variance = self.variance[i]
@@ -107,6 +111,10 @@ class FullCovariance(Covariance):
     def __init__(self, n: int, dim: int) -> None:
         super().__init__()
         self.scale_tril = nn.Parameter(torch.eye(dim).repeat(n, 1, 1), requires_grad=False)
+
+    def matrix(self, i: int) -> Tensor:
+        """Return Σ_i (D, D)."""
+        return self.scale_tril[i] @ self.scale_tril[i].T
 
     def log_prob(self, x: Tensor, i: int) -> Tensor:
         """Return log N(x; 0, Σ_i) (B,) in nats for x (B, D)."""
@@ -166,6 +174,11 @@ class LowRankCovariance(Covariance):
     def loading_norms(self) -> Tensor:
         """(Λ − σ² I)^½ (n, q): the lengths of W's columns, clamped above 0."""
         return (self.eigenvalues - self.noise_variance[:, None]).clamp(min=1e-12).sqrt()
+
+    def matrix(self, i: int) -> Tensor:
+        """Return Σ_i (D, D)."""
+        factor = self.eigenvectors[i].T * self.loading_norms[i]  # W (D, q)
+        return factor @ factor.T + self.noise_variance[i] * torch.eye(len(factor)).to(factor)
 
     # xᵀ Σ⁻¹ x = |x − Uᵀ U x|²/σ² + (U x)ᵀ Λ⁻¹ U x and |Σ| = σ^{2(D−q)} Π λ, because the eigenvalues
     # of Σ are λ, and σ² for the other D − q. Unlike |x|²/σ² − (U x)ᵀ (I/σ² − Λ⁻¹) U x, this sum

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from genlab.errors import UserError
-from genlab.models.classical.class_conditional import validate_spec
+from genlab.models.classical.class_conditional import ImputesByGaussians, validate_spec
 from genlab.models.classical.covariance import (
     DiagonalCovariance,
     FullCovariance,
@@ -19,13 +19,14 @@ from genlab.models.classical.covariance import (
     frozen_parameter,
     second_moment,
 )
+from genlab.models.classical.missing_cells import expected_moments, log_prob_of_known_values
 from genlab.models.classical.mixture import Mixture
 from genlab.spec import DataSpec, NonNegative, Positive
 
 MIN_RESPONSIBILITY = 1e-3  # a component with a smaller sum of responsibilities is not updated
 
 
-class GMM(Mixture):
+class GMM(ImputesByGaussians, Mixture):
     """p(x) = Σ_k π_k N(x; μ_k, Σ_k).
 
     Args:
@@ -40,6 +41,8 @@ class GMM(Mixture):
     Raises:
         UserError: the data is discrete, or the rank does not fit it.
     """
+
+    takes_missing_values = True
 
     def __init__(
         self,
@@ -78,8 +81,17 @@ class GMM(Mixture):
         return range(group * self.num_components, (group + 1) * self.num_components)
 
     def component_log_probs(self, x: Tensor, group: int) -> Tensor:
-        """Return log N(x; μ_k, Σ_k) (B, K) in nats for flat x (B, D)."""
+        """Return log N(x; μ_k, Σ_k) (B, K) in nats for flat x (B, D).
+
+        Missing values are integrated out.
+        """
         indices = self.group_component_range(group)
+        if self.spec.has_missing and x.isnan().any():
+            by_component = [
+                log_prob_of_known_values(x, self.mean[i], self.covariance.matrix(i))
+                for i in indices
+            ]
+            return torch.stack(by_component, 1).to(x)
         return torch.stack([self.covariance.log_prob(x - self.mean[i], i) for i in indices], 1)
 
     def sample_component(self, n: int, group: int, k: int) -> Tensor:
@@ -90,6 +102,12 @@ class GMM(Mixture):
     def component_means(self, group: int) -> Tensor:
         """Return the components' means (K, D)."""
         return self.mean[list(self.group_component_range(group))]
+
+    def gaussian_components(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Return weights (G·K,), means (G·K, D) and covariances (G·K, D, D) of p(x)."""
+        weights = (self.class_probs[:, None] * self.weight).flatten()
+        matrices = [self.covariance.matrix(i) for i in range(len(self.mean))]
+        return weights, self.mean, torch.stack(matrices)
 
     def place_components(self, centers: Tensor, group: int) -> None:
         self.mean[list(self.group_component_range(group))] = centers.to(self.mean)
@@ -111,10 +129,17 @@ class GMM(Mixture):
         """Return the weighted first and second moments about the current means.
 
         They are Σ r_k (x − μ_k) (K, D), and Σ r_k (x − μ_k)² (K, D) or its outer product (K, D, D).
+        Missing values are replaced by their expectations given the known ones.
         """
         outer_product = self.covariance.uses_outer_product
         first, second = [], []
+        is_incomplete = self.spec.has_missing and bool(x.isnan().any())
         for i, weight in zip(self.group_component_range(group), r.T, strict=True):
+            if is_incomplete:
+                expected = expected_moments(x, weight, self.mean[i], self.covariance.matrix(i))
+                first.append(expected[0])
+                second.append(expected[1] if outer_product else expected[1].diagonal())
+                continue
             centered = x - self.mean[i]
             first.append((weight @ centered).double())
             second.append(second_moment(centered, weight, outer_product=outer_product).double())

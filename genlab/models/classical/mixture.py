@@ -15,6 +15,7 @@ from genlab.models.classical.class_conditional import ClassConditionalDensity, f
 from genlab.models.classical.covariance import frozen_parameter
 from genlab.models.classical.full_batch import TrainingItems
 from genlab.models.classical.kmeans import fit_kmeans, require_enough_items
+from genlab.models.classical.missing_cells import fill_with_column_means
 from genlab.spec import DataSpec
 
 # Lloyd iterations (passes, if the items are streamed) of the k-means that initializes EM
@@ -130,6 +131,8 @@ class Mixture(ClassConditionalDensity):
 
     def initialize_by_kmeans(self, items: TrainingItems, seed: int) -> None:
         """Make the M-step for the hard assignments of k-means, as scikit-learn's mixtures do."""
+        if self.spec.has_missing:
+            items = fill_with_column_means(items)
         centers = []
         for g in range(self.num_groups):
             found = fit_kmeans(

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
+from genlab.console import track
 from genlab.errors import UserError
 from genlab.models.classical.class_conditional import (
     ClassConditionalDensity,
+    ImputesByGaussians,
     fill_rows_by_group,
     validate_spec,
 )
@@ -17,12 +21,19 @@ from genlab.models.classical.covariance import (
     frozen_parameter,
 )
 from genlab.models.classical.full_batch import TrainingItems, to_numpy
+from genlab.models.classical.missing_cells import (
+    expected_moments,
+    fill_with_conditional_mean,
+    log_prob_of_known_values,
+)
 from genlab.spec import DataSpec, Positive
 
 ITEMS_PER_COMPONENT = 5  # smallest batch of the incremental fit, per component
+MAX_EM_ITERATIONS = 1000  # of the fit to items with missing values
+EM_TOLERANCE = 1e-6  # nats per item: EM has converged where an iteration gains less
 
 
-class PCA(ClassConditionalDensity):
+class PCA(ImputesByGaussians, ClassConditionalDensity):
     """x = W z + μ + σ ε with z ~ N(0, I): p(x) = N(μ, W Wᵀ + σ² I).
 
     W spans the principal subspace.
@@ -35,8 +46,14 @@ class PCA(ClassConditionalDensity):
         UserError: the data is discrete, or an item has no more values than components.
     """
 
+    takes_missing_values = True
+
     def __init__(self, spec: DataSpec, *, latent: Positive = 30, conditional: bool = False) -> None:
         validate_spec("pca", spec, conditional=conditional, is_density=True)
+        if spec.dim == 1:
+            raise UserError(
+                "pca needs at least two values per item, but this data has 1; use model=gmm"
+            )
         if latent >= spec.dim:
             raise UserError(
                 f"model.latent={latent} must be below the {spec.dim} values of an item, since the "
@@ -66,6 +83,8 @@ class PCA(ClassConditionalDensity):
             The number of items in the group.
         """
         group = g if self.conditional else None
+        if self.spec.has_missing:
+            return self.fit_group_by_em(torch.cat(list(items.iterate_group_items(group))), g)
         if items.full_batch:
             from sklearn.decomposition import PCA as SklearnPCA
 
@@ -103,6 +122,34 @@ class PCA(ClassConditionalDensity):
         )
         return n
 
+    # EM with the missing values as the hidden data: Σ is fitted to their expected second moment by
+    # equations 7 and 8, as it is without missing values.
+    def fit_group_by_em(self, x: Tensor, g: int) -> int:
+        """Fit group g to items x (N, D) with missing values by EM, until it has converged.
+
+        Returns:
+            N.
+        """
+        self.require_enough_items(len(x), g if self.conditional else None)
+        count = (~x.isnan()).sum(0).clamp(min=1)
+        mean = x.double().nan_to_num().sum(0) / count
+        squares = (x.double() - mean).square().nan_to_num().sum(0)
+        self.mean[g] = mean.to(self.mean)
+        self.covariance.fit_second_moment(torch.diag(squares / count), g, reg_covar=0.0)
+        weight, before = torch.ones(len(x), dtype=torch.float64, device=x.device), -math.inf
+        for _ in track(range(MAX_EM_ITERATIONS), "EM with missing cells", unit="iterations"):
+            matrix = self.covariance.matrix(g)
+            log_prob = log_prob_of_known_values(x, self.mean[g], matrix).mean().item()
+            if log_prob - before < EM_TOLERANCE:
+                break
+            before = log_prob
+            first, second = expected_moments(x, weight, self.mean[g], matrix)
+            shift = first / len(x)
+            self.mean[g] += shift.to(self.mean)
+            moment = second / len(x) - torch.outer(shift, shift)
+            self.covariance.fit_second_moment(moment, g, reg_covar=0.0)
+        return len(x)
+
     def require_enough_items(self, n: int, group: int | None) -> None:
         """Raise UserError if n items are too few for the number of components."""
         if n <= self.latent + 1:
@@ -128,8 +175,19 @@ class PCA(ClassConditionalDensity):
     # --- abilities --------------------------------------------------------------------------------
 
     def group_log_prob(self, x: Tensor, group: int) -> Tensor:
-        """Return log N(x; μ, W Wᵀ + σ² I) (B,) in nats for flat x (B, D)."""
+        """Return log N(x; μ, W Wᵀ + σ² I) (B,) in nats for flat x (B, D).
+
+        Missing values are integrated out.
+        """
+        if self.spec.has_missing and x.isnan().any():
+            matrix = self.covariance.matrix(group)
+            return log_prob_of_known_values(x, self.mean[group], matrix).to(x)
         return self.covariance.log_prob(x - self.mean[group], group)
+
+    def gaussian_components(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Return weights (G,), means (G, D) and covariances (G, D, D) of the G classes, or of 1."""
+        matrices = [self.covariance.matrix(i) for i in range(self.num_groups)]
+        return self.class_probs, self.mean, torch.stack(matrices)
 
     def sample_group(self, n: int, group: int) -> Tensor:
         """Draw n flat items (n, D)."""
@@ -147,7 +205,10 @@ class PCA(ClassConditionalDensity):
         classes = self.most_probable_class(x)
 
         def project(rows: Tensor, g: int) -> Tensor:
-            centered = x[rows] - self.mean[g]
+            items = x[rows]
+            if self.spec.has_missing:  # E[z | x_o] is the code of E[x | x_o]
+                items = fill_with_conditional_mean(items, self.mean[g], self.covariance.matrix(g))
+            centered = items - self.mean[g]
             return centered @ self.covariance.eigenvectors[g].T / self.covariance.loading_norms[g]
 
         z = fill_rows_by_group(x.new_empty(len(x), self.latent), classes, project)

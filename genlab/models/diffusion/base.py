@@ -1,4 +1,4 @@
-"""The base class of diffusion models: samples and the deterministic code."""
+"""The base class of diffusion models: samples, trajectories and the deterministic code."""
 
 from __future__ import annotations
 
@@ -11,19 +11,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from genlab.abilities import Report
 from genlab.console import track
 from genlab.errors import UserError, did_you_mean
 from genlab.models.diffusion.inverse_problems import InverseProblemMixin
 from genlab.models.diffusion.likelihood import LikelihoodMixin
-from genlab.models.diffusion.samplers import SAMPLERS, heun, normal_std_ratio
-from genlab.models.diffusion.schedule import NoiseLevel, TimestepSpacing, Variance
+from genlab.models.diffusion.samplers import SAMPLERS, heun, ignore_step, normal_std_ratio
+from genlab.models.diffusion.schedule import CLEAN, NoiseLevel, TimestepSpacing, Variance
+from genlab.models.diffusion.trajectory import TrajectoryMixin
 from genlab.spec import Fraction, NonNegative, Positive, PositiveFloat
 
 # Factor by which the standard deviation of samples of normal data may be off without a note.
 MAX_STD_RATIO = 1.25
 
 
-class Diffusion(LikelihoodMixin, InverseProblemMixin):
+class Diffusion(TrajectoryMixin, LikelihoodMixin, InverseProblemMixin):
     """A generative model given by a denoiser E[x_0 | x_t, y] on a path from data to noise.
 
     See `genlab.models.diffusion.denoising_model.DenoisingModel` for what a subclass implements.
@@ -53,6 +55,8 @@ class Diffusion(LikelihoodMixin, InverseProblemMixin):
         guidance: NonNegative | None = None,
         guidance_interval: tuple[NonNegative, NonNegative] | None = None,
         dynamic_threshold: Fraction | None = None,
+        start: Tensor | None = None,
+        report: Report | None = None,
     ) -> Tensor:
         """Draw n items (n, *shape), of the classes y (n,) if given, otherwise of random classes.
 
@@ -69,6 +73,8 @@ class Diffusion(LikelihoodMixin, InverseProblemMixin):
             churn_gamma: noise of heun, from 0 (none, the default) to 0.41.
             time_shift: of euler, the factor of the σ/α of its levels; 1 is the default.
             guidance, guidance_interval, dynamic_threshold: see `make_denoiser`.
+            start: noise (n, *shape) of unit variance to start from; None draws it.
+            report: receives the states of the sampler, and last the items.
 
         Raises:
             UserError: an unknown sampler, an option of another sampler, an empty interval, or more
@@ -83,7 +89,7 @@ class Diffusion(LikelihoodMixin, InverseProblemMixin):
                 "added; set sampler.eta or sampler.churn_gamma, whichever the sampler supports"
             )
         y = self.given_or_random_condition(n, y, guidance)
-        start = self.prior_std * self.draw_noise(n)
+        noise = self.prior_std * (self.draw_noise(n) if start is None else start)
         if timestep_spacing is not None and sampler != "ddim":
             raise UserError(
                 f"sampler.timestep_spacing belongs to sampler=ddim, not to sampler={sampler}"
@@ -109,9 +115,26 @@ class Diffusion(LikelihoodMixin, InverseProblemMixin):
         )
         if (variance or self.sampling_variance) != "learned":
             self.note_inaccurate_steps(sampler, options, levels)
-        return self.clip_samples_to_range(
-            integrate(denoise, start, track(levels, "sampling", unit="steps"))
-        )
+        report_step = ignore_step if report is None else self.make_step_report(report)
+        x0 = integrate(denoise, noise, track(levels, "sampling", unit="steps"), report=report_step)
+        x0 = self.clip_samples_to_range(x0)
+        if report is not None:
+            report(self.trajectory_state(CLEAN, x0))
+        return x0
+
+    def trajectory(
+        self,
+        report: Report,
+        n: int,
+        y: Tensor | None = None,
+        *,
+        start: Tensor | None = None,
+        **sampler: Any,
+    ) -> Tensor:
+        """Draw n items (n, *shape) as `sample` does, and report x_t and the guess of x_0."""
+        return self.sample(n, y, start=start, report=report, **sampler)
+
+    # --- samplers ---------------------------------------------------------------------------------
 
     def make_sampler(self, name: str, **options: Any) -> Callable[..., Tensor]:
         """Return a sampler (denoise, x, levels) -> x_0 with the options that are not None.
@@ -141,8 +164,8 @@ class Diffusion(LikelihoodMixin, InverseProblemMixin):
         }
         chosen |= {key: by_model[key] for key in sampler.model_options}
 
-        def integrate(*args: Any, **noise: Any) -> Tensor:
-            return sampler.function(*args, **chosen, **noise)
+        def integrate(*args: Any, **further: Any) -> Tensor:
+            return sampler.function(*args, **chosen, **further)
 
         return integrate
 

@@ -64,6 +64,8 @@ class DDPM(Diffusion):
     # In EDM's coordinates the noisiest of these levels is at infinity, or nearly.
     straight_path = True
 
+    takes_missing_values = True
+
     def __init__(
         self,
         spec: DataSpec,
@@ -99,6 +101,11 @@ class DDPM(Diffusion):
                 "model.min_snr_gamma gives errors at T no weight if model.zero_terminal_snr=true, "
                 "but sampling starts there; remove one of the two"
             )
+        if spec.has_missing and variance == "learned":
+            raise UserError(
+                "model.variance=learned cannot be trained on rows with missing cells; set "
+                "model.variance=beta"
+            )
         self.objective, self.variance, self.min_snr_gamma = objective, variance, min_snr_gamma
         self.schedule = NoiseSchedule(
             noise_schedule, timesteps, zero_terminal_snr=zero_terminal_snr
@@ -117,13 +124,19 @@ class DDPM(Diffusion):
 
         See `min_snr_gamma` for its weights and `variance` for the second term.
         """
-        x0, y = batch.x, self.drop_condition_randomly(self.batch_condition(batch))
+        x0, known = batch.x, None
+        # MissDiff (Ouyang et al. 2023, https://arxiv.org/abs/2307.00467, equation 4): the network
+        # receives noise about 0 in place of a missing value, and its error is not counted
+        if self.spec.has_missing:
+            x0, known = x0.nan_to_num(), ~x0.isnan()
+        y = self.drop_condition_randomly(self.batch_condition(batch))
         t = torch.randint(self.schedule.T, (len(x0),), device=x0.device)
         eps = torch.randn_like(x0)
         xt = self.schedule.q_sample(x0, t, eps)
         prediction, v = self.predict_target_and_variance(xt, t, y)
         target = self.schedule.training_target(self.objective, x0, eps, t)
-        error = (prediction - target).square().flatten(1).mean(1)
+        squares = (prediction - target).square().flatten(1)
+        error = squares.mean(1) if known is None else (squares * known).sum(1) / known.sum(1)
         simple = (self.loss_weight(t) * error).mean()
         if v is None:
             return {"loss": simple}

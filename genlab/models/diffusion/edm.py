@@ -43,6 +43,7 @@ class EDM(Diffusion):
     """
 
     samplers = ("heun", "euler", "dpm_solver", "ddim", "ancestral")
+    time_symbol = "σ"
 
     def __init__(
         self,

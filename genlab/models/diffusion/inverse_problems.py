@@ -10,6 +10,7 @@ from torch import Tensor
 
 from genlab.console import track
 from genlab.errors import UserError
+from genlab.models.diffusion.conditional_particles import draw_unknown_values
 from genlab.models.diffusion.denoising_model import DenoisingModel
 from genlab.models.diffusion.samplers import (
     Denoiser,
@@ -178,6 +179,26 @@ class InverseProblemMixin(DenoisingModel):
             self.make_class_denoiser(x, y), start, levels, x, known, resample=resample, jump=jump
         )
         return self.clip_samples_to_range(x0)
+
+    @torch.no_grad()
+    def impute(
+        self, x: Tensor, known: Tensor, *, draws: int = 1, steps: int | None = None
+    ) -> Tensor:
+        """Draw the unknown values of points x (B, D) by sequential Monte Carlo (draws, B, D).
+
+        Args:
+            known: bool (B, D).
+            steps: number of noise levels; None: 50.
+        """
+        return draw_unknown_values(
+            self.make_unconditional_denoiser(),
+            x,
+            known,
+            self.noise_levels(self.cap_sampling_steps(steps or 50), "ancestral"),
+            draws=draws,
+            prior_std=self.prior_std,
+            data_std=self.data_std,
+        )
 
     @torch.no_grad()
     def restore(self, y: Tensor, operator: Operator, *, steps: int | None = None) -> Tensor:

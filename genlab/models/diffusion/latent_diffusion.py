@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from functools import wraps
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from genlab.abilities import abilities
+from genlab.abilities import Report, TrajectoryState, abilities
 from genlab.errors import UserError
 from genlab.model import GenerativeModel
 from genlab.models.diffusion.base import Diffusion
@@ -121,6 +122,35 @@ class LatentDiffusion(GenerativeModel):
     @wraps(Diffusion.sample)  # the command line reads the options off the signature
     def sample(self, n: int, y: Tensor | None = None, **sampler: Any) -> Tensor:
         return self.decode_scaled_codes(self.diffusion.sample(n, y, **sampler))
+
+    def trajectory(
+        self,
+        report: Report,
+        n: int,
+        y: Tensor | None = None,
+        *,
+        start: Tensor | None = None,
+        **sampler: Any,
+    ) -> Tensor:
+        """Draw n items (n, *shape) as `sample` does, and report the noisy codes, decoded."""
+        codes = self.diffusion.trajectory(
+            self.make_decoded_report(report), n, y, start=start, **sampler
+        )
+        return self.decode_scaled_codes(codes)
+
+    def forward_trajectory(self, report: Report, x: Tensor, *, steps: int | None = None) -> None:
+        """Report the noisy codes of items x (n, *shape), decoded."""
+        codes = self.encode_to_scaled_codes(x)
+        self.diffusion.forward_trajectory(self.make_decoded_report(report), codes, steps=steps)
+
+    def make_decoded_report(self, report: Report) -> Report:
+        """Return the function that reports states of codes as the items that they decode to."""
+
+        def report_decoded(state: TrajectoryState) -> None:
+            guess = None if state.guess is None else self.decode_scaled_codes(state.guess)
+            report(replace(state, x=self.decode_scaled_codes(state.x), guess=guess))
+
+        return report_decoded
 
     def encode(self, x: Tensor, *, steps: int | None = None) -> Tensor:
         """Return the unit-variance noise (B, …) that the ODE maps to the code of x."""

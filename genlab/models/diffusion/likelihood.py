@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from genlab.abilities import BoundTerms
 from genlab.models.diffusion.denoising_model import DenoisingModel
 from genlab.models.diffusion.ode_likelihood import ode_log_prob
 from genlab.models.diffusion.schedule import NoiseLevel
-from genlab.models.diffusion.vlb import eps_mse, vlb
+from genlab.models.diffusion.vlb import eps_mse, vlb_terms
 
 BOUND_STEPS = 1000  # of the bound, for paths with any number of steps
 
@@ -50,13 +51,19 @@ class LikelihoodMixin(DenoisingModel):
                 unbiased for every number of terms. None evaluates all of them, which costs one
                 network evaluation per item and step.
         """
+        return -self.bound_terms(x, y, num_terms=num_terms).total
+
+    def bound_terms(
+        self, x: Tensor, y: Tensor | None = None, *, num_terms: int | None = None
+    ) -> BoundTerms:
+        """Return L_T, L_{t−1} and L_0 of the bound, in nats; arguments as of `elbo`."""
         y = self.likelihood_condition(x, y)
 
         def denoise(xt: Tensor, t: Tensor, row: Tensor) -> tuple[Tensor, Tensor | None]:
             x0, v = self.predict_x0(xt, t, None if y is None else y[row])
             return self.clip_predicted_x0(x0), v
 
-        return vlb(
+        return vlb_terms(
             denoise,
             x,
             self.vlb_noise_levels,

@@ -3,7 +3,8 @@
 A denoiser is a function (x (B, …), t) -> E[x_0 | x] (B, …), where all rows have the same noise
 level. Levels go from the noisiest to the clean one. A step leads from one level to the next,
 whatever steps the training used. On each level x = α x_0 + σ ε: DDPM's paths have α² + σ² = 1,
-EDM's α = 1, those of flow matching α + σ = 1.
+EDM's α = 1, those of flow matching α + σ = 1. Every sampler reports the states that it passes
+through.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ Denoiser = Callable[[Tensor, float], Any]  # x_0, or (x_0, v) with learned varia
 NoiseFn = Callable[[Tensor], Tensor]  # draws standard noise of the shape of its argument
 LevelAt = Callable[[float], NoiseLevel]  # the level of a path at a given σ/α
 Interval = tuple[float, float]
+# receives the level, x (B, …) and the prediction of x_0 (B, …) of each step, before it is taken
+StepReport = Callable[[NoiseLevel, Tensor, Tensor], None]
 
 MAX_CHURN = 2**0.5 - 1
 
@@ -171,6 +174,10 @@ def half_log_snr(level: NoiseLevel) -> float:
 # --- the samplers ---------------------------------------------------------------------------------
 
 
+def ignore_step(level: NoiseLevel, x: Tensor, x0: Tensor) -> None:
+    """Ignore the report of a step."""
+
+
 @torch.no_grad()
 def ancestral(
     denoise: Denoiser,
@@ -180,6 +187,7 @@ def ancestral(
     variance: Variance = "beta",
     data_std: float = 1.0,
     noise: NoiseFn = torch.randn_like,
+    report: StepReport = ignore_step,
 ) -> Tensor:
     """Return x_0 (B, …) from the noise x (B, …) by algorithm 2 of DDPM (Ho et al. 2020).
 
@@ -192,6 +200,7 @@ def ancestral(
     """
     for now, then in pairwise(levels):
         x0, v = denoise(x, now.t) if variance == "learned" else (denoise(x, now.t), None)
+        report(now, x, x0)
         x = posterior_mean(x0, x, now, then)
         if then.sigma:
             _, beta, beta_tilde = transition_coefficients(now, then)
@@ -215,6 +224,7 @@ def ddim(
     eta: float = 0.0,
     noise_sigma_interval: Interval | None = None,
     noise: NoiseFn = torch.randn_like,
+    report: StepReport = ignore_step,
 ) -> Tensor:
     """Return x_0 (B, …) from the noise x (B, …) by DDIM.
 
@@ -226,6 +236,7 @@ def ddim(
     """
     for now, then in pairwise(levels):
         x0 = denoise(x, now.t)
+        report(now, x, x0)
         eps = (x - now.alpha * x0) / now.sigma
         sigma = 0.0
         if eta and is_noise_in_interval(now.noise_to_signal, noise_sigma_interval):
@@ -245,6 +256,7 @@ def euler(
     straight_path: bool = False,
     time_shift: float = 1.0,
     nearest_noise_level: LevelAt | None = None,
+    report: StepReport = ignore_step,
 ) -> Tensor:
     """Return x_0 (B, …) from the noise x (B, …) by Euler's method on the probability-flow ODE.
 
@@ -264,7 +276,9 @@ def euler(
             ode_scale_and_time(now, straight_path),
             ode_scale_and_time(then, straight_path),
         )
-        derivative = ode_derivative(denoise(x, now.t), x, now, straight_path)
+        x0 = denoise(x, now.t)
+        report(now, x, x0)
+        derivative = ode_derivative(x0, x, now, straight_path)
         x = c * (x / a + (d - b) * derivative)
     return x
 
@@ -280,6 +294,7 @@ def heun(
     noise_sigma_interval: Interval | None = None,
     nearest_noise_level: LevelAt | None = None,
     noise: NoiseFn = torch.randn_like,
+    report: StepReport = ignore_step,
 ) -> Tensor:
     """Return x_0 (B, …) from the noise x (B, …) by Heun's method.
 
@@ -308,7 +323,9 @@ def heun(
             ode_scale_and_time(now, straight_path),
             ode_scale_and_time(then, straight_path),
         )
-        first = ode_derivative(denoise(x, now.t), x, now, straight_path)
+        x0 = denoise(x, now.t)
+        report(now, x, x0)
+        first = ode_derivative(x0, x, now, straight_path)
         u, x = x / a, c * (x / a + (d - b) * first)
         if then.sigma:
             second = ode_derivative(denoise(x, then.t), x, then, straight_path)
@@ -325,6 +342,7 @@ def dpm_solver(
     eta: float = 0.0,
     noise_sigma_interval: Interval | None = None,
     noise: NoiseFn = torch.randn_like,
+    report: StepReport = ignore_step,
 ) -> Tensor:
     """Return x_0 (B, …) from the noise x (B, …) by DPM-Solver++(2M).
 
@@ -341,6 +359,7 @@ def dpm_solver(
     previous_h = 0.0
     for now, then in pairwise(levels):
         x0 = denoise(x, now.t)
+        report(now, x, x0)
         h = half_log_snr(then) - half_log_snr(now)
         extrapolated = x0
         if previous_x0 is not None and then.sigma:

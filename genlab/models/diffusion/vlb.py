@@ -8,11 +8,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.special import erfcx, log_ndtr
 
+from genlab.abilities import BoundTerms
 from genlab.console import track
 from genlab.models.diffusion.samplers import transition_coefficients
 from genlab.models.diffusion.schedule import NoiseLevel, Variance
@@ -106,16 +108,27 @@ def vlb(
     denoise: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor | None]],
     x0: Tensor,
     path: Sequence[NoiseLevel],
+    **options: Any,
+) -> Tensor:
+    """Return an unbiased estimate (B,) of the lower bound of log p(x_0), in nats.
+
+    The bound is that of ancestral sampling along a path. Arguments as of `vlb_terms`.
+    """
+    return -vlb_terms(denoise, x0, path, **options).total
+
+
+def vlb_terms(
+    denoise: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor | None]],
+    x0: Tensor,
+    path: Sequence[NoiseLevel],
     *,
     variance: Variance = "beta",
     num_levels: int = 0,
     num_terms: int | None = None,
     prior_std: float = 1.0,
     noise: Callable[[Tensor], Tensor] = torch.randn_like,
-) -> Tensor:
-    """Return an unbiased estimate (B,) of the lower bound of log p(x_0), in nats.
-
-    The bound is that of ancestral sampling along a path.
+) -> BoundTerms:
+    """Return L_T, L_{t−1} and L_0 of the bound of ancestral sampling along a path, in nats.
 
     Args:
         denoise: (x_t, t, row) -> the expected x_0, and v of a learned variance or None. `row`
@@ -147,21 +160,22 @@ def vlb(
 
     # L_T = KL(q(x_T | x_0) || N(0, prior_std²))
     a, s = path[0].alpha / prior_std, path[0].sigma / prior_std
-    total = 0.5 * ((a * x0) ** 2 + s**2 - 1 - math.log(s**2)).flatten(1).sum(1)
-    total = total + terms_at(x0, torch.zeros_like(rows), rows)  # L_0
+    prior = 0.5 * ((a * x0) ** 2 + s**2 - 1 - math.log(s**2)).flatten(1).sum(1)
+    reconstruction = terms_at(x0, torch.zeros_like(rows), rows)  # L_0
     # L_{t−1} at one time of each stratum, weighted by the stratum's width
     borders = timestep_strata_bounds(T, num_terms).to(x0.device)
     widths = borders.diff()
     strata_per_pass = max(1, MAX_VALUES_PER_PASS // (B * dim))
     parts = torch.arange(len(widths), device=x0.device).split(strata_per_pass)
+    steps = [x0.new_zeros(0, B)]
     for part in track(parts, "noise levels", unit="parts"):
         row = rows.repeat(len(part))
         weight = widths[part].repeat_interleave(B)
         offset = (torch.rand(len(row), device=x0.device) * weight).long()
         i = borders[part].repeat_interleave(B) + offset
         x = x0.repeat(len(part), *[1] * (x0.dim() - 1))
-        total = total + (weight * terms_at(x, i, row)).view(len(part), B).sum(0)
-    return -total
+        steps.append((weight * terms_at(x, i, row)).view(len(part), B))
+    return BoundTerms(prior, torch.cat(steps).mT, reconstruction, borders)
 
 
 def eps_mse(

@@ -8,9 +8,11 @@ import torch
 from annotated_types import Interval
 from torch import Tensor
 
+from genlab.abilities import Report, TrajectoryState
 from genlab.errors import UserError
 from genlab.model import GenerativeModel
 from genlab.models.flow.base_distribution import BaseDistribution, Normal
+from genlab.models.flow.conditional_chain import draw_unknown_values
 from genlab.models.flow.transforms import Chain, DataDependentInit, Logit, Transform
 from genlab.spec import Batch, DataSpec
 
@@ -89,7 +91,10 @@ class Flow(GenerativeModel):
 
         The margin of the logit exceeds the range.
         """
-        x = self.transform.inverse(z)
+        return self.clip_to_range(self.transform.inverse(z))
+
+    def clip_to_range(self, x: Tensor) -> Tensor:
+        """Return x (B, *shape), clipped to the data's range if it is images."""
         return x.clamp(*self.spec.range) if self.spec.kind == "image" else x
 
     def prior(self, n: int, y: Tensor | None = None) -> Tensor:
@@ -102,6 +107,79 @@ class Flow(GenerativeModel):
         """Draw n items (n, *shape) of the classes y (n,) if given, otherwise of random classes."""
         self.refuse_labels_if_unconditional(y)
         return self.decode(self.base.sample(n, y))
+
+    @torch.no_grad()
+    def impute(
+        self, x: Tensor, known: Tensor, *, draws: int = 1, steps: int | None = None
+    ) -> Tensor:
+        """Draw the unknown values of points x (B, D) by Markov chains (draws, B, D).
+
+        Args:
+            known: bool (B, D).
+            steps: updates of each chain; None: 60.
+        """
+        return draw_unknown_values(self.log_prob, self.sample, x, known, draws=draws, steps=steps)
+
+    # --- trajectories -----------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def trajectory(
+        self,
+        report: Report,
+        n: int,
+        y: Tensor | None = None,
+        *,
+        start: Tensor | None = None,
+        **sampler: Any,
+    ) -> Tensor:
+        """Draw n items (n, *shape) as `sample` does, and report z_0, z_1, …, z_K = x."""
+        self.refuse_labels_if_unconditional(y)
+        z = self.base.sample(n, y) if start is None else start
+        total, k = z.new_zeros(len(z)), 0
+        log_p = self.base.log_prob(z, y)
+        report(self.trajectory_state(k, self.transform.move_back(z), total, log_p))
+
+        def report_step(values: Tensor, ladj: Tensor) -> None:
+            nonlocal total, k
+            total, k = total + ladj, k + 1
+            report(self.trajectory_state(k, values, total, log_p + total))
+
+        return self.clip_to_range(self.transform.inverse_in_steps(z, report_step))
+
+    @torch.no_grad()
+    def forward_trajectory(self, report: Report, x: Tensor, *, steps: int | None = None) -> None:
+        """Report z_K = x, …, z_0 (n, *shape) of items x (n, *shape)."""
+        total, k = x.new_zeros(len(x)), self.transform.num_steps
+        report(self.trajectory_state(k, x, total))
+
+        def report_step(values: Tensor, ladj: Tensor) -> None:
+            nonlocal total, k
+            total, k = total + ladj, k - 1
+            report(self.trajectory_state(k, values, total))
+
+        self.transform.forward_in_steps(x, report_step)
+
+    def trajectory_state(
+        self, k: int, values: Tensor, log_det: Tensor, log_p: Tensor | None = None
+    ) -> TrajectoryState:
+        """Return z_k as an image or points; values before the logit are shown as pixels.
+
+        Args:
+            values: z_k (n, *shape).
+            log_det: log |det| (n,) of the steps so far.
+            log_p: log-density (n,) of z_k, in nats.
+        """
+        num_steps = self.transform.num_steps
+        if self.logit_transform and k < num_steps:
+            assert isinstance(self.transform, Chain)
+            values = self.transform.steps[0].inverse(values)
+        numbers: dict[str, float | Tensor] = {"log|det|": log_det}
+        if log_p is not None:
+            numbers["log p"] = log_p
+        name = f"z{to_subscript(k)}" + (" = x" if k == num_steps else "")
+        return TrajectoryState(k, name, self.clip_to_range(values), numbers=numbers)
+
+    # --- likelihood in logit space ----------------------------------------------------------------
 
     def logit_log_prob(self, x: Tensor, y: Tensor | None = None) -> Tensor:
         """Return the log-density (B,) of logit(alpha + (1 − 2 alpha) u) in nats.
@@ -124,6 +202,11 @@ class Flow(GenerativeModel):
                 f"{flow_class_name(self)} was trained without labels, but labels were given; "
                 "train it with model.conditional=true"
             )
+
+
+def to_subscript(number: int) -> str:
+    """Return a number in subscript digits."""
+    return str(number).translate(str.maketrans("0123456789", "₀₁₂₃₄₅₆₇₈₉"))
 
 
 def flow_class_name(flow: Flow | type[Flow]) -> str:
@@ -151,7 +234,8 @@ def validate_spec(name: str, spec: DataSpec, *, conditional: bool, min_dim: int 
         )
     if spec.dim < min_dim:
         raise UserError(
-            f"{name}'s layers need at least two values per item, but this data has {spec.dim}"
+            f"{name}'s layers need at least two values per item, but this data has {spec.dim}; "
+            "use model=affine, gmm or flow_points"
         )
     if conditional and not spec.num_classes:
         raise UserError(

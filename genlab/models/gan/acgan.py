@@ -43,7 +43,7 @@ class ACGAN(GANBase):
         if spec.kind != "image" or any(side % 8 for side in spec.shape[1:]):
             raise UserError(
                 "ACGAN needs images with sides divisible by 8, and this dataset gives "
-                f"{spec.kind}s of shape {spec.shape}; set preprocess.size=32"
+                f"{spec.kind} data of shape {spec.shape}; set preprocess.size=32"
             )
         if len(discriminator_channels) != 6:
             raise UserError(

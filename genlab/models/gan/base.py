@@ -68,8 +68,12 @@ class GANBase(DiscriminatorRegularization):
         self.spec = spec
         self.latent, self.noise, self.conditional = latent, noise, conditional
         self.conditional_prior = conditional
+        if conditional:  # withdraws abilities: the codes contain classes, and D takes them too
+            self.prior_quantiles = None  # type: ignore[assignment, method-assign]
+            self.discriminate = None  # type: ignore[assignment, method-assign]
         self.code_dim = latent + (spec.num_classes if conditional else 0)
         self.objective = LOSSES[loss]
+        self.discriminates_by_probability = self.objective.has_probability
         self.minibatch_stddev, self.condition = minibatch_stddev, condition
         self.d_learns_fake_classes = d_learns_fake_classes
         self.g_class_weight = g_class_weight
@@ -230,6 +234,14 @@ class GANBase(DiscriminatorRegularization):
         if y is None:
             y = torch.randint(self.spec.num_classes, (n,), device=like.device)
         return torch.cat([z, one_hot(y.to(like.device), self.spec.num_classes).to(z)], 1)
+
+    def prior_quantiles(self, u: Tensor) -> Tensor:
+        """Return the noise (B, latent) at quantiles u (B, latent); not if it is conditional."""
+        return torch.special.ndtri(u) if self.noise == "normal" else 2 * u - 1
+
+    def discriminate(self, x: Tensor) -> Tensor:
+        """Return D's logits (B,) of x (B, *shape), without augmentation; not if conditional."""
+        return self.discriminator(x)
 
     def decode(self, z: Tensor) -> Tensor:
         """Return G(z) (B, *shape) of codes z (B, code_dim), within the range of images."""

@@ -12,17 +12,22 @@ from torch import Tensor, nn
 
 from genlab.distributed.batch_shard_buffers import PerShardModule
 from genlab.errors import UserError
-from genlab.models.gan.base import ScaledTanh, diversity_ratio_logs, frozen_running_statistics
+from genlab.models.gan.base import ScaledTanh
 from genlab.models.gan.dcgan import initialize_weights
-from genlab.models.gan.losses import LOSSES, LossName
-from genlab.models.gan.regularizers import DiscriminatorRegularization, sum_losses
-from genlab.models.gan.translation_base import require_same_size_source_spec
+from genlab.models.gan.losses import LossName
+from genlab.models.gan.regularizers import sum_losses
+from genlab.models.gan.translation_base import (
+    UnpairedTranslationModel,
+    diversity_ratio_logs_by_domain,
+    images_by_domain,
+    require_same_size_source_spec,
+)
 from genlab.nn.patchgan import PatchGAN, max_num_downsamples
 from genlab.nn.residual_generator import ResidualGenerator
 from genlab.spec import Batch, Count, DataSpec, NonNegative, Positive
 
 
-class CycleGAN(DiscriminatorRegularization):
+class CycleGAN(UnpairedTranslationModel):
     """Generators G and F between two domains, and a discriminator for each domain.
 
     G translates sources to targets, F targets to sources. They are trained to be inverses: F(G(x))
@@ -42,11 +47,9 @@ class CycleGAN(DiscriminatorRegularization):
             `identity_weight` is set and they have other channels.
     """
 
-    translates_backward = True
     size_multiple = ResidualGenerator.size_multiple
 
     generator: nn.ModuleDict
-    discriminator: nn.ModuleDict
 
     def __init__(
         self,
@@ -67,10 +70,8 @@ class CycleGAN(DiscriminatorRegularization):
                 "CycleGAN's identity loss needs sources and targets with the same channels, and "
                 f"these have {source.shape[0]} and {spec.shape[0]}; set model.identity_weight=0"
             )
-        super().__init__(**regularization)
-        self.spec, self.objective = spec, LOSSES[loss]
+        super().__init__(spec, loss=loss, adversarial_weight=adversarial_weight, **regularization)
         self.cycle_weight, self.identity_weight = cycle_weight, identity_weight
-        self.adversarial_weight = adversarial_weight
         height, width_px = spec.shape[1:]
         num_blocks = num_blocks or (9 if min(height, width_px) >= 256 else 6)
 
@@ -101,49 +102,22 @@ class CycleGAN(DiscriminatorRegularization):
 
     # --- losses -----------------------------------------------------------------------------------
 
-    def discriminator_loss(self, batch: Batch, penalty_scale: float = 1) -> dict[str, Tensor]:
-        """Return both discriminators' losses, on current and earlier images of G and F.
-
-        Args:
-            penalty_scale: factor of the gradient penalties. 0 leaves them out.
-        """
-        real_images = {"target": batch.x, "source": source_images(batch)}
-        with torch.no_grad(), frozen_running_statistics(self.generator):
-            fakes = self.translate_both_ways(batch)
-        losses: list[Tensor] = []
-        logs: dict[str, Tensor] = {}
-        for domain, data in real_images.items():
-            D = self.discriminator[domain]
-            x = self.enable_gradient_for_r1(data, penalty_scale)
-            fake_x = self.history[domain](fakes[domain])
-            real, fake = D(x), D(fake_x)  # (B, 1, h, w)
-            loss = self.objective.discriminator(real, fake)
-            penalties, domain_logs = self.weighted_penalties(D, real, x, (x, fake_x), penalty_scale)
-            losses.append(sum(penalties, loss))
-            domain_logs = self.objective.discriminator_log_entries(real, fake, loss) | domain_logs
-            logs |= {f"{key}/{domain}": value for key, value in domain_logs.items()}
-        return {"loss": sum_losses(losses), **logs}
+    def fakes_for_discriminator(self, domain: str, fake_x: Tensor) -> Tensor:
+        """Return current and earlier images of G or F (B, …)."""
+        history: Tensor = self.history[domain](fake_x)
+        return history
 
     # eq. 3: L(G, F, D_X, D_Y) = L_GAN(G, D_Y) + L_GAN(F, D_X) + λ L_cyc(G, F)
     def generator_loss(self, batch: Batch, penalty_scale: float = 1) -> dict[str, Tensor]:
         """Return what G and F minimize together; the discriminators are left untouched."""
-        real_images = {"target": batch.x, "source": source_images(batch)}
         fakes = self.translate_both_ways(batch)
-        adversarial = batch.x.new_zeros(())
-        for domain, data in real_images.items():
-            D = self.discriminator[domain]
-            with frozen_running_statistics(D):
-                with torch.no_grad():
-                    real = D(data) if self.objective.needs_real else None
-                loss = self.objective.generator(D(fakes[domain]), real)
-            adversarial = adversarial + self.adversarial_weight * loss
+        adversarial = self.adversarial_loss(batch, fakes)
         losses = self.cycle_and_identity_losses(batch, fakes)
         return {
             "loss": sum(losses.values(), adversarial),
             "adversarial": adversarial,
             **losses,
-            **diversity_ratio_logs(fakes["target"], real_images["target"], "/target"),
-            **diversity_ratio_logs(fakes["source"], real_images["source"], "/source"),
+            **diversity_ratio_logs_by_domain(batch, fakes),
         }
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
@@ -160,7 +134,7 @@ class CycleGAN(DiscriminatorRegularization):
     ) -> dict[str, Tensor]:
         """Return the weighted cycle loss of G's and F's images, and the identity loss if used."""
         G, F = self.generator["G"], self.generator["F"]
-        x, cond = batch.x, source_images(batch)
+        x, cond = images_by_domain(batch).values()
         # eq. 2: L_cyc(G, F) = E‖F(G(x)) − x‖₁ + E‖G(F(y)) − y‖₁
         cycle = l1_distance(F(fakes["target"]), cond) + l1_distance(G(fakes["source"]), x)
         losses = {"cycle": self.cycle_weight * cycle}
@@ -221,9 +195,3 @@ class ImageHistory(PerShardModule):
 def l1_distance(a: Tensor, b: Tensor) -> Tensor:
     """Return the mean absolute difference (scalar) of a and b."""
     return (a - b).abs().mean()
-
-
-def source_images(batch: Batch) -> Tensor:
-    """Return the source images (B, …) of a batch."""
-    assert batch.cond is not None
-    return batch.cond

@@ -35,19 +35,9 @@ class DCGAN(GANBase):
     def __init__(
         self, spec: DataSpec, *, width: Positive = 128, noise: Noise = "uniform", **options: Any
     ) -> None:
-        side = spec.shape[-1]
-        is_square = spec.kind == "image" and spec.shape[-2] == side
-        if not is_square or side < MIN_SIDE or side & (side - 1):
-            fix = "choose a dataset of images, such as dataset=digits"
-            if spec.kind == "image":
-                power = max(MIN_SIDE, 1 << (max(spec.shape[-2:]) - 1).bit_length())
-                fix = f"set dataset.size={power}"
-            raise UserError(
-                f"DCGAN needs square images whose side is a power of two of at least {MIN_SIDE}, "
-                f"and this dataset gives {spec.shape}; {fix}"
-            )
+        require_square_power_of_two_images(spec, "DCGAN")
         super().__init__(spec, noise=noise, **options)
-        channels = [width << i for i in range(side.bit_length() - 3)]  # at sides S/2, S/4, …, 4
+        channels = halved_side_channels(spec, width)
         generator = Generator(spec, self.code_dim, channels[::-1])
         self.generator = generator.apply(initialize_weights)
         self.discriminator = self.make_discriminator(
@@ -55,6 +45,31 @@ class DCGAN(GANBase):
             (channels[-1], 4, 4),
             initialize=initialize_weights,
         )
+
+
+def require_square_power_of_two_images(spec: DataSpec, name: str) -> None:
+    """Refuse data that the networks do not fit.
+
+    Raises:
+        UserError: the data is not square images whose side is a power of two of at least 16.
+    """
+    side = spec.shape[-1]
+    is_square = spec.kind == "image" and spec.shape[-2] == side
+    if is_square and side >= MIN_SIDE and not side & (side - 1):
+        return
+    fix = "choose a dataset of images, such as dataset=digits"
+    if spec.kind == "image":
+        power = max(MIN_SIDE, 1 << (max(spec.shape[-2:]) - 1).bit_length())
+        fix = f"set dataset.size={power}"
+    raise UserError(
+        f"{name} needs square images whose side is a power of two of at least {MIN_SIDE}, "
+        f"and this dataset gives {spec.shape}; {fix}"
+    )
+
+
+def halved_side_channels(spec: DataSpec, width: int) -> list[int]:
+    """Return the numbers of maps at sides S/2, S/4, …, 4 of images with side S."""
+    return [width << i for i in range(spec.shape[-1].bit_length() - 3)]
 
 
 class Generator(nn.Module):

@@ -55,10 +55,12 @@ class InfoGAN(GANBase):
         if spec.kind != "image" or any(side % 4 for side in spec.shape[1:]):
             raise UserError(
                 "InfoGAN needs images with sides divisible by 4, and this dataset gives "
-                f"{spec.kind}s of shape {spec.shape}; set preprocess.size=32"
+                f"{spec.kind} data of shape {spec.shape}; set preprocess.size=32"
             )
         code_dim = latent + num_categories + num_continuous
         super().__init__(spec, latent=code_dim, condition=condition, **options)
+        # withdraws the ability: the code has categories
+        self.prior_quantiles = None  # type: ignore[assignment, method-assign]
         if self.conditional and condition == "concat":
             raise UserError(
                 "InfoGAN recovers the code of an image without its class; "

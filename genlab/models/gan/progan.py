@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from itertools import pairwise
 from typing import Any, Literal
 
@@ -10,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from genlab.abilities import Report, TrajectoryState
 from genlab.errors import UserError
 from genlab.models.gan.base import GANBase
 from genlab.models.gan.discriminator import Discriminator
@@ -93,8 +95,30 @@ class ProGAN(GANBase):
 
         Before G has grown to the data's side, pixels are repeated.
         """
-        images = F.interpolate(self.generator(z), self.spec.shape[1:])
-        return straight_through_clamp(images, self.spec)
+        return self.enlarge_to_data(self.generator(z))
+
+    def enlarge_to_data(self, images: Tensor) -> Tensor:
+        """Return G's images (B, C, s, s) at the data's side, clamped to the data's range."""
+        return straight_through_clamp(F.interpolate(images, self.spec.shape[1:]), self.spec)
+
+    @torch.no_grad()
+    def trajectory(
+        self,
+        report: Report,
+        n: int,
+        y: Tensor | None = None,
+        *,
+        start: Tensor | None = None,
+        **sampler: Any,
+    ) -> Tensor:
+        """Draw n images as `sample` does, and report G's image of each resolution."""
+        z = self.prior(n, y) if start is None else start
+
+        def report_image(level: int, images: Tensor) -> None:
+            side = images.shape[-1]
+            report(TrajectoryState(level, f"{side}×{side}", self.enlarge_to_data(images)))
+
+        return self.enlarge_to_data(self.generator(z, report_image))
 
 
 class Generator(nn.Module):
@@ -129,16 +153,28 @@ class Generator(nn.Module):
         self.center, self.half_range = (low + high) / 2, (high - low) / 2
         self.register_buffer("level", torch.tensor(len(widths) - 1.0))
 
-    def forward(self, z: Tensor) -> Tensor:
+    def forward(
+        self, z: Tensor, report_image: Callable[[int, Tensor], None] | None = None
+    ) -> Tensor:
+        """Return the images of codes z (B, code_dim).
+
+        Args:
+            report_image: receives the number of doublings, and the image at each resolution.
+        """
         num_doublings, alpha = growth_doublings_and_alpha(self.level)
         previous = h = self.start(z)
         for i in range(num_doublings):
+            if report_image is not None:
+                report_image(i, self.center + self.half_range * self.to_image[i](h))
             previous, h = h, self.blocks[i](h)
         x = self.to_image[num_doublings](h)
         if alpha < 1:  # figure 2: (1 − α) · the old image, doubled, + α · the new one
             old = upsample_nearest(self.to_image[num_doublings - 1](previous))
             x = torch.lerp(old, x, alpha)
-        return self.center + self.half_range * x
+        x = self.center + self.half_range * x
+        if report_image is not None:
+            report_image(num_doublings, x)
+        return x
 
 
 class DiscriminatorFeatures(nn.Module):

@@ -6,12 +6,15 @@ Karras et al. 2020, https://arxiv.org/abs/1912.04958
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from itertools import pairwise
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import interpolate
 
+from genlab.abilities import Report, TrajectoryState
 from genlab.models.gan.base import GANBase
 from genlab.models.gan.progan import (
     LEAKY_RELU_GAIN,
@@ -156,8 +159,33 @@ class StyleGAN2(GANBase):
         Raises:
             UserError: y is given and the model is not conditional.
         """
-        w = self.styles(self.prior(n, y), truncation=truncation)
-        return straight_through_clamp(self.generator.synthesis(w), self.spec)
+        return self.trajectory(None, n, y, truncation=truncation)
+
+    @torch.no_grad()
+    def trajectory(
+        self,
+        report: Report | None,
+        n: int,
+        y: Tensor | None = None,
+        *,
+        start: Tensor | None = None,
+        truncation: Fraction = 1.0,
+        **sampler: Any,
+    ) -> Tensor:
+        """Draw n images as `sample` does, and report the sum up to each resolution, enlarged."""
+        z = self.prior(n, y) if start is None else start
+
+        def report_sum(level: int, images: Tensor) -> None:
+            if report is not None:
+                side = images.shape[-1]
+                large = straight_through_clamp(interpolate(images, self.spec.shape[1:]), self.spec)
+                report(TrajectoryState(level, f"{side}×{side}", large))
+
+        w = self.styles(z, truncation=truncation)
+        report_image = None if report is None else report_sum
+        return straight_through_clamp(
+            self.generator.synthesis(w, report_image=report_image), self.spec
+        )
 
 
 # --- G --------------------------------------------------------------------------------------------
@@ -248,20 +276,36 @@ class SynthesisNetwork(nn.Module):
         low, high = spec.range
         self.center, self.half_range = (low + high) / 2, (high - low) / 2
 
-    def forward(self, w: Tensor, *, constant_noise: bool = False) -> Tensor:
-        """Return the images, with the same noise for all of them or with random noise."""
+    def forward(
+        self,
+        w: Tensor,
+        *,
+        constant_noise: bool = False,
+        report_image: Callable[[int, Tensor], None] | None = None,
+    ) -> Tensor:
+        """Return the images, with the same noise for all of them or with random noise.
+
+        Args:
+            report_image: receives the number of doublings, and the sum of the images up to this
+                resolution.
+        """
         styles = w.unbind(1)
         start = self.start.expand(len(w), -1, -1, -1)
         h = self.first(start, styles[0], constant_noise)
         x = self.to_image[0](h, styles[1])
         for k, block in enumerate(self.blocks, 1):
+            if report_image is not None:
+                report_image(k - 1, self.center + self.half_range * x)
             assert isinstance(block, nn.ModuleList)
             up, conv = block
             h = up(h, styles[2 * k - 1], constant_noise)
             h = conv(h, styles[2 * k], constant_noise)
             # the style of the image layer is also that of the next block's first layer
             x = upsample_filtered(x) + self.to_image[k](h, styles[2 * k + 1])
-        return self.center + self.half_range * x
+        x = self.center + self.half_range * x
+        if report_image is not None:
+            report_image(len(self.blocks), x)
+        return x
 
 
 class SynthesisLayer(nn.Module):

@@ -1,4 +1,4 @@
-"""The base class of image translation: reconstruction losses, and a GAN loss beside them."""
+"""The base classes of image translation: of pairs, and of two sets without pairs."""
 
 from __future__ import annotations
 
@@ -139,6 +139,90 @@ class PairedTranslationModel(DiscriminatorRegularization, ABC):
     def translate(self, cond: Tensor, *, backward: bool = False) -> Tensor:
         """Return the target (B, …) of each source (B, …), within the data's range."""
         return self.generator(cond).clamp(*self.spec.range)
+
+
+class UnpairedTranslationModel(DiscriminatorRegularization, ABC):
+    """Two translators between a source and a target domain, with a discriminator for each.
+
+    A subclass creates `generator`, and `discriminator` with the entries "source" and "target". The
+    source and the target of a batch need not be pairs.
+
+    Args:
+        loss: the GAN loss.
+        adversarial_weight: weight of the GAN loss of both directions in the generator's loss.
+        regularization: of both discriminators; see `DiscriminatorRegularization`.
+    """
+
+    translates_backward = True
+
+    discriminator: nn.ModuleDict
+
+    def __init__(
+        self, spec: DataSpec, *, loss: LossName, adversarial_weight: float, **regularization: Any
+    ) -> None:
+        super().__init__(**regularization)
+        self.spec, self.objective = spec, LOSSES[loss]
+        self.adversarial_weight = adversarial_weight
+
+    # --- to be implemented by a subclass ----------------------------------------------------------
+
+    @abstractmethod
+    def translate_both_ways(self, batch: Batch) -> dict[str, Tensor]:
+        """Return the translations (B, …) of a batch by the domain that they belong to."""
+
+    def fakes_for_discriminator(self, domain: str, fake_x: Tensor) -> Tensor:
+        """Return what D of a domain receives for the new translations fake_x (B, …)."""
+        return fake_x
+
+    # --- losses -----------------------------------------------------------------------------------
+
+    def discriminator_loss(self, batch: Batch, penalty_scale: float = 1) -> dict[str, Tensor]:
+        """Return both discriminators' losses; the translators and their statistics are kept.
+
+        Args:
+            penalty_scale: factor of the gradient penalties. 0 leaves them out.
+        """
+        with torch.no_grad(), frozen_running_statistics(self.generator):
+            fakes = self.translate_both_ways(batch)
+        losses: list[Tensor] = []
+        logs: dict[str, Tensor] = {}
+        for domain, data in images_by_domain(batch).items():
+            D = self.discriminator[domain]
+            x = self.enable_gradient_for_r1(data, penalty_scale)
+            fake_x = self.fakes_for_discriminator(domain, fakes[domain])
+            real, fake = D(x), D(fake_x)  # (B, 1, h, w)
+            loss = self.objective.discriminator(real, fake)
+            penalties, domain_logs = self.weighted_penalties(D, real, x, (x, fake_x), penalty_scale)
+            losses.append(sum(penalties, loss))
+            domain_logs = self.objective.discriminator_log_entries(real, fake, loss) | domain_logs
+            logs |= {f"{key}/{domain}": value for key, value in domain_logs.items()}
+        return {"loss": sum_losses(losses), **logs}
+
+    def adversarial_loss(self, batch: Batch, fakes: dict[str, Tensor]) -> Tensor:
+        """Return the translators' weighted GAN loss; the discriminators are left untouched."""
+        adversarial = batch.x.new_zeros(())
+        for domain, data in images_by_domain(batch).items():
+            D = self.discriminator[domain]
+            with frozen_running_statistics(D):
+                with torch.no_grad():
+                    real = D(data) if self.objective.needs_real else None
+                loss = self.objective.generator(D(fakes[domain]), real)
+            adversarial = adversarial + self.adversarial_weight * loss
+        return adversarial
+
+
+def images_by_domain(batch: Batch) -> dict[str, Tensor]:
+    """Return the target and the source images (B, …) of a batch by domain."""
+    assert batch.cond is not None
+    return {"target": batch.x, "source": batch.cond}
+
+
+def diversity_ratio_logs_by_domain(batch: Batch, fakes: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the diversity ratio of the translations into each domain, for the log."""
+    logs: dict[str, Tensor] = {}
+    for domain, data in images_by_domain(batch).items():
+        logs |= diversity_ratio_logs(fakes[domain], data, f"/{domain}")
+    return logs
 
 
 def require_source_spec(spec: DataSpec, name: str) -> DataSpec:

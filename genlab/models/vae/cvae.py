@@ -33,6 +33,8 @@ class CVAE(VAE):
 
     conditional = True
     conditional_prior = True
+    takes_missing_values = False
+    impute = None  # type: ignore[assignment]  # the class of a row is not known
 
     def __init__(self, spec: DataSpec, **options: Any) -> None:
         if not spec.num_classes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +19,7 @@ from genlab.training.trainer import Trainer
 from genlab.untrusted.states import check_probabilities
 
 ENCODE_BATCH_SIZE = 1000
+FEW_EFFECTIVE_ITEMS = 10  # if fewer items fill the batches, the network learns these by heart
 
 
 class DebiasTrainer(Trainer):
@@ -49,6 +51,7 @@ class DebiasTrainer(Trainer):
         """Create the optimizer; the weights are uniform."""
         super().configure()
         self.item_weights = None
+        self.has_noted_few_items = False
 
     def train_batches(self, data: Any, **kwargs: Any) -> Iterator[Batch]:
         """Return batches of items drawn with the weights at that time.
@@ -120,9 +123,22 @@ class DebiasTrainer(Trainer):
         self.item_weights = weights.cpu()
         self.group.all_reduce_mean([self.item_weights])  # all ranks draw with the same weights
 
+    def diagnose(self, means: dict[str, float]) -> list[str]:
+        """Return a note at the first logged mean with a handful of effective items."""
+        effective = means.get("items/effective", math.inf)
+        if effective >= FEW_EFFECTIVE_ITEMS or self.has_noted_few_items:
+            return []
+        self.has_noted_few_items = True
+        return [
+            f"few items fill the batches: {effective:.1f} effective items of {len(self.labels):,}; "
+            f"try trainer.alpha={10 * self.options.alpha:g} or "
+            f"model.latent={max(1, self.model.latent // 2)}"
+        ]
+
     def state_dict(self) -> dict[str, Any]:
         """Return the state with the resampling weights."""
-        return super().state_dict() | {"weights": self.item_weights}
+        own = {"weights": self.item_weights, "has_noted_few_items": self.has_noted_few_items}
+        return super().state_dict() | own
 
     def check_state(self, state: dict[str, Any]) -> dict[str, Any]:
         """Return a loaded state that fits, with the resampling weights."""
@@ -135,6 +151,7 @@ class DebiasTrainer(Trainer):
         """Restore the state of `state`, with the resampling weights."""
         super().load_state_dict(state)
         self.item_weights = state["weights"]
+        self.has_noted_few_items = bool(state.get("has_noted_few_items"))
 
 
 def draw_weighted_indices(weights: Tensor, n: int, *, seed: int) -> Tensor:

@@ -34,6 +34,8 @@ class DebiasVAE(VAE):
         UserError: the dataset does not have labels, or for the reasons of VAE.
     """
 
+    takes_missing_values = False
+
     def __init__(
         self,
         spec: DataSpec,

@@ -25,8 +25,8 @@ class IWAE(VAE):
         options: those of VAE.
 
     Raises:
-        UserError: beta or free_bits is set, but this bound does not contain a KL term; or for the
-            reasons of VAE.
+        UserError: beta, free_bits or reconstruction_weight is set, but this bound is not a sum of a
+            KL term and a reconstruction term; or for the reasons of VAE.
     """
 
     def __init__(self, spec: DataSpec, *, iwae_samples: Positive = 50, **options: Any) -> None:
@@ -35,6 +35,11 @@ class IWAE(VAE):
             raise UserError(
                 "the IWAE bound does not contain a KL term that could be weighted; "
                 "set model.beta=1 model.free_bits=0, or use model=vae"
+            )
+        if self.reconstruction_weight != 1 or self.gradient != "pathwise":
+            raise UserError(
+                "the IWAE bound is one expectation of pathwise gradients; leave out "
+                "model.reconstruction_weight and model.gradient, or use model=vae"
             )
         self.iwae_samples = iwae_samples
 

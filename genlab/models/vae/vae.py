@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from genlab.console import track
 from genlab.errors import UserError
 from genlab.model import GenerativeModel
 from genlab.nn.conv import ConvDecoder, ConvEncoder, can_halve
@@ -75,6 +76,10 @@ class VAE(GenerativeModel):
         beta: weight of the KL term in the loss (Higgins et al. 2017,
             https://openreview.net/forum?id=Sy2fzU9gl); `elbo` and `iwae` do not use it.
         free_bits: λ, the nats of KL per code dimension that are not penalized (Kingma et al. 2016).
+        reconstruction_weight: weight of −log p(x|z) in the loss; 0 trains on the KL term only.
+        gradient: estimator of the gradient of E_q[log p(x|z)] with respect to the encoder: the
+            pathwise one of the reparameterized z (section 2.4), or the score-function estimator
+            log p(x|z) ∇ log q(z|x), whose variance is far larger (section 2.2).
         dense: widths of the fully connected layers between the convolutions and the code; the
             decoder mirrors them.
 
@@ -83,6 +88,8 @@ class VAE(GenerativeModel):
     """
 
     samples_are_means = True
+    takes_missing_values = True
+    gradient_estimators = ("pathwise", "score_function")
 
     num_train_items: int | None = None  # set by the trainer; None: not known
     encoder: nn.Sequential
@@ -101,11 +108,14 @@ class VAE(GenerativeModel):
         sigma: PositiveFloat | None = None,
         beta: NonNegative = 1.0,
         free_bits: NonNegative = 0.0,
+        reconstruction_weight: NonNegative = 1.0,
+        gradient: Literal["pathwise", "score_function"] = "pathwise",
         dense: tuple[Positive, ...] = (),
     ) -> None:
         super().__init__()
         validate_spec(spec, network, hidden, dense, likelihood)
         self.spec, self.latent, self.likelihood = spec, latent, likelihood
+        self.reconstruction_weight, self.gradient = reconstruction_weight, gradient
         self.beta, self.free_bits = beta, free_bits
         self.needs_joint_batch = free_bits > 0
         if network == "mlp":
@@ -144,12 +154,16 @@ class VAE(GenerativeModel):
     def posterior(self, x: Tensor, y: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Return mean and log-variance (B, latent) of q(z|x); only a conditional model uses y."""
         # only the networks may run in a lower precision, not the terms of the bound
+        if self.spec.has_missing:  # the encoder receives 0, the mean of a standardized column
+            x = x.nan_to_num()
         mean, log_var = self.encoder(x).to(x.dtype).chunk(2, dim=1)
         return mean, log_var
 
     def log_likelihood(self, x: Tensor, z: Tensor, y: Tensor | None = None) -> Tensor:
         """Return log p(x|z) (…, B) in nats for x (B, *shape) and z (…, B, latent)."""
         x = x.flatten(1)  # (B, D)
+        if self.spec.has_missing:
+            return self.log_likelihood_of_known_values(x, z)
         out = self.decoder(z.flatten(0, -2)).to(x.dtype).unflatten(0, z.shape[:-1])  # (…, B, D)
         if self.likelihood == "bernoulli":
             cross_entropy = F.binary_cross_entropy_with_logits(
@@ -158,6 +172,15 @@ class VAE(GenerativeModel):
             return -cross_entropy.sum(-1)
         squares = ((x - out) * (-self.log_sigma).exp()).square().sum(-1)
         return -0.5 * squares - self.spec.dim * (self.log_sigma + 0.5 * math.log(2 * math.pi))
+
+    # Mattei & Frellsen 2019, https://arxiv.org/abs/1812.02633, section 2: the likelihood of a
+    # factorized p(x|z) without its missing values is the product over the known ones.
+    def log_likelihood_of_known_values(self, x: Tensor, z: Tensor) -> Tensor:
+        """Return log p(x_o|z) (…, B) in nats of the values x_o of x (B, D) that are not NaN."""
+        out = self.decoder(z.flatten(0, -2)).to(x.dtype).unflatten(0, z.shape[:-1])  # (…, B, D)
+        squares = ((x.nan_to_num() - out) * (-self.log_sigma).exp()).square()
+        log_prob = -0.5 * squares - self.log_sigma - 0.5 * math.log(2 * math.pi)
+        return torch.where(x.isnan(), 0.0, log_prob).sum(-1)
 
     # Kingma et al. 2016, https://arxiv.org/abs/1606.04934, eq. 15: Σ_j max(λ, E_x KL_j) with the
     # batch mean for E_x.
@@ -174,7 +197,7 @@ class VAE(GenerativeModel):
 
     # equation 10 with L = 1
     def loss(self, batch: Batch, kl_weight: float = 1.0) -> dict[str, Tensor]:
-        """Return distortion + kl_weight · kl_term, in nats per sample.
+        """Return reconstruction_weight · distortion + kl_weight · kl_term, in nats per sample.
 
         Args:
             kl_weight: rises from 0 to 1 during a warm-up (Bowman et al. 2016; Sønderby et al.
@@ -182,10 +205,26 @@ class VAE(GenerativeModel):
         """
         mean, log_var = self.posterior(batch.x, batch.y)
         z = reparameterize(mean, log_var)  # (B, latent)
-        distortion = -self.log_likelihood(batch.x, z, batch.y).mean()
+        distortion = -self.expected_log_likelihood(batch, mean, log_var, z).mean()
         # of the joint batch, for terms that are not a mean over items
         kl_term, parts = self.weighted_kl_and_parts(*self.join_shards(mean, log_var, z))
-        return {"loss": distortion + kl_weight * kl_term, **parts, "distortion": distortion}
+        loss = self.reconstruction_weight * distortion + kl_weight * kl_term
+        return {"loss": loss, **parts, "distortion": distortion}
+
+    def expected_log_likelihood(
+        self, batch: Batch, mean: Tensor, log_var: Tensor, z: Tensor
+    ) -> Tensor:
+        """Return log p(x|z) (B,) of the draws z of N(mean, e^log_var), in nats.
+
+        Its gradient is the estimate of that of E_q[log p(x|z)] by `self.gradient`.
+        """
+        if self.gradient == "pathwise":
+            return self.log_likelihood(batch.x, z, batch.y)
+        z = z.detach()
+        value = self.log_likelihood(batch.x, z, batch.y)
+        log_q = -0.5 * (log_var + (z - mean).square() * (-log_var).exp()).sum(1)
+        # the value of the second term is 0, its gradient value · ∇ log q(z|x)
+        return value + value.detach() * (log_q - log_q.detach())
 
     # --- abilities --------------------------------------------------------------------------------
 
@@ -287,6 +326,48 @@ class VAE(GenerativeModel):
                 drawn = mean + self.log_sigma.exp() * torch.randn_like(mean)
             mean = self.decode(self.sample_posterior(torch.where(known, x, drawn)))
         return torch.where(known, x, mean)
+
+    # Metropolis-within-Gibbs: Mattei & Frellsen 2018, https://arxiv.org/abs/1802.04826.
+    # Accepting each proposal would be the pseudo-Gibbs sampler of `inpaint`, which is not exact.
+    @torch.no_grad()
+    def impute(
+        self, x: Tensor, known: Tensor, *, draws: int = 1, steps: Positive | None = None
+    ) -> Tensor:
+        """Draw the unknown values of points x (B, D), with their noise, by chains (draws, B, D).
+
+        Each draw is the end of a separate chain. Its state is the code and the unknown values.
+
+        Args:
+            known: bool (B, D).
+            steps: updates of each chain; None: 500, the first 50 of them pseudo-Gibbs steps that
+                find a likely state.
+        """
+        observed, known = x.repeat(draws, 1), known.repeat(draws, 1)
+        z = self.prior(len(observed))
+        state = torch.where(known, observed, self.draw_values(z))
+        steps = 500 if steps is None else steps
+        for step in track(range(steps), "sampling", unit="steps"):
+            mean, log_var = self.posterior(state)
+            proposal = reparameterize(mean, log_var)
+            # p(x, z) / q(z|x), of which the proposal's and the current code's are compared
+            log_ratio = self.log_weight_of_code(state, proposal, mean, log_var)
+            log_ratio = log_ratio - self.log_weight_of_code(state, z, mean, log_var)
+            accepted = (torch.rand_like(log_ratio).log() < log_ratio) | (step < steps // 10)
+            z = torch.where(accepted[:, None], proposal, z)
+            state = torch.where(known, observed, self.draw_values(z))
+        return state.unflatten(0, (draws, len(x)))
+
+    def log_weight_of_code(self, x: Tensor, z: Tensor, mean: Tensor, log_var: Tensor) -> Tensor:
+        """Return log p(x, z) − log N(z; mean, e^log_var) (B,) in nats."""
+        log_q = -0.5 * (log_var + (z - mean).square() * (-log_var).exp()).sum(1)
+        return self.log_likelihood(x, z) - 0.5 * z.square().sum(1) - log_q
+
+    def draw_values(self, z: Tensor) -> Tensor:
+        """Draw x (B, *shape) from p(x|z)."""
+        out = self.decoder(z).unflatten(1, self.spec.shape)
+        if self.likelihood == "bernoulli":
+            return torch.bernoulli(out.sigmoid())
+        return out + self.log_sigma.exp() * torch.randn_like(out)
 
     def sample_posterior(self, x: Tensor) -> Tensor:
         """Draw a code (B, …), in the form that `decode` takes, from the posterior of x."""
