@@ -13,11 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from genlab.data.dataset import SPLITS, Split
+from genlab.data.dataset import Split
 from genlab.data.example_table import make_example_table
 from genlab.data.mixed_table_units import MixedColumn
 from genlab.data.number_formats import MARKS, is_python_number, number_formats_of_all_cells
-from genlab.data.shuffling import seeded_split_indices
 from genlab.data.summary import LeftOut
 from genlab.data.table_columns import (
     MAX_EXACT_INTEGER,
@@ -301,22 +300,15 @@ class MixedTable(TableFile):
             max_categories=self.max_categories,
         )
         x, columns, y, numbers = reader.read_items_labels_and_rows()
-        sizes = [round(fraction * len(x)) for fraction in (self.test, self.validation)]
-        test, validation, train = seeded_split_indices(len(x), sizes, self.split_seed)
-        if not len(train):
-            raise UserError(
-                f"dataset.validation={self.validation:g} and dataset.test={self.test:g} leave none "
-                f"of the {len(x):,} rows to train on"
-            )
-        items, described = standardize_numbers(x, columns, train)
+        rows = self.split_rows(len(x))
+        items, described = standardize_numbers(x, columns, rows["train"])
         self.columns: Sequence[MixedColumn] = described
         self.label_name = reader.label_name
         if self.label_name:
             self.facts["label_column"] = self.label_name
             label = len(raw.names) if reader.label is None else reader.label
             self.facts["label_column_place"] = sum(c < label for c in reader.order)
-        rows, table = {"test": test, "validation": validation, "train": train}, Split(items, y)
-        self.set_splits(
+        self.set_row_splits(
             DataSpec(
                 shape=(items.shape[1],),
                 kind="table",
@@ -325,15 +317,10 @@ class MixedTable(TableFile):
                 levels=0,
                 categories=tuple(len(column.categories) for column in columns),
             ),
-            {split: table.subset(index) for split, index in rows.items()},
-            hints=dict.fromkeys(
-                SPLITS, "set dataset.validation or dataset.test, the fractions to hold out"
-            ),
+            Split(items, y),
+            rows,
+            numbers,
         )
-        self.row_numbers = {
-            split: numbers[index][self.kept.get(split, slice(None))]
-            for split, index in rows.items()
-        }
 
     def adopt_columns(self, columns: list[MixedColumn]) -> None:
         """Express the items in the categories and scales of another table's columns.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -28,16 +27,13 @@ from genlab.data.series_dates import (
 from genlab.data.summary import Column
 from genlab.data.table_columns import ColumnOptions, TableReader, column_means_and_scales
 from genlab.data.table_files import (
-    DELIMITERS,
-    MISSING_WORDS,
     RawTable,
-    TextFormat,
     read_table,
 )
+from genlab.data.table_text_reader import TextTableReader
 from genlab.errors import UserError, did_you_mean, make_printable
 from genlab.seeding import derive_seed
 from genlab.spec import Batch, Count, DataSpec, Positive
-from genlab.untrusted.files import real_path
 
 MIN_YEAR = 1000  # a whole number from here on is a year, not a fraction
 MAX_EXAMPLES = 3  # dates that a note names
@@ -330,7 +326,7 @@ class AR2(SeriesDataset):
 
 
 @dataclass(kw_only=True, eq=False)
-class Series(SeriesDataset):
+class Series(TextTableReader, SeriesDataset):
     """The rows of a table with dates as a series of one or several values.
 
     The splits are parts of time: training, then validation, then test. The dates must be multiples
@@ -379,9 +375,11 @@ class Series(SeriesDataset):
     name = "series"
 
     def __post_init__(self) -> None:
-        file = self.require_file()
+        file = self.require_file(
+            "dataset.path=<file.csv>, with a column of dates; dataset=ar2 needs none"
+        )
         self.source_files = [file]
-        raw = read_table(file, self.make_text_format())
+        raw = read_table(file, self.make_text_format(allow_short_rows=self.drop_missing))
         self.notes.extend(raw.notes)
         self.left_out = raw.left_out
         dates = self.find_date_column(raw)
@@ -401,47 +399,6 @@ class Series(SeriesDataset):
         self.set_windows(split_of_row, names, [column.unit for column in described])
 
     # --- file ---
-
-    def require_file(self) -> Path:
-        """Return the file of the series.
-
-        Raises:
-            UserError: it is not given, or does not exist.
-        """
-        if not self.path:
-            raise UserError(
-                "series needs its file: dataset.path=<file.csv>, with a column of dates; "
-                "dataset=ar2 needs none"
-            )
-        file = Path(self.path).expanduser()
-        if not file.exists():
-            raise UserError(
-                f"dataset.path={self.path}: no such file (looked for {real_path(file)})"
-            )
-        return file
-
-    def make_text_format(self) -> TextFormat:
-        """Return the options that say how the text is cut into cells."""
-        if self.delimiter not in ("auto", *DELIMITERS) and len(self.delimiter) != 1:
-            raise UserError(
-                f"dataset.delimiter={self.delimiter}: it must be auto, {', '.join(DELIMITERS)}, or "
-                f"one character{did_you_mean(self.delimiter, DELIMITERS)}"
-            )
-        return TextFormat(
-            delimiter=self.delimiter,
-            encoding=self.encoding,
-            header=self.header,
-            comment=self.comment or None,
-            skip_rows=self.skip_rows,
-            missing=self.missing_value_words(),
-            allow_short_rows=self.drop_missing,
-        )
-
-    def missing_value_words(self) -> tuple[str, ...]:
-        """Return the words of cells without a value."""
-        if self.missing_values is None:
-            return MISSING_WORDS
-        return tuple(str(word).strip() for word in self.missing_values)
 
     def make_column_options(self, raw: RawTable, dates: int | None) -> ColumnOptions:
         """Return the options that say which columns are values; the dates are not."""

@@ -12,17 +12,17 @@ from genlab.data.dataset import SPLITS, Split
 from genlab.data.number_formats import Decimal, Thousands
 from genlab.data.shuffling import seeded_split_indices
 from genlab.data.table_columns import ColumnOptions, TableReader, column_means_and_scales
-from genlab.data.table_files import DELIMITERS, MISSING_WORDS, TextFormat, read_table
+from genlab.data.table_files import read_table
 from genlab.data.table_files_v1 import read_text_table_v1
-from genlab.errors import UserError, did_you_mean
+from genlab.data.table_text_reader import TextTableReader
+from genlab.errors import UserError
 from genlab.spec import Count, DataSpec, Fraction
-from genlab.untrusted.files import real_path
 
 ColumnKey = Count | str  # the number of a column from 0, or its name
 
 
 @dataclass(kw_only=True, eq=False)
-class TableFile(ClassSubset):
+class TableFile(TextTableReader, ClassSubset):
     """A dataset that is read from the file of a table; a subclass reads its rows.
 
     Args:
@@ -67,40 +67,38 @@ class TableFile(ClassSubset):
         Raises:
             UserError: it is not given, or does not exist.
         """
-        if not self.path:
-            raise UserError(f"{self.name} needs its file: dataset.path=<file.csv or file.npy>")
-        file = Path(self.path).expanduser()
-        if not file.exists():
-            looked = real_path(file)
-            raise UserError(f"dataset.path={self.path}: no such file (looked for {looked})")
-        return file
+        return self.require_file("dataset.path=<file.csv or file.npy>")
 
-    def make_text_format(self, *, allow_short_rows: bool = False) -> TextFormat:
-        """Return the options that say how the text is cut into cells.
+    def split_rows(self, n: int) -> dict[str, Tensor]:
+        """Return the numbers of the rows of each split, of a table of n rows.
 
-        Args:
-            allow_short_rows: whether a row may lack its last cells.
+        Raises:
+            UserError: no row is left for training.
         """
-        if self.delimiter not in ("auto", *DELIMITERS) and len(self.delimiter) != 1:
+        sizes = [round(fraction * n) for fraction in (self.test, self.validation)]
+        test, validation, train = seeded_split_indices(n, sizes, self.split_seed)
+        if not len(train):
             raise UserError(
-                f"dataset.delimiter={self.delimiter}: it must be auto, {', '.join(DELIMITERS)}, or "
-                f"one character{did_you_mean(self.delimiter, DELIMITERS)}"
+                f"dataset.validation={self.validation:g} and dataset.test={self.test:g} leave none "
+                f"of the {n:,} rows to train on"
             )
-        return TextFormat(
-            delimiter=self.delimiter,
-            encoding=self.encoding,
-            header=self.header,
-            comment=self.comment or None,
-            skip_rows=self.skip_rows,
-            missing=self.missing_value_words(),
-            allow_short_rows=allow_short_rows,
-        )
+        return {"test": test, "validation": validation, "train": train}
 
-    def missing_value_words(self) -> tuple[str, ...]:
-        """Return the words of cells without a value."""
-        if self.missing_values is None:
-            return MISSING_WORDS
-        return tuple(str(word).strip() for word in self.missing_values)
+    def set_row_splits(
+        self, spec: DataSpec, table: Split, rows: dict[str, Tensor], numbers: Tensor
+    ) -> None:
+        """Set the splits, and the numbers (N,) in the file of the rows that each split kept."""
+        self.set_splits(
+            spec,
+            {split: table.subset(index) for split, index in rows.items()},
+            hints=dict.fromkeys(
+                SPLITS, "set dataset.validation or dataset.test, the fractions to hold out"
+            ),
+        )
+        self.row_numbers = {
+            split: numbers[index][self.kept.get(split, slice(None))]
+            for split, index in rows.items()
+        }
 
 
 @dataclass(kw_only=True, eq=False)
@@ -140,13 +138,8 @@ class Table(TableFile):
         self.left_out = raw.left_out
         reader = TableReader(raw, self.make_column_options(), self.notes, self.left_out)
         x, y, numbers = reader.read_values_labels_and_rows()
-        sizes = [round(fraction * len(x)) for fraction in (self.test, self.validation)]
-        test, validation, train = seeded_split_indices(len(x), sizes, self.split_seed)
-        if not len(train):
-            raise UserError(
-                f"dataset.validation={self.validation:g} and dataset.test={self.test:g} leave none "
-                f"of the {len(x):,} rows to train on"
-            )
+        rows = self.split_rows(len(x))
+        train = rows["train"]
         self.mean, self.scale = torch.zeros_like(x[0]), torch.ones_like(x[0])
         if self.standardize:
             self.mean, self.scale = means_and_scales_of_known_cells(x[train], reader, file)
@@ -155,11 +148,7 @@ class Table(TableFile):
         self.label_name = reader.label_name
         if self.label_name:
             self.facts["label_column"] = self.label_name
-        rows, table = (
-            {"test": test, "validation": validation, "train": train},
-            Split(standardized, y),
-        )
-        self.set_splits(
+        self.set_row_splits(
             DataSpec(
                 shape=(x.shape[1],),
                 kind="points",
@@ -168,15 +157,10 @@ class Table(TableFile):
                 levels=0,
                 has_missing=bool(x.isnan().any()),
             ),
-            {split: table.subset(index) for split, index in rows.items()},
-            hints=dict.fromkeys(
-                SPLITS, "set dataset.validation or dataset.test, the fractions to hold out"
-            ),
+            Split(standardized, y),
+            rows,
+            numbers,
         )
-        self.row_numbers = {
-            split: numbers[index][self.kept.get(split, slice(None))]
-            for split, index in rows.items()
-        }
 
     def make_column_options(self) -> ColumnOptions:
         """Return the options that say which columns are used and how their cells are read."""
